@@ -1,0 +1,156 @@
+"""One tree of errors; each has the ``code`` and ``retryable`` that a client sees.
+
+The names are those of the wire protocol, so that an error reads the same in the server, on
+the wire and in the client.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class AgentsrvError(Exception):
+    """Anything that agentsrv refuses or fails at, with the sentence that a client is told.
+
+    Args:
+        message: What was found and what was expected.
+        retry_after: Seconds after which the same command may succeed, where that is known.
+        details: Field paths and reasons, for bad commands.
+        example: A correct command, where showing one helps.
+    """
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        details: list[dict[str, Any]] | None = None,
+        example: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after = retry_after
+        self.details = details
+        self.example = example
+
+
+class InvalidJson(AgentsrvError):
+    """The frame is not one JSON object, or holds a number that no program reads alike."""
+
+    code = "invalid_json"
+
+
+class InvalidCommand(AgentsrvError):
+    """A field is missing, unknown, of the wrong type or out of its limits."""
+
+    code = "invalid_command"
+
+
+class UnknownCommand(AgentsrvError):
+    """The server has no command of that name."""
+
+    code = "unknown_command"
+
+
+class NotFound(AgentsrvError):
+    """There is no such task, or it belongs to another principal."""
+
+    code = "not_found"
+
+
+class InvalidState(AgentsrvError):
+    """The task's state does not allow the command."""
+
+    code = "invalid_state"
+
+
+class Conflict(AgentsrvError):
+    """An idempotency key was used before, with other parameters."""
+
+    code = "conflict"
+
+
+class SeqAhead(AgentsrvError):
+    """``after_seq`` lies beyond the end of the task's log."""
+
+    code = "seq_ahead"
+
+
+class TooLarge(AgentsrvError):
+    """A value is larger than the server keeps."""
+
+    code = "too_large"
+
+
+class Overloaded(AgentsrvError):
+    """The queue of waiting tasks is full."""
+
+    code = "overloaded"
+    retryable = True
+
+
+class ShuttingDown(AgentsrvError):
+    """The server takes no new work: it is about to stop."""
+
+    code = "shutting_down"
+    retryable = True
+
+
+class Unavailable(AgentsrvError):
+    """The store cannot commit now; what was asked may or may not have happened."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class Internal(AgentsrvError):
+    """The server has a fault; the message carries the incident's id, the log its stack."""
+
+    code = "internal"
+    retryable = True
+
+
+class Fenced(AgentsrvError):
+    """The lease is stale or the log is not where the writer believed. Write nothing more."""
+
+    code = "conflict"
+    retryable = True
+
+
+class PermanentError(AgentsrvError):
+    """Raised by an agent: the step fails at once, without another attempt."""
+
+
+class KnowledgeError(AgentsrvError):
+    """The knowledge base cannot be read or searched."""
+
+
+class ConfigurationError(AgentsrvError):
+    """A setting, an option or an application module is wrong; the server does not start."""
+
+
+def by_code(code: str) -> type[AgentsrvError]:
+    """Return the error class of a wire ``code``, ``AgentsrvError`` where it is unknown."""
+    return _BY_CODE.get(code, AgentsrvError)
+
+
+_BY_CODE: dict[str, type[AgentsrvError]] = {
+    error.code: error
+    for error in (
+        InvalidJson,
+        InvalidCommand,
+        UnknownCommand,
+        NotFound,
+        InvalidState,
+        Conflict,
+        SeqAhead,
+        TooLarge,
+        Overloaded,
+        ShuttingDown,
+        Unavailable,
+        Internal,
+    )
+}

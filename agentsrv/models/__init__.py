@@ -1,0 +1,1 @@
+"""Pure facts: commands, events, states, plans. No I/O, no clock, no event loop."""

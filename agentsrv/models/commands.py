@@ -1,0 +1,177 @@
+"""What a client may ask: frozen, unknown fields refused, limits with units."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, Self, Union
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, model_validator
+
+from agentsrv.models.plan import AgentName, ExecutionPlan
+from agentsrv.models.task import TaskStatus
+
+MAX_DESCRIPTION: Final = 32_768  # characters
+MAX_LIST: Final = 500  # tasks on a page
+
+Text = Annotated[str, Field(max_length=1024)]
+TaskId = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="The id that create answered.")
+]
+CommandId = Annotated[str, Field(max_length=64)] | int
+
+
+class Command(BaseModel):
+    """A client's frame. ``id`` comes back in the answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    id: CommandId | None = None
+
+
+class Create(Command):
+    """Put a task into the log; with ``execute`` also into the queue."""
+
+    command: Literal["create"] = "create"
+    task_description: Annotated[str, Field(min_length=1, max_length=MAX_DESCRIPTION)]
+    agent: AgentName | None = None
+    plan: ExecutionPlan | None = None
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    execute: bool = False
+    subscribe: bool = True
+    metadata: dict[Annotated[str, Field(max_length=128)], Text] = Field(
+        default_factory=dict, max_length=64
+    )
+
+    def spec(self) -> bytes:
+        """What makes it the same command again, and all that a worker needs of it."""
+        return self.model_dump_json(exclude={"id", "subscribe", "idempotency_key"}).encode()
+
+
+class Execute(Command):
+    """Run a pending task."""
+
+    command: Literal["execute"] = "execute"
+    task_id: TaskId
+    subscribe: bool = True
+
+
+class Status(Command):
+    """Tell all about a task."""
+
+    command: Literal["status"] = "status"
+    task_id: TaskId
+
+
+class List(Command):
+    """Tell which tasks there are, the newest first."""
+
+    command: Literal["list"] = "list"
+    status: Annotated[TaskStatus, Field(strict=False)] | None = None
+    limit: Annotated[int, Field(ge=1, le=MAX_LIST)] = 50
+    cursor: Annotated[str, Field(max_length=256)] | None = None
+
+
+class Cancel(Command):
+    """Stop a task, wherever it is. ``grace`` is in seconds."""
+
+    command: Literal["cancel"] = "cancel"
+    task_id: TaskId | None = None
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    reason: Text | None = None
+    grace: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _names_one_task(self) -> Self:
+        if (self.task_id is None) == (self.idempotency_key is None):
+            raise ValueError("expected either task_id or idempotency_key")
+        return self
+
+
+class Subscribe(Command):
+    """Receive the events of a task that follow ``after_seq`` (0: all of them).
+
+    With ``all`` instead of a task: from now on, the life-cycle events of all own tasks.
+    """
+
+    command: Literal["subscribe"] = "subscribe"
+    task_id: TaskId | None = None
+    after_seq: Annotated[int, Field(ge=0)] = 0
+    all: bool = False
+
+    @model_validator(mode="after")
+    def _names_one_thing(self) -> Self:
+        _check_task_or_all(self.task_id, all_tasks=self.all)
+        return self
+
+
+class Unsubscribe(Command):
+    """Receive no more events of a task, or of all tasks."""
+
+    command: Literal["unsubscribe"] = "unsubscribe"
+    task_id: TaskId | None = None
+    all: bool = False
+
+    @model_validator(mode="after")
+    def _names_one_thing(self) -> Self:
+        _check_task_or_all(self.task_id, all_tasks=self.all)
+        return self
+
+
+class Agents(Command):
+    """Tell which agents there are, and their parameters."""
+
+    command: Literal["agents"] = "agents"
+
+
+class Ping(Command):
+    """Answer, to show that the connection and the server live."""
+
+    command: Literal["ping"] = "ping"
+
+
+class Help(Command):
+    """Tell what can be asked."""
+
+    command: Literal["help"] = "help"
+
+
+AnyCommand = Annotated[
+    Union[  # noqa: UP007 - a discriminated union wants its members listed
+        Create,
+        Execute,
+        Status,
+        List,
+        Cancel,
+        Subscribe,
+        Unsubscribe,
+        Agents,
+        Ping,
+        Help,
+    ],
+    Field(discriminator="command"),
+]
+ADAPTER: Final[TypeAdapter[Any]] = TypeAdapter(AnyCommand)
+COMMANDS: Final[dict[str, type[Command]]] = {
+    kind.model_fields["command"].default: kind for kind in Command.__subclasses__()
+}
+EXAMPLES: Final[dict[str, dict[str, Any]]] = {
+    "create": {
+        "command": "create",
+        "task_description": "How does async I/O affect throughput?",
+        "execute": True,
+    },
+    "execute": {"command": "execute", "task_id": "3f2a9c0d1b7e4a65"},
+    "status": {"command": "status", "task_id": "3f2a9c0d1b7e4a65"},
+    "list": {"command": "list", "status": "running", "limit": 10},
+    "cancel": {"command": "cancel", "task_id": "3f2a9c0d1b7e4a65", "reason": "no longer needed"},
+    "subscribe": {"command": "subscribe", "task_id": "3f2a9c0d1b7e4a65", "after_seq": 12},
+    "unsubscribe": {"command": "unsubscribe", "task_id": "3f2a9c0d1b7e4a65"},
+    "agents": {"command": "agents"},
+    "ping": {"command": "ping"},
+    "help": {"command": "help"},
+}
+
+
+def _check_task_or_all(task_id: str | None, *, all_tasks: bool) -> None:
+    if (task_id is None) is not all_tasks:
+        raise ValueError("expected either task_id or all: true")

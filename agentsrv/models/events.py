@@ -1,0 +1,342 @@
+"""What happened to a task: the events, their one encoding, and its reverse.
+
+An event is encoded once, when it is numbered; the store keeps those bytes and every subscriber
+is sent them. The classes are plain dataclasses, neither frozen nor slotted: an event lives from
+its making to its encoding, and orjson reads an instance's ``__dict__`` nearly three times as
+fast as slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Final, Literal
+
+import orjson
+
+from agentsrv.errors import AgentsrvError
+
+
+class Event:
+    """Something that happened to a task; the subclass says what."""
+
+    event_type: ClassVar[str]
+
+
+@dataclass
+class TaskCreated(Event):
+    """A task is in the log; nothing runs yet."""
+
+    event_type = "task_created"
+    task_description: str
+    agent: str | None
+    params: Mapping[str, Any]
+    metadata: Mapping[str, str]
+
+
+@dataclass
+class TaskQueued(Event):
+    """The task waits for a free slot; ``position`` counts from 1 at the time of queueing."""
+
+    event_type = "task_queued"
+    position: int
+
+
+@dataclass
+class TaskStarted(Event):
+    """A worker of ``node`` holds the task's lease and begins."""
+
+    event_type = "task_started"
+    node: str
+
+
+@dataclass
+class PlanCreated(Event):
+    """The task's steps are fixed."""
+
+    event_type = "plan_created"
+    steps: Sequence[Mapping[str, Any]]
+
+
+@dataclass
+class StepStarted(Event):
+    """An attempt of a step begins; attempts count from 1."""
+
+    event_type = "step_started"
+    step_id: str
+    attempt: int
+    agent: str
+    description: str
+
+
+@dataclass
+class StepProgress(Event):
+    """The agent says how far it is."""
+
+    event_type = "step_progress"
+    step_id: str
+    attempt: int
+    done: float
+    total: float | None
+    message: str
+
+
+@dataclass
+class PartialOutput(Event):
+    """A piece of text; ``offset`` counts the characters of this attempt before it."""
+
+    event_type = "partial_output"
+    step_id: str
+    attempt: int
+    offset: int
+    output: str
+
+
+@dataclass
+class StepRetrying(Event):
+    """An attempt failed and another will follow in ``retry_in`` seconds."""
+
+    event_type = "step_retrying"
+    step_id: str
+    attempt: int
+    next_attempt: int
+    retry_in: float
+    error_message: str
+    retry_count: int
+    reason: Literal["error", "timeout", "recovered"]
+
+
+@dataclass
+class StepCompleted(Event):
+    """The step's result is journaled; the step never runs again. ``duration`` in seconds."""
+
+    event_type = "step_completed"
+    step_id: str
+    attempt: int
+    status: str
+    result: Any
+    cached: bool
+    duration: float
+
+
+@dataclass
+class StepFailed(Event):
+    """The last attempt failed; ``degraded`` where the plan goes on without the step."""
+
+    event_type = "step_failed"
+    step_id: str
+    attempt: int
+    error_message: str
+    retry_count: int
+    partial_output: str
+    degraded: bool
+
+
+@dataclass
+class StepSkipped(Event):
+    """The step will not run."""
+
+    event_type = "step_skipped"
+    step_id: str
+    reason: str
+
+
+@dataclass
+class StepCancelled(Event):
+    """The step was under way when the task was cancelled; what it had written is kept."""
+
+    event_type = "step_cancelled"
+    step_id: str
+    attempt: int
+    partial_output: str
+
+
+@dataclass
+class InputRequired(Event):
+    """An agent asks the client a question; ``schema`` is the JSON Schema of its answer."""
+
+    event_type = "input_required"
+    input_id: str
+    step_id: str
+    attempt: int
+    prompt: str
+    schema: Mapping[str, Any]
+    options: Sequence[Any] | None
+    default: Any
+    expires_at: str | None
+
+
+@dataclass
+class InputReceived(Event):
+    """A question was answered, declined, or took its default."""
+
+    event_type = "input_received"
+    input_id: str
+    step_id: str
+    action: str
+    value: Any
+    by: str
+
+
+@dataclass
+class MessageReceived(Event):
+    """The client sent the running agents a message."""
+
+    event_type = "message_received"
+    message: Any
+    by: str
+
+
+@dataclass
+class TaskCancelling(Event):
+    """A cancel is decided; running steps have ``grace`` seconds to end."""
+
+    event_type = "task_cancelling"
+    reason: str | None
+    by: str
+    grace: float
+
+
+@dataclass
+class TaskRecovered(Event):
+    """After a crash or a takeover ``node`` goes on behind ``completed_steps``."""
+
+    event_type = "task_recovered"
+    node: str
+    completed_steps: Sequence[str]
+
+
+@dataclass
+class TaskCompleted(Event):
+    """The task ended with an output. ``duration`` in seconds since it first started."""
+
+    event_type = "task_completed"
+    status: str
+    final_output: str
+    degraded: bool
+    missing_steps: Sequence[str]
+    duration: float
+
+
+@dataclass
+class TaskFailed(Event):
+    """The task ended without its output; ``partial_output`` is what there is of it."""
+
+    event_type = "task_failed"
+    status: str
+    error_message: str
+    failed_step: str | None
+    retry_count: int
+    partial_output: str
+
+
+@dataclass
+class TaskCancelled(Event):
+    """The task was cancelled; ``stopped`` is false where a step still runs, fenced off."""
+
+    event_type = "task_cancelled"
+    status: str
+    reason: str | None
+    by: str
+    stopped: bool
+    partial_output: str
+
+
+EVENTS: Final[dict[str, type[Event]]] = {
+    event.event_type: event for event in Event.__subclasses__()
+}
+TERMINAL_EVENTS: Final = (TaskCompleted, TaskFailed, TaskCancelled)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One line of a task's log, as a client or the fold reads it."""
+
+    event_type: str
+    task_id: str
+    seq: int
+    timestamp: str
+    data: Mapping[str, Any]
+
+    @property
+    def event(self) -> Event:
+        """The event as its class; unknown data of a newer server is dropped.
+
+        Raises:
+            AgentsrvError: This version knows no event of that type.
+        """
+        kind = EVENTS.get(self.event_type)
+        if kind is None:
+            known = ", ".join(EVENTS)
+            raise AgentsrvError(f"unknown event type {self.event_type!r}; known are {known}")
+        names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+        return kind(**{name: self.data.get(name) for name in names})
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the task's log ends here."""
+        return self.event_type in _TERMINAL_TYPES
+
+
+def encode(event: Event, task_id: str, seq: int, timestamp: str) -> bytes:
+    """Return the frame of ``event``: the bytes that are stored, sent and replayed.
+
+    Raises:
+        TypeError: The event holds a value that is not JSON.
+    """
+    return orjson.dumps(
+        {
+            "type": "event",
+            "event_type": event.event_type,
+            "task_id": task_id,
+            "seq": seq,
+            "timestamp": timestamp,
+            "data": vars(event),
+        }
+    )
+
+
+def decode(body: bytes | str) -> Record:
+    """Read one encoded event."""
+    return to_record(orjson.loads(body))
+
+
+def to_record(frame: Mapping[str, Any]) -> Record:
+    """Take the record out of a decoded event frame."""
+    return Record(
+        event_type=frame["event_type"],
+        task_id=frame["task_id"],
+        seq=frame["seq"],
+        timestamp=frame["timestamp"],
+        data=frame["data"],
+    )
+
+
+def is_life_cycle(body: bytes) -> bool:
+    """Whether an encoded event tells of the task itself, not of a step; without decoding it."""
+    return body.startswith(_LIFE_CYCLE)
+
+
+def is_terminal(body: bytes) -> bool:
+    """Whether an encoded event is its task's last; without decoding it."""
+    return body.startswith(_TERMINAL)
+
+
+def format_timestamp(at: float) -> str:
+    """Return seconds since the epoch as RFC 3339 in UTC with milliseconds."""
+    millis = int(at * 1000)
+    second, millis = divmod(millis, 1000)
+    if second != _second[0]:
+        _second[0] = second
+        _text[0] = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{_text[0]}.{millis:03d}Z"
+
+
+# The last second's text: most events fall into the second of the one before.
+_second: list[int] = [-1]
+_text: list[str] = [""]
+_PREFIX: Final = b'{"type":"event","event_type":"'
+_LIFE_CYCLE: Final = _PREFIX + b"task_"
+_TERMINAL_TYPES: Final = frozenset(event.event_type for event in TERMINAL_EVENTS)
+_TERMINAL: Final = tuple(_PREFIX + event.event_type.encode() + b'"' for event in TERMINAL_EVENTS)

@@ -1,0 +1,341 @@
+"""A task's states, the one table of transitions, and the fold of its log into a state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+import orjson
+
+from agentsrv.errors import InvalidState
+from agentsrv.models import events as e
+from agentsrv.models.plan import ExecutionPlan, Step
+
+
+class TaskStatus(StrEnum):
+    """Where a task is between its creation and its one terminal event."""
+
+    PENDING = "pending"
+    QUEUED = "queued"
+    RUNNING = "running"
+    INPUT_REQUIRED = "input_required"
+    CANCELLING = "cancelling"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing follows."""
+        return not TRANSITIONS[self]
+
+
+class StepStatus(StrEnum):
+    """Where a step is."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    INPUT_REQUIRED = "input_required"
+    RETRYING = "retrying"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"
+
+
+_STEP_ENDS: Final = (e.StepCompleted, e.StepFailed, e.StepSkipped, e.StepCancelled)
+_STEP_WORK: Final = (e.StepStarted, e.StepProgress, e.PartialOutput, e.StepRetrying)
+
+
+def _stay(status: TaskStatus) -> dict[type[e.Event], TaskStatus]:
+    return dict.fromkeys((*_STEP_WORK, *_STEP_ENDS, e.MessageReceived, e.TaskRecovered), status)
+
+
+TRANSITIONS: Final[dict[TaskStatus, dict[type[e.Event], TaskStatus]]] = {
+    TaskStatus.PENDING: {
+        e.TaskQueued: TaskStatus.QUEUED,
+        e.TaskCancelled: TaskStatus.CANCELLED,
+    },
+    TaskStatus.QUEUED: {
+        e.TaskStarted: TaskStatus.RUNNING,
+        e.TaskCancelled: TaskStatus.CANCELLED,
+    },
+    TaskStatus.RUNNING: _stay(TaskStatus.RUNNING)
+    | {
+        e.PlanCreated: TaskStatus.RUNNING,
+        e.InputRequired: TaskStatus.INPUT_REQUIRED,
+        e.TaskCancelling: TaskStatus.CANCELLING,
+        e.TaskCompleted: TaskStatus.COMPLETED,
+        e.TaskFailed: TaskStatus.FAILED,
+        e.TaskCancelled: TaskStatus.CANCELLED,
+    },
+    TaskStatus.INPUT_REQUIRED: _stay(TaskStatus.INPUT_REQUIRED)
+    | {
+        e.InputRequired: TaskStatus.INPUT_REQUIRED,
+        e.InputReceived: TaskStatus.RUNNING,
+        e.TaskCancelling: TaskStatus.CANCELLING,
+        e.TaskFailed: TaskStatus.FAILED,
+        e.TaskCancelled: TaskStatus.CANCELLED,
+    },
+    TaskStatus.CANCELLING: _stay(TaskStatus.CANCELLING)
+    | {
+        e.PlanCreated: TaskStatus.CANCELLING,
+        e.InputRequired: TaskStatus.CANCELLING,
+        e.InputReceived: TaskStatus.CANCELLING,
+        e.TaskCancelled: TaskStatus.CANCELLED,
+    },
+    TaskStatus.COMPLETED: {},
+    TaskStatus.FAILED: {},
+    TaskStatus.CANCELLED: {},
+}
+
+STEP_TRANSITIONS: Final[dict[StepStatus, dict[type[e.Event], StepStatus]]] = {
+    StepStatus.PENDING: {
+        e.StepStarted: StepStatus.RUNNING,
+        e.StepSkipped: StepStatus.SKIPPED,
+    },
+    StepStatus.RUNNING: {
+        e.StepProgress: StepStatus.RUNNING,
+        e.PartialOutput: StepStatus.RUNNING,
+        e.InputRequired: StepStatus.INPUT_REQUIRED,
+        e.StepRetrying: StepStatus.RETRYING,
+        e.StepCompleted: StepStatus.COMPLETED,
+        e.StepFailed: StepStatus.FAILED,
+        e.StepCancelled: StepStatus.CANCELLED,
+    },
+    StepStatus.INPUT_REQUIRED: {
+        e.StepProgress: StepStatus.INPUT_REQUIRED,
+        e.PartialOutput: StepStatus.INPUT_REQUIRED,
+        e.InputRequired: StepStatus.INPUT_REQUIRED,
+        e.InputReceived: StepStatus.RUNNING,
+        e.StepRetrying: StepStatus.RETRYING,
+        e.StepFailed: StepStatus.FAILED,
+        e.StepCancelled: StepStatus.CANCELLED,
+    },
+    StepStatus.RETRYING: {
+        e.StepStarted: StepStatus.RUNNING,
+        e.StepFailed: StepStatus.FAILED,
+        e.StepCancelled: StepStatus.CANCELLED,
+    },
+    StepStatus.COMPLETED: {},
+    StepStatus.FAILED: {},
+    StepStatus.CANCELLED: {},
+    StepStatus.SKIPPED: {},
+}
+
+
+def next_status(status: TaskStatus, event: e.Event) -> TaskStatus:
+    """The status after ``event``.
+
+    Raises:
+        InvalidState: The table has no such transition.
+    """
+    following = TRANSITIONS[status].get(type(event))
+    if following is None:
+        allowed = ", ".join(sorted(kind.event_type for kind in TRANSITIONS[status])) or "nothing"
+        raise InvalidState(f"a task that is {status} takes {allowed}; found {event.event_type}")
+    return following
+
+
+@dataclass(slots=True)
+class StepState:
+    """One step of the plan as the log tells it."""
+
+    step: Step
+    status: StepStatus = StepStatus.PENDING
+    attempt: int = 0
+    failures: int = 0
+    """Attempts that failed by an error or a timeout; one lost in a crash does not count."""
+    result: Any = None
+    error_message: str | None = None
+    degraded: bool = False
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def output(self) -> str:
+        """The text of the current or last attempt."""
+        if len(self.pieces) > 1:
+            self.pieces = ["".join(self.pieces)]
+        return self.pieces[0] if self.pieces else ""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether steps that depend on this one may start."""
+        return self.status is StepStatus.COMPLETED or self.degraded
+
+    def snapshot(self) -> dict[str, Any]:
+        """What ``status`` answers for the step."""
+        return {
+            "step_id": self.step.step_id,
+            "agent": self.step.agent,
+            "description": self.step.description,
+            "depends_on": list(self.step.depends_on),
+            "status": self.status.value,
+            "attempt": self.attempt,
+            "output": self.output,
+            "error_message": self.error_message,
+        }
+
+    def apply(self, event: e.Event) -> None:
+        """Fold one event of this step.
+
+        Raises:
+            InvalidState: The table has no such transition.
+        """
+        following = STEP_TRANSITIONS[self.status].get(type(event))
+        if following is None:
+            raise InvalidState(f"step {self.step.step_id} is {self.status}: {event.event_type}")
+        self.status = following
+        match event:
+            case e.StepStarted():
+                self.attempt = event.attempt
+            case e.PartialOutput():
+                self.pieces.append(event.output)
+            case e.StepRetrying():
+                self.pieces = []
+                self.failures = event.retry_count
+                self.error_message = event.error_message
+            case e.StepCompleted():
+                self.result = event.result
+                self.error_message = None
+            case e.StepFailed():
+                self.error_message = event.error_message
+                self.failures = event.retry_count
+                self.degraded = event.degraded
+            case e.StepSkipped():
+                self.error_message = event.reason
+            case _:
+                pass
+
+
+@dataclass(slots=True)
+class TaskState:
+    """What a task's log says so far: a fold that starts empty and takes one event at a time."""
+
+    task_id: str
+    status: TaskStatus = TaskStatus.PENDING
+    seq: int = 0
+    """The number of the last event folded, once it is known."""
+    user_input: str = ""
+    agent: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    created_at: str = ""
+    updated_at: str = ""
+    started_at: str | None = None
+    plan: ExecutionPlan | None = None
+    steps: dict[str, StepState] = field(default_factory=dict)
+    inputs: dict[str, e.InputRequired] = field(default_factory=dict)
+    cancelling: e.TaskCancelling | None = None
+    recoveries: int = 0
+    final_output: str | None = None
+    error_message: str | None = None
+
+    @classmethod
+    def fold(cls, task_id: str, log: Iterable[bytes]) -> TaskState:
+        """The state after a whole log, which must start at its first event."""
+        state = cls(task_id)
+        for body in log:
+            record = e.decode(body)
+            if record.seq != state.seq + 1:
+                raise InvalidState(f"after event {state.seq} comes {record.seq}: a hole")
+            state.apply(record.event, record.timestamp)
+            state.seq = record.seq
+        return state
+
+    @property
+    def written(self) -> str:
+        """What there is of the final output: the texts of the plan's sinks, in its order.
+
+        A sink that has a structured result and no text stands there as JSON.
+        """
+        sinks = self.plan.sinks if self.plan else []
+        texts = (self._text(self.steps[step.step_id]) for step in sinks)
+        return "\n\n".join(text for text in texts if text)
+
+    @property
+    def missing_steps(self) -> list[str]:
+        """The steps without which the plan went on."""
+        return [step_id for step_id, step in self.steps.items() if step.degraded]
+
+    def elapsed(self, now: float) -> float:
+        """Seconds from the task's first start to ``now`` (seconds since the epoch)."""
+        if self.started_at is None:
+            return 0.0
+        return max(0.0, round(now - datetime.fromisoformat(self.started_at).timestamp(), 3))
+
+    def snapshot(self) -> dict[str, Any]:
+        """What ``status`` answers."""
+        return {
+            "task_id": self.task_id,
+            "status": self.status.value,
+            "user_input": self.user_input,
+            "final_output": self.final_output,
+            "partial_output": None if self.final_output is not None else self.written,
+            "error_message": self.error_message,
+            "degraded": bool(self.missing_steps),
+            "created_at": self.created_at,
+            "updated_at": self.updated_at,
+            "seq": self.seq,
+            "steps": [step.snapshot() for step in self.steps.values()],
+            "inputs": [asdict(question) for question in self.inputs.values()],
+        }
+
+    def apply(self, event: e.Event, timestamp: str) -> None:
+        """Fold the next event; its number is the caller's to keep in ``seq``.
+
+        Raises:
+            InvalidState: The tables have no such transition.
+        """
+        if isinstance(event, e.TaskCreated):
+            self._create(event, timestamp)
+        else:
+            self.status = next_status(self.status, event)
+            self._apply(event, timestamp)
+        self.updated_at = timestamp
+
+    def _create(self, event: e.TaskCreated, timestamp: str) -> None:
+        if self.created_at:
+            raise InvalidState(f"task {self.task_id} is created already")
+        self.user_input = event.task_description
+        self.agent = event.agent
+        self.params = event.params
+        self.created_at = timestamp
+
+    def _apply(self, event: e.Event, timestamp: str) -> None:
+        step_id = getattr(event, "step_id", None)
+        if step_id is not None:
+            self.steps[step_id].apply(event)
+        match event:
+            case e.TaskStarted():
+                self.started_at = timestamp
+            case e.PlanCreated():
+                # The plan was valid when it was journaled: it is rebuilt, not judged again.
+                self.plan = ExecutionPlan.model_validate({"steps": event.steps})
+                self.steps = {step.step_id: StepState(step) for step in self.plan.steps}
+            case e.InputRequired():
+                self.inputs[event.input_id] = event
+            case e.InputReceived():
+                self.inputs.pop(event.input_id, None)
+                if self.inputs and self.status is TaskStatus.RUNNING:
+                    self.status = TaskStatus.INPUT_REQUIRED  # another question is still open
+            case e.TaskCancelling():
+                self.cancelling = event
+            case e.TaskRecovered():
+                self.recoveries += 1
+            case e.TaskCompleted():
+                self.final_output = event.final_output
+            case e.TaskFailed():
+                self.error_message = event.error_message
+            case e.TaskCancelled():
+                self.inputs.clear()
+            case _:
+                pass
+
+    @staticmethod
+    def _text(step: StepState) -> str:
+        if step.output or step.result is None:
+            return step.output
+        return orjson.dumps(step.result).decode()

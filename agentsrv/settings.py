@@ -1,0 +1,98 @@
+"""Every limit and default of the server, with its unit and its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    """What an operator may set.
+
+    Each name is an option of ``agentsrv serve``, an ``AGENTSRV_…`` variable, a line of ``.env``
+    and a key of ``agentsrv.toml``; the earlier of these wins.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="AGENTSRV_",
+        env_file=".env",
+        toml_file="agentsrv.toml",
+        extra="ignore",
+        frozen=True,
+    )
+
+    host: str = "127.0.0.1"
+    """Address to listen on; the loopback interface until somebody decides otherwise."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 8765
+    """TCP port; 0 takes a free one."""
+
+    store: str = "sqlite:///agentsrv.db"
+    """Where the log is: ``sqlite:///FILE`` or ``memory:``."""
+
+    knowledge: Path | None = None
+    """Folder of texts for the retriever; without it the retriever finds nothing."""
+
+    knowledge_index: Path | None = None
+    """File of the knowledge base's index; by default beside the SQLite store."""
+
+    concurrency: Count = 100
+    """Tasks that run at the same time. Agents mostly wait for models and tools."""
+
+    queue_limit: Count = 100
+    """Tasks that wait for a slot; beyond, ``execute`` is answered ``overloaded``."""
+
+    cancel_grace: Seconds = 5.0
+    """Seconds that a cancelled step has to end before it is fenced off."""
+
+    drain_timeout: Seconds = 10.0
+    """Seconds that running tasks have to end when the server stops."""
+
+    max_frame: Annotated[int, Field(ge=1024)] = 1 << 20
+    """Bytes of one frame from a client; a plan of 100 steps is about 40 KiB."""
+
+    max_connections: Count = 10_000
+    """Open connections; one costs 10 to 15 KiB."""
+
+    max_subscriptions: Count = 1_000
+    """Subscriptions of one connection; one costs less than 1 KiB."""
+
+    open_timeout: Seconds = 10.0
+    """Seconds that a client has for the handshake."""
+
+    ping_interval: Seconds = 20.0
+    """Seconds between pings, spread by a fifth so that thousands of them do not meet."""
+
+    ping_timeout: Seconds = 20.0
+    """Seconds that a client has to answer a ping."""
+
+    stall_timeout: Seconds = 10.0
+    """Seconds after which a client that takes nothing is dropped; its log waits for it."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the base's signature
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line, environment, ``.env``, then ``agentsrv.toml``."""
+        return (
+            init_settings,
+            env_settings,
+            dotenv_settings,
+            TomlConfigSettingsSource(settings_cls),
+        )
