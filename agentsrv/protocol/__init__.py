@@ -1,0 +1,5 @@
+"""The wire protocol without I/O: text in, commands out; facts in, bytes out."""
+
+from typing import Final
+
+PROTOCOL: Final = "agentsrv.v1"

@@ -1,0 +1,71 @@
+"""Frames from the server, as bytes: hello, reply, error, caught_up, goaway.
+
+The sixth, ``event``, is encoded where it is numbered (``agentsrv.models.events``) and passes
+through here untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from agentsrv.errors import AgentsrvError
+from agentsrv.protocol import PROTOCOL
+
+CommandId = str | int | None
+
+
+def hello(
+    *,
+    version: str,
+    connection_id: str,
+    authenticated: bool,
+    limits: Mapping[str, Any],
+    commands: Sequence[str],
+) -> bytes:
+    """The first frame of a connection."""
+    return orjson.dumps(
+        {
+            "type": "hello",
+            "protocol": PROTOCOL,
+            "server": {"name": "agentsrv", "version": version},
+            "connection_id": connection_id,
+            "authenticated": authenticated,
+            "limits": limits,
+            "commands": commands,
+        }
+    )
+
+
+def reply(command: str, command_id: CommandId, result: Mapping[str, Any]) -> bytes:
+    """A command was carried out."""
+    return orjson.dumps({"type": "reply", "command": command, "id": command_id, **result})
+
+
+def error(command: str | None, command_id: CommandId, refusal: AgentsrvError) -> bytes:
+    """A command was refused; the connection lives."""
+    frame: dict[str, Any] = {
+        "type": "error",
+        "command": command,
+        "id": command_id,
+        "code": refusal.code,
+        "message": refusal.message,
+        "retryable": refusal.retryable,
+    }
+    for name in ("retry_after", "details", "example"):
+        value = getattr(refusal, name)
+        if value is not None:
+            frame[name] = value
+    return orjson.dumps(frame)
+
+
+def caught_up(task_id: str, seq: int) -> bytes:
+    """A subscription has delivered all that was logged when it began."""
+    return orjson.dumps({"type": "caught_up", "task_id": task_id, "seq": seq})
+
+
+def goaway(reason: str, reconnect_in: float) -> bytes:
+    """The server is about to close; ``reconnect_in`` is in seconds."""
+    return orjson.dumps({"type": "goaway", "reason": reason, "reconnect_in": reconnect_in})

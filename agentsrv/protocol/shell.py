@@ -1,0 +1,146 @@
+"""Command lines for people who type: ``run Why is the sky blue?`` instead of JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from agentsrv.errors import InvalidCommand, UnknownCommand
+
+MAX_DIGITS: Final = 18  # of a sequence number; what fits 64 bits for certain
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A command line read: the fields of its command.
+
+    ``names_task`` says that ``task_id`` is only the beginning of an id.
+    """
+
+    fields: dict[str, Any]
+    names_task: bool = False
+
+
+def parse(line: str, latest: str | None) -> Line:
+    """Read one command line.
+
+    Args:
+        line: What was typed.
+        latest: The connection's latest task, which is meant where none is named.
+
+    Raises:
+        UnknownCommand: The first word is no command.
+        InvalidCommand: A word is missing or of the wrong kind.
+    """
+    verb, _, rest = line.strip().partition(" ")
+    syntax = _SYNTAX.get(verb.lower())
+    if syntax is None:
+        raise UnknownCommand(
+            f"{verb[:40]!r} is no command; expected one of {', '.join(_SYNTAX)}, or a JSON object",
+            example={"command": "help"},
+        )
+    return syntax.read(rest.strip(), latest)
+
+
+def usage() -> dict[str, str]:
+    """Every command line and what it does."""
+    return {syntax.usage: syntax.purpose for syntax in _SYNTAX.values()}
+
+
+def _create(*, execute: bool) -> Callable[[str, str | None], Line]:
+    def read(rest: str, _: str | None) -> Line:
+        if not rest:
+            verb = "run" if execute else "create"
+            raise InvalidCommand(f"{verb} needs what is to be done, for example: {verb} Compare …")
+        return Line({"command": "create", "task_description": rest, "execute": execute})
+
+    return read
+
+
+def _on_task(command: str) -> Callable[[str, str | None], Line]:
+    def read(rest: str, latest: str | None) -> Line:
+        words = rest.split()
+        if len(words) > 1:
+            raise InvalidCommand(f"{command} takes one task id; found {len(words)} words")
+        return _task(command, words[0] if words else None, latest)
+
+    return read
+
+
+def _subscribe(rest: str, latest: str | None) -> Line:
+    if rest == "all":
+        return Line({"command": "subscribe", "all": True})
+    prefix, _, after = (" ".join(rest.split())).partition(" ")
+    if after and not (after.isascii() and after.isdigit() and len(after) <= MAX_DIGITS):
+        raise InvalidCommand("expected: subscribe [TASK_ID [AFTER_SEQ]], or: subscribe all")
+    line = _task("subscribe", prefix or None, latest)
+    line.fields["after_seq"] = int(after or 0)
+    return line
+
+
+def _unsubscribe(rest: str, latest: str | None) -> Line:
+    if rest == "all":
+        return Line({"command": "unsubscribe", "all": True})
+    return _on_task("unsubscribe")(rest, latest)
+
+
+def _cancel(rest: str, latest: str | None) -> Line:
+    prefix, _, reason = rest.partition(" ")
+    line = _task("cancel", prefix or None, latest)
+    if reason.strip():
+        line.fields["reason"] = reason.strip()
+    return line
+
+
+def _list(rest: str, _: str | None) -> Line:
+    fields = {"command": "list"}
+    if rest:
+        fields["status"] = rest
+    return Line(fields)
+
+
+def _plain(command: str) -> Callable[[str, str | None], Line]:
+    def read(rest: str, _: str | None) -> Line:
+        if rest:
+            raise InvalidCommand(f"{command} takes nothing behind it; found {rest[:40]!r}")
+        return Line({"command": command})
+
+    return read
+
+
+def _task(command: str, prefix: str | None, latest: str | None) -> Line:
+    # Ids are often shown cut, with an ellipsis, and copied so.
+    prefix = prefix and prefix.rstrip("…").rstrip(".")
+    if prefix:
+        return Line({"command": command, "task_id": prefix}, names_task=True)
+    if latest is None:
+        raise InvalidCommand(
+            f"{command} needs a task id: this connection has no task yet; "
+            "start one with: run …, or see: list"
+        )
+    return Line({"command": command, "task_id": latest})
+
+
+@dataclass(frozen=True, slots=True)
+class _Syntax:
+    usage: str
+    purpose: str
+    read: Callable[[str, str | None], Line]
+
+
+_SYNTAX: Final[dict[str, _Syntax]] = {
+    "run": _Syntax("run TEXT", "create a task, execute it and watch it", _create(execute=True)),
+    "create": _Syntax("create TEXT", "create a task without executing it", _create(execute=False)),
+    "execute": _Syntax("execute [TASK_ID]", "execute a pending task", _on_task("execute")),
+    "status": _Syntax("status [TASK_ID]", "tell all about a task", _on_task("status")),
+    "cancel": _Syntax("cancel [TASK_ID [REASON]]", "stop a task", _cancel),
+    "subscribe": _Syntax(
+        "subscribe [TASK_ID [AFTER_SEQ]] | all", "watch a task, or all of them", _subscribe
+    ),
+    "unsubscribe": _Syntax("unsubscribe [TASK_ID] | all", "watch no more", _unsubscribe),
+    "list": _Syntax("list [STATUS]", "tell which tasks there are", _list),
+    "agents": _Syntax("agents", "tell which agents there are", _plain("agents")),
+    "ping": _Syntax("ping", "see whether the server answers", _plain("ping")),
+    "help": _Syntax("help", "show this", _plain("help")),
+}
