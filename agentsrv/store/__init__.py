@@ -1,0 +1,1 @@
+"""Stores: where the log is. One contract, one conformance suite, several implementations."""

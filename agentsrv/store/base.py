@@ -1,0 +1,243 @@
+"""Store: the contract of a task log with leases, and the values that cross it.
+
+A store keeps, for each task, an append-only log numbered from 1, a status that is a column of
+its own so that queues and lists need not read logs, and a lease. All writes are durable when
+their awaitable is done. A store speaks in encoded events; it never looks into one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from agentsrv.errors import Conflict, Fenced, InvalidCommand, Overloaded
+from agentsrv.models.task import TaskStatus
+
+IDEMPOTENCY_TTL: Final = 86_400.0  # seconds that a key stands for the task it created
+MAX_CURSOR: Final = 18  # digits; what fits 64 bits for certain
+QUEUE_RETRY_AFTER: Final = 1.0  # seconds that a refused client should wait
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """A task to be created, with its first events."""
+
+    task_id: str
+    owner: str
+    status: TaskStatus
+    user_input: str
+    created_at: float
+    """Seconds since the epoch."""
+    spec: bytes
+    """The ``create`` command as JSON: what a worker needs beside the log."""
+    events: Sequence[bytes]
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a task stands: what a decision is made on."""
+
+    task_id: str
+    owner: str
+    status: TaskStatus
+    seq: int
+    epoch: int
+    """Raised at each claim; an append with an older one is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """The answer to ``create``; ``replayed`` where the idempotency key had been used."""
+
+    head: Head
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to append to one task, until somebody else claims it."""
+
+    task_id: str
+    epoch: int
+    seq: int
+    """Where the log ended at the claim."""
+    spec: bytes
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Events that follow number ``expected``, written by the holder of ``epoch``."""
+
+    task_id: str
+    owner: str
+    epoch: int
+    expected: int
+    events: Sequence[bytes]
+    status: TaskStatus
+    at: float
+    """Seconds since the epoch."""
+    state: bytes | None = None
+    """The finished task's snapshot, with the terminal event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A task in a list."""
+
+    task_id: str
+    status: TaskStatus
+    user_input: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of an owner's tasks, the newest first."""
+
+    rows: list[Row]
+    total: int
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Tells of events that became durable: ``events`` follow number ``after``."""
+
+    task_id: str
+    owner: str
+    after: int
+    events: Sequence[bytes]
+
+
+class Store(Protocol):
+    """Task logs with leases.
+
+    Any method but ``open`` and ``close`` may raise ``Unavailable``: the outcome is unknown and
+    the store may have stopped for good. Cancelling a call withdraws the caller, not the write:
+    it happens whole or not at all.
+    """
+
+    on_commit: Callable[[Commit], None]
+    """Called in the event loop after each append, when its awaitable is done."""
+
+    on_ready: Callable[[], None]
+    """Called in the event loop when ``claim`` may have something to give."""
+
+    on_broken: Callable[[BaseException], None]
+    """Called once, in the event loop, when the store can no longer be trusted to write."""
+
+    async def open(self) -> None:
+        """Make the store ready; tasks that an earlier process had leased can be claimed.
+
+        Raises:
+            ConfigurationError: The place cannot be used, or another server uses it.
+        """
+
+    async def close(self) -> None:
+        """Finish the writes under way and let go of the place."""
+
+    async def create(self, task: NewTask) -> Created:
+        """Create a task, or find the one of the same owner and idempotency key.
+
+        Raises:
+            Conflict: The key was used with another ``spec``.
+            Overloaded: The task would be queued and the queue is full.
+        """
+
+    async def head(self, task_id: str) -> Head | None:
+        """Where the task stands, ``None`` where there is none."""
+
+    async def find(self, owner: str, prefix: str) -> Sequence[str]:
+        """Up to two ids of the owner's tasks that begin with ``prefix``."""
+
+    async def find_key(self, owner: str, idempotency_key: str) -> str | None:
+        """The id of the owner's task with that idempotency key."""
+
+    async def read(self, task_id: str, after: int, limit: int) -> Sequence[bytes]:
+        """Up to ``limit`` events that follow number ``after``, in order and without a hole."""
+
+    async def state(self, task_id: str) -> bytes | None:
+        """The snapshot that was appended with the terminal event."""
+
+    async def list(
+        self, owner: str, status: TaskStatus | None, limit: int, cursor: str | None
+    ) -> Page:
+        """A page of the owner's tasks behind ``cursor``, the newest first.
+
+        Raises:
+            InvalidCommand: The cursor is none of this store's.
+        """
+
+    def append(self, append: Append) -> asyncio.Future[None]:
+        """Hand ``append`` over; the awaitable is done when it is durable, all or none of it.
+
+        Appends of one task must be awaited one after the other.
+
+        Raises:
+            Fenced: The epoch is stale or the log is not at ``expected``. Write nothing more.
+            Overloaded: The task would be queued and the queue is full.
+        """
+
+    async def claim(self, node: str, limit: int) -> Sequence[Lease]:
+        """Lease up to ``limit`` tasks: those that lost their worker, then the queued ones.
+
+        A cancelled claim may leave tasks leased to ``node`` until the store is opened again.
+        """
+
+    async def release(self, task_id: str, epoch: int) -> None:
+        """Give a lease back, so that the task can be claimed; without effect if it is stale."""
+
+    @property
+    def queued(self) -> int:
+        """How many tasks wait for a worker."""
+
+
+def ignore_commit(_: Commit, /) -> None:
+    """Before anybody listens."""
+
+
+def ignore_ready() -> None:
+    """Before anybody claims."""
+
+
+def ignore_broken(_: BaseException, /) -> None:
+    """Before anybody cares."""
+
+
+def key_conflict(key: str) -> Conflict:
+    """The refusal of an idempotency key that stands for another command."""
+    return Conflict(f"idempotency_key {key!r} was used with other parameters; expected the same")
+
+
+def queue_full(limit: int) -> Overloaded:
+    """The refusal of a task that would wait."""
+    return Overloaded(
+        f"{limit} tasks are waiting already, which is the limit; try again later",
+        retry_after=QUEUE_RETRY_AFTER,
+    )
+
+
+def fenced(append: Append, head: Head | None) -> Fenced:
+    """The refusal of an append that another writer was ahead of."""
+    found = "no task" if head is None else f"epoch {head.epoch} at event {head.seq}"
+    return Fenced(
+        f"task {append.task_id} has {found}; "
+        f"expected epoch {append.epoch} at event {append.expected}"
+    )
+
+
+def parse_cursor(cursor: str | None) -> int | None:
+    """The position that a list goes on behind.
+
+    Raises:
+        InvalidCommand: It is no cursor that a list has given.
+    """
+    if cursor is None:
+        return None
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= MAX_CURSOR):
+        raise InvalidCommand(f"cursor is {cursor!r}; expected the next_cursor of another list")
+    return int(cursor)

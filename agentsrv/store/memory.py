@@ -1,0 +1,169 @@
+"""MemoryStore: tests and runs that need not outlive the process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from agentsrv.models.task import TaskStatus
+from agentsrv.store import base
+from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Row
+
+
+@dataclass(slots=True)
+class _Task:
+    number: int
+    new: NewTask
+    head: Head
+    log: list[bytes] = field(default_factory=list)
+    state: bytes | None = None
+    node: str | None = None
+
+
+class MemoryStore:
+    """A store in dictionaries; it loses everything with the process.
+
+    It lives in one event loop, and every method has done its work before it first yields.
+    """
+
+    def __init__(self, queue_limit: int = 100) -> None:
+        self._queue_limit = queue_limit
+        self._tasks: dict[str, _Task] = {}
+        self._owned: dict[str, list[_Task]] = {}
+        self._keys: dict[tuple[str, str], _Task] = {}
+        self._orphans: deque[_Task] = deque()
+        self._queue: dict[str, _Task] = {}  # in the order of queueing
+        self.on_commit = base.ignore_commit
+        self.on_ready = base.ignore_ready
+        self.on_broken = base.ignore_broken
+
+    async def open(self) -> None:
+        """See ``Store.open``."""
+        self._orphans.extend(task for task in self._tasks.values() if task.node is not None)
+
+    async def close(self) -> None:
+        """See ``Store.close``."""
+
+    async def create(self, task: NewTask) -> Created:
+        """See ``Store.create``."""
+        if task.idempotency_key is not None:
+            first = self._keys.get((task.owner, task.idempotency_key))
+            if first and task.created_at - first.new.created_at < base.IDEMPOTENCY_TTL:
+                if first.new.spec != task.spec:
+                    raise base.key_conflict(task.idempotency_key)
+                return Created(first.head, replayed=True)
+        if task.status is TaskStatus.QUEUED and self._queue_is_full:
+            raise base.queue_full(self._queue_limit)
+        entry = _Task(len(self._tasks), task, Head(task.task_id, task.owner, task.status, 0, 0))
+        self._tasks[task.task_id] = entry
+        self._owned.setdefault(task.owner, []).append(entry)
+        if task.idempotency_key is not None:
+            self._keys[task.owner, task.idempotency_key] = entry
+        self._write(entry, task.events, task.status)
+        return Created(entry.head, replayed=False)
+
+    async def head(self, task_id: str) -> Head | None:
+        """See ``Store.head``."""
+        task = self._tasks.get(task_id)
+        return None if task is None else task.head
+
+    async def find(self, owner: str, prefix: str) -> Sequence[str]:
+        """See ``Store.find``."""
+        ids = (task.head.task_id for task in self._owned.get(owner, ()))
+        return [task_id for task_id in ids if task_id.startswith(prefix)][:2]
+
+    async def find_key(self, owner: str, idempotency_key: str) -> str | None:
+        """See ``Store.find_key``."""
+        task = self._keys.get((owner, idempotency_key))
+        return None if task is None else task.head.task_id
+
+    async def read(self, task_id: str, after: int, limit: int) -> Sequence[bytes]:
+        """See ``Store.read``."""
+        task = self._tasks.get(task_id)
+        return () if task is None else task.log[after : after + limit]
+
+    async def state(self, task_id: str) -> bytes | None:
+        """See ``Store.state``."""
+        task = self._tasks.get(task_id)
+        return None if task is None else task.state
+
+    async def list(
+        self, owner: str, status: TaskStatus | None, limit: int, cursor: str | None
+    ) -> Page:
+        """See ``Store.list``."""
+        before = base.parse_cursor(cursor)
+        found = [
+            task
+            for task in reversed(self._owned.get(owner, ()))
+            if status is None or task.head.status is status
+        ]
+        rest = found if before is None else [task for task in found if task.number < before]
+        rows = [
+            Row(task.head.task_id, task.head.status, task.new.user_input, task.new.created_at)
+            for task in rest[:limit]
+        ]
+        more = len(rest) > limit
+        return Page(rows, len(found), str(rest[limit - 1].number) if more else None)
+
+    def append(self, append: Append) -> asyncio.Future[None]:
+        """See ``Store.append``."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        task = self._tasks.get(append.task_id)
+        head = None if task is None else task.head
+        if task is None or (task.head.epoch, task.head.seq) != (append.epoch, append.expected):
+            done.set_exception(base.fenced(append, head))
+        elif append.status is TaskStatus.QUEUED and self._queue_is_full:
+            done.set_exception(base.queue_full(self._queue_limit))
+        else:
+            task.state = append.state
+            done.set_result(None)
+            self._write(task, append.events, append.status)
+        return done
+
+    async def claim(self, node: str, limit: int) -> Sequence[Lease]:
+        """See ``Store.claim``."""
+        leases: deque[Lease] = deque()
+        while len(leases) < limit and (self._orphans or self._queue):
+            if self._orphans:
+                task = self._orphans.popleft()
+            else:
+                task = self._queue.pop(next(iter(self._queue)))
+            if task.head.status.is_terminal:
+                continue
+            task.node = node
+            head = task.head = replace(task.head, epoch=task.head.epoch + 1)
+            leases.append(Lease(head.task_id, head.epoch, head.seq, task.new.spec, head.owner))
+        return leases
+
+    async def release(self, task_id: str, epoch: int) -> None:
+        """See ``Store.release``."""
+        task = self._tasks.get(task_id)
+        if task is not None and task.head.epoch == epoch and task.node is not None:
+            task.node = None
+            self._orphans.append(task)
+            self.on_ready()
+
+    @property
+    def queued(self) -> int:
+        """See ``Store.queued``."""
+        return len(self._queue)
+
+    @property
+    def _queue_is_full(self) -> bool:
+        return len(self._queue) >= self._queue_limit
+
+    def _write(self, task: _Task, events: Sequence[bytes], status: TaskStatus) -> None:
+        head = task.head
+        task.log.extend(events)
+        task.head = replace(head, seq=head.seq + len(events), status=status)
+        if status is not TaskStatus.QUEUED:
+            self._queue.pop(head.task_id, None)
+        elif task.node is None:
+            self._queue[head.task_id] = task
+        if status.is_terminal:
+            task.node = None
+        self.on_commit(Commit(head.task_id, head.owner, head.seq, events))
+        if status is TaskStatus.QUEUED and task.node is None:
+            self.on_ready()

@@ -1,0 +1,320 @@
+"""SqliteLog: the file itself, its schema and its statements; synchronous, for one thread.
+
+Methods that raise an ``AgentsrvError`` have written nothing; the transaction goes on.
+"""
+
+# ruff: noqa: S608 - statements are put together from constants of this file only
+
+from __future__ import annotations
+
+import fcntl
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Final
+
+from agentsrv.errors import ConfigurationError, Unavailable
+from agentsrv.models.task import TaskStatus
+from agentsrv.store import base
+from agentsrv.store.base import Append, Created, Head, Lease, NewTask, Page, Row
+
+SCHEMA_VERSION: Final = 1
+WAL_LIMIT: Final = 64 << 20  # bytes that the write-ahead log is cut back to after a checkpoint
+
+# A task is ready (to be claimed) from its queueing to its claim: ready > 0 is its place in the
+# queue, 0 says that it lost its worker and goes first.
+SCHEMA: Final = """
+CREATE TABLE task (
+    id INTEGER PRIMARY KEY,
+    task_id TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    status TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    epoch INTEGER NOT NULL DEFAULT 0,
+    node TEXT,
+    ready INTEGER,
+    user_input TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    ended_at REAL,
+    idempotency_key TEXT,
+    spec BLOB NOT NULL,
+    state BLOB
+) STRICT;
+CREATE INDEX task_ready ON task (ready) WHERE ready IS NOT NULL;
+CREATE INDEX task_node ON task (node) WHERE node IS NOT NULL;
+CREATE INDEX task_owner ON task (owner, status, id);
+CREATE UNIQUE INDEX task_key ON task (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE TABLE event (
+    task INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    UNIQUE (task, seq)
+) STRICT;
+"""
+HEAD: Final = "task_id, owner, status, seq, epoch"
+
+
+class SqliteLog:
+    """Tasks and events in one file; see ``Store`` for what each method means."""
+
+    def __init__(self, path: Path, queue_limit: int) -> None:
+        self._path = path
+        self._queue_limit = queue_limit
+        self._next_ready = 1
+        self._rows: list[tuple[int, int, bytes]] = []
+        self._ready_changed = False
+        self._lock: IO[bytes] | None = None
+        self._db: sqlite3.Connection
+        self.queued = 0
+
+    def open(self) -> None:
+        """Lock and open the file; make the schema where there is none; free all leases.
+
+        Raises:
+            ConfigurationError: The folder is missing, another server has the file, or it is
+                no store of this version.
+        """
+        if not self._path.parent.is_dir():
+            raise ConfigurationError(f"the store's folder {self._path.parent} does not exist")
+        self._lock = self._path.with_name(self._path.name + ".lock").open("ab")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            self._lock = None
+            raise ConfigurationError(f"another server uses the store {self._path}") from None
+        try:
+            self._connect()
+        except (sqlite3.Error, ConfigurationError) as error:
+            self.close()
+            raise ConfigurationError(f"cannot open the store {self._path}: {error}") from error
+
+    def close(self) -> None:
+        """Close the file and let another server have it."""
+        if hasattr(self, "_db"):
+            self._db.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _connect(self) -> None:
+        self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT}")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            self._db.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT")
+        elif version != SCHEMA_VERSION:
+            raise ConfigurationError(f"its schema is {version}; expected {SCHEMA_VERSION}")
+        with self.transaction():
+            self._db.execute("UPDATE task SET node = NULL, ready = 0 WHERE node IS NOT NULL")
+            newest = self._db.execute("SELECT max(ready) FROM task WHERE ready IS NOT NULL")
+            self._next_ready = (newest.fetchone()[0] or 0) + 1
+            self._count_queue()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything within is committed together, or not at all.
+
+        Raises:
+            sqlite3.Error: Nothing was committed as far as this process can know.
+        """
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._write_events()
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._rows.clear()
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def create(self, task: NewTask) -> Created:
+        """See ``Store.create``."""
+        first = self._replayed(task)
+        if first is not None:
+            return Created(first, replayed=True)
+        ready = self._place(task.status)
+        self._expire_key(task)
+        seq = len(task.events)
+        row = self._db.execute(
+            "INSERT INTO task (task_id, owner, status, seq, ready, user_input, created_at,"
+            " idempotency_key, spec) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (task_id) DO NOTHING RETURNING id",
+            (
+                task.task_id,
+                task.owner,
+                task.status.value,
+                seq,
+                ready,
+                task.user_input,
+                task.created_at,
+                task.idempotency_key,
+                task.spec,
+            ),
+        ).fetchone()
+        if row is None:
+            raise Unavailable(f"the task id {task.task_id} is taken; try again")
+        self._rows.extend((row[0], number, body) for number, body in enumerate(task.events, 1))
+        if ready:
+            self._count_queue()
+        return Created(Head(task.task_id, task.owner, task.status, seq, 0), replayed=False)
+
+    def head(self, task_id: str) -> Head | None:
+        """See ``Store.head``."""
+        sql = f"SELECT {HEAD} FROM task WHERE task_id = ?"
+        return _to_head(self._db.execute(sql, (task_id,)).fetchone())
+
+    def find(self, owner: str, prefix: str) -> Sequence[str]:
+        """See ``Store.find``."""
+        rows = self._db.execute(
+            "SELECT task_id FROM task WHERE task_id >= ? AND task_id < ? AND owner = ? LIMIT 2",
+            (prefix, prefix + "\U0010ffff", owner),
+        )
+        return [row[0] for row in rows]
+
+    def find_key(self, owner: str, idempotency_key: str) -> str | None:
+        """See ``Store.find_key``."""
+        row = self._db.execute(
+            "SELECT task_id FROM task WHERE owner = ? AND idempotency_key = ?",
+            (owner, idempotency_key),
+        ).fetchone()
+        return None if row is None else str(row[0])
+
+    def read(self, task_id: str, after: int, limit: int) -> Sequence[bytes]:
+        """See ``Store.read``."""
+        self._write_events()
+        rows = self._db.execute(
+            "SELECT body FROM event WHERE task = (SELECT id FROM task WHERE task_id = ?)"
+            " AND seq > ? ORDER BY seq LIMIT ?",
+            (task_id, after, limit),
+        )
+        return [row[0] for row in rows]
+
+    def state(self, task_id: str) -> bytes | None:
+        """See ``Store.state``."""
+        sql = "SELECT state FROM task WHERE task_id = ?"
+        row = self._db.execute(sql, (task_id,)).fetchone()
+        return None if row is None else row[0]
+
+    def list(self, owner: str, status: TaskStatus | None, limit: int, before: int | None) -> Page:
+        """See ``Store.list``; ``before`` is the number of the last task listed."""
+        where, values = "owner = ?", [owner]
+        if status is not None:
+            where, values = "owner = ? AND status = ?", [owner, status.value]
+        total = self._db.execute(f"SELECT count(*) FROM task WHERE {where}", values).fetchone()[0]
+        rows = self._db.execute(
+            f"SELECT id, task_id, status, user_input, created_at FROM task"
+            f" WHERE {where} AND id < ? ORDER BY id DESC LIMIT ?",
+            (*values, (1 << 62) if before is None else before, limit + 1),
+        ).fetchall()
+        page = [Row(row[1], TaskStatus(row[2]), row[3], row[4]) for row in rows[:limit]]
+        more = len(rows) > limit
+        return Page(page, total, str(rows[limit - 1][0]) if more else None)
+
+    def append(self, append: Append) -> None:
+        """See ``Store.append``."""
+        seq = append.expected + len(append.events)
+        where = "WHERE task_id = ? AND epoch = ? AND seq = ? RETURNING id"
+        key = (append.task_id, append.epoch, append.expected)
+        if append.status.is_terminal:
+            row = self._db.execute(
+                "UPDATE task SET seq = ?, status = ?, node = NULL, ready = NULL, ended_at = ?,"
+                f" state = ? {where}",
+                (seq, append.status.value, append.at, append.state, *key),
+            ).fetchone()
+            self._count_queue()
+        elif append.status is TaskStatus.QUEUED:
+            ready = self._place(append.status)
+            row = self._db.execute(
+                f"UPDATE task SET seq = ?, status = ?, ready = ? {where}",
+                (seq, append.status.value, ready, *key),
+            ).fetchone()
+            self._count_queue()
+        else:
+            row = self._db.execute(
+                f"UPDATE task SET seq = ?, status = ? {where}", (seq, append.status.value, *key)
+            ).fetchone()
+        if row is None:
+            raise base.fenced(append, self.head(append.task_id))
+        task = row[0]
+        first = append.expected + 1
+        self._rows.extend((task, seq, body) for seq, body in enumerate(append.events, first))
+
+    def claim(self, node: str, limit: int) -> Sequence[Lease]:
+        """See ``Store.claim``."""
+        rows = self._db.execute(
+            "SELECT id, task_id, epoch + 1, seq, spec, owner FROM task"
+            " WHERE ready IS NOT NULL ORDER BY ready, id LIMIT ?",
+            (limit,),
+        ).fetchall()
+        self._db.executemany(
+            "UPDATE task SET epoch = epoch + 1, node = ?, ready = NULL WHERE id = ?",
+            [(node, row[0]) for row in rows],
+        )
+        if rows:
+            self._count_queue()
+        return [Lease(*row[1:]) for row in rows]
+
+    def release(self, task_id: str, epoch: int) -> None:
+        """See ``Store.release``."""
+        self._db.execute(
+            "UPDATE task SET node = NULL, ready = 0"
+            " WHERE task_id = ? AND epoch = ? AND node IS NOT NULL",
+            (task_id, epoch),
+        )
+        self._ready_changed = True
+
+    def take_ready_changed(self) -> bool:
+        """Whether tasks became ready to be claimed since this was asked last."""
+        changed, self._ready_changed = self._ready_changed, False
+        return changed
+
+    def _replayed(self, task: NewTask) -> Head | None:
+        """The task that the idempotency key stands for."""
+        if task.idempotency_key is None:
+            return None
+        row = self._db.execute(
+            f"SELECT {HEAD}, spec FROM task"
+            " WHERE owner = ? AND idempotency_key = ? AND created_at > ?",
+            (task.owner, task.idempotency_key, task.created_at - base.IDEMPOTENCY_TTL),
+        ).fetchone()
+        if row is not None and row[-1] != task.spec:
+            raise base.key_conflict(task.idempotency_key)
+        return None if row is None else _to_head(row[:-1])
+
+    def _expire_key(self, task: NewTask) -> None:
+        """Take the key from the task that it stood for too long."""
+        if task.idempotency_key is not None:
+            self._db.execute(
+                "UPDATE task SET idempotency_key = NULL WHERE owner = ? AND idempotency_key = ?",
+                (task.owner, task.idempotency_key),
+            )
+
+    def _place(self, status: TaskStatus) -> int | None:
+        """The place in the queue of a task that takes ``status``."""
+        if status is not TaskStatus.QUEUED:
+            return None
+        if self.queued >= self._queue_limit:
+            raise base.queue_full(self._queue_limit)
+        self._next_ready += 1
+        self._ready_changed = True
+        return self._next_ready
+
+    def _count_queue(self) -> None:
+        self.queued = self._db.execute("SELECT count(*) FROM task WHERE ready > 0").fetchone()[0]
+
+    def _write_events(self) -> None:
+        if self._rows:
+            self._db.executemany("INSERT INTO event VALUES (?, ?, ?)", self._rows)
+            self._rows.clear()
+
+
+def _to_head(row: tuple[str, str, str, int, int] | None) -> Head | None:
+    if row is None:
+        return None
+    task_id, owner, status, seq, epoch = row
+    return Head(task_id, owner, TaskStatus(status), seq, epoch)
