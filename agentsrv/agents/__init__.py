@@ -1,0 +1,1 @@
+"""Agents: what a step runs, the built-in ones, and what they are given."""

@@ -1,0 +1,213 @@
+"""Agent and the contexts: what an author writes and what the author's code is handed."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import ErrorDetails
+
+from agentsrv.errors import ConfigurationError
+from agentsrv.models.plan import ExecutionPlan, Step
+from agentsrv.models.retry import RETRIES, RETRY_BASE, RetryPolicy
+
+if TYPE_CHECKING:
+    from agentsrv.agents.knowledge import Passage
+
+OnFailure = Literal["fail", "degrade"]
+AgentFunction = Callable[..., Awaitable[Any] | AsyncIterator[str]]
+Planner = Callable[[str, "TaskContext"], Awaitable[ExecutionPlan]]
+Search = Callable[[str, int], Awaitable["list[Passage]"]]
+
+_log = logging.getLogger("agentsrv.agent")
+
+
+class Progress(Protocol):
+    """Where a step's progress goes."""
+
+    async def __call__(self, done: float, total: float | None, message: str) -> None:
+        """Put one ``step_progress`` into the log."""
+
+
+@dataclass(eq=False)
+class TaskContext:
+    """What a planner is handed: the task, and the knowledge base."""
+
+    task_id: str
+    task_description: str
+    params: Mapping[str, Any]
+    principal: str
+    searcher: Search = field(repr=False)
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose lines carry the task's id."""
+        return logging.LoggerAdapter(_log, {"task_id": self.task_id})
+
+    async def search(self, query: str, limit: int = 5) -> list[Passage]:
+        """Return up to ``limit`` passages of the knowledge base, the best first.
+
+        Without a knowledge base the list is empty. Cancelling the call leaves nothing behind.
+
+        Raises:
+            KnowledgeError: The knowledge base cannot be read.
+        """
+        return await self.searcher(query, limit)
+
+
+@dataclass(eq=False)
+class StepContext(TaskContext):
+    """What an agent is handed beside its step."""
+
+    attempt: int
+    """Attempts count from 1."""
+    step_key: str
+    """Stable over retries and take-overs: the idempotency key for effects outside."""
+    outputs: Mapping[str, str]
+    """Texts of the completed dependencies, by step id."""
+    results: Mapping[str, Any]
+    """Structured results of the completed dependencies, by step id."""
+    reporter: Progress = field(repr=False)
+    result: Any = None
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose lines carry the task's id, the step's key and the attempt."""
+        extra = {"task_id": self.task_id, "step": self.step_key, "attempt": self.attempt}
+        return logging.LoggerAdapter(_log, extra)
+
+    def set_result(self, value: Any) -> None:
+        """Give the step a structured result; it must be JSON."""
+        self.result = value
+
+    async def progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        """Tell the task's subscribers how far the step is; waits while the log is behind."""
+        await self.reporter(done, total, message)
+
+
+class AgentOptions(TypedDict, total=False):
+    """What an author may say about an agent."""
+
+    name: str | None
+    """By default the function's name."""
+    description: str | None
+    """By default the first line of the function's docstring."""
+    retries: int
+    """Attempts after the first; 3 by default."""
+    retry_base: float
+    """Seconds before the first retry, doubled before each further one; 0.1 by default."""
+    timeout: float | None
+    """Seconds that one attempt may take; by default without limit."""
+    on_failure: OnFailure
+    """``"fail"`` (the default) fails the task, ``"degrade"`` goes on without the step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A registered agent: the author's function and its options.
+
+    Attributes:
+        run: ``async def`` whose return value is the step's result, or an async generator whose
+            ``str`` pieces are streamed.
+        timeout: Seconds that one attempt may take; ``None`` for no limit.
+        on_failure: Whether the task fails with the step, or goes on without it.
+    """
+
+    name: str
+    description: str
+    run: AgentFunction
+    params: type[BaseModel]
+    retry: RetryPolicy
+    timeout: float | None
+    on_failure: OnFailure
+
+    @classmethod
+    def of(cls, run: AgentFunction, **options: Unpack[AgentOptions]) -> Agent:
+        """Take an author's function.
+
+        Raises:
+            ConfigurationError: It is no coroutine function or async generator function, lacks
+                the parameters ``step`` and ``ctx``, or an option is out of its limits.
+        """
+        name = options.get("name") or str(getattr(run, "__name__", repr(run)))
+        if not (inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run)):
+            raise ConfigurationError(
+                f"agent {name!r} is {run!r}; expected an async function or async generator"
+            )
+        retry = RetryPolicy(options.get("retries", RETRIES), options.get("retry_base", RETRY_BASE))
+        timeout = options.get("timeout")
+        on_failure = options.get("on_failure", "fail")
+        if retry.retries < 0 or retry.base < 0 or (timeout is not None and timeout <= 0):
+            raise ConfigurationError(
+                f"agent {name!r} has retries={retry.retries}, retry_base={retry.base}, "
+                f"timeout={timeout}; expected retries and retry_base of 0 or more and a "
+                "timeout above 0 (seconds) or None"
+            )
+        if on_failure not in ("fail", "degrade"):
+            raise ConfigurationError(
+                f"agent {name!r} has on_failure={on_failure!r}; expected 'fail' or 'degrade'"
+            )
+        return cls(
+            name=name,
+            description=options.get("description")
+            or (inspect.getdoc(run) or "").partition("\n")[0],
+            run=run,
+            params=_params_model(run, name),
+            retry=retry,
+            timeout=timeout,
+            on_failure=on_failure,
+        )
+
+    def arguments(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments that this agent takes out of a task's ``params``.
+
+        Raises:
+            ValidationError: A value is wrong, or one without a default is missing.
+        """
+        own = {name: params[name] for name in self.params.model_fields if name in params}
+        valid = self.params.model_validate(own)
+        return {name: getattr(valid, name) for name in self.params.model_fields}
+
+    def complaints(self, params: Mapping[str, Any]) -> list[ErrorDetails]:
+        """What is wrong with ``params`` for this agent; empty where nothing is."""
+        try:
+            self.arguments(params)
+        except ValidationError as error:
+            return error.errors(include_url=False)
+        return []
+
+
+def _params_model(run: AgentFunction, label: str) -> type[BaseModel]:
+    """The model of the parameters behind ``step`` and ``ctx``."""
+    parameters = list(inspect.signature(run).parameters.values())
+    if len(parameters) < len(("step", "ctx")):
+        raise ConfigurationError(
+            f"agent {label!r} takes {len(parameters)} parameters; expected (step, ctx, ...)"
+        )
+    hints = get_type_hints(run, include_extras=True, localns={"StepContext": StepContext})
+    own: dict[str, Any] = {}
+    for parameter in parameters[2:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise ConfigurationError(
+                f"agent {label!r} takes *{parameter.name}; expected named parameters, "
+                "which are published and validated"
+            )
+        default = ... if parameter.default is parameter.empty else parameter.default
+        own[parameter.name] = (hints.get(parameter.name, Any), Field(default=default))
+    return create_model(f"{label}_params", __config__=ConfigDict(extra="forbid"), **own)
+
+
+__all__ = [
+    "Agent",
+    "AgentFunction",
+    "OnFailure",
+    "Planner",
+    "Search",
+    "Step",
+    "StepContext",
+    "TaskContext",
+]

@@ -1,0 +1,1 @@
+"""The orchestrator: commands decided, tasks run, the log followed. No sockets, no frames."""

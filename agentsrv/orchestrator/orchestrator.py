@@ -1,0 +1,298 @@
+"""Orchestrator: a command becomes a decision, and the decision an append."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import orjson
+
+from agentsrv.agents.registry import Registry
+from agentsrv.errors import (
+    Fenced,
+    InvalidCommand,
+    InvalidState,
+    NotFound,
+    SeqAhead,
+    ShuttingDown,
+    Unavailable,
+)
+from agentsrv.models import events as e
+from agentsrv.models.commands import Cancel, Create, Execute, List, Subscribe
+from agentsrv.models.task import TaskStatus
+from agentsrv.orchestrator.runner import CancelRequest
+from agentsrv.orchestrator.subscriptions import Answer
+from agentsrv.orchestrator.worker import Worker, load_state
+from agentsrv.store.base import Append, Head, NewTask, Store
+
+MAX_DECISIONS: Final = 20  # times a decision is made again because another writer was first
+
+Result = dict[str, Any]
+
+
+class Orchestrator:
+    """Carries out commands for a principal; every result tells of what is committed.
+
+    Cancelling a call withdraws the caller, not what the call has begun to commit.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        worker: Worker,
+        *,
+        now: Callable[[], float],
+        grace: float,
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._worker = worker
+        self._now = now
+        self._grace = grace
+        self._queueing = 0
+        self.draining = False
+        """Whether new work is refused."""
+
+    async def create(self, principal: str, command: Create, answer: Answer) -> Result:
+        """Put a task into the log, and into the queue if it says so.
+
+        Raises:
+            InvalidCommand: Its agent, plan or params cannot be.
+            Conflict: The idempotency key stands for another command.
+            Overloaded: The queue is full.
+            ShuttingDown: The server is about to stop.
+        """
+        self._check_open()
+        plan = self._registry.given_plan(command.agent, command.plan)
+        if plan is None and self._registry.planner is None:
+            raise InvalidCommand("the server has no planner; expected an agent or a plan")
+        self._registry.check_params(command.params, plan)
+        now, task_id = self._now(), secrets.token_hex(8)
+        created = e.TaskCreated(
+            command.task_description, command.agent, command.params, command.metadata
+        )
+        events: list[e.Event] = [created]
+        if command.execute:
+            events.append(self._queued_event())
+        new = NewTask(
+            task_id=task_id,
+            owner=principal,
+            status=TaskStatus.QUEUED if command.execute else TaskStatus.PENDING,
+            user_input=command.task_description,
+            created_at=now,
+            spec=command.spec(),
+            events=_encoded(task_id, 0, events, now),
+            idempotency_key=command.idempotency_key,
+        )
+        follows = command.execute and command.subscribe
+        if follows:
+            answer.follow(task_id, 0)
+        else:
+            answer.keep(task_id)
+        self._queueing += command.execute
+        try:
+            outcome = await self._store.create(new)
+        finally:
+            self._queueing -= command.execute
+        head = outcome.head
+        if follows and outcome.replayed:
+            answer.drop(task_id)
+            answer.follow(head.task_id, 0)
+            head = await self._head(principal, head.task_id)
+        if follows:
+            answer.found(head.task_id, head.seq, ended=head.status.is_terminal)
+        return _head_result(head) | {"replayed": outcome.replayed}
+
+    async def execute(self, principal: str, command: Execute, answer: Answer) -> Result:
+        """Queue a pending task.
+
+        Raises:
+            NotFound, InvalidState, Overloaded, ShuttingDown: Nothing was changed.
+        """
+        self._check_open()
+        answer.keep(command.task_id)
+        follows = command.subscribe and not answer.is_followed(command.task_id)
+        if follows:
+            answer.follow(command.task_id, 0)
+        for _ in range(MAX_DECISIONS):
+            head = await self._head(principal, command.task_id)
+            if head.status is not TaskStatus.PENDING:
+                raise InvalidState(f"task {head.task_id} is {head.status}; execute needs pending")
+            self._queueing += 1
+            try:
+                result = await self._append(head, [self._queued_event()])
+                if follows:
+                    answer.found(head.task_id, result["seq"], ended=False)
+                return result
+            except Fenced:
+                continue
+            finally:
+                self._queueing -= 1
+        raise _too_many_decisions(command.task_id)
+
+    async def status(self, principal: str, task_id: str) -> Result:
+        """The whole snapshot of a task.
+
+        Raises:
+            NotFound: The principal has no such task.
+        """
+        head = await self._head(principal, task_id)
+        runner = self._worker.live(task_id)
+        if runner is not None:
+            try:
+                return await runner.snapshot()
+            except Fenced:
+                pass  # the task has gone elsewhere; its log tells
+        state = await self._store.state(task_id) if head.status.is_terminal else None
+        if state is not None:
+            snapshot: Result = orjson.loads(state)
+            return snapshot
+        return (await load_state(self._store, task_id)).snapshot()
+
+    async def list(self, principal: str, command: List) -> Result:
+        """A page of the principal's tasks.
+
+        Raises:
+            InvalidCommand: The cursor is none of a list's.
+        """
+        page = await self._store.list(principal, command.status, command.limit, command.cursor)
+        rows = [
+            {
+                "task_id": row.task_id,
+                "status": row.status.value,
+                "user_input": row.user_input,
+                "created_at": e.format_timestamp(row.created_at),
+            }
+            for row in page.rows
+        ]
+        return {"tasks": rows, "total": page.total, "next_cursor": page.next_cursor}
+
+    async def cancel(self, principal: str, command: Cancel, answer: Answer) -> Result:
+        """Cancel a task in whatever state it is; to do it again changes nothing.
+
+        Raises:
+            NotFound: The principal has no such task.
+        """
+        task_id = command.task_id
+        if command.idempotency_key is not None:
+            task_id = await self._store.find_key(principal, command.idempotency_key)
+            if task_id is None:
+                raise NotFound(f"no task has idempotency_key {command.idempotency_key!r}")
+        assert task_id is not None
+        answer.keep(task_id)
+        grace = self._grace if command.grace is None else command.grace
+        request = CancelRequest(command.reason, principal, grace)
+        for _ in range(MAX_DECISIONS):
+            head = await self._head(principal, task_id)
+            runner = self._worker.live(task_id)
+            try:
+                if runner is not None:
+                    status, already = await runner.cancel(request)
+                    return {"task_id": task_id, "status": status.value, "already": already}
+                return await self._cancel_idle(head, request)
+            except Fenced:
+                continue
+        raise _too_many_decisions(task_id)
+
+    async def subscribe(self, principal: str, command: Subscribe, answer: Answer) -> Result:
+        """Follow a task's log behind ``after_seq``.
+
+        Raises:
+            NotFound: The principal has no such task.
+            SeqAhead: ``after_seq`` lies beyond the log.
+        """
+        assert command.task_id is not None
+        answer.follow(command.task_id, command.after_seq)
+        head = await self._head(principal, command.task_id)
+        if command.after_seq > head.seq:
+            raise SeqAhead(
+                f"task {head.task_id} has {head.seq} events; found after_seq "
+                f"{command.after_seq}; expected at most {head.seq}"
+            )
+        answer.found(head.task_id, head.seq, ended=head.status.is_terminal)
+        return _head_result(head)
+
+    async def resolve(self, principal: str, prefix: str) -> str:
+        """The one task of the principal whose id begins with ``prefix``.
+
+        Raises:
+            NotFound: None does.
+            InvalidCommand: More than one does.
+        """
+        found = await self._store.find(principal, prefix)
+        if not found:
+            raise NotFound(f"no task's id begins with {prefix!r}; list shows your tasks")
+        if len(found) > 1:
+            raise InvalidCommand(
+                f"{prefix!r} begins more than one task's id: {found[0]}, {found[1]}; "
+                "expected more of it"
+            )
+        return found[0]
+
+    def agents(self) -> Result:
+        """The registered agents."""
+        return {"agents": self._registry.described()}
+
+    async def _cancel_idle(self, head: Head, request: CancelRequest) -> Result:
+        """Cancel a task of which nothing runs."""
+        if head.status.is_terminal or head.status is TaskStatus.CANCELLING:
+            return {"task_id": head.task_id, "status": head.status.value, "already": True}
+        event: e.Event
+        if head.status in (TaskStatus.PENDING, TaskStatus.QUEUED):
+            event = e.TaskCancelled(
+                "cancelled", request.reason, request.by, stopped=True, partial_output=""
+            )
+        else:  # its worker is gone; the next one reads the intent and ends the task
+            event = e.TaskCancelling(request.reason, request.by, request.grace)
+        result = await self._append(head, [event])
+        return {"task_id": head.task_id, "status": result["status"], "already": False}
+
+    async def _append(self, head: Head, events: Sequence[e.Event]) -> Result:
+        """Append to a task that nobody runs, where it was when ``head`` was read."""
+        now = self._now()
+        state = await load_state(self._store, head.task_id)
+        if state.seq != head.seq:
+            raise Fenced(f"task {head.task_id} went on from event {head.seq} to {state.seq}")
+        for event in events:
+            state.apply(event, e.format_timestamp(now))
+        state.seq += len(events)
+        append = Append(
+            task_id=head.task_id,
+            owner=head.owner,
+            epoch=head.epoch,
+            expected=head.seq,
+            events=_encoded(head.task_id, head.seq, events, now),
+            status=state.status,
+            at=now,
+            state=orjson.dumps(state.snapshot()) if state.status.is_terminal else None,
+        )
+        await self._store.append(append)
+        return {"task_id": head.task_id, "status": state.status.value, "seq": state.seq}
+
+    async def _head(self, principal: str, task_id: str) -> Head:
+        head = await self._store.head(task_id)
+        if head is None or head.owner != principal:
+            raise NotFound(f"there is no task {task_id!r}; list shows your tasks")
+        return head
+
+    def _queued_event(self) -> e.TaskQueued:
+        return e.TaskQueued(self._store.queued + self._queueing + 1)
+
+    def _check_open(self) -> None:
+        if self.draining:
+            raise ShuttingDown("the server is about to stop; reconnect and try again")
+
+
+def _head_result(head: Head) -> Result:
+    return {"task_id": head.task_id, "status": head.status.value, "seq": head.seq}
+
+
+def _encoded(task_id: str, after: int, events: Sequence[e.Event], now: float) -> list[bytes]:
+    stamp = e.format_timestamp(now)
+    return [e.encode(event, task_id, seq, stamp) for seq, event in enumerate(events, after + 1)]
+
+
+def _too_many_decisions(task_id: str) -> Unavailable:
+    return Unavailable(f"task {task_id} is written by too many at once; try again")

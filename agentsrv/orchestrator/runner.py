@@ -1,0 +1,376 @@
+"""TaskRunner: one claimed task from where its log ends to its terminal event."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from agentsrv.agents.base import Search, TaskContext
+from agentsrv.agents.registry import Registry
+from agentsrv.errors import AgentsrvError, Fenced
+from agentsrv.models import events as e
+from agentsrv.models.commands import Create
+from agentsrv.models.plan import ExecutionPlan, Step
+from agentsrv.models.retry import RetryPolicy
+from agentsrv.models.task import StepStatus, TaskState, TaskStatus
+from agentsrv.orchestrator.journal import Journal
+from agentsrv.orchestrator.steps import Outcome, StepRun, TaskInfo
+from agentsrv.store.base import Lease, Store
+
+MAX_RECOVERIES = 5  # times a task may lose its worker: it may be what kills it
+
+Work = Callable[[], Coroutine[Any, Any, None]]
+
+_log = logging.getLogger("agentsrv.task")
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every task of a worker shares."""
+
+    node: str
+    store: Store
+    registry: Registry
+    search: Search
+    now: Callable[[], float]
+    """Seconds since the epoch."""
+    grace: float
+    """Seconds that stopped steps have to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequest:
+    """Who wants the task cancelled, why, and how long steps may take to end (seconds)."""
+
+    reason: str | None
+    by: str
+    grace: float
+
+
+class TaskRunner:
+    """One task's work; every coroutine of it is a child of the TaskGroup in ``run``.
+
+    Each step is cancelled at most once, directly, so that its cleaning up is not interrupted by
+    a second cancellation. A step that does not end within the grace period is cut off from the
+    log by closing the journal; ``run`` goes on until the step has really ended.
+    """
+
+    def __init__(self, lease: Lease, state: TaskState, around: Surroundings) -> None:
+        self._around = around
+        self._spec = Create.model_validate_json(lease.spec)
+        self._owner = lease.owner
+        self.journal = Journal(around.store, lease, state, now=around.now, on_lost=self._on_lost)
+        self._group = asyncio.TaskGroup()
+        self._work: dict[asyncio.Task[None], StepRun | None] = {}
+        self._begun: set[str] = set()
+        self._cancel: CancelRequest | None = None
+        self._failure: tuple[str, str | None, int] | None = None
+        self._winding_down = False
+
+    @property
+    def state(self) -> TaskState:
+        """The task as its log tells it, with what waits for its commit."""
+        return self.journal.state
+
+    async def run(self) -> None:
+        """Work until nothing of the task runs any more.
+
+        Cancelling this abandons the task: nothing more is written, and whoever claims it next
+        goes on behind its completed steps.
+        """
+        try:
+            async with self._group:
+                self._spawn(self._begin, None)
+        finally:
+            if not self.state.status.is_terminal:
+                self.journal.abandon()
+
+    async def snapshot(self) -> dict[str, Any]:
+        """What ``status`` answers; everything in it is committed when this returns.
+
+        Raises:
+            Fenced: This worker has lost the task.
+            Unavailable: The store cannot tell.
+        """
+        snapshot = self.state.snapshot()
+        snapshot["seq"] = await self.journal.commit()
+        return snapshot
+
+    async def cancel(self, request: CancelRequest) -> tuple[TaskStatus, bool]:
+        """Decide the cancellation, commit it and stop the work.
+
+        Returns:
+            The status, and whether the task was ended or being cancelled already.
+
+        Raises:
+            Fenced: This worker has lost the task.
+            Unavailable: The store cannot tell.
+        """
+        already = self.journal.closed or self._cancel is not None
+        if not already:
+            self._cancel = request
+            if not self._winding_down and self._is_idle:
+                self._cut_off()
+            else:
+                event = e.TaskCancelling(request.reason, request.by, request.grace)
+                self.journal.append(event)
+                self._group.create_task(self._stop_for_cancel(request))
+        status = self.state.status
+        await self.journal.commit()
+        return status, already
+
+    def abandon(self) -> None:
+        """Stop without a word in the log: whoever claims the task next goes on from there."""
+        self.journal.abandon()
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether no code of the task runs: it has not begun, or each step sits out a back-off."""
+        if self.state.status is TaskStatus.QUEUED:
+            return True
+        return bool(self._work) and all(step and step.waiting for step in self._work.values())
+
+    def _spawn(self, work: Work, step: StepRun | None) -> None:
+        task = self._group.create_task(self._shielded(work))
+        self._work[task] = step
+        task.add_done_callback(self._work.pop)
+
+    async def _shielded(self, work: Work) -> None:
+        """Run one child; a fault of the server fails the task, never the worker."""
+        try:
+            await work()
+        except (Fenced, asyncio.CancelledError):
+            pass  # the log has been told, or is somebody else's
+        except Exception as error:  # noqa: BLE001 - a fault of ours must end in the log
+            incident = uuid.uuid4().hex[:12]
+            _log.exception("incident %s in task %s", incident, self.state.task_id)
+            message = error.message if isinstance(error, AgentsrvError) else "internal error"
+            self._fail(f"{message} (incident {incident})", None, 0)
+
+    async def _begin(self) -> None:
+        state, journal = self.state, self.journal
+        if state.status is TaskStatus.QUEUED:
+            journal.append(e.TaskStarted(self._around.node))
+        elif not self._recover():
+            return
+        if state.plan is None:
+            plan = await self._make_plan()
+            if plan is None:
+                return
+            retries = self._around.registry.retries()
+            journal.append(e.PlanCreated(plan.described(retries)))
+        else:
+            self._around.registry.check_plan(state.plan)  # the application may have changed
+        self._advance()
+
+    def _recover(self) -> bool:
+        """Write what the crash left unsaid; return whether the plan goes on."""
+        state, journal = self.state, self.journal
+        done = [
+            step_id for step_id, step in state.steps.items() if step.status is StepStatus.COMPLETED
+        ]
+        journal.append(e.TaskRecovered(self._around.node, done))
+        active = [
+            step
+            for step in state.steps.values()
+            if step.status in (StepStatus.RUNNING, StepStatus.INPUT_REQUIRED)
+        ]
+        if state.cancelling is not None:
+            cancelling = state.cancelling
+            self._cancel = CancelRequest(cancelling.reason, cancelling.by, cancelling.grace)
+            self._end(stopped=True)
+            return False
+        if state.recoveries > MAX_RECOVERIES:
+            message = f"the task lost its worker {state.recoveries} times"
+            self._fail(message, active[0].step.step_id if active else None, 0)
+            return False
+        for step in active:
+            journal.append(
+                e.StepRetrying(
+                    step.step.step_id,
+                    step.attempt,
+                    step.attempt + 1,
+                    0.0,
+                    f"the server stopped during attempt {step.attempt}",
+                    step.failures,
+                    "recovered",
+                )
+            )
+        failed = [
+            step
+            for step in state.steps.values()
+            if step.status in (StepStatus.FAILED, StepStatus.CANCELLED) and not step.degraded
+        ]
+        if failed:  # the crash fell between the step's failure and the task's
+            first = min(failed, key=lambda step: step.status is not StepStatus.FAILED)
+            message = first.error_message or "the task was being stopped"
+            self._fail(message, first.step.step_id, first.failures)
+        return not failed
+
+    async def _make_plan(self) -> ExecutionPlan | None:
+        """The task's own plan or the planner's; ``None`` where planning has failed."""
+        registry, spec, policy = self._around.registry, self._spec, RetryPolicy()
+        failures = 0
+        while True:
+            try:
+                plan = registry.given_plan(spec.agent, spec.plan)
+                if plan is None:
+                    plan = await self._ask_planner()
+                registry.check_plan(plan)
+                registry.check_params(spec.params, plan)
+            except AgentsrvError as error:
+                self._fail(f"planning failed: {error.message}", None, failures)
+                return None
+            except Exception as error:  # noqa: BLE001 - whatever an author's planner raises
+                failures += 1
+                _log.warning("planning of %s failed", self.state.task_id, exc_info=True)
+                if not policy.allows(failures):
+                    message = f"planning failed: {type(error).__name__}: {error}"
+                    self._fail(message, None, failures - 1)
+                    return None
+                await asyncio.sleep(policy.delay(failures))
+            else:
+                return plan
+
+    async def _ask_planner(self) -> ExecutionPlan:
+        planner = self._around.registry.planner
+        if planner is None:
+            raise AgentsrvError("the application has no planner; create needs an agent or a plan")
+        context = TaskContext(
+            task_id=self.state.task_id,
+            task_description=self._spec.task_description,
+            params=self._spec.params,
+            principal=self._owner,
+            searcher=self._around.search,
+        )
+        plan = await planner(self._spec.task_description, context)
+        if not isinstance(plan, ExecutionPlan):
+            raise TypeError(f"the planner returned {type(plan).__name__}; expected ExecutionPlan")
+        return plan
+
+    def _advance(self) -> None:
+        """Start every step whose dependencies are done; complete the task when all are."""
+        plan, steps = self.state.plan, self.state.steps
+        if plan is None or self._winding_down or self.journal.closed or self._cancel:
+            return
+        settled = {step_id for step_id, step in steps.items() if step.is_settled}
+        if len(settled) == len(steps):
+            self._complete()
+            return
+        for step in plan.ready(settled, self._begun):
+            self._begun.add(step.step_id)
+            self._start(step)
+
+    def _start(self, step: Step) -> None:
+        agent = self._around.registry[step.agent]
+        info = TaskInfo(
+            self.state.task_id,
+            self._spec.task_description,
+            self._spec.params,
+            self._owner,
+            self._around.search,
+        )
+        dependencies = {step_id: self.state.steps[step_id] for step_id in step.depends_on}
+        run = StepRun(step, agent, info, self.journal, dependencies)
+        self._spawn(partial(self._run_step, run), run)
+
+    async def _run_step(self, run: StepRun) -> None:
+        try:
+            outcome = await run.run()
+        except asyncio.CancelledError:
+            # An abandoned task is not a cancelled one: only a decision may stand in the log.
+            if self._winding_down and not self.journal.closed:
+                self.journal.append(run.cancelled_event)
+            raise
+        if outcome is Outcome.FAILED:
+            state = run.state
+            self._fail(state.error_message or "the step failed", run.step.step_id, state.failures)
+        else:
+            self._advance()
+
+    def _complete(self) -> None:
+        state = self.state
+        missing = state.missing_steps
+        self.journal.append(
+            e.TaskCompleted(
+                "completed",
+                state.written,
+                bool(missing),
+                missing,
+                state.elapsed(self._around.now()),
+            )
+        )
+
+    def _fail(self, message: str, step_id: str | None, retries: int) -> None:
+        """Stop what else runs, then end the task as failed."""
+        if self._winding_down or self.journal.closed:
+            return
+        self._winding_down = True
+        self._failure = (message, step_id, retries)
+        self._group.create_task(self._wind_down(self._around.grace))
+
+    async def _stop_for_cancel(self, request: CancelRequest) -> None:
+        try:
+            await self.journal.commit()
+        except AgentsrvError:
+            return  # the journal is lost, and with it this task
+        if not self._winding_down:
+            self._winding_down = True
+            await self._wind_down(request.grace)
+
+    async def _wind_down(self, grace: float) -> None:
+        """Cancel the work, give it ``grace`` seconds, and write the terminal event."""
+        own = asyncio.current_task()
+        work = {task for task in self._work if task is not own}
+        for task in work:
+            task.cancel()
+        late: set[asyncio.Task[None]] = set()
+        if work:
+            _, late = await asyncio.wait(work, timeout=grace)
+        self._end(stopped=not late)
+        if late:
+            _log.warning(
+                "task %s: %d steps still run %s s after they were cancelled; they are cut off",
+                self.state.task_id,
+                len(late),
+                grace,
+            )
+
+    def _cut_off(self) -> None:
+        """End the task while none of its code runs."""
+        work = list(self._work)
+        self._winding_down = True
+        self._end(stopped=True)
+        for task in work:
+            task.cancel()
+
+    def _end(self, *, stopped: bool) -> None:
+        """Write the end of each step that has none, then the task's."""
+        if self.journal.closed:
+            return
+        state, journal = self.state, self.journal
+        for step in list(state.steps.values()):
+            if step.status in (StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.INPUT_REQUIRED):
+                step_id = step.step.step_id
+                journal.append(e.StepCancelled(step_id, step.attempt, step.output))
+        if self._cancel is not None:
+            reason, by = self._cancel.reason, self._cancel.by
+            journal.append(e.TaskCancelled("cancelled", reason, by, stopped, state.written))
+            return
+        assert self._failure is not None
+        message, failed_step, retries = self._failure
+        for step in state.steps.values():
+            if step.status is StepStatus.PENDING:
+                because = f"step {failed_step} failed" if failed_step else "the task failed"
+                journal.append(e.StepSkipped(step.step.step_id, because))
+        journal.append(e.TaskFailed("failed", message, failed_step, retries, state.written))
+
+    def _on_lost(self, error: AgentsrvError) -> None:
+        _log.info("task %s is lost to this worker: %s", self.state.task_id, error)
+        for task in list(self._work):
+            task.cancel()

@@ -1,0 +1,279 @@
+"""StepRun: one step through its attempts, with time-outs, back-off and degradation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, Literal
+
+import orjson
+
+from agentsrv.agents.base import Agent, Search, StepContext
+from agentsrv.errors import PermanentError
+from agentsrv.models import events as e
+from agentsrv.models.plan import Step
+from agentsrv.models.retry import RetryPolicy
+from agentsrv.models.task import StepState
+from agentsrv.orchestrator.journal import Journal
+
+MAX_ERROR = 2000  # characters of an error message in the log
+
+_log = logging.getLogger("agentsrv.step")
+
+
+class Outcome(Enum):
+    """How a step ended."""
+
+    COMPLETED = auto()
+    DEGRADED = auto()
+    FAILED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """What is the same for every step of a task."""
+
+    task_id: str
+    description: str
+    params: Mapping[str, Any]
+    principal: str
+    search: Search
+
+
+class AttemptFailed(Exception):
+    """An attempt of a step failed; the message is what the log tells."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        permanent: bool = False,
+        reason: Literal["error", "timeout"] = "error",
+    ) -> None:
+        super().__init__(message)
+        self.message = message[:MAX_ERROR]
+        self.permanent = permanent
+        self.reason = reason
+
+
+class StepRun:
+    """One step on its way; ``run`` is a child of the task's TaskGroup.
+
+    Cancelling ``run`` cancels the agent at its next ``await`` and writes nothing: whether the
+    step is cancelled or only given up by this worker is for the runner to say.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        agent: Agent,
+        task: TaskInfo,
+        journal: Journal,
+        dependencies: Mapping[str, StepState],
+    ) -> None:
+        self.step = step
+        self.waiting = False
+        """Whether the step sits out a back-off, so that none of its code runs."""
+        self._agent = agent
+        self._task = task
+        self._journal = journal
+        self._dependencies = dependencies
+        retries = agent.retry.retries if step.max_retries is None else step.max_retries
+        self._policy = RetryPolicy(retries, agent.retry.base)
+        self._timeout = agent.timeout if step.timeout is None else step.timeout
+        self._offset = 0
+
+    @property
+    def state(self) -> StepState:
+        """The step as its log tells it."""
+        return self._journal.state.steps[self.step.step_id]
+
+    @property
+    def cancelled_event(self) -> e.StepCancelled:
+        """What the log says when the step is stopped now."""
+        state = self.state
+        return e.StepCancelled(self.step.step_id, state.attempt, state.output)
+
+    async def run(self) -> Outcome:
+        """Make attempts until one succeeds or none is left.
+
+        Raises:
+            asyncio.CancelledError: The runner stops the step; what it had written is kept.
+        """
+        while True:
+            try:
+                await self._attempt(self.state.attempt + 1)
+            except AttemptFailed as failure:
+                if _is_cancelled():
+                    raise asyncio.CancelledError from failure
+                if failure.permanent or not self._policy.allows(self.state.failures + 1):
+                    return self._fail(failure)
+                await self._back_off(failure)
+            else:
+                return Outcome.COMPLETED
+
+    async def _attempt(self, attempt: int) -> None:
+        step = self.step
+        self._offset = 0
+        self._journal.append(
+            e.StepStarted(step.step_id, attempt, self._agent.name, step.description)
+        )
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        result = await self._guarded(attempt)
+        duration = round(loop.time() - started, 6)
+        self._journal.append(
+            e.StepCompleted(
+                step.step_id, attempt, "completed", result, cached=False, duration=duration
+            )
+        )
+
+    async def _guarded(self, attempt: int) -> Any:
+        """Call the agent; whatever it raises becomes ``AttemptFailed`` or a cancellation."""
+        limit = asyncio.timeout(self._timeout)
+        try:
+            async with limit:
+                result = await self._call(self._context(attempt))
+            return _checked(result)
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            raise AttemptFailed("the agent raised CancelledError; nobody cancelled it") from None
+        except AttemptFailed:
+            raise
+        except PermanentError as error:
+            raise AttemptFailed(_describe(error), permanent=True) from error
+        except TimeoutError as error:
+            if limit.expired():
+                message = f"no result within {self._timeout} s"
+                raise AttemptFailed(message, reason="timeout") from error
+            raise AttemptFailed(_describe(error)) from error
+        except (Exception, SystemExit, KeyboardInterrupt, BaseExceptionGroup) as error:
+            extra = {"task_id": self._task.task_id}
+            _log.info("step %s failed", self._key, exc_info=True, extra=extra)
+            raise AttemptFailed(_describe(error)) from error
+
+    async def _call(self, context: StepContext) -> Any:
+        arguments = self._agent.arguments(self._task.params)
+        running = self._agent.run(self.step, context, **arguments)
+        if isinstance(running, AsyncIterator):
+            async with aclosing(running) as pieces:  # type: ignore[type-var]
+                async for piece in pieces:
+                    await self._write(context.attempt, piece)
+            return context.result
+        value = await running
+        if isinstance(value, str):
+            await self._write(context.attempt, value)
+            return context.result
+        return context.result if value is None else value
+
+    async def _write(self, attempt: int, piece: object) -> None:
+        if not isinstance(piece, str):
+            kind = type(piece).__name__
+            raise AttemptFailed(f"the agent yielded {kind}; expected str", permanent=True)
+        if not piece:
+            return
+        try:
+            piece.encode()
+        except UnicodeEncodeError as error:
+            message = f"the agent's text is not Unicode: {error}"
+            raise AttemptFailed(message, permanent=True) from error
+        self._journal.write(self.step.step_id, attempt, self._offset, piece)
+        self._offset += len(piece)
+        await self._journal.room()
+
+    async def _report(self, done: float, total: float | None, message: str) -> None:
+        attempt = self.state.attempt
+        self._journal.append(
+            e.StepProgress(self.step.step_id, attempt, done, total, message[:MAX_ERROR])
+        )
+        await self._journal.room()
+
+    def _context(self, attempt: int) -> StepContext:
+        done = {
+            step_id: state
+            for step_id, state in self._dependencies.items()
+            if state.is_settled and not state.degraded
+        }
+        return StepContext(
+            task_id=self._task.task_id,
+            task_description=self._task.description,
+            params=self._task.params,
+            principal=self._task.principal,
+            searcher=self._task.search,
+            attempt=attempt,
+            step_key=self._key,
+            outputs={step_id: state.output for step_id, state in done.items()},
+            results={
+                step_id: state.output if state.result is None else state.result
+                for step_id, state in done.items()
+            },
+            reporter=self._report,
+        )
+
+    @property
+    def _key(self) -> str:
+        return f"{self._task.task_id}/{self.step.step_id}"
+
+    def _fail(self, failure: AttemptFailed) -> Outcome:
+        degraded = self._agent.on_failure == "degrade"
+        state = self.state
+        self._journal.append(
+            e.StepFailed(
+                self.step.step_id,
+                state.attempt,
+                failure.message,
+                state.failures,
+                state.output,
+                degraded,
+            )
+        )
+        return Outcome.DEGRADED if degraded else Outcome.FAILED
+
+    async def _back_off(self, failure: AttemptFailed) -> None:
+        attempt, retry = self.state.attempt, self.state.failures + 1
+        delay = self._policy.delay(retry)
+        self._journal.append(
+            e.StepRetrying(
+                self.step.step_id,
+                attempt,
+                attempt + 1,
+                delay,
+                failure.message,
+                retry,
+                failure.reason,
+            )
+        )
+        self.waiting = True
+        await asyncio.sleep(delay)
+        self.waiting = False
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody has cancelled the step from outside and not taken it back."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _describe(error: BaseException) -> str:
+    kind = type(error).__name__
+    text = str(error).encode(errors="replace").decode()
+    return f"{kind}: {text}" if text else kind
+
+
+def _checked(result: Any) -> Any:
+    """The result, if the log can hold it: JSON as every program reads it."""
+    if result is None:
+        return None
+    try:
+        json.dumps(result, allow_nan=False)  # orjson would write NaN as null
+        orjson.dumps(result)
+    except (TypeError, ValueError, RecursionError) as error:
+        message = f"the agent's result is not JSON: {error}"
+        raise AttemptFailed(message, permanent=True) from error
+    return result

@@ -1,0 +1,315 @@
+"""Subscriptions: cursors into task logs; first what is logged, then what is live.
+
+A cursor is a number, not a queue. While its reader keeps up, committed events go straight to
+the reader; when the reader has no room, the cursor stays where it is and later reads on from
+the store. So resuming, replaying and following are one thing, and a slow reader costs a number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+from agentsrv.errors import AgentsrvError
+from agentsrv.models.events import is_life_cycle, is_terminal
+from agentsrv.store.base import Commit, Store
+
+PAGE = 100  # events read from the store at once
+
+
+class Sink(Protocol):
+    """Where a subscriber's events go: one connection."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether events may be delivered now; if not, ``Subscriber.resume`` is called later."""
+
+    def deliver(self, events: Sequence[bytes]) -> None:
+        """Take encoded events; must not wait."""
+
+    def caught_up(self, task_id: str, seq: int) -> None:
+        """Take note that all was delivered that was logged when a subscription began."""
+
+
+@dataclass(slots=True, eq=False)
+class _Cursor:
+    task_id: str
+    seq: int
+    """The last event that was delivered, or passed over."""
+    head: int
+    """The last event that is known to be committed."""
+    target: int | None
+    """Where the subscription has caught up; ``None`` once that was told, or is not to be."""
+    life_cycle: bool = False
+    """Whether only the task's own events are delivered."""
+    ended: bool = False
+    """Whether ``head`` is known to be the task's last event."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to deliver or to tell."""
+        return self.seq < self.head or self.seq == self.target
+
+
+class Hub:
+    """Hands each commit to the subscribers of its task. Owns the tasks that read the store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        store.on_commit = self._publish
+        self._by_task: dict[str, list[Subscriber]] = {}
+        self._by_owner: dict[str, set[Subscriber]] = {}
+        self._readers: set[asyncio.Task[None]] = set()
+
+    def follow(self, task_id: str, subscriber: Subscriber) -> None:
+        """Tell ``subscriber`` of the task's commits."""
+        self._by_task.setdefault(task_id, []).append(subscriber)
+
+    def leave(self, task_id: str, subscriber: Subscriber) -> None:
+        """Tell it no more."""
+        followers = self._by_task[task_id]
+        followers.remove(subscriber)
+        if not followers:
+            del self._by_task[task_id]
+
+    def follow_all(self, owner: str, subscriber: Subscriber) -> None:
+        """Tell ``subscriber`` of the commits of all tasks of ``owner``."""
+        self._by_owner.setdefault(owner, set()).add(subscriber)
+
+    def leave_all(self, owner: str, subscriber: Subscriber) -> None:
+        """Tell it no more."""
+        followers = self._by_owner.get(owner, set())
+        followers.discard(subscriber)
+        if not followers:
+            self._by_owner.pop(owner, None)
+
+    def read(self, subscriber: Subscriber) -> asyncio.Task[None]:
+        """Run the subscriber's reader."""
+        task = asyncio.create_task(subscriber.read())
+        self._readers.add(task)
+        task.add_done_callback(self._readers.discard)
+        return task
+
+    def _publish(self, commit: Commit) -> None:
+        for subscriber in list(self._by_task.get(commit.task_id, ())):
+            subscriber.notice(commit)
+        for subscriber in list(self._by_owner.get(commit.owner, ())):
+            subscriber.notice_life_cycle(commit)
+
+
+class Answer:
+    """The bracket around one command: no event that it causes is delivered within.
+
+    Leaving it by an exception takes back the subscriptions that were begun within; an earlier
+    subscription to the same task goes on.
+    """
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        self._subscriber = subscriber
+        self._kept: list[str] = []
+        self._replaced: list[tuple[str, _Cursor | None]] = []
+
+    def keep(self, task_id: str) -> None:
+        """Keep the task's events back until the bracket is left."""
+        held = self._subscriber.held
+        held[task_id] = held.get(task_id, 0) + 1
+        self._kept.append(task_id)
+
+    def is_followed(self, task_id: str) -> bool:
+        """Whether there is a subscription to the task."""
+        return self._subscriber.follows(task_id)
+
+    def follow(self, task_id: str, after: int) -> None:
+        """Follow a task behind event ``after``, in place of an earlier subscription.
+
+        Call it before the log's head is read, and tell the head with ``found``: an append in
+        between is then noticed.
+        """
+        self.keep(task_id)
+        self._replaced.append((task_id, self._subscriber.install(task_id, after)))
+
+    def found(self, task_id: str, head: int, *, ended: bool) -> None:
+        """Tell where the log of a task that is followed ends, and whether for good."""
+        self._subscriber.found(task_id, head, ended=ended)
+
+    def drop(self, task_id: str) -> None:
+        """Take back what ``follow`` began: there is no such task after all."""
+        self._subscriber.unsubscribe(task_id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            for task_id, before in reversed(self._replaced):
+                self._subscriber.restore(task_id, before)
+        held = self._subscriber.held
+        for task_id in self._kept:
+            held[task_id] -= 1
+            if not held[task_id]:
+                del held[task_id]
+        if self._kept:
+            self._subscriber.resume()
+
+
+class Subscriber:
+    """All subscriptions of one connection; ``close`` ends them."""
+
+    def __init__(self, hub: Hub, sink: Sink, principal: str) -> None:
+        self._hub = hub
+        self._sink = sink
+        self._principal = principal
+        self._cursors: dict[str, _Cursor] = {}
+        self._life_cycles: dict[str, _Cursor] = {}
+        """Of ``all``: the tasks whose life cycle could not be told at once."""
+        self.held: dict[str, int] = {}
+        """How many answers under way keep a task's events back."""
+        self._reader: asyncio.Task[None] | None = None
+        self._all = False
+
+    def __len__(self) -> int:
+        """How many tasks are followed."""
+        return len(self._cursors)
+
+    def follows(self, task_id: str) -> bool:
+        """Whether the task is followed."""
+        return task_id in self._cursors
+
+    def answering(self) -> Answer:
+        """Open the bracket around carrying out a command and sending its reply."""
+        return Answer(self)
+
+    def install(self, task_id: str, after: int) -> _Cursor | None:
+        """Put a new cursor behind event ``after``; return the one that it replaces."""
+        before = self._cursors.get(task_id)
+        if before is None:
+            self._hub.follow(task_id, self)
+        self._cursors[task_id] = _Cursor(task_id, after, 0, None)
+        return before
+
+    def restore(self, task_id: str, before: _Cursor | None) -> None:
+        """Take ``install`` back."""
+        if before is None:
+            self.unsubscribe(task_id)
+        elif task_id in self._cursors:
+            before.head = max(before.head, self._cursors[task_id].head)
+            self._cursors[task_id] = before
+
+    def found(self, task_id: str, head: int, *, ended: bool) -> None:
+        """See ``Answer.found``; without effect where the task is followed no more."""
+        cursor = self._cursors.get(task_id)
+        if cursor is not None:
+            cursor.head = max(cursor.head, head)
+            cursor.target = head
+            cursor.ended = ended
+
+    def unsubscribe(self, task_id: str) -> bool:
+        """Follow a task no more; return whether it was followed."""
+        if self._cursors.pop(task_id, None) is None:
+            return False
+        self._hub.leave(task_id, self)
+        return True
+
+    def subscribe_all(self) -> None:
+        """Follow the life cycle of all tasks of the principal, from now on."""
+        self._all = True
+        self._hub.follow_all(self._principal, self)
+
+    def unsubscribe_all(self) -> bool:
+        """Follow them no more; return whether they were followed."""
+        was, self._all = self._all, False
+        self._hub.leave_all(self._principal, self)
+        self._life_cycles.clear()
+        return was
+
+    def close(self) -> None:
+        """End everything; nothing is delivered after this."""
+        for task_id in list(self._cursors):
+            self.unsubscribe(task_id)
+        self.unsubscribe_all()
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def resume(self) -> None:
+        """Go on, because there is room again or something to read."""
+        if self._reader is None and self._sink.has_room and self._behind() is not None:
+            self._reader = self._hub.read(self)
+
+    def notice(self, commit: Commit) -> None:
+        """Take a commit of a task that is followed."""
+        cursor = self._cursors[commit.task_id]
+        cursor.head = commit.after + len(commit.events)
+        if cursor.seq == commit.after and self._may_deliver(cursor):
+            self._deliver(cursor, commit.events)
+        else:
+            self.resume()
+
+    def notice_life_cycle(self, commit: Commit) -> None:
+        """Take a commit of one of the principal's tasks."""
+        if commit.task_id in self._cursors or not any(map(is_life_cycle, commit.events)):
+            return
+        head = commit.after + len(commit.events)
+        cursor = self._life_cycles.get(commit.task_id)
+        if cursor is not None:
+            cursor.head = head
+            return
+        cursor = _Cursor(commit.task_id, commit.after, head, None, life_cycle=True)
+        if self._may_deliver(cursor):
+            self._deliver(cursor, commit.events)
+        else:
+            self._life_cycles[commit.task_id] = cursor
+            self.resume()
+
+    async def read(self) -> None:
+        """Read what the cursors are behind with, while there is room."""
+        try:
+            while self._sink.has_room and (cursor := self._behind()) is not None:
+                events: Sequence[bytes] = ()
+                if cursor.seq != cursor.target:
+                    wanted = PAGE if cursor.target is None else cursor.target - cursor.seq
+                    limit = min(PAGE, wanted)
+                    events = await self._hub.store.read(cursor.task_id, cursor.seq, limit)
+                    if not events:
+                        cursor.head = cursor.seq  # the log is gone: it was too old to keep
+                if self._is_current(cursor) and cursor.task_id not in self.held:
+                    self._deliver(cursor, events)
+        except AgentsrvError:
+            pass  # the store cannot be read now; the log waits, and so does the client
+        finally:
+            self._reader = None
+
+    def _may_deliver(self, cursor: _Cursor) -> bool:
+        # While the reader works on this connection, order is kept by letting it do all of it.
+        return self._reader is None and cursor.task_id not in self.held and self._sink.has_room
+
+    def _behind(self) -> _Cursor | None:
+        for cursors in (self._cursors, self._life_cycles):
+            for cursor in cursors.values():
+                if cursor.waits and cursor.task_id not in self.held:
+                    return cursor
+        return None
+
+    def _is_current(self, cursor: _Cursor) -> bool:
+        cursors = self._life_cycles if cursor.life_cycle else self._cursors
+        return cursors.get(cursor.task_id) is cursor
+
+    def _deliver(self, cursor: _Cursor, events: Sequence[bytes]) -> None:
+        cursor.seq += len(events)
+        if events and is_terminal(events[-1]):
+            cursor.ended = True
+        chosen = list(filter(is_life_cycle, events)) if cursor.life_cycle else events
+        if chosen:
+            self._sink.deliver(chosen)
+        if cursor.seq == cursor.target:
+            self._tell(cursor)
+        if cursor.life_cycle and cursor.seq >= cursor.head:
+            self._life_cycles.pop(cursor.task_id, None)
+        elif cursor.ended and cursor.seq >= cursor.head and not cursor.life_cycle:
+            self.unsubscribe(cursor.task_id)
+
+    def _tell(self, cursor: _Cursor) -> None:
+        assert cursor.target is not None
+        self._sink.caught_up(cursor.task_id, cursor.target)
+        cursor.target = None

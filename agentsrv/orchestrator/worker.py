@@ -1,0 +1,121 @@
+"""Worker: claims tasks while it has slots, runs them, recovers and drains."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from agentsrv.errors import AgentsrvError, InvalidState
+from agentsrv.models.task import TaskState
+from agentsrv.orchestrator.runner import Surroundings, TaskRunner
+from agentsrv.store.base import Lease, Store
+
+PAGE = 500  # events read at once when a log is folded
+
+_log = logging.getLogger("agentsrv.worker")
+
+
+class Worker:
+    """Runs up to ``concurrency`` tasks; owns the tasks of asyncio in which they run.
+
+    A slot is free again when nothing of its task runs any more, however long ago the task was
+    cancelled on the wire.
+    """
+
+    def __init__(self, around: Surroundings, concurrency: int) -> None:
+        self._around = around
+        self._concurrency = concurrency
+        self._live: dict[str, TaskRunner] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        around.store.on_ready = self._wake.set
+        self._loop_task: asyncio.Task[None] | None = None
+        self._draining = False
+
+    @property
+    def running(self) -> int:
+        """Slots that are taken."""
+        return len(self._tasks)
+
+    def live(self, task_id: str) -> TaskRunner | None:
+        """The task's runner, where it runs here."""
+        return self._live.get(task_id)
+
+    def start(self) -> None:
+        """Begin to claim."""
+        self._loop_task = asyncio.create_task(self._claim_forever(), name="agentsrv-worker")
+
+    async def drain(self, timeout: float) -> int:  # noqa: ASYNC109 - both phases share it
+        """Claim nothing more, let tasks end for ``timeout`` seconds, then give up the rest.
+
+        A task that was given up has no event of it in its log; it goes on behind its completed
+        steps wherever it is claimed next.
+
+        Returns:
+            How many tasks still run code that does not stop.
+        """
+        self._draining = True
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            await asyncio.wait({self._loop_task})
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout)
+        for runner in list(self._live.values()):
+            runner.abandon()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._around.grace)
+        return len(self._tasks)
+
+    async def _claim_forever(self) -> None:
+        while True:
+            self._wake.clear()
+            free = self._concurrency - len(self._tasks)
+            leases: Sequence[Lease] = ()
+            if free > 0:
+                try:
+                    leases = await self._around.store.claim(self._around.node, free)
+                except AgentsrvError as error:
+                    _log.error("no more tasks are claimed: %s", error)
+                    return
+            for lease in leases:
+                task = asyncio.create_task(self._run(lease), name=f"task {lease.task_id}")
+                self._tasks.add(task)
+                task.add_done_callback(self._done)
+            if len(leases) < free or not free:
+                await self._wake.wait()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._wake.set()
+
+    async def _run(self, lease: Lease) -> None:
+        try:
+            state = await load_state(self._around.store, lease.task_id)
+            if state.status.is_terminal or self._draining:
+                await self._around.store.release(lease.task_id, lease.epoch)
+                return
+            runner = TaskRunner(lease, state, self._around)
+            self._live[lease.task_id] = runner
+            try:
+                await runner.run()
+            finally:
+                del self._live[lease.task_id]
+        except (AgentsrvError, BaseExceptionGroup):
+            _log.exception("task %s: its run broke off", lease.task_id)
+
+
+async def load_state(store: Store, task_id: str) -> TaskState:
+    """Fold a task's whole log.
+
+    Raises:
+        InvalidState: There is no such task, or its log is damaged.
+    """
+    log: list[bytes] = []
+    while page := await store.read(task_id, len(log), PAGE):
+        log.extend(page)
+        if len(page) < PAGE:
+            break
+    if not log:
+        raise InvalidState(f"task {task_id} has no log")
+    return TaskState.fold(task_id, log)
