@@ -1,0 +1,5 @@
+"""``python -m agentsrv``: the command line."""
+
+from agentsrv.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Sockets: the listener, the connections, and plain HTTP on the same port."""

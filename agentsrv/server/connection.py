@@ -1,0 +1,175 @@
+"""The I/O around one Session: frames in, commands carried out, answers and events out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Sequence
+from typing import Any, Final
+
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+
+from agentsrv.errors import AgentsrvError, Internal, Overloaded
+from agentsrv.models import commands as c
+from agentsrv.orchestrator.orchestrator import Orchestrator
+from agentsrv.orchestrator.subscriptions import Answer, Hub, Subscriber
+from agentsrv.protocol import frames, shell
+from agentsrv.protocol.session import Refusal, Request, Session
+from agentsrv.server.outbox import OutboxConnection
+
+MAX_UNDER_WAY: Final = 32  # commands of one connection that are carried out at the same time
+BAD_FRAMES: Final = 4400  # close code: too many frames in a row that were no commands
+
+_log = logging.getLogger("agentsrv.connection")
+
+
+class Connection:
+    """One client.
+
+    Owns its commands under way and its subscriptions; the tasks that it started live elsewhere
+    and go on without it.
+
+    Commands with an ``id`` are carried out concurrently, up to ``MAX_UNDER_WAY``, and may be
+    answered in another order; one without is carried out after all before it, and alone.
+    """
+
+    def __init__(
+        self,
+        socket: OutboxConnection,
+        orchestrator: Orchestrator,
+        hub: Hub,
+        *,
+        principal: str,
+        max_subscriptions: int,
+    ) -> None:
+        self._socket = socket
+        self._orchestrator = orchestrator
+        self._principal = principal
+        self._max_subscriptions = max_subscriptions
+        self._session = Session()
+        self._subscriber = Subscriber(hub, self, principal)
+        self._under_way: set[asyncio.Task[None]] = set()
+        socket.on_room = self._subscriber.resume
+
+    async def run(self, hello: bytes) -> None:
+        """Serve the client until either side closes."""
+        self._socket.post([hello])
+        try:
+            async with asyncio.TaskGroup() as group:
+                await self._receive(group)
+        except ConnectionClosed:
+            pass
+        finally:
+            self._subscriber.close()
+
+    # The subscriber's sink.
+
+    @property
+    def has_room(self) -> bool:
+        """See ``Sink.has_room``."""
+        return self._socket.has_room
+
+    def deliver(self, events: Sequence[bytes]) -> None:
+        """See ``Sink.deliver``."""
+        self._socket.post(events)
+
+    def caught_up(self, task_id: str, seq: int) -> None:
+        """See ``Sink.caught_up``."""
+        self._socket.post([frames.caught_up(task_id, seq)])
+
+    async def _receive(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            try:
+                message = await self._socket.recv()
+            except ConnectionClosed:
+                return
+            if isinstance(message, bytes):
+                await self._close(CloseCode.UNSUPPORTED_DATA, "expected text frames")
+                return
+            received = self._session.receive(message)
+            if isinstance(received, Refusal):
+                self._socket.post([received.frame])
+                if received.is_last:
+                    await self._close(BAD_FRAMES, "too many bad frames in a row")
+                    return
+            elif received.command.id is None:
+                await self._settle(0)
+                await self._answer(received)
+            else:
+                await self._settle(MAX_UNDER_WAY - 1)
+                task = group.create_task(self._answer(received))
+                self._under_way.add(task)
+                task.add_done_callback(self._under_way.discard)
+
+    async def _settle(self, most: int) -> None:
+        """Wait until at most ``most`` commands are under way."""
+        while len(self._under_way) > most:
+            await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _close(self, code: int, reason: str) -> None:
+        self._socket.flush()
+        await self._socket.close(code, reason)
+
+    async def _answer(self, request: Request) -> None:
+        command_id = request.command.id
+        try:
+            with self._subscriber.answering() as answer:
+                result = await self._carry_out(request, answer)
+                self._session.latest_task = result.get("task_id", self._session.latest_task)
+                self._socket.post([frames.reply(request.name, command_id, result)])
+        except AgentsrvError as refusal:
+            self._socket.post([frames.error(request.name, command_id, refusal)])
+        except Exception:  # noqa: BLE001 - told with an incident id; the connection lives
+            incident = uuid.uuid4().hex[:12]
+            _log.exception("incident %s while carrying out %s", incident, request.name)
+            fault = Internal(f"the server has a fault; its log tells of incident {incident}")
+            self._socket.post([frames.error(request.name, command_id, fault)])
+
+    async def _carry_out(self, request: Request, answer: Answer) -> dict[str, Any]:
+        command, orchestrator, principal = request.command, self._orchestrator, self._principal
+        if request.names_task:
+            prefix = getattr(command, "task_id")  # noqa: B009 - only commands with a task
+            task_id = await orchestrator.resolve(principal, prefix)
+            command = command.model_copy(update={"task_id": task_id})
+        match command:
+            case c.Create():
+                self._check_room(wanted=command.execute and command.subscribe)
+                return await orchestrator.create(principal, command, answer)
+            case c.Execute():
+                self._check_room(wanted=command.subscribe)
+                return await orchestrator.execute(principal, command, answer)
+            case c.Status():
+                return await orchestrator.status(principal, command.task_id)
+            case c.List():
+                return await orchestrator.list(principal, command)
+            case c.Cancel():
+                return await orchestrator.cancel(principal, command, answer)
+            case c.Subscribe(all=True):
+                self._subscriber.subscribe_all()
+                return {}
+            case c.Subscribe():
+                self._check_room(wanted=True)
+                return await orchestrator.subscribe(principal, command, answer)
+            case c.Unsubscribe(all=True):
+                self._subscriber.unsubscribe_all()
+                return {}
+            case c.Unsubscribe():
+                self._subscriber.unsubscribe(command.task_id or "")
+                return {}
+            case c.Agents():
+                return orchestrator.agents()
+            case c.Ping():
+                return {}
+            case c.Help():
+                return {"commands": c.EXAMPLES, "lines": shell.usage()}
+            case _:
+                raise AssertionError(f"no way to carry out {command!r}")
+
+    def _check_room(self, *, wanted: bool) -> None:
+        if wanted and len(self._subscriber) >= self._max_subscriptions:
+            raise Overloaded(
+                f"this connection follows {len(self._subscriber)} tasks, which is the limit; "
+                "unsubscribe from some, or send subscribe: false"
+            )

@@ -1,0 +1,78 @@
+"""Plain HTTP on the WebSocket's port: health, and a word to those who came by browser."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import urlsplit
+
+from websockets.asyncio.server import ServerConnection
+from websockets.http11 import Request, Response
+
+WEBSOCKET_PATHS: Final = ("/", "/ws")
+LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Doorkeeper:
+    """Decides about each HTTP request: plain answer, refusal, or on to the handshake.
+
+    A web page of another origin must not reach a server on this machine, and a name that only
+    resolves to it (DNS rebinding) is not its name; so both headers are checked on loopback too.
+    """
+
+    def __init__(self, host: str) -> None:
+        self._hosts = LOOPBACK | {host}
+        self._any_host = host in ("0.0.0.0", "::", "")  # noqa: S104 - compared, not bound
+
+    def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
+        """The answer, or ``None`` to go on with the WebSocket handshake."""
+        path = urlsplit(request.path).path
+        refusal = self._refuse(connection, request)
+        if refusal is not None:
+            return refusal
+        if "websocket" not in request.headers.get("Upgrade", "").lower():
+            return _plain(connection, path)
+        if path not in WEBSOCKET_PATHS:
+            return connection.respond(
+                HTTPStatus.NOT_FOUND, f"No WebSocket at {path}; there is one at / and /ws.\n"
+            )
+        return None
+
+    def _refuse(self, connection: ServerConnection, request: Request) -> Response | None:
+        hosts = request.headers.get_all("Host")
+        origins = request.headers.get_all("Origin")
+        if len(hosts) != 1 or len(origins) > 1:
+            return connection.respond(
+                HTTPStatus.BAD_REQUEST,
+                f"Found {len(hosts)} Host and {len(origins)} Origin headers; "
+                "expected one Host and at most one Origin.\n",
+            )
+        if not self._any_host and _hostname(f"//{hosts[0]}") not in self._hosts:
+            return connection.respond(
+                HTTPStatus.FORBIDDEN, f"{hosts[0]!r} is not a name of this server.\n"
+            )
+        if origins and urlsplit(origins[0]).netloc.lower() != hosts[0].lower():
+            return connection.respond(
+                HTTPStatus.FORBIDDEN, f"Pages of {origins[0]!r} may not use this server.\n"
+            )
+        return None
+
+
+def _plain(connection: ServerConnection, path: str) -> Response:
+    if path == "/healthz":
+        return connection.respond(HTTPStatus.OK, "ok\n")
+    if path in WEBSOCKET_PATHS:
+        response = connection.respond(
+            HTTPStatus.UPGRADE_REQUIRED,
+            "This is agentsrv. Speak WebSocket to it, for example: wscat -c ws://HOST:PORT\n",
+        )
+        response.headers["Upgrade"] = "websocket"
+        return response
+    return connection.respond(HTTPStatus.NOT_FOUND, f"Nothing at {path}.\n")
+
+
+def _hostname(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None

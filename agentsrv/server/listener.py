@@ -1,0 +1,143 @@
+"""Listener: accepts connections, tells them when the server goes, closes them in time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.frames import CloseCode
+from websockets.typing import Subprotocol
+
+from agentsrv.models.commands import COMMANDS, MAX_DESCRIPTION
+from agentsrv.orchestrator.orchestrator import Orchestrator
+from agentsrv.orchestrator.subscriptions import Hub
+from agentsrv.protocol import PROTOCOL, frames
+from agentsrv.protocol.strict_json import MAX_DEPTH
+from agentsrv.server.connection import Connection
+from agentsrv.server.http import Doorkeeper
+from agentsrv.server.outbox import OutboxConnection
+from agentsrv.settings import Settings
+
+PRINCIPAL: Final = "anonymous"  # who everybody is
+BACKLOG: Final = 1024  # connections that the kernel holds until they are accepted
+CLOSE_TIMEOUT: Final = 5.0  # seconds for a closing handshake
+RECONNECT_IN: Final = 1.0  # seconds that clients should wait when the server restarts
+
+
+class Listener:
+    """The port. Owns the handlers of all connections."""
+
+    def __init__(
+        self, orchestrator: Orchestrator, hub: Hub, settings: Settings, *, version: str
+    ) -> None:
+        self._orchestrator = orchestrator
+        self._hub = hub
+        self._settings = settings
+        self._version = version
+        self._sockets: set[OutboxConnection] = set()
+        self._server: Server
+
+    @property
+    def port(self) -> int:
+        """The TCP port that is listened on."""
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def start(self) -> None:
+        """Bind and accept.
+
+        Raises:
+            OSError: The address is taken or not this machine's.
+        """
+        settings = self._settings
+        self._server = await serve(
+            self._handle,
+            settings.host,
+            settings.port,
+            create_connection=_factory(settings.stall_timeout),
+            process_request=Doorkeeper(settings.host),
+            select_subprotocol=_select_subprotocol,
+            compression=None,  # costs a quarter of the events/s and 40 KiB per connection
+            server_header=f"agentsrv/{self._version}",
+            open_timeout=settings.open_timeout,
+            ping_interval=settings.ping_interval,
+            ping_timeout=settings.ping_timeout,
+            close_timeout=CLOSE_TIMEOUT,
+            max_size=settings.max_frame,
+            logger=logging.getLogger("agentsrv.websocket"),
+            backlog=BACKLOG,
+        )
+
+    def say_goodbye(self, reason: str) -> None:
+        """Accept no more, and tell every client that the server is about to close."""
+        self._server.close(close_connections=False)
+        for socket in self._sockets:
+            socket.post([frames.goaway(reason, RECONNECT_IN)])
+
+    async def close(self) -> None:
+        """Close every connection with 1012; end also those that do not answer.
+
+        Returns after at most ``CLOSE_TIMEOUT`` and a second, whatever the clients do.
+        """
+        closing = [
+            asyncio.create_task(_close(socket, CloseCode.SERVICE_RESTART))
+            for socket in self._sockets
+        ]
+        if closing:
+            await asyncio.wait(closing, timeout=CLOSE_TIMEOUT)
+        for socket in list(self._sockets):
+            socket.transport.abort()
+        handlers = set(self._server.handler_tasks)
+        if handlers:
+            await asyncio.wait(handlers, timeout=0.5)
+        for handler in self._server.handler_tasks:
+            handler.cancel()  # stuck: Server.wait_closed() would wait for it for ever
+
+    async def _handle(self, socket: ServerConnection) -> None:
+        assert isinstance(socket, OutboxConnection)
+        if len(self._sockets) >= self._settings.max_connections:
+            await socket.close(CloseCode.TRY_AGAIN_LATER, "too many connections")
+            return
+        connection = Connection(
+            socket,
+            self._orchestrator,
+            self._hub,
+            principal=PRINCIPAL,
+            max_subscriptions=self._settings.max_subscriptions,
+        )
+        self._sockets.add(socket)
+        try:
+            await connection.run(self._hello(socket))
+        finally:
+            self._sockets.discard(socket)
+
+    def _hello(self, socket: OutboxConnection) -> bytes:
+        settings = self._settings
+        return frames.hello(
+            version=self._version,
+            connection_id=str(socket.id),
+            authenticated=False,
+            limits={
+                "max_frame": settings.max_frame,
+                "max_depth": MAX_DEPTH,
+                "max_description": MAX_DESCRIPTION,
+                "max_subscriptions": settings.max_subscriptions,
+                "queue_limit": settings.queue_limit,
+            },
+            commands=list(COMMANDS),
+        )
+
+
+def _factory(stall_timeout: float) -> Any:
+    return type("Connection", (OutboxConnection,), {"stall_timeout": stall_timeout})
+
+
+def _select_subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    return Subprotocol(PROTOCOL) if PROTOCOL in offered else None
+
+
+async def _close(socket: OutboxConnection, code: CloseCode) -> None:
+    socket.flush()
+    await socket.close(code, "the server restarts")
