@@ -1,0 +1,283 @@
+"""Words and sentences of English text: splitting, stop-words, stems.
+
+Everything here is a pure function of its arguments: no I/O, no clock, no randomness, so the
+same text always gives the same sentences and the same terms.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+
+# Function words, and the words that questions are made of ("how", "explain", "please"): they say
+# what kind of answer is wanted, and match in every passage.
+STOP_WORDS: frozenset[str] = frozenset(
+    """
+    a about above across actually after again against all almost along already also although
+    always am among an and another any anyone anything are aren't around as at away back be became
+    because become becomes been before behind being below between both but by came can can't
+    cannot come could couldn't did didn't do does doesn't doing don't done down due during each
+    either else enough especially etc even ever every everything few for from further gave get
+    gets getting give gives given go goes going gone got had hadn't has hasn't have haven't having
+    he hence her here hers herself him himself his how however i i'd i'll i'm i've if in indeed
+    instead into is isn't it it's its itself just keep kept know known largely least less let
+    let's like likely made mainly make makes making many may maybe me might mine more moreover
+    most mostly much must my myself nearly need needs neither never nevertheless next no none nor
+    not nothing now of off often on once one ones only onto or other others otherwise ought our
+    ours ourselves out over own per perhaps please put quite rather really regarding same say
+    says see seem seems seen shall she should shouldn't since so some someone something somewhat
+    sometimes soon still such take taken takes tell than that that's the their theirs them
+    themselves then there there's thereby therefore these they they're thing things this those
+    though through throughout thus to together too toward towards two under unless until up upon
+    us use used uses using usually various very via want wants was wasn't way ways we we'll we're
+    we've well were weren't what what's when where whereas whether which while who whom whose why
+    will with within without won't would wouldn't yes yet you you'll you're you've your yours
+    yourself
+    advantage advantages affect affected affects answer apply avoid best better compare cons deal
+    describe detail details difference differences discuss drawback drawbacks example examples
+    explain explanation find good handle handled handles handling happen happens help helps impact
+    impacts important influence influences information involved kind kinds list matter matters mean
+    means overview people please possible problem problems pros question relate related report show
+    summarise summarize summary talk topic versus vs work working works write
+    """.split()
+)
+
+# Spellings and short forms of one term. The first member gives the stem, a search tries them all.
+SPELLINGS: tuple[tuple[str, ...], ...] = (
+    ("asynchronous", "async", "asyncio"),
+    ("authentication", "auth"),
+    ("backoff", "back-off"),
+    ("backpressure", "back-pressure"),
+    ("configuration", "config"),
+    ("database", "db"),
+    ("documentation", "docs"),
+    ("environment", "env"),
+    ("i/o", "io"),
+    ("license", "licence"),
+    ("licenses", "licences"),
+    ("performance", "perf"),
+    ("repository", "repo"),
+    ("synchronous", "sync"),
+    ("timeout", "time-out"),
+)
+_SPELLINGS = {word: group for group in SPELLINGS for word in group}
+
+_WORD = re.compile(
+    r"[iI]/[oO](?![a-z])|(?:[bB]ack-(?:off|pressure)|[tT]ime-out)s?(?!\w)|[^\W_]+(?:['’][^\W_]+)*"
+)
+_BOUNDARY = re.compile(r"([.!?…]+[\"'”’)\]]*)\s+(?=[\"'“‘(\[]*[^\Wa-z_])")
+_PARAGRAPH = re.compile(r"\n[^\S\n]*\n")
+_ABBREVIATIONS = frozenset(
+    "al approx ca cf ch chap co corp dept dr e.g ed eds eg eq est fig figs i.e ie inc incl jr ltd"
+    " misc mr mrs ms p para pp prof ref resp sect sr st vol vols vs".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A content word: as it was written, and the stem that all its forms share."""
+
+    surface: str
+    stem: str
+
+
+def words(text: str) -> list[str]:
+    """Return the words of ``text`` in order, as written; ``I/O`` is one word."""
+    return _WORD.findall(text)
+
+
+def word_at(text: str, start: int) -> str:
+    """Return the word of ``text`` that begins at ``start``, or the empty string."""
+    match = _WORD.match(text, start)
+    return match[0] if match else ""
+
+
+def terms(text: str) -> list[Term]:
+    """Return the content words of ``text`` in order: no stop-words, no lone letters."""
+    found = []
+    for word in words(text):
+        stem = content_stem(word)
+        if stem:
+            found.append(Term(word, stem))
+    return found
+
+
+def stems(text: str) -> list[str]:
+    """Return the stems of the content words of ``text``, in order and with repetitions."""
+    return [stem for word in words(text) if (stem := content_stem(word))]
+
+
+@lru_cache(maxsize=1 << 16)
+def content_stem(word: str) -> str:
+    """Return the stem of ``word``, or the empty string for a stop-word or a lone letter."""
+    folded = fold(word)
+    if folded in STOP_WORDS or len(folded) == 1:
+        return ""
+    folded = spellings(folded)[0]
+    return stem(folded.removesuffix("'s").replace("-", ""))
+
+
+def spellings(word: str) -> tuple[str, ...]:
+    """Return the spellings of a folded ``word`` that count as one term; often only itself."""
+    return _SPELLINGS.get(word, (word,))
+
+
+@lru_cache(maxsize=1 << 16)
+def fold(word: str) -> str:
+    """Return ``word`` in lower case, without accents and with a straight apostrophe."""
+    if word.isascii():
+        return word.lower()
+    decomposed = unicodedata.normalize("NFKD", word.replace("’", "'")).casefold()
+    return "".join(char for char in decomposed if not unicodedata.combining(char))
+
+
+def sentences(text: str) -> list[str]:
+    """Split ``text`` into sentences; an empty line always ends one.
+
+    No character but white space is added, lost or moved, each sentence is non-empty, stripped
+    and has single spaces. A full stop does not end a sentence after a known abbreviation or an
+    initial, nor before a word in lower case.
+    """
+    found: list[str] = []
+    for paragraph in _PARAGRAPH.split(text):
+        line = " ".join(paragraph.split())
+        start = 0
+        for match in _BOUNDARY.finditer(line):
+            if _ends_sentence(line[start : match.end(1)]):
+                found.append(line[start : match.end(1)])
+                start = match.end()
+        if line[start:]:
+            found.append(line[start:])
+    return found
+
+
+def _ends_sentence(piece: str) -> bool:
+    if not piece.endswith("."):
+        return True
+    last = piece[:-1].rsplit(" ", 1)[-1].lstrip("([\"'“‘")
+    initial = len(last) == 1 and last.isalpha() and last != "I"
+    # "1." and "2.3." at the start of a piece number what follows
+    number = " " not in piece and last.replace(".", "").isdigit()
+    return not (initial or number or last.lower() in _ABBREVIATIONS)
+
+
+# --- the stemmer: M. F. Porter, "An algorithm for suffix stripping", Program 14(3), 1980 -------
+# The same algorithm as SQLite's `porter` tokenizer, so what the index matches is counted here too.
+
+_STEP2 = (
+    ("ational", "ate"), ("tional", "tion"), ("enci", "ence"), ("anci", "ance"), ("izer", "ize"),
+    ("logi", "log"), ("bli", "ble"), ("alli", "al"), ("entli", "ent"), ("eli", "e"),
+    ("ousli", "ous"), ("ization", "ize"), ("ation", "ate"), ("ator", "ate"), ("alism", "al"),
+    ("iveness", "ive"), ("fulness", "ful"), ("ousness", "ous"), ("aliti", "al"), ("iviti", "ive"),
+    ("biliti", "ble"),
+)  # fmt: skip
+_STEP3 = (
+    ("icate", "ic"), ("ative", ""), ("alize", "al"), ("iciti", "ic"), ("ical", "ic"),
+    ("ful", ""), ("ness", ""),
+)  # fmt: skip
+_STEP4 = (
+    "al", "ance", "ence", "er", "ic", "able", "ible", "ant", "ement", "ment", "ent", "ion", "ou",
+    "ism", "ate", "iti", "ous", "ive", "ize",
+)  # fmt: skip
+
+
+MIN_STEMMED = 3  # letters
+
+
+def stem(word: str) -> str:
+    """Return the Porter stem of a folded ``word``, as it is if shorter than `MIN_STEMMED`."""
+    if len(word) < MIN_STEMMED or not word.isascii():
+        return word
+    word = _plural(word)
+    word = _past(word)
+    if word.endswith("y") and _has_vowel(word[:-1]):
+        word = word[:-1] + "i"
+    word = _replace(word, _STEP2)
+    word = _replace(word, _STEP3)
+    word = _strip(word)
+    return _tidy(word)
+
+
+def _shape(part: str) -> str:
+    """Return one letter per letter of ``part``: v for a vowel, c for a consonant."""
+    shape = ""
+    for index, char in enumerate(part):
+        vowel = char in "aeiou" or (char == "y" and index > 0 and shape[-1] == "c")
+        shape += "v" if vowel else "c"
+    return shape
+
+
+def _measure(part: str) -> int:
+    """Return Porter's m: how often a vowel is followed by a consonant."""
+    return _shape(part).count("vc")
+
+
+def _has_vowel(part: str) -> bool:
+    return "v" in _shape(part)
+
+
+def _double(word: str) -> bool:
+    return len(word) > 1 and word[-1] == word[-2] and _shape(word)[-1] == "c"
+
+
+def _short(word: str) -> bool:
+    return _shape(word)[-3:] == "cvc" and word[-1] not in "wxy"
+
+
+def _plural(word: str) -> str:
+    if word.endswith(("sses", "ies")):
+        return word[:-2]
+    if word.endswith("s") and not word.endswith("ss"):
+        return word[:-1]
+    return word
+
+
+def _past(word: str) -> str:
+    if word.endswith("eed"):
+        return word[:-1] if _measure(word[:-3]) > 0 else word
+    for suffix in ("ed", "ing"):
+        base = word.removesuffix(suffix)
+        if base == word:
+            continue
+        if not _has_vowel(base):
+            return word
+        if base.endswith(("at", "bl", "iz")):
+            return base + "e"
+        if _double(base) and base[-1] not in "lsz":
+            return base[:-1]
+        return base + "e" if _measure(base) == 1 and _short(base) else base
+    return word
+
+
+def _replace(word: str, rules: tuple[tuple[str, str], ...]) -> str:
+    # the longest suffix decides: "ational" before "ation"
+    matching = [rule for rule in rules if word.endswith(rule[0])]
+    if not matching:
+        return word
+    suffix, replacement = max(matching, key=lambda rule: len(rule[0]))
+    base = word[: -len(suffix)]
+    return base + replacement if _measure(base) > 0 else word
+
+
+def _strip(word: str) -> str:
+    matching = [suffix for suffix in _STEP4 if word.endswith(suffix)]
+    if not matching:
+        return word
+    suffix = max(matching, key=len)
+    base = word[: -len(suffix)]
+    if _measure(base) <= 1 or (suffix == "ion" and not base.endswith(("s", "t"))):
+        return word
+    return base
+
+
+def _tidy(word: str) -> str:
+    if word.endswith("e"):
+        base = word[:-1]
+        measure = _measure(base)
+        if measure > 1 or (measure == 1 and not _short(base)):
+            word = base
+    if word.endswith("ll") and _measure(word[:-1]) > 1:
+        word = word[:-1]
+    return word

@@ -1,0 +1,36 @@
+"""Contexts for running one agent without an orchestrator."""
+
+from agentsrv.agents.base import StepContext
+from agentsrv.models.plan import Step
+
+
+async def find_nothing(query, limit):
+    """Search as if no knowledge base were configured."""
+    return []
+
+
+async def report_nothing(done, total, message):
+    """Take a progress report and forget it."""
+
+
+def make_context(task, search=find_nothing, results=None):
+    """Return the context of a step of ``task``."""
+    return StepContext(
+        task_id="task",
+        task_description=task,
+        params={},
+        principal="tester",
+        searcher=search,
+        attempt=1,
+        step_key="key",
+        outputs={},
+        results=results or {},
+        reporter=report_nothing,
+    )
+
+
+async def run(agent, ctx, step=None, **params):
+    """Run ``agent`` and return its streamed output and its result."""
+    step = step or Step(step_id="step", agent="agent")
+    pieces = [piece async for piece in agent.run(step, ctx, **params)]
+    return "".join(pieces), ctx.result

@@ -1,0 +1,153 @@
+import gzip
+import importlib.util
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentsrv.agents.documents import (
+    MAX_CHANGELOG_BYTES,
+    MAX_FILE_BYTES,
+    MAX_TITLE,
+    MAX_WORDS,
+    Unreadable,
+    default_title,
+    is_prose,
+    pack,
+    read_document,
+)
+from agentsrv.agents.markup import Block
+from agentsrv.agents.text import sentences
+
+SENTENCE = "The server waits for the next request of a client. "
+
+
+def read(folder, name, content):
+    """Write a file and read it as a document."""
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_document(path, name)
+
+
+def test_a_passage_has_its_headings_and_its_line(tmp_path):
+    """The title is the path of headings, the line that of the first paragraph."""
+    document = read(
+        tmp_path, "a.md", "# One\n\n## Two\n\n" + SENTENCE + "\n\n# Three\n\n" + SENTENCE
+    )
+    assert [(chunk.title, chunk.line) for chunk in document.chunks] == [
+        ("One > Two", 5),
+        ("Three", 9),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.png", b"\x89PNG", r"not a document \(\.png\)"),
+        ("a", b"\x7fELF\0\0" + b"text " * 50, "binary"),
+        ("a.gz", b"\x1f\x8b damaged", "damaged gzip"),
+        ("a.txt", b"", "no prose"),
+        ("a.txt", b"x" * (MAX_FILE_BYTES + 1), "larger than 4 MiB"),
+        ("a.txt.gz", gzip.compress(b"x" * (MAX_FILE_BYTES + 1)), "larger than 4 MiB"),
+    ],
+)
+def test_what_cannot_be_read_says_why(tmp_path, name, content, reason):
+    """Each kind of useless file is refused with its own reason."""
+    with pytest.raises(Unreadable, match=reason):
+        read(tmp_path, name, content)
+
+
+def test_missing_files_and_pipes_are_refused_without_waiting(tmp_path):
+    """Neither a vanished file nor a FIFO without a writer is an unexpected exception."""
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("missing.txt", "pipe"):
+        with pytest.raises(Unreadable):
+            read_document(tmp_path / name, name)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pypdf") is not None, reason="pypdf is installed")
+def test_pdf_without_the_extra_says_what_to_install(tmp_path):
+    """The reason names the extra."""
+    with pytest.raises(Unreadable, match=r"agentsrv\[pdf\]"):
+        read(tmp_path, "a.pdf", b"%PDF-1.4")
+
+
+def test_a_pdf_is_read_page_by_page(tmp_path, monkeypatch):
+    """What pypdf extracts becomes passages without lines; what it raises becomes a reason."""
+
+    class Page:
+        def extract_text(self):
+            return SENTENCE.replace("request", "re-\nquest")
+
+    class Reader:
+        def __init__(self, stream):
+            if stream.read() != b"%PDF-1.4":
+                raise ValueError("no PDF")
+            self.pages = [Page(), Page()]
+
+    monkeypatch.setitem(sys.modules, "pypdf", SimpleNamespace(PdfReader=Reader))
+    (chunk,) = read(tmp_path, "a.pdf.gz", gzip.compress(b"%PDF-1.4")).chunks
+    assert (chunk.title, chunk.line) == ("a", 0)
+    assert sentences(chunk.text) == [SENTENCE.strip()] * 2
+    with pytest.raises(Unreadable, match=r"damaged PDF \(ValueError\)"):
+        read(tmp_path, "b.pdf", b"rubbish")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_encodings_are_recognised(tmp_path, encoding):
+    """Text in the usual encodings comes out the same."""
+    text = "Größere Puffer kosten naïve Programme mehr Speicher."
+    assert read(tmp_path, "a.txt", text.encode(encoding)).chunks[0].text == text
+
+
+def test_gzipped_markdown_is_markdown(tmp_path):
+    """The ending before ``.gz`` decides."""
+    document = read(tmp_path, "a.md.gz", gzip.compress(b"# Title\n\n" + SENTENCE.encode()))
+    assert document.chunks[0].title == "Title"
+
+
+def test_of_a_change_log_the_newest_part_is_read(tmp_path):
+    """It ends at the end of a line, and does not count as too large."""
+    text = "".join(f"* Entry number {n} of the log.\n" for n in range(300_000))
+    document = read(tmp_path, "changelog.gz", gzip.compress(text.encode()))
+    assert MAX_CHANGELOG_BYTES - 100 < document.size <= MAX_CHANGELOG_BYTES
+    assert document.chunks[-1].text.endswith("of the log.")
+
+
+def test_boilerplate_and_code_are_not_quoted(tmp_path):
+    """Licence paragraphs and listings are left out, what stands between them is kept."""
+    licence = "Permission is hereby granted, free of charge, to any person."
+    listing = "if (x > 0) { y[i] = *p++; } else { return -1; }"
+    document = read(tmp_path, "a.txt", f"{licence}\n\n{SENTENCE}\n\n{listing}\n")
+    assert [chunk.text for chunk in document.chunks] == [SENTENCE.strip()]
+    assert not is_prose(listing)
+
+
+@given(st.lists(st.integers(5, 60), min_size=1, max_size=30), st.integers(1, 8))
+def test_passages_hold_whole_sentences_and_all_of_them(sizes, per_paragraph):
+    """No passage begins or ends inside a sentence, is too long, or loses one."""
+    written = ["Word" + " another" * (size - 2) + f" w{n}." for n, size in enumerate(sizes)]
+    paragraphs = [written[i : i + per_paragraph] for i in range(0, len(written), per_paragraph)]
+    chunks = list(pack([Block(" ".join(part), 1) for part in paragraphs], "t"))
+    found = [sentence for chunk in chunks for sentence in sentences(chunk.text)]
+    assert found == written
+    assert all(len(chunk.text.split()) <= MAX_WORDS for chunk in chunks)
+
+
+def test_a_long_title_keeps_the_nearest_headings():
+    """The outer headings go first; a heading too long in itself ends at a word."""
+    headings = [Block("Outer " * 20, 1, 1), Block("Inner " * 20, 2, 2), Block(SENTENCE, 3)]
+    (chunk,) = pack(headings, "t")
+    assert chunk.title == ("Inner " * 20)
+    (chunk,) = pack([Block("Wordy " * 40, 1, 1), Block(SENTENCE, 3)], "t")
+    assert len(chunk.title) <= MAX_TITLE
+    assert chunk.title.endswith("Wordy…")
+
+
+def test_the_path_is_the_title_of_last_resort():
+    """Endings of documents go, others tell files apart."""
+    assert default_title("bash/README.md.gz") == "bash/README"
+    assert default_title("bash/README.Debian.gz") == "bash/README.Debian"

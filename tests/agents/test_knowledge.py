@@ -1,0 +1,232 @@
+import asyncio
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agentsrv.agents.index import Index, scan
+from agentsrv.agents.knowledge import KnowledgeBase, find, match_any, match_pairs
+from agentsrv.agents.text import terms
+from agentsrv.errors import KnowledgeError
+
+THREADS = "Creating a thread costs tens of microseconds on most machines."
+QUEUES = "A bounded queue makes the producer wait until there is room."
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with two documents."""
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "threads.md").write_text(f"# Threads\n\n{THREADS}\n")
+    (folder / "queues.md").write_text(f"# Queues\n\n{QUEUES}\n")
+    return folder
+
+
+@pytest.fixture
+async def knowledge(folder, tmp_path):
+    """A knowledge base over it that has read nothing yet."""
+    base = KnowledgeBase(folder, tmp_path / "index" / "knowledge.db")
+    yield base
+    await base.close()
+
+
+async def test_a_refresh_makes_the_folder_searchable(knowledge):
+    """Before it the search is empty, after it a passage has its source, heading and line."""
+    assert await knowledge.search("thread") == []
+    report = await knowledge.refresh()
+    assert (report.files, report.added, report.passages) == (2, 2, 2)
+    (passage,) = await knowledge.search("What do threads cost?")
+    assert (passage.source, passage.title, passage.line) == ("threads.md", "Threads", 3)
+    assert passage.text == THREADS
+    assert passage.score > 0
+
+
+async def test_a_refresh_reads_only_what_changed(knowledge, folder):
+    """Unchanged files are not read again, changed ones are, vanished ones are forgotten."""
+    await knowledge.refresh()
+    again = await knowledge.refresh()
+    assert (again.added, again.updated, again.removed, again.files) == (0, 0, 0, 2)
+    (folder / "threads.md").write_text("# Fibres\n\nA fibre costs almost nothing to create.\n")
+    (folder / "queues.md").unlink()
+    (folder / "new.txt").write_text("Semaphores limit how many operations run at once.")
+    report = await knowledge.refresh()
+    assert (report.added, report.updated, report.removed, report.files) == (1, 1, 1, 2)
+    assert await knowledge.search("queue producer") == []
+    assert await knowledge.search("microseconds") == []
+    assert [passage.source for passage in await knowledge.search("fibres")] == ["threads.md"]
+
+
+async def test_files_that_cannot_be_read_are_reported(knowledge, folder):
+    """Each has its reason, also when the next refresh passes it over; nothing is raised."""
+    (folder / "image.png").write_bytes(b"\x89PNG")
+    (folder / "program").write_bytes(b"\x7fELF\0\0\0")
+    os.mkfifo(folder / "pipe")
+    (folder / "self").symlink_to(folder)
+    for _ in range(2):
+        report = await knowledge.refresh()
+        assert dict(report.skipped) == {
+            "image.png": "not a document (.png)",
+            "pipe": "not a regular file",
+            "program": "binary",
+        }
+        assert report.files == 2
+        assert report.reasons["binary"] == 1
+
+
+async def test_progress_is_told_up_to_the_end(knowledge):
+    """The last call says that all files are done."""
+    calls = []
+
+    async def on_progress(done, total, message):
+        calls.append((done, total))
+
+    await knowledge.refresh(on_progress)
+    assert calls[-1] == (2, 2)
+
+
+async def test_a_cancelled_refresh_can_be_repeated(knowledge):
+    """What was read before stays, the rest follows at the next call."""
+
+    async def cancel(done, total, message):
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await knowledge.refresh(cancel)
+    assert (await knowledge.refresh()).files == 2
+
+
+async def test_searches_go_on_during_a_refresh(knowledge):
+    """A reader waits neither for the writer nor for its own turn to write."""
+    found = []
+
+    async def search(done, total, message):
+        found.append(await knowledge.search("threads"))
+
+    await asyncio.gather(knowledge.refresh(search), knowledge.refresh(search))
+    assert found[0]
+
+
+async def test_many_may_open_a_new_index_at_once(folder, tmp_path):
+    """Whoever comes first creates it, the others wait for their turn."""
+    for number in range(10):
+        bases = [KnowledgeBase(folder, tmp_path / f"{number}.db") for _ in range(3)]
+        await asyncio.gather(*(base.search("threads") for base in bases), bases[0].refresh())
+        assert await bases[2].search("threads")
+        await asyncio.gather(*(base.close() for base in bases))
+
+
+async def test_a_vanished_folder_keeps_its_index(knowledge, folder):
+    """The refresh fails, and what was read can still be found."""
+    await knowledge.refresh()
+    folder.rename(folder.with_name("away"))
+    with pytest.raises(KnowledgeError, match="cannot list"):
+        await knowledge.refresh()
+    assert await knowledge.search("threads")
+
+
+async def test_a_broken_index_is_a_knowledge_error(folder, tmp_path):
+    """A path that cannot hold the index is named in the error."""
+    base = KnowledgeBase(folder, folder)
+    with pytest.raises(KnowledgeError, match="docs"):
+        await base.search("threads")
+    await base.close()
+
+
+async def test_after_closing_nothing_is_searched(knowledge):
+    """A closed knowledge base says so; closing twice is fine."""
+    await knowledge.refresh()
+    await knowledge.close()
+    await knowledge.close()
+    with pytest.raises(KnowledgeError, match="closed"):
+        await knowledge.search("threads")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    """An index of a small folder, for searches in the test's own thread."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "a.md").write_text(f"# Threads\n\n{THREADS}\n\n# Queues\n\n{QUEUES}\n")
+    index = Index(tmp_path_factory.mktemp("index") / "knowledge.db")
+    index.read(folder, scan(folder), 10.0)
+    yield index
+    index.close()
+
+
+HOSTILE = st.text(
+    alphabet=st.sampled_from("thread queue\"'*()^:-+{}\\ANDORNEAR\0\n;é/_I"), max_size=60
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.one_of(HOSTILE, st.text(max_size=200)))
+def test_no_query_is_a_syntax_error(index, query):
+    """Whatever a user types is searched for, never interpreted or refused."""
+    assert isinstance(find(index, query, 3), list)
+    found = terms(query)
+    if found:
+        index.match(match_any(found), 3)
+    if len(found) > 1:
+        index.match(match_pairs(found), 3)
+
+
+@pytest.mark.parametrize("query", ['thread" OR body:x', "NEAR(thread queue)", "thread*", "-thread"])
+def test_operators_are_only_words(index, query):
+    """The words around an operator are found as they would be without it."""
+    assert THREADS in [passage.text for passage in find(index, query, 5)]
+
+
+async def search_texts(tmp_path, files, query, limit):
+    """Write ``files``, index them and return the sources found."""
+    folder = tmp_path / "docs"
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    base = KnowledgeBase(folder, tmp_path / "knowledge.db")
+    await base.refresh()
+    found = await base.search(query, limit)
+    await base.close()
+    return [passage.source for passage in found]
+
+
+async def test_passages_that_cover_the_question_come_first(tmp_path):
+    """Both words once beat one word many times."""
+    files = {
+        "many.txt": "The apt tool is apt. With apt you install, and apt upgrades what apt has.",
+        "both.txt": "The logging of apt is set in its own file of options, as others are too.",
+        "other.txt": "Nothing of the kind is said in this file about packages of a system.",
+    }
+    assert await search_texts(tmp_path, files, "logging of apt", 2) == ["both.txt", "many.txt"]
+
+
+async def test_duplicates_are_left_out_and_files_take_turns(tmp_path):
+    """A copy adds nothing, and one long file does not fill the list."""
+    section = (
+        "## Part {n}\n\nA queue of kind {n} has its own limit number {n} and colour {n}{n}.\n\n"
+    )
+    files = {
+        "long.md": "# Queue\n\n" + "".join(section.format(n=n) for n in range(8)),
+        "copy/one.txt": QUEUES,
+        "copy/two.txt": QUEUES,
+    }
+    found = await search_texts(tmp_path, files, "queue", 4)
+    assert found.count("copy/one.txt") + found.count("copy/two.txt") == 1
+    assert found.count("long.md") == 3
+
+
+async def test_change_logs_come_after_descriptions(tmp_path):
+    """The same sentence counts less where it records a change."""
+    text = "Rotation of the access log happens at midnight on each host."
+    files = {"changelog.txt": text + " Fixed.", "guide.txt": text + " Fine and well it is so."}
+    assert await search_texts(tmp_path, files, "log rotation", 1) == ["guide.txt"]
+
+
+async def test_spellings_find_each_other(tmp_path):
+    """A short form finds the full word, a hyphen does not matter."""
+    files = {
+        "a.txt": "Asynchronous programs react to backpressure from their consumers.",
+        "b.txt": "Some programs do nothing of the kind at any time of the day.",
+    }
+    for query in ("async", "back-pressure", "asyncio backpressure"):
+        assert await search_texts(tmp_path, files, query, 2) == ["a.txt"]
