@@ -93,10 +93,12 @@ class Hub:
         return task
 
     def _publish(self, commit: Commit) -> None:
-        for subscriber in list(self._by_task.get(commit.task_id, ())):
+        followers = list(self._by_task.get(commit.task_id, ()))
+        for subscriber in followers:
             subscriber.notice(commit)
         for subscriber in list(self._by_owner.get(commit.owner, ())):
-            subscriber.notice_life_cycle(commit)
+            if subscriber not in followers:  # who follows the task has been told already
+                subscriber.notice_life_cycle(commit)
 
 
 class Answer:
@@ -248,7 +250,7 @@ class Subscriber:
 
     def notice_life_cycle(self, commit: Commit) -> None:
         """Take a commit of one of the principal's tasks."""
-        if commit.task_id in self._cursors or not any(map(is_life_cycle, commit.events)):
+        if not any(map(is_life_cycle, commit.events)):
             return
         head = commit.after + len(commit.events)
         cursor = self._life_cycles.get(commit.task_id)

@@ -307,8 +307,7 @@ def test_a_planner_that_fails_fails_the_task(plan, message):
     """The message says what the planner did wrong."""
 
     async def planner(task_description: str, ctx: TaskContext) -> ExecutionPlan:
-        result = plan()
-        return result  # type: ignore[no-any-return]
+        return plan()  # type: ignore[no-any-return]
 
     async def story() -> None:
         world = World()
@@ -568,9 +567,7 @@ def test_cancel_wins_over_a_failure_that_winds_down():
 # Recovery.
 
 
-async def crashed(
-    world: World, task: str, event_type: str, step_id: str | None = None
-) -> World:
+async def crashed(world: World, task: str, event_type: str, step_id: str | None = None) -> World:
     """Let the worker die at that event; return a world that has only the store of it."""
     await world.reader.until(task, event_type, step_id)
     die(world)

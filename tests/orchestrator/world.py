@@ -34,18 +34,22 @@ class Reader:
         self._news = asyncio.Event()
 
     def deliver(self, events: Sequence[bytes]) -> None:
+        """See ``Sink.deliver``."""
         self.frames.extend(events)
         self.records.extend(decode(event) for event in events)
         self._news.set()
 
     def caught_up(self, task_id: str, seq: int) -> None:
+        """See ``Sink.caught_up``."""
         self.marks.append((task_id, seq))
         self._news.set()
 
     def of(self, task_id: str) -> list[Record]:
+        """What was delivered of one task."""
         return [record for record in self.records if record.task_id == task_id]
 
     def types(self, task_id: str) -> list[str]:
+        """The types of what was delivered of one task."""
         return [record.event_type for record in self.of(task_id)]
 
     async def until(
@@ -54,7 +58,9 @@ class Reader:
         """Wait for an event of that type (and step), or for the terminal one."""
         while True:
             for record in self.of(task_id):
-                wanted = record.is_terminal if event_type is None else record.event_type == event_type
+                wanted = (
+                    record.is_terminal if event_type is None else record.event_type == event_type
+                )
                 if wanted and step_id in (None, record.data.get("step_id")):
                     return record
             self._news.clear()
@@ -84,6 +90,7 @@ class World:
         self.subscriber = Subscriber(self.hub, self.reader, OWNER)
 
     def agent(self, run: AgentFunction, **options: Any) -> None:
+        """Register an agent."""
         typed: AgentOptions = options  # type: ignore[assignment]
         self.registry.add(Agent.of(run, **typed))
 
@@ -97,23 +104,28 @@ class World:
         return str(result["task_id"])
 
     async def execute(self, task_id: str) -> dict[str, Any]:
+        """Execute a pending task and follow it."""
         with self.subscriber.answering() as answer:
             return await self.orchestrator.execute(OWNER, Execute(task_id=task_id), answer)
 
     async def cancel(self, task_id: str, **fields: Any) -> dict[str, Any]:
+        """Cancel a task."""
         with self.subscriber.answering() as answer:
             command = Cancel(task_id=task_id, **fields)
             return await self.orchestrator.cancel(OWNER, command, answer)
 
     async def subscribe(self, task_id: str, after_seq: int = 0) -> dict[str, Any]:
+        """Follow a task."""
         with self.subscriber.answering() as answer:
             command = Subscribe(task_id=task_id, after_seq=after_seq)
             return await self.orchestrator.subscribe(OWNER, command, answer)
 
     async def status(self, task_id: str) -> dict[str, Any]:
+        """The task's snapshot."""
         return await self.orchestrator.status(OWNER, task_id)
 
     async def log(self, task_id: str) -> list[Record]:
+        """The task's whole log, as it is stored."""
         return [decode(body) for body in await self.store.read(task_id, 0, 100_000)]
 
 
@@ -129,11 +141,13 @@ async def running(world: World) -> AsyncIterator[World]:
 
 
 async def no_passages(query: str, limit: int) -> list[Any]:
+    """An empty knowledge base."""
     del query, limit
     return []
 
 
 def step(name: str, agent: str, *after: str, **fields: Any) -> Step:
+    """A step of a plan."""
     return Step(step_id=name, agent=agent, depends_on=after, **fields)
 
 

@@ -1,0 +1,272 @@
+"""Commands and events over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
+
+from tests.server.talk import Talk, serving, talking
+
+
+async def test_hello_tells_what_the_server_is():
+    """Its fields are the protocol's."""
+    async with serving() as server, connect(server.url) as socket:
+        hello = await Talk(socket).next()
+    assert set(hello) == {
+        "type", "protocol", "server", "connection_id", "authenticated", "limits", "commands",
+    }  # fmt: skip
+    assert hello["protocol"] == "agentsrv.v1"
+
+
+async def test_the_subprotocol_is_echoed_and_not_required():
+    """A client that offers it is given it; one that offers another is served without."""
+    async with serving() as server:
+        async with connect(server.url, subprotocols=[Subprotocol("agentsrv.v1")]) as socket:
+            assert socket.subprotocol == "agentsrv.v1"
+        async with connect(server.url, subprotocols=[Subprotocol("graphql-ws")]) as socket:
+            assert socket.subprotocol is None
+
+
+@pytest.mark.parametrize("store", ["memory:", "sqlite"])
+async def test_the_reply_comes_before_the_events(store, tmp_path):
+    """Create and execute in one command: reply, then the whole log in order."""
+    name = f"sqlite:///{tmp_path}/t.db" if store == "sqlite" else store
+    async with serving(store=name) as server, talking(server) as talk:
+        await talk.send(
+            {"command": "create", "id": 7, "task_description": "hi", "agent": "echo",
+             "execute": True}
+        )  # fmt: skip
+        reply = await talk.next()
+        assert (reply["type"], reply["id"], reply["status"]) == ("reply", 7, "queued")
+        log = await talk.log(reply["task_id"])
+    assert [event["seq"] for event in log] == list(range(1, len(log) + 1))
+    assert log[-1]["data"]["final_output"] == "hi"
+
+
+async def test_two_tasks_share_a_socket_and_a_second_client_sees_the_same():
+    """Events are interleaved; each task's are numbered without a hole; late comers see them too."""
+    async with serving() as server, talking(server) as talk, talking(server) as other:
+        for number in range(2):
+            await talk.send(
+                {
+                    "command": "create",
+                    "id": number,
+                    "task_description": "x",
+                    "agent": "talker",
+                    "params": {"pause": 0.002},
+                    "execute": True,
+                }
+            )
+        events, ended = [], 0
+        while ended < 2:
+            frame = await talk.next()
+            if frame["type"] == "event":
+                events.append(frame)
+                ended += frame["event_type"] == "task_completed"
+        for task in {event["task_id"] for event in events}:
+            own = [event for event in events if event["task_id"] == task]
+            assert [event["seq"] for event in own] == list(range(1, len(own) + 1))
+            await other.ask({"command": "subscribe", "task_id": task})
+            assert await other.log(task) == own
+        order = [event["task_id"] for event in events]
+        changes = sum(order[place] != order[place + 1] for place in range(len(order) - 1))
+        assert changes > 10
+
+
+async def test_control_commands_pass_a_stream():
+    """A ping is answered while a task of many events is being delivered."""
+    async with serving() as server, talking(server) as talk:
+        await talk.ask(
+            {"command": "create", "task_description": "x", "agent": "talker",
+             "params": {"pieces": 20000, "size": 200}, "execute": True}
+        )  # fmt: skip
+        await talk.send({"command": "ping", "id": "p"})
+        before = 0
+        while (frame := await talk.next()).get("id") != "p":
+            before += frame["type"] == "event"
+        assert before < 2000
+        status = await talk.ask("status")
+        assert status["status"] == "running"
+        assert (await talk.ask("cancel"))["status"] == "cancelling"
+
+
+async def test_cancel_reaches_the_coroutine_over_the_wire():
+    """Reply, task_cancelling, step_cancelled, task_cancelled; nothing after."""
+    async with serving() as server, talking(server) as talk:
+        reply = await talk.ask(
+            {"command": "create", "task_description": "x", "agent": "waiter", "execute": True}
+        )
+        task = reply["task_id"]
+        while (await talk.next()).get("event_type") != "step_started":
+            pass
+        answer = await talk.ask({"command": "cancel", "id": 1, "task_id": task, "reason": "no"})
+        assert (answer["status"], answer["already"]) == ("cancelling", False)
+        log = await talk.log(task)
+        assert [event["event_type"] for event in log] == [
+            "task_cancelling", "step_cancelled", "task_cancelled",
+        ]  # fmt: skip
+        assert (await talk.ask("ping"))["type"] == "reply"
+
+
+async def test_a_dropped_connection_is_no_cancel():
+    """The task goes on, and a new connection reads on from where the old one was."""
+    async with serving() as server:
+        async with talking(server) as talk:
+            reply = await talk.ask(
+                {"command": "create", "task_description": "x", "agent": "talker",
+                 "params": {"pause": 0.005}, "execute": True}
+            )  # fmt: skip
+            task = reply["task_id"]
+            seen = [await talk.next() for _ in range(6)]
+            talk.socket.transport.abort()
+        last = max(frame.get("seq", 0) for frame in seen if frame["type"] == "event")
+        async with talking(server) as talk:
+            await talk.ask({"command": "subscribe", "task_id": task, "after_seq": last})
+            log = await talk.log(task)
+        assert log[0]["seq"] == last + 1
+        assert log[-1]["event_type"] == "task_completed"
+
+
+async def test_commands_with_ids_are_carried_out_together():
+    """A hundred at once are all answered, each with its id."""
+    async with serving() as server, talking(server) as talk:
+        for number in range(100):
+            await talk.send(
+                {"command": "create", "id": number, "task_description": "x", "agent": "echo"}
+            )
+        answers = [await talk.next() for _ in range(100)]
+        assert sorted(answer["id"] for answer in answers) == list(range(100))
+        assert len({answer["task_id"] for answer in answers}) == 100
+
+
+async def test_lines_for_people():
+    """Each line typed in wscat is answered with what to do next."""
+    async with serving() as server, talking(server) as talk:
+        assert "needs a task id" in (await talk.ask("status"))["message"]
+        assert "run" in (await talk.ask("hello"))["message"]
+        assert "run TEXT" in (await talk.ask("help"))["lines"]
+        created = await talk.ask('{"command":"create","task_description":"x","agent":"waiter"}')
+        task = created["task_id"]
+        assert (await talk.ask("execute"))["status"] == "queued"
+        assert (await talk.ask(f"status {task[:6]}…"))["task_id"] == task
+        assert (await talk.ask("list queued"))["type"] == "reply"
+        assert (await talk.ask(f"subscribe {task[:8]} 2"))["task_id"] == task
+        assert (await talk.ask("cancel"))["task_id"] == task
+
+
+async def test_all_follows_the_life_cycle_of_tasks_from_other_connections():
+    """One connection creates, the other watches."""
+    async with serving() as server, talking(server) as talk, talking(server) as watcher:
+        await watcher.ask("subscribe all")
+        reply = await talk.ask(
+            {"command": "create", "task_description": "x", "agent": "echo", "execute": True}
+        )
+        log = await watcher.log(reply["task_id"])
+        assert [event["event_type"] for event in log] == [
+            "task_created", "task_queued", "task_started", "task_completed",
+        ]  # fmt: skip
+        assert (await watcher.ask("unsubscribe all"))["type"] == "reply"
+
+
+# Bad input, level by level.
+
+
+@pytest.mark.parametrize(
+    ("frame", "code", "told"),
+    [
+        ('{"command": "create"', "invalid_json", "line 1, column 21"),
+        ("[1]", "invalid_json", "an array"),
+        ('{"command": "ping", "command": "ping"}', "invalid_json", "twice"),
+        ('{"command": "ping", "id": 1e999}', "invalid_json", "1e999"),
+        ("", "invalid_json", "empty"),
+        ('{"id": 3}', "unknown_command", "no command"),
+        ('{"command": "crate"}', "unknown_command", "'crate'"),
+        ('{"command": "respond", "input_id": "x"}', "unknown_command", "'respond'"),
+        ('{"command": "create"}', "invalid_command", "task_description"),
+        ('{"command": "create", "task_description": "x", "excute": true}', "invalid_command",
+         "did you mean execute?"),
+        ('{"command": "create", "task_description": ""}', "invalid_command", "at least 1"),
+        ('{"command": "create", "task_description": 5}', "invalid_command", "string"),
+        ('{"command": "list", "limit": true}', "invalid_command", "integer"),
+        ('{"command": "list", "limit": 501}', "invalid_command", "500"),
+        ('{"command": "list", "cursor": "x"}', "invalid_command", "next_cursor"),
+        ('{"command": "status", "task_id": "a\\u0007b"}', "invalid_command", "pattern"),
+        ('{"command": "status", "task_id": "0000000000000000"}', "not_found", "no task"),
+        ('{"command": "cancel"}', "invalid_command", "either task_id or idempotency_key"),
+        ('{"command": "cancel", "idempotency_key": "k"}', "not_found", "'k'"),
+        ('{"command": "subscribe"}', "invalid_command", "either task_id or all"),
+        ('{"command": "create", "task_description": "x", "agent": "nobody"}', "invalid_command",
+         "there are: echo"),
+        ('{"command": "create", "task_description": "x", "plan": {"steps": []}}',
+         "invalid_command", "plan.steps"),
+        (('{"command": "create", "task_description": "x", "plan": {"steps": ['
+         '{"step_id": "a", "agent": "echo", "depends_on": ["b"]},'
+         '{"step_id": "b", "agent": "echo", "depends_on": ["a"]}]}}'),
+         "invalid_command", "cycle"),
+        (('{"command": "create", "task_description": "x", "agent": "echo",'
+         ' "params": {"times": "x"}}'), "invalid_command", "params.times"),
+    ],
+)  # fmt: skip
+async def test_bad_commands_are_told_what_is_wrong(frame, code, told):
+    """The answer has the code and the sentence, and the connection lives."""
+    async with serving() as server, talking(server) as talk:
+        answer = await talk.ask(frame)
+        assert (answer["type"], answer["code"]) == ("error", code)
+        assert told in json.dumps(answer)
+        assert (await talk.ask("ping"))["type"] == "reply"
+
+
+async def test_twenty_bad_frames_in_a_row_end_the_connection():
+    """The twenty-first never comes; one good frame between starts the count anew."""
+    async with serving() as server, talking(server) as talk:
+        for _ in range(19):
+            await talk.ask("{")
+        await talk.ask("ping")
+        for _ in range(20):
+            assert (await talk.ask("{"))["code"] == "invalid_json"
+        with pytest.raises(ConnectionClosed) as closed:
+            await talk.next()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 4400
+
+
+@pytest.mark.parametrize(("frame", "code"), [(b"\x00\x01", 1003), ("x" * 2_000_000, 1009)])
+async def test_frames_that_cannot_be_read_end_the_connection(frame, code):
+    """Binary is 1003, too large is 1009; other connections live."""
+    async with serving() as server, talking(server) as other:
+        async with talking(server, max_size=None) as talk:
+            await talk.send(frame)
+            with pytest.raises(ConnectionClosed) as closed:
+                await talk.next()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == code
+        assert (await other.ask("ping"))["type"] == "reply"
+
+
+async def test_a_client_that_does_not_read_is_dropped_and_loses_nothing():
+    """It costs a bounded buffer, it is dropped after the stall time-out, and the log waits."""
+    async with serving(stall_timeout=0.3) as server:
+        async with talking(server, ping_interval=None, max_queue=1, max_size=None) as talk:
+            reply = await talk.ask(
+                {"command": "create", "task_description": "x", "agent": "talker",
+                 "params": {"pieces": 10_000, "size": 500}, "execute": True}
+            )  # fmt: skip
+            async with talking(server, max_size=None) as other:
+                await other.ask({"command": "subscribe", "task_id": reply["task_id"]})
+                whole = await other.log(reply["task_id"])
+                await asyncio.sleep(0.8)
+            seen = 0
+            with suppress(ConnectionClosed):
+                while True:
+                    seen += (await talk.next())["type"] == "event"
+        assert seen < len(whole)
+        async with talking(server, max_size=None) as talk:
+            await talk.ask({"command": "subscribe", "task_id": reply["task_id"], "after_seq": seen})
+            rest = await talk.log(reply["task_id"])
+        assert rest == whole[seen:]

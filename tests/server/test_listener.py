@@ -1,0 +1,147 @@
+"""The port: HTTP, doors, and how the server goes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Origin
+
+from agentsrv.app import Running
+from agentsrv.store.sqlite import SqliteStore
+from tests.server.talk import serving, talking
+
+
+async def get(server: Running, request: str) -> tuple[str, str]:
+    """Send a raw HTTP request; return the status line and everything."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(request.replace("\n", "\r\n").encode())
+    answer = (await reader.read()).decode()
+    writer.close()
+    await writer.wait_closed()
+    return answer.partition("\r\n")[0], answer
+
+
+@pytest.mark.parametrize(
+    ("request_text", "status"),
+    [
+        ("GET /healthz HTTP/1.1\nHost: localhost\n\n", "200"),
+        ("GET / HTTP/1.1\nHost: localhost\n\n", "426"),
+        ("GET /nothing HTTP/1.1\nHost: localhost\n\n", "404"),
+        ("GET /healthz HTTP/1.1\n\n", "400"),
+        ("GET /healthz HTTP/1.1\nHost: localhost\nHost: localhost\n\n", "400"),
+        ("GET /healthz HTTP/1.1\nHost: evil.example\n\n", "403"),
+        ("GET / HTTP/1.1\nHost: localhost\nOrigin: https://evil.example\n\n", "403"),
+        ("GET / HTTP/1.1\nHost: localhost\nOrigin: a\nOrigin: b\n\n", "400"),
+        ("GET / HTTP/1.1\nHost: [\n\n", "403"),
+        ("GET / HTTP/1.1\nHost: localhost\nUpgrade: websocket\n\n", "426"),
+    ],
+)
+async def test_http_requests(request_text, status):
+    """Health is told, and who has no business here is turned away."""
+    async with serving() as server:
+        line, answer = await get(server, request_text)
+    assert line.split()[1] == status, answer
+
+
+@pytest.mark.parametrize(("path", "works"), [("/", True), ("/ws", True), ("/chat", False)])
+async def test_websocket_paths(path, works):
+    """There is one at / and /ws; any other is 404."""
+    async with serving() as server:
+        if works:
+            async with connect(server.url + path) as socket:
+                assert "hello" in str(await socket.recv())
+        else:
+            with pytest.raises(InvalidStatus) as refused:
+                await connect(server.url + path)
+            assert refused.value.response.status_code == 404
+
+
+async def test_pages_of_this_server_may_connect_and_others_may_not():
+    """The Origin must be the Host."""
+    async with serving() as server:
+        own = Origin(f"http://127.0.0.1:{server.port}")
+        async with connect(server.url, origin=own) as socket:
+            await socket.recv()
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(server.url, origin=Origin("http://evil.example"))
+        assert refused.value.response.status_code == 403
+
+
+async def test_too_many_connections_are_told_to_try_later():
+    """The one beyond the limit is closed with 1013, and there is room when one leaves."""
+    async with serving(max_connections=2) as server:
+        async with talking(server), talking(server):
+            async with connect(server.url) as third:
+                with pytest.raises(ConnectionClosed) as closed:
+                    await third.recv()
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1013
+        await asyncio.sleep(0.05)
+        async with talking(server) as talk:
+            assert (await talk.ask("ping"))["type"] == "reply"
+
+
+async def test_a_server_that_stops_says_goodbye():
+    """Clients hear goaway, then 1012; new work is refused in between; the task goes on later."""
+    frames = []
+    async with serving(drain_timeout=0.3) as server:
+        socket = await connect(server.url)
+        await socket.send(
+            '{"command":"create","id":1,"task_description":"x","agent":"waiter","execute":true}'
+        )
+
+        async def listen() -> None:
+            async for frame in socket:
+                frames.append(frame)
+                if "goaway" in str(frame):
+                    await socket.send(
+                        '{"command":"create","id":2,"task_description":"x","agent":"echo"}'
+                    )
+
+        listening = asyncio.create_task(listen())
+        await asyncio.sleep(0.1)
+    with pytest.raises(ConnectionClosed) as closed:
+        await listening
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1012
+    assert '"goaway"' in frames[-2]
+    assert '"shutting_down"' in frames[-1]
+    assert not any("task_cancelled" in frame for frame in frames)
+
+
+async def test_a_task_survives_a_restart(tmp_path):
+    """What was running when the server stopped is finished by the next one."""
+    store = f"sqlite:///{tmp_path}/t.db"
+    async with serving(store=store, drain_timeout=0.05) as server, talking(server) as talk:
+        reply = await talk.ask(
+            {"command": "create", "task_description": "x", "agent": "talker",
+             "params": {"pieces": 5, "pause": 0.1}, "execute": True}
+        )  # fmt: skip
+        while (await talk.next()).get("event_type") != "partial_output":
+            pass
+    async with serving(store=store) as server, talking(server) as talk:
+        await talk.ask({"command": "subscribe", "task_id": reply["task_id"]})
+        log = await talk.log(reply["task_id"])
+    kinds = [event["event_type"] for event in log]
+    assert "task_recovered" in kinds
+    assert kinds[-1] == "task_completed"
+    assert [event["seq"] for event in log] == list(range(1, len(log) + 1))
+
+
+async def test_a_store_that_breaks_is_told(tmp_path, monkeypatch):
+    """Commands are answered unavailable, and whoever runs the server learns of it."""
+    async with serving(store=f"sqlite:///{tmp_path}/t.db") as server, talking(server) as talk:
+
+        def broken(self: SqliteStore, batch: object) -> None:
+            raise OSError("the disk is gone")
+
+        monkeypatch.setattr("agentsrv.store.sqlite_log.SqliteLog.create", broken)
+        answer = await talk.ask({"command": "create", "task_description": "x", "agent": "echo"})
+        assert (answer["code"], answer["retryable"]) == ("unavailable", True)
+        async with asyncio.timeout(1):
+            assert "the disk is gone" in str(await server.broken)
+        assert (await talk.ask("list"))["code"] == "unavailable"
+        assert (await talk.ask("ping"))["type"] == "reply"

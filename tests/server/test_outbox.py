@@ -1,0 +1,83 @@
+"""What the outbox leans on in websockets, and what it sends."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.asyncio.connection import Connection
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.frames import Frame, Opcode
+
+from agentsrv.server.outbox import MAX_WAITING, OutboxConnection, text_header
+
+
+@pytest.mark.parametrize("length", [0, 1, 125, 126, 127, 65_535, 65_536, 1_000_000])
+def test_headers_are_those_of_the_library(length):
+    """Whole, unmasked text frames, at each boundary of the length's encoding."""
+    whole = Frame(Opcode.TEXT, b"x" * length).serialize(mask=False)
+    assert text_header(length) + b"x" * length == whole
+
+
+def test_the_library_still_has_what_is_leaned_on():
+    """Attributes that are set or read from outside; a new release that moves one fails here."""
+    source = inspect.getsource(Connection)
+    for piece in (
+        "self.ping_interval = ping_interval",
+        "self.paused: bool = False",
+        "self.transport = transport",
+        "def pause_writing(self)",
+        "def resume_writing(self)",
+        "self.loop = asyncio.get_running_loop()",
+    ):
+        assert piece in source
+
+
+async def test_frames_posted_in_one_turn_are_one_write():
+    """They arrive in order, with those of the library in between at frame boundaries."""
+    writes = []
+
+    async def handler(socket: ServerConnection) -> None:
+        assert isinstance(socket, OutboxConnection)
+        write = socket.transport.write
+        socket.transport.write = lambda data: (writes.append(len(data)), write(data))  # type: ignore[method-assign,assignment,func-returns-value]
+        socket.post([b'{"n":1}', b'{"n":2}'])
+        socket.post([b'{"n":3}'])
+        await asyncio.sleep(0)
+        await socket.ping()
+        socket.post([b"x" * 70_000])
+        await socket.wait_closed()
+
+    async with serve(
+        handler, "127.0.0.1", 0, create_connection=OutboxConnection, compression=None
+    ) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with connect(f"ws://127.0.0.1:{port}") as client:
+            texts = [await client.recv() for _ in range(4)]
+    assert texts == ['{"n":1}', '{"n":2}', '{"n":3}', "x" * 70_000]
+    assert writes[0] == 3 * (2 + 7)
+
+
+async def test_room_ends_with_a_hundred_waiting_frames():
+    """And there is room again when they are flushed, which is told."""
+    told = []
+
+    async def handler(socket: ServerConnection) -> None:
+        assert isinstance(socket, OutboxConnection)
+        socket.on_room = lambda: told.append(socket.has_room)
+        socket.post([b"{}"] * (MAX_WAITING - 1))
+        told.append(socket.has_room)
+        socket.post([b"{}"])
+        told.append(socket.has_room)
+        await socket.wait_closed()
+
+    async with serve(
+        handler, "127.0.0.1", 0, create_connection=OutboxConnection, compression=None
+    ) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with connect(f"ws://127.0.0.1:{port}") as client:
+            for _ in range(MAX_WAITING):
+                await client.recv()
+    assert told == [True, False, True]
