@@ -7,12 +7,12 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, TypeVar, Unpack, overload
+from typing import Any, Final, TypeVar, Unpack, overload
 
 from agentsrv.agents.analyzer import AnalyzerAgent
 from agentsrv.agents.analyzer import plan as default_planner
@@ -22,8 +22,10 @@ from agentsrv.agents.registry import Registry
 from agentsrv.agents.retriever import RetrieverAgent
 from agentsrv.agents.writer import WriterAgent
 from agentsrv.errors import ConfigurationError, KnowledgeError
+from agentsrv.orchestrator.logs import forget_old
 from agentsrv.orchestrator.orchestrator import Orchestrator
 from agentsrv.orchestrator.runner import Surroundings
+from agentsrv.orchestrator.steps import OutputLimits
 from agentsrv.orchestrator.subscriptions import Hub
 from agentsrv.orchestrator.worker import Worker
 from agentsrv.server.listener import Listener
@@ -31,6 +33,7 @@ from agentsrv.settings import Settings
 from agentsrv.store.base import Store
 from agentsrv.store.memory import MemoryStore
 from agentsrv.store.sqlite import SqliteStore
+from agentsrv.telemetry.watchdog import Watchdog
 
 VERSION: Final = version("agentsrv")
 SQLITE: Final = "sqlite:///"
@@ -98,26 +101,24 @@ class App:
             OSError: The address cannot be listened on.
         """
         settings = Settings() if settings is None else settings
-        library = _Library(settings)
-        store = open_store(settings)
-        await store.open()
-        broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-        store.on_broken = broken.set_result
-        around = Surroundings(
-            node=f"{socket.gethostname()}-{os.getpid()}",
-            store=store,
-            registry=self.registry,
-            search=library.search,
-            now=time.time,
-            grace=settings.cancel_grace,
-        )
-        worker = Worker(around, settings.concurrency)
-        orchestrator = Orchestrator(
-            store, self.registry, worker, now=time.time, grace=settings.cancel_grace
-        )
-        listener = Listener(orchestrator, Hub(store), settings, version=VERSION)
-        try:
+        async with AsyncExitStack() as stack:
+            library = _Library(settings)
+            store = open_store(settings)
+            await store.open()
+            stack.push_async_callback(store.close)
+            broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+            store.on_broken = broken.set_result
             await library.open()
+            stack.push_async_callback(library.close)
+            worker = Worker(self._surroundings(settings, store, library), settings.concurrency)
+            orchestrator = Orchestrator(
+                store, self.registry, worker, now=time.time, grace=settings.cancel_grace
+            )
+            listener = Listener(orchestrator, Hub(store), settings, version=VERSION)
+            stack.enter_context(Watchdog(settings.stall_warning))
+            if settings.retention is not None:
+                retention = forget_old(store, settings.retention, time.time)
+                await stack.enter_async_context(_beside(retention))
             await listener.start()
             worker.start()
             try:
@@ -127,9 +128,17 @@ class App:
                 listener.say_goodbye("the server stops")
                 await worker.drain(settings.drain_timeout)
                 await listener.close()
-        finally:
-            await library.close()
-            await store.close()
+
+    def _surroundings(self, settings: Settings, store: Store, library: _Library) -> Surroundings:
+        return Surroundings(
+            node=f"{socket.gethostname()}-{os.getpid()}",
+            store=store,
+            registry=self.registry,
+            search=library.search,
+            now=time.time,
+            grace=settings.cancel_grace,
+            limits=OutputLimits(settings.max_step_output, settings.max_task_output),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +181,17 @@ def knowledge_index(settings: Settings) -> Path:
     if settings.store.startswith(SQLITE):
         return Path(settings.store.removeprefix(SQLITE)).with_suffix(".knowledge.db")
     return Path("agentsrv.knowledge.db")
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run ``work`` beside the block, and cancel it at the end."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 class _Library:

@@ -59,6 +59,18 @@ class Settings(BaseSettings):
     drain_timeout: Seconds = 10.0
     """Seconds that running tasks have to end when the server stops."""
 
+    retention: Seconds | None = 30 * 86_400.0
+    """Seconds that an ended task is kept; without it, for ever. A key of it ends with it."""
+
+    max_step_output: Count = 1 << 20
+    """Characters that one attempt of a step may write; beyond, the step fails with them."""
+
+    max_task_output: Count = 10 << 20
+    """Characters that the steps of one task may write together."""
+
+    stall_warning: Seconds = 1.0
+    """Seconds that the event loop may be blocked before the log shows by what."""
+
     max_frame: Annotated[int, Field(ge=1024)] = 1 << 20
     """Bytes of one frame from a client; a plan of 100 steps is about 40 KiB."""
 

@@ -38,6 +38,11 @@ class Create(Command):
     idempotency_key: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     execute: bool = False
     subscribe: bool = True
+    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Seconds from the execution on, after which the task fails."""
+    on_disconnect: Literal["continue", "cancel"] = "continue"
+    resume_from: TaskId | None = None
+    """A task that failed or was cancelled; its plan and completed steps are taken over."""
     metadata: dict[Annotated[str, Field(max_length=128)], Text] = Field(
         default_factory=dict, max_length=64
     )

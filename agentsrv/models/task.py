@@ -224,6 +224,7 @@ class TaskState:
     params: Mapping[str, Any] = field(default_factory=dict)
     created_at: str = ""
     updated_at: str = ""
+    queued_at: str | None = None
     started_at: str | None = None
     plan: ExecutionPlan | None = None
     steps: dict[str, StepState] = field(default_factory=dict)
@@ -262,9 +263,11 @@ class TaskState:
 
     def elapsed(self, now: float) -> float:
         """Seconds from the task's first start to ``now`` (seconds since the epoch)."""
-        if self.started_at is None:
-            return 0.0
-        return max(0.0, round(now - datetime.fromisoformat(self.started_at).timestamp(), 3))
+        return _since(self.started_at, now)
+
+    def waited(self, now: float) -> float:
+        """Seconds from the task's execution, when it was queued, to ``now``."""
+        return _since(self.queued_at, now)
 
     def snapshot(self) -> dict[str, Any]:
         """What ``status`` answers."""
@@ -309,6 +312,8 @@ class TaskState:
         if step_id is not None:
             self.steps[step_id].apply(event)
         match event:
+            case e.TaskQueued():
+                self.queued_at = timestamp
             case e.TaskStarted():
                 self.started_at = timestamp
             case e.PlanCreated():
@@ -339,3 +344,10 @@ class TaskState:
         if step.output or step.result is None:
             return step.output
         return orjson.dumps(step.result).decode()
+
+
+def _since(timestamp: str | None, now: float) -> float:
+    """Seconds from ``timestamp`` to ``now``; 0 where there is none, or the clock went back."""
+    if timestamp is None:
+        return 0.0
+    return max(0.0, round(now - datetime.fromisoformat(timestamp).timestamp(), 3))

@@ -50,6 +50,8 @@ class Journal:
         self.state = state
         self.closed = False
         self.refused = 0
+        self.written = sum(len(step.output) for step in state.steps.values())
+        """Characters of output, of all steps and attempts."""
         self._store = store
         self._lease = lease
         self._now = now
@@ -95,6 +97,7 @@ class Journal:
             entry.pieces = [text]
             self._open_pieces[step_id] = entry
         self._characters += len(text)
+        self.written += len(text)
 
     async def commit(self) -> int:
         """Wait until everything added so far is durable; return the last event's number.

@@ -21,9 +21,10 @@ from agentsrv.errors import (
 from agentsrv.models import events as e
 from agentsrv.models.commands import Cancel, Create, Execute, List, Subscribe
 from agentsrv.models.task import TaskStatus
+from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.runner import CancelRequest
 from agentsrv.orchestrator.subscriptions import Answer
-from agentsrv.orchestrator.worker import Worker, load_state
+from agentsrv.orchestrator.worker import Worker
 from agentsrv.store.base import Append, Head, NewTask, Store
 
 MAX_DECISIONS: Final = 20  # times a decision is made again because another writer was first
@@ -66,9 +67,11 @@ class Orchestrator:
         """
         self._check_open()
         plan = self._registry.given_plan(command.agent, command.plan)
-        if plan is None and self._registry.planner is None:
+        if plan is None and command.resume_from is None and self._registry.planner is None:
             raise InvalidCommand("the server has no planner; expected an agent or a plan")
         self._registry.check_params(command.params, plan)
+        if command.resume_from is not None:
+            await self._check_resumable(principal, command)
         now, task_id = self._now(), secrets.token_hex(8)
         created = e.TaskCreated(
             command.task_description, command.agent, command.params, command.metadata
@@ -91,6 +94,8 @@ class Orchestrator:
             answer.follow(task_id, 0)
         else:
             answer.keep(task_id)
+        if command.execute and command.on_disconnect == "cancel":
+            answer.bind(task_id)
         self._queueing += command.execute
         try:
             outcome = await self._store.create(new)
@@ -125,6 +130,9 @@ class Orchestrator:
                 result = await self._append(head, [self._queued_event()])
                 if follows:
                     answer.found(head.task_id, result["seq"], ended=False)
+                spec = await self._store.spec(head.task_id)
+                if spec and Create.model_validate_json(spec).on_disconnect == "cancel":
+                    answer.bind(head.task_id)
                 return result
             except Fenced:
                 continue
@@ -234,6 +242,16 @@ class Orchestrator:
     def agents(self) -> Result:
         """The registered agents."""
         return {"agents": self._registry.described()}
+
+    async def _check_resumable(self, principal: str, command: Create) -> None:
+        if command.agent is not None or command.plan is not None:
+            raise InvalidCommand("found resume_from beside agent or plan; the plan is taken over")
+        assert command.resume_from is not None
+        head = await self._head(principal, command.resume_from)
+        if head.status not in (TaskStatus.FAILED, TaskStatus.CANCELLED):
+            raise InvalidState(
+                f"task {head.task_id} is {head.status}; resume_from needs failed or cancelled"
+            )
 
     async def _cancel_idle(self, head: Head, request: CancelRequest) -> Result:
         """Cancel a task of which nothing runs."""

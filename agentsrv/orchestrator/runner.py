@@ -19,7 +19,8 @@ from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.models.retry import RetryPolicy
 from agentsrv.models.task import StepStatus, TaskState, TaskStatus
 from agentsrv.orchestrator.journal import Journal
-from agentsrv.orchestrator.steps import Outcome, StepRun, TaskInfo
+from agentsrv.orchestrator.logs import load_state
+from agentsrv.orchestrator.steps import Outcome, OutputLimits, StepRun, TaskInfo
 from agentsrv.store.base import Lease, Store
 
 MAX_RECOVERIES = 5  # times a task may lose its worker: it may be what kills it
@@ -41,6 +42,7 @@ class Surroundings:
     """Seconds since the epoch."""
     grace: float
     """Seconds that stopped steps have to end."""
+    limits: OutputLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class TaskRunner:
         self._cancel: CancelRequest | None = None
         self._failure: tuple[str, str | None, int] | None = None
         self._winding_down = False
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def state(self) -> TaskState:
@@ -87,6 +90,8 @@ class TaskRunner:
             async with self._group:
                 self._spawn(self._begin, None)
         finally:
+            if self._timer is not None:
+                self._timer.cancel()
             if not self.state.status.is_terminal:
                 self.journal.abandon()
 
@@ -158,15 +163,56 @@ class TaskRunner:
             journal.append(e.TaskStarted(self._around.node))
         elif not self._recover():
             return
+        if not self._is_in_time():
+            return
         if state.plan is None:
-            plan = await self._make_plan()
+            earlier = await self._earlier()
+            plan = earlier.plan if earlier is not None else None
+            if plan is None:
+                plan = await self._make_plan()
             if plan is None:
                 return
             retries = self._around.registry.retries()
             journal.append(e.PlanCreated(plan.described(retries)))
+            if earlier is not None:
+                self._adopt(earlier)
         else:
             self._around.registry.check_plan(state.plan)  # the application may have changed
         self._advance()
+
+    def _is_in_time(self) -> bool:
+        """Watch the deadline; return whether it is still to come."""
+        deadline = self._spec.deadline
+        if deadline is None:
+            return True
+        message = f"the deadline of {deadline:g} s has passed"
+        left = deadline - self.state.waited(self._around.now())
+        if left <= 0:
+            self._fail(message, None, 0)
+            return False
+        self._timer = asyncio.get_running_loop().call_later(left, self._fail, message, None, 0)
+        return True
+
+    async def _earlier(self) -> TaskState | None:
+        """The task that this one resumes."""
+        if self._spec.resume_from is None:
+            return None
+        return await load_state(self._around.store, self._spec.resume_from)
+
+    def _adopt(self, earlier: TaskState) -> None:
+        """Take over what the earlier task has completed.
+
+        All of it goes into the append that holds the plan: a crash finds all of it or none.
+        """
+        for step in earlier.steps.values():
+            if step.status is StepStatus.COMPLETED:
+                step_id, name = step.step.step_id, step.step.agent
+                self.journal.append(e.StepStarted(step_id, 1, name, step.step.description))
+                if step.output:
+                    self.journal.append(e.PartialOutput(step_id, 1, 0, step.output))
+                self.journal.append(
+                    e.StepCompleted(step_id, 1, "completed", step.result, cached=True, duration=0.0)
+                )
 
     def _recover(self) -> bool:
         """Write what the crash left unsaid; return whether the plan goes on."""
@@ -274,6 +320,7 @@ class TaskRunner:
             self._spec.params,
             self._owner,
             self._around.search,
+            self._around.limits,
         )
         dependencies = {step_id: self.state.steps[step_id] for step_id in step.depends_on}
         run = StepRun(step, agent, info, self.journal, dependencies)

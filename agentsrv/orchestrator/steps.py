@@ -35,6 +35,14 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class OutputLimits:
+    """How many characters may be written: by an attempt of a step, and by a task in all."""
+
+    step: int
+    task: int
+
+
+@dataclass(frozen=True, slots=True)
 class TaskInfo:
     """What is the same for every step of a task."""
 
@@ -43,6 +51,7 @@ class TaskInfo:
     params: Mapping[str, Any]
     principal: str
     search: Search
+    limits: OutputLimits
 
 
 class AttemptFailed(Exception):
@@ -183,8 +192,18 @@ class StepRun:
         except UnicodeEncodeError as error:
             message = f"the agent's text is not Unicode: {error}"
             raise AttemptFailed(message, permanent=True) from error
-        self._journal.write(self.step.step_id, attempt, self._offset, piece)
-        self._offset += len(piece)
+        limits = self._task.limits
+        room = min(limits.step - self._offset, limits.task - self._journal.written)
+        kept = piece[: max(room, 0)]
+        if kept:
+            self._journal.write(self.step.step_id, attempt, self._offset, kept)
+            self._offset += len(kept)
+        if len(kept) < len(piece):
+            message = (
+                f"the output is too long: a step may write {limits.step} characters "
+                f"and a task {limits.task}; the rest is cut off"
+            )
+            raise AttemptFailed(message, permanent=True)
         await self._journal.room()
 
     async def _report(self, done: float, total: float | None, message: str) -> None:

@@ -62,6 +62,7 @@ class Hub:
         self._by_task: dict[str, list[Subscriber]] = {}
         self._by_owner: dict[str, set[Subscriber]] = {}
         self._readers: set[asyncio.Task[None]] = set()
+        self._bound: dict[str, Subscriber] = {}
 
     def follow(self, task_id: str, subscriber: Subscriber) -> None:
         """Tell ``subscriber`` of the task's commits."""
@@ -85,6 +86,17 @@ class Hub:
         if not followers:
             self._by_owner.pop(owner, None)
 
+    def bind(self, task_id: str, subscriber: Subscriber) -> None:
+        """Let the task end with ``subscriber``, until it has ended by itself."""
+        self._bound[task_id] = subscriber
+
+    def release(self, subscriber: Subscriber) -> list[str]:
+        """The tasks that were to end with ``subscriber``."""
+        bound = [task_id for task_id, owner in self._bound.items() if owner is subscriber]
+        for task_id in bound:
+            del self._bound[task_id]
+        return bound
+
     def read(self, subscriber: Subscriber) -> asyncio.Task[None]:
         """Run the subscriber's reader."""
         task = asyncio.create_task(subscriber.read())
@@ -93,6 +105,8 @@ class Hub:
         return task
 
     def _publish(self, commit: Commit) -> None:
+        if self._bound and is_terminal(commit.events[-1]):
+            self._bound.pop(commit.task_id, None)
         followers = list(self._by_task.get(commit.task_id, ()))
         for subscriber in followers:
             subscriber.notice(commit)
@@ -135,6 +149,10 @@ class Answer:
     def found(self, task_id: str, head: int, *, ended: bool) -> None:
         """Tell where the log of a task that is followed ends, and whether for good."""
         self._subscriber.found(task_id, head, ended=ended)
+
+    def bind(self, task_id: str) -> None:
+        """Let the task be cancelled when the connection is gone."""
+        self._subscriber.bind(task_id)
 
     def drop(self, task_id: str) -> None:
         """Take back what ``follow`` began: there is no such task after all."""
@@ -226,13 +244,22 @@ class Subscriber:
         self._life_cycles.clear()
         return was
 
-    def close(self) -> None:
-        """End everything; nothing is delivered after this."""
+    def bind(self, task_id: str) -> None:
+        """See ``Answer.bind``."""
+        self._hub.bind(task_id, self)
+
+    def close(self) -> Sequence[str]:
+        """End everything; nothing is delivered after this.
+
+        Returns:
+            The tasks that are to be cancelled with the connection.
+        """
         for task_id in list(self._cursors):
             self.unsubscribe(task_id)
         self.unsubscribe_all()
         if self._reader is not None:
             self._reader.cancel()
+        return self._hub.release(self)
 
     def resume(self) -> None:
         """Go on, because there is room again or something to read."""

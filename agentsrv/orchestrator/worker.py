@@ -6,12 +6,10 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from agentsrv.errors import AgentsrvError, InvalidState
-from agentsrv.models.task import TaskState
+from agentsrv.errors import AgentsrvError
+from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.runner import Surroundings, TaskRunner
-from agentsrv.store.base import Lease, Store
-
-PAGE = 500  # events read at once when a log is folded
+from agentsrv.store.base import Lease
 
 _log = logging.getLogger("agentsrv.worker")
 
@@ -103,19 +101,3 @@ class Worker:
                 del self._live[lease.task_id]
         except (AgentsrvError, BaseExceptionGroup):
             _log.exception("task %s: its run broke off", lease.task_id)
-
-
-async def load_state(store: Store, task_id: str) -> TaskState:
-    """Fold a task's whole log.
-
-    Raises:
-        InvalidState: There is no such task, or its log is damaged.
-    """
-    log: list[bytes] = []
-    while page := await store.read(task_id, len(log), PAGE):
-        log.extend(page)
-        if len(page) < PAGE:
-            break
-    if not log:
-        raise InvalidState(f"task {task_id} has no log")
-    return TaskState.fold(task_id, log)

@@ -62,7 +62,19 @@ class Connection:
         except ConnectionClosed:
             pass
         finally:
-            self._subscriber.close()
+            await self._cancel_bound(self._subscriber.close())
+
+    async def _cancel_bound(self, tasks: Sequence[str]) -> None:
+        """Cancel the tasks that were to end with the connection; not so when the server ends."""
+        if self._orchestrator.draining:
+            return
+        for task_id in tasks:
+            command = c.Cancel(task_id=task_id, reason="the client disconnected")
+            try:
+                with self._subscriber.answering() as answer:
+                    await self._orchestrator.cancel(self._principal, command, answer)
+            except AgentsrvError as error:
+                _log.warning("task %s was to end with its client: %s", task_id, error)
 
     # The subscriber's sink.
 

@@ -160,6 +160,9 @@ class Store(Protocol):
     async def read(self, task_id: str, after: int, limit: int) -> Sequence[bytes]:
         """Up to ``limit`` events that follow number ``after``, in order and without a hole."""
 
+    async def spec(self, task_id: str) -> bytes | None:
+        """The command that created the task."""
+
     async def state(self, task_id: str) -> bytes | None:
         """The snapshot that was appended with the terminal event."""
 
@@ -190,6 +193,15 @@ class Store(Protocol):
 
     async def release(self, task_id: str, epoch: int) -> None:
         """Give a lease back, so that the task can be claimed; without effect if it is stale."""
+
+    async def purge(self, before: float, limit: int) -> int:
+        """Forget up to ``limit`` tasks that ended before ``before`` (seconds since the epoch).
+
+        A task goes whole, with its log and its idempotency key; one that has not ended stays.
+
+        Returns:
+            How many tasks were forgotten.
+        """
 
     @property
     def queued(self) -> int:

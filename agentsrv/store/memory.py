@@ -20,6 +20,7 @@ class _Task:
     log: list[bytes] = field(default_factory=list)
     state: bytes | None = None
     node: str | None = None
+    ended_at: float | None = None
 
 
 class MemoryStore:
@@ -34,6 +35,7 @@ class MemoryStore:
         self._owned: dict[str, list[_Task]] = {}
         self._keys: dict[tuple[str, str], _Task] = {}
         self._orphans: deque[_Task] = deque()
+        self._number = 0
         self._queue: dict[str, _Task] = {}  # in the order of queueing
         self.on_commit = base.ignore_commit
         self.on_ready = base.ignore_ready
@@ -56,7 +58,8 @@ class MemoryStore:
                 return Created(first.head, replayed=True)
         if task.status is TaskStatus.QUEUED and self._queue_is_full:
             raise base.queue_full(self._queue_limit)
-        entry = _Task(len(self._tasks), task, Head(task.task_id, task.owner, task.status, 0, 0))
+        self._number += 1
+        entry = _Task(self._number, task, Head(task.task_id, task.owner, task.status, 0, 0))
         self._tasks[task.task_id] = entry
         self._owned.setdefault(task.owner, []).append(entry)
         if task.idempotency_key is not None:
@@ -83,6 +86,11 @@ class MemoryStore:
         """See ``Store.read``."""
         task = self._tasks.get(task_id)
         return () if task is None else task.log[after : after + limit]
+
+    async def spec(self, task_id: str) -> bytes | None:
+        """See ``Store.spec``."""
+        task = self._tasks.get(task_id)
+        return None if task is None else task.new.spec
 
     async def state(self, task_id: str) -> bytes | None:
         """See ``Store.state``."""
@@ -117,7 +125,8 @@ class MemoryStore:
         elif append.status is TaskStatus.QUEUED and self._queue_is_full:
             done.set_exception(base.queue_full(self._queue_limit))
         else:
-            task.state = append.state
+            if append.status.is_terminal:
+                task.state, task.ended_at = append.state, append.at
             done.set_result(None)
             self._write(task, append.events, append.status)
         return done
@@ -144,6 +153,21 @@ class MemoryStore:
             task.node = None
             self._orphans.append(task)
             self.on_ready()
+
+    async def purge(self, before: float, limit: int) -> int:
+        """See ``Store.purge``."""
+        old = [
+            task
+            for task in self._tasks.values()
+            if task.ended_at is not None and task.ended_at < before
+        ][:limit]
+        for task in old:
+            del self._tasks[task.head.task_id]
+            self._owned[task.head.owner].remove(task)
+            key = (task.head.owner, task.new.idempotency_key or "")
+            if self._keys.get(key) is task:
+                del self._keys[key]
+        return len(old)
 
     @property
     def queued(self) -> int:

@@ -98,6 +98,10 @@ class SqliteStore:
         """See ``Store.read``."""
         return await self._submit(lambda log: log.read(task_id, after, limit))
 
+    async def spec(self, task_id: str) -> bytes | None:
+        """See ``Store.spec``."""
+        return await self._submit(lambda log: log.spec(task_id))
+
     async def state(self, task_id: str) -> bytes | None:
         """See ``Store.state``."""
         return await self._submit(lambda log: log.state(task_id))
@@ -121,6 +125,10 @@ class SqliteStore:
     async def release(self, task_id: str, epoch: int) -> None:
         """See ``Store.release``."""
         await self._submit(lambda log: log.release(task_id, epoch))
+
+    async def purge(self, before: float, limit: int) -> int:
+        """See ``Store.purge``."""
+        return await self._submit(lambda log: log.purge(before, limit))
 
     @property
     def queued(self) -> int:

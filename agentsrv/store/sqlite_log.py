@@ -26,7 +26,7 @@ WAL_LIMIT: Final = 64 << 20  # bytes that the write-ahead log is cut back to aft
 # queue, 0 says that it lost its worker and goes first.
 SCHEMA: Final = """
 CREATE TABLE task (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
     task_id TEXT NOT NULL UNIQUE,
     owner TEXT NOT NULL,
     status TEXT NOT NULL,
@@ -43,6 +43,7 @@ CREATE TABLE task (
 ) STRICT;
 CREATE INDEX task_ready ON task (ready) WHERE ready IS NOT NULL;
 CREATE INDEX task_node ON task (node) WHERE node IS NOT NULL;
+CREATE INDEX task_ended ON task (ended_at) WHERE ended_at IS NOT NULL;
 CREATE INDEX task_owner ON task (owner, status, id);
 CREATE UNIQUE INDEX task_key ON task (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE TABLE event (
@@ -194,6 +195,12 @@ class SqliteLog:
         )
         return [row[0] for row in rows]
 
+    def spec(self, task_id: str) -> bytes | None:
+        """See ``Store.spec``."""
+        sql = "SELECT spec FROM task WHERE task_id = ?"
+        row = self._db.execute(sql, (task_id,)).fetchone()
+        return None if row is None else row[0]
+
     def state(self, task_id: str) -> bytes | None:
         """See ``Store.state``."""
         sql = "SELECT state FROM task WHERE task_id = ?"
@@ -267,6 +274,15 @@ class SqliteLog:
             (task_id, epoch),
         )
         self._ready_changed = True
+
+    def purge(self, before: float, limit: int) -> int:
+        """See ``Store.purge``; freed pages are used again, so the file stops growing."""
+        rows = self._db.execute(
+            "SELECT id FROM task WHERE ended_at < ? ORDER BY ended_at LIMIT ?", (before, limit)
+        ).fetchall()
+        self._db.executemany("DELETE FROM event WHERE task = ?", rows)
+        self._db.executemany("DELETE FROM task WHERE id = ?", rows)
+        return len(rows)
 
     def take_ready_changed(self) -> bool:
         """Whether tasks became ready to be claimed since this was asked last."""

@@ -14,6 +14,7 @@ from agentsrv.models.events import Record, decode
 from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.orchestrator.orchestrator import Orchestrator
 from agentsrv.orchestrator.runner import Surroundings
+from agentsrv.orchestrator.steps import OutputLimits
 from agentsrv.orchestrator.subscriptions import Hub, Subscriber
 from agentsrv.orchestrator.worker import Worker
 from agentsrv.store.base import Store
@@ -80,7 +81,15 @@ class World:
     ) -> None:
         self.store: Store = store or MemoryStore()
         self.registry = registry or Registry()
-        self.around = Surroundings("node-1", self.store, self.registry, no_passages, now, grace)
+        self.around = Surroundings(
+            node="node-1",
+            store=self.store,
+            registry=self.registry,
+            search=no_passages,
+            now=now,
+            grace=grace,
+            limits=OutputLimits(step=1000, task=3000),
+        )
         self.worker = Worker(self.around, concurrency)
         self.orchestrator = Orchestrator(
             self.store, self.registry, self.worker, now=now, grace=grace

@@ -133,6 +133,51 @@ async def test_a_dropped_connection_is_no_cancel():
         assert log[-1]["event_type"] == "task_completed"
 
 
+@pytest.mark.parametrize("how", ["create", "execute"])
+async def test_a_task_may_end_with_its_connection(how):
+    """on_disconnect: cancel; the log says who and why. Without it the task goes on."""
+    async with serving() as server, talking(server) as other:
+        tasks = []
+        async with talking(server) as talk:
+            for on_disconnect in ("cancel", "continue"):
+                created = await talk.ask(
+                    {
+                        "command": "create",
+                        "task_description": "x",
+                        "agent": "waiter",
+                        "on_disconnect": on_disconnect,
+                        "execute": how == "create",
+                    }
+                )
+                tasks.append(created["task_id"])
+                if how == "execute":
+                    await talk.ask({"command": "execute", "task_id": tasks[-1]})
+        await other.ask({"command": "subscribe", "task_id": tasks[0]})
+        log = await other.log(tasks[0])
+        assert log[-1]["event_type"] == "task_cancelled"
+        assert log[-1]["data"]["reason"] == "the client disconnected"
+        assert (await other.ask({"command": "status", "task_id": tasks[1]}))["status"] == "running"
+
+
+async def test_a_create_is_cancelled_by_its_key_before_it_is_answered():
+    """Both are sent at once; whatever the order of the answers, the task is cancelled."""
+    async with serving() as server, talking(server) as talk:
+        await talk.send(
+            {"command": "create", "id": 1, "task_description": "x", "agent": "waiter",
+             "idempotency_key": "k", "execute": True}
+        )  # fmt: skip
+        await talk.send({"command": "cancel", "id": 2, "idempotency_key": "k"})
+        answers = {}
+        events: list[str] = []
+        while not (events and events[-1] == "task_cancelled"):
+            frame = await talk.next()
+            if frame["type"] == "reply":
+                answers[frame["id"]] = frame
+            elif frame["type"] == "event":
+                events.append(frame["event_type"])
+        assert answers[1]["task_id"] == answers[2]["task_id"]
+
+
 async def test_commands_with_ids_are_carried_out_together():
     """A hundred at once are all answered, each with its id."""
     async with serving() as server, talking(server) as talk:

@@ -1,0 +1,46 @@
+"""Whole logs: folding one into a state, and forgetting the old ones."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from agentsrv.errors import AgentsrvError, InvalidState
+from agentsrv.models.task import TaskState
+from agentsrv.store.base import Store
+
+PAGE = 500  # events read at once when a log is folded
+PURGE_BATCH = 100  # tasks forgotten in one transaction: others' commits wait for it
+PURGE_EVERY = 60.0  # seconds between looks at what is old
+
+_log = logging.getLogger("agentsrv.retention")
+
+
+async def load_state(store: Store, task_id: str) -> TaskState:
+    """Fold a task's whole log.
+
+    Raises:
+        InvalidState: There is no such task, or its log is damaged.
+    """
+    log: list[bytes] = []
+    while page := await store.read(task_id, len(log), PAGE):
+        log.extend(page)
+        if len(page) < PAGE:
+            break
+    if not log:
+        raise InvalidState(f"task {task_id} has no log")
+    return TaskState.fold(task_id, log)
+
+
+async def forget_old(store: Store, retention: float, now: Callable[[], float]) -> None:
+    """Purge tasks that ended more than ``retention`` seconds ago, until cancelled."""
+    pause = min(PURGE_EVERY, retention)
+    while True:
+        try:
+            while await store.purge(now() - retention, PURGE_BATCH) == PURGE_BATCH:  # noqa: ASYNC110 - lets others commit
+                await asyncio.sleep(0)
+        except AgentsrvError as error:
+            _log.error("old tasks are kept: %s", error)
+            return
+        await asyncio.sleep(pause)

@@ -1,0 +1,65 @@
+"""Watchdog: tells in the log what blocks the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+import traceback
+from typing import Self
+
+BEATS = 4  # looks per time limit
+
+_log = logging.getLogger("agentsrv.watchdog")
+
+
+class Watchdog:
+    """A thread that looks whether the event loop still turns.
+
+    A blocked loop answers no ping, so clients drop; an agent that computes or calls something
+    slow without ``await`` is the usual reason, and its stack is in the log.
+
+    Args:
+        limit: Seconds without a turn of the loop that are worth a warning.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.stalls = 0
+        """How often the loop was blocked for longer than the limit."""
+        self._limit = limit
+        self._beaten = time.monotonic()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="agentsrv-watchdog", daemon=True)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Self:
+        """Watch the running loop; enter it in the loop's thread."""
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._beat()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        self._beaten = time.monotonic()
+        self._timer = self._loop.call_later(self._limit / BEATS, self._beat)
+
+    def _watch(self) -> None:
+        told = 0.0  # the beat after which a stall was told
+        while not self._stopped.wait(self._limit / BEATS):
+            beaten = self._beaten
+            blocked = time.monotonic() - beaten
+            if blocked > self._limit and beaten != told:
+                told = beaten
+                self.stalls += 1
+                frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - the only way
+                stack = "".join(traceback.format_stack(frame)) if frame else "it is gone"
+                _log.warning("the event loop is blocked for %.1f s by:\n%s", blocked, stack)
