@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal, Self, Union
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, model_validator
 
 from agentsrv.models.plan import AgentName, ExecutionPlan
@@ -49,7 +50,10 @@ class Create(Command):
 
     def spec(self) -> bytes:
         """What makes it the same command again, and all that a worker needs of it."""
-        return self.model_dump_json(exclude={"id", "subscribe", "idempotency_key"}).encode()
+        fields = self.model_dump(
+            mode="json", exclude={"id", "subscribe", "idempotency_key"}, exclude_defaults=True
+        )
+        return orjson.dumps(fields | {"command": "create"}, option=orjson.OPT_SORT_KEYS)
 
 
 class Execute(Command):

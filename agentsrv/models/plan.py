@@ -24,7 +24,7 @@ class Step(BaseModel):
     depends_on: tuple[StepId, ...] = ()
     input: JsonValue = None
     max_retries: Annotated[int, Field(ge=0, le=MAX_RETRIES, strict=True)] | None = None
-    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = None
     """Seconds an attempt may take; without it the agent's own."""
 
 

@@ -230,7 +230,6 @@ class TaskState:
     steps: dict[str, StepState] = field(default_factory=dict)
     inputs: dict[str, e.InputRequired] = field(default_factory=dict)
     cancelling: e.TaskCancelling | None = None
-    recoveries: int = 0
     final_output: str | None = None
     error_message: str | None = None
 
@@ -328,8 +327,6 @@ class TaskState:
                     self.status = TaskStatus.INPUT_REQUIRED  # another question is still open
             case e.TaskCancelling():
                 self.cancelling = event
-            case e.TaskRecovered():
-                self.recoveries += 1
             case e.TaskCompleted():
                 self.final_output = event.final_output
             case e.TaskFailed():
@@ -341,6 +338,8 @@ class TaskState:
 
     @staticmethod
     def _text(step: StepState) -> str:
+        if step.degraded:
+            return ""  # what a failed attempt wrote is no part of the output
         if step.output or step.result is None:
             return step.output
         return orjson.dumps(step.result).decode()

@@ -59,7 +59,7 @@ class Journal:
         self._entries: list[_Entry] = []
         self._open_pieces: dict[str, _Entry] = {}
         self._characters = 0
-        self._waiters: list[asyncio.Future[int]] = []
+        self._waiters: list[asyncio.Future[None]] = []
         self._in_flight: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
@@ -99,8 +99,13 @@ class Journal:
         self._characters += len(text)
         self.written += len(text)
 
-    async def commit(self) -> int:
-        """Wait until everything added so far is durable; return the last event's number.
+    def mark(self) -> int:
+        """The number of the last event added so far; a later piece of text joins none of them."""
+        self._open_pieces.clear()
+        return self.state.seq + len(self._entries)
+
+    async def commit(self) -> None:
+        """Wait until everything added so far is durable.
 
         Cancelling the call cancels the waiting only.
 
@@ -111,12 +116,11 @@ class Journal:
         if self._lost is not None:
             raise self._lost
         if not self._entries and self._in_flight is None:
-            return self.state.seq
-        self._open_pieces.clear()  # a later piece is not part of what the caller waits for
-        waiter: asyncio.Future[int] = self._loop.create_future()
+            return
+        waiter: asyncio.Future[None] = self._loop.create_future()
         self._waiters.append(waiter)
         self._schedule()
-        return await waiter
+        await waiter
 
     async def room(self) -> None:
         """Wait while too much waits for its commit: back-pressure on whoever writes."""
@@ -174,7 +178,7 @@ class Journal:
             state=orjson.dumps(state.snapshot()) if final else None,
         )
 
-    def _committed(self, waiters: list[asyncio.Future[int]], done: asyncio.Future[None]) -> None:
+    def _committed(self, waiters: list[asyncio.Future[None]], done: asyncio.Future[None]) -> None:
         self._in_flight = None
         error = done.exception()
         if isinstance(error, AgentsrvError):
@@ -185,7 +189,7 @@ class Journal:
             raise error
         for waiter in waiters:
             if not waiter.done():
-                waiter.set_result(self.state.seq)
+                waiter.set_result(None)
         self._schedule()
 
     def _lose(self, error: AgentsrvError) -> None:

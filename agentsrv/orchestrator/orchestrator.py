@@ -94,7 +94,8 @@ class Orchestrator:
             answer.follow(task_id, 0)
         else:
             answer.keep(task_id)
-        if command.execute and command.on_disconnect == "cancel":
+        bound = command.execute and command.on_disconnect == "cancel"
+        if bound:
             answer.bind(task_id)
         self._queueing += command.execute
         try:
@@ -102,10 +103,8 @@ class Orchestrator:
         finally:
             self._queueing -= command.execute
         head = outcome.head
-        if follows and outcome.replayed:
-            answer.drop(task_id)
-            answer.follow(head.task_id, 0)
-            head = await self._head(principal, head.task_id)
+        if outcome.replayed:
+            head = await self._replay(principal, head, answer, follows=follows, bound=bound)
         if follows:
             answer.found(head.task_id, head.seq, ended=head.status.is_terminal)
         return _head_result(head) | {"replayed": outcome.replayed}
@@ -121,18 +120,20 @@ class Orchestrator:
         follows = command.subscribe and not answer.is_followed(command.task_id)
         if follows:
             answer.follow(command.task_id, 0)
+        await self._head(principal, command.task_id)
+        spec = await self._store.spec(command.task_id)
+        if spec and Create.model_validate_json(spec).on_disconnect == "cancel":
+            answer.bind(command.task_id)
         for _ in range(MAX_DECISIONS):
             head = await self._head(principal, command.task_id)
             if head.status is not TaskStatus.PENDING:
                 raise InvalidState(f"task {head.task_id} is {head.status}; execute needs pending")
+            event = self._queued_event()
             self._queueing += 1
             try:
-                result = await self._append(head, [self._queued_event()])
+                result = await self._append(head, [event])
                 if follows:
                     answer.found(head.task_id, result["seq"], ended=False)
-                spec = await self._store.spec(head.task_id)
-                if spec and Create.model_validate_json(spec).on_disconnect == "cancel":
-                    answer.bind(head.task_id)
                 return result
             except Fenced:
                 continue
@@ -148,7 +149,7 @@ class Orchestrator:
         """
         head = await self._head(principal, task_id)
         runner = self._worker.live(task_id)
-        if runner is not None:
+        if runner is not None and not head.status.is_terminal:
             try:
                 return await runner.snapshot()
             except Fenced:
@@ -242,6 +243,17 @@ class Orchestrator:
     def agents(self) -> Result:
         """The registered agents."""
         return {"agents": self._registry.described()}
+
+    async def _replay(
+        self, principal: str, head: Head, answer: Answer, *, follows: bool, bound: bool
+    ) -> Head:
+        """Follow the task that is there already, instead of the one that was to be created."""
+        answer.undo()
+        if follows:
+            answer.follow(head.task_id, 0)
+        if bound and not head.status.is_terminal:
+            answer.bind(head.task_id)
+        return await self._head(principal, head.task_id)
 
     async def _check_resumable(self, principal: str, command: Create) -> None:
         if command.agent is not None or command.plan is not None:

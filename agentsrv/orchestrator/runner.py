@@ -12,7 +12,7 @@ from typing import Any
 
 from agentsrv.agents.base import Search, TaskContext
 from agentsrv.agents.registry import Registry
-from agentsrv.errors import AgentsrvError, Fenced
+from agentsrv.errors import AgentsrvError, Fenced, InvalidCommand, PermanentError
 from agentsrv.models import events as e
 from agentsrv.models.commands import Create
 from agentsrv.models.plan import ExecutionPlan, Step
@@ -23,7 +23,7 @@ from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.steps import Outcome, OutputLimits, StepRun, TaskInfo
 from agentsrv.store.base import Lease, Store
 
-MAX_RECOVERIES = 5  # times a task may lose its worker: it may be what kills it
+MAX_LOSSES = 5  # times a task may lose its worker to a crash: it may be what crashes it
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 
@@ -65,7 +65,7 @@ class TaskRunner:
     def __init__(self, lease: Lease, state: TaskState, around: Surroundings) -> None:
         self._around = around
         self._spec = Create.model_validate_json(lease.spec)
-        self._owner = lease.owner
+        self._lease = lease
         self.journal = Journal(around.store, lease, state, now=around.now, on_lost=self._on_lost)
         self._group = asyncio.TaskGroup()
         self._work: dict[asyncio.Task[None], StepRun | None] = {}
@@ -102,8 +102,8 @@ class TaskRunner:
             Fenced: This worker has lost the task.
             Unavailable: The store cannot tell.
         """
-        snapshot = self.state.snapshot()
-        snapshot["seq"] = await self.journal.commit()
+        snapshot = self.state.snapshot() | {"seq": self.journal.mark()}
+        await self.journal.commit()
         return snapshot
 
     async def cancel(self, request: CancelRequest) -> tuple[TaskStatus, bool]:
@@ -167,9 +167,7 @@ class TaskRunner:
             return
         if state.plan is None:
             earlier = await self._earlier()
-            plan = earlier.plan if earlier is not None else None
-            if plan is None:
-                plan = await self._make_plan()
+            plan = await self._make_plan(earlier)
             if plan is None:
                 return
             retries = self._around.registry.retries()
@@ -231,8 +229,8 @@ class TaskRunner:
             self._cancel = CancelRequest(cancelling.reason, cancelling.by, cancelling.grace)
             self._end(stopped=True)
             return False
-        if state.recoveries > MAX_RECOVERIES:
-            message = f"the task lost its worker {state.recoveries} times"
+        if self._lease.losses > MAX_LOSSES:
+            message = f"the task lost its worker {self._lease.losses} times"
             self._fail(message, active[0].step.step_id if active else None, 0)
             return False
         for step in active:
@@ -258,18 +256,20 @@ class TaskRunner:
             self._fail(message, first.step.step_id, first.failures)
         return not failed
 
-    async def _make_plan(self) -> ExecutionPlan | None:
-        """The task's own plan or the planner's; ``None`` where planning has failed."""
+    async def _make_plan(self, earlier: TaskState | None) -> ExecutionPlan | None:
+        """The task's own plan, the earlier task's or the planner's; ``None`` where it fails."""
         registry, spec, policy = self._around.registry, self._spec, RetryPolicy()
         failures = 0
         while True:
             try:
                 plan = registry.given_plan(spec.agent, spec.plan)
+                if plan is None and earlier is not None:
+                    plan = earlier.plan
                 if plan is None:
                     plan = await self._ask_planner()
                 registry.check_plan(plan)
                 registry.check_params(spec.params, plan)
-            except AgentsrvError as error:
+            except (InvalidCommand, PermanentError) as error:
                 self._fail(f"planning failed: {error.message}", None, failures)
                 return None
             except Exception as error:  # noqa: BLE001 - whatever an author's planner raises
@@ -286,12 +286,12 @@ class TaskRunner:
     async def _ask_planner(self) -> ExecutionPlan:
         planner = self._around.registry.planner
         if planner is None:
-            raise AgentsrvError("the application has no planner; create needs an agent or a plan")
+            raise InvalidCommand("the application has no planner; create needs an agent or a plan")
         context = TaskContext(
             task_id=self.state.task_id,
             task_description=self._spec.task_description,
             params=self._spec.params,
-            principal=self._owner,
+            principal=self._lease.owner,
             searcher=self._around.search,
         )
         plan = await planner(self._spec.task_description, context)
@@ -318,7 +318,7 @@ class TaskRunner:
             self.state.task_id,
             self._spec.task_description,
             self._spec.params,
-            self._owner,
+            self._lease.owner,
             self._around.search,
             self._around.limits,
         )

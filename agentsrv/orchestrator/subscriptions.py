@@ -90,6 +90,10 @@ class Hub:
         """Let the task end with ``subscriber``, until it has ended by itself."""
         self._bound[task_id] = subscriber
 
+    def unbind(self, task_id: str) -> None:
+        """Let the task go on without its subscriber."""
+        self._bound.pop(task_id, None)
+
     def release(self, subscriber: Subscriber) -> list[str]:
         """The tasks that were to end with ``subscriber``."""
         bound = [task_id for task_id, owner in self._bound.items() if owner is subscriber]
@@ -126,6 +130,7 @@ class Answer:
         self._subscriber = subscriber
         self._kept: list[str] = []
         self._replaced: list[tuple[str, _Cursor | None]] = []
+        self._bound: list[str] = []
 
     def keep(self, task_id: str) -> None:
         """Keep the task's events back until the bracket is left."""
@@ -153,18 +158,23 @@ class Answer:
     def bind(self, task_id: str) -> None:
         """Let the task be cancelled when the connection is gone."""
         self._subscriber.bind(task_id)
+        self._bound.append(task_id)
 
-    def drop(self, task_id: str) -> None:
-        """Take back what ``follow`` began: there is no such task after all."""
-        self._subscriber.unsubscribe(task_id)
+    def undo(self) -> None:
+        """Take back what was begun: subscriptions, and bonds."""
+        for task_id, before in reversed(self._replaced):
+            self._subscriber.restore(task_id, before)
+        self._replaced.clear()
+        for task_id in self._bound:
+            self._subscriber.unbind(task_id)
+        self._bound.clear()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            for task_id, before in reversed(self._replaced):
-                self._subscriber.restore(task_id, before)
+            self.undo()
         held = self._subscriber.held
         for task_id in self._kept:
             held[task_id] -= 1
@@ -247,6 +257,10 @@ class Subscriber:
     def bind(self, task_id: str) -> None:
         """See ``Answer.bind``."""
         self._hub.bind(task_id, self)
+
+    def unbind(self, task_id: str) -> None:
+        """Take ``bind`` back."""
+        self._hub.unbind(task_id)
 
     def close(self) -> Sequence[str]:
         """End everything; nothing is delivered after this.

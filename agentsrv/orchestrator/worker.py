@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from agentsrv.errors import AgentsrvError
+from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.runner import Surroundings, TaskRunner
 from agentsrv.store.base import Lease
@@ -89,7 +90,10 @@ class Worker:
 
     async def _run(self, lease: Lease) -> None:
         try:
-            state = await load_state(self._around.store, lease.task_id)
+            if lease.log:
+                state = TaskState.fold(lease.task_id, lease.log)
+            else:
+                state = await load_state(self._around.store, lease.task_id)
             if state.status.is_terminal or self._draining:
                 await self._around.store.release(lease.task_id, lease.epoch)
                 return
@@ -99,5 +103,7 @@ class Worker:
                 await runner.run()
             finally:
                 del self._live[lease.task_id]
+                if not state.status.is_terminal:
+                    await self._around.store.release(lease.task_id, lease.epoch)
         except (AgentsrvError, BaseExceptionGroup):
             _log.exception("task %s: its run broke off", lease.task_id)

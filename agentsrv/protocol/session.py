@@ -60,6 +60,7 @@ class Session:
                 fields = parse_object(stripped)
                 request = Request(_validate(fields, stripped))
             elif stripped:
+                fields = {"command": stripped.split()[0].lower()}
                 line = shell.parse(stripped, self.latest_task)
                 fields = line.fields
                 request = Request(_validate(fields, None), line.names_task)
@@ -108,6 +109,8 @@ def _invalid(name: str, error: ValidationError) -> InvalidCommand:
 
 def _detail(name: str, complaint: ErrorDetails) -> dict[str, str]:
     path = [str(part) for part in complaint["loc"][1:]]  # behind the command's name
+    if path[:1] == ["id"]:
+        path = path[:1]  # what follows are the validator's names of the two types
     reason = complaint["msg"].removeprefix("Value error, ")
     if complaint["type"] == "extra_forbidden":
         reason = "unknown field"
@@ -124,7 +127,7 @@ def _echo(fields: dict[str, Any]) -> tuple[str | None, frames.CommandId]:
     name, command_id = fields.get("command"), fields.get("id")
     is_id = (isinstance(command_id, str) and len(command_id) <= MAX_ID) or type(command_id) is int
     return (
-        name[:64] if isinstance(name, str) else None,
+        name if isinstance(name, str) and name in COMMANDS else None,
         command_id if is_id else None,
     )
 

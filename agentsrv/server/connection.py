@@ -147,10 +147,10 @@ class Connection:
             command = command.model_copy(update={"task_id": task_id})
         match command:
             case c.Create():
-                self._check_room(wanted=command.execute and command.subscribe)
+                self._check_room(None, wanted=command.execute and command.subscribe)
                 return await orchestrator.create(principal, command, answer)
             case c.Execute():
-                self._check_room(wanted=command.subscribe)
+                self._check_room(command.task_id, wanted=command.subscribe)
                 return await orchestrator.execute(principal, command, answer)
             case c.Status():
                 return await orchestrator.status(principal, command.task_id)
@@ -162,7 +162,7 @@ class Connection:
                 self._subscriber.subscribe_all()
                 return {}
             case c.Subscribe():
-                self._check_room(wanted=True)
+                self._check_room(command.task_id, wanted=True)
                 return await orchestrator.subscribe(principal, command, answer)
             case c.Unsubscribe(all=True):
                 self._subscriber.unsubscribe_all()
@@ -179,8 +179,11 @@ class Connection:
             case _:
                 raise AssertionError(f"no way to carry out {command!r}")
 
-    def _check_room(self, *, wanted: bool) -> None:
-        if wanted and len(self._subscriber) >= self._max_subscriptions:
+    def _check_room(self, task_id: str | None, *, wanted: bool) -> None:
+        """Refuse one subscription too many; one that takes another's place is none more."""
+        if not wanted or (task_id is not None and self._subscriber.follows(task_id)):
+            return
+        if len(self._subscriber) >= self._max_subscriptions:
             raise Overloaded(
                 f"this connection follows {len(self._subscriber)} tasks, which is the limit; "
                 "unsubscribe from some, or send subscribe: false"

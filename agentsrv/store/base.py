@@ -17,6 +17,7 @@ from agentsrv.models.task import TaskStatus
 
 IDEMPOTENCY_TTL: Final = 86_400.0  # seconds that a key stands for the task it created
 MAX_CURSOR: Final = 18  # digits; what fits 64 bits for certain
+SHORT_LOG: Final = 8  # events that are handed over with a lease
 QUEUE_RETRY_AFTER: Final = 1.0  # seconds that a refused client should wait
 
 
@@ -66,6 +67,10 @@ class Lease:
     """Where the log ended at the claim."""
     spec: bytes
     owner: str
+    losses: int = 0
+    """How often the task lost its worker without its being given back."""
+    log: Sequence[bytes] = ()
+    """The whole log where it is short, as that of a task that has not begun; else empty."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from agentsrv.models.task import TaskStatus
 from agentsrv.store import base
@@ -20,6 +20,7 @@ class _Task:
     log: list[bytes] = field(default_factory=list)
     state: bytes | None = None
     node: str | None = None
+    losses: int = 0
     ended_at: float | None = None
 
 
@@ -43,7 +44,10 @@ class MemoryStore:
 
     async def open(self) -> None:
         """See ``Store.open``."""
-        self._orphans.extend(task for task in self._tasks.values() if task.node is not None)
+        for task in self._tasks.values():
+            if task.node is not None:
+                task.losses += 1
+                self._orphans.append(task)
 
     async def close(self) -> None:
         """See ``Store.close``."""
@@ -142,8 +146,21 @@ class MemoryStore:
             if task.head.status.is_terminal:
                 continue
             task.node = node
-            head = task.head = replace(task.head, epoch=task.head.epoch + 1)
-            leases.append(Lease(head.task_id, head.epoch, head.seq, task.new.spec, head.owner))
+            old = task.head
+            head = Head(old.task_id, old.owner, old.status, old.seq, old.epoch + 1)
+            task.head = head
+            log = task.log[:] if head.seq <= base.SHORT_LOG else ()
+            leases.append(
+                Lease(
+                    task_id=head.task_id,
+                    epoch=head.epoch,
+                    seq=head.seq,
+                    spec=task.new.spec,
+                    owner=head.owner,
+                    losses=task.losses,
+                    log=log,
+                )
+            )
         return leases
 
     async def release(self, task_id: str, epoch: int) -> None:
@@ -181,7 +198,7 @@ class MemoryStore:
     def _write(self, task: _Task, events: Sequence[bytes], status: TaskStatus) -> None:
         head = task.head
         task.log.extend(events)
-        task.head = replace(head, seq=head.seq + len(events), status=status)
+        task.head = Head(head.task_id, head.owner, status, head.seq + len(events), head.epoch)
         if status is not TaskStatus.QUEUED:
             self._queue.pop(head.task_id, None)
         elif task.node is None:

@@ -1,9 +1,14 @@
-"""SqliteStore: one file, one connection, one writer thread, group commit.
+"""SqliteStore: one file, one connection, one commit at a time.
 
-Whatever waits when the thread is free goes into one transaction and one ``fsync``: alone, a
-write is committed at once; under load, the batch grows while the disk works. There is a single
-connection because SQLite before 3.51.3 can corrupt a write-ahead log that two connections
-checkpoint, and ``synchronous=FULL`` because ``NORMAL`` forgets commits at a power cut.
+The statements of all who wait are executed in the event loop, some microseconds each, into one
+transaction; a thread then does what takes long, its COMMIT with the ``fsync``. Alone, a write is
+committed at once; under load, the next batch gathers while the disk works. Statements in the
+thread would be slower by far: each lets go of the interpreter lock and must wait for a busy
+loop to give it back, up to 5 ms, before the next.
+
+There is a single connection because SQLite before 3.51.3 can corrupt a write-ahead log that two
+connections checkpoint, and ``synchronous=FULL`` because ``NORMAL`` forgets commits at a power
+cut.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +32,7 @@ from agentsrv.store.sqlite_log import SqliteLog
 T = TypeVar("T")
 Work = Callable[[SqliteLog], T]
 
-MAX_BATCH = 1000  # operations in one transaction; some 10 ms of work, so that none waits long
+MAX_ROWS = 2000  # events written in one turn of the loop: some 5 ms
 
 _log = logging.getLogger("agentsrv.store")
 
@@ -36,28 +42,34 @@ class _Operation:
     work: Work[Any]
     done: asyncio.Future[Any]
     commit: Commit | None = None
+    is_long: bool = False
+    """Whether it may take milliseconds, and so runs in the thread."""
+    is_early: bool = False
+    """Whether its result may be told before the commit."""
 
 
-Outcomes = list[tuple[_Operation, Any, AgentsrvError | None]]
-"""Operations of a batch, each with its result or its refusal."""
+Outcome = tuple[_Operation, Any, AgentsrvError | None]
+"""An operation with its result or its refusal."""
+Outcomes = list[Outcome]
 
 
 class SqliteStore:
     """The default store: durable, embedded, for one server at a time.
 
-    The thread is born in ``open`` and ends in ``close``. After an error of the disk or of
-    SQLite nothing more is written or acknowledged: what a failed ``fsync`` left behind can only
-    be known by opening the file anew.
+    The thread is born in ``open`` and ends in ``close``; while it works, the loop leaves the
+    connection alone. After an error of the disk or of SQLite nothing more is written or
+    acknowledged: what a failed ``fsync`` left behind can only be known by opening the file anew.
     """
 
     def __init__(self, path: Path, queue_limit: int = 100) -> None:
         self.path = path
         self._file = SqliteLog(path, queue_limit)
-        self._operations: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="agentsrv-sqlite", daemon=True)
-        self._broken: BaseException | None = None  # set: nothing more is taken
-        self._failure: BaseException | None = None  # set in the thread: nothing more is written
-        self._queued = 0
+        self._waiting: list[_Operation] = []
+        self._busy = False
+        self._scheduled = False
+        self._broken: BaseException | None = None
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="agentsrv-sqlite", daemon=True)
         self.on_commit = base.ignore_commit
         self.on_ready = base.ignore_ready
         self.on_broken = base.ignore_broken
@@ -66,14 +78,15 @@ class SqliteStore:
         """See ``Store.open``."""
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._file.open)
-        self._queued = self._file.queued
         self._thread.start()
 
     async def close(self) -> None:
         """See ``Store.close``."""
         if self._thread.is_alive():
-            self._broken = Unavailable("the store is closed")
-            self._operations.put(None)
+            with suppress(Unavailable):  # broken before: there is nothing to finish
+                await self._submit(SqliteLog.commit, is_long=True)
+            self._broken = self._broken or Unavailable("the store is closed")
+            self._jobs.put(None)
             await asyncio.to_thread(self._thread.join)
         await asyncio.to_thread(self._file.close)
 
@@ -111,7 +124,7 @@ class SqliteStore:
     ) -> Page:
         """See ``Store.list``."""
         before = base.parse_cursor(cursor)
-        return await self._submit(lambda log: log.list(owner, status, limit, before))
+        return await self._submit(lambda log: log.list(owner, status, limit, before), is_long=True)
 
     def append(self, append: Append) -> asyncio.Future[None]:
         """See ``Store.append``."""
@@ -119,8 +132,12 @@ class SqliteStore:
         return self._submit(lambda log: log.append(append), commit)
 
     async def claim(self, node: str, limit: int) -> Sequence[Lease]:
-        """See ``Store.claim``."""
-        return await self._submit(lambda log: log.claim(node, limit))
+        """See ``Store.claim``.
+
+        The claim becomes durable with the first append that it allows; if that never happens,
+        the next process finds the task as it was.
+        """
+        return await self._submit(lambda log: log.claim(node, limit), is_early=True)
 
     async def release(self, task_id: str, epoch: int) -> None:
         """See ``Store.release``."""
@@ -128,67 +145,69 @@ class SqliteStore:
 
     async def purge(self, before: float, limit: int) -> int:
         """See ``Store.purge``."""
-        return await self._submit(lambda log: log.purge(before, limit))
+        return await self._submit(lambda log: log.purge(before, limit), is_long=True)
 
     @property
     def queued(self) -> int:
         """See ``Store.queued``."""
-        return self._queued
+        return self._file.queued
 
-    def _submit(self, work: Work[T], commit: Commit | None = None) -> asyncio.Future[T]:
+    def _submit(
+        self,
+        work: Work[T],
+        commit: Commit | None = None,
+        *,
+        is_long: bool = False,
+        is_early: bool = False,
+    ) -> asyncio.Future[T]:
         done: asyncio.Future[T] = self._loop.create_future()
-        if self._broken is None:
-            self._operations.put(_Operation(work, done, commit))
-        else:
+        if self._broken is not None:
             done.set_exception(self._unavailable())
+            return done
+        self._waiting.append(_Operation(work, done, commit, is_long, is_early))
+        if not self._scheduled and not self._busy:
+            self._scheduled = True
+            # At the end of the turn: whatever else the turn asks for goes along.
+            self._loop.call_soon(self._turn)
         return done
 
-    # In the writer thread.
-
-    def _run(self) -> None:
-        while (first := self._operations.get()) is not None:
-            batch = [first]
-            stopping = False
-            while len(batch) < MAX_BATCH and not self._operations.empty():
-                operation = self._operations.get()
-                if operation is None:
-                    stopping = True
-                    break
-                batch.append(operation)
-            self._transact(batch)
-            if stopping:
-                return
-
-    def _transact(self, batch: Sequence[_Operation]) -> None:
+    def _turn(self) -> None:
+        """Execute what waits; hand the commit, and what takes long, to the thread."""
+        self._scheduled = False
+        if self._broken is not None:
+            self._break(self._broken, [])
+            return
         outcomes: Outcomes = []
-        broken: BaseException | None = self._failure
-        if broken is None:
-            try:
-                with self._file.transaction():
-                    for operation in batch:
-                        try:
-                            outcomes.append((operation, operation.work(self._file), None))
-                        except AgentsrvError as refusal:
-                            outcomes.append((operation, None, refusal))
-            except Exception as error:  # noqa: BLE001 - whatever it was, nothing is acknowledged
-                broken = error
-                _log.exception("the store %s is broken and takes no more writes", self.path)
-        if broken is not None:
-            self._failure = self._broken = broken
-            outcomes = [(operation, None, self._unavailable()) for operation in batch]
-        queued, ready = self._file.queued, self._file.take_ready_changed()
-        self._loop.call_soon_threadsafe(self._settle, outcomes, queued, ready, broken)
+        try:
+            long = self._execute(outcomes)
+            self._file.flush()
+        except Exception as error:  # noqa: BLE001 - whatever it was, nothing is acknowledged
+            self._break(error, outcomes)
+            return
+        if long is None and not self._file.has_changes:
+            self._settle(outcomes)
+            return
+        self._busy = True
+        early = [outcome for outcome in outcomes if outcome[0].is_early]
+        later = [outcome for outcome in outcomes if not outcome[0].is_early]
+        self._jobs.put(lambda: self._finish(later, long))
+        self._settle(early)
 
-    # In the event loop.
+    def _execute(self, outcomes: Outcomes) -> _Operation | None:
+        """Execute operations up to one that takes long, which is returned."""
+        waiting, rows = self._waiting, 0
+        for place, operation in enumerate(waiting):
+            if operation.is_long or rows > MAX_ROWS:
+                self._waiting = waiting[place + operation.is_long :]
+                return operation if operation.is_long else None
+            outcomes.append(_outcome(operation, self._file))
+            if operation.commit is not None:
+                rows += len(operation.commit.events)
+        self._waiting = []
+        return None
 
-    def _settle(
-        self,
-        outcomes: Outcomes,
-        queued: int,
-        ready: bool,  # noqa: FBT001 - call_soon_threadsafe passes no keywords
-        broken: BaseException | None,
-    ) -> None:
-        self._queued = queued
+    def _settle(self, outcomes: Sequence[Outcome]) -> None:
+        """Tell everybody what has become of their operations."""
         for operation, result, refusal in outcomes:
             if refusal is None:
                 if not operation.done.cancelled():
@@ -197,13 +216,59 @@ class SqliteStore:
                     self.on_commit(operation.commit)
             elif not operation.done.cancelled():
                 operation.done.set_exception(refusal)
-        if ready:
+        if not self._busy and self._file.take_ready_changed():
             self.on_ready()
-        if broken is not None:
-            self.on_broken(broken)
+        if self._waiting and not self._scheduled and not self._busy:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _committed(self, outcomes: Outcomes, error: BaseException | None) -> None:
+        self._busy = False
+        if error is not None:
+            self._break(error, outcomes)
+        else:
+            self._settle(outcomes)
+
+    def _break(self, error: BaseException, outcomes: Sequence[Outcome]) -> None:
+        """Acknowledge nothing, and never write again."""
+        first = self._broken is None
+        self._broken = error
+        operations = [operation for operation, _, _ in outcomes] + self._waiting
+        self._waiting = []
+        for operation in operations:
+            if not operation.done.done():
+                operation.done.set_exception(self._unavailable())
+        if first:
+            _log.error("the store %s takes no more writes", self.path, exc_info=error)
+            self.on_broken(error)
 
     def _unavailable(self) -> Unavailable:
         return Unavailable(f"the store cannot write: {self._broken}; the outcome is unknown")
+
+    # In the thread.
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def _finish(self, outcomes: Outcomes, long: _Operation | None) -> None:
+        broken: BaseException | None = None
+        try:
+            if long is not None:
+                outcomes = [*outcomes, _outcome(long, self._file)]
+            self._file.commit()
+        except Exception as error:  # noqa: BLE001 - told to everybody who waits
+            broken = error
+            if long is not None:
+                outcomes = [*outcomes, (long, None, None)]
+        self._loop.call_soon_threadsafe(self._committed, outcomes, broken)
+
+
+def _outcome(operation: _Operation, log: SqliteLog) -> Outcome:
+    try:
+        return operation, operation.work(log), None
+    except AgentsrvError as refusal:
+        return operation, None, refusal
 
 
 def _is_replay(result: object) -> bool:

@@ -1,6 +1,7 @@
-"""SqliteLog: the file itself, its schema and its statements; synchronous, for one thread.
+"""SqliteLog: the file itself, its schema and its statements; synchronous, one call at a time.
 
-Methods that raise an ``AgentsrvError`` have written nothing; the transaction goes on.
+Methods write into an open transaction and return at once; ``commit`` makes it durable. Those
+that raise an ``AgentsrvError`` have written nothing; the transaction goes on.
 """
 
 # ruff: noqa: S608 - statements are put together from constants of this file only
@@ -9,8 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final
 
@@ -33,6 +33,7 @@ CREATE TABLE task (
     seq INTEGER NOT NULL,
     epoch INTEGER NOT NULL DEFAULT 0,
     node TEXT,
+    losses INTEGER NOT NULL DEFAULT 0,
     ready INTEGER,
     user_input TEXT NOT NULL,
     created_at REAL NOT NULL,
@@ -68,6 +69,8 @@ class SqliteLog:
         self._lock: IO[bytes] | None = None
         self._db: sqlite3.Connection
         self.queued = 0
+        self.has_changes = False
+        """Whether somebody waits for the next commit."""
 
     def open(self) -> None:
         """Lock and open the file; make the schema where there is none; free all leases.
@@ -109,29 +112,35 @@ class SqliteLog:
             self._db.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT")
         elif version != SCHEMA_VERSION:
             raise ConfigurationError(f"its schema is {version}; expected {SCHEMA_VERSION}")
-        with self.transaction():
-            self._db.execute("UPDATE task SET node = NULL, ready = 0 WHERE node IS NOT NULL")
-            newest = self._db.execute("SELECT max(ready) FROM task WHERE ready IS NOT NULL")
-            self._next_ready = (newest.fetchone()[0] or 0) + 1
-            self._count_queue()
+        self._db.execute(
+            "UPDATE task SET node = NULL, ready = 0, losses = losses + 1 WHERE node IS NOT NULL"
+        )
+        newest = self._db.execute("SELECT max(ready) FROM task WHERE ready IS NOT NULL")
+        self._next_ready = (newest.fetchone()[0] or 0) + 1
+        self._count_queue()
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Everything within is committed together, or not at all.
+    def flush(self) -> None:
+        """Write what was gathered for the transaction; quick, because nothing is synced yet."""
+        if self._rows:
+            self._db.executemany("INSERT INTO event VALUES (?, ?, ?)", self._rows)
+            self._rows.clear()
+
+    def commit(self) -> None:
+        """Make everything since the last commit durable; this waits for the disk.
 
         Raises:
             sqlite3.Error: Nothing was committed as far as this process can know.
         """
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._write_events()
+        if self._db.in_transaction:
+            self.flush()
             self._db.execute("COMMIT")
-        except BaseException:
-            self._rows.clear()
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
+        self.has_changes = False
+
+    def _begin(self, *, durable: bool = True) -> None:
+        """Open the transaction; unless ``durable``, nobody waits for its commit."""
+        if not self._db.in_transaction:
+            self._db.execute("BEGIN IMMEDIATE")
+        self.has_changes |= durable
 
     def create(self, task: NewTask) -> Created:
         """See ``Store.create``."""
@@ -139,6 +148,7 @@ class SqliteLog:
         if first is not None:
             return Created(first, replayed=True)
         ready = self._place(task.status)
+        self._begin()
         self._expire_key(task)
         seq = len(task.events)
         row = self._db.execute(
@@ -187,7 +197,7 @@ class SqliteLog:
 
     def read(self, task_id: str, after: int, limit: int) -> Sequence[bytes]:
         """See ``Store.read``."""
-        self._write_events()
+        self.flush()
         rows = self._db.execute(
             "SELECT body FROM event WHERE task = (SELECT id FROM task WHERE task_id = ?)"
             " AND seq > ? ORDER BY seq LIMIT ?",
@@ -227,6 +237,7 @@ class SqliteLog:
         seq = append.expected + len(append.events)
         where = "WHERE task_id = ? AND epoch = ? AND seq = ? RETURNING id"
         key = (append.task_id, append.epoch, append.expected)
+        self._begin()
         if append.status.is_terminal:
             row = self._db.execute(
                 "UPDATE task SET seq = ?, status = ?, node = NULL, ready = NULL, ended_at = ?,"
@@ -254,20 +265,34 @@ class SqliteLog:
     def claim(self, node: str, limit: int) -> Sequence[Lease]:
         """See ``Store.claim``."""
         rows = self._db.execute(
-            "SELECT id, task_id, epoch + 1, seq, spec, owner FROM task"
+            "SELECT id, task_id, epoch + 1, seq, spec, owner, losses FROM task"
             " WHERE ready IS NOT NULL ORDER BY ready, id LIMIT ?",
             (limit,),
         ).fetchall()
+        if not rows:
+            return ()
+        self._begin(durable=False)
         self._db.executemany(
             "UPDATE task SET epoch = epoch + 1, node = ?, ready = NULL WHERE id = ?",
             [(node, row[0]) for row in rows],
         )
-        if rows:
-            self._count_queue()
-        return [Lease(*row[1:]) for row in rows]
+        self._count_queue()
+        return [
+            Lease(
+                task_id=task_id,
+                epoch=epoch,
+                seq=seq,
+                spec=spec,
+                owner=owner,
+                losses=losses,
+                log=self.read(task_id, 0, seq) if seq <= base.SHORT_LOG else (),
+            )
+            for _, task_id, epoch, seq, spec, owner, losses in rows
+        ]
 
     def release(self, task_id: str, epoch: int) -> None:
         """See ``Store.release``."""
+        self._begin()
         self._db.execute(
             "UPDATE task SET node = NULL, ready = 0"
             " WHERE task_id = ? AND epoch = ? AND node IS NOT NULL",
@@ -280,6 +305,7 @@ class SqliteLog:
         rows = self._db.execute(
             "SELECT id FROM task WHERE ended_at < ? ORDER BY ended_at LIMIT ?", (before, limit)
         ).fetchall()
+        self._begin()
         self._db.executemany("DELETE FROM event WHERE task = ?", rows)
         self._db.executemany("DELETE FROM task WHERE id = ?", rows)
         return len(rows)
@@ -322,11 +348,6 @@ class SqliteLog:
 
     def _count_queue(self) -> None:
         self.queued = self._db.execute("SELECT count(*) FROM task WHERE ready > 0").fetchone()[0]
-
-    def _write_events(self) -> None:
-        if self._rows:
-            self._db.executemany("INSERT INTO event VALUES (?, ?, ?)", self._rows)
-            self._rows.clear()
 
 
 def _to_head(row: tuple[str, str, str, int, int] | None) -> Head | None:
