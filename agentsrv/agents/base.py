@@ -121,6 +121,7 @@ class Agent:
     description: str
     run: AgentFunction
     params: type[BaseModel]
+    param_names: tuple[str, ...]
     retry: RetryPolicy
     timeout: float | None
     on_failure: OnFailure
@@ -151,12 +152,14 @@ class Agent:
             raise ConfigurationError(
                 f"agent {name!r} has on_failure={on_failure!r}; expected 'fail' or 'degrade'"
             )
+        params = _params_model(run, name)
         return cls(
             name=name,
             description=options.get("description")
             or (inspect.getdoc(run) or "").partition("\n")[0],
             run=run,
-            params=_params_model(run, name),
+            params=params,
+            param_names=tuple(params.model_fields),
             retry=retry,
             timeout=timeout,
             on_failure=on_failure,
@@ -168,9 +171,11 @@ class Agent:
         Raises:
             ValidationError: A value is wrong, or one without a default is missing.
         """
-        own = {name: params[name] for name in self.params.model_fields if name in params}
-        valid = self.params.model_validate(own)
-        return {name: getattr(valid, name) for name in self.params.model_fields}
+        names = self.param_names
+        if not names:
+            return {}
+        valid = self.params.model_validate({name: params[name] for name in names if name in params})
+        return {name: getattr(valid, name) for name in names}
 
     def complaints(self, params: Mapping[str, Any]) -> list[ErrorDetails]:
         """What is wrong with ``params`` for this agent; empty where nothing is."""

@@ -83,10 +83,8 @@ class Registry:
             InvalidCommand: Its details name each field and the reason.
         """
         if plan is not None:
-            names = dict.fromkeys(step.agent for step in plan.steps)
-            complaints = [
-                complaint for name in names for complaint in self._agents[name].complaints(params)
-            ]
+            agents = [self._agents[name] for name in {step.agent: None for step in plan.steps}]
+            complaints = [found for agent in agents for found in agent.complaints(params)]
         else:
             complaints = [
                 complaint for key in params for complaint in self._all_refuse(key, params)
@@ -103,7 +101,7 @@ class Registry:
             raise InvalidCommand(f"{first['field']}: {first['reason']}", details=details)
 
     def _all_refuse(self, key: str, params: Mapping[str, Any]) -> list[Any]:
-        takers = [agent for agent in self._agents.values() if key in agent.params.model_fields]
+        takers = [agent for agent in self._agents.values() if key in agent.param_names]
         complaints = [
             [found for found in agent.complaints({key: params[key]}) if found["loc"][:1] == (key,)]
             for agent in takers

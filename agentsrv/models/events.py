@@ -246,6 +246,10 @@ class TaskCancelled(Event):
 EVENTS: Final[dict[str, type[Event]]] = {
     event.event_type: event for event in Event.__subclasses__()
 }
+_FIELDS: Final = {
+    event: tuple(field.name for field in fields(event))  # type: ignore[arg-type]
+    for event in EVENTS.values()
+}
 TERMINAL_EVENTS: Final = (TaskCompleted, TaskFailed, TaskCancelled)
 
 
@@ -270,8 +274,8 @@ class Record:
         if kind is None:
             known = ", ".join(EVENTS)
             raise AgentsrvError(f"unknown event type {self.event_type!r}; known are {known}")
-        names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-        return kind(**{name: self.data.get(name) for name in names})
+        data = self.data
+        return kind(**{name: data.get(name) for name in _FIELDS[kind]})
 
     @property
     def is_terminal(self) -> bool:

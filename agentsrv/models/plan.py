@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -48,27 +47,17 @@ class ExecutionPlan(BaseModel):
                     raise ValueError(
                         f"step {step.step_id!r} depends on {needed!r}, which is not in the plan"
                     )
-        done: set[str] = set()
-        while ready := self.ready(done):
-            done.update(step.step_id for step in ready)
-        if left := [step.step_id for step in self.steps if step.step_id not in done]:
+        frontier = Frontier(self)
+        done: list[str] = []
+        ready = frontier.start()
+        while ready:
+            step = ready.pop()
+            done.append(step.step_id)
+            ready += frontier.settle(step.step_id)
+        if len(done) < len(self.steps):
+            left = [step.step_id for step in self.steps if step.step_id not in done]
             raise ValueError(f"steps {', '.join(left)} depend on each other in a cycle")
         return self
-
-    def ready(self, settled: Collection[str], begun: Collection[str] = ()) -> list[Step]:
-        """The steps, in the plan's order, that may start.
-
-        Args:
-            settled: Steps that have ended in a way that lets others go on.
-            begun: Steps that are under way.
-        """
-        return [
-            step
-            for step in self.steps
-            if step.step_id not in settled
-            and step.step_id not in begun
-            and all(needed in settled for needed in step.depends_on)
-        ]
 
     @property
     def sinks(self) -> list[Step]:
@@ -92,6 +81,36 @@ class ExecutionPlan(BaseModel):
                     retries[step.agent] if step.max_retries is None else step.max_retries
                 ),
             }
-            | step.model_dump(include={"input", "timeout"}, exclude_none=True)
+            | ({} if step.input is None else {"input": step.input})
+            | ({} if step.timeout is None else {"timeout": step.timeout})
             for step in self.steps
         ]
+
+
+class Frontier:
+    """Where a plan's execution is: tells which steps become ready as others settle.
+
+    The work over a whole plan is proportional to its dependencies (Kahn, 1962, "Topological
+    sorting of large networks").
+    """
+
+    def __init__(self, plan: ExecutionPlan) -> None:
+        self._steps = plan.steps
+        self._missing = {step.step_id: len(set(step.depends_on)) for step in plan.steps}
+        self._behind: dict[str, list[Step]] = {}
+        for step in plan.steps:
+            for needed in set(step.depends_on):
+                self._behind.setdefault(needed, []).append(step)
+
+    def start(self) -> list[Step]:
+        """The steps that depend on none, in the plan's order."""
+        return [step for step in self._steps if not self._missing[step.step_id]]
+
+    def settle(self, step_id: str) -> list[Step]:
+        """The steps, in the plan's order, for which ``step_id`` was the last that they needed."""
+        ready = []
+        for step in self._behind.pop(step_id, ()):
+            self._missing[step.step_id] -= 1
+            if not self._missing[step.step_id]:
+                ready.append(step)
+        return ready

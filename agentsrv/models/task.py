@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -310,31 +310,9 @@ class TaskState:
         step_id = getattr(event, "step_id", None)
         if step_id is not None:
             self.steps[step_id].apply(event)
-        match event:
-            case e.TaskQueued():
-                self.queued_at = timestamp
-            case e.TaskStarted():
-                self.started_at = timestamp
-            case e.PlanCreated():
-                # The plan was valid when it was journaled: it is rebuilt, not judged again.
-                self.plan = ExecutionPlan.model_validate({"steps": event.steps})
-                self.steps = {step.step_id: StepState(step) for step in self.plan.steps}
-            case e.InputRequired():
-                self.inputs[event.input_id] = event
-            case e.InputReceived():
-                self.inputs.pop(event.input_id, None)
-                if self.inputs and self.status is TaskStatus.RUNNING:
-                    self.status = TaskStatus.INPUT_REQUIRED  # another question is still open
-            case e.TaskCancelling():
-                self.cancelling = event
-            case e.TaskCompleted():
-                self.final_output = event.final_output
-            case e.TaskFailed():
-                self.error_message = event.error_message
-            case e.TaskCancelled():
-                self.inputs.clear()
-            case _:
-                pass
+        fold = _FOLDS.get(type(event))
+        if fold is not None:
+            fold(self, event, timestamp)
 
     @staticmethod
     def _text(step: StepState) -> str:
@@ -343,6 +321,60 @@ class TaskState:
         if step.output or step.result is None:
             return step.output
         return orjson.dumps(step.result).decode()
+
+
+def _queued(state: TaskState, _: e.TaskQueued, timestamp: str) -> None:
+    state.queued_at = timestamp
+
+
+def _started(state: TaskState, _: e.TaskStarted, timestamp: str) -> None:
+    state.started_at = timestamp
+
+
+def _planned(state: TaskState, event: e.PlanCreated, _: str) -> None:
+    if state.plan is None:  # else whoever made the plan has put it here already
+        state.plan = ExecutionPlan.model_validate({"steps": event.steps})
+    state.steps = {step.step_id: StepState(step) for step in state.plan.steps}
+
+
+def _asked(state: TaskState, event: e.InputRequired, _: str) -> None:
+    state.inputs[event.input_id] = event
+
+
+def _answered(state: TaskState, event: e.InputReceived, _: str) -> None:
+    state.inputs.pop(event.input_id, None)
+    if state.inputs and state.status is TaskStatus.RUNNING:
+        state.status = TaskStatus.INPUT_REQUIRED  # another question is still open
+
+
+def _cancelling(state: TaskState, event: e.TaskCancelling, _: str) -> None:
+    state.cancelling = event
+
+
+def _completed(state: TaskState, event: e.TaskCompleted, _: str) -> None:
+    state.final_output = event.final_output
+
+
+def _failed(state: TaskState, event: e.TaskFailed, _: str) -> None:
+    state.error_message = event.error_message
+
+
+def _cancelled(state: TaskState, _: e.TaskCancelled, __: str) -> None:
+    state.inputs.clear()
+
+
+# A table, because every event of every task passes here.
+_FOLDS: Final[dict[type[e.Event], Callable[[TaskState, Any, str], None]]] = {
+    e.TaskQueued: _queued,
+    e.TaskStarted: _started,
+    e.PlanCreated: _planned,
+    e.InputRequired: _asked,
+    e.InputReceived: _answered,
+    e.TaskCancelling: _cancelling,
+    e.TaskCompleted: _completed,
+    e.TaskFailed: _failed,
+    e.TaskCancelled: _cancelled,
+}
 
 
 def _since(timestamp: str | None, now: float) -> float:

@@ -122,10 +122,10 @@ class Journal:
         self._schedule()
         await waiter
 
-    async def room(self) -> None:
-        """Wait while too much waits for its commit: back-pressure on whoever writes."""
-        if self._characters > BACKLOG or len(self._entries) > BACKLOG_EVENTS:
-            await self.commit()
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits for its commit that whoever writes should wait for it too."""
+        return self._characters > BACKLOG or len(self._entries) > BACKLOG_EVENTS
 
     def abandon(self) -> None:
         """Write nothing more, not even what waits: the task goes on from its log elsewhere."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from agentsrv.agents.registry import Registry
 from agentsrv.errors import AgentsrvError, Fenced, InvalidCommand, PermanentError
 from agentsrv.models import events as e
 from agentsrv.models.commands import Create
-from agentsrv.models.plan import ExecutionPlan, Step
+from agentsrv.models.plan import ExecutionPlan, Frontier, Step
 from agentsrv.models.retry import RetryPolicy
 from agentsrv.models.task import StepStatus, TaskState, TaskStatus
 from agentsrv.orchestrator.journal import Journal
@@ -66,10 +66,19 @@ class TaskRunner:
         self._around = around
         self._spec = Create.model_validate_json(lease.spec)
         self._lease = lease
+        self._info = TaskInfo(
+            lease.task_id,
+            self._spec.task_description,
+            self._spec.params,
+            lease.owner,
+            around.search,
+            around.limits,
+        )
         self.journal = Journal(around.store, lease, state, now=around.now, on_lost=self._on_lost)
         self._group = asyncio.TaskGroup()
         self._work: dict[asyncio.Task[None], StepRun | None] = {}
-        self._begun: set[str] = set()
+        self._frontier: Frontier
+        self._left = 0  # steps that have not settled
         self._cancel: CancelRequest | None = None
         self._failure: tuple[str, str | None, int] | None = None
         self._winding_down = False
@@ -171,12 +180,13 @@ class TaskRunner:
             if plan is None:
                 return
             retries = self._around.registry.retries()
+            state.plan = plan
             journal.append(e.PlanCreated(plan.described(retries)))
             if earlier is not None:
                 self._adopt(earlier)
         else:
             self._around.registry.check_plan(state.plan)  # the application may have changed
-        self._advance()
+        await self._run_steps(self._start(self._first_steps()))
 
     def _is_in_time(self) -> bool:
         """Watch the deadline; return whether it is still to come."""
@@ -299,46 +309,61 @@ class TaskRunner:
             raise TypeError(f"the planner returned {type(plan).__name__}; expected ExecutionPlan")
         return plan
 
-    def _advance(self) -> None:
-        """Start every step whose dependencies are done; complete the task when all are."""
-        plan, steps = self.state.plan, self.state.steps
-        if plan is None or self._winding_down or self.journal.closed or self._cancel:
-            return
-        settled = {step_id for step_id, step in steps.items() if step.is_settled}
-        if len(settled) == len(steps):
+    async def _run_steps(self, run: StepRun | None) -> None:
+        """Run a step and, one after the other, those that become ready with it.
+
+        A chain of steps needs one task of asyncio; where more than one step is ready, each of
+        the others is given its own.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        while run is not None:
+            self._work[task] = run
+            try:
+                outcome = await run.run()
+            except asyncio.CancelledError:
+                # An abandoned task is not a cancelled one: only a decision may stand in the log.
+                if self._winding_down and not self.journal.closed:
+                    self.journal.append(run.cancelled_event)
+                raise
+            step_id = run.step.step_id
+            if outcome is Outcome.FAILED:
+                message = run.state.error_message or "the step failed"
+                self._fail(message, step_id, run.state.failures)
+                return
+            self._left -= 1
+            run = self._start(self._frontier.settle(step_id))
+
+    def _start(self, ready: Sequence[Step]) -> StepRun | None:
+        """Give each ready step but the first its own task; return the first one's run.
+
+        Completes the task where no step is left.
+        """
+        if self._winding_down or self.journal.closed or self._cancel:
+            return None
+        if not self._left:
             self._complete()
-            return
-        for step in plan.ready(settled, self._begun):
-            self._begun.add(step.step_id)
-            self._start(step)
+        runs = [self._make_run(step) for step in ready]
+        for run in runs[1:]:
+            self._spawn(partial(self._run_steps, run), run)
+        return runs[0] if runs else None
 
-    def _start(self, step: Step) -> None:
+    def _first_steps(self) -> Sequence[Step]:
+        """The steps with which the plan begins, or goes on."""
+        state = self.state
+        assert state.plan is not None
+        self._frontier = Frontier(state.plan)
+        ready = self._frontier.start()
+        settled = [step_id for step_id, step in state.steps.items() if step.is_settled]
+        for step_id in settled:
+            ready += self._frontier.settle(step_id)
+        self._left = len(state.steps) - len(settled)
+        return [step for step in ready if step.step_id not in settled]
+
+    def _make_run(self, step: Step) -> StepRun:
         agent = self._around.registry[step.agent]
-        info = TaskInfo(
-            self.state.task_id,
-            self._spec.task_description,
-            self._spec.params,
-            self._lease.owner,
-            self._around.search,
-            self._around.limits,
-        )
         dependencies = {step_id: self.state.steps[step_id] for step_id in step.depends_on}
-        run = StepRun(step, agent, info, self.journal, dependencies)
-        self._spawn(partial(self._run_step, run), run)
-
-    async def _run_step(self, run: StepRun) -> None:
-        try:
-            outcome = await run.run()
-        except asyncio.CancelledError:
-            # An abandoned task is not a cancelled one: only a decision may stand in the log.
-            if self._winding_down and not self.journal.closed:
-                self.journal.append(run.cancelled_event)
-            raise
-        if outcome is Outcome.FAILED:
-            state = run.state
-            self._fail(state.error_message or "the step failed", run.step.step_id, state.failures)
-        else:
-            self._advance()
+        return StepRun(step, agent, self._info, self.journal, dependencies)
 
     def _complete(self) -> None:
         state = self.state

@@ -144,8 +144,10 @@ class StepRun:
 
     async def _guarded(self, attempt: int) -> Any:
         """Call the agent; whatever it raises becomes ``AttemptFailed`` or a cancellation."""
-        limit = asyncio.timeout(self._timeout)
+        limit = None if self._timeout is None else asyncio.timeout(self._timeout)
         try:
+            if limit is None:
+                return _checked(await self._call(self._context(attempt)))
             async with limit:
                 result = await self._call(self._context(attempt))
             return _checked(result)
@@ -158,7 +160,7 @@ class StepRun:
         except PermanentError as error:
             raise AttemptFailed(_describe(error), permanent=True) from error
         except TimeoutError as error:
-            if limit.expired():
+            if limit is not None and limit.expired():
                 message = f"no result within {self._timeout} s"
                 raise AttemptFailed(message, reason="timeout") from error
             raise AttemptFailed(_describe(error)) from error
@@ -173,15 +175,17 @@ class StepRun:
         if isinstance(running, AsyncIterator):
             async with aclosing(running) as pieces:  # type: ignore[type-var]
                 async for piece in pieces:
-                    await self._write(context.attempt, piece)
+                    self._write(context.attempt, piece)
+                    if self._journal.is_full:
+                        await self._journal.commit()
             return context.result
         value = await running
         if isinstance(value, str):
-            await self._write(context.attempt, value)
+            self._write(context.attempt, value)
             return context.result
         return context.result if value is None else value
 
-    async def _write(self, attempt: int, piece: object) -> None:
+    def _write(self, attempt: int, piece: object) -> None:
         if not isinstance(piece, str):
             kind = type(piece).__name__
             raise AttemptFailed(f"the agent yielded {kind}; expected str", permanent=True)
@@ -204,14 +208,14 @@ class StepRun:
                 f"and a task {limits.task}; the rest is cut off"
             )
             raise AttemptFailed(message, permanent=True)
-        await self._journal.room()
 
     async def _report(self, done: float, total: float | None, message: str) -> None:
         attempt = self.state.attempt
         self._journal.append(
             e.StepProgress(self.step.step_id, attempt, done, total, message[:MAX_ERROR])
         )
-        await self._journal.room()
+        if self._journal.is_full:
+            await self._journal.commit()
 
     def _context(self, attempt: int) -> StepContext:
         done = {
