@@ -46,6 +46,8 @@ class _Cursor:
     """Whether only the task's own events are delivered."""
     ended: bool = False
     """Whether ``head`` is known to be the task's last event."""
+    kept: Sequence[bytes] = ()
+    """What was committed behind ``seq`` while an answer kept it back: it need not be read."""
 
     @property
     def waits(self) -> bool:
@@ -180,8 +182,7 @@ class Answer:
             held[task_id] -= 1
             if not held[task_id]:
                 del held[task_id]
-        if self._kept:
-            self._subscriber.resume()
+                self._subscriber.let_go(task_id)
 
 
 class Subscriber:
@@ -275,6 +276,16 @@ class Subscriber:
             self._reader.cancel()
         return self._hub.release(self)
 
+    def let_go(self, task_id: str) -> None:
+        """Deliver what was kept back of a task."""
+        cursor = self._cursors.get(task_id)
+        if cursor is not None and cursor.kept and self._may_deliver(cursor):
+            kept, cursor.kept = cursor.kept, ()
+            if cursor.seq == cursor.target:
+                self._tell(cursor)
+            self._deliver(cursor, kept)
+        self.resume()
+
     def resume(self) -> None:
         """Go on, because there is room again or something to read."""
         if self._reader is None and self._sink.has_room and self._behind() is not None:
@@ -286,6 +297,8 @@ class Subscriber:
         cursor.head = commit.after + len(commit.events)
         if cursor.seq == commit.after and self._may_deliver(cursor):
             self._deliver(cursor, commit.events)
+        elif cursor.seq == commit.after and cursor.task_id in self.held:
+            cursor.kept = commit.events
         else:
             self.resume()
 
@@ -340,6 +353,7 @@ class Subscriber:
 
     def _deliver(self, cursor: _Cursor, events: Sequence[bytes]) -> None:
         cursor.seq += len(events)
+        cursor.kept = ()
         if events and is_terminal(events[-1]):
             cursor.ended = True
         chosen = list(filter(is_life_cycle, events)) if cursor.life_cycle else events
