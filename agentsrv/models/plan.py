@@ -55,8 +55,8 @@ class ExecutionPlan(BaseModel):
             done.append(step.step_id)
             ready += frontier.settle(step.step_id)
         if len(done) < len(self.steps):
-            left = [step.step_id for step in self.steps if step.step_id not in done]
-            raise ValueError(f"steps {', '.join(left)} depend on each other in a cycle")
+            left = [step for step in self.steps if step.step_id not in done]
+            raise ValueError(f"steps {', '.join(_cycle(left))} depend on each other in a cycle")
         return self
 
     @property
@@ -85,6 +85,16 @@ class ExecutionPlan(BaseModel):
             | ({} if step.timeout is None else {"timeout": step.timeout})
             for step in self.steps
         ]
+
+
+def _cycle(steps: list[Step]) -> list[str]:
+    """Of steps that never become ready, those that others of them wait for."""
+    while True:
+        needed = {step_id for step in steps for step_id in step.depends_on}
+        kept = [step for step in steps if step.step_id in needed]
+        if len(kept) == len(steps):
+            return [step.step_id for step in steps]
+        steps = kept
 
 
 class Frontier:

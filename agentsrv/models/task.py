@@ -294,8 +294,14 @@ class TaskState:
         if isinstance(event, e.TaskCreated):
             self._create(event, timestamp)
         else:
-            self.status = next_status(self.status, event)
-            self._apply(event, timestamp)
+            following = next_status(self.status, event)
+            step_id = getattr(event, "step_id", None)
+            if step_id is not None:
+                self._step(step_id).apply(event)
+            self.status = following
+            fold = _FOLDS.get(type(event))
+            if fold is not None:
+                fold(self, event, timestamp)
         self.updated_at = timestamp
 
     def _create(self, event: e.TaskCreated, timestamp: str) -> None:
@@ -306,13 +312,12 @@ class TaskState:
         self.params = event.params
         self.created_at = timestamp
 
-    def _apply(self, event: e.Event, timestamp: str) -> None:
-        step_id = getattr(event, "step_id", None)
-        if step_id is not None:
-            self.steps[step_id].apply(event)
-        fold = _FOLDS.get(type(event))
-        if fold is not None:
-            fold(self, event, timestamp)
+    def _step(self, step_id: str) -> StepState:
+        step = self.steps.get(step_id)
+        if step is None:
+            known = ", ".join(self.steps) or "none: there is no plan yet"
+            raise InvalidState(f"found step {step_id!r}; the task's steps are {known}")
+        return step
 
     @staticmethod
     def _text(step: StepState) -> str:
@@ -343,8 +348,25 @@ def _asked(state: TaskState, event: e.InputRequired, _: str) -> None:
 
 def _answered(state: TaskState, event: e.InputReceived, _: str) -> None:
     state.inputs.pop(event.input_id, None)
-    if state.inputs and state.status is TaskStatus.RUNNING:
-        state.status = TaskStatus.INPUT_REQUIRED  # another question is still open
+    _wait_for_inputs(state)
+
+
+def _attempt_ended(
+    state: TaskState, event: e.StepRetrying | e.StepCompleted | e.StepFailed, _: str
+) -> None:
+    """Nobody waits for the answers that the attempt had asked for."""
+    if state.inputs:
+        for question in [q for q in state.inputs.values() if q.step_id == event.step_id]:
+            del state.inputs[question.input_id]
+        _wait_for_inputs(state)
+
+
+def _wait_for_inputs(state: TaskState) -> None:
+    """While a question is open, its step and the task wait, whatever else was answered."""
+    for question in state.inputs.values():
+        state.steps[question.step_id].status = StepStatus.INPUT_REQUIRED
+    if state.status in (TaskStatus.RUNNING, TaskStatus.INPUT_REQUIRED):
+        state.status = TaskStatus.INPUT_REQUIRED if state.inputs else TaskStatus.RUNNING
 
 
 def _cancelling(state: TaskState, event: e.TaskCancelling, _: str) -> None:
@@ -357,6 +379,7 @@ def _completed(state: TaskState, event: e.TaskCompleted, _: str) -> None:
 
 def _failed(state: TaskState, event: e.TaskFailed, _: str) -> None:
     state.error_message = event.error_message
+    state.inputs.clear()
 
 
 def _cancelled(state: TaskState, _: e.TaskCancelled, __: str) -> None:
@@ -370,6 +393,9 @@ _FOLDS: Final[dict[type[e.Event], Callable[[TaskState, Any, str], None]]] = {
     e.PlanCreated: _planned,
     e.InputRequired: _asked,
     e.InputReceived: _answered,
+    e.StepRetrying: _attempt_ended,
+    e.StepCompleted: _attempt_ended,
+    e.StepFailed: _attempt_ended,
     e.TaskCancelling: _cancelling,
     e.TaskCompleted: _completed,
     e.TaskFailed: _failed,

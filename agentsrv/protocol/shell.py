@@ -33,7 +33,8 @@ def parse(line: str, latest: str | None) -> Line:
         UnknownCommand: The first word is no command.
         InvalidCommand: A word is missing or of the wrong kind.
     """
-    verb, _, rest = line.strip().partition(" ")
+    verb, *behind = line.split(None, 1) or [""]
+    rest = behind[0] if behind else ""
     syntax = _SYNTAX.get(verb.lower())
     if syntax is None:
         raise UnknownCommand(

@@ -1,0 +1,37 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentsrv.models.retry import MAX_DELAY, RETRIES, RetryPolicy
+
+
+def test_the_default_delays_are_those_of_the_protocol():
+    """Attempts 2, 3 and 4 follow after 0.1, 0.2 and 0.4 seconds."""
+    policy = RetryPolicy()
+    assert [policy.delay(retry) for retry in (1, 2, 3)] == [0.1, 0.2, 0.4]
+
+
+def test_three_retries_follow_the_first_attempt():
+    """By default four attempts may fail before the step has."""
+    policy = RetryPolicy()
+    assert RETRIES == 3
+    assert [policy.allows(failures) for failures in range(1, 6)] == [True, True, True, False, False]
+
+
+def test_no_retries_means_one_attempt():
+    """With no retries the first failure is the last."""
+    assert not RetryPolicy(retries=0).allows(1)
+
+
+def test_the_cap_is_reached_at_the_eleventh_retry():
+    """The delay doubles until it meets the cap, and stays there."""
+    policy = RetryPolicy()
+    assert policy.delay(10) == pytest.approx(51.2)
+    assert policy.delay(11) == policy.delay(12) == MAX_DELAY
+
+
+@given(st.floats(0, 1e308), st.integers(1, 10**30))
+def test_delays_grow_up_to_the_cap(base, retry):
+    """No delay overflows, exceeds the cap or is shorter than the one before it."""
+    policy = RetryPolicy(base=base)
+    assert 0 <= policy.delay(retry) <= policy.delay(retry + 1) <= MAX_DELAY

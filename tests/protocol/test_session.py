@@ -1,0 +1,232 @@
+import json
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentsrv.models.commands import COMMANDS, EXAMPLES, Cancel, Create, List, Ping, Status
+from agentsrv.protocol.session import MAX_BAD_FRAMES, MAX_DETAILS, Refusal, Request, Session
+from tests.models.samples import JSON
+
+CODES = {
+    *"invalid_json invalid_command unknown_command unauthenticated not_found invalid_state".split(),
+    *"conflict seq_ahead invalid_input rate_limited overloaded too_large shutting_down".split(),
+    *"unavailable internal".split(),
+}
+FIELDS = {
+    *"type command id code message retryable retry_after details example".split(),
+}
+
+
+def accepted(text, session=None) -> Request:
+    """The request that a frame makes."""
+    found = (session or Session()).receive(text if isinstance(text, str) else json.dumps(text))
+    assert isinstance(found, Request), found
+    return found
+
+
+def refused(text, session=None):
+    """The answer to a frame that is not understood."""
+    found = (session or Session()).receive(text if isinstance(text, str) else json.dumps(text))
+    assert isinstance(found, Refusal), found
+    frame = orjson.loads(found.frame)
+    assert frame["type"] == "error"
+    return frame
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_example_is_a_request(name):
+    """Each command's example is understood as that command, and names its task whole."""
+    request = accepted(EXAMPLES[name] | {"id": 7})
+    assert type(request.command) is COMMANDS[name]
+    assert (request.name, request.command.id, request.names_task) == (name, 7, False)
+
+
+def test_white_space_before_a_frame_is_nothing():
+    """A frame may be indented, as JSON or as a line."""
+    assert isinstance(accepted(' \t\r\n{"command": "ping"}').command, Ping)
+    assert isinstance(accepted(" \t\r\nping").command, Ping)
+
+
+def test_an_array_of_json_stays_what_it_is():
+    """A plan's arrays, as JSON has them, are accepted by strict models."""
+    steps = [{"step_id": "a", "agent": "w"}, {"step_id": "b", "agent": "w", "depends_on": ["a"]}]
+    request = accepted({"command": "create", "task_description": "x", "plan": {"steps": steps}})
+    assert isinstance(request.command, Create)
+    assert request.command.plan is not None
+    assert request.command.plan.steps[1].depends_on == ("a",)
+
+
+def test_a_line_is_a_request():
+    """What does not begin like JSON is a command line; a cut task id is marked as such."""
+    request = accepted("status 3f2a…")
+    assert request == Request(Status(task_id="3f2a"), names_task=True)
+    assert accepted("list running").command == List(status="running")  # type: ignore[arg-type]
+    assert accepted("run Why?").command == Create(task_description="Why?", execute=True)
+
+
+def test_a_line_means_the_latest_task_of_its_connection():
+    """The session remembers the latest task, and lines without an id mean it."""
+    session = Session()
+    assert refused("cancel", session)["code"] == "invalid_command"
+    session.latest_task = "t1"
+    assert accepted("cancel", session) == Request(Cancel(task_id="t1"))
+
+
+@pytest.mark.parametrize("text", ["[]", '"ping"', "\ufeff{}", '[{"command": "ping"}]', "{"])
+def test_what_begins_like_json_is_not_a_line(text):
+    """Arrays, strings and byte order marks are wrong JSON, not unknown command lines."""
+    assert refused(text)["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t\r"])
+def test_an_empty_frame_is_told(text):
+    """An empty frame is answered with what a command looks like."""
+    frame = refused(text)
+    assert (frame["code"], frame["example"]) == ("invalid_json", {"command": "help"})
+
+
+def test_bad_json_has_an_example():
+    """Whoever sends bad JSON is told where it is bad and shown a correct command."""
+    frame = refused('{"command": "ping"')
+    assert frame["code"] == "invalid_json"
+    assert "line 1, column" in frame["message"]
+    accepted(frame["example"])
+    assert (frame["command"], frame["id"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"command": "crate"}, {"command": None}, {"command": 1}, {"command": ["ping"]}]
+)
+def test_an_unknown_command_has_an_example(fields):
+    """Whoever names no known command is told which there are and shown a correct one."""
+    frame = refused(fields | {"id": "x"})
+    assert (frame["code"], frame["id"]) == ("unknown_command", "x")
+    assert all(name in frame["message"] for name in COMMANDS)
+    accepted(frame["example"])
+
+
+@pytest.mark.parametrize("command_id", ["", "x" * 64, "é", 0, -5, 2**63 - 1, None])
+def test_the_id_comes_back_in_an_error(command_id):
+    """A refused command's name and id are in the answer, exactly as they were sent."""
+    frame = refused({"command": "status", "id": command_id})
+    assert (frame["command"], frame["id"]) == ("status", command_id)
+    assert type(frame["id"]) is type(command_id)
+
+
+@pytest.mark.parametrize(
+    "command_id", ["x" * 65, 1.5, True, [], {"a": 1}], ids=lambda v: repr(v)[:9]
+)
+def test_a_wrong_id_does_not_come_back(command_id):
+    """An id that is none is not echoed, and the answer says which field is wrong."""
+    frame = refused({"command": "ping", "id": command_id})
+    assert (frame["code"], frame["id"]) == ("invalid_command", None)
+    assert {detail["field"] for detail in frame["details"]} == {"id"}
+
+
+def test_a_misspelt_field_is_told_with_the_right_ones():
+    """The answer names the unknown field and the fields that the command has."""
+    frame = refused({"command": "create", "task_descripton": "x", "id": 1})
+    assert (frame["code"], frame["id"]) == ("invalid_command", 1)
+    reasons = {detail["field"]: detail["reason"] for detail in frame["details"]}
+    assert set(reasons) == {"task_description", "task_descripton"}
+    assert reasons["task_description"] == "Field required"
+    assert reasons["task_descripton"].startswith("unknown field; ")
+    assert all(name in reasons["task_descripton"] for name in COMMANDS["create"].model_fields)
+    first = frame["details"][0]
+    assert frame["message"] == f"{first['field']}: {first['reason']}"
+    assert frame["example"] == EXAMPLES["create"]
+
+
+def test_the_path_leads_to_the_wrong_field():
+    """A complaint about something deep inside says where it is."""
+    steps = [{"step_id": "a", "agent": "w"}, {"step_id": "b", "agent": "w", "colour": 1}]
+    frame = refused({"command": "create", "task_description": "x", "plan": {"steps": steps}})
+    assert frame["details"] == [{"field": "plan.steps.1.colour", "reason": "unknown field"}]
+    steps[1] = {"step_id": "b", "agent": "w", "depends_on": ["z"]}
+    frame = refused({"command": "create", "task_description": "x", "plan": {"steps": steps}})
+    assert frame["details"] == [
+        {"field": "plan", "reason": "step 'b' depends on 'z', which is not in the plan"}
+    ]
+
+
+def test_a_rule_of_the_whole_command_is_told_under_its_name():
+    """A complaint that belongs to no field has the command's name in its place."""
+    frame = refused({"command": "cancel"})
+    assert frame["details"] == [
+        {"field": "cancel", "reason": "expected either task_id or idempotency_key"}
+    ]
+    assert frame["message"] == "cancel: expected either task_id or idempotency_key"
+
+
+def test_not_every_complaint_is_told():
+    """A frame with a thousand unknown fields is answered with the first few."""
+    frame = refused({"command": "ping"} | {f"f{number}": 1 for number in range(1000)})
+    assert len(frame["details"]) == MAX_DETAILS == 10
+
+
+def test_a_bad_line_is_answered_like_a_bad_frame():
+    """The answers to lines are the same JSON frames."""
+    frame = refused("list everything")
+    assert (frame["code"], frame["command"]) == ("invalid_command", "list")
+    assert frame["details"][0]["field"] == "status"
+    assert refused("lisp")["code"] == "unknown_command"
+
+
+def test_the_twentieth_bad_frame_in_a_row_is_the_last():
+    """Nineteen are answered, the twentieth is answered and ends the connection."""
+    session = Session()
+    found = [session.receive("nonsense") for _ in range(MAX_BAD_FRAMES)]
+    assert [refusal.is_last for refusal in found if isinstance(refusal, Refusal)] == (
+        [False] * 19 + [True]
+    )
+
+
+def test_a_good_frame_forgives_the_bad_ones():
+    """Only bad frames in a row count, whatever is wrong with them."""
+    session = Session()
+    bad = ["nonsense", "[", '{"command": "pong"}', '{"command": "status"}', ""]
+    for _ in range(3):
+        for number in range(19):
+            refusal = session.receive(bad[number % len(bad)])
+            assert isinstance(refusal, Refusal)
+            assert not refusal.is_last
+        accepted("ping", session)
+
+
+KEYS = st.sampled_from(
+    [*"command id task_id all after_seq limit status reason grace plan params".split(), "\0", "x"]
+)
+NAMES = st.sampled_from([*COMMANDS, "nonsense"])
+OBJECT_FRAMES = st.builds(
+    lambda name, fields: json.dumps(fields | {"command": name}),
+    NAMES | JSON,
+    st.dictionaries(KEYS | st.text(max_size=5), JSON, max_size=4),
+)
+EXAMPLE_FRAMES = st.builds(
+    lambda name, fields: json.dumps(EXAMPLES[name] | fields, ensure_ascii=False),
+    st.sampled_from(list(COMMANDS)),
+    st.dictionaries(KEYS, JSON, max_size=2),
+)
+LINES = st.builds(
+    lambda verb, rest: f"{verb} {rest}", NAMES, st.text() | st.sampled_from(["all", "…", "a 1"])
+)
+
+
+@given(st.text() | st.text().map(lambda text: "{" + text) | OBJECT_FRAMES | EXAMPLE_FRAMES | LINES)
+def test_any_text_is_a_request_or_has_an_answer(text):
+    """Every frame gives a command, or a frame of JSON with one of the protocol's codes."""
+    found = Session().receive(text)
+    if isinstance(found, Request):
+        assert type(found.command) is COMMANDS[found.name]
+        return
+    assert found.is_last is False
+    frame = json.loads(found.frame)
+    assert FIELDS >= set(frame) >= {"type", "command", "id", "code", "message", "retryable"}
+    assert frame["type"] == "error"
+    assert frame["code"] in CODES
+    assert frame["retryable"] is False
+    assert frame["message"]
+    if frame["code"] in {"invalid_json", "unknown_command"} and text.strip()[:1] == "{":
+        assert isinstance(Session().receive(json.dumps(frame["example"])), Request)

@@ -1,0 +1,147 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentsrv.errors import AgentsrvError, InvalidCommand, UnknownCommand
+from agentsrv.models.commands import ADAPTER, COMMANDS
+from agentsrv.protocol import shell
+from agentsrv.protocol.shell import Line
+
+LATEST = "3f2a9c0d1b7e4a65"
+
+
+def on_task(command, **fields):
+    """A line that names a task by its beginning."""
+    return Line({"command": command, "task_id": "3f2a", **fields}, names_task=True)
+
+
+def on_latest(command, **fields):
+    """A line that means the connection's latest task."""
+    return Line({"command": command, "task_id": LATEST, **fields})
+
+
+LINES = {
+    "create Analyze the benefits…": Line(
+        {"command": "create", "task_description": "Analyze the benefits…", "execute": False}
+    ),
+    "run Analyze": Line({"command": "create", "task_description": "Analyze", "execute": True}),
+    "run   two  spaces  ": Line(
+        {"command": "create", "task_description": "two  spaces", "execute": True}
+    ),
+    "RUN {this}": Line({"command": "create", "task_description": "{this}", "execute": True}),
+    "execute": on_latest("execute"),
+    "execute 3f2a": on_task("execute"),
+    "status": on_latest("status"),
+    "Status": on_latest("status"),
+    "  status  ": on_latest("status"),
+    "status 3f2a": on_task("status"),
+    "status 3f2a…": on_task("status"),
+    "status 3f2a...": on_task("status"),
+    "status …": on_latest("status"),
+    "cancel": on_latest("cancel"),
+    "cancel 3f2a": on_task("cancel"),
+    "cancel 3f2a… no longer  needed": on_task("cancel", reason="no longer  needed"),
+    "cancel … no longer needed": on_latest("cancel", reason="no longer needed"),
+    "subscribe": on_latest("subscribe", after_seq=0),
+    "subscribe 3f2a": on_task("subscribe", after_seq=0),
+    "subscribe 3f2a… 12": on_task("subscribe", after_seq=12),
+    "subscribe … 12": on_latest("subscribe", after_seq=12),
+    "subscribe all": Line({"command": "subscribe", "all": True}),
+    "unsubscribe": on_latest("unsubscribe"),
+    "unsubscribe 3f2a": on_task("unsubscribe"),
+    "unsubscribe all": Line({"command": "unsubscribe", "all": True}),
+    "list": Line({"command": "list"}),
+    "list running": Line({"command": "list", "status": "running"}),
+    "agents": Line({"command": "agents"}),
+    "ping": Line({"command": "ping"}),
+    "help": Line({"command": "help"}),
+}
+
+
+@pytest.mark.parametrize(("text", "line"), LINES.items(), ids=LINES)
+def test_a_line_means_a_command(text, line):
+    """What a person types has the fields of the command that is meant, and they are valid."""
+    assert shell.parse(text, LATEST) == line
+    ADAPTER.validate_python(line.fields)
+
+
+def test_every_command_can_be_typed():
+    """There is a line for every command, and its usage and purpose are told."""
+    assert {line.fields["command"] for line in LINES.values()} == set(COMMANDS)
+    told = {words.split()[0] for words in shell.usage()}
+    assert told == {*COMMANDS, "run"}
+    assert all(shell.usage().values())
+
+
+@pytest.mark.parametrize("text", ["execute", "status", "cancel", "subscribe", "unsubscribe"])
+def test_without_a_task_one_has_to_be_named(text):
+    """A connection that has no task yet is told how to get one."""
+    with pytest.raises(InvalidCommand, match=rf"{text} needs a task id: .*run …, or see: list"):
+        shell.parse(text, None)
+
+
+BAD = {
+    "create": "create needs what is to be done, for example: create",
+    "run": "run needs what is to be done, for example: run",
+    "run  ": "run needs what is to be done",
+    "execute 3f2a now": "execute takes one task id; found 2 words",
+    "status a b c": "status takes one task id; found 3 words",
+    "unsubscribe a b": "unsubscribe takes one task id; found 2 words",
+    "subscribe 3f2a twelve": r"expected: subscribe \[TASK_ID",
+    "subscribe 3f2a -1": "expected: subscribe",
+    "subscribe 3f2a 1.5": "expected: subscribe",
+    "subscribe 3f2a ²": "expected: subscribe",
+    "subscribe 3f2a 12 13": "expected: subscribe",
+    "subscribe 3f2a 99999999999999999999": "expected: subscribe",
+    "ping pong": "ping takes nothing behind it; found 'pong'",
+    "help me": "help takes nothing behind it; found 'me'",
+    "agents all": "agents takes nothing behind it; found 'all'",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD.items(), ids=BAD)
+def test_a_bad_line_says_what_was_expected(text, message):
+    """A word too many, too few or of the wrong kind is told."""
+    with pytest.raises(InvalidCommand, match=message):
+        shell.parse(text, LATEST)
+
+
+@pytest.mark.parametrize("text", ["rum x", "", " ", "…", "3f2a", "x" * 10_000, "élan vital"])
+def test_an_unknown_word_is_told_with_the_known_ones(text):
+    """The first word is told, cut to a length that can be read, with the words that there are."""
+    with pytest.raises(UnknownCommand, match="is no command; expected one of run, ") as refusal:
+        shell.parse(text, LATEST)
+    assert refusal.value.example == {"command": "help"}
+    assert len(refusal.value.message) < 250
+
+
+@pytest.mark.parametrize("space", ["\t", "\n", "\r\n"])
+def test_any_white_space_ends_the_first_word(space):
+    """A line that was pasted with a tab or a line end behind its verb is understood."""
+    assert shell.parse(f"status{space}3f2a", None) == on_task("status")
+    assert shell.parse(f"run{space}Why?", None).fields["task_description"] == "Why?"
+
+
+VERBS = st.sampled_from([words.split()[0] for words in shell.usage()])
+WORDS = st.sampled_from(["all", "…", "...", "12", "-1", "3f2a", "running", "\t", "  ", "{", "é"])
+
+
+@given(
+    st.text()
+    | st.tuples(VERBS, st.lists(WORDS | st.text(), max_size=4).map(" ".join)).map(" ".join),
+    st.none() | st.just(LATEST),
+)
+def test_any_line_is_a_command_or_refused(text, latest):
+    """Whatever is typed gives the fields of a known command, or an error with a sentence."""
+    refusal: AgentsrvError | None = None
+    line = Line({})
+    try:
+        line = shell.parse(text, latest)
+    except AgentsrvError as error:
+        refusal = error
+    if refusal is None:
+        assert line.fields["command"] in COMMANDS
+        assert not line.names_task or line.fields["task_id"]
+    else:
+        assert refusal.code in {"invalid_command", "unknown_command"}
+        assert refusal.message
