@@ -1,0 +1,281 @@
+"""The commands, their options and help."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+from collections.abc import Coroutine
+from contextlib import aclosing
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import orjson
+import typer
+
+from agentsrv.app import VERSION, knowledge_index
+from agentsrv.cli import running, serving
+from agentsrv.cli.exits import Exit, leave, say
+from agentsrv.cli.options import make_settings, takes_settings
+from agentsrv.cli.render import Printer, as_json, shorten
+from agentsrv.client import Client
+from agentsrv.errors import AgentsrvError
+from agentsrv.models.commands import MAX_LIST
+
+app = typer.Typer(
+    name="agentsrv",
+    help="Serve agents over one WebSocket, and run tasks on them.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Url = Annotated[str, typer.Option("--url", envvar="AGENTSRV_URL", help="Where the server is.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Task = Annotated[str, typer.Argument(help="The task's id, or the beginning of it.")]
+
+_END: Final = {"task_completed": Exit.DONE, "task_failed": Exit.FAILED}
+_WIDTH: Final = 120  # columns of a list that is not shown on a terminal
+
+
+def main() -> None:
+    """Run the command line; errors are told in one sentence."""
+    try:
+        app()
+    except (AgentsrvError, OSError) as error:
+        leave(error)
+
+
+@app.callback(invoke_without_command=True)
+def _common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"agentsrv {VERSION}")
+        raise typer.Exit
+
+
+@app.command()
+@takes_settings
+def serve(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="MODULE:APP", help="An App of yours; else the built-in agents."),
+    ] = None,
+    **given: Any,
+) -> None:
+    """Serve agents until SIGTERM or Ctrl-C.
+
+    Every option is also a variable AGENTSRV_..., a line of .env and a key of agentsrv.toml;
+    the command line counts most, then the environment, .env and agentsrv.toml.
+    """
+    settings = make_settings(**given)
+    raise typer.Exit(serving.serve(serving.load_app(target), settings))
+
+
+@app.command()
+def run(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What is to be done.")],
+    *,
+    agent: Annotated[
+        str | None, typer.Option("--agent", help="The one agent that does it.")
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", metavar="NAME=VALUE", help="For the agents: JSON or a string."),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print each event as a line of JSON instead.")
+    ] = False,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", min=0, help="Seconds, then cancel the task.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            envvar="AGENTSRV_URL",
+            help=f"Where the server is. Without it: {running.DEFAULT_URL}, or this process.",
+            show_default=False,
+        ),
+    ] = None,
+    knowledge: Annotated[
+        Path | None,
+        typer.Option("--knowledge", help="Folder of texts, where this process serves itself."),
+    ] = None,
+) -> None:
+    """Run one task: events on stderr, the result on stdout. Ctrl-C cancels it."""
+    params = running.parse_params(param or [])
+    job = running.Job(text, agent, params, json, timeout)
+    raise typer.Exit(_await(running.run(job, url, knowledge)))
+
+
+@app.command()
+def tail(
+    task: Task,
+    after: Annotated[
+        int, typer.Option("--after", min=0, help="Number of the last event seen.")
+    ] = 0,
+    json: Json = False,
+    url: Url = running.DEFAULT_URL,
+) -> None:
+    """Follow a task's events until it ends; exit as the task did."""
+
+    async def follow() -> int:
+        printer = Printer(sys.stdout)
+        code = Exit.DONE
+        async with Client(url) as client:
+            task_id = await client.resolve(task)
+            async with aclosing(client.events(task_id, after)) as events:
+                async for record in events:
+                    if json:
+                        print(as_json(record), flush=True)
+                    else:
+                        printer.event(record)
+                    if record.is_terminal:
+                        code = _END.get(record.event_type, Exit.CANCELLED)
+        return code
+
+    raise typer.Exit(_await(follow()))
+
+
+@app.command()
+def status(task: Task, json: Json = False, url: Url = running.DEFAULT_URL) -> None:
+    """Tell all about a task."""
+
+    async def ask() -> None:
+        async with Client(url) as client:
+            found = await client.status(await client.resolve(task))
+        if json:
+            print(orjson.dumps(found).decode())
+            return
+        print(f"task {found['task_id']}: {found['status']}")
+        print(f"  {shorten(found['user_input'])}")
+        print(f"  created {found['created_at']}, updated {found['updated_at']}")
+        print(f"  {found['seq']} events{', degraded' if found['degraded'] else ''}")
+        for step in found["steps"]:
+            attempt = f", attempt {step['attempt']}" if step["attempt"] > 1 else ""
+            print(f"  {step['step_id']} {step['agent']}: {step['status']}{attempt}")
+            if step["error_message"]:
+                print(f"    {shorten(step['error_message'])}")
+        if found["error_message"]:
+            print(f"  {found['error_message']}")
+        output = found["final_output"] or found["partial_output"]
+        if output:
+            print(f"\n{output.rstrip()}")
+
+    _await(ask())
+
+
+@app.command("list")
+def list_tasks(
+    status: Annotated[str | None, typer.Option("--status", help="Only tasks in it.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Tasks at most.")] = 50,
+    json: Annotated[bool, typer.Option("--json", help="Print each task as JSON.")] = False,
+    url: Url = running.DEFAULT_URL,
+) -> None:
+    """List tasks, the newest first."""
+
+    async def ask() -> None:
+        left, cursor = limit, None
+        async with Client(url) as client:
+            while True:
+                page = await client.list(status=status, limit=min(left, MAX_LIST), cursor=cursor)
+                for row in page["tasks"]:
+                    line = (
+                        f"{row['task_id']}  {row['status']:9}  {row['created_at']}  "
+                        f"{row['user_input']}"
+                    )
+                    print(orjson.dumps(row).decode() if json else shorten(line, _columns()))
+                left, cursor = left - len(page["tasks"]), page["next_cursor"]
+                if not left or cursor is None:
+                    break
+        if page["total"] > limit:
+            say(f"{limit} of {page['total']} tasks; --limit shows more")
+
+    _await(ask())
+
+
+@app.command()
+def cancel(
+    task: Task,
+    reason: Annotated[str | None, typer.Option("--reason", help="Told in the log.")] = None,
+    url: Url = running.DEFAULT_URL,
+) -> None:
+    """Stop a task."""
+
+    async def ask() -> None:
+        async with Client(url) as client:
+            reply = await client.cancel(await client.resolve(task), reason=reason)
+        already = " already" if reply["already"] else ""
+        print(f"task {reply['task_id']} is {reply['status']}{already}")
+
+    _await(ask())
+
+
+@app.command()
+def agents(json: Json = False, url: Url = running.DEFAULT_URL) -> None:
+    """Tell which agents the server has, and their parameters."""
+
+    async def ask() -> None:
+        async with Client(url) as client:
+            found = await client.agents()
+        if json:
+            print(orjson.dumps(found).decode())
+            return
+        for agent in found:
+            print(f"{agent['name']}: {agent['description']}")
+            required = agent["params"].get("required", [])
+            for name, schema in agent["params"].get("properties", {}).items():
+                kind = schema.get("type", "any")
+                need = "required" if name in required else f"default {schema.get('default')!r}"
+                print(f"  --param {name}=…  ({kind}, {need})")
+
+    _await(ask())
+
+
+@app.command()
+def index(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="The texts.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The index; by default where `serve` looks for it."),
+    ] = None,
+) -> None:
+    """Read a folder into the knowledge base's index, or bring it up to date."""
+    from agentsrv.agents.knowledge import KnowledgeBase
+
+    given = {"knowledge_index": out} if out is not None else {}
+    target = knowledge_index(make_settings(knowledge=folder, **given))
+
+    async def build() -> None:
+        base = KnowledgeBase(folder, target)
+        try:
+            report = await base.refresh(_progress if sys.stderr.isatty() else None)
+        finally:
+            await base.close()
+        print(
+            f"{target}: {report.files} files, {report.passages} passages, "
+            f"{report.bytes / 1e3:,.0f} kB of text, {report.seconds:.1f} s "
+            f"({report.added} added, {report.updated} updated, {report.removed} removed)"
+        )
+        for reason, count in report.reasons.items():
+            print(f"  skipped {count}: {reason}")
+
+    _await(build())
+
+
+async def _progress(_done: int, _total: int, message: str) -> None:
+    say(message)
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDTH
+
+
+def _await(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a command's coroutine; Ctrl-C ends it."""
+    return asyncio.run(work)

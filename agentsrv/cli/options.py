@@ -1,0 +1,89 @@
+"""The options of ``agentsrv serve``: one for each field of ``Settings``, made from it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+import tomllib
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter
+from pathlib import Path
+from typing import Annotated, Any, Final, get_args, get_origin
+
+import typer
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from agentsrv.errors import ConfigurationError
+from agentsrv.settings import Settings
+
+_TYPES: Final = (bool, int, float, Path)  # the rest is text; pydantic reads it
+
+
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give ``command`` an option for each setting; those given arrive as keyword arguments."""
+    own = [
+        parameter
+        for parameter in inspect.signature(command, eval_str=True).parameters.values()
+        if parameter.kind is not Parameter.VAR_KEYWORD
+    ]
+    texts = descriptions()
+    options = [_option(name, texts[name]) for name in Settings.model_fields]
+
+    @wraps(command)
+    def with_options(**values: Any) -> None:
+        names = Settings.model_fields
+        left_out = [name for name in names if values[name] is None]
+        command(**{name: value for name, value in values.items() if name not in left_out})
+
+    setattr(with_options, "__signature__", inspect.Signature([*own, *options]))  # noqa: B010
+    return with_options
+
+
+def make_settings(**given: Any) -> Settings:
+    """The settings of the command line, the environment, ``.env`` and ``agentsrv.toml``.
+
+    Raises:
+        ConfigurationError: One of them has a value that cannot be.
+    """
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        told = [
+            f"{'.'.join(map(str, complaint['loc']))} is {complaint['input']!r}: {complaint['msg']}"
+            for complaint in error.errors(include_url=False)
+        ]
+        raise ConfigurationError("; ".join(told)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"agentsrv.toml: {error}") from None
+    except SettingsError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def descriptions() -> dict[str, str]:
+    """The text below each field of ``Settings``."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(Settings))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    return {
+        field.target.id: inspect.cleandoc(text.value.value).replace("``", "'")
+        for field, text in zip(tree.body, tree.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+
+
+def _option(name: str, text: str) -> Parameter:
+    field = Settings.model_fields[name]
+    parts = [field.annotation, *get_args(field.annotation)]  # of Path | None, for example
+    bare = [get_args(part)[0] if get_origin(part) is Annotated else part for part in parts]
+    kind = next((part for part in bare if part in _TYPES), str)
+    # Shown as text: to typer the default is "not given", so that the other sources count.
+    shown = f"  [default: {field.default}]" if field.default is not None else ""
+    info = typer.Option(f"--{name.replace('_', '-')}", help=text + shown)
+    annotation = Annotated[kind | None, info]  # type: ignore[valid-type]
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -1,0 +1,134 @@
+"""Serving: load an application, run it until a signal or a fault, end in time."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from typing import Any, Final
+
+from agentsrv.app import App, Running
+from agentsrv.cli.exits import Exit, say
+from agentsrv.errors import ConfigurationError
+from agentsrv.settings import Settings
+
+LAST_CHANCE: Final = 2.0  # seconds that tasks and threads of agents have behind the shutdown
+FORMAT: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+_log = logging.getLogger("agentsrv")
+
+
+def load_app(target: str | None) -> App:
+    """The application that ``module:app`` names; ``app`` is assumed where only a module is.
+
+    Raises:
+        ConfigurationError: There is no such module or no ``App`` in it.
+    """
+    if target is None:
+        return App()
+    module_name, _, name = target.partition(":")
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 - the import path holds strings
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigurationError(
+                f"there is no module {error.name!r} in this folder, nor installed"
+            ) from None
+        raise ConfigurationError(f"{module_name} cannot be imported: {error}") from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{module_name}: {error.message}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigurationError(
+            f"{module_name} cannot be imported: {type(error).__name__}: {error}{_where(error)}"
+        ) from error
+    app = getattr(module, name or "app", None)
+    if isinstance(app, App):
+        return app
+    found = f"{type(app).__name__} object" if app is not None else "nothing of that name"
+    names = [key for key, value in vars(module).items() if isinstance(value, App)]
+    hint = f"; there is {module_name}:{names[0]}" if names else ""
+    raise ConfigurationError(
+        f"expected an App at {module_name}:{name or 'app'}; found {found}{hint}"
+    )
+
+
+def serve(app: App, settings: Settings) -> int:
+    """Serve until SIGTERM, SIGINT or a fault of the store; return the exit code.
+
+    A second signal exits at once. Code of agents that does not stop is left behind: the
+    process exits without it.
+    """
+    logging.basicConfig(level=logging.INFO, format=FORMAT, stream=sys.stderr)
+    logging.getLogger("agentsrv.websocket").setLevel(logging.WARNING)  # a line per connection
+    return asyncio.run(_serve(app, settings))
+
+
+async def _serve(app: App, settings: Settings) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, _on_signal, stop, number)
+    async with app.running(settings) as running:
+        _log.info("listening on %s", running.url)
+        code = await _until_end(running, stop)
+    await _end_leftovers(code)
+    return code
+
+
+async def _until_end(running: Running, stop: asyncio.Event) -> int:
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        ends: set[asyncio.Future[Any]] = {stopped, running.broken}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+    if not running.broken.done():
+        return Exit.DONE
+    say(f"the store cannot be trusted any more: {running.broken.result()}; start the server again")
+    return Exit.FAILED
+
+
+def _on_signal(stop: asyncio.Event, number: signal.Signals) -> None:
+    if stop.is_set():
+        _log.warning("%s again: exiting at once", number.name)
+        _exit_now(128 + number)
+    _log.info("%s: running tasks may end; a second signal exits at once", number.name)
+    stop.set()
+
+
+async def _end_leftovers(code: int) -> None:
+    """Exit now, if something of an agent does not stop; else return."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=LAST_CHANCE)
+    stubborn = [task.get_name() for task in tasks if not task.done()]
+    closing = asyncio.create_task(asyncio.get_running_loop().shutdown_default_executor())
+    await asyncio.wait({closing}, timeout=LAST_CHANCE)
+    if not closing.done():
+        stubborn += [thread.name for thread in threading.enumerate() if "asyncio" in thread.name]
+    if stubborn:
+        _log.warning("exiting although this does not stop: %s", ", ".join(stubborn))
+        _exit_now(code)
+
+
+def _exit_now(code: int) -> None:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _where(error: BaseException) -> str:
+    """The place in the author's code, as far as it is known."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) or not frames or "importlib" in frames[-1].filename:
+        return ""
+    return f" ({frames[-1].filename}:{frames[-1].lineno})"

@@ -1,0 +1,31 @@
+"""The client: run tasks on an agentsrv server and follow them over lost connections."""
+
+from agentsrv.client.backoff import Reconnect
+from agentsrv.client.client import Client
+from agentsrv.client.errors import (
+    Closed,
+    Gap,
+    NoServer,
+    NotAllowed,
+    NotAServer,
+    ProtocolViolation,
+    TaskCancelled,
+    TaskFailed,
+)
+from agentsrv.client.link import Options
+from agentsrv.models.events import Record
+
+__all__ = [
+    "Client",
+    "Closed",
+    "Gap",
+    "NoServer",
+    "NotAServer",
+    "NotAllowed",
+    "Options",
+    "ProtocolViolation",
+    "Reconnect",
+    "Record",
+    "TaskCancelled",
+    "TaskFailed",
+]

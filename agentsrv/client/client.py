@@ -1,0 +1,355 @@
+"""Client: ask a server for work, follow it, and not notice when the connection breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Self, cast
+
+import orjson
+from websockets.exceptions import InvalidURI
+from websockets.uri import parse_uri
+
+from agentsrv.client.errors import Closed, Interrupted, TaskCancelled, TaskFailed
+from agentsrv.client.feeds import Answer, Feeds
+from agentsrv.client.link import Call, Link, Options
+from agentsrv.client.replies import (
+    AgentInfo,
+    CancelReply,
+    Created,
+    Hello,
+    Snapshot,
+    TaskPage,
+    TaskReply,
+)
+from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidCommand, InvalidState
+from agentsrv.models import events as e
+from agentsrv.models.events import Record
+from agentsrv.models.plan import ExecutionPlan
+from agentsrv.protocol.strict_json import parse_object
+
+OnEvent = Callable[[Record], Awaitable[None] | None]
+OnReply = Callable[[Mapping[str, Any], bool], None]
+
+
+class Client:
+    """A connection to an agentsrv server that comes back by itself.
+
+    ::
+
+        async with Client("ws://127.0.0.1:8765") as client:
+            result = await client.run("How does async I/O affect throughput?")
+            print(result.final_output)
+
+    A lost connection, a restarted server and a server that drains are bridged: commands that
+    wait for their answer are asked again, each in a way that carries it out once, and iterators
+    of events go on where they were. Who waits notices nothing but the time, until the limits of
+    ``Options.reconnect`` are reached; then commands and iterators raise `NoServer`.
+
+    Every command raises the server's refusals as the classes of ``agentsrv.errors`` with their
+    ``retryable``, ``retry_after`` and ``details``, and `NoServer`, `NotAllowed`, `Closed` or
+    `ProtocolViolation` where there is no connection and will be none. Cancelling a command
+    withdraws the caller: what was asked may have been carried out or not.
+
+    Owns one task (and a second one that writes, while there is a connection); leaving the
+    ``async with`` ends them, and with them every command and iterator, by `Closed`. The tasks
+    on the server go on. For use within one event loop.
+
+    Args:
+        url: Where the server is, ``ws://HOST:PORT`` or ``wss://…``.
+        options: Limits, and the clock, chance and sleep.
+
+    Raises:
+        ConfigurationError: The URL is none of a WebSocket.
+        NoServer, NotAServer, NotAllowed: On entering: there is no connection to be had.
+    """
+
+    def __init__(self, url: str, options: Options | None = None) -> None:
+        try:
+            parse_uri(url)
+        except InvalidURI:
+            raise ConfigurationError(
+                f"the URL is {url!r}; expected one like ws://127.0.0.1:8765"
+            ) from None
+        self._options = options or Options()
+        self._feeds = Feeds(self._send_for_feed, self._options.buffer)
+        self._link = Link(url, self._options, self._feeds)
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._link.run(), name="agentsrv-client")
+        try:
+            await self._link.ready.wait()
+        except BaseException:
+            await self.aclose()
+            raise
+        if self._link.failure is not None:
+            await self.aclose()
+            raise self._link.failure
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connection; to do it again changes nothing."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    @property
+    def hello(self) -> Hello:
+        """The server's latest greeting: its version, limits and commands."""
+        if self._link.hello is None:
+            raise Closed("the client is not connected; use it within async with")
+        return self._link.hello
+
+    # Commands.
+
+    async def create(
+        self,
+        task_description: str,
+        *,
+        agent: str | None = None,
+        plan: ExecutionPlan | Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        execute: bool = False,
+        subscribe: bool = False,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Created:
+        """Put a task into the server's log; with ``execute`` also into its queue.
+
+        It is created once, even where the answer is cut off: without an ``idempotency_key``
+        the client makes one.
+
+        Args:
+            task_description: What is to be done.
+            agent: The one agent that does it, instead of a plan.
+            plan: The plan, instead of the server's planner.
+            params: Handed to the agents.
+            idempotency_key: The same key and the same task within a day: the task is not new.
+            execute: Begin at once.
+            subscribe: With ``execute``: the events come right behind the answer, up to a
+                buffer's worth, and wait for `events`. Saves a round trip; ask for it only
+                where `events` follows. Without effect together with an ``idempotency_key``.
+            metadata: Kept with the task.
+        """
+        follow = execute and subscribe and idempotency_key is None
+        if isinstance(plan, ExecutionPlan):
+            plan = plan.model_dump(mode="json", exclude_none=True)
+        fields = {
+            "command": "create",
+            "task_description": task_description,
+            "agent": agent,
+            "plan": plan,
+            "params": params,
+            "idempotency_key": idempotency_key or uuid.uuid4().hex,
+            "execute": execute,
+            "subscribe": follow,
+            "metadata": metadata,
+        }
+        reply = await self._ask(fields, self._follow if follow else None)
+        return cast("Created", reply)
+
+    async def execute(self, task_id: str) -> TaskReply:
+        """Run a pending task.
+
+        Where it was asked again over a lost connection and the task is not pending any more,
+        it counts as carried out the first time.
+
+        Raises:
+            InvalidState: The task is not pending.
+        """
+        fields = {"command": "execute", "task_id": task_id, "subscribe": False}
+        try:
+            return cast("TaskReply", await self._ask(fields))
+        except InvalidState as refusal:
+            if not isinstance(refusal.__cause__, Interrupted):
+                raise
+        found = await self.status(task_id)
+        return TaskReply(task_id=task_id, status=found["status"], seq=found["seq"])
+
+    async def status(self, task_id: str) -> Snapshot:
+        """Tell all about a task."""
+        return cast("Snapshot", await self._ask({"command": "status", "task_id": task_id}))
+
+    async def list(
+        self, *, status: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> TaskPage:
+        """Tell which tasks there are, the newest first; at most ``limit`` (1 to 500) at once."""
+        fields = {"command": "list", "status": status, "limit": limit, "cursor": cursor}
+        return cast("TaskPage", await self._ask(fields))
+
+    async def cancel(
+        self,
+        task_id: str | None = None,
+        *,
+        idempotency_key: str | None = None,
+        reason: str | None = None,
+        grace: float | None = None,
+    ) -> CancelReply:
+        """Stop a task, named by its id or by the key that it was created with.
+
+        The reply tells that the intent is in the log; `events` tells when it has ended.
+        ``grace`` is how many seconds its steps have for that.
+        """
+        fields = {
+            "command": "cancel",
+            "task_id": task_id,
+            "idempotency_key": idempotency_key,
+            "reason": reason,
+            "grace": grace,
+        }
+        return cast("CancelReply", await self._ask(fields))
+
+    async def agents(self) -> Sequence[AgentInfo]:
+        """Tell which agents there are, and their parameters."""
+        return cast("Sequence[AgentInfo]", (await self._ask({"command": "agents"}))["agents"])
+
+    async def ping(self) -> float:
+        """Ask for nothing but an answer; return the seconds that it took."""
+        started = self._options.clock()
+        await self._ask({"command": "ping"})
+        return self._options.clock() - started
+
+    async def resolve(self, prefix: str) -> str:
+        """The id of the one task whose id begins with ``prefix``.
+
+        Asked as people ask it, by a command line: the server knows which tasks there are.
+
+        Raises:
+            NotFound: There is no such task.
+            InvalidCommand: More than one id begins so, or no id can.
+        """
+        if len(prefix.split()) != 1:
+            raise InvalidCommand(f"the task is {prefix!r}; expected one id, or its beginning")
+        answer = await self._wait(lambda settle: self._link.post_line(f"status {prefix}", settle))
+        return str(answer["task_id"])
+
+    # Events.
+
+    async def events(self, task_id: str, after_seq: int = 0) -> AsyncGenerator[Record]:
+        """The events of a task that follow number ``after_seq``, up to its terminal event.
+
+        Each comes once, in order and without a hole, over however many connections; a hole
+        would raise `Gap`. Any number of iterators may follow a task. A slow one is sent no more
+        than ``Options.buffer`` events ahead, and holds nobody else up for longer than it takes
+        the server to send again what it has missed.
+
+        Closing the iterator (``aclosing``, or leaving the loop for good) unsubscribes.
+        Cancelling it, as by a time-out around one step, closes it too; go on with a new one
+        behind the last number that you have.
+
+        Raises:
+            NotFound: There is no such task.
+            SeqAhead: ``after_seq`` lies beyond the log.
+            Overloaded: The connection follows as many tasks as the server allows.
+        """
+        if self._link.failure is not None:
+            raise self._link.failure
+        cursor = self._feeds.open(task_id, after_seq)
+        try:
+            while (record := await cursor.next()) is not None:
+                yield record
+        finally:
+            self._feeds.close(cursor)
+
+    async def run(
+        self,
+        task_description: str,
+        *,
+        on_event: OnEvent | None = None,
+        agent: str | None = None,
+        plan: ExecutionPlan | Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> e.TaskCompleted:
+        """Create a task, execute it, and return how it ended; ``final_output`` is its text.
+
+        ``on_event`` is called with each event, and awaited if it is a coroutine function.
+        Cancelling the call leaves the task running on the server; `cancel` stops it.
+
+        Raises:
+            TaskFailed: The task failed.
+            TaskCancelled: Somebody cancelled it.
+        """
+        created = await self.create(
+            task_description,
+            agent=agent,
+            plan=plan,
+            params=params,
+            idempotency_key=idempotency_key,
+            execute=True,
+            subscribe=True,
+            metadata=metadata,
+        )
+        task_id = created["task_id"]
+        async with aclosing(self.events(task_id)) as events:
+            async for record in events:
+                if on_event is not None:
+                    awaitable = on_event(record)
+                    if inspect.isawaitable(awaitable):
+                        await awaitable
+                match record.event if record.is_terminal else None:
+                    case e.TaskCompleted() as completed:
+                        return completed
+                    case e.TaskFailed() as failed:
+                        raise TaskFailed(task_id, failed)
+                    case e.TaskCancelled() as cancelled:
+                        raise TaskCancelled(task_id, cancelled)
+        raise AssertionError(f"the log of task {task_id} ended without a terminal event")
+
+    # Asking.
+
+    async def _ask(
+        self, fields: dict[str, Any], on_reply: OnReply | None = None
+    ) -> Mapping[str, Any]:
+        given = {name: value for name, value in fields.items() if value is not None}
+        try:
+            body = orjson.dumps(given).decode()
+        except TypeError as error:
+            raise InvalidCommand(f"{given['command']} is not JSON: {error}") from None
+        parse_object(body)  # what the server would refuse without knowing whom to tell
+        return await self._wait(
+            lambda settle: self._link.post(given, settle, resend=True), on_reply
+        )
+
+    async def _wait(
+        self, post: Callable[[Callable[[Answer], None]], Call], on_reply: OnReply | None = None
+    ) -> Mapping[str, Any]:
+        """Wait for an answer; ``on_reply`` has its turn before any later frame is looked at."""
+        waiting: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+
+        def settle(answer: Answer) -> None:
+            if on_reply is not None and not isinstance(answer, AgentsrvError):
+                on_reply(answer, not waiting.done())
+            if waiting.done():
+                return
+            if isinstance(answer, AgentsrvError):
+                waiting.set_exception(answer)
+            else:
+                waiting.set_result(answer)
+
+        call = post(settle)
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            call.abandoned = True
+            raise
+
+    def _follow(self, reply: Mapping[str, Any], wanted: bool) -> None:  # noqa: FBT001 - OnReply
+        self._feeds.begun(reply["task_id"], wanted=wanted)
+
+    def _send_for_feed(self, fields: dict[str, Any], on_answer: Callable[[Answer], None]) -> None:
+        self._link.post(fields, on_answer, resend=False)

@@ -1,0 +1,92 @@
+"""What a client may have to tell beside the server's own errors (``agentsrv.errors``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agentsrv.errors import AgentsrvError, by_code
+from agentsrv.models import events as e
+
+
+class NoServer(AgentsrvError):
+    """Nobody answers at the URL, within the limits of ``Reconnect``."""
+
+    code = "no_server"
+    retryable = True
+
+
+class NotAServer(NoServer):
+    """Something answers at the URL, but it does not speak ``agentsrv.v1``."""
+
+    retryable = False
+
+
+class NotAllowed(AgentsrvError):
+    """The server knows who asks, or does not, and refuses the connection."""
+
+    code = "unauthenticated"
+
+
+class Closed(AgentsrvError):
+    """The connection ended for good: the client was closed, or the server will not go on."""
+
+    code = "closed"
+
+
+class ProtocolViolation(AgentsrvError):
+    """The server sent what the protocol does not allow, or more than the client takes."""
+
+    code = "protocol_violation"
+
+
+class Gap(ProtocolViolation):
+    """An event is missing between two that arrived: the log is not complete."""
+
+
+class Interrupted(AgentsrvError):
+    """The connection was lost before the answer; the command may have been carried out.
+
+    Seen as the cause of an error: the command was asked again, and then refused.
+    """
+
+    code = "interrupted"
+    retryable = True
+
+
+class TaskFailed(AgentsrvError):
+    """The task ended without its output; ``event`` tells how far it came."""
+
+    code = "task_failed"
+
+    def __init__(self, task_id: str, event: e.TaskFailed) -> None:
+        where = f" in {event.failed_step}" if event.failed_step else ""
+        super().__init__(f"task {task_id} failed{where}: {event.error_message}")
+        self.task_id = task_id
+        self.event = event
+
+
+class TaskCancelled(AgentsrvError):
+    """The task was cancelled; ``event`` tells by whom and what was written until then."""
+
+    code = "task_cancelled"
+
+    def __init__(self, task_id: str, event: e.TaskCancelled) -> None:
+        why = f": {event.reason}" if event.reason else ""
+        super().__init__(f"task {task_id} was cancelled by {event.by}{why}")
+        self.task_id = task_id
+        self.event = event
+
+
+def from_frame(frame: Mapping[str, Any]) -> AgentsrvError:
+    """The error that an ``error`` frame tells, as the class of its code."""
+    code, retryable = str(frame["code"]), bool(frame["retryable"])
+    kind = by_code(code)
+    if (kind.code, kind.retryable) != (code, retryable):  # a newer server's
+        kind = type(kind.__name__, (kind,), {"code": code, "retryable": retryable})
+    return kind(
+        str(frame["message"]),
+        retry_after=frame.get("retry_after"),
+        details=frame.get("details"),
+        example=frame.get("example"),
+    )

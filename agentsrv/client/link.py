@@ -1,0 +1,352 @@
+"""Link: one connection that comes back; commands out, answers matched, events handed on."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Never, Protocol
+from urllib.parse import urlsplit
+
+import orjson
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidMessage,
+    InvalidStatus,
+)
+from websockets.typing import Subprotocol
+
+from agentsrv.client.backoff import Reconnect
+from agentsrv.client.errors import (
+    Closed,
+    Interrupted,
+    NoServer,
+    NotAllowed,
+    NotAServer,
+    ProtocolViolation,
+    from_frame,
+)
+from agentsrv.client.feeds import Answer
+from agentsrv.client.replies import Hello
+from agentsrv.errors import AgentsrvError, TooLarge
+from agentsrv.models.events import Record, to_record
+from agentsrv.protocol import PROTOCOL
+
+STALLED: Final = 4408  # close code: this client took nothing for a while; the log waits
+NOT_ALLOWED: Final = (4401, 4403)  # close codes: unauthenticated, origin or host refused
+RECONNECT_AFTER: Final = (1001, 1006, 1011, 1012, 1013, STALLED)
+OUR_COMPLAINTS: Final = (1002, 1003, 1007, 1009)  # close codes that tell of the server's frames
+TRANSIENT_STATUS: Final = (429, 500, 502, 503, 504)  # HTTP, mostly of a proxy in between
+LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+ENVELOPE: Final = ("type", "command", "id")  # of a reply; the rest is what was asked for
+CLOSE_TIMEOUT: Final = 2.0  # seconds for a closing handshake
+BURST: Final = 100  # frames handled before the readers of events have a turn
+
+_log = logging.getLogger("agentsrv.client")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What may be set about a connection; the last three are for tests."""
+
+    open_timeout: float = 10.0
+    """Seconds for the handshake and the server's greeting."""
+    ping_interval: float = 20.0
+    """Seconds between pings; a connection that answers none for as long again is dropped."""
+    max_frame: int = 64 << 20
+    """Bytes of one frame from the server; a snapshot holds all that a task's steps wrote."""
+    buffer: int = 1000
+    """Events kept for each iterator that does not take them; the rest waits in the log."""
+    reconnect: Reconnect = field(default_factory=Reconnect)
+    random: Callable[[float, float], float] = random.uniform
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    clock: Callable[[], float] = time.monotonic
+
+
+class Listener(Protocol):
+    """Who is told what happens on a link; nothing here may wait."""
+
+    def take(self, record: Record) -> None:
+        """An event arrived."""
+
+    def up(self) -> None:
+        """There is a connection."""
+
+    def down(self) -> None:
+        """There is none."""
+
+    def fail(self, error: AgentsrvError) -> None:
+        """There will be none any more."""
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """A command without an answer so far."""
+
+    body: bytes
+    settle: Callable[[Answer], None]
+    resend: bool
+    """Whether it is sent again on the next connection; else it is settled as interrupted.
+    One whose caller has gone is not."""
+    is_line: bool = False
+    """A command line has no id: its answer is told by the order."""
+    sent: int = 0
+    """How often; an error after more than one is caused by an ``Interrupted``."""
+    abandoned: bool = False
+
+
+class Link:
+    """Connects, and connects again; ``run`` is the one task that does it.
+
+    Everything else returns at once. Commands wait here while there is no connection.
+    """
+
+    def __init__(self, url: str, options: Options, listener: Listener) -> None:
+        self.hello: Hello | None = None
+        """The latest greeting."""
+        self.failure: AgentsrvError | None = None
+        """Why there will be no other connection."""
+        self.ready = asyncio.Event()
+        """Set at the first connection, and at the failure."""
+        self._url = url
+        self._options = options
+        self._listener = listener
+        self._calls: dict[int, Call] = {}
+        self._ids = itertools.count(1)
+        self._outbox: asyncio.Queue[bytes] | None = None
+        self._progress = False
+        self._reconnect_in = 0.0
+
+    def post(
+        self, fields: dict[str, Any], settle: Callable[[Answer], None], *, resend: bool
+    ) -> Call:
+        """Send a command, now or when there is a connection.
+
+        ``settle`` is called with the answer before any later frame is looked at.
+
+        Raises:
+            TooLarge: The server would close the connection over a frame of this size.
+            AgentsrvError: There will be no other connection.
+        """
+        number = next(self._ids)
+        return self._post(number, Call(orjson.dumps(fields | {"id": number}), settle, resend))
+
+    def post_line(self, line: str, settle: Callable[[Answer], None]) -> Call:
+        """Send a command line that only reads; see `post`."""
+        return self._post(next(self._ids), Call(line.encode(), settle, resend=True, is_line=True))
+
+    def fail(self, error: AgentsrvError) -> None:
+        """End everything with ``error``; the first one counts."""
+        if self.failure is None:
+            self.failure = error
+            calls, self._calls = self._calls, {}
+            for call in calls.values():
+                call.settle(error)
+            self._listener.fail(error)
+            self.ready.set()
+
+    async def run(self) -> None:
+        """Keep a connection until it is given up; cancelling closes it."""
+        failures, was_up = 0, False
+        limits = self._options.reconnect
+        try:
+            while True:
+                self._progress = False
+                try:
+                    socket = await self._connect()
+                    was_up = True
+                    error = await self._serve(socket)
+                except AgentsrvError as refusal:
+                    error = refusal
+                failures = 1 if self._progress else failures + 1
+                most = limits.attempts if was_up else limits.first_attempts
+                if not error.retryable or failures >= most:
+                    self.fail(error)
+                    return
+                _log.debug("%s; connecting again (failure %d)", error, failures)
+                await self._options.sleep(self._delay(failures))
+        finally:
+            self.fail(Closed("the client is closed"))
+
+    def _post(self, number: int, call: Call) -> Call:
+        if self.failure is not None:
+            raise self.failure
+        most = self.hello["limits"].get("max_frame") if self.hello else None
+        if most is not None and len(call.body) > most:
+            raise TooLarge(f"the command has {len(call.body)} bytes; the server takes {most}")
+        self._calls[number] = call
+        if self._outbox is not None:
+            self._send(call)
+        return call
+
+    def _delay(self, failures: int) -> float:
+        at_least, self._reconnect_in = self._reconnect_in, 0.0
+        ceiling = self._options.reconnect.ceiling(failures)
+        return at_least + self._options.random(0.0, ceiling)
+
+    async def _connect(self) -> ClientConnection:
+        """Connect and read the greeting.
+
+        Raises:
+            NoServer, NotAServer, NotAllowed: It did not work out.
+        """
+        options, url = self._options, self._url
+        socket: ClientConnection | None = None
+        try:
+            async with asyncio.timeout(options.open_timeout):
+                socket = await connect(
+                    url,
+                    subprotocols=[Subprotocol(PROTOCOL)],
+                    compression=None,
+                    open_timeout=None,
+                    ping_interval=options.ping_interval,
+                    ping_timeout=options.ping_interval,
+                    close_timeout=CLOSE_TIMEOUT,
+                    max_size=options.max_frame,
+                    proxy=None if urlsplit(url).hostname in LOOPBACK else True,
+                    logger=_log.getChild("websocket"),
+                )
+                self.hello = _greeting(await socket.recv(decode=False), url)
+                return socket
+        except BaseException as error:
+            if socket is not None:
+                socket.transport.abort()
+            refusal = _refusal(error, url)
+            if refusal is None:
+                raise
+            raise refusal from error
+
+    async def _serve(self, socket: ClientConnection) -> AgentsrvError:
+        """Serve one connection until it ends, and tell why it did."""
+        self._outbox = asyncio.Queue()
+        writer = asyncio.create_task(_write(socket, self._outbox), name="agentsrv-client-writer")
+        try:
+            for call in list(self._calls.values()):
+                self._send(call)
+            self._listener.up()
+            self.ready.set()
+            await self._read(socket)
+        except ConnectionClosed as closed:
+            return _verdict(closed)
+        except (ValueError, KeyError, TypeError) as error:
+            return ProtocolViolation(f"the server sent a frame that cannot be read: {error!r}")
+        finally:
+            self._outbox = None
+            writer.cancel()
+            await asyncio.wait({writer})
+            self._drop_calls()
+            self._listener.down()
+            await socket.close()
+            socket.transport.abort()
+
+    async def _read(self, socket: ClientConnection) -> Never:
+        while True:
+            for _ in range(BURST):
+                self._dispatch(orjson.loads(await socket.recv(decode=False)))
+            await asyncio.sleep(0)
+
+    def _dispatch(self, frame: dict[str, Any]) -> None:
+        match frame["type"]:
+            case "event":
+                self._progress = True
+                self._listener.take(to_record(frame))
+            case "reply":
+                answer = {key: frame[key] for key in frame if key not in ENVELOPE}
+                self._settle(frame["id"], answer)
+            case "error":
+                self._settle(frame["id"], from_frame(frame))
+            case "goaway":
+                self._reconnect_in = max(0.0, float(frame["reconnect_in"]))
+            case _:
+                pass  # caught_up, and what a newer server may have to tell
+
+    def _settle(self, number: int | None, answer: Answer) -> None:
+        self._progress = True
+        if number is None:
+            number = next((key for key, call in self._calls.items() if call.is_line), None)
+        call = self._calls.pop(number, None) if number is not None else None
+        if call is None:
+            _log.warning("an answer to no command of this client: %s", answer)
+            return
+        if isinstance(answer, AgentsrvError) and call.sent > 1:
+            answer.__cause__ = Interrupted("the first answer was lost with its connection")
+        call.settle(answer)
+
+    def _send(self, call: Call) -> None:
+        assert self._outbox is not None
+        call.sent += 1
+        self._outbox.put_nowait(call.body)
+
+    def _drop_calls(self) -> None:
+        """Settle or forget the commands that are not sent again."""
+        for number, call in list(self._calls.items()):
+            if call.abandoned or (call.sent and not call.resend):
+                del self._calls[number]
+                call.settle(Interrupted("the connection was lost before the answer"))
+
+
+async def _write(socket: ClientConnection, outbox: asyncio.Queue[bytes]) -> None:
+    try:
+        while True:
+            await socket.send(await outbox.get(), text=True)
+    except ConnectionClosed:
+        pass  # the reader tells
+
+
+def _greeting(body: bytes | str, url: str) -> Hello:
+    try:
+        hello: Hello = orjson.loads(body)
+        if hello["protocol"] == PROTOCOL and isinstance(hello["limits"], dict):
+            return hello
+        found = repr(hello["protocol"])
+    except (ValueError, KeyError, TypeError):
+        found = "no greeting of agentsrv"
+    raise NotAServer(f"{url} answers with {found}; expected {PROTOCOL!r}")
+
+
+def _refusal(error: BaseException, url: str) -> AgentsrvError | None:
+    """What a failure to connect means; ``None`` where it is none."""
+    match error:
+        case AgentsrvError():
+            return error
+        case ConnectionClosed():
+            return _verdict(error)
+        case InvalidStatus():
+            status = error.response.status_code
+            if status in (401, 403):
+                return NotAllowed(f"{url} refuses the connection (HTTP {status})")
+            kind = NoServer if status in TRANSIENT_STATUS else NotAServer
+            return kind(f"{url} answers with HTTP {status}; expected a WebSocket")
+        case InvalidMessage():
+            return NoServer(f"{url} broke the handshake off, or does not speak HTTP")
+        case InvalidHandshake():
+            return NotAServer(f"{url} does not shake hands: {error}")
+        case TimeoutError():
+            return NoServer(f"no answer from {url} in time")
+        case OSError():
+            return NoServer(f"no server at {url}: {error.strerror or error}")
+        case _:
+            return None
+
+
+def _verdict(closed: ConnectionClosed) -> AgentsrvError:
+    """Whether to connect again after a close: then the error is retryable."""
+    if closed.rcvd is None:
+        if closed.sent is not None and closed.sent.code in OUR_COMPLAINTS:
+            return ProtocolViolation(f"the server's frames cannot be taken: {closed.sent}")
+        return NoServer("the connection was lost")
+    code, reason = closed.rcvd.code, closed.rcvd.reason
+    if code in NOT_ALLOWED:
+        return NotAllowed(f"the server refuses: {reason or code}")
+    if code in RECONNECT_AFTER:
+        return NoServer(f"the server closed the connection ({code} {reason})".rstrip())
+    return Closed(f"the server closed the connection for good ({code} {reason})".rstrip())
+
+
+__all__ = ["Call", "Link", "Listener", "Options"]

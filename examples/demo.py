@@ -1,0 +1,105 @@
+"""The whole of it in some seconds: a server, a client, one task, every event of its log.
+
+    python -m examples.demo
+
+Starts ``agentsrv serve`` as a process of its own, with a new SQLite store and the texts of
+``examples/knowledge``, runs a question, and stops the server by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from agentsrv.cli.render import describe
+from agentsrv.client import Client
+from agentsrv.client.errors import NoServer
+from agentsrv.errors import AgentsrvError
+
+QUESTION: Final = "How does async I/O affect throughput?"
+KNOWLEDGE: Final = Path(__file__).parent / "knowledge"
+PATIENCE: Final = 18.0  # seconds for everything
+LISTENING: Final = "listening on "
+
+
+class Server:
+    """An ``agentsrv serve`` process and what it has logged."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.exit_status: int | None = None
+
+    @asynccontextmanager
+    async def running(self, folder: Path) -> AsyncIterator[str]:
+        """Serve within the block, from a store in ``folder``; yields the URL."""
+        command = [sys.executable, "-m", "agentsrv", "serve", "--host=127.0.0.1", "--port=0"]
+        options = [f"--store=sqlite:///{folder}/demo.db", f"--knowledge={KNOWLEDGE}"]
+        process = await asyncio.create_subprocess_exec(
+            *command, *options, cwd=folder, stdin=DEVNULL, stderr=PIPE
+        )
+        url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        reading = asyncio.create_task(self._read(process, url))
+        try:
+            yield await url
+            process.terminate()
+            self.exit_status = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            await reading
+
+    async def _read(self, process: Process, url: asyncio.Future[str]) -> None:
+        assert process.stderr is not None
+        async for raw in process.stderr:
+            line = raw.decode().rstrip()
+            self.log.append(line)
+            if LISTENING in line and not url.done():
+                url.set_result(line.partition(LISTENING)[2])
+        if not url.done():
+            url.set_exception(NoServer("the server ended before it listened"))
+
+
+async def show(server: Server) -> None:
+    """Run the question; print the events as they come, then the report."""
+    with tempfile.TemporaryDirectory(prefix="agentsrv-demo-") as folder:
+        async with server.running(Path(folder)) as url, Client(url) as client:
+            print(f"agentsrv {client.hello['server']['version']} listens on {url}")
+            print(f"The question: {QUESTION}\n\nThe log of the task, as it grows:")
+            result = await client.run(
+                QUESTION,
+                on_event=lambda record: print(
+                    f"{record.seq:4}  {record.event_type:15} {describe(record)}", flush=True
+                ),
+            )
+            print(f"\nThe report:\n\n{result.final_output.rstrip()}\n")
+    print(f"The server stopped at SIGTERM with exit status {server.exit_status}.")
+
+
+def main() -> int:
+    """Run the demonstration; return 0 only if everything went as it should."""
+    server = Server()
+
+    async def within_patience() -> None:
+        async with asyncio.timeout(PATIENCE):
+            await show(server)
+
+    try:
+        asyncio.run(within_patience())
+    except (AgentsrvError, OSError) as error:
+        print(f"\nThe demonstration failed: {str(error) or 'it took too long'}", file=sys.stderr)
+    else:
+        if server.exit_status == 0:
+            return 0
+    print("The server's log:", *server.log, sep="\n  ", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from agentsrv import App, PermanentError
+from agentsrv.cli import main
+from agentsrv.settings import Settings
+
+app = App()
+
+
+@app.agent
+async def greeter(step, ctx, name: str, times: int = 1):
+    """Greet somebody."""
+    for _ in range(times):
+        yield f"Hello {name}\n"
+
+
+@app.agent(retries=1, retry_base=0.001)
+async def broken(step, ctx):
+    """Fail for good."""
+    yield "I begin"
+    raise PermanentError("the machine is out of paper")
+
+
+@app.agent
+async def endless(step, ctx):
+    """Write something, and then nothing for ever."""
+    yield "so far"
+    await asyncio.Event().wait()
+
+
+@dataclass
+class Result:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def url() -> Iterator[str]:
+    """A real server in a thread; commands run in this one, where signals arrive."""
+    told: list[str] = []
+    ready = threading.Event()
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        settings = Settings(port=0, store="memory:", drain_timeout=0.01)
+        async with app.running(settings) as running:
+            told.append(running.url)
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    assert ready.wait(10)
+    yield told[0]
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(10)
+    loop.close()
+
+
+@pytest.fixture
+def agentsrv(url, monkeypatch, capfd) -> Callable[..., Result]:
+    """Runs a command line against the server."""
+    monkeypatch.setenv("AGENTSRV_URL", url)
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["agentsrv", *arguments])
+        capfd.readouterr()
+        code: object = 0
+        try:
+            main()
+        except SystemExit as leaving:
+            code = leaving.code
+        out, err = capfd.readouterr()
+        return Result(int(str(code or 0)), out, err)
+
+    return run

@@ -1,0 +1,90 @@
+"""docs/agents.md: each of its programs runs, and each task ends as the page shows."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentsrv import App
+from agentsrv.agents.base import AgentOptions, StepContext
+from agentsrv.models.commands import ADAPTER
+from agentsrv.settings import Settings
+from tests.server.talk import Talk, talking
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "agents.md").read_text(encoding="utf-8")
+PROGRAMS = [
+    (
+        text.partition("\n")[0].removeprefix("## "),
+        re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL),
+    )
+    for text in re.split(r"^(?=## )", PAGE, flags=re.MULTILINE)
+    if "```python" in text
+]
+SERVED = [(title, blocks) for title, blocks in PROGRAMS if "__main__" not in blocks[0][1]]
+SCRIPTS = [blocks for _, blocks in PROGRAMS if "__main__" in blocks[0][1]]
+
+
+def load(program: str, name: str) -> App:
+    """Execute a program of the page as a module and return its app."""
+    namespace: dict[str, Any] = {"__name__": name}
+    exec(compile(program, name, "exec"), namespace)  # noqa: S102 - the page is ours
+    app = namespace["app"]
+    assert isinstance(app, App)
+    return app
+
+
+async def run(talk: Talk, frames: list[dict[str, Any]]) -> dict[str, Any]:
+    """Send a ``create``, and a ``cancel`` once the agent has written something."""
+    first, *others = frames
+    task_id = (await talk.ask(first))["task_id"]
+    if others:
+        while (await talk.next()).get("event_type") != "partial_output":
+            pass
+        for frame in others:
+            await talk.ask(frame | {"task_id": task_id})
+    return (await talk.log(task_id))[-1]
+
+
+@pytest.mark.parametrize(("title", "blocks"), SERVED, ids=[title for title, _ in SERVED])
+async def test_each_program_does_what_the_page_shows(title, blocks):
+    """The program is served, the frames below it are sent, and the last event is the one shown."""
+    (kind, program), *rest = blocks
+    *frames, shown = [json.loads(block) for _, block in rest]
+    assert kind == "python"
+    for frame in frames:
+        ADAPTER.validate_json(json.dumps(frame))
+    settings = Settings(port=0, store="memory:", drain_timeout=0.2, cancel_grace=1)
+    async with load(program, title).running(settings) as server, talking(server) as talk:
+        last = await run(talk, frames)
+    assert last["event_type"] == shown["event_type"], last
+    assert last["data"] | shown["data"] == last["data"]
+
+
+def test_the_script_prints_what_the_page_shows(tmp_path):
+    """It is run as a program of its own."""
+    ((_, program), (_, output)) = SCRIPTS[0]
+    file = tmp_path / "script.py"
+    file.write_text(program)
+    done = subprocess.run(
+        [sys.executable, file], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == output
+    assert len(SCRIPTS) == 1
+
+
+def test_every_option_and_every_name_of_the_context_is_told():
+    """The tables have the options of ``AgentOptions`` and the public names of ``StepContext``."""
+    options = re.findall(r"^\| `(\w+)` \|", PAGE.partition("## Retries")[2], re.MULTILINE)
+    assert options[: len(AgentOptions.__annotations__)] == list(AgentOptions.__annotations__)
+    told = set(re.findall(r"`(?:await )?(\w+)(?:\(.*?\))?`", PAGE.partition("## The contexts")[2]))
+    public = {name for kind in StepContext.__mro__[:-1] for name in vars(kind)} | set(
+        StepContext.__dataclass_fields__
+    )
+    hidden = {"result", "reporter", "searcher"}  # how the server hands things in and out
+    assert {name for name in public if not name.startswith("_")} - hidden <= told

@@ -1,0 +1,96 @@
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agentsrv.client import Client
+from agentsrv.errors import InvalidCommand
+from agentsrv.settings import Settings
+from examples import client as client_example
+from examples import custom_agent, demo
+
+ROOT = Path(__file__).parents[2]
+KNOWLEDGE = ROOT / "examples/knowledge"
+
+
+def settings(tmp_path: Path) -> Settings:
+    """Of a server with the examples' knowledge."""
+    index = tmp_path / "index.db"
+    return Settings(port=0, store="memory:", knowledge=KNOWLEDGE, knowledge_index=index)
+
+
+def test_the_demonstration_ends_by_itself_with_exit_status_0():
+    """It shows every event, the report with its sources, and how the server ended."""
+    command = [sys.executable, "-m", "examples.demo"]
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    numbers = [int(line[:4]) for line in lines if line[:4].strip().isdigit() and line[4:6] == "  "]
+    assert numbers == list(range(1, numbers[-1] + 1))
+    assert "throughput-and-latency.md" in result.stdout.partition("## Sources")[2]
+    assert lines[-1] == "The server stopped at SIGTERM with exit status 0."
+
+
+def test_a_demonstration_that_fails_says_so(monkeypatch, capsys):
+    """With the server's log and another exit status."""
+    monkeypatch.setattr(demo, "KNOWLEDGE", Path("/nowhere"))
+    assert demo.main() == 1
+    err = capsys.readouterr().err
+    assert "the server ended before it listened" in err
+    assert "expected a folder" in err
+
+
+def test_the_client_example_is_short_and_needs_a_server(capsys, monkeypatch):
+    """Without one it says so."""
+    source = (ROOT / "examples/client.py").read_text()
+    assert len(source.splitlines()) < 60
+    monkeypatch.setattr(sys, "argv", ["client.py", "Why?", "--url", "ws://127.0.0.1:1"])
+    assert client_example.main() == 1
+    assert "no_server: no server at" in capsys.readouterr().err
+
+
+async def test_the_client_example_prints_events_and_the_result(tmp_path, capsys):
+    """Against the application of the other example."""
+    async with custom_agent.app.running(settings(tmp_path)) as running:
+        assert await client_example.ask("Why does back-pressure matter?", running.url) == 0
+        assert await client_example.ask("Nothing", running.url) == 0
+    out = capsys.readouterr().out
+    assert "[1] task_created" in out
+    assert "\n--- the result ---\n# Why does back-pressure matter?" in out
+
+
+async def test_the_custom_agent_quotes_what_the_retriever_found(tmp_path):
+    """As many passages as its parameter says; a wrong one is refused before anything runs."""
+    async with custom_agent.app.running(settings(tmp_path)) as running, Client(running.url) as c:
+        done = await c.run("Why does back-pressure matter?", params={"quotes": 2})
+        assert done.final_output.count("\n> ") == 2
+        assert "back-pressure.md, line" in done.final_output
+        with pytest.raises(InvalidCommand, match=r"params\.quotes"):
+            await c.create("Why?", params={"quotes": 99})
+
+
+async def test_the_custom_agent_is_served_by_its_name(tmp_path):
+    """From the checkout, and from its own folder."""
+
+    async def listens(folder: Path, target: str) -> bool:
+        command = [sys.executable, "-m", "agentsrv", "serve", target, "--port=0", "--store=memory:"]
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=folder, stderr=asyncio.subprocess.PIPE, env={**os.environ}
+        )
+        assert process.stderr is not None
+        line = await process.stderr.readline()
+        process.terminate()
+        await process.communicate()
+        return b"listening on" in line and process.returncode == 0
+
+    assert all(
+        await asyncio.gather(
+            listens(ROOT, "examples.custom_agent:app"),
+            listens(ROOT / "examples", "custom_agent:app"),
+        )
+    )
