@@ -8,17 +8,26 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 STARTS_WITHIN = 20.0  # seconds
 
 
 class ServerProcess:
-    """``agentsrv serve`` on a port of its own, with a store in ``folder``."""
+    """``agentsrv serve`` on a port of its own, with a store in ``folder``.
+
+    ``tracer`` is a command before it, such as ``strace``.
+    """
 
     def __init__(
-        self, folder: Path, application: str, *options: str, environment: Mapping[str, str] = {}
+        self,
+        folder: Path,
+        application: str,
+        *options: str,
+        environment: Mapping[str, str] = {},
+        tracer: Sequence[str] = (),
     ) -> None:
         self.port = free_port()
         self.log = folder / "server.log"
@@ -27,6 +36,9 @@ class ServerProcess:
             "--port", str(self.port), "--store", f"sqlite:///{folder / 'agentsrv.db'}", *options,
         ]  # fmt: skip
         self._environment = {**os.environ, **environment}
+        self._tracer = tracer
+        if tracer:  # coverage writes files of its own, which would be traced as well
+            self._environment.pop("COVERAGE_PROCESS_CONFIG", None)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -36,44 +48,76 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """The process that runs now."""
+        """The process that runs now; that of the server, not of its tracer."""
         assert self._process is not None
-        return self._process.pid
+        pid = self._process.pid
+        if not self._tracer:
+            return pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(children[0]) if children else pid
 
     def start(self) -> None:
         """Start it and wait until it accepts connections."""
+        self.launch()
+        if not self.wait_until_ready():
+            raise RuntimeError(f"the server did not start:\n{self.log.read_text()[-4000:]}")
+
+    def launch(self) -> None:
+        """Start it without waiting for anything."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command,
+                [*self._tracer, *self._command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=self._environment,
             )
-        deadline = time.monotonic() + STARTS_WITHIN
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                break
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-            except OSError:
-                time.sleep(0.01)
-            else:
-                return
-        raise RuntimeError(f"the server did not start:\n{self.log.read_text()[-4000:]}")
+
+    def wait_until_ready(self) -> bool:
+        """Wait until it accepts connections; return whether it does."""
+        process = self._process
+        assert process is not None
+        return wait_for_port(self.port, lambda: process.poll() is None)
+
+    def wait(self, timeout: float = 30) -> int:
+        """Wait until it has ended by itself; return its exit status."""
+        assert self._process is not None
+        return self._process.wait(timeout)
 
     def kill(self) -> None:
         """Pull the plug: SIGKILL."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGKILL)
+        if self._process.poll() is None:
+            self._signal(signal.SIGKILL)
         self._process.wait()
 
     def stop(self, timeout: float = 30) -> int:
-        """Ask it to end; return its exit status."""
+        """Ask it to end; return its exit status. It is killed where it does not."""
         assert self._process is not None
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(timeout)
+            self._signal(signal.SIGTERM)
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):  # it was quicker
+            os.kill(self.pid, number)
+
+
+def wait_for_port(port: int, is_alive: Callable[[], bool]) -> bool:
+    """Wait until somebody accepts connections; return whether that was before its end."""
+    deadline = time.monotonic() + STARTS_WITHIN
+    while time.monotonic() < deadline and is_alive():
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            time.sleep(0.01)
+        else:
+            return True
+    return False
 
 
 def free_port() -> int:
