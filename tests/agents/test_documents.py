@@ -1,5 +1,4 @@
 import gzip
-import importlib.util
 import os
 import sys
 from types import SimpleNamespace
@@ -68,11 +67,41 @@ def test_missing_files_and_pipes_are_refused_without_waiting(tmp_path):
             read_document(tmp_path / name, name)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pypdf") is not None, reason="pypdf is installed")
-def test_pdf_without_the_extra_says_what_to_install(tmp_path):
+def test_pdf_without_the_extra_says_what_to_install(tmp_path, monkeypatch):
     """The reason names the extra."""
+    monkeypatch.setitem(sys.modules, "pypdf", None)
     with pytest.raises(Unreadable, match=r"agentsrv\[pdf\]"):
         read(tmp_path, "a.pdf", b"%PDF-1.4")
+
+
+def real_pdf(text: str) -> bytes:
+    """A PDF of one page with one line of text, as small as the format allows."""
+    drawn = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode()
+    bodies = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        (
+            b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R"
+            b" /Resources << /Font << /F1 5 0 R >> >> >>"
+        ),
+        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(drawn), drawn),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    document, offsets = b"%PDF-1.4\n", []
+    for number, body in enumerate(bodies, 1):
+        offsets.append(len(document))
+        document += b"%d 0 obj\n%s\nendobj\n" % (number, body)
+    table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    return document + (
+        b"xref\n0 6\n0000000000 65535 f \n%strailer\n<< /Size 6 /Root 1 0 R >>\n"
+        b"startxref\n%d\n%%%%EOF\n" % (table, len(document))
+    )
+
+
+def test_a_real_pdf_is_read(tmp_path):
+    """The extra's own library takes the text out of a file that was made here."""
+    (chunk,) = read(tmp_path, "a.pdf", real_pdf(SENTENCE.strip())).chunks
+    assert sentences(chunk.text) == [SENTENCE.strip()]
 
 
 def test_a_pdf_is_read_page_by_page(tmp_path, monkeypatch):
