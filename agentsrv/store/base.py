@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from agentsrv.errors import Conflict, Fenced, InvalidCommand, Overloaded
+from agentsrv.errors import Conflict, Fenced, InvalidCommand, Overloaded, Unavailable
 from agentsrv.models.task import TaskStatus
 
 IDEMPOTENCY_TTL: Final = 86_400.0  # seconds that a key stands for the task it created
@@ -151,6 +151,7 @@ class Store(Protocol):
         Raises:
             Conflict: The key was used with another ``spec``.
             Overloaded: The task would be queued and the queue is full.
+            Unavailable: The id is taken.
         """
 
     async def head(self, task_id: str) -> Head | None:
@@ -236,6 +237,11 @@ def queue_full(limit: int) -> Overloaded:
         f"{limit} tasks are waiting already, which is the limit; try again later",
         retry_after=QUEUE_RETRY_AFTER,
     )
+
+
+def id_taken(task_id: str) -> Unavailable:
+    """The refusal of a task whose random id is another's: trying again draws another one."""
+    return Unavailable(f"the task id {task_id} is taken; try again")
 
 
 def fenced(append: Append, head: Head | None) -> Fenced:

@@ -46,6 +46,7 @@ class MemoryStore:
         """See ``Store.open``."""
         for task in self._tasks.values():
             if task.node is not None:
+                task.node = None
                 task.losses += 1
                 self._orphans.append(task)
 
@@ -62,6 +63,8 @@ class MemoryStore:
                 return Created(first.head, replayed=True)
         if task.status is TaskStatus.QUEUED and self._queue_is_full:
             raise base.queue_full(self._queue_limit)
+        if task.task_id in self._tasks:
+            raise base.id_taken(task.task_id)
         self._number += 1
         entry = _Task(self._number, task, Head(task.task_id, task.owner, task.status, 0, 0))
         self._tasks[task.task_id] = entry

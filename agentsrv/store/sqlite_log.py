@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final
 
-from agentsrv.errors import ConfigurationError, Unavailable
+from agentsrv.errors import ConfigurationError
 from agentsrv.models.task import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.base import Append, Created, Head, Lease, NewTask, Page, Row
@@ -81,13 +81,15 @@ class SqliteLog:
         """
         if not self._path.parent.is_dir():
             raise ConfigurationError(f"the store's folder {self._path.parent} does not exist")
-        self._lock = self._path.with_name(self._path.name + ".lock").open("ab")
         try:
+            self._lock = self._path.with_name(self._path.name + ".lock").open("ab")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            self._lock = None
+        except BlockingIOError:
+            self.close()
             raise ConfigurationError(f"another server uses the store {self._path}") from None
+        except OSError as error:
+            self.close()
+            raise ConfigurationError(f"cannot lock the store {self._path}: {error}") from error
         try:
             self._connect()
         except (sqlite3.Error, ConfigurationError) as error:
@@ -104,10 +106,12 @@ class SqliteLog:
 
     def _connect(self) -> None:
         self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0 and self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise ConfigurationError("it is another program's database")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT}")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
             self._db.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT")
         elif version != SCHEMA_VERSION:
@@ -147,14 +151,15 @@ class SqliteLog:
         first = self._replayed(task)
         if first is not None:
             return Created(first, replayed=True)
+        if self.head(task.task_id) is not None:
+            raise base.id_taken(task.task_id)
         ready = self._place(task.status)
         self._begin()
         self._expire_key(task)
         seq = len(task.events)
         row = self._db.execute(
             "INSERT INTO task (task_id, owner, status, seq, ready, user_input, created_at,"
-            " idempotency_key, spec) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (task_id) DO NOTHING RETURNING id",
+            " idempotency_key, spec) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
             (
                 task.task_id,
                 task.owner,
@@ -167,8 +172,7 @@ class SqliteLog:
                 task.spec,
             ),
         ).fetchone()
-        if row is None:
-            raise Unavailable(f"the task id {task.task_id} is taken; try again")
+        assert row is not None
         self._rows.extend((row[0], number, body) for number, body in enumerate(task.events, 1))
         if ready:
             self._count_queue()

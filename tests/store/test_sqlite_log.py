@@ -1,0 +1,189 @@
+import sqlite3
+
+import pytest
+
+from agentsrv.errors import ConfigurationError, Overloaded
+from agentsrv.store.sqlite_log import SCHEMA_VERSION, SqliteLog
+from tests.store.tasks import NOW, QUEUED, new_task, numbers
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where the store is."""
+    return tmp_path / "agentsrv.db"
+
+
+@pytest.fixture
+def log(path):
+    """An open, empty log."""
+    log = SqliteLog(path, 2)
+    log.open()
+    yield log
+    log.close()
+
+
+def open_and_close(path):
+    """Open a store, and let go of it whatever happens."""
+    log = SqliteLog(path, 2)
+    try:
+        log.open()
+    finally:
+        log.close()
+
+
+def database(path, script):
+    """Make a database that is none of ours."""
+    db = sqlite3.connect(path)
+    db.executescript(script)
+    db.close()
+
+
+def test_a_new_file_has_the_schema(log, path):
+    """An empty place becomes a store of this version."""
+    assert log._db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    assert path.exists()
+
+
+def test_a_file_that_is_no_database_is_refused(path):
+    """The refusal names the file and the reason, and the file stays as it is."""
+    garbage = b"This is a letter to my grandmother.\n" * 100
+    path.write_bytes(garbage)
+    with pytest.raises(
+        ConfigurationError, match=r"cannot open the store .*agentsrv\.db: .*not a d"
+    ):
+        open_and_close(path)
+    assert path.read_bytes() == garbage
+
+
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 99, -1])
+def test_a_schema_of_another_version_is_refused(path, version):
+    """A newer server's file is left alone, and both versions are told."""
+    open_and_close(path)
+    database(path, f"PRAGMA user_version={version}")
+    expected = f"its schema is {version}; expected {SCHEMA_VERSION}"
+    with pytest.raises(ConfigurationError, match=expected):
+        open_and_close(path)
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["CREATE TABLE notes (text)", "CREATE TABLE task (title); CREATE TABLE event (place)"],
+    ids=["other tables", "tables of the same names"],
+)
+def test_another_programs_database_is_refused(path, script):
+    """A database that is not ours gets none of our tables and no other mode."""
+    database(path, script)
+    before = path.read_bytes()
+    with pytest.raises(ConfigurationError, match="cannot open the store"):
+        open_and_close(path)
+    assert path.read_bytes() == before
+
+
+def test_a_missing_folder_is_told(tmp_path):
+    """The refusal names the folder, and it is not made."""
+    with pytest.raises(ConfigurationError, match=r"folder .*nowhere does not exist"):
+        open_and_close(tmp_path / "nowhere" / "agentsrv.db")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_folder_in_place_of_the_file_is_told(path):
+    """A folder is no store."""
+    path.mkdir()
+    with pytest.raises(ConfigurationError, match="cannot open the store"):
+        open_and_close(path)
+
+
+def test_a_lock_that_cannot_be_made_is_told(path):
+    """Where the lock file cannot be written, the refusal is a sentence, not a stack."""
+    path.with_name(path.name + ".lock").mkdir()
+    with pytest.raises(ConfigurationError, match=r"agentsrv\.db"):
+        open_and_close(path)
+
+
+def test_a_refused_file_is_not_locked(path):
+    """After a failed opening the place can be opened, once what was wrong is gone."""
+    path.write_bytes(b"garbage " * 100)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="cannot open"):
+            open_and_close(path)
+    path.unlink()
+    open_and_close(path)
+
+
+def test_a_schema_that_was_begun_is_finished_or_begun_again(path):
+    """An empty file, as a crash may leave one, becomes a store."""
+    path.touch()
+    open_and_close(path)
+    assert path.stat().st_size > 0
+
+
+def test_what_was_not_committed_is_gone(path):
+    """A process that ends between a write and its commit leaves nothing of it."""
+    first = SqliteLog(path, 2)
+    first.open()
+    first.create(new_task("t1", events=numbers(1, 3)))
+    first.commit()
+    first.create(new_task("t2", events=numbers(1, 3)))
+    first.flush()
+    assert first.head("t2") is not None
+    first.close()
+    again = SqliteLog(path, 2)
+    again.open()
+    assert again.read("t1", 0, 9) == numbers(1, 3)
+    assert (again.head("t2"), again.read("t2", 0, 9)) == (None, [])
+    again.close()
+
+
+def test_a_refusal_spoils_nothing_beside_it(log):
+    """The others of a transaction are committed when one is refused."""
+    log.create(new_task("t1", QUEUED))
+    log.create(new_task("t2", QUEUED))
+    with pytest.raises(Overloaded):
+        log.create(new_task("t3", QUEUED))
+    log.create(new_task("t4"))
+    log.commit()
+    page = log.list("ann", None, 9, None)
+    assert [row.task_id for row in page.rows] == ["t4", "t2", "t1"]
+    assert log.queued == 2
+
+
+def test_events_can_be_read_within_their_transaction(log):
+    """A read between a write and its commit sees what was written."""
+    log.create(new_task("t1", events=numbers(1, 3)))
+    assert log.read("t1", 1, 9) == numbers(2, 3)
+
+
+def test_only_writes_that_somebody_waits_for_are_changes(log):
+    """Reading and claiming need no commit of their own; creating and releasing do."""
+    log.create(new_task("t1", QUEUED))
+    assert log.has_changes
+    log.commit()
+    assert not log.has_changes
+    log.head("t1")
+    (lease,) = log.claim("node", 1)
+    assert not log.has_changes
+    log.release("t1", lease.epoch)
+    assert log.has_changes
+
+
+def test_readiness_is_asked_once(log):
+    """What became ready is told at the first asking after it."""
+    assert log.take_ready_changed() is False
+    log.create(new_task("t1", at=NOW))
+    assert log.take_ready_changed() is False
+    log.create(new_task("t2", QUEUED))
+    assert log.take_ready_changed() is True
+    assert log.take_ready_changed() is False
+
+
+@pytest.mark.parametrize("query", ["ready", "node", "owner"])
+def test_queries_of_the_hot_path_use_an_index(log, query):
+    """Claiming, freeing and listing look at no more rows than they answer."""
+    statements = {
+        "ready": "SELECT id FROM task WHERE ready IS NOT NULL ORDER BY ready, id LIMIT 5",
+        "node": "UPDATE task SET node = NULL, ready = 0 WHERE node IS NOT NULL",
+        "owner": "SELECT count(*) FROM task WHERE owner = 'ann' AND status = 'queued'",
+    }
+    plan = log._db.execute(f"EXPLAIN QUERY PLAN {statements[query]}").fetchall()
+    assert f"INDEX task_{query}" in str(plan)
+    assert "USE TEMP B-TREE" not in str(plan)
