@@ -24,9 +24,9 @@ from agentsrv.agents.writer import WriterAgent
 from agentsrv.errors import ConfigurationError, KnowledgeError
 from agentsrv.orchestrator.logs import forget_old
 from agentsrv.orchestrator.orchestrator import Orchestrator
-from agentsrv.orchestrator.runner import Surroundings
 from agentsrv.orchestrator.steps import OutputLimits
 from agentsrv.orchestrator.subscriptions import Hub
+from agentsrv.orchestrator.surroundings import Surroundings
 from agentsrv.orchestrator.worker import Worker
 from agentsrv.server.listener import Listener
 from agentsrv.settings import Settings

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from agentsrv.client.errors import Gap, Interrupted
 from agentsrv.errors import AgentsrvError, SeqAhead
 from agentsrv.models.events import Record
-from agentsrv.models.task import TaskStatus
+from agentsrv.models.states import TaskStatus
 
 Answer = Mapping[str, Any] | AgentsrvError
 """The fields of a reply, or why the command was refused."""

@@ -8,7 +8,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, model_validator
 
 from agentsrv.models.plan import AgentName, ExecutionPlan
-from agentsrv.models.task import TaskStatus
+from agentsrv.models.states import TaskStatus
 
 MAX_DESCRIPTION: Final = 32_768  # characters
 MAX_LIST: Final = 500  # tasks on a page

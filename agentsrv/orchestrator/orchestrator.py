@@ -20,7 +20,7 @@ from agentsrv.errors import (
 )
 from agentsrv.models import events as e
 from agentsrv.models.commands import Cancel, Create, Execute, List, Subscribe
-from agentsrv.models.task import TaskStatus
+from agentsrv.models.states import TaskStatus
 from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.runner import CancelRequest
 from agentsrv.orchestrator.subscriptions import Answer

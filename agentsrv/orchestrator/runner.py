@@ -10,39 +10,24 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from agentsrv.agents.base import Search, TaskContext
-from agentsrv.agents.registry import Registry
-from agentsrv.errors import AgentsrvError, Fenced, InvalidCommand, PermanentError
+from agentsrv.errors import AgentsrvError, Fenced
 from agentsrv.models import events as e
 from agentsrv.models.commands import Create
-from agentsrv.models.plan import ExecutionPlan, Frontier, Step
-from agentsrv.models.retry import RetryPolicy
-from agentsrv.models.task import StepStatus, TaskState, TaskStatus
+from agentsrv.models.plan import Frontier, Step
+from agentsrv.models.states import StepStatus, TaskStatus
+from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.journal import Journal
 from agentsrv.orchestrator.logs import load_state
-from agentsrv.orchestrator.steps import Outcome, OutputLimits, StepRun, TaskInfo
-from agentsrv.store.base import Lease, Store
+from agentsrv.orchestrator.planning import PlanningFailed, make_plan
+from agentsrv.orchestrator.steps import Outcome, StepRun, TaskInfo
+from agentsrv.orchestrator.surroundings import Surroundings
+from agentsrv.store.base import Lease
 
 MAX_LOSSES = 5  # times a task may lose its worker to a crash: it may be what crashes it
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 
 _log = logging.getLogger("agentsrv.task")
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What every task of a worker shares."""
-
-    node: str
-    store: Store
-    registry: Registry
-    search: Search
-    now: Callable[[], float]
-    """Seconds since the epoch."""
-    grace: float
-    """Seconds that stopped steps have to end."""
-    limits: OutputLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +161,10 @@ class TaskRunner:
             return
         if state.plan is None:
             earlier = await self._earlier()
-            plan = await self._make_plan(earlier)
-            if plan is None:
+            try:
+                plan = await make_plan(self._spec, earlier, self._info, self._around.registry)
+            except PlanningFailed as failure:
+                self._fail(failure.message, None, failure.retries)
                 return
             retries = self._around.registry.retries()
             state.plan = plan
@@ -265,49 +252,6 @@ class TaskRunner:
             message = first.error_message or "the task was being stopped"
             self._fail(message, first.step.step_id, first.failures)
         return not failed
-
-    async def _make_plan(self, earlier: TaskState | None) -> ExecutionPlan | None:
-        """The task's own plan, the earlier task's or the planner's; ``None`` where it fails."""
-        registry, spec, policy = self._around.registry, self._spec, RetryPolicy()
-        failures = 0
-        while True:
-            try:
-                plan = registry.given_plan(spec.agent, spec.plan)
-                if plan is None and earlier is not None:
-                    plan = earlier.plan
-                if plan is None:
-                    plan = await self._ask_planner()
-                registry.check_plan(plan)
-                registry.check_params(spec.params, plan)
-            except (InvalidCommand, PermanentError) as error:
-                self._fail(f"planning failed: {error.message}", None, failures)
-                return None
-            except Exception as error:  # noqa: BLE001 - whatever an author's planner raises
-                failures += 1
-                _log.warning("planning of %s failed", self.state.task_id, exc_info=True)
-                if not policy.allows(failures):
-                    message = f"planning failed: {type(error).__name__}: {error}"
-                    self._fail(message, None, failures - 1)
-                    return None
-                await asyncio.sleep(policy.delay(failures))
-            else:
-                return plan
-
-    async def _ask_planner(self) -> ExecutionPlan:
-        planner = self._around.registry.planner
-        if planner is None:
-            raise InvalidCommand("the application has no planner; create needs an agent or a plan")
-        context = TaskContext(
-            task_id=self.state.task_id,
-            task_description=self._spec.task_description,
-            params=self._spec.params,
-            principal=self._lease.owner,
-            searcher=self._around.search,
-        )
-        plan = await planner(self._spec.task_description, context)
-        if not isinstance(plan, ExecutionPlan):
-            raise TypeError(f"the planner returned {type(plan).__name__}; expected ExecutionPlan")
-        return plan
 
     async def _run_steps(self, run: StepRun | None) -> None:
         """Run a step and, one after the other, those that become ready with it.

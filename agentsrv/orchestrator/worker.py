@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from agentsrv.errors import AgentsrvError
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.logs import load_state
-from agentsrv.orchestrator.runner import Surroundings, TaskRunner
+from agentsrv.orchestrator.runner import TaskRunner
+from agentsrv.orchestrator.surroundings import Surroundings
 from agentsrv.store.base import Lease
 
 _log = logging.getLogger("agentsrv.worker")

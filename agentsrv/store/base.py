@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from agentsrv.errors import Conflict, Fenced, InvalidCommand, Overloaded, Unavailable
-from agentsrv.models.task import TaskStatus
+from agentsrv.models.states import TaskStatus
 
 IDEMPOTENCY_TTL: Final = 86_400.0  # seconds that a key stands for the task it created
 MAX_CURSOR: Final = 18  # digits; what fits 64 bits for certain

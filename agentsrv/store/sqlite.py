@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agentsrv.errors import AgentsrvError, Unavailable
-from agentsrv.models.task import TaskStatus
+from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page
 from agentsrv.store.sqlite_log import SqliteLog

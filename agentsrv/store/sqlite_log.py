@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from agentsrv.errors import ConfigurationError
-from agentsrv.models.task import TaskStatus
+from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.base import Append, Created, Head, Lease, NewTask, Page, Row
 

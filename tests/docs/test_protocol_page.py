@@ -16,7 +16,7 @@ from websockets.frames import CloseCode
 from agentsrv import errors
 from agentsrv.models import commands, events
 from agentsrv.models.plan import Step
-from agentsrv.models.task import TaskStatus
+from agentsrv.models.states import TaskStatus
 from agentsrv.protocol import shell
 from agentsrv.server import connection, outbox
 from tests.server.talk import Talk, serving, talking

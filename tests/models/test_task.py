@@ -8,15 +8,14 @@ from hypothesis import strategies as st
 
 from agentsrv.errors import InvalidState
 from agentsrv.models import events as e
-from agentsrv.models.task import (
+from agentsrv.models.states import (
     STEP_TRANSITIONS,
     TRANSITIONS,
-    StepState,
     StepStatus,
-    TaskState,
     TaskStatus,
     next_status,
 )
+from agentsrv.models.task import StepState, TaskState
 from tests.models.samples import AT, STEPS, sample
 
 KINDS = pytest.mark.parametrize("kind", e.EVENTS.values(), ids=lambda kind: kind.__name__)

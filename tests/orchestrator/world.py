@@ -13,9 +13,9 @@ from agentsrv.models.commands import Cancel, Create, Execute, Subscribe
 from agentsrv.models.events import Record, decode
 from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.orchestrator.orchestrator import Orchestrator
-from agentsrv.orchestrator.runner import Surroundings
 from agentsrv.orchestrator.steps import OutputLimits
 from agentsrv.orchestrator.subscriptions import Hub, Subscriber
+from agentsrv.orchestrator.surroundings import Surroundings
 from agentsrv.orchestrator.worker import Worker
 from agentsrv.store.base import Store
 from agentsrv.store.memory import MemoryStore

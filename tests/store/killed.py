@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from agentsrv.models.task import TaskStatus
+from agentsrv.models.states import TaskStatus
 from agentsrv.store.base import Head
 from agentsrv.store.sqlite import SqliteStore
 from tests.store.tasks import following, new_task

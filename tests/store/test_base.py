@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from agentsrv.errors import Conflict, Fenced, InvalidCommand, Overloaded
-from agentsrv.models.task import TaskStatus
+from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.base import Commit, Created, Head, Lease, Row, Store
 from agentsrv.store.memory import MemoryStore

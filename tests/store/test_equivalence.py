@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from agentsrv.errors import AgentsrvError
-from agentsrv.models.task import TRANSITIONS, TaskStatus
+from agentsrv.models.states import TRANSITIONS, TaskStatus
 from agentsrv.store.base import Commit, Head, Lease, Store
 from agentsrv.store.memory import MemoryStore
 from agentsrv.store.sqlite import SqliteStore

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agentsrv.models.task import TaskStatus
+from agentsrv.models.states import TaskStatus
 from agentsrv.store.sqlite import SqliteStore
 from tests.store.tasks import head_of, log_of, numbers
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agentsrv.errors import ConfigurationError, Unavailable
-from agentsrv.models.task import TaskStatus
+from agentsrv.models.states import TaskStatus
 from agentsrv.store import sqlite
 from agentsrv.store.sqlite import SqliteStore
 from tests.store.tasks import (

@@ -1,0 +1,76 @@
+"""Planning: which steps a task has."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from agentsrv.agents.base import TaskContext
+from agentsrv.agents.registry import Registry
+from agentsrv.errors import AgentsrvError, InvalidCommand, PermanentError
+from agentsrv.models.commands import Create
+from agentsrv.models.plan import ExecutionPlan
+from agentsrv.models.retry import RetryPolicy
+from agentsrv.models.task import TaskState
+from agentsrv.orchestrator.steps import TaskInfo
+
+_log = logging.getLogger("agentsrv.planning")
+
+
+class PlanningFailed(AgentsrvError):
+    """There is no plan; ``retries`` tells how often the planner was asked again."""
+
+    def __init__(self, reason: str, retries: int) -> None:
+        super().__init__(f"planning failed: {reason}")
+        self.retries = retries
+
+
+async def make_plan(
+    spec: Create, earlier: TaskState | None, task: TaskInfo, registry: Registry
+) -> ExecutionPlan:
+    """The plan that the task brings, that of the task it resumes, or the planner's.
+
+    A planner that raises is asked again, as often and with the same waits as a step by default.
+    Cancelling the call cancels the planner.
+
+    Raises:
+        PlanningFailed: The planner went on raising, or the plan cannot run here.
+    """
+    policy = RetryPolicy()
+    failures = 0
+    while True:
+        try:
+            plan = registry.given_plan(spec.agent, spec.plan)
+            if plan is None and earlier is not None:
+                plan = earlier.plan
+            if plan is None:
+                plan = await _ask_planner(task, registry)
+            registry.check_plan(plan)
+            registry.check_params(spec.params, plan)
+        except (InvalidCommand, PermanentError) as error:
+            raise PlanningFailed(error.message, failures) from error
+        except Exception as error:
+            failures += 1
+            _log.warning("planning of task %s failed", task.task_id, exc_info=True)
+            if not policy.allows(failures):
+                reason = f"{type(error).__name__}: {error}"
+                raise PlanningFailed(reason, failures - 1) from error
+            await asyncio.sleep(policy.delay(failures))
+        else:
+            return plan
+
+
+async def _ask_planner(task: TaskInfo, registry: Registry) -> ExecutionPlan:
+    if registry.planner is None:
+        raise InvalidCommand("the application has no planner; create needs an agent or a plan")
+    context = TaskContext(
+        task_id=task.task_id,
+        task_description=task.description,
+        params=task.params,
+        principal=task.principal,
+        searcher=task.search,
+    )
+    plan = await registry.planner(task.description, context)
+    if not isinstance(plan, ExecutionPlan):
+        raise TypeError(f"the planner returned {type(plan).__name__}; expected ExecutionPlan")
+    return plan
