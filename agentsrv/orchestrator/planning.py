@@ -12,6 +12,7 @@ from agentsrv.models.commands import Create
 from agentsrv.models.plan import ExecutionPlan
 from agentsrv.models.retry import RetryPolicy
 from agentsrv.models.task import TaskState
+from agentsrv.orchestrator.guard import describe, is_authors
 from agentsrv.orchestrator.steps import TaskInfo
 
 _log = logging.getLogger("agentsrv.planning")
@@ -49,12 +50,13 @@ async def make_plan(
             registry.check_params(spec.params, plan)
         except (InvalidCommand, PermanentError) as error:
             raise PlanningFailed(error.message, failures) from error
-        except Exception as error:
+        except BaseException as error:
+            if not is_authors(error):
+                raise
             failures += 1
             _log.warning("planning of task %s failed", task.task_id, exc_info=True)
             if not policy.allows(failures):
-                reason = f"{type(error).__name__}: {error}"
-                raise PlanningFailed(reason, failures - 1) from error
+                raise PlanningFailed(describe(error), failures - 1) from error
             await asyncio.sleep(policy.delay(failures))
         else:
             return plan

@@ -19,6 +19,7 @@ from agentsrv.models import events as e
 from agentsrv.models.plan import Step
 from agentsrv.models.retry import RetryPolicy
 from agentsrv.models.task import StepState
+from agentsrv.orchestrator.guard import describe, is_authors, is_cancelled
 from agentsrv.orchestrator.journal import Journal
 
 MAX_ERROR = 2000  # characters of an error message in the log
@@ -118,7 +119,7 @@ class StepRun:
             try:
                 await self._attempt(self.state.attempt + 1)
             except AttemptFailed as failure:
-                if _is_cancelled():
+                if is_cancelled():
                     raise asyncio.CancelledError from failure
                 if failure.permanent or not self._policy.allows(self.state.failures + 1):
                     return self._fail(failure)
@@ -151,23 +152,18 @@ class StepRun:
             async with limit:
                 result = await self._call(self._context(attempt))
             return _checked(result)
-        except asyncio.CancelledError:
-            if _is_cancelled():
-                raise
-            raise AttemptFailed("the agent raised CancelledError; nobody cancelled it") from None
         except AttemptFailed:
             raise
-        except PermanentError as error:
-            raise AttemptFailed(_describe(error), permanent=True) from error
-        except TimeoutError as error:
-            if limit is not None and limit.expired():
-                message = f"no result within {self._timeout} s"
-                raise AttemptFailed(message, reason="timeout") from error
-            raise AttemptFailed(_describe(error)) from error
-        except (Exception, SystemExit, KeyboardInterrupt, BaseExceptionGroup) as error:
+        except BaseException as error:
+            if not is_authors(error):
+                raise
             extra = {"task_id": self._task.task_id}
             _log.info("step %s failed", self._key, exc_info=True, extra=extra)
-            raise AttemptFailed(_describe(error)) from error
+            if limit is not None and limit.expired() and isinstance(error, TimeoutError):
+                message = f"no result within {self._timeout} s"
+                raise AttemptFailed(message, reason="timeout") from error
+            permanent = isinstance(error, PermanentError)
+            raise AttemptFailed(describe(error), permanent=permanent) from error
 
     async def _call(self, context: StepContext) -> Any:
         arguments = self._agent.arguments(self._task.params)
@@ -275,18 +271,6 @@ class StepRun:
         self.waiting = True
         await asyncio.sleep(delay)
         self.waiting = False
-
-
-def _is_cancelled() -> bool:
-    """Whether somebody has cancelled the step from outside and not taken it back."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-def _describe(error: BaseException) -> str:
-    kind = type(error).__name__
-    text = str(error).encode(errors="replace").decode()
-    return f"{kind}: {text}" if text else kind
 
 
 def _checked(result: Any) -> Any:
