@@ -76,18 +76,23 @@ async def _serve(app: App, settings: Settings) -> int:
         loop.add_signal_handler(number, _on_signal, stop, number)
     async with app.running(settings) as running:
         _log.info("listening on %s", running.url)
-        code = await _until_end(running, stop)
+        await _until_end(running, stop)
+    # Only now: the store may also have failed while the tasks were given time to end.
+    code = _verdict(running)
     await _end_leftovers(code)
     return code
 
 
-async def _until_end(running: Running, stop: asyncio.Event) -> int:
+async def _until_end(running: Running, stop: asyncio.Event) -> None:
     stopped = asyncio.create_task(stop.wait())
     try:
         ends: set[asyncio.Future[Any]] = {stopped, running.broken}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopped.cancel()
+
+
+def _verdict(running: Running) -> int:
     if not running.broken.done():
         return Exit.DONE
     say(f"the store cannot be trusted any more: {running.broken.result()}; start the server again")

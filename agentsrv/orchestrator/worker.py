@@ -106,5 +106,7 @@ class Worker:
                 del self._live[lease.task_id]
                 if not state.status.is_terminal:
                     await self._around.store.release(lease.task_id, lease.epoch)
-        except (AgentsrvError, BaseExceptionGroup):
+        except AgentsrvError as error:
+            _log.warning("task %s: its run broke off: %s", lease.task_id, error)
+        except BaseExceptionGroup:
             _log.exception("task %s: its run broke off", lease.task_id)

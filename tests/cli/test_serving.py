@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from agentsrv.cli.options import make_settings
-from agentsrv.cli.serving import _until_end, load_app
+from agentsrv.cli.serving import _until_end, _verdict, load_app
 from agentsrv.client import Client
 from agentsrv.errors import ConfigurationError
 
@@ -134,7 +134,8 @@ async def test_a_broken_store_ends_the_server_with_exit_status_1(capsys):
     broken = asyncio.get_running_loop().create_future()
     broken.set_result(OSError("disk full"))
     running = SimpleNamespace(broken=broken)
-    assert await _until_end(running, asyncio.Event()) == 1  # type: ignore[arg-type]
+    await _until_end(running, asyncio.Event())  # type: ignore[arg-type]
+    assert _verdict(running) == 1  # type: ignore[arg-type]
     assert "disk full" in capsys.readouterr().err
 
 

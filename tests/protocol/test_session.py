@@ -87,6 +87,12 @@ def test_an_empty_frame_is_told(text):
     assert (frame["code"], frame["example"]) == ("invalid_json", {"command": "help"})
 
 
+@pytest.mark.parametrize("text", ["\x0c", "\x0b", "\x1f", "\xa0", "\u3000", " \x0c \u2028\n"])
+def test_other_white_space_is_told_too(text):
+    """A frame of white space that JSON does not know is refused like any other."""
+    assert refused(text)["code"] in {"invalid_json", "unknown_command"}
+
+
 def test_bad_json_has_an_example():
     """Whoever sends bad JSON is told where it is bad and shown a correct command."""
     frame = refused('{"command": "ping"')

@@ -115,7 +115,8 @@ def test_what_every_program_reads_alike_is_read(text, value):
 def test_32_deep_is_deep_enough():
     """The limit itself is allowed, whatever mix of objects and arrays reaches it."""
     assert MAX_DEPTH == 32
-    for text in (nested(32), nested(32, '{"a":', "1", "}")):
+    beside = '{"s": [[]], "t": "[[[", "a":' + nested(31) + "}"
+    for text in (nested(32), nested(32, '{"a":', "1", "}"), beside):
         assert parse_object(text) == json.loads(text)
 
 

@@ -196,6 +196,22 @@ class TestClosing:
         async with opened(path) as again:
             assert (await again.list("ann", None, 1, None)).total == 50
 
+    async def test_what_comes_during_the_end_is_refused(self, path):
+        """A write that is handed over while the store closes is not made; nothing is broken."""
+        store = SqliteStore(path)
+        await store.open()
+        broken: list[BaseException] = []
+        store.on_broken = broken.append
+        closing = asyncio.ensure_future(store.close())
+        await asyncio.sleep(0)
+        write = asyncio.ensure_future(store.create(new_task()))
+        await closing
+        with pytest.raises(Unavailable, match="the store is closed"):
+            await write
+        assert broken == []
+        async with opened(path) as again:
+            assert await again.head("t1") is None
+
     async def test_afterwards_everything_is_unavailable(self, path):
         """A closed store says so, whatever it is asked."""
         async with opened(path) as store:

@@ -4,7 +4,7 @@ import pytest
 
 from agentsrv.errors import ConfigurationError, Overloaded
 from agentsrv.store.sqlite_log import SCHEMA_VERSION, SqliteLog
-from tests.store.tasks import NOW, QUEUED, new_task, numbers
+from tests.store.tasks import COMPLETED, NOW, QUEUED, RUNNING, following, new_task, numbers
 
 
 @pytest.fixture
@@ -67,8 +67,13 @@ def test_a_schema_of_another_version_is_refused(path, version):
 
 @pytest.mark.parametrize(
     "script",
-    ["CREATE TABLE notes (text)", "CREATE TABLE task (title); CREATE TABLE event (place)"],
-    ids=["other tables", "tables of the same names"],
+    [
+        "CREATE TABLE notes (text)",
+        "CREATE TABLE task (title); CREATE TABLE event (place)",
+        f"CREATE TABLE notes (text); PRAGMA user_version={SCHEMA_VERSION}",
+        "CREATE TABLE notes (text); PRAGMA user_version=7",
+    ],
+    ids=["other tables", "tables of the same names", "the same version", "another version"],
 )
 def test_another_programs_database_is_refused(path, script):
     """A database that is not ours gets none of our tables and no other mode."""
@@ -174,6 +179,19 @@ def test_readiness_is_asked_once(log):
     log.create(new_task("t2", QUEUED))
     assert log.take_ready_changed() is True
     assert log.take_ready_changed() is False
+
+
+def test_a_purge_leaves_no_events(log):
+    """The rows of forgotten tasks are gone from the file, and only theirs."""
+    for number, ended in enumerate((True, False, True)):
+        log.create(new_task(f"t{number}", QUEUED, events=numbers(1, 2)))
+        (lease,) = log.claim("node", 1)
+        log.append(following(lease, COMPLETED if ended else RUNNING, count=3))
+    log.commit()
+    assert log.purge(NOW + 1, 9) == 2
+    log.commit()
+    assert log._db.execute("SELECT count(*) FROM event").fetchone() == (5,)
+    assert log.read("t1", 0, 9) == numbers(1, 5)
 
 
 @pytest.mark.parametrize("query", ["ready", "node", "owner"])
