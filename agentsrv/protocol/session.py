@@ -16,6 +16,7 @@ from agentsrv.protocol.strict_json import parse_object
 
 MAX_BAD_FRAMES: Final = 20  # in a row; then the connection is closed with 4400
 MAX_ID: Final = 64  # characters of a command's id
+MAX_NAME: Final = 64  # characters of an unknown field that are told back
 MAX_DETAILS: Final = 10  # complaints told about one command
 
 
@@ -53,7 +54,7 @@ class Session:
 
     def receive(self, text: str) -> Request | Refusal:
         """Read one text frame: a JSON command, or a command line."""
-        stripped = text.lstrip(" \t\r\n")
+        stripped = text.strip()
         fields: dict[str, Any] = {}
         try:
             if stripped[:1] in _JSON_STARTS:
@@ -111,6 +112,7 @@ def _detail(name: str, complaint: ErrorDetails) -> dict[str, str]:
     path = [str(part) for part in complaint["loc"][1:]]  # behind the command's name
     if path[:1] == ["id"]:
         path = path[:1]  # what follows are the validator's names of the two types
+    path = [part[:MAX_NAME] for part in path]
     reason = complaint["msg"].removeprefix("Value error, ")
     if complaint["type"] == "extra_forbidden":
         reason = "unknown field"

@@ -19,7 +19,7 @@ from agentsrv.protocol import frames, shell
 from agentsrv.protocol.session import Refusal, Request, Session
 from agentsrv.server.outbox import OutboxConnection
 
-MAX_UNDER_WAY: Final = 32  # commands of one connection that are carried out at the same time
+MAX_UNDER_WAY: Final = 256  # commands of one connection that are carried out at the same time
 BAD_FRAMES: Final = 4400  # close code: too many frames in a row that were no commands
 
 _log = logging.getLogger("agentsrv.connection")

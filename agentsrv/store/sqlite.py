@@ -48,7 +48,7 @@ class _Operation:
     """Whether its result may be told before the commit."""
 
 
-Outcome = tuple[_Operation, Any, AgentsrvError | None]
+Outcome = tuple[_Operation, Any, Exception | None]
 """An operation with its result or its refusal."""
 Outcomes = list[Outcome]
 
@@ -213,7 +213,7 @@ class SqliteStore:
                 if not operation.done.cancelled():
                     operation.done.set_result(result)
                 if operation.commit is not None and not _is_replay(result):
-                    self.on_commit(operation.commit)
+                    self._tell(operation.commit)
             elif not operation.done.cancelled():
                 operation.done.set_exception(refusal)
         if not self._busy and self._file.take_ready_changed():
@@ -221,6 +221,12 @@ class SqliteStore:
         if self._waiting and not self._scheduled and not self._busy:
             self._scheduled = True
             self._loop.call_soon(self._turn)
+
+    def _tell(self, commit: Commit) -> None:
+        try:
+            self.on_commit(commit)
+        except Exception:  # noqa: BLE001 - one listener's fault must not keep the others waiting
+            _log.exception("a listener failed at a commit of task %s", commit.task_id)
 
     def _committed(self, outcomes: Outcomes, error: BaseException | None) -> None:
         self._busy = False
@@ -267,7 +273,8 @@ class SqliteStore:
 def _outcome(operation: _Operation, log: SqliteLog) -> Outcome:
     try:
         return operation, operation.work(log), None
-    except AgentsrvError as refusal:
+    except (AgentsrvError, ValueError, TypeError) as refusal:
+        # Values that SQLite cannot take are refused before anything is written.
         return operation, None, refusal
 
 

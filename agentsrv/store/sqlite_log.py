@@ -19,6 +19,7 @@ from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.base import Append, Created, Head, Lease, NewTask, Page, Row
 
+APPLICATION: Final = 0x61677376  # marks the file as ours: "agsv"
 SCHEMA_VERSION: Final = 1
 WAL_LIMIT: Final = 64 << 20  # bytes that the write-ahead log is cut back to after a checkpoint
 
@@ -106,16 +107,21 @@ class SqliteLog:
 
     def _connect(self) -> None:
         self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        application = self._db.execute("PRAGMA application_id").fetchone()[0]
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        is_empty = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if application != APPLICATION and not is_empty:
             raise ConfigurationError("it is another program's database")
+        if not is_empty and version != SCHEMA_VERSION:
+            raise ConfigurationError(f"its schema is {version}; expected {SCHEMA_VERSION}")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT}")
-        if version == 0:
-            self._db.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT")
-        elif version != SCHEMA_VERSION:
-            raise ConfigurationError(f"its schema is {version}; expected {SCHEMA_VERSION}")
+        if is_empty:
+            self._db.executescript(
+                f"BEGIN;{SCHEMA}PRAGMA application_id={APPLICATION};"
+                f"PRAGMA user_version={SCHEMA_VERSION};COMMIT"
+            )
         self._db.execute(
             "UPDATE task SET node = NULL, ready = 0, losses = losses + 1 WHERE node IS NOT NULL"
         )
