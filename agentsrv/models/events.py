@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, ClassVar, Final, Literal
 
 import orjson
@@ -329,17 +330,20 @@ def is_terminal(body: bytes) -> bool:
 
 def format_timestamp(at: float) -> str:
     """Return seconds since the epoch as RFC 3339 in UTC with milliseconds."""
-    millis = int(at * 1000)
-    second, millis = divmod(millis, 1000)
-    if second != _second[0]:
-        _second[0] = second
-        _text[0] = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{_text[0]}.{millis:03d}Z"
+    return _format_millis(int(at * 1000))
 
 
-# The last second's text: most events fall into the second of the one before.
-_second: list[int] = [-1]
-_text: list[str] = [""]
+@lru_cache(maxsize=1)  # most events fall into the millisecond of the one before
+def _format_millis(millis: int) -> str:
+    second, rest = divmod(millis, 1000)
+    return f"{_format_second(second)}.{rest:03d}Z"
+
+
+@lru_cache(maxsize=1)
+def _format_second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
 _PREFIX: Final = b'{"type":"event","event_type":"'
 _LIFE_CYCLE: Final = _PREFIX + b"task_"
 _TERMINAL_TYPES: Final = frozenset(event.event_type for event in TERMINAL_EVENTS)

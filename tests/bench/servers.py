@@ -21,6 +21,7 @@ import orjson
 from websockets.asyncio.server import ServerConnection, serve
 
 from agentsrv import App, ExecutionPlan, Step, StepContext, TaskContext
+from agentsrv.cli.serving import calm_gc
 from agentsrv.settings import Settings
 
 EVENTS = 14  # of a task with three steps that each write one piece
@@ -127,6 +128,7 @@ async def main(name: str, folder: str | None) -> None:
     app = sleepy_app() if name == "sleepy" else instant_app()
     settings = Settings(port=0, store=store, concurrency=1000, queue_limit=10_000, drain_timeout=1)
     async with app.running(settings) as running:
+        calm_gc()
         print(running.port, flush=True)
         await _until_told()
 
