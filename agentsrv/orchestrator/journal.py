@@ -123,6 +123,11 @@ class Journal:
         await waiter
 
     @property
+    def is_lost(self) -> bool:
+        """Whether the task is in other hands, or given up."""
+        return self._lost is not None
+
+    @property
     def is_full(self) -> bool:
         """Whether so much waits for its commit that whoever writes should wait for it too."""
         return self._characters > BACKLOG or len(self._entries) > BACKLOG_EVENTS

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -75,7 +76,7 @@ class TaskRunner:
         return self.journal.state
 
     async def run(self) -> None:
-        """Work until nothing of the task runs any more.
+        """Work until nothing of the task runs any more and its end is durable.
 
         Cancelling this abandons the task: nothing more is written, and whoever claims it next
         goes on behind its completed steps.
@@ -83,6 +84,8 @@ class TaskRunner:
         try:
             async with self._group:
                 self._spawn(self._begin, None)
+            with suppress(AgentsrvError):  # lost: somebody else writes the end
+                await self.journal.commit()
         finally:
             if self._timer is not None:
                 self._timer.cancel()

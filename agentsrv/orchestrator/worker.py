@@ -39,8 +39,9 @@ class Worker:
         return len(self._tasks)
 
     def live(self, task_id: str) -> TaskRunner | None:
-        """The task's runner, where it runs here."""
-        return self._live.get(task_id)
+        """The task's runner, where it runs here and is not lost."""
+        runner = self._live.get(task_id)
+        return None if runner is None or runner.journal.is_lost else runner
 
     def start(self) -> None:
         """Begin to claim."""

@@ -20,6 +20,8 @@ from agentsrv.protocol.session import Refusal, Request, Session
 from agentsrv.server.outbox import OutboxConnection
 
 MAX_UNDER_WAY: Final = 256  # commands of one connection that are carried out at the same time
+TELLING: Final = (c.Status, c.List, c.Agents, c.Help)
+"""Commands with answers that may be large: only one at a time is made."""
 BAD_FRAMES: Final = 4400  # close code: too many frames in a row that were no commands
 
 _log = logging.getLogger("agentsrv.connection")
@@ -32,7 +34,8 @@ class Connection:
     and go on without it.
 
     Commands with an ``id`` are carried out concurrently, up to ``MAX_UNDER_WAY``, and may be
-    answered in another order; one without is carried out after all before it, and alone.
+    answered in another order; one without is carried out after all before it, and alone. While
+    the client does not take its answers, nothing is carried out.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Connection:
                 message = await self._socket.recv()
             except ConnectionClosed:
                 return
+            await self._socket.room()  # whoever does not read answers is asked nothing more
             if isinstance(message, bytes):
                 await self._close(CloseCode.UNSUPPORTED_DATA, "expected text frames")
                 return
@@ -108,6 +112,8 @@ class Connection:
                     return
             elif received.command.id is None:
                 await self._settle(0)
+                await self._answer(received)
+            elif isinstance(received.command, TELLING):
                 await self._answer(received)
             else:
                 await self._settle(MAX_UNDER_WAY - 1)

@@ -8,6 +8,7 @@ land inside one. What this leans on in ``websockets`` is pinned by a test.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import socket
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from websockets.frames import CloseCode
 from websockets.protocol import OPEN
 
 MAX_WAITING: Final = 100  # frames in the outbox; beyond, subscriptions pause
+MAX_BYTES: Final = 256 << 10  # bytes in the outbox; beyond, no more commands are taken
 SEND_BUFFER: Final = 64 << 10  # bytes in the kernel; its own default grows to megabytes
 SHORT_FRAME: Final = 125  # bytes whose length fits the header's second byte
 MEDIUM_FRAME: Final = 0xFFFF  # bytes whose length fits two more
@@ -37,14 +39,29 @@ class OutboxConnection(ServerConnection):
             self.ping_interval *= random.uniform(1 - PING_JITTER, 1 + PING_JITTER)  # noqa: S311
         self._outbox: list[bytes] = []
         self._frames = 0
-        self._unsent = 0
+        self._bytes = 0
+        self._written = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiters: list[asyncio.Future[None]] = []
         self.on_room: Callable[[], None] = _nothing
         """Called when there is room again after there was none."""
 
     @property
     def has_room(self) -> bool:
         """Whether more than answers may be posted."""
-        return self._frames < MAX_WAITING and not self.paused and self.protocol.state is OPEN
+        return (
+            self._frames < MAX_WAITING
+            and self._bytes < MAX_BYTES
+            and not self.paused
+            and self.protocol.state is OPEN
+        )
+
+    async def room(self) -> None:
+        """Wait until there is room, or the connection is over."""
+        while not self.has_room and self.protocol.state is OPEN:
+            waiter: asyncio.Future[None] = self.loop.create_future()
+            self._waiters.append(waiter)
+            await waiter
 
     def post(self, frames: Sequence[bytes]) -> None:
         """Send JSON texts at the end of this turn; dropped where the connection is closing."""
@@ -52,6 +69,7 @@ class OutboxConnection(ServerConnection):
             self.loop.call_soon(self._flush)
         for frame in frames:
             self._outbox += (text_header(len(frame)), frame)
+            self._bytes += len(frame)
         self._frames += len(frames)
 
     def flush(self) -> None:
@@ -60,11 +78,23 @@ class OutboxConnection(ServerConnection):
 
     def _flush(self) -> None:
         waiting, self._outbox = self._outbox, []
-        self._frames = 0
+        self._frames = self._bytes = 0
         if waiting and self.protocol.state is OPEN:
-            self.transport.write(b"".join(waiting))
+            data = b"".join(waiting)
+            self._written += len(data)
+            self.transport.write(data)
             if not self.paused:
-                self.on_room()
+                self._tell_room()
+
+    def _tell_room(self) -> None:
+        self._wake()
+        self.on_room()
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def connection_made(self, transport: Any) -> None:
         """Bound what the kernel buffers for a client that does not read."""
@@ -72,27 +102,51 @@ class OutboxConnection(ServerConnection):
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         super().connection_made(transport)
+        # The library resumes when its queue of messages is empty, whether we write or not.
+        self.recv_messages.resume = self._resume_reading
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of everybody who waits for room."""
+        super().connection_lost(exc)
+        self._stop_timer()
+        self._wake()
 
     def pause_writing(self) -> None:
         """Read nothing more from a client that does not read: its pings want answers too."""
         super().pause_writing()
         self.transport.pause_reading()
-        self._unsent = self.transport.get_write_buffer_size()
-        self.loop.call_later(self.stall_timeout, self._check_progress)
+        self._watch()
 
     def resume_writing(self) -> None:
         """Go on where the client has taken what was sent."""
         super().resume_writing()
-        self.transport.resume_reading()
-        self.on_room()
+        self._stop_timer()
+        if not self.recv_messages.paused:
+            self.transport.resume_reading()
+        self._tell_room()
 
-    def _check_progress(self) -> None:
-        if not self.paused or self.transport.is_closing():
+    def _resume_reading(self) -> None:
+        if not self.paused:
+            self.transport.resume_reading()
+
+    @property
+    def _taken(self) -> int:
+        """Bytes that the client's side has taken so far."""
+        return self._written - self.transport.get_write_buffer_size()
+
+    def _watch(self) -> None:
+        self._timer = self.loop.call_later(self.stall_timeout, self._check_progress, self._taken)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _check_progress(self, taken: int) -> None:
+        if self.transport.is_closing():
             return
-        unsent = self.transport.get_write_buffer_size()
-        if unsent < self._unsent:
-            self._unsent = unsent
-            self.loop.call_later(self.stall_timeout, self._check_progress)
+        if self._taken > taken:
+            self._watch()
             return
         self.logger.info("client took nothing for %s s; dropped", self.stall_timeout)
         self.protocol.fail(STALLED, "stalled: nothing was taken")

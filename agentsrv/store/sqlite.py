@@ -86,9 +86,12 @@ class SqliteStore:
             with suppress(Unavailable):  # broken before: there is nothing to finish
                 await self._submit(SqliteLog.commit, is_long=True)
             self._broken = self._broken or Unavailable("the store is closed")
+            closed: asyncio.Future[None] = self._loop.create_future()
+            # In our own thread: agents that block may have taken all of the loop's.
+            self._jobs.put(lambda: self._close_file(closed))
             self._jobs.put(None)
-            await asyncio.to_thread(self._thread.join)
-        await asyncio.to_thread(self._file.close)
+            await closed
+            self._thread.join()
 
     async def create(self, task: NewTask) -> Created:
         """See ``Store.create``."""
@@ -256,6 +259,10 @@ class SqliteStore:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+
+    def _close_file(self, closed: asyncio.Future[None]) -> None:
+        self._file.close()
+        self._loop.call_soon_threadsafe(closed.set_result, None)
 
     def _finish(self, outcomes: Outcomes, long: _Operation | None) -> None:
         broken: BaseException | None = None

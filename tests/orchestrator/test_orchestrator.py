@@ -171,6 +171,26 @@ def test_what_cannot_run_is_refused_at_create(fields, message):
     simulate(story())
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_a_cancel_may_be_said_again_at_once(seed):
+    """Also where the first one overtook a worker that had just claimed the task."""
+
+    async def story() -> None:
+        world = World()
+        world.agent(endless)
+        async with running(world):
+            task = await world.create(step("a", "endless"))
+            for _ in range(seed % 12):
+                await asyncio.sleep(0)
+            first = await world.cancel(task)
+            again = await world.cancel(task)
+            assert (first["already"], again["already"]) == (False, True)
+            end = await world.reader.until(task)
+            assert end.event_type == "task_cancelled"
+
+    simulate(story(), seed)
+
+
 def test_a_prefix_names_a_task():
     """As long as it names only one."""
 
