@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 import orjson
 from websockets.exceptions import InvalidURI
@@ -125,6 +125,9 @@ class Client:
         idempotency_key: str | None = None,
         execute: bool = False,
         subscribe: bool = False,
+        deadline: float | None = None,
+        on_disconnect: Literal["continue", "cancel"] | None = None,
+        resume_from: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Created:
         """Put a task into the server's log; with ``execute`` also into its queue.
@@ -142,6 +145,11 @@ class Client:
             subscribe: With ``execute``: the events come right behind the answer, up to a
                 buffer's worth, and wait for `events`. Saves a round trip; ask for it only
                 where `events` follows. Without effect together with an ``idempotency_key``.
+            deadline: Seconds from the execution on, after which the task fails.
+            on_disconnect: ``"cancel"`` lets the task end with this connection, also where the
+                client would come back.
+            resume_from: A task that failed or was cancelled; its plan and completed steps are
+                taken over.
             metadata: Kept with the task.
         """
         follow = execute and subscribe and idempotency_key is None
@@ -156,6 +164,9 @@ class Client:
             "idempotency_key": idempotency_key or uuid.uuid4().hex,
             "execute": execute,
             "subscribe": follow,
+            "deadline": deadline,
+            "on_disconnect": on_disconnect,
+            "resume_from": resume_from,
             "metadata": metadata,
         }
         reply = await self._ask(fields, self._follow if follow else None)
@@ -273,6 +284,8 @@ class Client:
         plan: ExecutionPlan | Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
+        deadline: float | None = None,
+        resume_from: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> e.TaskCompleted:
         """Create a task, execute it, and return how it ended; ``final_output`` is its text.
@@ -292,6 +305,8 @@ class Client:
             idempotency_key=idempotency_key,
             execute=True,
             subscribe=True,
+            deadline=deadline,
+            resume_from=resume_from,
             metadata=metadata,
         )
         task_id = created["task_id"]

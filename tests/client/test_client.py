@@ -67,6 +67,37 @@ async def test_a_cancelled_task_is_an_error(client):
     assert (await client.cancel(task_id))["already"]
 
 
+async def test_a_deadline_fails_the_task(client):
+    """It is counted from the execution on."""
+    with pytest.raises(TaskFailed, match=r"the deadline of 0\.05 s has passed"):
+        await client.run("Wait", agent="endless", deadline=0.05)
+
+
+async def test_a_failed_task_is_resumed(client):
+    """What it had completed is taken over, and only the rest is tried again."""
+    plan = {
+        "steps": [
+            {"step_id": "a", "agent": "chatter"},
+            {"step_id": "b", "agent": "broken", "depends_on": ["a"]},
+        ]
+    }
+    with pytest.raises(TaskFailed) as first:
+        await client.run("Print", plan=plan)
+    seen: list[Record] = []
+    with pytest.raises(TaskFailed):
+        await client.run("Print", resume_from=first.value.task_id, on_event=seen.append)
+    completed = [record for record in seen if record.event_type == "step_completed"]
+    assert [record.data["cached"] for record in completed] == [True]
+
+
+async def test_a_task_may_end_with_its_client(server, client):
+    """Somebody else sees it cancelled when the connection is gone."""
+    async with Client(server.url) as other:
+        created = await other.create("Wait", agent="endless", execute=True, on_disconnect="cancel")
+    last = [record async for record in client.events(created["task_id"])][-1]
+    assert last.data["reason"] == "the client disconnected"
+
+
 async def test_every_command_is_answered(client):
     """Create, execute, status, list, agents and ping, as a user calls them."""
     created = await client.create("Count", agent="chatter", metadata={"a": "b"})
