@@ -287,18 +287,29 @@ class Record:
 def encode(event: Event, task_id: str, seq: int, timestamp: str) -> bytes:
     """Return the frame of ``event``: the bytes that are stored, sent and replayed.
 
+    Args:
+        event: What happened.
+        task_id: To whom; of letters, digits, ``_``, ``.`` and ``-``, as ids are.
+        seq: Its number in the task's log.
+        timestamp: When, as `format_timestamp` writes it.
+
     Raises:
         TypeError: The event holds a value that is not JSON.
     """
-    return orjson.dumps(
-        {
-            "type": "event",
-            "event_type": event.event_type,
-            "task_id": task_id,
-            "seq": seq,
-            "timestamp": timestamp,
-            "data": vars(event),
-        }
+    # Put together from pieces: quicker than one dictionary more, and the copy is as long as it
+    # must be, where bytes straight from orjson keep 4 KB for as long as they live.
+    return b"".join(
+        (
+            _HEADS[type(event)],
+            task_id.encode(),
+            b'","seq":',
+            str(seq).encode(),
+            b',"timestamp":"',
+            timestamp.encode(),
+            b'","data":',
+            orjson.dumps(vars(event)),
+            b"}",
+        )
     )
 
 
@@ -345,6 +356,9 @@ def _format_second(second: int) -> str:
 
 
 _PREFIX: Final = b'{"type":"event","event_type":"'
+_HEADS: Final = {
+    event: _PREFIX + name.encode() + b'","task_id":"' for name, event in EVENTS.items()
+}
 _LIFE_CYCLE: Final = _PREFIX + b"task_"
 _TERMINAL_TYPES: Final = frozenset(event.event_type for event in TERMINAL_EVENTS)
 _TERMINAL: Final = tuple(_PREFIX + event.event_type.encode() + b'"' for event in TERMINAL_EVENTS)

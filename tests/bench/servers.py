@@ -71,9 +71,11 @@ def instant_app() -> App:
     for name in ("first", "second", "third"):
         app.agent(name=name)(work)
 
+    steps = chain()
+
     @app.planner
     async def plan(task_description: str, ctx: TaskContext) -> ExecutionPlan:
-        return chain()
+        return steps
 
     return app
 

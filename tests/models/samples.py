@@ -28,6 +28,8 @@ STEPS = [
 ]
 
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
+IDS = st.from_regex(r"[A-Za-z0-9_.-]{1,64}", fullmatch=True)
+STAMPS = st.floats(0, 4e9).map(e.format_timestamp)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | INTEGERS | NUMBERS | st.text(max_size=20),
