@@ -55,7 +55,7 @@ class Journal:
         self._store = store
         self._lease = lease
         self._now = now
-        self._on_lost = on_lost
+        self._on_lost: Callable[[AgentsrvError], None] | None = on_lost
         self._entries: list[_Entry] = []
         self._open_pieces: dict[str, _Entry] = {}
         self._characters = 0
@@ -138,6 +138,10 @@ class Journal:
         self._entries.clear()
         self._lose(Fenced(f"task {self._lease.task_id} was given up by this worker"))
 
+    def retire(self) -> None:
+        """Tell nobody any more: the runner is done, and can be freed without a search for cycles."""
+        self._on_lost = None
+
     def _schedule(self) -> None:
         if not self._scheduled and self._in_flight is None and (self._entries or self._waiters):
             self._scheduled = True
@@ -201,7 +205,8 @@ class Journal:
         if self._lost is None:
             self._lost = error
             self.closed = True
-            self._on_lost(error)
+            if self._on_lost is not None:
+                self._on_lost(error)
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():

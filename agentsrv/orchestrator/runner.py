@@ -91,6 +91,7 @@ class TaskRunner:
                 self._timer.cancel()
             if not self.state.status.is_terminal:
                 self.journal.abandon()
+            self.journal.retire()
 
     async def snapshot(self) -> dict[str, Any]:
         """What ``status`` answers; everything in it is committed when this returns.
