@@ -139,7 +139,7 @@ class Journal:
         self._lose(Fenced(f"task {self._lease.task_id} was given up by this worker"))
 
     def retire(self) -> None:
-        """Tell nobody any more: the runner is done, and can be freed without a search for cycles."""
+        """Tell nobody any more: then a runner that is done can be freed without a search."""
         self._on_lost = None
 
     def _schedule(self) -> None:
