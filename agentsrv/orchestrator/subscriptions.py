@@ -195,6 +195,8 @@ class Subscriber:
         self._cursors: dict[str, _Cursor] = {}
         self._life_cycles: dict[str, _Cursor] = {}
         """Of ``all``: the tasks whose life cycle could not be told at once."""
+        self._lagging: dict[_Cursor, None] = {}
+        """The cursors that the reader has to serve, in the order of their turns."""
         self.held: dict[str, int] = {}
         """How many answers under way keep a task's events back."""
         self._reader: asyncio.Task[None] | None = None
@@ -217,6 +219,8 @@ class Subscriber:
         before = self._cursors.get(task_id)
         if before is None:
             self._hub.follow(task_id, self)
+        else:
+            self._lagging.pop(before, None)
         self._cursors[task_id] = _Cursor(task_id, after, 0, None)
         return before
 
@@ -225,6 +229,7 @@ class Subscriber:
         if before is None:
             self.unsubscribe(task_id)
         elif task_id in self._cursors:
+            self._lagging.pop(self._cursors[task_id], None)
             before.head = max(before.head, self._cursors[task_id].head)
             self._cursors[task_id] = before
 
@@ -238,8 +243,10 @@ class Subscriber:
 
     def unsubscribe(self, task_id: str) -> bool:
         """Follow a task no more; return whether it was followed."""
-        if self._cursors.pop(task_id, None) is None:
+        cursor = self._cursors.pop(task_id, None)
+        if cursor is None:
             return False
+        self._lagging.pop(cursor, None)
         self._hub.leave(task_id, self)
         return True
 
@@ -252,6 +259,8 @@ class Subscriber:
         """Follow them no more; return whether they were followed."""
         was, self._all = self._all, False
         self._hub.leave_all(self._principal, self)
+        for cursor in self._life_cycles.values():
+            self._lagging.pop(cursor, None)
         self._life_cycles.clear()
         return was
 
@@ -279,11 +288,14 @@ class Subscriber:
     def let_go(self, task_id: str) -> None:
         """Deliver what was kept back of a task."""
         cursor = self._cursors.get(task_id)
-        if cursor is not None and cursor.kept and self._may_deliver(cursor):
-            kept, cursor.kept = cursor.kept, ()
-            if cursor.seq == cursor.target:
-                self._tell(cursor)
-            self._deliver(cursor, kept)
+        if cursor is not None:
+            if cursor.kept and self._may_deliver(cursor):
+                kept, cursor.kept = cursor.kept, ()
+                if cursor.seq == cursor.target:
+                    self._tell(cursor)
+                self._deliver(cursor, kept)
+            if cursor.waits:
+                self._lagging[cursor] = None
         self.resume()
 
     def resume(self) -> None:
@@ -300,6 +312,7 @@ class Subscriber:
         elif cursor.seq == commit.after and cursor.task_id in self.held:
             cursor.kept = commit.events
         else:
+            self._lagging[cursor] = None
             self.resume()
 
     def notice_life_cycle(self, commit: Commit) -> None:
@@ -316,12 +329,15 @@ class Subscriber:
             self._deliver(cursor, commit.events)
         else:
             self._life_cycles[commit.task_id] = cursor
+            self._lagging[cursor] = None
             self.resume()
 
     async def read(self) -> None:
-        """Read what the cursors are behind with, while there is room."""
+        """Read what the cursors are behind with, a page in turn, while there is room."""
         try:
             while self._sink.has_room and (cursor := self._behind()) is not None:
+                del self._lagging[cursor]
+                self._lagging[cursor] = None  # behind the others: its next turn comes last
                 events: Sequence[bytes] = ()
                 if cursor.seq != cursor.target:
                     wanted = PAGE if cursor.target is None else cursor.target - cursor.seq
@@ -329,7 +345,8 @@ class Subscriber:
                     events = await self._hub.store.read(cursor.task_id, cursor.seq, limit)
                     if not events:
                         cursor.head = cursor.seq  # the log is gone: it was too old to keep
-                if self._is_current(cursor) and cursor.task_id not in self.held:
+                # It may have been given up or replaced meanwhile.
+                if cursor in self._lagging and cursor.task_id not in self.held:
                     self._deliver(cursor, events)
         except AgentsrvError:
             pass  # the store cannot be read now; the log waits, and so does the client
@@ -341,15 +358,10 @@ class Subscriber:
         return self._reader is None and cursor.task_id not in self.held and self._sink.has_room
 
     def _behind(self) -> _Cursor | None:
-        for cursors in (self._cursors, self._life_cycles):
-            for cursor in cursors.values():
-                if cursor.waits and cursor.task_id not in self.held:
-                    return cursor
+        for cursor in self._lagging:
+            if cursor.task_id not in self.held:
+                return cursor
         return None
-
-    def _is_current(self, cursor: _Cursor) -> bool:
-        cursors = self._life_cycles if cursor.life_cycle else self._cursors
-        return cursors.get(cursor.task_id) is cursor
 
     def _deliver(self, cursor: _Cursor, events: Sequence[bytes]) -> None:
         cursor.seq += len(events)
@@ -361,6 +373,8 @@ class Subscriber:
             self._sink.deliver(chosen)
         if cursor.seq == cursor.target:
             self._tell(cursor)
+        if not cursor.waits:
+            self._lagging.pop(cursor, None)
         if cursor.life_cycle and cursor.seq >= cursor.head:
             self._life_cycles.pop(cursor.task_id, None)
         elif cursor.ended and cursor.seq >= cursor.head and not cursor.life_cycle:

@@ -264,3 +264,32 @@ def test_unsubscribe_ends_delivery():
             assert len(world.reader.records) == seen
 
     simulate(story())
+
+
+def test_a_long_backlog_does_not_starve_another_task():
+    """The reader serves the tasks a page in turn, so a short log is told amid a long one."""
+
+    async def pour(step: Step, ctx: StepContext) -> AsyncIterator[str]:
+        for number in range(900):
+            yield f"{number % 10}"
+            await asyncio.sleep(0.001)
+
+    async def story() -> None:
+        world = World()
+        world.agent(pour)
+        world.agent(talking)
+        async with running(world):
+            long = await world.create(step("a", "pour"), step("b", "pour", "a"))
+            await world.reader.until(long, "step_started")
+            world.reader.has_room = False
+            short = await world.create(step("a", "talking"))
+            await asyncio.sleep(60)
+            before = len(world.reader.records)
+            world.reader.has_room = True
+            world.subscriber.resume()
+            end = await world.reader.until(short)
+            assert world.reader.records.index(end) - before < 300
+            await world.reader.until(long)
+            assert world.reader.of(long) == await world.log(long)
+
+    simulate(story())
