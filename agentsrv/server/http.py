@@ -26,7 +26,7 @@ class Doorkeeper:
 
     def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
         """The answer, or ``None`` to go on with the WebSocket handshake."""
-        path = urlsplit(request.path).path
+        path = request.path.partition("?")[0]
         refusal = self._refuse(connection, request)
         if refusal is not None:
             return refusal
@@ -51,7 +51,7 @@ class Doorkeeper:
             return connection.respond(
                 HTTPStatus.FORBIDDEN, f"{hosts[0]!r} is not a name of this server.\n"
             )
-        if origins and urlsplit(origins[0]).netloc.lower() != hosts[0].lower():
+        if origins and _netloc(origins[0]) != hosts[0].lower():
             return connection.respond(
                 HTTPStatus.FORBIDDEN, f"Pages of {origins[0]!r} may not use this server.\n"
             )
@@ -74,5 +74,12 @@ def _plain(connection: ServerConnection, path: str) -> Response:
 def _hostname(url: str) -> str | None:
     try:
         return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
     except ValueError:
         return None

@@ -36,6 +36,9 @@ async def get(server: Running, request: str) -> tuple[str, str]:
         ("GET / HTTP/1.1\nHost: localhost\nOrigin: https://evil.example\n\n", "403"),
         ("GET / HTTP/1.1\nHost: localhost\nOrigin: a\nOrigin: b\n\n", "400"),
         ("GET / HTTP/1.1\nHost: [\n\n", "403"),
+        ("GET / HTTP/1.1\nHost: localhost\nOrigin: http://[\n\n", "403"),
+        ("GET //[ HTTP/1.1\nHost: localhost\n\n", "404"),
+        ("GET /healthz?now HTTP/1.1\nHost: localhost\n\n", "200"),
         ("GET / HTTP/1.1\nHost: localhost\nUpgrade: websocket\n\n", "426"),
     ],
 )
