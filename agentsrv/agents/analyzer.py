@@ -16,8 +16,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from agentsrv.agents.base import StepContext
-from agentsrv.agents.documents import default_title, is_changelog
 from agentsrv.agents.extract import Graph, Sentence, leans, quality, relevance, specificity
+from agentsrv.agents.knowledge.documents import default_title, is_changelog
 from agentsrv.agents.text import Term, sentences, stems, terms
 from agentsrv.models.plan import ExecutionPlan, Step
 

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from agentsrv.agents.documents import is_prose
+from agentsrv.agents.knowledge.documents import is_prose
 
 MIN_STATEMENT_WORDS = 5
 MAX_STATEMENT_WORDS = 48

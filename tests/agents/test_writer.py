@@ -7,7 +7,7 @@ import pytest
 
 from agentsrv.agents.analyzer import AnalyzerAgent, analyze, plan
 from agentsrv.agents.knowledge import KnowledgeBase
-from agentsrv.agents.markup import plain
+from agentsrv.agents.knowledge.markup import plain
 from agentsrv.agents.retriever import RetrieverAgent
 from agentsrv.agents.text import sentences
 from agentsrv.agents.writer import Shape, WriterAgent, compose, escape

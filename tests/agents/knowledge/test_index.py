@@ -2,7 +2,7 @@ import sqlite3
 
 import pytest
 
-from agentsrv.agents.index import APPLICATION_ID, Index, scan
+from agentsrv.agents.knowledge.index import APPLICATION_ID, Index, scan
 from agentsrv.errors import KnowledgeError
 
 
@@ -89,7 +89,7 @@ def test_a_failed_batch_leaves_nothing(tmp_path, monkeypatch):
     def fails(path, name):
         raise MemoryError
 
-    monkeypatch.setattr("agentsrv.agents.index.read_document", fails)
+    monkeypatch.setattr("agentsrv.agents.knowledge.index.read_document", fails)
     with pytest.raises(MemoryError):
         index.read(tmp_path, files, 1.0)
     monkeypatch.undo()

@@ -15,7 +15,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from agentsrv.agents.documents import PDF_MISSING, Chunk, Unreadable, is_changelog, read_document
+from agentsrv.agents.knowledge.documents import (
+    PDF_MISSING,
+    Chunk,
+    Unreadable,
+    is_changelog,
+    read_document,
+)
 from agentsrv.agents.text import words
 from agentsrv.errors import KnowledgeError
 

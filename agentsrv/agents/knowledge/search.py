@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from agentsrv.agents.index import Candidate, FoundFile, Index, scan
+from agentsrv.agents.knowledge.index import Candidate, FoundFile, Index, scan
 from agentsrv.agents.text import Term, content_stem, fold, spellings, terms, word_at
 from agentsrv.errors import KnowledgeError
 

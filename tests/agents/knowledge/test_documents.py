@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentsrv.agents.documents import (
+from agentsrv.agents.knowledge.documents import (
     MAX_CHANGELOG_BYTES,
     MAX_FILE_BYTES,
     MAX_TITLE,
@@ -18,7 +18,7 @@ from agentsrv.agents.documents import (
     pack,
     read_document,
 )
-from agentsrv.agents.markup import Block
+from agentsrv.agents.knowledge.markup import Block
 from agentsrv.agents.text import sentences
 
 SENTENCE = "The server waits for the next request of a client. "

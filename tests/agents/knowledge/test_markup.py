@@ -1,6 +1,6 @@
 import pytest
 
-from agentsrv.agents.markup import Block, html_blocks, plain, text_blocks
+from agentsrv.agents.knowledge.markup import Block, html_blocks, plain, text_blocks
 
 MARKDOWN = """\
 ---

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from agentsrv.agents.markup import Block, html_blocks, text_blocks
+from agentsrv.agents.knowledge.markup import Block, html_blocks, text_blocks
 from agentsrv.agents.text import sentences
 
 if TYPE_CHECKING:

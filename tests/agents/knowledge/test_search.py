@@ -5,8 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agentsrv.agents.index import Index, scan
-from agentsrv.agents.knowledge import KnowledgeBase, find, match_any, match_pairs
+from agentsrv.agents.knowledge.index import Index, scan
+from agentsrv.agents.knowledge.search import KnowledgeBase, find, match_any, match_pairs
 from agentsrv.agents.text import terms
 from agentsrv.errors import KnowledgeError
 

@@ -1,0 +1,5 @@
+"""The knowledge base: a folder of documents that agents can search."""
+
+from agentsrv.agents.knowledge.search import IndexReport, KnowledgeBase, Passage
+
+__all__ = ["IndexReport", "KnowledgeBase", "Passage"]
