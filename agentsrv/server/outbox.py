@@ -57,8 +57,12 @@ class OutboxConnection(ServerConnection):
         )
 
     async def room(self) -> None:
-        """Wait until there is room, or the connection is over."""
-        while not self.has_room and self.protocol.state is OPEN:
+        """Wait until there is or was room, or the connection is over.
+
+        That there was room is enough: events may have taken it again, and whoever waits here
+        must get a turn beside them.
+        """
+        if not self.has_room and self.protocol.state is OPEN:
             waiter: asyncio.Future[None] = self.loop.create_future()
             self._waiters.append(waiter)
             await waiter

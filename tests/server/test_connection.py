@@ -96,6 +96,24 @@ async def test_control_commands_pass_a_stream():
         assert (await talk.ask("cancel"))["status"] == "cancelling"
 
 
+async def test_commands_get_a_turn_beside_a_stream_that_is_read_slowly():
+    """A client that is always behind with its events still has its commands answered."""
+    async with serving() as server, talking(server, max_queue=1, max_size=None) as talk:
+        await talk.ask(
+            {"command": "create", "task_description": "x", "agent": "talker", "execute": True,
+             "params": {"pieces": 5000, "size": 1000}}
+        )  # fmt: skip
+        waited = []
+        for number in range(5):
+            await talk.send({"command": "ping", "id": f"p{number}"})
+            events = 0
+            while (frame := await talk.next()).get("id") != f"p{number}":
+                events += frame["type"] == "event"
+                await asyncio.sleep(0.001)
+            waited.append(events)
+        assert max(waited) < 400
+
+
 async def test_cancel_reaches_the_coroutine_over_the_wire():
     """Reply, task_cancelling, step_cancelled, task_cancelled; nothing after."""
     async with serving() as server, talking(server) as talk:
