@@ -2,4 +2,5 @@
 
 from agentsrv.cli import main
 
-main()
+if __name__ == "__main__":  # processes of agents import this module under another name
+    main()

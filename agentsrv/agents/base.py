@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import threading
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
+from agentsrv.agents.isolation import Isolation, isolated
 from agentsrv.errors import ConfigurationError
 from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.models.retry import RETRIES, RETRY_BASE, RetryPolicy
@@ -19,7 +22,8 @@ if TYPE_CHECKING:
     from agentsrv.agents.knowledge import Passage
 
 OnFailure = Literal["fail", "degrade"]
-AgentFunction = Callable[..., Awaitable[Any] | AsyncIterator[str]]
+AgentFunction = Callable[..., Any]
+"""``async def``, an async generator, or a plain function for a thread or a process."""
 Planner = Callable[[str, "TaskContext"], Awaitable[ExecutionPlan]]
 Search = Callable[[str, int], Awaitable["list[Passage]"]]
 
@@ -80,6 +84,11 @@ class StepContext(TaskContext):
         extra = {"task_id": self.task_id, "step": self.step_key, "attempt": self.attempt}
         return logging.LoggerAdapter(_log, extra)
 
+    @cached_property
+    def cancelled(self) -> threading.Event:
+        """Set when a step in a thread should end: look at ``cancelled.is_set()`` now and then."""
+        return threading.Event()
+
     def set_result(self, value: Any) -> None:
         """Give the step a structured result; it must be JSON."""
         self.result = value
@@ -104,6 +113,9 @@ class AgentOptions(TypedDict, total=False):
     """Seconds that one attempt may take; by default without limit."""
     on_failure: OnFailure
     """``"fail"`` (the default) fails the task, ``"degrade"`` goes on without the step."""
+    isolation: Isolation
+    """``"task"`` (the default) for async functions; ``"thread"`` or ``"process"`` for plain ones.
+    Only a process can really be killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +143,11 @@ class Agent:
         """Take an author's function.
 
         Raises:
-            ConfigurationError: It is no coroutine function or async generator function, lacks
-                the parameters ``step`` and ``ctx``, or an option is out of its limits.
+            ConfigurationError: The function does not fit its isolation, lacks the parameters
+                ``step`` and ``ctx``, or an option is out of its limits.
         """
         name = options.get("name") or str(getattr(run, "__name__", repr(run)))
-        if not (inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run)):
-            raise ConfigurationError(
-                f"agent {name!r} is {run!r}; expected an async function or async generator"
-            )
+        params = _params_model(run, name)
         retry = RetryPolicy(options.get("retries", RETRIES), options.get("retry_base", RETRY_BASE))
         timeout = options.get("timeout")
         on_failure = options.get("on_failure", "fail")
@@ -152,12 +161,11 @@ class Agent:
             raise ConfigurationError(
                 f"agent {name!r} has on_failure={on_failure!r}; expected 'fail' or 'degrade'"
             )
-        params = _params_model(run, name)
         return cls(
             name=name,
             description=options.get("description")
             or (inspect.getdoc(run) or "").partition("\n")[0],
-            run=run,
+            run=_runnable(run, name, options.get("isolation", "task")),
             params=params,
             param_names=tuple(params.model_fields),
             retry=retry,
@@ -184,6 +192,27 @@ class Agent:
         except ValidationError as error:
             return error.errors(include_url=False)
         return []
+
+
+def _runnable(run: AgentFunction, name: str, isolation: Isolation) -> AgentFunction:
+    """The function as the runner calls it: async, or an async generator."""
+    is_async = inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run)
+    if isolation == "task" and is_async:
+        return run
+    if isolation == "task":
+        raise ConfigurationError(
+            f"agent {name!r} is {run!r}; expected an async function or async generator, "
+            "or isolation='thread' or 'process'"
+        )
+    if isolation not in ("thread", "process"):
+        raise ConfigurationError(
+            f"agent {name!r} has isolation={isolation!r}; expected 'task', 'thread' or 'process'"
+        )
+    if is_async or inspect.isgeneratorfunction(run):
+        raise ConfigurationError(
+            f"agent {name!r} is {run!r}; isolation={isolation!r} takes a plain function"
+        )
+    return isolated(run, isolation)
 
 
 def _params_model(run: AgentFunction, label: str) -> type[BaseModel]:

@@ -111,6 +111,14 @@ async def waiter(step: Step, ctx: StepContext) -> str:
     return "never"
 
 
+@app.agent(isolation="process")
+def spinner(step: Step, ctx: StepContext, trace: str = "") -> str:
+    """Write the process id into a file, and compute for ever."""
+    Path(trace, ctx.task_id).write_text(str(os.getpid()))
+    while True:
+        pass
+
+
 @app.planner
 async def plan(task_description: str, ctx: TaskContext) -> ExecutionPlan:
     """Plan what cannot be, or raise what must not be raised."""

@@ -112,6 +112,40 @@ async def test_cancel_is_quick(running: int, cancels: int, tmp_path: Path, ledge
     )
 
 
+@pytest.mark.parametrize("processes", [3, pytest.param(30, marks=pytest.mark.soak)])
+async def test_processes_that_do_not_stop_are_killed(
+    processes: int, tmp_path: Path, ledger: Ledger
+) -> None:
+    """An endless loop in a process of its own is gone when its task is cancelled."""
+    server = ServerProcess(tmp_path, "tests.faults.rogue_app:app")
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    server.start()
+    violations, slowest = 0, 0.0
+    try:
+        async with Client(server.url) as client:
+            for _ in range(processes):
+                params = {"trace": str(pids)}
+                created = await client.create("x", agent="spinner", params=params, execute=True)
+                file = pids / created["task_id"]
+                while not (file.exists() and file.read_text()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                asked = time.monotonic()
+                await client.cancel(created["task_id"])
+                last = [record async for record in client.events(created["task_id"])][-1]
+                slowest = max(slowest, time.monotonic() - asked)
+                violations += not is_clean(last)
+                violations += Path(f"/proc/{file.read_text()}").exists()  # noqa: ASYNC240
+    finally:
+        violations += await asyncio.to_thread(server.stop) != 0
+    ledger.record(
+        "P6",
+        faults={"endless processes": processes},
+        checked={"slowest end ms": round(slowest * 1000, 1)},
+        violations=violations,
+    )
+
+
 async def begin(client: Client) -> str:
     """Start a task that waits, and see that it does."""
     task = (await client.create("x", agent="waiter", execute=True))["task_id"]

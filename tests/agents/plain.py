@@ -1,0 +1,45 @@
+"""Plain functions as agents: importable, so that a process can find them."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from agentsrv import PermanentError, Step, StepContext
+
+
+def add(step: Step, ctx: StepContext, left: int = 1, right: int = 2) -> int:
+    """Add two numbers, and tell where."""
+    ctx.set_result({"pid": os.getpid(), "key": ctx.step_key})
+    return left + right
+
+
+def tell(step: Step, ctx: StepContext) -> None:
+    """Give only a structured result."""
+    ctx.set_result({"pid": os.getpid(), "key": ctx.step_key})
+
+
+def fail(step: Step, ctx: StepContext) -> str:
+    """Raise what is not retried."""
+    raise PermanentError("out of paper")
+
+
+def spin(step: Step, ctx: StepContext, trace: str = "") -> str:
+    """Write the process id into a file, and compute for ever."""
+    Path(trace).write_text(str(os.getpid()))
+    while True:
+        pass
+
+
+def polite(step: Step, ctx: StepContext) -> str:
+    """Work until asked to stop."""
+    while not ctx.cancelled.is_set():
+        time.sleep(0.005)
+    return "stopped when asked"
+
+
+def deaf(step: Step, ctx: StepContext) -> str:
+    """Never look whether anybody asks."""
+    time.sleep(1.5)
+    return "done at last"

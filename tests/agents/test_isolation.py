@@ -1,0 +1,152 @@
+"""Plain functions in threads and processes: what they may do, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentsrv import App
+from agentsrv.agents.base import Agent
+from agentsrv.client import Client, Record, TaskFailed
+from agentsrv.errors import ConfigurationError
+from agentsrv.settings import Settings
+from tests.agents import plain
+
+
+@asynccontextmanager
+async def served(*agents: Any, **options: Any) -> AsyncIterator[Client]:
+    """A client of a server that has these agents."""
+    app = App(builtin=False)
+    for agent in agents:
+        app.agent(**options)(agent)
+    settings = Settings(port=0, store="memory:", drain_timeout=0.1, cancel_grace=0.5, concurrency=1)
+    async with app.running(settings) as running, Client(running.url) as client:
+        yield client
+
+
+async def begun(client: Client, agent: str, **params: Any) -> str:
+    """A task of that agent whose step has started."""
+    created = await client.create("x", agent=agent, params=params, execute=True)
+    async for record in client.events(created["task_id"]):
+        if record.event_type == "step_started":
+            break
+    return created["task_id"]
+
+
+async def last(client: Client, task: str) -> Record:
+    """The task's terminal event."""
+    return [record async for record in client.events(task)][-1]
+
+
+async def until(path: Path) -> str:
+    """What is in the file, as soon as something is."""
+    async with asyncio.timeout(20):
+        while not (path.exists() and path.read_text()):  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.01)
+    return path.read_text()  # noqa: ASYNC240
+
+
+async def an_async_agent(step, ctx):
+    """An async function."""
+
+
+def a_generator(step, ctx):
+    """A generator."""
+    yield "text"
+
+
+@pytest.mark.parametrize(
+    ("function", "isolation", "told"),
+    [
+        (plain.add, "task", "isolation='thread' or 'process'"),
+        (an_async_agent, "thread", "takes a plain function"),
+        (an_async_agent, "process", "takes a plain function"),
+        (a_generator, "thread", "takes a plain function"),
+        (plain.add, "cell", "expected 'task', 'thread' or 'process'"),
+    ],
+)
+def test_a_function_must_fit_its_isolation(function, isolation, told):
+    """What cannot be is refused at the registration, with what can."""
+    with pytest.raises(ConfigurationError, match=told):
+        Agent.of(function, isolation=isolation)
+
+
+def test_processes_without_the_extra_say_what_to_install(monkeypatch):
+    """The refusal names the extra."""
+    monkeypatch.setitem(sys.modules, "anyio", None)
+    with pytest.raises(ConfigurationError, match=r"agentsrv\[process\]"):
+        Agent.of(plain.add, isolation="process")
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+async def test_a_plain_function_is_an_agent(isolation):
+    """Its params are validated, its value is the result, and what it raises fails the step."""
+    async with served(plain.add, plain.fail, isolation=isolation) as client:
+        assert (await client.run("x", agent="add", params={"left": 40})).final_output == "42"
+        with pytest.raises(TaskFailed, match="PermanentError: out of paper"):
+            await client.run("x", agent="fail")
+
+
+@pytest.mark.parametrize(("isolation", "same"), [("thread", True), ("process", False)])
+async def test_a_result_comes_back_from_where_it_was_made(isolation, same):
+    """A thread is of this process, a process is another."""
+    async with served(plain.tell, isolation=isolation) as client:
+        seen: list[Record] = []
+        await client.run("x", agent="tell", on_event=seen.append)
+        [result] = [r.data["result"] for r in seen if r.event_type == "step_completed"]
+        assert (result["pid"] == os.getpid()) is same
+        assert result["key"] == f"{seen[0].task_id}/step_001"
+
+
+async def test_an_endless_process_is_killed_at_cancel(tmp_path):
+    """It is gone within the grace period, and the next one works."""
+    async with served(plain.spin, plain.add, isolation="process") as client:
+        task = await begun(client, "spin", trace=str(tmp_path / "pid"))
+        pid = int(await until(tmp_path / "pid"))
+        await client.cancel(task)
+        end = await last(client, task)
+        assert (end.event_type, end.data["stopped"]) == ("task_cancelled", True)
+        assert not Path(f"/proc/{pid}").exists()  # noqa: ASYNC240
+        assert (await client.run("x", agent="add")).final_output == "3"
+
+
+async def test_an_endless_process_is_killed_at_its_time_out(tmp_path):
+    """The attempt fails, and no process is left."""
+    options = {"isolation": "process", "timeout": 1.5, "retries": 0}
+    async with served(plain.spin, **options) as client:
+        with pytest.raises(TaskFailed, match=r"no result within 1\.5 s"):
+            await client.run("x", agent="spin", params={"trace": str(tmp_path / "pid")})
+        pid = int((tmp_path / "pid").read_text())
+        assert not Path(f"/proc/{pid}").exists()  # noqa: ASYNC240
+
+
+async def test_a_thread_is_asked_to_stop():
+    """A function that looks at ctx.cancelled ends in time."""
+    async with served(plain.polite, isolation="thread") as client:
+        task = await begun(client, "polite")
+        await client.cancel(task)
+        end = await last(client, task)
+        assert (end.event_type, end.data["stopped"]) == ("task_cancelled", True)
+
+
+async def test_a_thread_that_does_not_stop_is_told_and_keeps_its_slot():
+    """It cannot be killed: the event says so, and the next task waits until it has ended."""
+    async with served(plain.deaf, plain.polite, isolation="thread") as client:
+        task = await begun(client, "deaf")
+        await client.cancel(task)
+        end = await last(client, task)
+        assert (end.event_type, end.data["stopped"]) == ("task_cancelled", False)
+        behind = await client.create("x", agent="polite", execute=True)
+        assert (await client.status(behind["task_id"]))["status"] == "queued"
+        async for record in client.events(behind["task_id"]):
+            if record.event_type == "step_started":
+                break
+        await client.cancel(behind["task_id"])
+        assert (await last(client, behind["task_id"])).event_type == "task_cancelled"
