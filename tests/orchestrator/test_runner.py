@@ -7,11 +7,13 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+import orjson
 import pytest
 
 from agentsrv.agents.base import StepContext, TaskContext
 from agentsrv.errors import PermanentError
 from agentsrv.models.plan import ExecutionPlan, Step
+from agentsrv.models.task import TaskState
 from tests.orchestrator.world import World, check_log, running, step
 from tests.simulation import simulate
 
@@ -726,6 +728,10 @@ def test_any_interleaving_keeps_the_promises(seed):
                 log = await world.log(task)
                 check_log(log)
                 assert world.reader.of(task) == log
+                kept = await world.store.state(task)
+                bodies = await world.store.read(task, 0, len(log))
+                assert kept is not None
+                assert orjson.loads(kept) == TaskState.fold(task, bodies).snapshot()
         assert not violations
 
     simulate(story(), seed)

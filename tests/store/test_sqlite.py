@@ -384,3 +384,24 @@ class TestBrokenDisk:
         async with opened(path) as again:
             assert (await head_of(again, "t1")).status is TaskStatus.PENDING
             await again.create(new_task("t2"))
+
+
+async def test_the_file_stops_growing_where_old_tasks_are_purged(tmp_path):
+    """Freed pages are used again: ten generations of tasks take the room of little more than one."""
+    store = SqliteStore(tmp_path / "agentsrv.db")
+    await store.open()
+    sizes = []
+    try:
+        for generation in range(10):
+            for number in range(100):
+                task = f"t{generation}-{number}"
+                await store.create(replace(new_task(task), events=[b"x" * 1000] * 20))
+                head = await head_of(store, task)
+                await store.append(following(head, TaskStatus.CANCELLED, 1, b"state"))
+            while await store.purge(float("inf"), 30):
+                pass
+            sizes.append(sum(file.stat().st_size for file in tmp_path.iterdir()))
+    finally:
+        await store.close()
+    assert sizes[-1] < 2 * sizes[0]
+    assert sizes[-1] <= max(sizes[:5])
