@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from agentsrv.agents.isolation import Isolation, isolated
 from agentsrv.errors import ConfigurationError
-from agentsrv.models.plan import ExecutionPlan, Step
+from agentsrv.models.plan import ExecutionPlan
 from agentsrv.models.retry import RETRIES, RETRY_BASE, RetryPolicy
 
 if TYPE_CHECKING:
@@ -233,15 +233,3 @@ def _params_model(run: AgentFunction, label: str) -> type[BaseModel]:
         default = ... if parameter.default is parameter.empty else parameter.default
         own[parameter.name] = (hints.get(parameter.name, Any), Field(default=default))
     return create_model(f"{label}_params", __config__=ConfigDict(extra="forbid"), **own)
-
-
-__all__ = [
-    "Agent",
-    "AgentFunction",
-    "OnFailure",
-    "Planner",
-    "Search",
-    "Step",
-    "StepContext",
-    "TaskContext",
-]

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from websockets.asyncio.server import ServerConnection
-from websockets.frames import CloseCode
 from websockets.protocol import OPEN
 
 MAX_WAITING: Final = 100  # frames in the outbox; beyond, subscriptions pause
@@ -168,6 +167,3 @@ def text_header(length: int) -> bytes:
 
 def _nothing() -> None:
     """Before anybody waits for room."""
-
-
-__all__ = ["CloseCode", "OutboxConnection"]
