@@ -122,9 +122,10 @@ class ForkedServer:
         """Whether it has not ended yet."""
         if self.code is not None:
             return False
-        with suppress(ProcessLookupError):
-            stat = Path(f"/proc/{self.pid}/stat")
-            return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
+        # It may go between any two looks: there is one look only, and either error means gone.
+        with suppress(ProcessLookupError, FileNotFoundError):
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+            return stat.rpartition(")")[2].split()[0] not in "ZX"
         return False
 
     def wait_until_ready(self) -> bool:
