@@ -120,14 +120,13 @@ class Orchestrator:
         follows = command.subscribe and not answer.is_followed(command.task_id)
         if follows:
             answer.follow(command.task_id, 0)
-        await self._head(principal, command.task_id)
-        spec = await self._store.spec(command.task_id)
-        if spec and Create.model_validate_json(spec).on_disconnect == "cancel":
-            answer.bind(command.task_id)
         for _ in range(MAX_DECISIONS):
             head = await self._head(principal, command.task_id)
             if head.status is not TaskStatus.PENDING:
                 raise InvalidState(f"task {head.task_id} is {head.status}; execute needs pending")
+            spec = await self._store.spec(head.task_id)
+            if spec and Create.model_validate_json(spec).on_disconnect == "cancel":
+                answer.bind(head.task_id)
             event = self._queued_event()
             self._queueing += 1
             try:

@@ -192,6 +192,27 @@ def test_a_bound_task_is_told_to_its_connection_until_it_ends():
     simulate(story())
 
 
+def test_a_refused_execute_leaves_the_bond_of_another_connection():
+    """Whoever executes a task that runs already takes nothing from its owner's connection."""
+
+    async def story() -> None:
+        world = World()
+        world.agent(sleeper)
+        owner = Subscriber(world.hub, Reader(), OWNER)
+        command = Create(
+            task_description="x", agent="sleeper", execute=True, on_disconnect="cancel"
+        )
+        async with running(world):
+            with owner.answering() as answer:
+                created = await world.orchestrator.create(OWNER, command, answer)
+            await asyncio.sleep(1)
+            with pytest.raises(InvalidState):
+                await world.execute(created["task_id"])
+            assert owner.close() == [created["task_id"]]
+
+    simulate(story())
+
+
 def test_old_tasks_are_forgotten_whole_and_running_ones_never():
     """After the retention an ended task is not found; one that runs stays, however old."""
 
