@@ -60,30 +60,14 @@ class StepState:
         Raises:
             InvalidState: The table has no such transition.
         """
-        following = STEP_TRANSITIONS[self.status].get(type(event))
+        kind = type(event)
+        following = STEP_TRANSITIONS[self.status].get(kind)
         if following is None:
             raise InvalidState(f"step {self.step.step_id} is {self.status}: {event.event_type}")
         self.status = following
-        match event:
-            case e.StepStarted():
-                self.attempt = event.attempt
-            case e.PartialOutput():
-                self.pieces.append(event.output)
-            case e.StepRetrying():
-                self.pieces = []
-                self.failures = event.retry_count
-                self.error_message = event.error_message
-            case e.StepCompleted():
-                self.result = event.result
-                self.error_message = None
-            case e.StepFailed():
-                self.error_message = event.error_message
-                self.failures = event.retry_count
-                self.degraded = event.degraded
-            case e.StepSkipped():
-                self.error_message = event.reason
-            case _:
-                pass
+        fold = _STEP_FOLDS.get(kind)
+        if fold is not None:
+            fold(self, event)
 
 
 @dataclass(slots=True)
@@ -203,6 +187,35 @@ class TaskState:
         return orjson.dumps(step.result).decode()
 
 
+def _step_started(step: StepState, event: e.StepStarted) -> None:
+    step.attempt = event.attempt
+
+
+def _step_wrote(step: StepState, event: e.PartialOutput) -> None:
+    step.pieces.append(event.output)
+
+
+def _step_retrying(step: StepState, event: e.StepRetrying) -> None:
+    step.pieces = []
+    step.failures = event.retry_count
+    step.error_message = event.error_message
+
+
+def _step_completed(step: StepState, event: e.StepCompleted) -> None:
+    step.result = event.result
+    step.error_message = None
+
+
+def _step_failed(step: StepState, event: e.StepFailed) -> None:
+    step.error_message = event.error_message
+    step.failures = event.retry_count
+    step.degraded = event.degraded
+
+
+def _step_skipped(step: StepState, event: e.StepSkipped) -> None:
+    step.error_message = event.reason
+
+
 def _queued(state: TaskState, _: e.TaskQueued, timestamp: str) -> None:
     state.queued_at = timestamp
 
@@ -261,7 +274,15 @@ def _cancelled(state: TaskState, _: e.TaskCancelled, __: str) -> None:
     state.inputs.clear()
 
 
-# A table, because every event of every task passes here.
+# Tables, because every event of every task passes here.
+_STEP_FOLDS: Final[dict[type[e.Event], Callable[[StepState, Any], None]]] = {
+    e.StepStarted: _step_started,
+    e.PartialOutput: _step_wrote,
+    e.StepRetrying: _step_retrying,
+    e.StepCompleted: _step_completed,
+    e.StepFailed: _step_failed,
+    e.StepSkipped: _step_skipped,
+}
 _FOLDS: Final[dict[type[e.Event], Callable[[TaskState, Any, str], None]]] = {
     e.TaskQueued: _queued,
     e.TaskStarted: _started,

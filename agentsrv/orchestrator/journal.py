@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-
-import orjson
 
 from agentsrv.errors import AgentsrvError, Fenced
 from agentsrv.models.events import Event, PartialOutput, encode, format_timestamp
 from agentsrv.models.task import TaskState
+from agentsrv.orchestrator.logs import kept_snapshot
 from agentsrv.store.base import Append, Lease, Store
 
 BACKLOG = 64 << 10  # characters of output that wait for a commit before a writer must wait
@@ -22,12 +20,13 @@ _log = logging.getLogger("agentsrv.journal")
 
 
 @dataclass(slots=True)
-class _Entry:
-    """An event on its way to the log, and the pieces of text that joined it meanwhile."""
+class _Open:
+    """A piece of output that others may still join: it is encoded when nothing can any more."""
 
-    event: Event
+    event: PartialOutput
     timestamp: str
-    pieces: list[str] | None = None
+    seq: int
+    pieces: list[str]
 
 
 class Journal:
@@ -56,30 +55,36 @@ class Journal:
         self._lease = lease
         self._now = now
         self._on_lost: Callable[[AgentsrvError], None] | None = on_lost
-        self._entries: list[_Entry] = []
-        self._open_pieces: dict[str, _Entry] = {}
+        self._handed_over = state.seq
+        self._bodies: list[bytes] = []
+        """The encoded events behind ``_handed_over``; empty in the place of one in ``_open``."""
+        self._open: dict[str, _Open] = {}
         self._characters = 0
         self._waiters: list[asyncio.Future[None]] = []
         self._in_flight: asyncio.Future[None] | None = None
+        self._in_flight_waiters: list[asyncio.Future[None]] = []
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         self._lost: AgentsrvError | None = None
 
-    def append(self, *events: Event) -> None:
-        """Add events, in this order; durable after the next ``commit``.
+    def append(self, event: Event) -> None:
+        """Add an event; durable after the next ``commit``.
 
         Raises:
             InvalidState: The task's or the step's state does not take the event.
+            TypeError: The event holds a value that is not JSON; nothing was added.
         """
-        for event in events:
-            if self.closed:
-                self._refuse(event)
-                continue
-            timestamp = format_timestamp(self._now())
-            self.state.apply(event, timestamp)
-            self._entries.append(_Entry(event, timestamp))
-            self._open_pieces.pop(getattr(event, "step_id", ""), None)
-            self.closed = self.state.status.is_terminal
+        if self.closed:
+            self._refuse(event)
+            return
+        if self._open:
+            self._close(getattr(event, "step_id", ""))
+        state, timestamp = self.state, format_timestamp(self._now())
+        body = encode(event, state.task_id, state.seq + 1, timestamp)
+        state.apply(event, timestamp)
+        state.seq += 1
+        self._bodies.append(body)
+        self.closed = state.status.is_terminal
         self._schedule()
 
     def write(self, step_id: str, attempt: int, offset: int, text: str) -> None:
@@ -87,22 +92,25 @@ class Journal:
         if self.closed:
             self.refused += 1
             return
-        entry = self._open_pieces.get(step_id)
-        if entry is not None and entry.pieces is not None:
-            entry.pieces.append(text)
-            self.state.steps[step_id].pieces.append(text)
+        state, piece = self.state, self._open.get(step_id)
+        if piece is not None:
+            piece.pieces.append(text)
+            state.steps[step_id].pieces.append(text)
         else:
-            self.append(PartialOutput(step_id, attempt, offset, text))
-            entry = self._entries[-1]
-            entry.pieces = [text]
-            self._open_pieces[step_id] = entry
+            event = PartialOutput(step_id, attempt, offset, text)
+            timestamp = format_timestamp(self._now())
+            state.apply(event, timestamp)
+            state.seq += 1
+            self._bodies.append(b"")
+            self._open[step_id] = _Open(event, timestamp, state.seq, [text])
+            self._schedule()
         self._characters += len(text)
         self.written += len(text)
 
     def mark(self) -> int:
         """The number of the last event added so far; a later piece of text joins none of them."""
-        self._open_pieces.clear()
-        return self.state.seq + len(self._entries)
+        self._close_all()
+        return self.state.seq
 
     async def commit(self) -> None:
         """Wait until everything added so far is durable.
@@ -115,12 +123,24 @@ class Journal:
         """
         if self._lost is not None:
             raise self._lost
-        if not self._entries and self._in_flight is None:
+        if not self._bodies and self._in_flight is None:
             return
         waiter: asyncio.Future[None] = self._loop.create_future()
-        self._waiters.append(waiter)
-        self._schedule()
+        if self._bodies:
+            self._waiters.append(waiter)
+            self._flush()
+        else:
+            self._in_flight_waiters.append(waiter)
         await waiter
+
+    async def relieve(self) -> None:
+        """Commit, and let others have a turn: for a writer that finds the journal full.
+
+        Raises:
+            Fenced, Unavailable: As ``commit`` does.
+        """
+        await self.commit()
+        await asyncio.sleep(0)  # a store in memory commits at once, and the writer would go on
 
     @property
     def is_lost(self) -> bool:
@@ -130,76 +150,76 @@ class Journal:
     @property
     def is_full(self) -> bool:
         """Whether so much waits for its commit that whoever writes should wait for it too."""
-        return self._characters > BACKLOG or len(self._entries) > BACKLOG_EVENTS
+        return self._characters > BACKLOG or len(self._bodies) > BACKLOG_EVENTS
 
     def abandon(self) -> None:
         """Write nothing more, not even what waits: the task goes on from its log elsewhere."""
         self.closed = True
-        self._entries.clear()
+        self._bodies.clear()
+        self._open.clear()
         self._lose(Fenced(f"task {self._lease.task_id} was given up by this worker"))
 
     def retire(self) -> None:
         """Tell nobody any more: then a runner that is done can be freed without a search."""
         self._on_lost = None
 
+    def _close(self, step_id: str) -> None:
+        piece = self._open.pop(step_id, None)
+        if piece is not None:
+            piece.event.output = "".join(piece.pieces)
+            body = encode(piece.event, self.state.task_id, piece.seq, piece.timestamp)
+            self._bodies[piece.seq - self._handed_over - 1] = body
+
+    def _close_all(self) -> None:
+        for step_id in list(self._open):
+            self._close(step_id)
+
     def _schedule(self) -> None:
-        if not self._scheduled and self._in_flight is None and (self._entries or self._waiters):
+        if not self._scheduled and self._in_flight is None:
             self._scheduled = True
             # At the end of the turn: what follows in the same turn goes along.
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
+        """Hand what waits over to the store, unless an append is under way."""
         self._scheduled = False
-        if self._lost is not None:
+        if not self._bodies or self._in_flight is not None:
             return
-        entries, self._entries = self._entries, []
-        waiters, self._waiters = self._waiters, []
-        self._open_pieces.clear()
+        self._close_all()
         self._characters = 0
-        try:
-            append = self._encode(entries)
-        except TypeError as error:
-            # Results and texts are checked before they come here; this guards the log.
-            _log.exception("task %s: an event cannot be encoded", self._lease.task_id)
-            self._waiters = waiters
-            self._lose(AgentsrvError(f"an event cannot be encoded: {error}"))
-            return
-        self._in_flight = self._store.append(append)
-        self._in_flight.add_done_callback(partial(self._committed, waiters))
-
-    def _encode(self, entries: Sequence[_Entry]) -> Append:
-        state, expected = self.state, self.state.seq
-        bodies = []
-        for seq, entry in enumerate(entries, expected + 1):
-            if entry.pieces is not None and isinstance(entry.event, PartialOutput):
-                entry.event.output = "".join(entry.pieces)
-            bodies.append(encode(entry.event, state.task_id, seq, entry.timestamp))
-        state.seq = expected + len(bodies)
-        final = state.status.is_terminal
-        return Append(
-            task_id=state.task_id,
+        bodies, self._bodies = self._bodies, []
+        self._in_flight_waiters, self._waiters = self._waiters, []
+        expected, self._handed_over = self._handed_over, self.state.seq
+        append = Append(
+            task_id=self.state.task_id,
             owner=self._lease.owner,
             epoch=self._lease.epoch,
             expected=expected,
             events=bodies,
-            status=state.status,
+            status=self.state.status,
             at=self._now(),
-            state=orjson.dumps(state.snapshot()) if final else None,
+            state=kept_snapshot(self.state),
         )
+        done = self._in_flight = self._store.append(append)
+        if done.done():
+            self._committed(done)
+        else:
+            done.add_done_callback(self._committed)
 
-    def _committed(self, waiters: list[asyncio.Future[None]], done: asyncio.Future[None]) -> None:
+    def _committed(self, done: asyncio.Future[None]) -> None:
         self._in_flight = None
         error = done.exception()
         if isinstance(error, AgentsrvError):
-            self._waiters += waiters
             self._lose(error)
             return
         if error is not None:
             raise error
+        waiters, self._in_flight_waiters = self._in_flight_waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-        self._schedule()
+        if self._bodies:
+            self._schedule()
 
     def _lose(self, error: AgentsrvError) -> None:
         if self._lost is None:
@@ -207,7 +227,8 @@ class Journal:
             self.closed = True
             if self._on_lost is not None:
                 self._on_lost(error)
-        waiters, self._waiters = self._waiters, []
+        waiters = self._in_flight_waiters + self._waiters
+        self._in_flight_waiters, self._waiters = [], []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(error)

@@ -6,11 +6,14 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+import orjson
+
 from agentsrv.errors import AgentsrvError, InvalidState
 from agentsrv.models.task import TaskState
 from agentsrv.store.base import Store
 
 PAGE = 500  # events read at once when a log is folded
+SNAPSHOT_FROM = 64  # events; the snapshot of an ended task with fewer is folded when asked for
 PURGE_BATCH = 100  # tasks forgotten in one transaction: others' commits wait for it
 PURGE_EVERY = 60.0  # seconds between looks at what is old
 
@@ -31,6 +34,13 @@ async def load_state(store: Store, task_id: str) -> TaskState:
     if not log:
         raise InvalidState(f"task {task_id} has no log")
     return TaskState.fold(task_id, log)
+
+
+def kept_snapshot(state: TaskState) -> bytes | None:
+    """The snapshot to keep beside the log, where the task has ended and its log is long."""
+    if not state.status.is_terminal or state.seq < SNAPSHOT_FROM:
+        return None
+    return orjson.dumps(state.snapshot())
 
 
 async def forget_old(store: Store, retention: float, now: Callable[[], float]) -> None:

@@ -21,7 +21,7 @@ from agentsrv.errors import (
 from agentsrv.models import events as e
 from agentsrv.models.commands import Cancel, Create, Execute, List, Subscribe
 from agentsrv.models.states import TaskStatus
-from agentsrv.orchestrator.logs import load_state
+from agentsrv.orchestrator.logs import kept_snapshot, load_state
 from agentsrv.orchestrator.runner import CancelRequest
 from agentsrv.orchestrator.subscriptions import Answer
 from agentsrv.orchestrator.worker import Worker
@@ -295,7 +295,7 @@ class Orchestrator:
             events=_encoded(head.task_id, head.seq, events, now),
             status=state.status,
             at=now,
-            state=orjson.dumps(state.snapshot()) if state.status.is_terminal else None,
+            state=kept_snapshot(state),
         )
         await self._store.append(append)
         return {"task_id": head.task_id, "status": state.status.value, "seq": state.seq}

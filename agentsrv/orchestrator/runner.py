@@ -41,11 +41,14 @@ class CancelRequest:
 
 
 class TaskRunner:
-    """One task's work; every coroutine of it is a child of the TaskGroup in ``run``.
+    """One task's work, in branches; ``run`` waits for all of them.
 
-    Each step is cancelled at most once, directly, so that its cleaning up is not interrupted by
-    a second cancellation. A step that does not end within the grace period is cut off from the
-    log by closing the journal; ``run`` goes on until the step has really ended.
+    The first branch is ``run``'s own task of asyncio: a chain of steps needs no other. Where
+    more than one step is ready, each of the others begins a branch with a task of its own.
+
+    A branch is cancelled at most once, directly, so that its step's cleaning up is not
+    interrupted by a second cancellation. A step that does not end within the grace period is
+    cut off from the log by closing the journal; ``run`` goes on until it has really ended.
     """
 
     def __init__(self, lease: Lease, state: TaskState, around: Surroundings) -> None:
@@ -61,8 +64,10 @@ class TaskRunner:
             around.limits,
         )
         self.journal = Journal(around.store, lease, state, now=around.now, on_lost=self._on_lost)
-        self._group = asyncio.TaskGroup()
-        self._work: dict[asyncio.Task[None], StepRun | None] = {}
+        self._branches: dict[asyncio.Task[None], StepRun | None] = {}
+        self._stopped = False  # the branches were cancelled by this runner
+        self._quiet: asyncio.Future[None] | None = None  # done when no branch is left
+        self._tasks: set[asyncio.Task[None]] = set()  # all that ``run`` has to wait for
         self._frontier: Frontier
         self._left = 0  # steps that have not settled
         self._cancel: CancelRequest | None = None
@@ -81,11 +86,23 @@ class TaskRunner:
         Cancelling this abandons the task: nothing more is written, and whoever claims it next
         goes on behind its completed steps.
         """
+        own = asyncio.current_task()
+        assert own is not None
         try:
-            async with self._group:
-                self._spawn(self._begin, None)
+            self._branches[own] = None
+            try:
+                await self._branch(self._begin)
+            finally:
+                self._branch_ended(own)
+            while self._tasks:
+                await asyncio.wait(self._tasks)
             with suppress(AgentsrvError):  # lost: somebody else writes the end
                 await self.journal.commit()
+        except asyncio.CancelledError:
+            self.journal.abandon()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            raise
         finally:
             if self._timer is not None:
                 self._timer.cancel()
@@ -122,7 +139,7 @@ class TaskRunner:
             else:
                 event = e.TaskCancelling(request.reason, request.by, request.grace)
                 self.journal.append(event)
-                self._group.create_task(self._stop_for_cancel(request))
+                self._beside(self._stop_for_cancel(request))
         status = self.state.status
         await self.journal.commit()
         return status, already
@@ -133,27 +150,46 @@ class TaskRunner:
 
     @property
     def _is_idle(self) -> bool:
-        """Whether no code of the task runs: it has not begun, or each step sits out a back-off."""
-        if self.state.status is TaskStatus.QUEUED:
-            return True
-        return bool(self._work) and all(step and step.waiting for step in self._work.values())
+        """Whether no code of the task runs: each step that is under way sits out a back-off."""
+        return bool(self._branches) and all(run and run.waiting for run in self._branches.values())
 
-    def _spawn(self, work: Work, step: StepRun | None) -> None:
-        task = self._group.create_task(self._shielded(work))
-        self._work[task] = step
-        task.add_done_callback(self._work.pop)
+    def _beside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run ``work`` in a task of its own, for which ``run`` waits."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
-    async def _shielded(self, work: Work) -> None:
-        """Run one child; a fault of the server fails the task, never the worker."""
+    def _begin_branch(self, run: StepRun) -> None:
+        task = self._beside(self._branch(partial(self._run_steps, run)))
+        self._branches[task] = run
+        task.add_done_callback(self._branch_ended)  # also where it is cancelled before it began
+
+    def _branch_ended(self, task: asyncio.Task[None]) -> None:
+        del self._branches[task]
+        if not self._branches and self._quiet is not None:
+            self._quiet.set_result(None)
+
+    async def _branch(self, work: Work) -> None:
+        """Do one branch's work; a fault of the server fails the task, never the worker."""
         try:
             await work()
-        except (Fenced, asyncio.CancelledError):
-            pass  # the log has been told, or is somebody else's
+        except Fenced:
+            pass  # the log is somebody else's
+        except asyncio.CancelledError:
+            own = asyncio.current_task()
+            if not self._stopped or (own is not None and own.uncancel()):
+                raise  # from outside
         except Exception as error:  # noqa: BLE001 - a fault of ours must end in the log
             incident = uuid.uuid4().hex[:12]
             _log.exception("incident %s in task %s", incident, self.state.task_id)
             message = error.message if isinstance(error, AgentsrvError) else "internal error"
             self._fail(f"{message} (incident {incident})", None, 0)
+
+    def _stop_branches(self) -> None:
+        self._stopped = True
+        for task in self._branches:
+            task.cancel()
 
     async def _begin(self) -> None:
         state, journal = self.state, self.journal
@@ -258,15 +294,11 @@ class TaskRunner:
         return not failed
 
     async def _run_steps(self, run: StepRun | None) -> None:
-        """Run a step and, one after the other, those that become ready with it.
-
-        A chain of steps needs one task of asyncio; where more than one step is ready, each of
-        the others is given its own.
-        """
+        """Run a step and, one after the other, those that become ready with it."""
         task = asyncio.current_task()
         assert task is not None
         while run is not None:
-            self._work[task] = run
+            self._branches[task] = run
             try:
                 outcome = await run.run()
             except asyncio.CancelledError:
@@ -283,7 +315,7 @@ class TaskRunner:
             run = self._start(self._frontier.settle(step_id))
 
     def _start(self, ready: Sequence[Step]) -> StepRun | None:
-        """Give each ready step but the first its own task; return the first one's run.
+        """Begin a branch for each ready step but the first; return the first one's run.
 
         Completes the task where no step is left.
         """
@@ -293,7 +325,7 @@ class TaskRunner:
             self._complete()
         runs = [self._make_run(step) for step in ready]
         for run in runs[1:]:
-            self._spawn(partial(self._run_steps, run), run)
+            self._begin_branch(run)
         return runs[0] if runs else None
 
     def _first_steps(self) -> Sequence[Step]:
@@ -332,7 +364,7 @@ class TaskRunner:
             return
         self._winding_down = True
         self._failure = (message, step_id, retries)
-        self._group.create_task(self._wind_down(self._around.grace))
+        self._beside(self._wind_down(self._around.grace))
 
     async def _stop_for_cancel(self, request: CancelRequest) -> None:
         try:
@@ -345,29 +377,25 @@ class TaskRunner:
 
     async def _wind_down(self, grace: float) -> None:
         """Cancel the work, give it ``grace`` seconds, and write the terminal event."""
-        own = asyncio.current_task()
-        work = {task for task in self._work if task is not own}
-        for task in work:
-            task.cancel()
-        late: set[asyncio.Task[None]] = set()
-        if work:
-            _, late = await asyncio.wait(work, timeout=grace)
+        self._stop_branches()
+        if self._branches:
+            self._quiet = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._quiet}, timeout=grace)
+        late = len(self._branches)
         self._end(stopped=not late)
         if late:
             _log.warning(
                 "task %s: %d steps still run %s s after they were cancelled; they are cut off",
                 self.state.task_id,
-                len(late),
+                late,
                 grace,
             )
 
     def _cut_off(self) -> None:
         """End the task while none of its code runs."""
-        work = list(self._work)
         self._winding_down = True
         self._end(stopped=True)
-        for task in work:
-            task.cancel()
+        self._stop_branches()
 
     def _end(self, *, stopped: bool) -> None:
         """Write the end of each step that has none, then the task's."""
@@ -392,5 +420,4 @@ class TaskRunner:
 
     def _on_lost(self, error: AgentsrvError) -> None:
         _log.info("task %s is lost to this worker: %s", self.state.task_id, error)
-        for task in list(self._work):
-            task.cancel()
+        self._stop_branches()

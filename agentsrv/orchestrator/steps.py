@@ -18,6 +18,7 @@ from agentsrv.errors import PermanentError
 from agentsrv.models import events as e
 from agentsrv.models.plan import Step
 from agentsrv.models.retry import RetryPolicy
+from agentsrv.models.states import StepStatus
 from agentsrv.models.task import StepState
 from agentsrv.orchestrator.guard import describe, is_authors, is_cancelled
 from agentsrv.orchestrator.journal import Journal
@@ -89,19 +90,17 @@ class StepRun:
         self.step = step
         self.waiting = False
         """Whether the step sits out a back-off, so that none of its code runs."""
+        self.state = journal.state.steps[step.step_id]
+        """The step as its log tells it."""
         self._agent = agent
         self._task = task
+        self._key = f"{task.task_id}/{step.step_id}"
         self._journal = journal
         self._dependencies = dependencies
         retries = agent.retry.retries if step.max_retries is None else step.max_retries
         self._policy = RetryPolicy(retries, agent.retry.base)
         self._timeout = agent.timeout if step.timeout is None else step.timeout
         self._offset = 0
-
-    @property
-    def state(self) -> StepState:
-        """The step as its log tells it."""
-        return self._journal.state.steps[self.step.step_id]
 
     @property
     def cancelled_event(self) -> e.StepCancelled:
@@ -128,30 +127,21 @@ class StepRun:
                 return Outcome.COMPLETED
 
     async def _attempt(self, attempt: int) -> None:
-        step = self.step
+        """Call the agent once; whatever it raises becomes ``AttemptFailed`` or a cancellation."""
+        step, limit = self.step, None
         self._offset = 0
         self._journal.append(
             e.StepStarted(step.step_id, attempt, self._agent.name, step.description)
         )
         loop = asyncio.get_running_loop()
         started = loop.time()
-        result = await self._guarded(attempt)
-        duration = round(loop.time() - started, 6)
-        self._journal.append(
-            e.StepCompleted(
-                step.step_id, attempt, "completed", result, cached=False, duration=duration
-            )
-        )
-
-    async def _guarded(self, attempt: int) -> Any:
-        """Call the agent; whatever it raises becomes ``AttemptFailed`` or a cancellation."""
-        limit = None if self._timeout is None else asyncio.timeout(self._timeout)
         try:
-            if limit is None:
-                return _checked(await self._call(self._context(attempt)))
-            async with limit:
-                result = await self._call(self._context(attempt))
-            return _checked(result)
+            context = self._context(attempt)
+            if self._timeout is None:
+                result = await self._call(context)
+            else:
+                async with asyncio.timeout(self._timeout) as limit:
+                    result = await self._call(context)
         except AttemptFailed:
             raise
         except BaseException as error:
@@ -164,6 +154,13 @@ class StepRun:
                 raise AttemptFailed(message, reason="timeout") from error
             permanent = isinstance(error, PermanentError)
             raise AttemptFailed(describe(error), permanent=permanent) from error
+        _check(result)
+        duration = round(loop.time() - started, 6)
+        self._journal.append(
+            e.StepCompleted(
+                step.step_id, attempt, "completed", result, cached=False, duration=duration
+            )
+        )
 
     async def _call(self, context: StepContext) -> Any:
         arguments = self._agent.arguments(self._task.params)
@@ -173,7 +170,7 @@ class StepRun:
                 async for piece in pieces:
                     self._write(context.attempt, piece)
                     if self._journal.is_full:
-                        await self._journal.commit()
+                        await self._journal.relieve()
             return context.result
         value = await running
         if isinstance(value, str):
@@ -211,33 +208,28 @@ class StepRun:
             e.StepProgress(self.step.step_id, attempt, done, total, message[:MAX_ERROR])
         )
         if self._journal.is_full:
-            await self._journal.commit()
+            await self._journal.relieve()
 
     def _context(self, attempt: int) -> StepContext:
-        done = {
-            step_id: state
-            for step_id, state in self._dependencies.items()
-            if state.is_settled and not state.degraded
-        }
+        task = self._task
+        outputs: dict[str, str] = {}
+        results: dict[str, Any] = {}
+        for step_id, state in self._dependencies.items():
+            if state.status is StepStatus.COMPLETED:
+                output = outputs[step_id] = state.output
+                results[step_id] = output if state.result is None else state.result
         return StepContext(
-            task_id=self._task.task_id,
-            task_description=self._task.description,
-            params=self._task.params,
-            principal=self._task.principal,
-            searcher=self._task.search,
+            task_id=task.task_id,
+            task_description=task.description,
+            params=task.params,
+            principal=task.principal,
+            searcher=task.search,
             attempt=attempt,
             step_key=self._key,
-            outputs={step_id: state.output for step_id, state in done.items()},
-            results={
-                step_id: state.output if state.result is None else state.result
-                for step_id, state in done.items()
-            },
+            outputs=outputs,
+            results=results,
             reporter=self._report,
         )
-
-    @property
-    def _key(self) -> str:
-        return f"{self._task.task_id}/{self.step.step_id}"
 
     def _fail(self, failure: AttemptFailed) -> Outcome:
         degraded = self._agent.on_failure == "degrade"
@@ -273,14 +265,13 @@ class StepRun:
         self.waiting = False
 
 
-def _checked(result: Any) -> Any:
-    """The result, if the log can hold it: JSON as every program reads it."""
+def _check(result: Any) -> None:
+    """Refuse a result that the log cannot hold: JSON as every program reads it."""
     if result is None:
-        return None
+        return
     try:
         json.dumps(result, allow_nan=False)  # orjson would write NaN as null
         orjson.dumps(result)
     except (TypeError, ValueError, RecursionError) as error:
         message = f"the agent's result is not JSON: {error}"
         raise AttemptFailed(message, permanent=True) from error
-    return result

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from agentsrv.models.states import TaskStatus
@@ -57,7 +56,7 @@ async def write_one(store: SqliteStore, task_id: str) -> None:
     while True:
         append = following(head, TaskStatus.RUNNING, count=head.seq % 3 + 1)
         await store.append(append)
-        head = replace(head, seq=head.seq + len(append.events))
+        head = head._replace(seq=head.seq + len(append.events))
         say(f"{task_id} {head.seq}")
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 
@@ -220,8 +219,7 @@ class TestRead:
         leases = [await leased(store, f"t{n}") for n in range(3)]
         for round_ in range(1, 4):
             appends = [
-                replace(
-                    following(lease),
+                following(lease)._replace(
                     expected=round_,
                     events=[f"{lease.task_id} {round_}".encode()],
                 )
@@ -350,7 +348,7 @@ class TestAppend:
         commits.clear()
         before = await head_of(store, "t1")
         with pytest.raises(Fenced, match=r"t1 has epoch 1 at event 1; expected epoch"):
-            await store.append(replace(following(lease, status, 2, b"state"), **change))
+            await store.append(following(lease, status, 2, b"state")._replace(**change))
         assert await store.head("t1") == before
         assert await log_of(store, "t1") == numbers(1, 1)
         assert await store.state("t1") is None
@@ -368,9 +366,9 @@ class TestAppend:
         await store.append(following(old))
         await store.release("t1", old.epoch)
         (new,) = await claim(store, "other", 1)
-        assert new == replace(old, epoch=old.epoch + 1, seq=2, log=numbers(1, 2))
+        assert new == old._replace(epoch=old.epoch + 1, seq=2, log=numbers(1, 2))
         with pytest.raises(Fenced, match="epoch 2 at event 2; expected epoch 1 at event 2"):
-            await store.append(replace(following(old), expected=2))
+            await store.append(following(old)._replace(expected=2))
         await store.append(following(new))
         assert await log_of(store, "t1") == numbers(1, 3)
 
@@ -378,7 +376,7 @@ class TestAppend:
         """Appends that are committed together are refused each for itself."""
         leases = [await leased(store, f"t{n}") for n in range(3)]
         appends = [following(lease, count=2) for lease in leases]
-        appends[1] = replace(appends[1], expected=7)
+        appends[1] = appends[1]._replace(expected=7)
         assert await outcomes(*map(store.append, appends)) == [None, Fenced, None]
         assert [len(await log_of(store, lease.task_id)) for lease in leases] == [3, 1, 3]
 
@@ -389,7 +387,7 @@ class TestRace:
         lease = await leased(store)
         for seq in range(1, 101):
             appends = [
-                replace(following(lease), expected=seq, events=[b"%d %d" % (seq, writer)])
+                following(lease)._replace(expected=seq, events=[b"%d %d" % (seq, writer)])
                 for writer in range(6)
             ]
             found = await outcomes(*map(store.append, appends))
@@ -407,7 +405,7 @@ class TestRace:
             for count in range(40):
                 append = following(head, COMPLETED if count == 39 else RUNNING, count % 3 + 1)
                 await store.append(append)
-                head = replace(head, seq=head.seq + len(append.events))
+                head = head._replace(seq=head.seq + len(append.events))
             return head.seq
 
         lengths = await asyncio.gather(*map(write, leases))
@@ -562,7 +560,7 @@ class TestRelease:
         await store.append(following(lease, count=2))
         await store.release("t1", lease.epoch)
         assert (await head_of(store, "t1")).status is RUNNING
-        expected = replace(lease, epoch=2, seq=3, log=numbers(1, 3))
+        expected = lease._replace(epoch=2, seq=3, log=numbers(1, 3))
         assert await claim(store, "other", 9) == [expected]
         assert await claim(store, "third", 9) == []
 
@@ -618,11 +616,11 @@ class TestReopening:
         await store.append(following(old))
         for _ in range(times):
             store = await make.reopen(store)
-        expected = replace(old, epoch=2, seq=2, losses=1, log=numbers(1, 2))
+        expected = old._replace(epoch=2, seq=2, losses=1, log=numbers(1, 2))
         assert await claim(store, "node", 9) == [expected]
         assert await claim(store, "node", 9) == []
         with pytest.raises(Fenced):
-            await store.append(replace(following(old), expected=2))
+            await store.append(following(old)._replace(expected=2))
 
     async def test_a_former_worker_cannot_release(self, make):
         """A release that comes late, from before the opening, does not offer the task twice."""
@@ -684,7 +682,7 @@ class TestPurge:
         await store.create(new_task("queued", QUEUED, at=0))
         await store.create(new_task("late", QUEUED, at=0))
         late = await head_of(store, "late")
-        await store.append(replace(following(late, CANCELLED), at=NOW + 1))
+        await store.append(following(late, CANCELLED)._replace(at=NOW + 1))
         before = await store.list("ann", None, 9, None)
         assert await store.purge(NOW + 1, 10) == 0
         assert await store.list("ann", None, 9, None) == before
@@ -749,7 +747,7 @@ class TestCallbacks:
         told: list[Commit] = []
         store.on_commit = told.append
         await store.create(new_task("t2", QUEUED, key="k"))
-        stale = replace(following(await head_of(store, "t1")), epoch=7)
+        stale = following(await head_of(store, "t1"))._replace(epoch=7)
         refused = [
             store.create(new_task("t2", key="k", spec=b"other")),
             store.create(new_task("t2", QUEUED)),
@@ -827,7 +825,7 @@ class TestCancelledCaller:
         """Cancelling the caller of an append that is fenced changes nothing."""
         lease = await leased(store)
         commits.clear()
-        done = store.append(replace(following(lease), expected=9))
+        done = store.append(following(lease)._replace(expected=9))
         await asyncio.sleep(0)
         if not done.cancel():
             assert isinstance(done.exception(), Fenced)

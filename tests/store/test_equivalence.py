@@ -6,7 +6,6 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +186,7 @@ class Stores(RuleBasedStateMachine):
     def race(self, lease, epoch, expected):
         """Somebody who is not where the task is appends; it is fenced and changes nothing."""
         head = self.head(lease.task_id)
-        append = replace(
-            following(head, TaskStatus.RUNNING),
+        append = following(head, TaskStatus.RUNNING)._replace(
             epoch=head.epoch + epoch,
             expected=max(0, head.seq + expected),
         )

@@ -2,7 +2,6 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -118,8 +117,8 @@ class TestReopening:
         async with opened(path) as store:
             leases = await claim(store, "node", 2)
             assert leases == [
-                replace(old, epoch=2, seq=2, losses=1, log=numbers(1, 2)),
-                replace(waiting, epoch=2, losses=1),
+                old._replace(epoch=2, seq=2, losses=1, log=numbers(1, 2)),
+                waiting._replace(epoch=2, losses=1),
             ]
             assert [lease.task_id for lease in await claim(store, "node", 2)] == ["t3"]
 
@@ -274,7 +273,7 @@ class TestGroupCommit:
         writes = []
         for _ in range(100):
             writes.append(store.append(following(head)))
-            head = replace(head, seq=head.seq + 1)
+            head = head._replace(seq=head.seq + 1)
         await asyncio.gather(*writes)
         assert told == list(range(1, 101))
         assert await log_of(store, "t1") == numbers(1, 101)
@@ -311,7 +310,7 @@ class TestBrokenDisk:
         gate = Gate(store)
         async with gate.held(store) if waits else contextlib.nullcontext():
             gate.error = DISK_ERROR
-            heads = [replace(lease, seq=2) for lease in leases]
+            heads = [lease._replace(seq=2) for lease in leases]
             writes: list[asyncio.Future[Any]] = [store.append(following(head)) for head in heads]
             writes.append(asyncio.ensure_future(store.create(new_task("t99", QUEUED))))
             writes.append(asyncio.ensure_future(store.head("t1")))
@@ -395,7 +394,7 @@ async def test_the_file_stops_growing_where_old_tasks_are_purged(tmp_path):
         for generation in range(10):
             for number in range(100):
                 task = f"t{generation}-{number}"
-                await store.create(replace(new_task(task), events=[b"x" * 1000] * 20))
+                await store.create(new_task(task)._replace(events=[b"x" * 1000] * 20))
                 head = await head_of(store, task)
                 await store.append(following(head, TaskStatus.CANCELLED, 1, b"state"))
             while await store.purge(float("inf"), 30):
