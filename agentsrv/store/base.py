@@ -2,7 +2,8 @@
 
 A store keeps, for each task, an append-only log numbered from 1, a status that is a column of
 its own so that queues and lists need not read logs, and a lease. All writes are durable when
-their awaitable is done. A store speaks in encoded events; it never looks into one.
+their awaitable is done. A store speaks in encoded events, which are single lines; it never looks
+into one.
 
 The values are named tuples: each task makes a dozen, and a frozen dataclass takes several times
 as long to make.
