@@ -41,9 +41,9 @@ class Registry:
             for agent in self._agents.values()
         ]
 
-    def retries(self) -> dict[str, int]:
-        """Each agent's default number of retries."""
-        return {name: agent.retry.retries for name, agent in self._agents.items()}
+    def retries(self, name: str) -> int:
+        """An agent's default number of retries."""
+        return self._agents[name].retry.retries
 
     def given_plan(self, agent: str | None, plan: ExecutionPlan | None) -> ExecutionPlan | None:
         """The plan that a task brings with it: its own, or one step for its agent.

@@ -50,10 +50,21 @@ class Create(Command):
 
     def spec(self) -> bytes:
         """What makes it the same command again, and all that a worker needs of it."""
-        fields = self.model_dump(
-            mode="json", exclude={"id", "subscribe", "idempotency_key"}, exclude_defaults=True
-        )
+        fields = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in _APART and value != _DEFAULTS[name]
+        }
+        if self.plan is not None:
+            fields["plan"] = self.plan.model_dump(mode="json", exclude_defaults=True)
         return orjson.dumps(fields | {"command": "create"}, option=orjson.OPT_SORT_KEYS)
+
+
+_APART: Final = frozenset({"id", "subscribe", "idempotency_key"})
+_DEFAULTS: Final = {
+    name: field.get_default(call_default_factory=True, validated_data={})
+    for name, field in Create.model_fields.items()
+}
 
 
 class Execute(Command):

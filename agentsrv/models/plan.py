@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -69,26 +70,29 @@ class ExecutionPlan(BaseModel):
         needed = {step_id for step in self.steps for step_id in step.depends_on}
         return [step for step in self.steps if step.step_id not in needed]
 
-    def described(self, retries: dict[str, int]) -> list[dict[str, Any]]:
-        """The steps as ``plan_created`` tells them; ``retries`` are the agents' defaults.
+    def described(self, retries: Callable[[str], int]) -> list[dict[str, Any]]:
+        """The steps as ``plan_created`` tells them; ``retries`` gives an agent's default.
 
         ``input`` and ``timeout`` stand there only where they are set: they are what a
         recovering worker needs to run the very same plan.
         """
-        return [
-            {
+        described = []
+        for step in self.steps:
+            fields = {
                 "step_id": step.step_id,
                 "agent": step.agent,
                 "description": step.description,
-                "depends_on": list(step.depends_on),
+                "depends_on": step.depends_on,
                 "max_retries": (
-                    retries[step.agent] if step.max_retries is None else step.max_retries
+                    retries(step.agent) if step.max_retries is None else step.max_retries
                 ),
             }
-            | ({} if step.input is None else {"input": step.input})
-            | ({} if step.timeout is None else {"timeout": step.timeout})
-            for step in self.steps
-        ]
+            if step.input is not None:
+                fields["input"] = step.input
+            if step.timeout is not None:
+                fields["timeout"] = step.timeout
+            described.append(fields)
+        return described
 
 
 def _cycle(steps: list[Step]) -> list[str]:

@@ -21,6 +21,7 @@ from agentsrv.errors import (
 from agentsrv.models import events as e
 from agentsrv.models.commands import Cancel, Create, Execute, List, Subscribe
 from agentsrv.models.states import TaskStatus
+from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.logs import kept_snapshot, load_state
 from agentsrv.orchestrator.runner import CancelRequest
 from agentsrv.orchestrator.subscriptions import Answer
@@ -79,14 +80,16 @@ class Orchestrator:
         events: list[e.Event] = [created]
         if command.execute:
             events.append(self._queued_event())
+        state = TaskState(task_id)
+        bodies = _write(state, events, now)
         new = NewTask(
             task_id=task_id,
             owner=principal,
-            status=TaskStatus.QUEUED if command.execute else TaskStatus.PENDING,
+            status=state.status,
             user_input=command.task_description,
             created_at=now,
             spec=command.spec(),
-            events=_encoded(task_id, 0, events, now),
+            events=bodies,
             idempotency_key=command.idempotency_key,
         )
         follows = command.execute and command.subscribe
@@ -105,6 +108,8 @@ class Orchestrator:
         head = outcome.head
         if outcome.replayed:
             head = await self._replay(principal, head, answer, follows=follows, bound=bound)
+        elif command.execute:
+            self._worker.prepare(command, state)
         if follows:
             answer.found(head.task_id, head.seq, ended=head.status.is_terminal)
         return _head_result(head) | {"replayed": outcome.replayed}
@@ -284,15 +289,13 @@ class Orchestrator:
         state = await load_state(self._store, head.task_id)
         if state.seq != head.seq:
             raise Fenced(f"task {head.task_id} went on from event {head.seq} to {state.seq}")
-        for event in events:
-            state.apply(event, e.format_timestamp(now))
-        state.seq += len(events)
+        bodies = _write(state, events, now)
         append = Append(
             task_id=head.task_id,
             owner=head.owner,
             epoch=head.epoch,
             expected=head.seq,
-            events=_encoded(head.task_id, head.seq, events, now),
+            events=bodies,
             status=state.status,
             at=now,
             state=kept_snapshot(state),
@@ -318,9 +321,15 @@ def _head_result(head: Head) -> Result:
     return {"task_id": head.task_id, "status": head.status.value, "seq": head.seq}
 
 
-def _encoded(task_id: str, after: int, events: Sequence[e.Event], now: float) -> list[bytes]:
+def _write(state: TaskState, events: Sequence[e.Event], now: float) -> list[bytes]:
+    """Fold, number and encode events that follow ``state``."""
     stamp = e.format_timestamp(now)
-    return [e.encode(event, task_id, seq, stamp) for seq, event in enumerate(events, after + 1)]
+    bodies = []
+    for event in events:
+        state.apply(event, stamp)
+        state.seq += 1
+        bodies.append(e.encode(event, state.task_id, state.seq, stamp))
+    return bodies
 
 
 def _too_many_decisions(task_id: str) -> Unavailable:

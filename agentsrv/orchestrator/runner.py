@@ -51,14 +51,14 @@ class TaskRunner:
     cut off from the log by closing the journal; ``run`` goes on until it has really ended.
     """
 
-    def __init__(self, lease: Lease, state: TaskState, around: Surroundings) -> None:
+    def __init__(self, lease: Lease, spec: Create, state: TaskState, around: Surroundings) -> None:
         self._around = around
-        self._spec = Create.model_validate_json(lease.spec)
+        self._spec = spec
         self._lease = lease
         self._info = TaskInfo(
             lease.task_id,
-            self._spec.task_description,
-            self._spec.params,
+            spec.task_description,
+            spec.params,
             lease.owner,
             around.search,
             around.limits,
@@ -206,9 +206,8 @@ class TaskRunner:
             except PlanningFailed as failure:
                 self._fail(failure.message, None, failure.retries)
                 return
-            retries = self._around.registry.retries()
             state.plan = plan
-            journal.append(e.PlanCreated(plan.described(retries)))
+            journal.append(e.PlanCreated(plan.described(self._around.registry.retries)))
             if earlier is not None:
                 self._adopt(earlier)
         else:

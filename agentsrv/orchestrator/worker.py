@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import Final
 
 from agentsrv.errors import AgentsrvError
+from agentsrv.models.commands import Create
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.runner import TaskRunner
 from agentsrv.orchestrator.surroundings import Surroundings
 from agentsrv.store.base import Lease
+
+MAX_PREPARED: Final = 1000  # queued tasks of which the state is kept; one costs some 2 KiB
 
 _log = logging.getLogger("agentsrv.worker")
 
@@ -27,6 +31,7 @@ class Worker:
         self._around = around
         self._concurrency = concurrency
         self._live: dict[str, TaskRunner] = {}
+        self._prepared: dict[str, tuple[Create, TaskState]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         around.store.on_ready = self._wake.set
@@ -42,6 +47,15 @@ class Worker:
         """The task's runner, where it runs here and is not lost."""
         runner = self._live.get(task_id)
         return None if runner is None or runner.journal.is_lost else runner
+
+    def prepare(self, spec: Create, state: TaskState) -> None:
+        """Keep what is in the log of a task that was queued just now: it need not be read.
+
+        Of many, only the newest are kept.
+        """
+        self._prepared[state.task_id] = (spec, state)
+        if len(self._prepared) > MAX_PREPARED:
+            del self._prepared[next(iter(self._prepared))]
 
     def start(self) -> None:
         """Begin to claim."""
@@ -92,14 +106,14 @@ class Worker:
 
     async def _run(self, lease: Lease) -> None:
         try:
-            if lease.log:
-                state = TaskState.fold(lease.task_id, lease.log)
-            else:
+            spec, state = self._prepared.pop(lease.task_id, None) or (None, None)
+            if spec is None or state is None or state.seq != lease.seq:
+                spec = Create.model_validate_json(lease.spec)
                 state = await load_state(self._around.store, lease.task_id)
             if state.status.is_terminal or self._draining:
                 await self._around.store.release(lease.task_id, lease.epoch)
                 return
-            runner = TaskRunner(lease, state, self._around)
+            runner = TaskRunner(lease, spec, state, self._around)
             self._live[lease.task_id] = runner
             try:
                 await runner.run()

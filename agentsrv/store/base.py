@@ -20,7 +20,6 @@ from agentsrv.models.states import TaskStatus
 
 IDEMPOTENCY_TTL: Final = 86_400.0  # seconds that a key stands for the task it created
 MAX_CURSOR: Final = 18  # digits; what fits 64 bits for certain
-SHORT_LOG: Final = 8  # events that are handed over with a lease
 QUEUE_RETRY_AFTER: Final = 1.0  # seconds that a refused client should wait
 
 
@@ -68,8 +67,6 @@ class Lease(NamedTuple):
     owner: str
     losses: int = 0
     """How often the task lost its worker without its being given back."""
-    log: Sequence[bytes] = ()
-    """The whole log where it is short, as that of a task that has not begun; else empty."""
 
 
 class Append(NamedTuple):

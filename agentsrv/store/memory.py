@@ -152,7 +152,6 @@ class MemoryStore:
             old = task.head
             head = Head(old.task_id, old.owner, old.status, old.seq, old.epoch + 1)
             task.head = head
-            log = task.log[:] if head.seq <= base.SHORT_LOG else ()
             leases.append(
                 Lease(
                     task_id=head.task_id,
@@ -161,7 +160,6 @@ class MemoryStore:
                     spec=task.new.spec,
                     owner=head.owner,
                     losses=task.losses,
-                    log=log,
                 )
             )
         return leases

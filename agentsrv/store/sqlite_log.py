@@ -305,7 +305,6 @@ class SqliteLog:
                 spec=spec,
                 owner=owner,
                 losses=losses,
-                log=self.read(task_id, 0, seq) if seq <= base.SHORT_LOG else (),
             )
             for _, task_id, epoch, seq, spec, owner, losses in rows
         ]

@@ -366,7 +366,7 @@ class TestAppend:
         await store.append(following(old))
         await store.release("t1", old.epoch)
         (new,) = await claim(store, "other", 1)
-        assert new == old._replace(epoch=old.epoch + 1, seq=2, log=numbers(1, 2))
+        assert new == old._replace(epoch=old.epoch + 1, seq=2)
         with pytest.raises(Fenced, match="epoch 2 at event 2; expected epoch 1 at event 2"):
             await store.append(following(old)._replace(expected=2))
         await store.append(following(new))
@@ -485,27 +485,9 @@ class TestClaim:
         """The epoch is raised, and the lease tells where the log ends and what was asked."""
         await store.create(new_task("t1", QUEUED, owner="bob", spec=b"spec", events=numbers(1, 2)))
         assert await claim(store, "node", 1) == [
-            Lease("t1", epoch=1, seq=2, spec=b"spec", owner="bob", losses=0, log=numbers(1, 2))
+            Lease("t1", epoch=1, seq=2, spec=b"spec", owner="bob", losses=0)
         ]
         assert await store.head("t1") == Head("t1", "bob", QUEUED, seq=2, epoch=1)
-
-    async def test_a_short_log_comes_with_the_lease(self, store):
-        """Up to eight events are handed over; a longer log is left to be read."""
-        lease = await leased(store)
-        lengths = []
-        while lease.seq < 12:
-            await store.append(following(lease))
-            await store.release("t1", lease.epoch)
-            (lease,) = await claim(store, "node", 1)
-            assert list(lease.log) in ([], numbers(1, lease.seq))
-            lengths.append(len(lease.log))
-        assert lengths == [2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0]
-
-    async def test_a_handed_over_log_does_not_grow(self, store):
-        """What a lease holds is the log as it was at the claim."""
-        lease = await leased(store)
-        await store.append(following(lease))
-        assert list(lease.log) == numbers(1, 1)
 
     async def test_the_limit_is_respected(self, store):
         """A claim gives as many as were asked for, and the rest stays."""
@@ -560,7 +542,7 @@ class TestRelease:
         await store.append(following(lease, count=2))
         await store.release("t1", lease.epoch)
         assert (await head_of(store, "t1")).status is RUNNING
-        expected = lease._replace(epoch=2, seq=3, log=numbers(1, 3))
+        expected = lease._replace(epoch=2, seq=3)
         assert await claim(store, "other", 9) == [expected]
         assert await claim(store, "third", 9) == []
 
@@ -616,7 +598,7 @@ class TestReopening:
         await store.append(following(old))
         for _ in range(times):
             store = await make.reopen(store)
-        expected = old._replace(epoch=2, seq=2, losses=1, log=numbers(1, 2))
+        expected = old._replace(epoch=2, seq=2, losses=1)
         assert await claim(store, "node", 9) == [expected]
         assert await claim(store, "node", 9) == []
         with pytest.raises(Fenced):
