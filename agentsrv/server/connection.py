@@ -60,10 +60,13 @@ class Connection:
         """Serve the client until either side closes."""
         self._socket.post([hello])
         try:
-            async with asyncio.TaskGroup() as group:
-                await self._receive(group)
-        except ConnectionClosed:
-            pass
+            await self._receive()
+            await self._settle(0)
+        except asyncio.CancelledError:
+            for command in self._under_way:
+                command.cancel()
+            await self._settle(0)
+            raise
         finally:
             await self._cancel_bound(self._subscriber.close())
 
@@ -94,7 +97,7 @@ class Connection:
         """See ``Sink.caught_up``."""
         self._socket.post([frames.caught_up(task_id, seq)])
 
-    async def _receive(self, group: asyncio.TaskGroup) -> None:
+    async def _receive(self) -> None:
         while True:
             try:
                 message = await self._socket.recv()
@@ -117,7 +120,7 @@ class Connection:
                 await self._answer(received)
             else:
                 await self._settle(MAX_UNDER_WAY - 1)
-                task = group.create_task(self._answer(received))
+                task = asyncio.create_task(self._answer(received))
                 self._under_way.add(task)
                 task.add_done_callback(self._under_way.discard)
 

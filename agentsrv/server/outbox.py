@@ -22,6 +22,7 @@ MAX_BYTES: Final = 256 << 10  # bytes in the outbox; beyond, no more commands ar
 SEND_BUFFER: Final = 64 << 10  # bytes in the kernel; its own default grows to megabytes
 SHORT_FRAME: Final = 125  # bytes whose length fits the header's second byte
 MEDIUM_FRAME: Final = 0xFFFF  # bytes whose length fits two more
+CACHED_HEADERS: Final = 4096  # lengths whose headers are made once; most events are shorter
 STALLED: Final = 4408  # close code: the client took nothing for the stall time-out
 PING_JITTER: Final = 0.1  # of the interval, either way: thousands of pings must not meet
 
@@ -71,8 +72,10 @@ class OutboxConnection(ServerConnection):
         if not self._outbox:
             self.loop.call_soon(self._flush)
         for frame in frames:
-            self._outbox += (text_header(len(frame)), frame)
-            self._bytes += len(frame)
+            length = len(frame)
+            header = _HEADERS[length] if length < CACHED_HEADERS else text_header(length)
+            self._outbox += (header, frame)
+            self._bytes += length
         self._frames += len(frames)
 
     def flush(self) -> None:
@@ -163,6 +166,9 @@ def text_header(length: int) -> bytes:
     if length <= MEDIUM_FRAME:
         return b"\x81\x7e" + length.to_bytes(2)
     return b"\x81\x7f" + length.to_bytes(8)
+
+
+_HEADERS: Final = tuple(map(text_header, range(CACHED_HEADERS)))
 
 
 def _nothing() -> None:
