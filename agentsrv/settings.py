@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import (
@@ -15,6 +15,7 @@ from pydantic_settings import (
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Loop = Literal["auto", "asyncio", "uvloop"]
 
 
 class Settings(BaseSettings):
@@ -70,6 +71,9 @@ class Settings(BaseSettings):
 
     stall_warning: Seconds = 1.0
     """Seconds that the event loop may be blocked before the log shows by what."""
+
+    loop: Loop = "auto"
+    """Event loop of the server: ``asyncio``, ``uvloop``, or ``auto``: uvloop where it is there."""
 
     max_frame: Annotated[int, Field(ge=1024)] = 1 << 20
     """Bytes of one frame from a client; a plan of 100 steps is about 40 KiB."""

@@ -11,15 +11,18 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from agentsrv.app import App, Running
 from agentsrv.cli.exits import Exit, say
 from agentsrv.errors import ConfigurationError
-from agentsrv.settings import Settings
+from agentsrv.settings import Loop, Settings
 
 LAST_CHANCE: Final = 2.0  # seconds that tasks and threads of agents have behind the shutdown
 GC_THRESHOLDS: Final = (50_000, 20, 100)  # objects, then generations before an older one
+POOL: Final = "agentsrv-pool"  # of the threads in which agents and files may block
 FORMAT: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 _log = logging.getLogger("agentsrv")
@@ -71,6 +74,26 @@ def calm_gc() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
+def loop_factory(name: Loop) -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes the event loop of that name; ``auto`` is uvloop's where it is installed.
+
+    Raises:
+        ConfigurationError: uvloop is wanted and not installed.
+    """
+    if name == "asyncio":
+        return asyncio.new_event_loop
+    try:
+        uvloop = importlib.import_module("uvloop")
+    except ImportError:
+        if name == "auto":
+            return asyncio.new_event_loop
+        raise ConfigurationError(
+            "loop is uvloop, which is not installed; expected: pip install 'agentsrv[fast]'"
+        ) from None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
 def serve(app: App, settings: Settings) -> int:
     """Serve until SIGTERM, SIGINT or a fault of the store; return the exit code.
 
@@ -79,12 +102,14 @@ def serve(app: App, settings: Settings) -> int:
     """
     logging.basicConfig(level=logging.INFO, format=FORMAT, stream=sys.stderr)
     logging.getLogger("agentsrv.websocket").setLevel(logging.WARNING)  # a line per connection
-    return asyncio.run(_serve(app, settings))
+    with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
+        return runner.run(_serve(app, settings))
 
 
 async def _serve(app: App, settings: Settings) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix=POOL))
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, _on_signal, stop, number)
     async with app.running(settings) as running:
@@ -132,7 +157,7 @@ async def _end_leftovers(code: int) -> None:
     closing = asyncio.create_task(asyncio.get_running_loop().shutdown_default_executor())
     await asyncio.wait({closing}, timeout=LAST_CHANCE)
     if not closing.done():
-        stubborn += [thread.name for thread in threading.enumerate() if "asyncio" in thread.name]
+        stubborn += [thread.name for thread in threading.enumerate() if POOL in thread.name]
     if stubborn:
         _log.warning("exiting although this does not stop: %s", ", ".join(stubborn))
         _exit_now(code)
