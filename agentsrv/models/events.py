@@ -252,6 +252,8 @@ _FIELDS: Final = {
     for event in EVENTS.values()
 }
 TERMINAL_EVENTS: Final = (TaskCompleted, TaskFailed, TaskCancelled)
+STEP_EVENTS: Final = frozenset(event for event, names in _FIELDS.items() if "step_id" in names)
+"""The events that tell of one step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,19 +300,8 @@ def encode(event: Event, task_id: str, seq: int, timestamp: str) -> bytes:
     """
     # Put together from pieces: quicker than one dictionary more, and the copy is as long as it
     # must be, where bytes straight from orjson keep 4 KB for as long as they live.
-    return b"".join(
-        (
-            _HEADS[type(event)],
-            task_id.encode(),
-            b'","seq":',
-            str(seq).encode(),
-            b',"timestamp":"',
-            timestamp.encode(),
-            b'","data":',
-            orjson.dumps(vars(event)),
-            b"}",
-        )
-    )
+    envelope = f'{_HEADS[type(event)]}{task_id}","seq":{seq},"timestamp":"{timestamp}","data":'
+    return b"".join((envelope.encode(), orjson.dumps(event.__dict__), b"}"))
 
 
 def decode(body: bytes | str) -> Record:
@@ -355,10 +346,8 @@ def _format_second(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-_PREFIX: Final = b'{"type":"event","event_type":"'
-_HEADS: Final = {
-    event: _PREFIX + name.encode() + b'","task_id":"' for name, event in EVENTS.items()
-}
-_LIFE_CYCLE: Final = _PREFIX + b"task_"
+_PREFIX: Final = '{"type":"event","event_type":"'
+_HEADS: Final = {event: f'{_PREFIX}{name}","task_id":"' for name, event in EVENTS.items()}
+_LIFE_CYCLE: Final = f"{_PREFIX}task_".encode()
 _TERMINAL_TYPES: Final = frozenset(event.event_type for event in TERMINAL_EVENTS)
-_TERMINAL: Final = tuple(_PREFIX + event.event_type.encode() + b'"' for event in TERMINAL_EVENTS)
+_TERMINAL: Final = tuple(f'{_PREFIX}{event.event_type}"'.encode() for event in TERMINAL_EVENTS)

@@ -65,9 +65,8 @@ class StepState:
         if following is None:
             raise InvalidState(f"step {self.step.step_id} is {self.status}: {event.event_type}")
         self.status = following
-        fold = _STEP_FOLDS.get(kind)
-        if fold is not None:
-            fold(self, event)
+        if kind in _STEP_FOLDS:
+            _STEP_FOLDS[kind](self, event)
 
 
 @dataclass(slots=True)
@@ -77,7 +76,7 @@ class TaskState:
     task_id: str
     status: TaskStatus = TaskStatus.PENDING
     seq: int = 0
-    """The number of the last event folded, once it is known."""
+    """The number of the last event folded."""
     user_input: str = ""
     agent: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -101,7 +100,6 @@ class TaskState:
             if record.seq != state.seq + 1:
                 raise InvalidState(f"after event {state.seq} comes {record.seq}: a hole")
             state.apply(record.event, record.timestamp)
-            state.seq = record.seq
         return state
 
     @property
@@ -145,31 +143,20 @@ class TaskState:
         }
 
     def apply(self, event: e.Event, timestamp: str) -> None:
-        """Fold the next event; its number is the caller's to keep in ``seq``.
+        """Fold the next event.
 
         Raises:
-            InvalidState: The tables have no such transition.
+            InvalidState: The tables have no such transition; nothing was changed.
         """
-        if isinstance(event, e.TaskCreated):
-            self._create(event, timestamp)
-        else:
-            following = next_status(self.status, event)
-            step_id = getattr(event, "step_id", None)
-            if step_id is not None:
-                self._step(step_id).apply(event)
-            self.status = following
-            fold = _FOLDS.get(type(event))
-            if fold is not None:
-                fold(self, event, timestamp)
+        kind = type(event)
+        following = self.status if kind is e.TaskCreated else next_status(self.status, event)
+        if kind in e.STEP_EVENTS:
+            self._step(event.step_id).apply(event)  # type: ignore[attr-defined]
+        self.status = following
+        if kind in _FOLDS:
+            _FOLDS[kind](self, event, timestamp)
         self.updated_at = timestamp
-
-    def _create(self, event: e.TaskCreated, timestamp: str) -> None:
-        if self.created_at:
-            raise InvalidState(f"task {self.task_id} is created already")
-        self.user_input = event.task_description
-        self.agent = event.agent
-        self.params = event.params
-        self.created_at = timestamp
+        self.seq += 1
 
     def _step(self, step_id: str) -> StepState:
         step = self.steps.get(step_id)
@@ -214,6 +201,15 @@ def _step_failed(step: StepState, event: e.StepFailed) -> None:
 
 def _step_skipped(step: StepState, event: e.StepSkipped) -> None:
     step.error_message = event.reason
+
+
+def _created(state: TaskState, event: e.TaskCreated, timestamp: str) -> None:
+    if state.created_at:
+        raise InvalidState(f"task {state.task_id} is created already")
+    state.user_input = event.task_description
+    state.agent = event.agent
+    state.params = event.params
+    state.created_at = timestamp
 
 
 def _queued(state: TaskState, _: e.TaskQueued, timestamp: str) -> None:
@@ -284,6 +280,7 @@ _STEP_FOLDS: Final[dict[type[e.Event], Callable[[StepState, Any], None]]] = {
     e.StepSkipped: _step_skipped,
 }
 _FOLDS: Final[dict[type[e.Event], Callable[[TaskState, Any, str], None]]] = {
+    e.TaskCreated: _created,
     e.TaskQueued: _queued,
     e.TaskStarted: _started,
     e.PlanCreated: _planned,

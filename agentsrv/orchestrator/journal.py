@@ -8,7 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agentsrv.errors import AgentsrvError, Fenced
-from agentsrv.models.events import Event, PartialOutput, encode, format_timestamp
+from agentsrv.models.events import (
+    TERMINAL_EVENTS,
+    Event,
+    PartialOutput,
+    encode,
+    format_timestamp,
+)
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.logs import kept_snapshot
 from agentsrv.store.base import Append, Lease, Store
@@ -82,10 +88,11 @@ class Journal:
         state, timestamp = self.state, format_timestamp(self._now())
         body = encode(event, state.task_id, state.seq + 1, timestamp)
         state.apply(event, timestamp)
-        state.seq += 1
         self._bodies.append(body)
-        self.closed = state.status.is_terminal
-        self._schedule()
+        if type(event) in TERMINAL_EVENTS:
+            self.closed = True
+        if not self._scheduled and self._in_flight is None:
+            self._schedule()
 
     def write(self, step_id: str, attempt: int, offset: int, text: str) -> None:
         """Add a piece of a step's output; pieces that wait for the same commit become one."""
@@ -100,10 +107,10 @@ class Journal:
             event = PartialOutput(step_id, attempt, offset, text)
             timestamp = format_timestamp(self._now())
             state.apply(event, timestamp)
-            state.seq += 1
             self._bodies.append(b"")
             self._open[step_id] = _Open(event, timestamp, state.seq, [text])
-            self._schedule()
+            if not self._scheduled and self._in_flight is None:
+                self._schedule()
         self._characters += len(text)
         self.written += len(text)
 
@@ -175,10 +182,9 @@ class Journal:
             self._close(step_id)
 
     def _schedule(self) -> None:
-        if not self._scheduled and self._in_flight is None:
-            self._scheduled = True
-            # At the end of the turn: what follows in the same turn goes along.
-            self._loop.call_soon(self._flush)
+        # At the end of the turn: what follows in the same turn goes along.
+        self._scheduled = True
+        self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         """Hand what waits over to the store, unless an append is under way."""

@@ -327,7 +327,6 @@ def _write(state: TaskState, events: Sequence[e.Event], now: float) -> list[byte
     bodies = []
     for event in events:
         state.apply(event, stamp)
-        state.seq += 1
         bodies.append(e.encode(event, state.task_id, state.seq, stamp))
     return bodies
 

@@ -97,8 +97,11 @@ class StepRun:
         self._key = f"{task.task_id}/{step.step_id}"
         self._journal = journal
         self._dependencies = dependencies
-        retries = agent.retry.retries if step.max_retries is None else step.max_retries
-        self._policy = RetryPolicy(retries, agent.retry.base)
+        self._policy = (
+            agent.retry
+            if step.max_retries is None
+            else RetryPolicy(step.max_retries, agent.retry.base)
+        )
         self._timeout = agent.timeout if step.timeout is None else step.timeout
         self._offset = 0
 
