@@ -14,9 +14,9 @@ from typing import Protocol, Self
 
 from agentsrv.errors import AgentsrvError
 from agentsrv.models.events import is_life_cycle, is_terminal
-from agentsrv.store.base import Commit, Store
+from agentsrv.store.base import Commit, Span, Store
 
-PAGE = 100  # events read from the store at once
+PAGE = 100  # events read from the store at once, of as many tasks as it takes
 
 
 class Sink(Protocol):
@@ -53,6 +53,10 @@ class _Cursor:
     def waits(self) -> bool:
         """Whether there is something to deliver or to tell."""
         return self.seq < self.head or self.seq == self.target
+
+
+Turn = list[tuple[_Cursor, int]]
+"""Cursors, and how many events to read for each."""
 
 
 class Hub:
@@ -300,7 +304,7 @@ class Subscriber:
 
     def resume(self) -> None:
         """Go on, because there is room again or something to read."""
-        if self._reader is None and self._sink.has_room and self._behind() is not None:
+        if self._lagging and self._reader is None and self._sink.has_room:
             self._reader = self._hub.read(self)
 
     def notice(self, commit: Commit) -> None:
@@ -333,35 +337,53 @@ class Subscriber:
             self.resume()
 
     async def read(self) -> None:
-        """Read what the cursors are behind with, a page in turn, while there is room."""
+        """Read what the cursors are behind with, a page of them in turn, while there is room."""
         try:
-            while self._sink.has_room and (cursor := self._behind()) is not None:
-                del self._lagging[cursor]
-                self._lagging[cursor] = None  # behind the others: its next turn comes last
-                events: Sequence[bytes] = ()
-                if cursor.seq != cursor.target:
-                    wanted = PAGE if cursor.target is None else cursor.target - cursor.seq
-                    limit = min(PAGE, wanted)
-                    events = await self._hub.store.read(cursor.task_id, cursor.seq, limit)
-                    if not events:
-                        cursor.head = cursor.seq  # the log is gone: it was too old to keep
-                # It may have been given up or replaced meanwhile.
-                if cursor in self._lagging and cursor.task_id not in self.held:
-                    self._deliver(cursor, events)
+            while self._sink.has_room and (turn := self._turn()):
+                spans = [Span(cursor.task_id, cursor.seq, limit) for cursor, limit in turn]
+                pages = await self._hub.store.read_each(spans)
+                self._serve(turn, pages)
+                await asyncio.sleep(0)  # others have a turn beside a client that is quick
         except AgentsrvError:
             pass  # the store cannot be read now; the log waits, and so does the client
         finally:
             self._reader = None
 
     def _may_deliver(self, cursor: _Cursor) -> bool:
-        # While the reader works on this connection, order is kept by letting it do all of it.
-        return self._reader is None and cursor.task_id not in self.held and self._sink.has_room
+        return (
+            self._sink.has_room
+            and cursor.task_id not in self.held
+            and cursor not in self._lagging  # the reader keeps the order
+        )
 
-    def _behind(self) -> _Cursor | None:
+    def _turn(self) -> Turn:
+        """The cursors whose turn it is, and how many events to read for each.
+
+        They go behind the others: their next turn comes last.
+        """
+        turn: Turn = []
+        room = PAGE
         for cursor in self._lagging:
-            if cursor.task_id not in self.held:
-                return cursor
-        return None
+            if room and cursor.task_id not in self.held:
+                end = cursor.head if cursor.target is None else cursor.target
+                limit = min(room, end - cursor.seq)
+                turn.append((cursor, limit))
+                room -= limit
+        for cursor, _ in turn:
+            del self._lagging[cursor]
+            self._lagging[cursor] = None
+        return turn
+
+    def _serve(self, turn: Turn, pages: Sequence[Sequence[bytes]]) -> None:
+        """Deliver what was read; what finds no room is read again."""
+        for (cursor, limit), events in zip(turn, pages, strict=True):
+            if not self._sink.has_room:
+                return
+            # It may have been given up or replaced meanwhile.
+            if cursor in self._lagging and cursor.task_id not in self.held:
+                if limit and not events:
+                    cursor.head = cursor.seq  # the log is gone: it was too old to keep
+                self._deliver(cursor, events)
 
     def _deliver(self, cursor: _Cursor, events: Sequence[bytes]) -> None:
         cursor.seq += len(events)

@@ -4,6 +4,9 @@ One ``await send()`` per frame costs a coroutine, a drain and a system call each
 gather in a list, and one ``transport.write`` at the end of the event loop's turn sends them
 all: measured at eight times the frames per second. Nobody awaits a send, so no cancellation can
 land inside one. What this leans on in ``websockets`` is pinned by a test.
+
+Whether there is room is the transport's to say: it pauses when the kernel's buffer and its own
+are full, and nothing but answers is posted until the client has taken some of it.
 """
 
 from __future__ import annotations
@@ -17,8 +20,7 @@ from typing import Any, Final
 from websockets.asyncio.server import ServerConnection
 from websockets.protocol import OPEN
 
-MAX_WAITING: Final = 100  # frames in the outbox; beyond, subscriptions pause
-MAX_BYTES: Final = 256 << 10  # bytes in the outbox; beyond, no more commands are taken
+FULL: Final = 64 << 10  # bytes in the outbox; with so many it does not wait for the turn's end
 SEND_BUFFER: Final = 64 << 10  # bytes in the kernel; its own default grows to megabytes
 SHORT_FRAME: Final = 125  # bytes whose length fits the header's second byte
 MEDIUM_FRAME: Final = 0xFFFF  # bytes whose length fits two more
@@ -38,7 +40,6 @@ class OutboxConnection(ServerConnection):
         if self.ping_interval is not None:
             self.ping_interval *= random.uniform(1 - PING_JITTER, 1 + PING_JITTER)  # noqa: S311
         self._outbox: list[bytes] = []
-        self._frames = 0
         self._bytes = 0
         self._written = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -49,12 +50,7 @@ class OutboxConnection(ServerConnection):
     @property
     def has_room(self) -> bool:
         """Whether more than answers may be posted."""
-        return (
-            self._frames < MAX_WAITING
-            and self._bytes < MAX_BYTES
-            and not self.paused
-            and self.protocol.state is OPEN
-        )
+        return not self.paused and self.protocol.state is OPEN
 
     async def room(self) -> None:
         """Wait until there is or was room, or the connection is over.
@@ -76,7 +72,8 @@ class OutboxConnection(ServerConnection):
             header = _HEADERS[length] if length < CACHED_HEADERS else text_header(length)
             self._outbox += (header, frame)
             self._bytes += length
-        self._frames += len(frames)
+        if self._bytes > FULL:
+            self._flush()
 
     def flush(self) -> None:
         """Send what waits now, ahead of a close frame."""
@@ -84,17 +81,11 @@ class OutboxConnection(ServerConnection):
 
     def _flush(self) -> None:
         waiting, self._outbox = self._outbox, []
-        self._frames = self._bytes = 0
+        self._bytes = 0
         if waiting and self.protocol.state is OPEN:
             data = b"".join(waiting)
             self._written += len(data)
             self.transport.write(data)
-            if not self.paused:
-                self._tell_room()
-
-    def _tell_room(self) -> None:
-        self._wake()
-        self.on_room()
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
@@ -129,7 +120,8 @@ class OutboxConnection(ServerConnection):
         self._stop_timer()
         if not self.recv_messages.paused:
             self.transport.resume_reading()
-        self._tell_room()
+        self._wake()
+        self.on_room()
 
     def _resume_reading(self) -> None:
         if not self.paused:

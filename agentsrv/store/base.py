@@ -84,6 +84,14 @@ class Append(NamedTuple):
     """The finished task's snapshot, with the terminal event, where it is worth keeping."""
 
 
+class Span(NamedTuple):
+    """A part of a task's log: up to ``limit`` events that follow number ``after``."""
+
+    task_id: str
+    after: int
+    limit: int
+
+
 class Row(NamedTuple):
     """A task in a list."""
 
@@ -157,6 +165,9 @@ class Store(Protocol):
 
     async def read(self, task_id: str, after: int, limit: int) -> Sequence[bytes]:
         """Up to ``limit`` events that follow number ``after``, in order and without a hole."""
+
+    async def read_each(self, spans: Sequence[Span]) -> Sequence[Sequence[bytes]]:
+        """Read from several logs at once, each as ``read`` does."""
 
     async def spec(self, task_id: str) -> bytes | None:
         """The command that created the task."""

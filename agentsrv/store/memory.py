@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
-from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Row
+from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Row, Span
 
 
 @dataclass(slots=True)
@@ -93,6 +93,10 @@ class MemoryStore:
         """See ``Store.read``."""
         task = self._tasks.get(task_id)
         return () if task is None else task.log[after : after + limit]
+
+    async def read_each(self, spans: Sequence[Span]) -> Sequence[Sequence[bytes]]:
+        """See ``Store.read_each``."""
+        return [await self.read(*span) for span in spans]
 
     async def spec(self, task_id: str) -> bytes | None:
         """See ``Store.spec``."""

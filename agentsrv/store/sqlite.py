@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from agentsrv.errors import AgentsrvError, Unavailable
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
-from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page
+from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Span
 from agentsrv.store.sqlite_log import SqliteLog
 
 T = TypeVar("T")
@@ -113,6 +113,10 @@ class SqliteStore:
     async def read(self, task_id: str, after: int, limit: int) -> Sequence[bytes]:
         """See ``Store.read``."""
         return await self._submit(lambda log: log.read(task_id, after, limit))
+
+    async def read_each(self, spans: Sequence[Span]) -> Sequence[Sequence[bytes]]:
+        """See ``Store.read_each``."""
+        return await self._submit(lambda log: [log.read(*span) for span in spans])
 
     async def spec(self, task_id: str) -> bytes | None:
         """See ``Store.spec``."""

@@ -11,7 +11,7 @@ from websockets.asyncio.connection import Connection
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.frames import Frame, Opcode
 
-from agentsrv.server.outbox import MAX_WAITING, OutboxConnection, text_header
+from agentsrv.server.outbox import FULL, OutboxConnection, text_header
 
 
 @pytest.mark.parametrize("length", [0, 1, 125, 126, 127, 65_535, 65_536, 1_000_000])
@@ -60,17 +60,18 @@ async def test_frames_posted_in_one_turn_are_one_write():
     assert writes[0] == 3 * (2 + 7)
 
 
-async def test_room_ends_with_a_hundred_waiting_frames():
-    """And there is room again when they are flushed, which is told."""
-    told = []
+async def test_what_has_grown_does_not_wait_for_the_end_of_the_turn():
+    """Else a burst of thousands of frames would lie in memory as a whole."""
+    written = []
 
     async def handler(socket: ServerConnection) -> None:
         assert isinstance(socket, OutboxConnection)
-        socket.on_room = lambda: told.append(socket.has_room)
-        socket.post([b"{}"] * (MAX_WAITING - 1))
-        told.append(socket.has_room)
-        socket.post([b"{}"])
-        told.append(socket.has_room)
+        write = socket.transport.write
+        socket.transport.write = lambda data: (written.append(len(data)), write(data))  # type: ignore[method-assign,assignment,func-returns-value]
+        socket.post([b"x" * (FULL - 1)])
+        written.append(0)
+        socket.post([b"xx"])
+        written.append(0)
         await socket.wait_closed()
 
     async with serve(
@@ -78,6 +79,38 @@ async def test_room_ends_with_a_hundred_waiting_frames():
     ) as server:
         port = server.sockets[0].getsockname()[1]
         async with connect(f"ws://127.0.0.1:{port}") as client:
-            for _ in range(MAX_WAITING):
-                await client.recv()
-    assert told == [True, False, True]
+            texts = [await client.recv() for _ in range(2)]
+    assert [len(text) for text in texts] == [FULL - 1, 2]
+    header = len(text_header(FULL - 1)) + len(text_header(2))
+    assert written[:3] == [0, FULL + 1 + header, 0]
+
+
+async def test_there_is_room_until_the_transport_pauses():
+    """And again when the client has read, which is told."""
+    told = []
+    posted = 0
+
+    async def handler(socket: ServerConnection) -> None:
+        nonlocal posted
+        assert isinstance(socket, OutboxConnection)
+        socket.on_room = lambda: told.append(socket.has_room)
+        while socket.has_room:
+            socket.post([b"x" * 1000])
+            posted += 1
+        await socket.room()
+        told.append(socket.has_room)
+        socket.post([b"end"])
+        await socket.wait_closed()
+
+    async with serve(
+        handler, "127.0.0.1", 0, create_connection=OutboxConnection, compression=None
+    ) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with connect(f"ws://127.0.0.1:{port}") as client:
+            texts = [await client.recv()]
+            while texts[-1] != "end":
+                texts.append(await client.recv())
+    assert len(texts) == posted + 1
+    assert told == [True, True]
+    assert posted * 1000 < 16 * FULL  # bounded by the buffers of both ends
+
