@@ -68,6 +68,8 @@ class SqliteLog:
         self._path = path
         self._queue_limit = queue_limit
         self._next_ready = 1
+        self._durable_ready = 1
+        """Up to here places in the queue are committed: nobody works on what may not have been."""
         self._rows: list[tuple[int, int, bytes]] = []
         self._ready_changed = False
         self._lock: IO[bytes] | None = None
@@ -129,7 +131,7 @@ class SqliteLog:
             "UPDATE task SET node = NULL, ready = 0, losses = losses + 1 WHERE node IS NOT NULL"
         )
         newest = self._db.execute("SELECT max(ready) FROM task WHERE ready IS NOT NULL")
-        self._next_ready = (newest.fetchone()[0] or 0) + 1
+        self._durable_ready = self._next_ready = (newest.fetchone()[0] or 0) + 1
         self._count_queue()
 
     def flush(self) -> None:
@@ -147,6 +149,7 @@ class SqliteLog:
         if self._db.in_transaction:
             self.flush()
             self._db.execute("COMMIT")
+        self._durable_ready = self._next_ready
         self.has_changes = False
 
     def _begin(self, *, durable: bool = True) -> None:
@@ -286,8 +289,8 @@ class SqliteLog:
         """See ``Store.claim``."""
         rows = self._db.execute(
             "SELECT id, task_id, epoch + 1, seq, spec, owner, losses FROM task"
-            " WHERE ready IS NOT NULL ORDER BY ready, id LIMIT ?",
-            (limit,),
+            " WHERE ready <= ? ORDER BY ready, id LIMIT ?",
+            (self._durable_ready, limit),
         ).fetchall()
         if not rows:
             return ()

@@ -181,10 +181,24 @@ def test_readiness_is_asked_once(log):
     assert log.take_ready_changed() is False
 
 
+def test_nobody_works_on_what_is_not_committed(log):
+    """Else a crash could forget a task whose steps have begun, and its key with it."""
+    log.create(new_task("t1", QUEUED))
+    log.create(new_task("t2"))
+    log.commit()
+    log.append(following(log.head("t2"), QUEUED))
+    assert [lease.task_id for lease in log.claim("node", 9)] == ["t1"]
+    log.create(new_task("t3", QUEUED))
+    assert log.claim("node", 9) == ()
+    log.commit()
+    assert [lease.task_id for lease in log.claim("node", 9)] == ["t2", "t3"]
+
+
 def test_a_purge_leaves_no_events(log):
     """The rows of forgotten tasks are gone from the file, and only theirs."""
     for number, ended in enumerate((True, False, True)):
         log.create(new_task(f"t{number}", QUEUED, events=numbers(1, 2)))
+        log.commit()
         (lease,) = log.claim("node", 1)
         log.append(following(lease, COMPLETED if ended else RUNNING, count=3))
     log.commit()
