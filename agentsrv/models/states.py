@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, NoReturn
 
 from agentsrv.errors import InvalidState
 from agentsrv.models import events as e
@@ -50,6 +50,7 @@ def _stay(status: TaskStatus) -> dict[type[e.Event], TaskStatus]:
 
 TRANSITIONS: Final[dict[TaskStatus, dict[type[e.Event], TaskStatus]]] = {
     TaskStatus.PENDING: {
+        e.TaskCreated: TaskStatus.PENDING,
         e.TaskQueued: TaskStatus.QUEUED,
         e.TaskCancelled: TaskStatus.CANCELLED,
     },
@@ -121,14 +122,11 @@ STEP_TRANSITIONS: Final[dict[StepStatus, dict[type[e.Event], StepStatus]]] = {
 }
 
 
-def next_status(status: TaskStatus, event: e.Event) -> TaskStatus:
-    """The status after ``event``.
+def refuse(status: TaskStatus, event: e.Event) -> NoReturn:
+    """Refuse an event for which the table has no transition.
 
     Raises:
-        InvalidState: The table has no such transition.
+        InvalidState: It says what the status takes.
     """
-    following = TRANSITIONS[status].get(type(event))
-    if following is None:
-        allowed = ", ".join(sorted(kind.event_type for kind in TRANSITIONS[status])) or "nothing"
-        raise InvalidState(f"a task that is {status} takes {allowed}; found {event.event_type}")
-    return following
+    allowed = ", ".join(sorted(kind.event_type for kind in TRANSITIONS[status])) or "nothing"
+    raise InvalidState(f"a task that is {status} takes {allowed}; found {event.event_type}")

@@ -11,8 +11,15 @@ import orjson
 
 from agentsrv.errors import InvalidState
 from agentsrv.models import events as e
+from agentsrv.models.events import STEP_EVENTS
 from agentsrv.models.plan import ExecutionPlan, Step
-from agentsrv.models.states import STEP_TRANSITIONS, StepStatus, TaskStatus, next_status
+from agentsrv.models.states import (
+    STEP_TRANSITIONS,
+    TRANSITIONS,
+    StepStatus,
+    TaskStatus,
+    refuse,
+)
 
 
 @dataclass(slots=True)
@@ -149,8 +156,8 @@ class TaskState:
             InvalidState: The tables have no such transition; nothing was changed.
         """
         kind = type(event)
-        following = self.status if kind is e.TaskCreated else next_status(self.status, event)
-        if kind in e.STEP_EVENTS:
+        following = TRANSITIONS[self.status].get(kind) or refuse(self.status, event)
+        if kind in STEP_EVENTS:
             self._step(event.step_id).apply(event)  # type: ignore[attr-defined]
         self.status = following
         if kind in _FOLDS:

@@ -15,6 +15,7 @@ import asyncio
 import random
 import socket
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, Final
 
 from websockets.asyncio.server import ServerConnection
@@ -24,7 +25,7 @@ FULL: Final = 64 << 10  # bytes in the outbox; with so many it does not wait for
 SEND_BUFFER: Final = 64 << 10  # bytes in the kernel; its own default grows to megabytes
 SHORT_FRAME: Final = 125  # bytes whose length fits the header's second byte
 MEDIUM_FRAME: Final = 0xFFFF  # bytes whose length fits two more
-CACHED_HEADERS: Final = 4096  # lengths whose headers are made once; most events are shorter
+SHORT: Final = 4096  # lengths whose headers are made once; most events are shorter
 STALLED: Final = 4408  # close code: the client took nothing for the stall time-out
 PING_JITTER: Final = 0.1  # of the interval, either way: thousands of pings must not meet
 
@@ -67,11 +68,9 @@ class OutboxConnection(ServerConnection):
         """Send JSON texts at the end of this turn; dropped where the connection is closing."""
         if not self._outbox:
             self.loop.call_soon(self._flush)
-        for frame in frames:
-            length = len(frame)
-            header = _HEADERS[length] if length < CACHED_HEADERS else text_header(length)
-            self._outbox += (header, frame)
-            self._bytes += length
+        headers = map(_HEADERS.__getitem__, map(len, frames))
+        self._outbox.extend(chain.from_iterable(zip(headers, frames, strict=True)))
+        self._bytes += sum(map(len, frames))
         if self._bytes > FULL:
             self._flush()
 
@@ -160,7 +159,14 @@ def text_header(length: int) -> bytes:
     return b"\x81\x7f" + length.to_bytes(8)
 
 
-_HEADERS: Final = tuple(map(text_header, range(CACHED_HEADERS)))
+class _Headers(dict[int, bytes]):
+    """Headers by the frame's length."""
+
+    def __missing__(self, length: int) -> bytes:
+        return text_header(length)
+
+
+_HEADERS: Final = _Headers({length: text_header(length) for length in range(SHORT)})
 
 
 def _nothing() -> None:

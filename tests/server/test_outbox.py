@@ -113,4 +113,3 @@ async def test_there_is_room_until_the_transport_pauses():
     assert len(texts) == posted + 1
     assert told == [True, True]
     assert posted * 1000 < 16 * FULL  # bounded by the buffers of both ends
-
