@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -73,7 +73,7 @@ class AttemptFailed(Exception):
 
 
 class StepRun:
-    """One step on its way; ``run`` is a child of the task's TaskGroup.
+    """One step on its way; ``run`` is part of one of its task's branches.
 
     Cancelling ``run`` cancels the agent at its next ``await`` and writes nothing: whether the
     step is cancelled or only given up by this worker is for the runner to say.
@@ -168,8 +168,8 @@ class StepRun:
     async def _call(self, context: StepContext) -> Any:
         arguments = self._agent.arguments(self._task.params)
         running = self._agent.run(self.step, context, **arguments)
-        if isinstance(running, AsyncIterator):
-            async with aclosing(running) as pieces:  # type: ignore[type-var]
+        if hasattr(running, "__aiter__"):
+            async with aclosing(running) as pieces:
                 async for piece in pieces:
                     self._write(context.attempt, piece)
                     if self._journal.is_full:
@@ -187,14 +187,15 @@ class StepRun:
             raise AttemptFailed(f"the agent yielded {kind}; expected str", permanent=True)
         if not piece:
             return
-        try:
-            piece.encode()
-        except UnicodeEncodeError as error:
-            message = f"the agent's text is not Unicode: {error}"
-            raise AttemptFailed(message, permanent=True) from error
+        if not piece.isascii():
+            try:
+                piece.encode()
+            except UnicodeEncodeError as error:
+                message = f"the agent's text is not Unicode: {error}"
+                raise AttemptFailed(message, permanent=True) from error
         limits = self._task.limits
         room = min(limits.step - self._offset, limits.task - self._journal.written)
-        kept = piece[: max(room, 0)]
+        kept = piece if len(piece) <= room else piece[: max(room, 0)]
         if kept:
             self._journal.write(self.step.step_id, attempt, self._offset, kept)
             self._offset += len(kept)
