@@ -20,14 +20,15 @@ from agentsrv.store import base
 from agentsrv.store.base import Append, Created, Head, Lease, NewTask, Page, Row
 
 APPLICATION: Final = 0x61677376  # marks the file as ours: "agsv"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 WAL_LIMIT: Final = 64 << 20  # bytes that the write-ahead log is cut back to after a checkpoint
 
 # A task is ready (to be claimed) from its queueing to its claim: ready > 0 is its place in the
 # queue, 0 says that it lost its worker and goes first.
 #
-# A row of event holds what one append wrote: the encoded events, a line each, and the number of
-# the last. One row for a dozen events costs little more than a row for each of them would.
+# A row of event holds what one append wrote: the encoded events, a line each, in the place of the
+# last of them. A place is the task's id and the event's number in one integer, so that there is
+# one tree, which holds each log in order and grows at its end.
 SCHEMA: Final = """
 CREATE TABLE task (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -52,13 +53,29 @@ CREATE INDEX task_ended ON task (ended_at) WHERE ended_at IS NOT NULL;
 CREATE INDEX task_owner ON task (owner, status, id);
 CREATE UNIQUE INDEX task_key ON task (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE TABLE event (
-    task INTEGER NOT NULL,
-    seq INTEGER NOT NULL,
-    body BLOB NOT NULL,
-    UNIQUE (task, seq)
+    place INTEGER PRIMARY KEY,
+    body BLOB NOT NULL
 ) STRICT;
 """
+SEQ_BITS: Final = 32  # of a place; those before them are the task's id
+MIGRATIONS: Final = {
+    1: """
+CREATE TABLE event2 (
+    place INTEGER PRIMARY KEY,
+    body BLOB NOT NULL
+) STRICT;
+INSERT INTO event2 SELECT task << 32 | seq, body FROM event ORDER BY task, seq;
+DROP TABLE event;
+ALTER TABLE event2 RENAME TO event;
+""",
+}
+"""What makes the next version's schema of each one's."""
 HEAD: Final = "task_id, owner, status, seq, epoch"
+LOG: Final = (
+    f"(SELECT id << {SEQ_BITS} AS first, (id + 1 << {SEQ_BITS}) - 1 AS last"
+    " FROM task WHERE task_id = ?)"
+)
+"""The places between which a task's log is."""
 
 
 class SqliteLog:
@@ -70,7 +87,7 @@ class SqliteLog:
         self._next_ready = 1
         self._durable_ready = 1
         """Up to here places in the queue are committed: nobody works on what may not have been."""
-        self._rows: list[tuple[int, int, bytes]] = []
+        self._rows: list[tuple[int, bytes]] = []
         self._ready_changed = False
         self._lock: IO[bytes] | None = None
         self._db: sqlite3.Connection
@@ -117,7 +134,7 @@ class SqliteLog:
         is_empty = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if application != APPLICATION and not is_empty:
             raise ConfigurationError("it is another program's database")
-        if not is_empty and version != SCHEMA_VERSION:
+        if not is_empty and version != SCHEMA_VERSION and version not in MIGRATIONS:
             raise ConfigurationError(f"its schema is {version}; expected {SCHEMA_VERSION}")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
@@ -127,6 +144,11 @@ class SqliteLog:
                 f"BEGIN;{SCHEMA}PRAGMA application_id={APPLICATION};"
                 f"PRAGMA user_version={SCHEMA_VERSION};COMMIT"
             )
+        else:
+            for old in range(version, SCHEMA_VERSION):
+                self._db.executescript(
+                    f"BEGIN;{MIGRATIONS[old]}PRAGMA user_version={old + 1};COMMIT"
+                )
         self._db.execute(
             "UPDATE task SET node = NULL, ready = 0, losses = losses + 1 WHERE node IS NOT NULL"
         )
@@ -137,7 +159,7 @@ class SqliteLog:
     def flush(self) -> None:
         """Write what was gathered for the transaction; quick, because nothing is synced yet."""
         if self._rows:
-            self._db.executemany("INSERT INTO event VALUES (?, ?, ?)", self._rows)
+            self._db.executemany("INSERT INTO event VALUES (?, ?)", self._rows)
             self._rows.clear()
 
     def commit(self) -> None:
@@ -185,7 +207,7 @@ class SqliteLog:
             ),
         ).fetchone()
         assert row is not None
-        self._rows.append((row[0], seq, b"\n".join(task.events)))
+        self._gather(row[0], seq, task.events)
         self.queued += ready is not None
         return Created(Head(task.task_id, task.owner, task.status, seq, 0), replayed=False)
 
@@ -214,8 +236,8 @@ class SqliteLog:
         """See ``Store.read``."""
         self.flush()
         rows = self._db.execute(
-            "SELECT seq, body FROM event WHERE task = (SELECT id FROM task WHERE task_id = ?)"
-            " AND seq > ? ORDER BY seq",
+            f"SELECT place - first, body FROM event, {LOG}"
+            " WHERE place > first + ? AND place <= last ORDER BY place",
             (task_id, after),
         )
         found: list[bytes] = []
@@ -282,8 +304,7 @@ class SqliteLog:
             ).fetchone()
         if row is None:
             raise base.fenced(append, self.head(append.task_id))
-        if append.events:
-            self._rows.append((row[0], seq, b"\n".join(append.events)))
+        self._gather(row[0], seq, append.events)
 
     def claim(self, node: str, limit: int) -> Sequence[Lease]:
         """See ``Store.claim``."""
@@ -328,7 +349,11 @@ class SqliteLog:
             "SELECT id FROM task WHERE ended_at < ? ORDER BY ended_at LIMIT ?", (before, limit)
         ).fetchall()
         self._begin()
-        self._db.executemany("DELETE FROM event WHERE task = ?", rows)
+        self._db.executemany(
+            f"DELETE FROM event WHERE place BETWEEN ?1 << {SEQ_BITS}"
+            f" AND (?1 + 1 << {SEQ_BITS}) - 1",
+            rows,
+        )
         self._db.executemany("DELETE FROM task WHERE id = ?", rows)
         return len(rows)
 
@@ -336,6 +361,11 @@ class SqliteLog:
         """Whether tasks became ready to be claimed since this was asked last."""
         changed, self._ready_changed = self._ready_changed, False
         return changed
+
+    def _gather(self, task: int, seq: int, events: Sequence[bytes]) -> None:
+        """Let the next ``flush`` write events of which ``seq`` is the last one's number."""
+        if events:
+            self._rows.append((task << SEQ_BITS | seq, b"\n".join(events)))
 
     def _replayed(self, task: NewTask) -> Head | None:
         """The task that the idempotency key stands for."""

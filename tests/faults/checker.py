@@ -16,6 +16,7 @@ from agentsrv.errors import AgentsrvError
 from agentsrv.models import events as e
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.logs import SNAPSHOT_FROM
+from agentsrv.store.sqlite_log import SEQ_BITS
 from tests.faults import busy_app
 
 
@@ -48,8 +49,9 @@ def read_store(path: Path) -> dict[str, Stored]:
     db = sqlite3.connect(path)
     try:
         logs: dict[int, list[bytes]] = defaultdict(list)
-        for number, body in db.execute("SELECT task, body FROM event ORDER BY task, seq"):
-            logs[number].append(body)
+        rows = db.execute("SELECT place, body FROM event ORDER BY place")
+        for place, body in rows:
+            logs[place >> SEQ_BITS] += body.split(b"\n")
         rows = db.execute("SELECT id, task_id, status, seq, user_input, state FROM task")
         return {
             task_id: Stored(task_id, status, seq, user_input, state, logs.get(number, []))
@@ -74,7 +76,9 @@ def is_intact(path: Path) -> bool:
     db = sqlite3.connect(path)
     try:
         verdict = db.execute("PRAGMA integrity_check").fetchall()
-        orphans = db.execute("SELECT count(*) FROM event WHERE task NOT IN (SELECT id FROM task)")
+        orphans = db.execute(
+            f"SELECT count(*) FROM event WHERE place >> {SEQ_BITS} NOT IN (SELECT id FROM task)"  # noqa: S608
+        )
         return verdict == [("ok",)] and orphans.fetchone() == (0,)
     finally:
         db.close()

@@ -115,8 +115,8 @@ def fill_log(folder: Path, into: Path) -> None:
         db.execute("PRAGMA wal_autocheckpoint=0")
         while not log.exists() or log.stat().st_size < (CHECKPOINT - 10) * FRAME:
             db.execute("UPDATE task SET created_at = created_at + 1")
-            db.execute("INSERT INTO event SELECT -task, seq, body FROM event")
-            db.execute("DELETE FROM event WHERE task < 0")
+            db.execute("INSERT INTO event SELECT -place, body FROM event")
+            db.execute("DELETE FROM event WHERE place < 0")
         for name in (path, log):  # before it is closed, which would checkpoint
             shutil.copy(name, into)
     finally:

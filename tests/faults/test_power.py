@@ -84,10 +84,13 @@ async def record_life(
     require_strace()
     folder, into = tmp_path / "store", tmp_path / "record"
     folder.mkdir()
+    environment = {"AGENTSRV_LOOP": "asyncio"}  # which writes to sockets by sendto, as recorded
+    if synchronous is not None:
+        environment[SYNCHRONOUS] = synchronous
     server = ServerProcess(
         folder,
         APPLICATION,
-        environment={} if synchronous is None else {SYNCHRONOUS: synchronous},
+        environment=environment,
         tracer=record(CALLS, into),
     )
     load = Load(server.url, quota=tasks, connections=3, window=4)

@@ -3,7 +3,7 @@ import sqlite3
 import pytest
 
 from agentsrv.errors import ConfigurationError, Overloaded
-from agentsrv.store.sqlite_log import SCHEMA_VERSION, SqliteLog
+from agentsrv.store.sqlite_log import LOG, SCHEMA_VERSION, SEQ_BITS, SqliteLog
 from tests.store.tasks import COMPLETED, NOW, QUEUED, RUNNING, following, new_task, numbers
 
 
@@ -204,10 +204,48 @@ def test_a_purge_leaves_no_events(log):
     log.commit()
     assert log.purge(NOW + 1, 9) == 2
     log.commit()
-    rows = log._db.execute("SELECT task, seq FROM event ORDER BY seq").fetchall()
-    assert [seq for _, seq in rows] == [2, 5]  # one for each append
-    assert len({task for task, _ in rows}) == 1
+    rows = log._db.execute("SELECT place FROM event ORDER BY place").fetchall()
+    assert rows == [(2 << SEQ_BITS | 2,), (2 << SEQ_BITS | 5,)]  # one for each append
     assert log.read("t1", 0, 9) == numbers(1, 5)
+
+
+def test_a_log_is_read_without_a_look_at_others(log):
+    """By the primary key, from both ends."""
+    sql = f"SELECT body FROM event, {LOG} WHERE place > first + ? AND place <= last"  # noqa: S608
+    plan = str(log._db.execute(f"EXPLAIN QUERY PLAN {sql}", ("t1", 0)).fetchall())
+    assert "SEARCH event USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)" in plan
+    assert "SCAN event" not in plan
+
+
+def test_a_file_of_the_first_version_is_taken_over(path):
+    """With a row for each event it was, and its logs can be read and go on."""
+    open_and_close(path)
+    database(
+        path,
+        """
+        DROP TABLE event;
+        CREATE TABLE event (task INTEGER NOT NULL, seq INTEGER NOT NULL, body BLOB NOT NULL,
+            UNIQUE (task, seq)) STRICT;
+        INSERT INTO task (task_id, owner, status, seq, user_input, created_at, spec)
+            VALUES ('t1', 'ann', 'pending', 2, 'x', 1, x'7b7d'),
+                   ('t2', 'ann', 'pending', 1, 'x', 1, x'7b7d');
+        INSERT INTO event VALUES (2, 1, x'31'), (1, 1, x'31'), (1, 2, x'32');
+        PRAGMA user_version=1;
+        """,
+    )
+    log = SqliteLog(path, 2)
+    log.open()
+    try:
+        assert log.read("t1", 0, 9) == numbers(1, 2)
+        assert log.read("t2", 0, 9) == numbers(1, 1)
+        head = log.head("t1")
+        assert head is not None
+        log.append(following(head, count=3))
+        log.commit()
+        assert log.read("t1", 1, 9) == numbers(2, 5)
+        assert log._db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    finally:
+        log.close()
 
 
 @pytest.mark.parametrize("query", ["ready", "node", "owner"])
