@@ -14,7 +14,7 @@ import orjson
 import typer
 
 from agentsrv.app import VERSION, knowledge_index
-from agentsrv.cli import running, serving
+from agentsrv.cli import reloading, running, serving
 from agentsrv.cli.exits import Exit, leave, say
 from agentsrv.cli.options import make_settings, takes_settings
 from agentsrv.cli.render import Printer, as_json, shorten
@@ -63,6 +63,10 @@ def serve(
         str | None,
         typer.Argument(metavar="MODULE:APP", help="An App of yours; else the built-in agents."),
     ] = None,
+    *,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Start again when a Python file here changes.")
+    ] = False,
     **given: Any,
 ) -> None:
     """Serve agents until SIGTERM or Ctrl-C.
@@ -71,6 +75,9 @@ def serve(
     the command line counts most, then the environment, .env and agentsrv.toml.
     """
     settings = make_settings(**given)
+    if reload:
+        rest = [argument for argument in sys.argv[1:] if argument != "--reload"]
+        raise typer.Exit(reloading.serve_reloading(rest))
     raise typer.Exit(serving.serve(serving.load_app(target), settings))
 
 
