@@ -56,9 +56,8 @@ class Connection:
         self._under_way: set[asyncio.Task[None]] = set()
         socket.on_room = self._subscriber.resume
 
-    async def run(self, hello: bytes) -> None:
+    async def run(self) -> None:
         """Serve the client until either side closes."""
-        self._socket.post([hello])
         try:
             await self._receive()
             await self._settle(0)

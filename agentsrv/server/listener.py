@@ -108,8 +108,10 @@ class Listener:
             max_subscriptions=self._settings.max_subscriptions,
         )
         self._sockets.add(socket)
+        socket.forget_handshake()
+        socket.post([self._hello(socket)])
         try:
-            await connection.run(self._hello(socket))
+            await connection.run()
         finally:
             self._sockets.discard(socket)
 
@@ -131,7 +133,9 @@ class Listener:
 
 
 def _factory(stall_timeout: float) -> Any:
-    return type("Connection", (OutboxConnection,), {"stall_timeout": stall_timeout})
+    return type(
+        "Connection", (OutboxConnection,), {"__slots__": (), "stall_timeout": stall_timeout}
+    )
 
 
 def _select_subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
