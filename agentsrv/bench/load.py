@@ -11,7 +11,7 @@ from typing import Final
 
 from agentsrv.bench.machine import HAS_PROC, cpu_seconds
 from agentsrv.bench.target import Target
-from agentsrv.bench.wire import EVENT, Refused, Stream, create
+from agentsrv.bench.wire import EVENT, Refused, Stream, create, patience
 
 INSTANT: Final = create()
 MARK: Final = EVENT + b"task_"
@@ -68,7 +68,8 @@ class Runner(Stream):
             Refused: A task failed or was refused, or the server went away.
         """
         self._start(min(self._width, self._total))
-        await self.wait()
+        async with patience(f"the end of {self._total} tasks"):
+            await self.wait()
 
     def received(self, data: bytes) -> None:
         """Count the events; note when tasks begin and end, and start as many anew."""

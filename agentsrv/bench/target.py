@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Final
 
 from agentsrv.app import SQLITE
+from agentsrv.bench.app import app
+from agentsrv.client import Client
 from agentsrv.errors import ConfigurationError
 
+AGENTS: Final = {agent["name"] for agent in app.registry.described()}
 MEMORY: Final = "memory:"
 LOOK_AGAIN: Final = 0.002  # seconds between two looks at whether the server listens
 STARTS_WITHIN: Final = 60.0  # seconds
@@ -46,7 +49,19 @@ class Remote:
 
     @asynccontextmanager
     async def server(self) -> AsyncIterator[Target]:
-        """The server."""
+        """The server.
+
+        Raises:
+            ConfigurationError: It serves another application.
+            NoServer: Nobody answers.
+        """
+        async with Client(self.url) as client:
+            found = {agent["name"] for agent in await client.agents()}
+        if not found >= AGENTS:
+            raise ConfigurationError(
+                f"the server at {self.url} has other agents; expected one that was started with "
+                "agentsrv serve agentsrv.bench.app"
+            )
         yield Target(self.url)
 
 

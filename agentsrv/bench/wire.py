@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final, Self
 from urllib.parse import urlsplit
 
@@ -20,7 +22,7 @@ from agentsrv.errors import AgentsrvError
 EVENT: Final = b'"event_type":"'
 """Stands once in each event's frame."""
 REPLY: Final = b'"type":"reply"'
-PATIENCE: Final = 120.0  # seconds without what is waited for, after which a server is stuck
+PATIENCE: Final = 300.0  # seconds after which a server that does not answer is stuck
 SHOWN: Final = 300  # bytes of a refusal that are told
 PING: Final = b"\x89"  # the first byte of a ping; on an idle connection it comes alone
 SHORT: Final = 126  # bytes from which on a frame's length takes two more
@@ -64,7 +66,8 @@ class Stream(asyncio.Protocol):
         except OSError as error:
             raise NoServer(f"no server at {url}: {error}") from None
         self._transport.write(self.greeting(parts.path or "/", parts.netloc))
-        await self.wait()
+        async with patience(f"an answer to the handshake at {url}"):
+            await self.wait()
         return self
 
     def greeting(self, path: str, host: str) -> bytes:
@@ -90,13 +93,9 @@ class Stream(asyncio.Protocol):
         """Wait until ``wake`` is called; a call that came before counts.
 
         Raises:
-            Refused: A command was refused, the connection was lost, or nothing came in time.
+            Refused: A command was refused, or the connection was lost.
         """
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await self._waiter
-        except TimeoutError:
-            raise Refused(f"nothing came for {PATIENCE:g} s") from None
+        await self._waiter
         self._waiter = self._loop.create_future()
         if self._fault is not None:
             raise self._fault
@@ -153,15 +152,16 @@ class Finder(Stream):
         """Wait for ``mark``; return it with ``length`` bytes behind it, and drop what was before.
 
         Raises:
-            Refused: See ``Stream.wait``.
+            Refused: See ``Stream.wait``; or it did not come in time.
         """
-        while True:
-            start = self._buffer.find(mark)
-            end = start + len(mark) + length
-            if start >= 0 and len(self._buffer) >= end:
-                found, self._buffer = self._buffer[start:end], self._buffer[end:]
-                return found
-            await self.wait()
+        async with patience(mark.decode()):
+            while True:
+                start = self._buffer.find(mark)
+                end = start + len(mark) + length
+                if start >= 0 and len(self._buffer) >= end:
+                    found, self._buffer = self._buffer[start:end], self._buffer[end:]
+                    return found
+                await self.wait()
 
     async def ask(self, command: bytes) -> None:
         """Send a command and wait for its reply."""
@@ -188,11 +188,12 @@ class Counter(Stream):
         """Wait until ``count`` marks have come, from the connection's beginning on.
 
         Raises:
-            Refused: See ``Stream.wait``.
+            Refused: See ``Stream.wait``; or it did not come in time.
         """
         self._wanted = count
-        while self.count < count:
-            await self.wait()
+        async with patience(f"{count} times {self._mark.decode()}"):
+            while self.count < count:
+                await self.wait()
 
     def received(self, data: bytes) -> None:
         """See ``Stream``."""
@@ -202,6 +203,20 @@ class Counter(Stream):
         self._buffer = data[-(len(self._mark) - 1) :]
         if self.count >= self._wanted:
             self.wake()
+
+
+@asynccontextmanager
+async def patience(wanted: str) -> AsyncIterator[None]:
+    """Let the block wait for what is ``wanted`` for ``PATIENCE`` seconds.
+
+    Raises:
+        Refused: It took longer.
+    """
+    try:
+        async with asyncio.timeout(PATIENCE):
+            yield
+    except TimeoutError:
+        raise Refused(f"{wanted} did not come within {PATIENCE:g} s") from None
 
 
 def text_frame(payload: bytes) -> bytes:
