@@ -178,8 +178,9 @@ async def streams(bench: Bench) -> None:
         return Runner(width, total, create("ticker", events=sizes.streamed))
 
     async def pour(target: Target) -> Load:
+        connections = min(STREAM_CONNECTIONS, sizes.streams)
         return await load.run(
-            target, sizes.streams, sizes.streams, connections=STREAM_CONNECTIONS, make=pouring
+            target, sizes.streams, sizes.streams, connections=connections, make=pouring
         )
 
     rates, lags = [], []

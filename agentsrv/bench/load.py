@@ -82,7 +82,7 @@ class Runner(Stream):
             ended += self._note(name, rest[:16], now)
         # What may be the beginning of a mark is looked at again with what follows it.
         keep = start if start >= 0 else max(position, len(data) - len(MARK) + 1)
-        self.events += data.count(EVENT, 0, keep)
+        self.events += data.count(EVENT, 0, keep + len(EVENT) - 1)  # those that begin before it
         self._buffer = data[keep:]
         if ended:
             self._start(min(ended, self._left))
@@ -132,21 +132,22 @@ async def run(
         Refused: A task failed or was refused, or the server went away.
     """
     runners = [make(-(-width // connections), -(-total // connections)) for _ in range(connections)]
-    await asyncio.gather(*(runner.open(target.url) for runner in runners))
-    observed = target.pid if HAS_PROC else None
-    before = cpu_seconds(observed) if observed else 0.0
-    client, started = time.process_time(), time.perf_counter()
-    await asyncio.gather(*(runner.run() for runner in runners))
-    seconds = time.perf_counter() - started
-    load = Load(
-        tasks=sum(len(runner.last) for runner in runners),
-        events=sum(runner.events for runner in runners),
-        seconds=seconds,
-        first=[value for runner in runners for value in runner.first],
-        last=[value for runner in runners for value in runner.last],
-        client_share=(time.process_time() - client) / seconds,
-        server_seconds=cpu_seconds(observed) - before if observed else None,
-    )
-    for runner in runners:
-        runner.close()
-    return load
+    try:
+        await asyncio.gather(*(runner.open(target.url) for runner in runners))
+        observed = target.pid if HAS_PROC else None
+        before = cpu_seconds(observed) if observed else 0.0
+        client, started = time.process_time(), time.perf_counter()
+        await asyncio.gather(*(runner.run() for runner in runners))
+        seconds = time.perf_counter() - started
+        return Load(
+            tasks=sum(len(runner.last) for runner in runners),
+            events=sum(runner.events for runner in runners),
+            seconds=seconds,
+            first=[value for runner in runners for value in runner.first],
+            last=[value for runner in runners for value in runner.last],
+            client_share=(time.process_time() - client) / seconds,
+            server_seconds=cpu_seconds(observed) - before if observed else None,
+        )
+    finally:
+        for runner in runners:
+            runner.close()

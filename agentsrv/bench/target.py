@@ -77,20 +77,21 @@ class Own:
     """
 
     def __init__(self, store: str | None = None) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="agentsrv-bench-")
-        self.folder = Path(self._scratch.name)
-        self.store = store or f"{SQLITE}{self.folder / 'bench.db'}"
         self.file: Path | None = None
         """The store's file; ``None`` for a store without one."""
-        if self.store.startswith(SQLITE):
-            self.file = Path(self.store.removeprefix(SQLITE)).absolute()
-            self.store = f"{SQLITE}{self.file}"
+        if store is not None and store.startswith(SQLITE):
+            self.file = Path(store.removeprefix(SQLITE)).absolute()
             if self.file.exists():
                 raise ConfigurationError(
                     f"{self.file} exists; expected a file that the bench may fill and remove"
                 )
-        elif self.store != MEMORY:
+        elif store not in (None, MEMORY):
             raise ConfigurationError(f"store is {store!r}; expected sqlite:///FILE or memory:")
+        self._scratch = tempfile.TemporaryDirectory(prefix="agentsrv-bench-")
+        self.folder = Path(self._scratch.name)
+        if store is None:
+            self.file = self.folder / "bench.db"
+        self.store = MEMORY if self.file is None else f"{SQLITE}{self.file}"
 
     @asynccontextmanager
     async def server(self) -> AsyncIterator[Target]:

@@ -83,8 +83,9 @@ class Stream(asyncio.Protocol):
         self._transport.write(b"".join(map(text_frame, commands)))
 
     def close(self) -> None:
-        """Go, without a closing handshake."""
-        self._transport.abort()
+        """Go, without a closing handshake; without effect where there is no connection."""
+        if hasattr(self, "_transport"):
+            self._transport.abort()
 
     def received(self, data: bytes) -> None:
         """Take a part of the stream; by default forget it."""
@@ -119,7 +120,7 @@ class Stream(asyncio.Protocol):
         """See ``asyncio.Protocol``."""
         if not self._opened:
             data = self._shake_hands(data)
-        if data[:1] == PING:
+        if data[:1] == PING and data[1:2] == bytes((len(data) - 2 & 0x7F,)):
             self._transport.write(_pong(data))
         if _REFUSAL in data:
             start = data.index(_REFUSAL)
@@ -244,8 +245,7 @@ def command(name: str, **fields: object) -> bytes:
 
 
 def _pong(ping: bytes) -> bytes:
-    payload = ping[2 : 2 + ping[1]]
-    return bytes((0x8A, 0x80 | len(payload))) + b"\0\0\0\0" + payload
+    return bytes((0x8A, 0x80 | ping[1])) + b"\0\0\0\0" + ping[2:]
 
 
 def _message(refusal: bytes) -> str:
