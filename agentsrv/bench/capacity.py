@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from agentsrv.bench import load
-from agentsrv.bench.latency import FOREVER, PROGRESS
+from agentsrv.bench.latency import FOREVER
 from agentsrv.bench.load import Load, Runner
 from agentsrv.bench.machine import HAS_PROC, allow_connections, cpu_seconds, resident
 from agentsrv.bench.sizes import Bench, NotHere
 from agentsrv.bench.target import Target
-from agentsrv.bench.wire import REPLY, Counter, Finder, Stream, command, create
+from agentsrv.bench.wire import PROGRESS, Counter, Finder, Stream, command, create
 
 AT_ONCE: Final = 100  # handshakes under way
 SETTLE: Final = 0.5  # seconds for what a server does behind the last answer
@@ -150,10 +150,8 @@ async def followed(target: Target, count: int, events: int) -> tuple[float, floa
     """Seconds until ``count`` subscribers have a task's events, and those the server computed."""
     owner = await Finder.connect(target.url)
     fields = {"agent": "ticker", "params": {"events": events}}
-    owner.send(command("create", task_description="measure", **fields))
-    await owner.find(REPLY)
-    mark = b'"task_id":"'
-    task_id = (await owner.find(mark, 16))[len(mark) :].decode()
+    await owner.ask(command("create", task_description="measure", **fields))
+    task_id = await owner.task_id()
     readers = [await Counter(PROGRESS).open(target.url) for _ in range(count)]
     for reader in readers:
         reader.send(command("subscribe", task_id=task_id))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
+from typing import Final
 
 from agentsrv.bench import load, machine
 from agentsrv.bench.app import AGENT_SLEEPS, PLANNER_SLEEP, SLEEPY
 from agentsrv.bench.load import Load, Runner
 from agentsrv.bench.sizes import Bench
 from agentsrv.bench.target import Own, Target
-from agentsrv.bench.wire import EVENT, REPLY, Counter, Finder, command, create
+from agentsrv.bench.wire import EVENT, PROGRESS, Counter, Finder, command, create
 
-TASK_ID: int = 16  # bytes of an id
-PROGRESS = EVENT + b"step_progress"
-FOREVER = 86_400.0  # seconds
-TICK = 1.0  # seconds between two events of a task that runs beside a cancel
+FOREVER: Final = 86_400.0  # seconds
+TICK: Final = 1.0  # seconds between two events of a task that runs beside a cancel
 
 
 async def throughput(bench: Bench) -> None:
@@ -56,10 +55,9 @@ async def commits(target: Target, count: int) -> list[float]:
     times, tasks = [], []
     for _ in range(count):
         before = time.perf_counter()
-        client.send(command("create", task_description="measure"))
-        await client.find(REPLY)
+        await client.ask(command("create", task_description="measure"))
         times.append(time.perf_counter() - before)
-        tasks.append(await _task_id(client, b""))
+        tasks.append(await client.task_id())
     for task_id in tasks:
         await client.ask(command("cancel", task_id=task_id))
     client.close()
@@ -104,7 +102,7 @@ async def cancels(target: Target, count: int, running: int) -> list[float]:
     times = []
     for _ in range(count):
         client.send(create("ticker", events=2, pause=FOREVER))
-        task_id = await _task_id(client, PROGRESS + b'",')
+        task_id = await client.task_id(PROGRESS + b'",')
         before = time.perf_counter()
         client.send(command("cancel", task_id=task_id))
         await client.find(EVENT + b"task_cancelled")
@@ -112,8 +110,3 @@ async def cancels(target: Target, count: int, running: int) -> list[float]:
     client.close()
     beside.close()
     return times
-
-
-async def _task_id(client: Finder, behind: bytes) -> str:
-    mark = behind + b'"task_id":"'
-    return (await client.find(mark, TASK_ID))[len(mark) :].decode()

@@ -21,8 +21,10 @@ from agentsrv.errors import AgentsrvError
 
 EVENT: Final = b'"event_type":"'
 """Stands once in each event's frame."""
+PROGRESS: Final = EVENT + b"step_progress"
 REPLY: Final = b'"type":"reply"'
 PATIENCE: Final = 300.0  # seconds after which a server that does not answer is stuck
+TASK_ID: Final = 16  # bytes of a task's id
 SHOWN: Final = 300  # bytes of a refusal that are told
 PING: Final = b"\x89"  # the first byte of a ping; on an idle connection it comes alone
 SHORT: Final = 126  # bytes from which on a frame's length takes two more
@@ -163,6 +165,11 @@ class Finder(Stream):
                     found, self._buffer = self._buffer[start:end], self._buffer[end:]
                     return found
                 await self.wait()
+
+    async def task_id(self, behind: bytes = b"") -> str:
+        """Wait for the next task's id, right ``behind`` something if that is given."""
+        mark = behind + b'"task_id":"'
+        return (await self.find(mark, TASK_ID))[len(mark) :].decode()
 
     async def ask(self, command: bytes) -> None:
         """Send a command and wait for its reply."""

@@ -31,9 +31,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
     parser.add_argument("--quick", action="store_true", help="less of all; only to try it out")
     parser.add_argument("--json", type=Path, default=page.FIGURES, help="where the figures go")
+    parser.add_argument("--note", help="what a reader should know of this run")
     given = parser.parse_args()
     sizes = QUICK if given.quick else replace(FULL, stored=STORED)
     report = Report(lambda line: print(line, flush=True))
+    if given.note:
+        report.note(given.note)
     asyncio.run(measure(report, sizes))
     suite.write(report, given.json)
     if given.json == page.FIGURES:

@@ -11,6 +11,8 @@ from typing import Any
 
 import orjson
 
+from agentsrv.bench.app import EVENTS
+from agentsrv.bench.capacity import ACTIVE
 from agentsrv.bench.figures import Figure
 from agentsrv.bench.suite import PROBES
 from tests.bench.plots import Bars
@@ -20,7 +22,6 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 FIGURES = DOCS / "performance.json"
 PAGE = DOCS / "performance.md"
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
-CLIENT = ".client"  # a figure of the load client, told in a row of its own table
 
 
 class Found:
@@ -64,7 +65,7 @@ def main(figures: Path = FIGURES, page: Path = PAGE) -> None:
 
 def sections(found: Found) -> Iterator[str]:
     """The parts between the marks."""
-    machine = found.machine
+    machine, charts = found.machine, plots(found)
     yield (
         f"Measured on {machine['cores']} cores ({machine['machine']}, {machine['system']}), "
         f"{machine['implementation']} {machine['python']}, SQLite {machine['sqlite']}. Each figure "
@@ -72,10 +73,10 @@ def sections(found: Found) -> Iterator[str]:
     )
     yield "### Beside other servers"
     yield throughput(found)
-    yield "![Tasks per second beside a bare server](performance-ratio.svg)"
+    yield f"![{charts['ratio'].title}](performance-ratio.svg)"
     yield cancels(found)
-    yield "![Cancel to the client's event](performance-cancel.svg)"
     yield idle(found)
+    yield writes(found)
     for probe, function in PROBES.items():
         rows = [
             (figure.label, figure.told())
@@ -85,8 +86,8 @@ def sections(found: Found) -> Iterator[str]:
         if rows:
             yield f"### {probe}\n\n{(function.__doc__ or '').partition(chr(10))[0]}"
             yield table(("figure", "found"), rows)
-        if f"{probe}" in plots(found):
-            yield f"![{plots(found)[probe].title}](performance-{probe}.svg)"
+        if rows and probe in charts:
+            yield f"![{charts[probe].title}](performance-{probe}.svg)"
     if found.notes:
         yield "### Notes"
         yield "\n".join(f"- {note}" for note in found.notes)
@@ -103,12 +104,16 @@ def throughput(found: Found) -> str:
             found.told(f"yardstick.last.{width}.{name}.p50"),
             found.told(f"yardstick.last.{width}.{name}.p99"),
             found.told(f"yardstick.client.{width}.{name}"),
+            found.told(f"yardstick.cost.{width}.{name}"),
         )
         for width in found.sizes("yardstick.tasks.")
         for name in NAMES
         if found[f"yardstick.tasks.{width}.{name}"] is not None
     ]
-    head = ("server", "at a time", "tasks/s", "over bare", "p50, ms", "p99, ms", "client's core, %")
+    head = (
+        *("server", "at a time", "tasks/s", "over bare", "last event p50, ms", "p99, ms"),
+        *("client's share of a core, %", "server's µs for each task"),
+    )
     return table(head, rows)
 
 
@@ -138,6 +143,30 @@ def idle(found: Found) -> str:
         for name in ("bare", "memory")
     ]
     return table(("server", "idle connections", "KiB for each"), rows)
+
+
+def writes(found: Found) -> str:
+    """What an event costs behind its commit, beside the corked server's write."""
+    per_event = {
+        name: figure.median / EVENTS
+        for name in ("bare", "corked")
+        if (figure := found[f"yardstick.cost.{ACTIVE}.{name}"]) is not None
+    }
+    rates = {
+        name: figure.median * EVENTS
+        for name in ("bare", "corked")
+        if (figure := found[f"yardstick.tasks.{ACTIVE}.{name}"]) is not None
+    }
+    rows = [
+        (f"{name}, {ACTIVE} at a time", f"{per_event[name]:.1f}", f"{rates[name]:,.0f}")
+        for name in per_event
+    ]
+    subscriber, replay = found["subscribers.cost"], found["replay.events"]
+    if subscriber is not None:
+        rows.append(("agentsrv, a further subscriber", f"{subscriber.median:.1f}", "–"))
+    if replay is not None:
+        rows.append(("agentsrv, replay of a long log", "–", f"{replay.median:,.0f}"))
+    return table(("what is written", "server's µs for each event", "events/s"), rows)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
