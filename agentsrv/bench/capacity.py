@@ -11,7 +11,7 @@ from typing import Final
 from agentsrv.bench import load
 from agentsrv.bench.latency import FOREVER
 from agentsrv.bench.load import Load, Runner
-from agentsrv.bench.machine import HAS_PROC, allow_connections, cpu_seconds, resident
+from agentsrv.bench.machine import allow_connections, cpu_seconds, resident
 from agentsrv.bench.sizes import Bench, NotHere
 from agentsrv.bench.target import Target
 from agentsrv.bench.wire import PROGRESS, Counter, Finder, Stream, command, create
@@ -47,7 +47,6 @@ async def idle(bench: Bench) -> None:
             )
         without: list[Load] = []
         beside: list[Load] = []
-        memory = []
         total = bench.sizes.widths.get(ACTIVE, 500)
         async with bench.place.server() as target:
             await load.run(target, ACTIVE, total)
@@ -55,12 +54,11 @@ async def idle(bench: Bench) -> None:
                 without.append(await load.run(target, ACTIVE, total))
                 async with crowd(target, count):
                     beside.append(await load.run(target, ACTIVE, total))
-        async with bench.place.server() as target:
-            if HAS_PROC and target.pid is not None:
-                memory.append(await idle_memory(target, count))
         key = f"idle.{wanted}"
-        if memory:
-            bench.report.add(f"{key}.memory", f"each of {count} connections, KiB", memory)
+        if target.pid is not None:
+            async with bench.place.server() as target:
+                memory = await idle_memory(target, count)
+            bench.report.add(f"{key}.memory", f"each of {count} connections, KiB", [memory])
         for name, runs in (("without", without), ("with", beside)):
             bench.report.add(
                 f"{key}.{name}",
@@ -97,11 +95,10 @@ async def crowd(target: Target, count: int) -> AsyncIterator[None]:
 
 async def tasks(bench: Bench) -> None:
     """What the server's memory grows by with each task."""
-    if not HAS_PROC:
-        raise NotHere("left out: this system does not tell what a process takes")
     sizes = bench.sizes
     async with bench.own.server() as target:
-        assert target.pid is not None
+        if target.pid is None:
+            raise NotHere("left out: this system does not tell what a process takes")
         await load.run(target, ACTIVE, sizes.finished_tasks)  # what is made once is made now
         finished = []
         for _ in range(sizes.rounds):
@@ -137,7 +134,7 @@ async def subscribers(bench: Bench) -> None:
                 f"subscribers.{count}.events", f"{count} subscribers: events delivered/s", rates
             )
     few, many = sizes.subscribers[0], sizes.subscribers[-1]
-    if HAS_PROC and target.pid is not None:
+    if target.pid is not None:
         pairs = zip(costs[few], costs[many], strict=True)
         bench.report.add(
             "subscribers.cost",
@@ -156,13 +153,12 @@ async def followed(target: Target, count: int, events: int) -> tuple[float, floa
     for reader in readers:
         reader.send(command("subscribe", task_id=task_id))
     await asyncio.sleep(SETTLE)
-    seen = target.pid if HAS_PROC else None
-    computed = cpu_seconds(seen) if seen else 0.0
+    computed = cpu_seconds(target.pid) if target.pid else 0.0
     before = time.perf_counter()
     owner.send(command("execute", task_id=task_id, subscribe=False))
     await asyncio.gather(*(reader.until(events) for reader in readers))
     seconds = time.perf_counter() - before
-    computed = cpu_seconds(seen) - computed if seen else 0.0
+    computed = cpu_seconds(target.pid) - computed if target.pid else 0.0
     for client in (owner, *readers):
         client.close()
     return seconds, computed

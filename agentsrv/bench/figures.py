@@ -28,19 +28,19 @@ class Figure:
         return statistics.median(self.values)
 
     def as_json(self) -> dict[str, Any]:
-        """The figure as a JSON object."""
+        """The figure as a JSON object, to four digits."""
         return {
             "key": self.key,
             "label": self.label,
-            "median": self.median,
-            "low": min(self.values),
-            "high": max(self.values),
-            "values": list(self.values),
+            "median": _rounded(self.median),
+            "low": _rounded(min(self.values)),
+            "high": _rounded(max(self.values)),
+            "values": list(map(_rounded, self.values)),
         }
 
     @classmethod
     def of_json(cls, value: dict[str, Any]) -> Figure:
-        """The reverse of ``as_json``."""
+        """The reverse of ``as_json``, but for the digits that mean nothing."""
         return cls(value["key"], value["label"], tuple(value["values"]))
 
     def told(self) -> str:
@@ -87,6 +87,10 @@ def percentile(values: Sequence[float], share: float) -> float:
     """The value below which ``share`` of the values are; not a number where there are none."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else math.nan
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def _number(value: float) -> str:

@@ -11,7 +11,7 @@ from typing import Final
 from agentsrv.bench import load
 from agentsrv.bench.app import EVENTS, MESSAGE
 from agentsrv.bench.capacity import ACTIVE, MIB
-from agentsrv.bench.machine import HAS_PROC, resident
+from agentsrv.bench.machine import resident
 from agentsrv.bench.sizes import Bench
 from agentsrv.bench.wire import Counter, command
 from agentsrv.models import events as e
@@ -47,7 +47,6 @@ async def replay(bench: Bench) -> None:
     async with bench.own.server() as target:
         for _ in range(bench.sizes.rounds):
             client = await Counter().open(target.url)
-            assert target.pid is not None
             watch = asyncio.create_task(_peak(target.pid))
             before = time.perf_counter()
             client.send(command("subscribe", task_id=task_id))
@@ -57,7 +56,7 @@ async def replay(bench: Bench) -> None:
             growths.append(await watch / MIB)
             client.close()
     bench.report.add("replay.events", f"{count:,} events of one task: events/s", rates)
-    if HAS_PROC:
+    if target.pid is not None:
         bench.report.add("replay.memory", "growth of the server meanwhile, MiB", growths)
 
 
@@ -120,9 +119,9 @@ def _encoded(task_id: str, seq: int, event: e.Event) -> bytes:
     return e.encode(event, task_id, seq, e.format_timestamp(time.time()))
 
 
-async def _peak(pid: int) -> float:
+async def _peak(pid: int | None) -> float:
     """Bytes by which the process grew, at most, until this is cancelled."""
-    if not HAS_PROC:
+    if pid is None:
         return 0.0
     before = peak = resident(pid)
     with suppress(asyncio.CancelledError):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from agentsrv.bench.machine import HAS_PROC, cpu_seconds
+from agentsrv.bench.machine import cpu_seconds
 from agentsrv.bench.target import Target
 from agentsrv.bench.wire import EVENT, Refused, Stream, create, patience
 
@@ -134,8 +134,7 @@ async def run(
     runners = [make(-(-width // connections), -(-total // connections)) for _ in range(connections)]
     try:
         await asyncio.gather(*(runner.open(target.url) for runner in runners))
-        observed = target.pid if HAS_PROC else None
-        before = cpu_seconds(observed) if observed else 0.0
+        before = cpu_seconds(target.pid) if target.pid else 0.0
         client, started = time.process_time(), time.perf_counter()
         await asyncio.gather(*(runner.run() for runner in runners))
         seconds = time.perf_counter() - started
@@ -146,7 +145,7 @@ async def run(
             first=[value for runner in runners for value in runner.first],
             last=[value for runner in runners for value in runner.last],
             client_share=(time.process_time() - client) / seconds,
-            server_seconds=cpu_seconds(observed) - before if observed else None,
+            server_seconds=cpu_seconds(target.pid) - before if target.pid else None,
         )
     finally:
         for runner in runners:

@@ -16,6 +16,7 @@ from typing import Final
 
 from agentsrv.app import SQLITE
 from agentsrv.bench.app import app
+from agentsrv.bench.machine import HAS_PROC
 from agentsrv.client import Client
 from agentsrv.errors import ConfigurationError
 
@@ -36,7 +37,7 @@ class Target:
 
     url: str
     pid: int | None = None
-    """Its process, where that is on this machine and ours to look into."""
+    """Its process, where it is ours and this system lets us look into it."""
     started_in: float = 0.0
     """Seconds from its start until it listened."""
 
@@ -145,7 +146,8 @@ async def started(command: Sequence[str], folder: Path) -> AsyncIterator[Target]
         )
     try:
         url = await _listening(process, log)
-        yield Target(url, process.pid, time.perf_counter() - before)
+        pid = process.pid if HAS_PROC else None
+        yield Target(url, pid, time.perf_counter() - before)
     finally:
         await _stop(process)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agentsrv.bench import capacity, machine, suite
+from agentsrv.bench import capacity, machine, suite, target
 from agentsrv.bench.figures import Report
 from agentsrv.bench.sizes import Bench
 from agentsrv.bench.target import Own, Remote
@@ -37,8 +37,8 @@ def own() -> Iterator[Own]:
 @pytest.fixture
 async def remote(own) -> AsyncIterator[Remote]:
     """A server that is not the bench's."""
-    async with own.server() as target:
-        yield Remote(target.url)
+    async with own.server() as running:
+        yield Remote(running.url)
 
 
 async def measured(place: Own | Remote, *names: str) -> Report:
@@ -139,6 +139,16 @@ async def test_a_limit_of_open_files_is_told(own, monkeypatch):
     report = await measured(own, "idle")
     assert limits[-1] == (machine.SPARE + 4, machine.SPARE + 4)
     assert report.notes == ["4 connections instead of 5: more open files are not permitted"]
+
+
+async def test_a_system_that_does_not_tell_memory_is_measured_without(own, monkeypatch):
+    """The figures of memory are missing, the others are there."""
+    monkeypatch.setattr(target, "HAS_PROC", False)
+    report = await measured(own, "idle", "tasks", "subscribers", "replay")
+    keys = {figure.key for figure in report.figures}
+    assert {"idle.5.with", "subscribers.3.events", "replay.events"} <= keys
+    assert not {key for key in keys if "memory" in key or "cost" in key or "tasks." in key}
+    assert report.notes == ["tasks: left out: this system does not tell what a process takes"]
 
 
 async def test_an_unknown_probe_is_refused(own):
