@@ -164,7 +164,7 @@ class SocketIoRunner(Runner):
     async def open(self, url: str) -> Self:
         """Connect, by WebSocket from the beginning."""
         self._greeted = False
-        await super().open(f"{url}/socket.io/?EIO=4&transport=websocket")
+        await super().open(f"{url}/socket.io/")
         super().send(b"40")
         await self.wait()
         return self
@@ -188,31 +188,28 @@ class SocketIoRunner(Runner):
 RUNNERS: dict[str, MakeRunner] = {"fastapi": HttpRunner, "socketio": SocketIoRunner}
 
 
-def main(name: str) -> None:
+async def main(name: str) -> None:
     """Serve the peer until SIGTERM."""
     import uvicorn
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            port = self.servers[0].sockets[0].getsockname()[1]
-            print(f"listening on http://127.0.0.1:{port}", file=sys.stderr, flush=True)
-
-    app = {"fastapi": fastapi_app, "socketio": socketio_app}[name]()
     # By address and not by a socket: a socket made elsewhere leaves Nagle's algorithm on.
     config = uvicorn.Config(
-        app,
+        {"fastapi": fastapi_app, "socketio": socketio_app}[name](),
         host="127.0.0.1",
         port=0,
-        loop="asyncio",
         access_log=False,
         log_level="critical",
-        backlog=2048,
         timeout_graceful_shutdown=1,
     )
-    Server(config).run()
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - there is nothing else that tells
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    print(f"listening on http://127.0.0.1:{port}", file=sys.stderr, flush=True)
+    await serving
 
 
 if __name__ == "__main__":
     logging.disable()
-    main(sys.argv[1])
+    asyncio.run(main(sys.argv[1]))  # its loop is asyncio's own
