@@ -62,9 +62,10 @@ class Stream(asyncio.Protocol):
     async def open(self, url: str) -> Self:
         """Connect this one; see ``connect``."""
         parts = urlsplit(url)
-        host, port = parts.hostname or "127.0.0.1", parts.port or 80
+        is_secure = parts.scheme == "wss"
+        host, port = parts.hostname or "127.0.0.1", parts.port or (443 if is_secure else 80)
         try:
-            await self._loop.create_connection(lambda: self, host, port)
+            await self._loop.create_connection(lambda: self, host, port, ssl=is_secure or None)
         except OSError as error:
             raise NoServer(f"no server at {url}: {error}") from None
         self._transport.write(self.greeting(parts.path or "/", parts.netloc))
