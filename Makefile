@@ -16,7 +16,7 @@ UV ?= $(or $(shell command -v uv 2>/dev/null),$(wildcard $(BIN)/uv))
 PYTEST := $(if $(AGENTSRV_CI),PYTHONPATH=.ci $(BIN)/python -m pytest -rs -p no_skips,$(BIN)/python -m pytest)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint types docs soak bench lock clean
+.PHONY: help setup demo serve test lint types docs soak bench figures counts lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -72,8 +72,14 @@ docs: $(STAMP) ## check that the links between the Markdown files resolve
 soak: $(STAMP) ## run the tests that take minutes
 	$(PYTEST) -m soak --timeout=3600
 
-bench: $(STAMP) ## measure
+bench: $(STAMP) ## measure all that docs/performance.md shows, and write it there (a quarter of an hour)
 	@$(BIN)/python -m tests.bench
+
+figures: $(STAMP) ## write the tables and plots of docs/performance.md anew from docs/performance.json
+	@$(BIN)/python -m tests.bench.page
+
+counts: $(STAMP) ## count the work of a task, and accept it as what the tests expect
+	@$(BIN)/python -m tests.bench.counts
 
 lock: ## resolve requirements.lock anew from pyproject.toml (needs uv)
 	@test -n "$(UV)" || { echo "make lock needs uv on the PATH (pip install uv)" >&2; exit 1; }

@@ -19,7 +19,7 @@ from agentsrv.cli.exits import Exit, leave, say
 from agentsrv.cli.options import make_settings, takes_settings
 from agentsrv.cli.render import Printer, as_json, shorten
 from agentsrv.client import Client
-from agentsrv.errors import AgentsrvError
+from agentsrv.errors import AgentsrvError, ConfigurationError
 from agentsrv.models.commands import MAX_LIST
 
 app = typer.Typer(
@@ -273,6 +273,56 @@ def index(
             print(f"  skipped {count}: {reason}")
 
     _await(build())
+
+
+@app.command()
+def bench(
+    probes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PROBE]...", help="What to measure; by default everything."),
+    ] = None,
+    *,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", help="sqlite:///FILE that does not exist yet, or memory:."),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", help="A server that serves agentsrv.bench.app, in place of its own."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Less of all: half a minute.")] = False,
+    connections: Annotated[
+        int | None, typer.Option("--connections", min=1, help="Idle connections at most.")
+    ] = None,
+    stored: Annotated[
+        int | None, typer.Option("--stored", min=0, help="Events stored before, at most.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")
+    ] = None,
+) -> None:
+    """Measure what a server costs on this machine.
+
+    It starts servers of its own with a store in a scratch folder, which is removed. Without
+    --quick it takes some minutes.
+    """
+    from agentsrv.bench import suite
+    from agentsrv.bench.figures import Report
+    from agentsrv.bench.sizes import FULL, QUICK, Bench, limited
+    from agentsrv.bench.target import Own, Remote
+
+    if url is not None and store is not None:
+        raise ConfigurationError("--url and --store: expected one of them")
+    sizes = limited(QUICK if quick else FULL, connections=connections, stored=stored)
+    report = Report(lambda line: print(line, flush=True))
+    place = Own(store) if url is None else Remote(url)
+    try:
+        _await(suite.measure(Bench(place, sizes, report), probes or ()))
+    finally:
+        if isinstance(place, Own):
+            place.close()
+    if json is not None:
+        suite.write(report, json)
 
 
 async def _progress(_done: int, _total: int, message: str) -> None:

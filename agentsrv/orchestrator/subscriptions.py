@@ -115,7 +115,7 @@ class Hub:
         return task
 
     def _publish(self, commit: Commit) -> None:
-        if self._bound and is_terminal(commit.events[-1]):
+        if self._bound and commit.events and is_terminal(commit.events[-1]):
             self._bound.pop(commit.task_id, None)
         followers = list(self._by_task.get(commit.task_id, ()))
         for subscriber in followers:

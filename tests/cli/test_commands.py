@@ -7,8 +7,10 @@ import time
 import pytest
 
 from agentsrv import cli
+from agentsrv.bench import sizes
 from agentsrv.cli import running
 from agentsrv.settings import Settings
+from tests.bench.sizes import TINY
 
 TEXTS = "examples/knowledge"
 
@@ -201,3 +203,37 @@ def test_every_setting_is_an_option_of_serve(agentsrv):
             assert f"[default: {field.default}]" in out
     assert "TCP port; 0 takes a free one." in out
     assert cli.__all__ == ["main"]
+
+
+def test_bench_measures_and_writes_the_figures(agentsrv, tmp_path, monkeypatch):
+    """On stdout as a table, in the file as JSON."""
+    monkeypatch.setattr(sizes, "QUICK", TINY)
+    path = tmp_path / "figures.json"
+    result = agentsrv("bench", "commit", "--quick", "--store", "memory:", "--json", str(path))
+    assert (result.code, result.err) == (0, "")
+    assert "commit: From a create to its reply" in result.out
+    assert "create to reply p50, ms" in result.out
+    figures = json.loads(path.read_text())["figures"]
+    assert [each["key"] for each in figures][:2] == ["commit.reply.p50", "commit.reply.p99"]
+
+
+def test_bench_takes_other_sizes(agentsrv, monkeypatch):
+    """The largest numbers of idle connections and of stored events."""
+    monkeypatch.setattr(sizes, "QUICK", TINY)
+    result = agentsrv("bench", "idle", "stored", "--quick", "--connections", "7", "--stored", "28")
+    assert result.code == 0
+    assert "with 7 idle connections" in result.out
+    assert "28 events" in result.out
+    assert "280 events" not in result.out
+
+
+def test_bench_refuses_what_it_cannot_measure(agentsrv, url):
+    """A server that is not there, one of another application, two places at once."""
+    for arguments, code, told in (
+        (["--url", "ws://127.0.0.1:1"], 3, "no server at ws://127.0.0.1:1"),
+        (["--url", url], 2, "expected one that was started with agentsrv serve agentsrv.bench.app"),
+        (["--url", url, "--store", "memory:"], 2, "--url and --store: expected one of them"),
+        (["speed"], 2, "there is no probe 'speed'"),
+    ):
+        result = agentsrv("bench", *arguments)
+        assert (result.code, told in result.err) == (code, True), result.err

@@ -1,11 +1,10 @@
-"""What a process takes of the machine, and what a series of figures says."""
+"""What a process has open, and what becomes of a figure while a test goes on."""
 
 from __future__ import annotations
 
 import math
-import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -13,18 +12,12 @@ from typing import Final, Self
 
 import pytest
 
-PAGE: Final = os.sysconf("SC_PAGE_SIZE")  # bytes
+from agentsrv.bench.machine import HAS_PROC
+
 ESTABLISHED: Final = "01"  # of the states in /proc/net/tcp
 MIB: Final = 1 << 20
 
-needs_proc = pytest.mark.skipif(
-    not Path("/proc/self/statm").exists(), reason="platform: there is no /proc to measure with"
-)
-
-
-def resident(pid: int) -> int:
-    """Bytes of the machine's memory that the process has now."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+needs_proc = pytest.mark.skipif(not HAS_PROC, reason="platform: there is no /proc to measure with")
 
 
 def sockets(pid: int) -> int:
@@ -44,12 +37,6 @@ def is_established(port: int, client_port: int) -> bool:
         if fields[1] == local and fields[2] == remote:
             return fields[3] == ESTABLISHED
     return False
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which ``share`` of the values are; not a number where there are none."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else math.nan
 
 
 class Watch:

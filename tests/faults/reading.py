@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from tests.faults.measure import percentile
+from agentsrv.bench.figures import percentile
 from tests.faults.wire import (
     HEADER_END,
     PING,

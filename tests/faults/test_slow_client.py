@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from agentsrv.bench.figures import percentile
+from agentsrv.bench.machine import resident
 from agentsrv.server.connection import MAX_UNDER_WAY
 from tests.faults.clients import SMALL_BUFFER, Answers, Drops, Reading, flood
 from tests.faults.conftest import Ledger
@@ -21,8 +23,6 @@ from tests.faults.measure import (
     Watch,
     eventually,
     needs_proc,
-    percentile,
-    resident,
     sockets,
 )
 from tests.faults.process import ServerProcess

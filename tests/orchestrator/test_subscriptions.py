@@ -293,3 +293,23 @@ def test_a_long_backlog_does_not_starve_another_task():
             assert world.reader.of(long) == await world.log(long)
 
     simulate(story())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_cancel_beside_a_task_that_is_bound_to_its_client(seed):
+    """What is committed may be nothing: who waits for the log does not always add to it."""
+
+    async def story() -> None:
+        world = World()
+        world.agent(talking)
+        async with running(world):
+            bound = await world.create(step("a", "talking"))
+            with Subscriber(world.hub, Reader(), OWNER).answering() as answer:
+                answer.bind(bound)
+            task = await world.create(step("a", "talking"))
+            await asyncio.sleep(1)
+            await world.cancel(task)
+            await asyncio.sleep(1)
+            assert (await world.log(task))[-1].event_type == "task_cancelled"
+
+    simulate(story(), seed)

@@ -1,0 +1,66 @@
+"""What the machine gives, and what a process takes of it; Linux tells, other systems say less."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sqlite3
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+PAGE: Final = os.sysconf("SC_PAGE_SIZE")  # bytes
+TICK: Final = 1 / os.sysconf("SC_CLK_TCK")  # seconds
+HAS_PROC: Final = Path("/proc/self/statm").exists()
+SPARE: Final = 200  # open files that a process needs beside its connections
+BLOCK: Final = bytes(4096)  # what is synced: about a commit of one task
+
+
+def resident(pid: int) -> int:
+    """Bytes of the machine's memory that the process has now."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+
+
+def cpu_seconds(pid: int) -> float:
+    """Seconds that the process has computed so far, to the clock's tick (0.01 s)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * TICK
+
+
+def allow_connections(wanted: int) -> int:
+    """Raise the limit of open files, here and for children; return how many connections fit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + SPARE
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    return wanted if soft == resource.RLIM_INFINITY else min(wanted, soft - SPARE)
+
+
+def sync_times(folder: Path, count: int) -> list[float]:
+    """Seconds of each of ``count`` syncs of a block that was appended to a file in ``folder``."""
+    times = []
+    path = folder / "sync.probe"
+    with path.open("wb", buffering=0) as file:
+        for _ in range(count):
+            file.write(BLOCK)
+            before = time.perf_counter()
+            os.fsync(file.fileno())
+            times.append(time.perf_counter() - before)
+    path.unlink()
+    return times
+
+
+def describe() -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "implementation": sys.implementation.name,
+        "sqlite": sqlite3.sqlite_version,
+    }

@@ -1,0 +1,61 @@
+"""All probes in their order, and the report as a file."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from agentsrv.bench import capacity, history, latency, machine
+from agentsrv.bench.figures import Report
+from agentsrv.bench.sizes import Bench, NotHere
+from agentsrv.errors import ConfigurationError
+
+Probe = Callable[[Bench], Awaitable[None]]
+
+PROBES: Final[Mapping[str, Probe]] = {
+    "throughput": latency.throughput,
+    "commit": latency.commit,
+    "sleepers": latency.sleepers,
+    "cancel": latency.cancel,
+    "streams": capacity.streams,
+    "subscribers": capacity.subscribers,
+    "connects": capacity.connects,
+    "idle": capacity.idle,
+    "tasks": capacity.tasks,
+    "stored": history.stored,
+    "replay": history.replay,
+}
+
+
+async def measure(bench: Bench, names: Sequence[str] = ()) -> None:
+    """Run the probes of these names, or all of them, into the report.
+
+    Raises:
+        ConfigurationError: There is no probe of a name.
+        NoServer: Nobody answers.
+        Refused: The server refused what a probe asked for, or went away.
+    """
+    for name in names:
+        if name not in PROBES:
+            raise ConfigurationError(f"there is no probe {name!r}; there are {', '.join(PROBES)}")
+    for name in names or PROBES:
+        probe = PROBES[name]
+        bench.report.title(f"{name}: {(probe.__doc__ or '').partition(chr(10))[0]}")
+        try:
+            await probe(bench)
+        except NotHere as reason:
+            bench.report.note(f"{name}: {reason.message}")
+
+
+def write(report: Report, path: Path) -> None:
+    """Write the report as JSON, with what is known of the machine; a line for each figure.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    head = orjson.dumps({"machine": machine.describe(), "notes": report.notes})
+    lines = b",\n".join(orjson.dumps(figure.as_json()) for figure in report.figures)
+    path.write_bytes(head.removesuffix(b"}") + b',"figures":[\n' + lines + b"\n]}\n")
