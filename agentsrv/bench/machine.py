@@ -8,6 +8,8 @@ import resource
 import sqlite3
 import sys
 import time
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,4 +65,5 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "implementation": sys.implementation.name,
         "sqlite": sqlite3.sqlite_version,
+        "uvloop": version("uvloop") if find_spec("uvloop") else None,
     }

@@ -19,6 +19,7 @@ from agentsrv.bench.app import app
 from agentsrv.bench.machine import HAS_PROC
 from agentsrv.client import Client
 from agentsrv.errors import ConfigurationError
+from agentsrv.settings import Loop
 
 AGENTS: Final = {agent["name"] for agent in app.registry.described()}
 MEMORY: Final = "memory:"
@@ -72,12 +73,14 @@ class Own:
     Args:
         store: ``memory:``, or ``sqlite:///`` and a file that does not exist; ``None`` for a file
             in a folder that is made for it.
+        loop: The servers' event loop.
 
     Raises:
         ConfigurationError: The store is another one, or its file exists: it would be somebody's.
     """
 
-    def __init__(self, store: str | None = None) -> None:
+    def __init__(self, store: str | None = None, loop: Loop = "auto") -> None:
+        self._loop = loop
         self.file: Path | None = None
         """The store's file; ``None`` for a store without one."""
         if store is not None and store.startswith(SQLITE):
@@ -104,7 +107,7 @@ class Own:
         command = [
             *(sys.executable, "-m", "agentsrv", "serve", "agentsrv.bench.app"),
             *("--port", "0", "--store", self.store, *LIMITS, *PATIENT, "--drain-timeout", "0.1"),
-            *("--max-connections", str(MOST_CONNECTIONS)),
+            *("--max-connections", str(MOST_CONNECTIONS), "--loop", self._loop),
         ]
         try:
             async with started(command, self.folder) as target:

@@ -290,6 +290,9 @@ def bench(
         str | None,
         typer.Option("--url", help="A server that serves agentsrv.bench.app, in place of its own."),
     ] = None,
+    loop: Annotated[
+        str, typer.Option("--loop", help="The server's event loop: asyncio, uvloop or auto.")
+    ] = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="Less of all: half a minute.")] = False,
     connections: Annotated[
         int | None, typer.Option("--connections", min=1, help="Idle connections at most.")
@@ -315,7 +318,7 @@ def bench(
         raise ConfigurationError("--url and --store: expected one of them")
     sizes = limited(QUICK if quick else FULL, connections=connections, stored=stored)
     report = Report(lambda line: print(line, flush=True))
-    place = Own(store) if url is None else Remote(url)
+    place = Own(store, make_settings(loop=loop).loop) if url is None else Remote(url)
     try:
         _await(suite.measure(Bench(place, sizes, report), probes or ()))
     finally:

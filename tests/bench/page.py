@@ -68,8 +68,9 @@ def sections(found: Found) -> Iterator[str]:
     machine, charts = found.machine, plots(found)
     yield (
         f"Measured on {machine['cores']} cores ({machine['machine']}, {machine['system']}), "
-        f"{machine['implementation']} {machine['python']}, SQLite {machine['sqlite']}. Each figure "
-        "is the median of its rounds, with the lowest and the highest in brackets."
+        f"{machine['implementation']} {machine['python']}, SQLite {machine['sqlite']}, "
+        f"uvloop {machine.get('uvloop')}. Each figure is the median of its rounds, with the lowest "
+        "and the highest in brackets."
     )
     yield "### Beside other servers"
     yield throughput(found)

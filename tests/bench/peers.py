@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from agentsrv.bench.load import MakeRunner, Runner
+from agentsrv.cli.serving import loop_factory
 
 NEEDS = {"fastapi": ("fastapi", "uvicorn", "httptools"), "socketio": ("socketio", "uvicorn")}
 STEPS = ("first", "second", "third")
@@ -212,4 +213,5 @@ async def main(name: str) -> None:
 
 if __name__ == "__main__":
     logging.disable()
-    asyncio.run(main(sys.argv[1]))  # its loop is asyncio's own
+    with asyncio.Runner(loop_factory=loop_factory(sys.argv[2])) as runner:  # type: ignore[arg-type]
+        runner.run(main(sys.argv[1]))

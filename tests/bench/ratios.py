@@ -1,7 +1,7 @@
 """The yardstick: agentsrv beside a bare ``websockets`` server, and beside its peers.
 
 The servers take turns (A B A B …), so that a machine whose speed drifts does not favour one. All
-run asyncio's own event loop.
+run the same event loop.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from agentsrv.bench.load import Load, Runner
 from agentsrv.bench.machine import allow_connections
 from agentsrv.bench.sizes import Sizes
 from agentsrv.bench.target import MEMORY, Own, Target, started
+from agentsrv.settings import Loop
 from tests.bench import peers, servers
 
 T = TypeVar("T")
@@ -28,10 +29,10 @@ NAMES = ("bare", "corked", *OWN, *peers.NEEDS)
 
 
 @asynccontextmanager
-async def server(name: str) -> AsyncIterator[Target]:
+async def server(name: str, loop: Loop = "auto") -> AsyncIterator[Target]:
     """A server of ``NAMES``, or the bare one of ``tasks``."""
     if name in OWN:
-        place = Own(OWN[name])
+        place = Own(OWN[name], loop)
         try:
             async with place.server() as target:
                 yield target
@@ -40,11 +41,11 @@ async def server(name: str) -> AsyncIterator[Target]:
         return
     script = peers.__file__ if name in peers.NEEDS else servers.__file__
     with TemporaryDirectory() as folder:
-        async with started([sys.executable, script, name], Path(folder)) as target:
+        async with started([sys.executable, script, name, loop], Path(folder)) as target:
             yield target
 
 
-async def measure(report: Report, sizes: Sizes) -> None:
+async def measure(report: Report, sizes: Sizes, loop: Loop = "auto") -> None:
     """All rows in which another server stands beside agentsrv."""
     present = []
     for name in NAMES:
@@ -53,16 +54,16 @@ async def measure(report: Report, sizes: Sizes) -> None:
             report.note(f"{name} is left out: {', '.join(lacking)} are not installed")
         else:
             present.append(name)
-    await throughput(report, sizes, present)
-    await cancel(report, sizes)
-    await idle(report, sizes)
+    await throughput(report, sizes, present, loop)
+    await cancel(report, sizes, loop)
+    await idle(report, sizes, loop)
 
 
-async def throughput(report: Report, sizes: Sizes, names: list[str]) -> None:
+async def throughput(report: Report, sizes: Sizes, names: list[str], loop: Loop) -> None:
     """Tasks per second of 14 events, and the ratio to the bare server of the same round."""
     report.title("yardstick: tasks/s of three instant steps, 14 events of about 250 bytes")
     async with AsyncExitStack() as stack:
-        targets = {name: await stack.enter_async_context(server(name)) for name in names}
+        targets = {name: await stack.enter_async_context(server(name, loop)) for name in names}
         for name, target in targets.items():
             await _load(name, target, 10, 50)
         for width, total in sizes.widths.items():
@@ -75,12 +76,12 @@ async def throughput(report: Report, sizes: Sizes, names: list[str]) -> None:
                 _report_load(report, f"{name}, {width} at a time:", f"{width}.{name}", found, bare)
 
 
-async def cancel(report: Report, sizes: Sizes) -> None:
+async def cancel(report: Report, sizes: Sizes, loop: Loop) -> None:
     """Cancels beside running tasks; the bare server cancels asyncio tasks, and stores nothing."""
     report.title("yardstick: cancel to the client's event")
     names = ("tasks", *OWN)
     async with AsyncExitStack() as stack:
-        targets = {name: await stack.enter_async_context(server(name)) for name in names}
+        targets = {name: await stack.enter_async_context(server(name, loop)) for name in names}
         for running in sizes.running:
             rounds = await take_turns(
                 sizes.rounds,
@@ -104,13 +105,13 @@ async def cancel(report: Report, sizes: Sizes) -> None:
                     )
 
 
-async def idle(report: Report, sizes: Sizes) -> None:
+async def idle(report: Report, sizes: Sizes, loop: Loop) -> None:
     """Memory of an idle connection."""
     report.title("yardstick: KiB of the server for each idle connection")
     for wanted in sizes.connections:
         count = allow_connections(wanted)
         for name in ("bare", "memory"):
-            async with server(name) as target:
+            async with server(name, loop) as target:
                 if target.pid is None:
                     report.note("left out: this system does not tell what a process takes")
                     return

@@ -1,4 +1,4 @@
-"""The yardsticks, each a process of its own: ``python servers.py NAME``.
+"""The yardsticks, each a process of its own: ``python servers.py NAME LOOP``.
 
 bare     ``websockets``' own server: one command, 14 event frames, each by ``await ws.send``
 corked   the same frames in one write
@@ -20,6 +20,7 @@ import orjson
 from websockets.asyncio.server import ServerConnection, serve
 
 from agentsrv.bench.app import EVENTS
+from agentsrv.cli.serving import loop_factory
 
 EVENT_BYTES = 250  # of one event, about what agentsrv's are
 
@@ -100,4 +101,5 @@ async def main(name: str) -> None:
 
 if __name__ == "__main__":
     logging.disable()  # a load client goes without a closing handshake
-    asyncio.run(main(sys.argv[1]))
+    with asyncio.Runner(loop_factory=loop_factory(sys.argv[2])) as runner:  # type: ignore[arg-type]
+        runner.run(main(sys.argv[1]))
