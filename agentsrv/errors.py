@@ -128,6 +128,10 @@ class KnowledgeError(AgentsrvError):
     """The knowledge base cannot be read or searched."""
 
 
+class ModelError(AgentsrvError):
+    """The endpoint of the language model failed; another attempt may succeed."""
+
+
 class ConfigurationError(AgentsrvError):
     """A setting, an option or an application module is wrong; the server does not start."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -47,6 +47,28 @@ class Settings(BaseSettings):
 
     knowledge_index: Path | None = None
     """File of the knowledge base's index; by default beside the SQLite store."""
+
+    default_plan: Literal["auto", "report", "research"] = "auto"
+    """The built-in plan: ``report``; ``research``, which also checks the report and mends it; or
+    ``auto``: the language model plans, and without one it is ``report``."""
+
+    llm_url: str | None = None
+    """Base URL of an OpenAI-compatible endpoint, such as ``http://127.0.0.1:8080/v1``."""
+
+    llm_key: SecretStr | None = None
+    """Key for that endpoint; better a variable than an option, which other users can see."""
+
+    llm_model: str | None = None
+    """The language model that agents use; without it they do without one."""
+
+    llm_timeout: Seconds = 60.0
+    """Seconds without a byte from the endpoint until a request has failed."""
+
+    llm_max_tokens: Count = 4096
+    """Tokens of one answer, at most: a report is about 1000."""
+
+    embedding_model: str | None = None
+    """The model of the same endpoint that gives passages vectors, for a search by meaning too."""
 
     concurrency: Count = 100
     """Tasks that run at the same time. Agents mostly wait for models and tools."""

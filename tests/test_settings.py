@@ -49,6 +49,15 @@ def test_the_earlier_place_wins(tmp_path, monkeypatch):
     assert (settings.port, settings.host, settings.queue_limit) == (1004, "dotenv", 12)
 
 
+def test_a_key_is_not_shown(monkeypatch):
+    """Whoever prints the settings does not print it."""
+    monkeypatch.setenv("AGENTSRV_LLM_KEY", "sk-secret")
+    settings = Settings()
+    assert "sk-secret" not in f"{settings} {settings!r} {settings.model_dump_json()}"
+    assert settings.llm_key is not None
+    assert settings.llm_key.get_secret_value() == "sk-secret"
+
+
 def test_settings_cannot_be_changed():
     """What the server was started with is what it runs with."""
     with pytest.raises(ValidationError, match="frozen"):

@@ -8,23 +8,23 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack, get_type_hints
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
-from pydantic_core import ErrorDetails
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack
 
 from agentsrv.agents.isolation import Isolation, isolated
+from agentsrv.agents.params import Parameters
 from agentsrv.errors import ConfigurationError
 from agentsrv.models.plan import ExecutionPlan
 from agentsrv.models.retry import RETRIES, RETRY_BASE, RetryPolicy
 
 if TYPE_CHECKING:
     from agentsrv.agents.knowledge import Passage
+    from agentsrv.agents.llm import LanguageModel
 
 OnFailure = Literal["fail", "degrade"]
 AgentFunction = Callable[..., Any]
 """``async def``, an async generator, or a plain function for a thread or a process."""
-Planner = Callable[[str, "TaskContext"], Awaitable[ExecutionPlan]]
+Planner = Callable[..., Awaitable[ExecutionPlan]]
+"""``async def`` that takes the task's text, a `TaskContext` and parameters of its own."""
 Search = Callable[[str, int], Awaitable["list[Passage]"]]
 
 _log = logging.getLogger("agentsrv.agent")
@@ -39,18 +39,27 @@ class Progress(Protocol):
 
 @dataclass(eq=False)
 class TaskContext:
-    """What a planner is handed: the task, and the knowledge base."""
+    """What a planner is handed: the task, the knowledge base and the language model."""
 
     task_id: str
     task_description: str
     params: Mapping[str, Any]
     principal: str
     searcher: Search = field(repr=False)
+    model: LanguageModel | None = field(default=None, repr=False, kw_only=True)
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger whose lines carry the task's id."""
         return logging.LoggerAdapter(_log, {"task_id": self.task_id})
+
+    @cached_property
+    def llm(self) -> LanguageModel | None:
+        """The configured language model, or None where there is none.
+
+        Its connections are shared by all steps; its ``usage`` counts this attempt only.
+        """
+        return None if self.model is None else self.model.counting()
 
     async def search(self, query: str, limit: int = 5) -> list[Passage]:
         """Return up to ``limit`` passages of the knowledge base, the best first.
@@ -132,8 +141,7 @@ class Agent:
     name: str
     description: str
     run: AgentFunction
-    params: type[BaseModel]
-    param_names: tuple[str, ...]
+    params: Parameters
     retry: RetryPolicy
     timeout: float | None
     on_failure: OnFailure
@@ -147,7 +155,7 @@ class Agent:
                 ``step`` and ``ctx``, or an option is out of its limits.
         """
         name = options.get("name") or str(getattr(run, "__name__", repr(run)))
-        params = _params_model(run, name)
+        params = Parameters.of(run, f"agent {name!r}", {"StepContext": StepContext})
         retry = RetryPolicy(options.get("retries", RETRIES), options.get("retry_base", RETRY_BASE))
         timeout = options.get("timeout")
         on_failure = options.get("on_failure", "fail")
@@ -167,31 +175,10 @@ class Agent:
             or (inspect.getdoc(run) or "").partition("\n")[0],
             run=_runnable(run, name, options.get("isolation", "task")),
             params=params,
-            param_names=tuple(params.model_fields),
             retry=retry,
             timeout=timeout,
             on_failure=on_failure,
         )
-
-    def arguments(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The keyword arguments that this agent takes out of a task's ``params``.
-
-        Raises:
-            ValidationError: A value is wrong, or one without a default is missing.
-        """
-        names = self.param_names
-        if not names:
-            return {}
-        valid = self.params.model_validate({name: params[name] for name in names if name in params})
-        return {name: getattr(valid, name) for name in names}
-
-    def complaints(self, params: Mapping[str, Any]) -> list[ErrorDetails]:
-        """What is wrong with ``params`` for this agent; empty where nothing is."""
-        try:
-            self.arguments(params)
-        except ValidationError as error:
-            return error.errors(include_url=False)
-        return []
 
 
 def _runnable(run: AgentFunction, name: str, isolation: Isolation) -> AgentFunction:
@@ -213,23 +200,3 @@ def _runnable(run: AgentFunction, name: str, isolation: Isolation) -> AgentFunct
             f"agent {name!r} is {run!r}; isolation={isolation!r} takes a plain function"
         )
     return isolated(run, isolation)
-
-
-def _params_model(run: AgentFunction, label: str) -> type[BaseModel]:
-    """The model of the parameters behind ``step`` and ``ctx``."""
-    parameters = list(inspect.signature(run).parameters.values())
-    if len(parameters) < len(("step", "ctx")):
-        raise ConfigurationError(
-            f"agent {label!r} takes {len(parameters)} parameters; expected (step, ctx, ...)"
-        )
-    hints = get_type_hints(run, include_extras=True, localns={"StepContext": StepContext})
-    own: dict[str, Any] = {}
-    for parameter in parameters[2:]:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise ConfigurationError(
-                f"agent {label!r} takes *{parameter.name}; expected named parameters, "
-                "which are published and validated"
-            )
-        default = ... if parameter.default is parameter.empty else parameter.default
-        own[parameter.name] = (hints.get(parameter.name, Any), Field(default=default))
-    return create_model(f"{label}_params", __config__=ConfigDict(extra="forbid"), **own)

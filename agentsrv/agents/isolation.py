@@ -78,11 +78,11 @@ async def _in_process(run: PlainFunction, step: Step, ctx: StepContext, **params
     """Call ``run`` in a process; cancelling this kills the process.
 
     The function is found by its module and name there, and what goes to and fro is pickled. The
-    context has no knowledge base and no progress there.
+    context has no knowledge base, no language model and no progress there.
     """
     from anyio import CapacityLimiter, to_process  # noqa: PLC0415 - an extra
 
-    there = replace(ctx, searcher=_no_search, reporter=_no_report)
+    there = replace(ctx, searcher=_no_search, model=None, reporter=_no_report)
     value, result = await to_process.run_sync(
         partial(_call, run, step, there, **params),
         cancellable=True,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agentsrv.agents.base import Agent, Planner
+from agentsrv.agents.base import Agent, Planner, TaskContext
+from agentsrv.agents.params import Parameters
 from agentsrv.errors import ConfigurationError, InvalidCommand
 from agentsrv.models.plan import ExecutionPlan, Step
 
@@ -13,9 +14,10 @@ from agentsrv.models.plan import ExecutionPlan, Step
 class Registry:
     """Agents by name, and the planner that is asked where a task brings no plan."""
 
-    def __init__(self, planner: Planner | None = None) -> None:
+    def __init__(self) -> None:
         self._agents: dict[str, Agent] = {}
-        self.planner = planner
+        self._planner: Planner | None = None
+        self._planner_params: Parameters | None = None
 
     def add(self, agent: Agent) -> None:
         """Register ``agent``.
@@ -27,6 +29,35 @@ class Registry:
             raise ConfigurationError(f"an agent {agent.name!r} exists; names must be unique")
         self._agents[agent.name] = agent
 
+    @property
+    def planner(self) -> Planner | None:
+        """Whoever plans each task that brings no plan.
+
+        Raises:
+            ConfigurationError: What it is set to does not take ``(task_description, ctx, ...)``.
+        """
+        return self._planner
+
+    @planner.setter
+    def planner(self, planner: Planner) -> None:
+        self._planner_params = Parameters.of(planner, "the planner", {"TaskContext": TaskContext})
+        self._planner = planner
+
+    async def ask_planner(self, ctx: TaskContext) -> ExecutionPlan:
+        """The planner's plan for the task of ``ctx``; whatever the planner raises is passed on.
+
+        Raises:
+            InvalidCommand: There is no planner.
+            TypeError: It returned something else than a plan.
+        """
+        if self._planner is None or self._planner_params is None:
+            raise InvalidCommand("the application has no planner; create needs an agent or a plan")
+        arguments = self._planner_params.arguments(ctx.params)
+        plan = await self._planner(ctx.task_description, ctx, **arguments)
+        if not isinstance(plan, ExecutionPlan):
+            raise TypeError(f"the planner returned {type(plan).__name__}; expected ExecutionPlan")
+        return plan
+
     def __getitem__(self, name: str) -> Agent:
         return self._agents[name]
 
@@ -36,7 +67,7 @@ class Registry:
             {
                 "name": agent.name,
                 "description": agent.description,
-                "params": agent.params.model_json_schema(),
+                "params": agent.params.model.model_json_schema(),
             }
             for agent in self._agents.values()
         ]
@@ -76,19 +107,19 @@ class Registry:
     def check_params(self, params: Mapping[str, Any], plan: ExecutionPlan | None) -> None:
         """Refuse params that the plan's agents cannot take.
 
-        A task whose plan is still to be made is refused a value that every agent with a
-        parameter of that name would refuse.
+        A task whose plan is still to be made is refused what the planner cannot take, and a
+        value that every agent with a parameter of that name would refuse.
 
         Raises:
             InvalidCommand: Its details name each field and the reason.
         """
         if plan is not None:
             agents = [self._agents[name] for name in {step.agent: None for step in plan.steps}]
-            complaints = [found for agent in agents for found in agent.complaints(params)]
+            complaints = [found for agent in agents for found in agent.params.complaints(params)]
         else:
-            complaints = [
-                complaint for key in params for complaint in self._all_refuse(key, params)
-            ]
+            planner = self._planner_params
+            complaints = planner.complaints(params) if planner is not None else []
+            complaints += [found for key in params for found in self._all_refuse(key, params)]
         if complaints:
             details = [
                 {
@@ -101,9 +132,9 @@ class Registry:
             raise InvalidCommand(f"{first['field']}: {first['reason']}", details=details)
 
     def _all_refuse(self, key: str, params: Mapping[str, Any]) -> list[Any]:
-        takers = [agent for agent in self._agents.values() if key in agent.param_names]
+        takers = [agent.params for agent in self._agents.values() if key in agent.params.names]
         complaints = [
-            [found for found in agent.complaints({key: params[key]}) if found["loc"][:1] == (key,)]
-            for agent in takers
+            [found for found in taker.complaints({key: params[key]}) if found["loc"][:1] == (key,)]
+            for taker in takers
         ]
         return complaints[0] if complaints and all(complaints) else []

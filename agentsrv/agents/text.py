@@ -1,4 +1,4 @@
-"""Words and sentences of English text: splitting, stop-words, stems.
+"""Words and sentences of English text: splitting, shortening, stop-words, stems.
 
 Everything here is a pure function of its arguments: no I/O, no clock, no randomness, so the
 same text always gives the same sentences and the same terms.
@@ -151,6 +151,14 @@ def sentences(text: str) -> list[str]:
         if line[start:]:
             found.append(line[start:])
     return found
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return ``text`` on one line, cut at a word and with an ellipsis if it exceeds ``limit``."""
+    line = " ".join(text.split())
+    if len(line) <= limit:
+        return line
+    return line[: limit - 1].rsplit(" ", 1)[0].rstrip(" ,;:.") + "…"
 
 
 def _ends_sentence(piece: str) -> bool:

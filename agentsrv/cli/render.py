@@ -45,7 +45,8 @@ def _task(event: e.Event) -> str:
         case e.TaskStarted():
             return f"task started on {event.node}"
         case e.PlanCreated():
-            return f"plan: {', '.join(map(_planned, event.steps))}"
+            why = f" (by {event.planned_by}: {event.reason})" if event.reason else ""
+            return f"plan: {', '.join(map(_planned, event.steps))}{why}"
         case e.TaskCancelling():
             return f"task is being cancelled by {event.by}{_because(event.reason)}"
         case e.TaskRecovered():

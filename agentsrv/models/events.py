@@ -54,10 +54,12 @@ class TaskStarted(Event):
 
 @dataclass
 class PlanCreated(Event):
-    """The task's steps are fixed."""
+    """The task's steps are fixed; ``planned_by`` and ``reason`` are those of `ExplainedPlan`."""
 
     event_type = "plan_created"
     steps: Sequence[Mapping[str, Any]]
+    planned_by: str | None = None
+    reason: str | None = None
 
 
 @dataclass

@@ -70,6 +70,11 @@ class ExecutionPlan(BaseModel):
         needed = {step_id for step in self.steps for step_id in step.depends_on}
         return [step for step in self.steps if step.step_id not in needed]
 
+    @property
+    def origin(self) -> tuple[str | None, str | None]:
+        """What made the plan and why that did, where the plan tells it."""
+        return None, None
+
     def described(self, retries: Callable[[str], int]) -> list[dict[str, Any]]:
         """The steps as ``plan_created`` tells them; ``retries`` gives an agent's default.
 
@@ -93,6 +98,23 @@ class ExecutionPlan(BaseModel):
                 fields["timeout"] = step.timeout
             described.append(fields)
         return described
+
+
+class ExplainedPlan(ExecutionPlan):
+    """A plan that tells how it came about; ``plan_created`` passes it on.
+
+    Attributes:
+        planned_by: What made the plan, such as ``"model"`` or ``"rules"``.
+        reason: Why that did, where one might have expected something else.
+    """
+
+    planned_by: Annotated[str, Field(min_length=1, max_length=64)]
+    reason: Annotated[str, Field(max_length=2000)] | None = None
+
+    @property
+    def origin(self) -> tuple[str | None, str | None]:
+        """What made the plan and why that did."""
+        return self.planned_by, self.reason
 
 
 def _cycle(steps: list[Step]) -> list[str]:

@@ -20,10 +20,14 @@ class RetryPolicy:
     retries: int = RETRIES
     base: float = RETRY_BASE
 
-    def delay(self, retry: int) -> float:
-        """Seconds to wait before retry ``retry`` (from 1), at most ``MAX_DELAY``."""
+    def delay(self, retry: int, at_least: float | None = None) -> float:
+        """Seconds to wait before retry ``retry`` (from 1), at most ``MAX_DELAY``.
+
+        ``at_least`` is what a service that was asked too often wants to be left alone for.
+        """
         # 2.0 ** n overflows beyond 1023; the cap is reached long before.
-        return min(self.base * 2.0 ** min(retry - 1, 64), MAX_DELAY)
+        backed_off = self.base * 2.0 ** min(retry - 1, 64)
+        return min(max(backed_off, at_least or 0.0), MAX_DELAY)
 
     def allows(self, failures: int) -> bool:
         """Whether another attempt may follow ``failures`` failed ones."""

@@ -57,22 +57,20 @@ async def make_plan(
             _log.warning("planning of task %s failed", task.task_id, exc_info=True)
             if not policy.allows(failures):
                 raise PlanningFailed(describe(error), failures - 1) from error
-            await asyncio.sleep(policy.delay(failures))
+            wanted = error.retry_after if isinstance(error, AgentsrvError) else None
+            await asyncio.sleep(policy.delay(failures, wanted))
         else:
             return plan
 
 
 async def _ask_planner(task: TaskInfo, registry: Registry) -> ExecutionPlan:
-    if registry.planner is None:
-        raise InvalidCommand("the application has no planner; create needs an agent or a plan")
-    context = TaskContext(
-        task_id=task.task_id,
-        task_description=task.description,
-        params=task.params,
-        principal=task.principal,
-        searcher=task.search,
+    return await registry.ask_planner(
+        TaskContext(
+            task_id=task.task_id,
+            task_description=task.description,
+            params=task.params,
+            principal=task.principal,
+            searcher=task.search,
+            model=task.model,
+        )
     )
-    plan = await registry.planner(task.description, context)
-    if not isinstance(plan, ExecutionPlan):
-        raise TypeError(f"the planner returned {type(plan).__name__}; expected ExecutionPlan")
-    return plan

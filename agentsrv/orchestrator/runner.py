@@ -62,6 +62,7 @@ class TaskRunner:
             lease.owner,
             around.search,
             around.limits,
+            around.model,
         )
         self.journal = Journal(around.store, lease, state, now=around.now, on_lost=self._on_lost)
         self._branches: dict[asyncio.Task[None], StepRun | None] = {}
@@ -207,7 +208,8 @@ class TaskRunner:
                 self._fail(failure.message, None, failure.retries)
                 return
             state.plan = plan
-            journal.append(e.PlanCreated(plan.described(self._around.registry.retries)))
+            described = plan.described(self._around.registry.retries)
+            journal.append(e.PlanCreated(described, *plan.origin))
             if earlier is not None:
                 self._adopt(earlier)
         else:

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
 from agentsrv.agents.base import Agent, Search, StepContext
-from agentsrv.errors import PermanentError
+from agentsrv.errors import AgentsrvError, PermanentError
 from agentsrv.models import events as e
 from agentsrv.models.plan import Step
 from agentsrv.models.retry import RetryPolicy
@@ -22,6 +22,9 @@ from agentsrv.models.states import StepStatus
 from agentsrv.models.task import StepState
 from agentsrv.orchestrator.guard import describe, is_authors, is_cancelled
 from agentsrv.orchestrator.journal import Journal
+
+if TYPE_CHECKING:
+    from agentsrv.agents.llm import LanguageModel
 
 MAX_ERROR = 2000  # characters of an error message in the log
 
@@ -54,6 +57,7 @@ class TaskInfo:
     principal: str
     search: Search
     limits: OutputLimits
+    model: LanguageModel | None = None
 
 
 class AttemptFailed(Exception):
@@ -65,11 +69,13 @@ class AttemptFailed(Exception):
         *,
         permanent: bool = False,
         reason: Literal["error", "timeout"] = "error",
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message[:MAX_ERROR]
         self.permanent = permanent
         self.reason = reason
+        self.retry_after = retry_after
 
 
 class StepRun:
@@ -155,8 +161,11 @@ class StepRun:
             if limit is not None and limit.expired() and isinstance(error, TimeoutError):
                 message = f"no result within {self._timeout} s"
                 raise AttemptFailed(message, reason="timeout") from error
-            permanent = isinstance(error, PermanentError)
-            raise AttemptFailed(describe(error), permanent=permanent) from error
+            raise AttemptFailed(
+                describe(error),
+                permanent=isinstance(error, PermanentError),
+                retry_after=error.retry_after if isinstance(error, AgentsrvError) else None,
+            ) from error
         _check(result)
         duration = round(loop.time() - started, 6)
         self._journal.append(
@@ -166,7 +175,7 @@ class StepRun:
         )
 
     async def _call(self, context: StepContext) -> Any:
-        arguments = self._agent.arguments(self._task.params)
+        arguments = self._agent.params.arguments(self._task.params)
         running = self._agent.run(self.step, context, **arguments)
         if hasattr(running, "__aiter__"):
             async with aclosing(running) as pieces:
@@ -228,6 +237,7 @@ class StepRun:
             params=task.params,
             principal=task.principal,
             searcher=task.search,
+            model=task.model,
             attempt=attempt,
             step_key=self._key,
             outputs=outputs,
@@ -252,7 +262,7 @@ class StepRun:
 
     async def _back_off(self, failure: AttemptFailed) -> None:
         attempt, retry = self.state.attempt, self.state.failures + 1
-        delay = self._policy.delay(retry)
+        delay = self._policy.delay(retry, failure.retry_after)
         self._journal.append(
             e.StepRetrying(
                 self.step.step_id,

@@ -13,7 +13,7 @@ async def report_nothing(done, total, message):
     """Take a progress report and forget it."""
 
 
-def make_context(task, search=find_nothing, results=None):
+def make_context(task, search=find_nothing, results=None, outputs=None, model=None):
     """Return the context of a step of ``task``."""
     return StepContext(
         task_id="task",
@@ -23,9 +23,10 @@ def make_context(task, search=find_nothing, results=None):
         searcher=search,
         attempt=1,
         step_key="key",
-        outputs={},
+        outputs=outputs or {},
         results=results or {},
         reporter=report_nothing,
+        model=model,
     )
 
 

@@ -20,6 +20,11 @@ def tell(step: Step, ctx: StepContext) -> None:
     ctx.set_result({"pid": os.getpid(), "key": ctx.step_key})
 
 
+def has_model(step: Step, ctx: StepContext) -> str:
+    """Tell whether there is a language model."""
+    return str(ctx.llm is not None)
+
+
 def fail(step: Step, ctx: StepContext) -> str:
     """Raise what is not retried."""
     raise PermanentError("out of paper")

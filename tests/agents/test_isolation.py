@@ -105,6 +105,15 @@ async def test_a_result_comes_back_from_where_it_was_made(isolation, same):
         assert result["key"] == f"{seen[0].task_id}/step_001"
 
 
+@pytest.mark.parametrize(("isolation", "has_model"), [("thread", "True"), ("process", "False")])
+async def test_the_language_model_stays_in_its_process(isolation, has_model, monkeypatch):
+    """Its connections cannot be handed to another."""
+    monkeypatch.setenv("AGENTSRV_LLM_URL", "http://127.0.0.1:1/v1")
+    monkeypatch.setenv("AGENTSRV_LLM_MODEL", "none")
+    async with served(plain.has_model, isolation=isolation) as client:
+        assert (await client.run("x", agent="has_model")).final_output == has_model
+
+
 async def test_an_endless_process_is_killed_at_cancel(tmp_path):
     """It is gone within the grace period, and the next one works."""
     async with served(plain.spin, plain.add, isolation="process") as client:

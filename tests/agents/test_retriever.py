@@ -43,7 +43,7 @@ async def test_terms_that_occur_nowhere_are_told_from_those_that_occur_elsewhere
     """A term that the passages lack is searched for on its own."""
     search, queries = searcher([passage(1, text="Locks are held."), passage(2, text="More locks.")])
     _, result = await run(RetrieverAgent(), make_context("threading of unicorns", search))
-    assert queries[1:] == [("unicorns", 1)]
+    assert queries[1:] == [("unicorns", 3)]
     assert result["unknown_terms"] == ["unicorns"]
 
 
@@ -90,6 +90,6 @@ async def test_a_broken_knowledge_base_fails_the_step():
 def test_its_parameter_has_limits():
     """The registered agent publishes them."""
     agent = Agent.of(RetrieverAgent().run, name="retriever")
-    schema = agent.params.model_json_schema()["properties"]["passages"]
+    schema = agent.params.model.model_json_schema()["properties"]["passages"]
     assert (schema["minimum"], schema["maximum"], schema["default"]) == (1, 50, 12)
     assert agent.description.startswith("Find the passages")

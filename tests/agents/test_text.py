@@ -9,6 +9,7 @@ from agentsrv.agents.text import (
     content_stem,
     fold,
     sentences,
+    shorten,
     stem,
     stems,
     terms,
@@ -115,3 +116,9 @@ def test_questions_are_reduced_to_their_content():
 def test_words_keep_apostrophes_and_split_at_hyphens():
     """A hyphenated compound is found by its parts."""
     assert words("don't use non-blocking I/O") == ["don't", "use", "non", "blocking", "I/O"]
+
+
+def test_long_texts_are_cut_at_a_word():
+    """A shortened text is one line with an ellipsis, within its limit."""
+    assert shorten("one\n two three", 40) == "one two three"
+    assert shorten("one two, three four", 12) == "one two…"

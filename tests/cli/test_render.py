@@ -26,6 +26,11 @@ def record(event: e.Event) -> Record:
         (e.TaskQueued(3), "task queued, number 3 in line"),
         (e.TaskStarted("n1"), "task started on n1"),
         (e.PlanCreated(PLAN), "plan: a writer, b writer after a"),
+        (e.PlanCreated(PLAN, "model"), "plan: a writer, b writer after a"),
+        (
+            e.PlanCreated(PLAN, "rules", "the model's was invalid"),
+            "plan: a writer, b writer after a (by rules: the model's was invalid)",
+        ),
         (e.StepStarted("a", 1, "writer", "Write"), "a started: writer - Write"),
         (e.StepStarted("a", 2, "writer", "Write"), "a started: writer, attempt 2 - Write"),
         (e.StepProgress("a", 1, 1, 4, "read"), "a 1/4 read"),

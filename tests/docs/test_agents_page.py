@@ -14,7 +14,7 @@ import pytest
 from agentsrv import App
 from agentsrv.agents.base import AgentOptions, StepContext
 from agentsrv.models.commands import ADAPTER
-from agentsrv.settings import Settings
+from tests.agents.fake_model import fake_model
 from tests.server.talk import Talk, talking
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "agents.md").read_text(encoding="utf-8")
@@ -59,9 +59,11 @@ async def test_each_program_does_what_the_page_shows(title, blocks):
     assert kind == "python"
     for frame in frames:
         ADAPTER.validate_json(json.dumps(frame))
-    settings = Settings(port=0, store="memory:", drain_timeout=0.2, cancel_grace=1)
-    async with load(program, title).running(settings) as server, talking(server) as talk:
-        last = await run(talk, frames)
+    async with fake_model() as fake:
+        fake.script("A short text.")
+        settings = fake.settings(drain_timeout=0.2, cancel_grace=1)
+        async with load(program, title).running(settings) as server, talking(server) as talk:
+            last = await run(talk, frames)
     assert last["event_type"] == shown["event_type"], last
     assert last["data"] | shown["data"] == last["data"]
 
@@ -86,5 +88,5 @@ def test_every_option_and_every_name_of_the_context_is_told():
     public = {name for kind in StepContext.__mro__[:-1] for name in vars(kind)} | set(
         StepContext.__dataclass_fields__
     )
-    hidden = {"result", "reporter", "searcher"}  # how the server hands things in and out
+    hidden = {"result", "reporter", "searcher", "model"}  # how the server hands things in and out
     assert {name for name in public if not name.startswith("_")} - hidden <= told

@@ -17,7 +17,7 @@ PROTOCOL = {
     "task_created": "task_description agent params metadata",
     "task_queued": "position",
     "task_started": "node",
-    "plan_created": "steps",
+    "plan_created": "steps planned_by reason",
     "step_started": "step_id attempt agent description",
     "step_progress": "step_id attempt done total message",
     "partial_output": "step_id attempt offset output",

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from agentsrv.models.plan import ExecutionPlan, Frontier, Step
+from agentsrv.models.plan import ExecutionPlan, ExplainedPlan, Frontier, Step
 
 
 def plan(**needs: str) -> ExecutionPlan:
@@ -207,3 +207,17 @@ def test_a_described_step_has_the_fields_of_the_protocol():
     assert plan(a="").described({"writer": 3}.__getitem__) == [
         {"step_id": "a", "agent": "writer", "description": "", "depends_on": (), "max_retries": 3}
     ]
+
+
+def test_a_plan_may_explain_itself():
+    """A client cannot: to it the explanation is an unknown field."""
+    steps = (Step(step_id="a", agent="writer"),)
+    assert ExecutionPlan(steps=steps).origin == (None, None)
+    explained = ExplainedPlan(steps=steps, planned_by="rules", reason="no model")
+    assert explained.origin == ("rules", "no model")
+    retries = {"writer": 3}.__getitem__
+    assert explained.described(retries) == ExecutionPlan(steps=steps).described(retries)
+    with pytest.raises(ValidationError, match="planned_by"):
+        ExecutionPlan.model_validate(
+            {"steps": [{"step_id": "a", "agent": "b"}], "planned_by": "me"}
+        )

@@ -11,6 +11,14 @@ def test_the_default_delays_are_those_of_the_protocol():
     assert [policy.delay(retry) for retry in (1, 2, 3)] == [0.1, 0.2, 0.4]
 
 
+@pytest.mark.parametrize(
+    ("at_least", "expected"), [(None, 0.2), (0.0, 0.2), (0.1, 0.2), (7.0, 7.0), (1e9, MAX_DELAY)]
+)
+def test_a_service_may_ask_for_a_longer_delay(at_least, expected):
+    """Never for a shorter one, nor for one beyond the cap."""
+    assert RetryPolicy().delay(2, at_least) == expected
+
+
 def test_three_retries_follow_the_first_attempt():
     """By default four attempts may fail before the step has."""
     policy = RetryPolicy()

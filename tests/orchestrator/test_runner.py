@@ -11,8 +11,8 @@ import orjson
 import pytest
 
 from agentsrv.agents.base import StepContext, TaskContext
-from agentsrv.errors import PermanentError
-from agentsrv.models.plan import ExecutionPlan, Step
+from agentsrv.errors import ModelError, PermanentError
+from agentsrv.models.plan import ExecutionPlan, ExplainedPlan, Step
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator import logs
 from tests.orchestrator.world import World, check_log, running, step
@@ -103,6 +103,28 @@ def test_an_agent_that_always_raises_fails_its_task(error):
         assert (end.data["failed_step"], end.data["retry_count"]) == ("a", 3)
         assert world.reader.types(task).count("step_started") == 4
         assert world.reader.types(task)[-3:] == ["step_failed", "step_skipped", "task_failed"]
+
+    simulate(story())
+
+
+def test_a_service_that_wants_to_be_left_alone_is():
+    """A retry waits at least as long as the error says, and never longer than the cap."""
+    wanted = [5.0, 0.0, 3600.0]
+
+    async def agent(step: Step, ctx: StepContext) -> str:
+        if ctx.attempt <= len(wanted):
+            raise ModelError("busy", retry_after=wanted[ctx.attempt - 1])
+        return "at last"
+
+    async def story() -> None:
+        world = World()
+        world.agent(agent)
+        async with running(world):
+            task = await world.create(step("a", "agent"))
+            await world.reader.until(task)
+        log = world.reader.of(task)
+        waits = [r.data["retry_in"] for r in log if r.event_type == "step_retrying"]
+        assert waits == [5.0, 0.2, 60.0]
 
     simulate(story())
 
@@ -331,8 +353,10 @@ def test_a_planner_is_asked_again():
 
     async def planner(task_description: str, ctx: TaskContext) -> ExecutionPlan:
         asked.append(asyncio.get_running_loop().time())
-        if len(asked) < 3:
+        if len(asked) == 1:
             raise OSError("not yet")
+        if len(asked) == 2:
+            raise ModelError("busy", retry_after=7.0)
         return ExecutionPlan(steps=(step("a", "quick"),))
 
     async def story() -> None:
@@ -342,7 +366,30 @@ def test_a_planner_is_asked_again():
         async with running(world):
             task = await world.create()
             assert (await world.reader.until(task)).event_type == "task_completed"
-        assert asked == pytest.approx([0, 0.1, 0.3])
+        assert asked == pytest.approx([0, 0.1, 7.1])
+
+    simulate(story())
+
+
+def test_a_plan_tells_where_it_came_from():
+    """A plan that explains itself is passed on with its explanation, any other without one."""
+
+    async def planner(task_description: str, ctx: TaskContext) -> ExecutionPlan:
+        return ExplainedPlan(steps=(step("a", "quick"),), planned_by="dice", reason="a six")
+
+    async def story() -> None:
+        world = World()
+        world.agent(quick)
+        world.registry.planner = planner
+        async with running(world):
+            planned = await world.create()
+            given = await world.create(step("a", "quick"))
+            origins = [
+                (record.data["planned_by"], record.data["reason"])
+                for task in (planned, given)
+                for record in (await world.reader.until(task, "plan_created"),)
+            ]
+        assert origins == [("dice", "a six"), (None, None)]
 
     simulate(story())
 

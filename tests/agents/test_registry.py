@@ -1,0 +1,60 @@
+from typing import Literal
+
+import pytest
+
+from agentsrv.agents.base import Agent
+from agentsrv.agents.registry import Registry
+from agentsrv.errors import ConfigurationError, InvalidCommand
+from agentsrv.models.plan import ExecutionPlan, Step
+from tests.agents.contexts import make_context
+
+PLAN = ExecutionPlan(steps=(Step(step_id="a", agent="writer"),))
+
+
+async def writer(step, ctx, size: int = 1):
+    """Write."""
+
+
+async def planner(task_description, ctx, size: Literal["s", "m"], mood: str = "good"):
+    """Remember what it was handed."""
+    ctx.params = {"size": size, "mood": mood}
+    return PLAN
+
+
+@pytest.fixture
+def registry():
+    """One agent and a planner, which both take a size."""
+    registry = Registry()
+    registry.add(Agent.of(writer))
+    registry.planner = planner
+    return registry
+
+
+async def test_a_planner_is_handed_its_params(registry):
+    """Those that it names, like an agent."""
+    ctx = make_context("task")
+    ctx.params = {"size": "m", "other": 1}
+    assert await registry.ask_planner(ctx) is PLAN
+    assert ctx.params == {"size": "m", "mood": "good"}
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({}, "params.size"),
+        ({"size": "xl"}, "params.size"),
+        ({"size": "s", "mood": 1}, "params.mood"),
+    ],
+)
+def test_what_the_planner_cannot_take_is_refused(registry, params, field):
+    """Before it is asked; a task that brings its plan does not need it."""
+    with pytest.raises(InvalidCommand, match=field):
+        registry.check_params(params, None)
+    if "size" not in params:
+        registry.check_params(params, PLAN)
+
+
+def test_a_planner_of_another_shape_is_refused(registry):
+    """When it is registered."""
+    with pytest.raises(ConfigurationError, match="the planner takes 1 parameters"):
+        registry.planner = lambda task: None
