@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -15,6 +16,7 @@ from agentsrv.models.plan import Step
 
 RESULT_BYTES = 36_000  # of text in the result: it is an event in the task's log
 MAX_CHECKS = 8  # searches for single terms that no passage has: is there anything on them?
+CHECKED = 3  # passages of such a search: one that is only near in meaning may come first
 SHOWN_SOURCES = 6  # in the summary that a person reads
 
 
@@ -49,7 +51,11 @@ class RetrieverAgent:
         searched = list(dict.fromkeys(term.surface for term in terms(query)))
         # in a thread: the first stems of many long passages take some 20 ms
         missing = await asyncio.to_thread(_missing, query, kept)
-        unknown = [term for term in missing[:MAX_CHECKS] if not await ctx.search(term, 1)]
+        unknown = [
+            term
+            for term in missing[:MAX_CHECKS]
+            if not any(map(partial(_mentions, term), await ctx.search(term, CHECKED)))
+        ]
         ctx.set_result(
             {
                 "query": query,
@@ -95,6 +101,11 @@ def _missing(query: str, kept: list[dict[str, Any]]) -> list[str]:
         present.update(stems(passage["source"].replace("_", " ")))
     missing = {term.stem: term.surface for term in terms(query) if term.stem not in present}
     return list(missing.values())
+
+
+def _mentions(term: str, passage: Passage) -> bool:
+    about = f"{passage.title} {passage.source.replace('_', ' ')} {passage.text}"
+    return not set(stems(term)).isdisjoint(stems(about))
 
 
 def _summary(kept: list[dict[str, Any]], searched: list[str]) -> str:

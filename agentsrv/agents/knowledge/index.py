@@ -7,13 +7,12 @@ may be deleted at any time, and a file of another schema version is rebuilt.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
-import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from agentsrv.agents.knowledge.documents import (
     PDF_MISSING,
@@ -22,11 +21,15 @@ from agentsrv.agents.knowledge.documents import (
     is_changelog,
     read_document,
 )
+from agentsrv.agents.knowledge.folder import FoundFile
 from agentsrv.agents.text import words
 from agentsrv.errors import KnowledgeError
 
+if TYPE_CHECKING:
+    from agentsrv.agents.knowledge.vectors import Vectors
+
 APPLICATION_ID = 0x61676B62  # "agkb", in the header of the file: what we may delete
-SCHEMA_VERSION = 1  # raise it when documents are read differently, too
+SCHEMA_VERSION = 2  # raise it when documents are read differently, too
 BUSY_TIMEOUT = 5.0  # seconds to wait for another process that writes the index
 BUSY_PAUSE = 0.02  # seconds between two attempts to open it
 CACHE_KIB = 16_384  # KiB of pages in memory, for each of the two connections
@@ -34,7 +37,6 @@ TITLE_WEIGHT, PLACE_WEIGHT, BODY_WEIGHT = 4.0, 2.5, 1.0  # of a match, for BM25
 CHANGELOG_FACTOR = 0.35  # of the score: a change log mentions everything and explains nothing
 LEGAL_FACTOR = 0.6  # of the score: licences and author lists, unless they are asked for
 
-_SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages"})
 _LEGAL = frozenset({"authors", "contributors", "copying", "copyright", "license", "thanks"})
 
 _SCHEMA = """
@@ -54,19 +56,16 @@ CREATE TABLE place (            -- where the passage of the same rowid stands
     line INTEGER NOT NULL
 );
 CREATE INDEX place_file ON place (file_id);
+CREATE TABLE vector (           -- what an embedding model gave to a passage
+    place_id INTEGER NOT NULL,
+    model TEXT NOT NULL,
+    value BLOB NOT NULL,        -- numbers of 32 bits, of length 1 together
+    PRIMARY KEY (model, place_id)
+);
+CREATE INDEX vector_place ON vector (place_id);
 CREATE VIRTUAL TABLE passage USING fts5 (title, place, body, tokenize = 'porter unicode61');
 CREATE VIRTUAL TABLE vocabulary USING fts5vocab (passage, row);
 """
-
-
-@dataclass(frozen=True, slots=True)
-class FoundFile:
-    """A file as the folder lists it; ``reason`` where it is not even to be opened."""
-
-    name: str
-    size: int
-    mtime_ns: int
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,53 +90,6 @@ class Difference:
     removed: list[str]
 
 
-def scan(folder: Path) -> list[FoundFile]:
-    """List the regular files below ``folder``, by name.
-
-    Symbolic links are not followed, so there is no loop and nothing outside the folder; hidden
-    files and folders, ``node_modules`` and the like are passed over. A subfolder that cannot be
-    listed is an entry with its reason.
-
-    Raises:
-        KnowledgeError: ``folder`` itself is missing or cannot be listed.
-    """
-    found: list[FoundFile] = []
-
-    def unlisted(error: OSError) -> None:
-        if Path(error.filename) == folder:
-            raise KnowledgeError(f"cannot list the folder {folder}: {error.strerror}") from error
-        name = Path(error.filename).relative_to(folder).as_posix()
-        found.append(FoundFile(f"{name}/", 0, 0, error.strerror or "cannot be listed"))
-
-    for parent, folders, names in os.walk(folder, onerror=unlisted):
-        folders[:] = [name for name in folders if not _passed_over(name)]
-        for name in names:
-            if not _passed_over(name):
-                found.extend(_found(folder, Path(parent, name)))
-    return sorted(found, key=lambda file: file.name)
-
-
-def _passed_over(name: str) -> bool:
-    return name.startswith(".") or name in _SKIPPED_FOLDERS
-
-
-def _found(folder: Path, path: Path) -> Iterable[FoundFile]:
-    name = path.relative_to(folder).as_posix()
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        shown = name.encode(errors="surrogateescape").decode(errors="replace")
-        return [FoundFile(shown, 0, 0, "its name is not UTF-8")]
-    try:
-        status = path.lstat()
-    except OSError as error:
-        # it vanished since it was listed, or the path is too long
-        return [FoundFile(name, 0, 0, error.strerror or "cannot be examined")]
-    if stat.S_ISLNK(status.st_mode):
-        return [FoundFile(name, 0, 0, "symbolic link")]
-    return [FoundFile(name, status.st_size, status.st_mtime_ns)]
-
-
 class Index:
     """One connection to the index file, for one thread.
 
@@ -149,6 +101,7 @@ class Index:
         self._database = database
         self._counted = (-1, -1)  # the state of the file in which the passages were counted
         self._passages = 0
+        self._vectors: dict[str, Vectors] = {}
         try:
             database.parent.mkdir(parents=True, exist_ok=True)
             self._refuse_others()
@@ -298,6 +251,9 @@ class Index:
         self._connection.execute(
             "DELETE FROM passage WHERE rowid IN (SELECT id FROM place WHERE file_id = ?)", row
         )
+        self._connection.execute(
+            "DELETE FROM vector WHERE place_id IN (SELECT id FROM place WHERE file_id = ?)", row
+        )
         self._connection.execute("DELETE FROM place WHERE file_id = ?", row)
         self._connection.execute("DELETE FROM file WHERE id = ?", row)
 
@@ -340,6 +296,14 @@ class Index:
         )
         return tuple(rows.fetchall())
 
+    def vectors(self, model: str) -> Vectors:
+        """The vectors that an embedding ``model`` gave to the passages."""
+        from agentsrv.agents.knowledge.vectors import Vectors  # noqa: PLC0415 - needs an extra
+
+        if model not in self._vectors:
+            self._vectors[model] = Vectors(self._connection, model)
+        return self._vectors[model]
+
     def frequency(self, stem: str) -> int:
         """Return in how many passages a word of this ``stem`` occurs."""
         row = self._connection.execute(
@@ -349,15 +313,25 @@ class Index:
 
     def match(self, expression: str, limit: int) -> list[Candidate]:
         """Return the passages that match an FTS5 ``expression``, the best first."""
+        best = """SELECT rowid, title, body, -rank AS score FROM passage
+                  WHERE passage MATCH ? ORDER BY rank LIMIT ?"""
+        return self._candidates(best, (expression, limit))
+
+    def fetch(self, rowids: Sequence[int]) -> list[Candidate]:
+        """Return the passages of these rows, in any order, with a score of 0."""
+        marks = ",".join("?" * len(rowids))
+        chosen = f"SELECT rowid, title, body, 0.0 AS score FROM passage WHERE rowid IN ({marks})"  # noqa: S608 - of question marks
+        return self._candidates(chosen, tuple(rowids))
+
+    def _candidates(self, chosen: str, values: tuple[str | int, ...]) -> list[Candidate]:
         rows = self._connection.execute(
-            """
-            SELECT best.rowid, file.name, best.title, best.body, place.line, -best.rank, file.factor
-            FROM (SELECT rowid, title, body, rank FROM passage
-                  WHERE passage MATCH ? ORDER BY rank LIMIT ?) AS best
+            f"""
+            SELECT best.rowid, file.name, best.title, best.body, place.line, best.score, file.factor
+            FROM ({chosen}) AS best
             JOIN place ON place.id = best.rowid
             JOIN file ON file.id = place.file_id
-            """,
-            (expression, limit),
+            """,  # noqa: S608 - one of the two above
+            values,
         )
         return [Candidate(*row) for row in rows]
 

@@ -2,27 +2,30 @@
 
 The folder is read into an SQLite file with a full-text index (FTS5, Porter stems, BM25), and
 searched without the network, a model or chance: the same folder and the same query give the
-same passages.
+same passages. With an embedding model the search is a hybrid: its ranking is fused with that
+of the passages whose vectors are nearest to the query's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
-import re
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from agentsrv.agents.knowledge.index import Candidate, FoundFile, Index, scan
-from agentsrv.agents.text import Term, content_stem, fold, spellings, terms, word_at
-from agentsrv.errors import KnowledgeError
+from agentsrv.agents.knowledge.folder import FoundFile, scan
+from agentsrv.agents.knowledge.index import Index
+from agentsrv.agents.knowledge.ranking import CANDIDATES, Passage, find
+from agentsrv.agents.text import terms
+from agentsrv.errors import AgentsrvError, KnowledgeError, ModelError
 
 OnProgress = Callable[[int, int, str], Awaitable[None]]
 """Is told how many files are done, how many there are, and what happened."""
@@ -30,36 +33,31 @@ OnProgress = Callable[[int, int, str], Awaitable[None]]
 BATCH_SECONDS = 0.25  # of reading per transaction: what a cancelled refresh still finishes
 REMOVALS = 500  # files forgotten per transaction
 OPTIMIZE_FROM = 200  # files changed by a refresh, to make merging the index worth its time
-MAX_QUERY_TERMS = 16  # the rarest words of a long query; more add time and little else
-CANDIDATES = 48  # passages that BM25 hands to the ranking that looks inside them
-PAIRED = 6  # terms of which two must stand in a passage, at first
-ENOUGH = 2  # times the wanted passages: with fewer, one term has to do
-WINDOW = 180  # characters within which query terms count as standing together
-DUPLICATE = 0.8  # Jaccard similarity of the words of two passages that say the same
-SAME_SOURCE = 0.75  # factor of the score for each passage of that file already chosen
+EMBED_BATCH = 64  # passages of one request to the embedding model: about 10,000 tokens
+ALONE = 3  # passages refused one by one, from which the model counts as out of order
+EMBED_PATIENCE = 5.0  # seconds that a search waits for the vector of its query
+EMBED_PAUSE = 30.0  # seconds without asking the embedding model after it has failed a search
 
 _T = TypeVar("_T")
 
+_log = logging.getLogger("agentsrv.knowledge")
 
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """Some 100 to 200 words of one document.
 
-    Attributes:
-        passage_id: Its number in this index; not stable over a rebuild.
-        source: Path of the file, relative to the folder, with ``/``.
-        title: Path of headings above it, or the file's title.
-        text: Whole sentences without markup; paragraphs are separated by empty lines.
-        score: Higher is better; comparable within the result of one search only.
-        line: First line in the source file, 0 where it has none (PDF).
-    """
+class Embeds(Protocol):
+    """An embedding model, such as `agentsrv.agents.llm.Embedder`."""
 
-    passage_id: int
-    source: str
-    title: str
-    text: str
-    score: float
-    line: int
+    @property
+    def model(self) -> str:
+        """Its name, under which its vectors are kept."""
+        ...
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Return the vector of each text, in their order.
+
+        Raises:
+            AgentsrvError: There are none.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +95,26 @@ class KnowledgeBase:
 
     Nothing is opened before the first call. Owns two threads, one that writes and one that
     reads, so that searches go on while the folder is read; `close` ends them.
+
+    Args:
+        folder: Where the documents are.
+        database: The file of the index.
+        embedder: What gives passages and queries vectors; without it only words count.
+        now: A clock that never goes back, in seconds.
     """
 
-    def __init__(self, folder: Path, database: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        database: Path,
+        embedder: Embeds | None = None,
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._folder = folder
+        self._embedder = embedder
+        self._now = now
+        self._embed_from = -math.inf  # when the embedding model may be asked again
         self._writer = _Desk(database)
         self._reader = _Desk(database)
         self._refreshing = asyncio.Lock()
@@ -148,17 +162,71 @@ class KnowledgeBase:
     def _read(self, index: Index, files: Sequence[FoundFile]) -> int:
         return index.read(self._folder.resolve(), files, BATCH_SECONDS)
 
+    async def embed(self) -> int:
+        """Give a vector to each passage that has none of the embedding model yet, in batches.
+
+        Each batch is kept as it comes, and searches use it from then on. A passage that the
+        model refuses, while it takes others, is left without one for good. A cancelled call
+        leaves what was kept, and the next one goes on from there. Does nothing without a model.
+
+        Returns:
+            How many passages have a vector now.
+
+        Raises:
+            AgentsrvError: The model failed; the rest is left to another call.
+            KnowledgeError: The index cannot be used.
+        """
+        if self._embedder is None:
+            return 0
+        name, write = self._embedder.model, self._writer.call
+        while missing := await write(lambda index: index.vectors(name).missing(EMBED_BATCH)):
+            fresh = await _vectors(self._embedder, missing)
+            await write(lambda index, fresh=fresh: index.vectors(name).add(fresh))  # type: ignore[misc]
+        return await write(lambda index: index.vectors(name).count())
+
     async def search(self, query: str, limit: int = 5) -> list[Passage]:
         """Return the passages that answer ``query`` best, at most ``limit``, the best first.
 
         Any text is a valid query. Passages that have more of its words, and have them close
         together, come first; near-duplicates are left out, and passages of one file give way
-        to those of others. Empty where nothing matches or nothing was indexed yet.
+        to those of others. With an embedding model, passages that are near to the query in
+        meaning come first too. Empty where nothing matches or nothing was indexed yet.
+
+        An embedding model that fails or takes long is a warning in the log, and only the words
+        count, in this search and those of the next `EMBED_PAUSE` seconds.
 
         Raises:
             KnowledgeError: The index cannot be read, or was closed.
         """
+        if self._embedder is None or not terms(query):
+            return await self._reader.call(lambda index: find(index, query, limit))
+        name = self._embedder.model
+        vector = await self._vector(self._embedder, query)
+        if vector is not None:
+            try:
+                return await self._reader.call(
+                    lambda index: find(
+                        index, query, limit, index.vectors(name).nearest(vector, CANDIDATES)
+                    )
+                )
+            except ModelError as error:
+                self._without_vectors(error)
         return await self._reader.call(lambda index: find(index, query, limit))
+
+    async def _vector(self, embedder: Embeds, query: str) -> list[float] | None:
+        if self._now() < self._embed_from:
+            return None
+        try:
+            async with asyncio.timeout(EMBED_PATIENCE):
+                (vector,) = await embedder.embed([query])
+        except (AgentsrvError, TimeoutError) as error:
+            self._without_vectors(error)
+            return None
+        return vector
+
+    def _without_vectors(self, error: Exception) -> None:
+        self._embed_from = self._now() + EMBED_PAUSE
+        _log.warning("searching by words only for %g s: %r", EMBED_PAUSE, error)
 
     async def close(self) -> None:
         """Close the index and end the threads, after what they are doing now.
@@ -168,6 +236,39 @@ class KnowledgeBase:
         """
         await self._writer.close()
         await self._reader.close()
+
+
+async def _vectors(
+    embedder: Embeds, missing: Sequence[tuple[int, str]]
+) -> dict[int, Sequence[float]]:
+    """Return the vectors of passages by their rows, an empty one for each that is refused.
+
+    Raises:
+        AgentsrvError: The model refused the only one, the first `ALONE` of them, or what it had
+            taken before: then no passage is at fault.
+    """
+    try:
+        vectors = await embedder.embed([text for _, text in missing])
+    except AgentsrvError:
+        if len(missing) == 1:
+            raise
+    else:
+        return dict(zip((row for row, _ in missing), vectors, strict=True))
+    # one passage that is too long for the model fails its whole batch
+    found: dict[int, Sequence[float]] = {}
+    taken: str | None = None
+    for row, text in missing:
+        try:
+            (found[row],) = await embedder.embed([text])
+            taken = text
+        except AgentsrvError as error:
+            found[row] = ()
+            if taken is not None:
+                await embedder.embed([taken])
+            elif len(found) == min(ALONE, len(missing)):
+                raise
+            _log.warning("a passage is left without a vector: %s", error)
+    return found
 
 
 class _Desk:
@@ -207,136 +308,3 @@ class _Desk:
         if self._index is not None:
             self._index.close()
             self._index = None
-
-
-def find(index: Index, query: str, limit: int) -> list[Passage]:
-    """Search ``index`` as `KnowledgeBase.search` describes; for the thread that owns it."""
-    weights = weigh(index, terms(query))
-    if not weights or limit < 1:
-        return []
-    candidates = index.match(match_pairs(weights), CANDIDATES) if len(weights) > 1 else []
-    hits = _relative(candidates)
-    if len(hits) < ENOUGH * limit:
-        # rarely needed: ranking all passages that have any one of the words takes ten times longer
-        hits = _relative(index.match(match_any(weights), CANDIDATES)) | hits
-    return choose(hits, weights, limit)
-
-
-def weigh(index: Index, found: Iterable[Term]) -> dict[Term, float]:
-    """Return the `MAX_QUERY_TERMS` rarest terms with their inverse document frequency."""
-    passages = index.size()
-    distinct = {term.stem: term for term in found}
-    weights = {
-        term: math.log(1 + passages / (1 + index.frequency(stem)))
-        for stem, term in distinct.items()
-    }
-    rarest = sorted(weights, key=lambda term: (-weights[term], term.stem))[:MAX_QUERY_TERMS]
-    return {term: weights[term] for term in rarest}
-
-
-def match_any(found: Iterable[Term]) -> str:
-    """Return the FTS5 expression that any of the terms matches, in any of its spellings.
-
-    Every word is quoted, so no text of a user can be read as an operator.
-    """
-    return " OR ".join(_quoted(term) for term in found)
-
-
-def match_pairs(found: Iterable[Term]) -> str:
-    """Return the FTS5 expression that any two of the first `PAIRED` terms match together."""
-    words = [_quoted(term) for term in found][:PAIRED]
-    return " OR ".join(
-        f"({word} AND ({' OR '.join(words[place:])}))"
-        for place, word in enumerate(words[:-1], start=1)
-    )
-
-
-def _quoted(term: Term) -> str:
-    variants = ('"{}"'.format(word.replace('"', '""')) for word in spellings(fold(term.surface)))
-    return f"({' OR '.join(variants)})"
-
-
-def _relative(candidates: list[Candidate]) -> dict[int, Candidate]:
-    """Return the candidates by row, their scores in parts of the best one's.
-
-    BM25 adds up the terms of an expression, so the scores of two expressions do not compare.
-    """
-    best = max((candidate.score for candidate in candidates), default=1.0)
-    return {
-        candidate.rowid: replace(candidate, score=candidate.score / best)
-        for candidate in candidates
-    }
-
-
-def choose(hits: dict[int, Candidate], weights: dict[Term, float], limit: int) -> list[Passage]:
-    """Rank ``hits`` by what they cover of the weighted terms, and diversify."""
-    cover = _Cover(weights)
-    ranked = [(hit.score * hit.factor * cover.fit(hit), hit) for hit in hits.values()]
-    ranked.sort(key=lambda entry: (-entry[0], entry[1].source, entry[1].line))
-    chosen: list[Passage] = []
-    seen: list[frozenset[str]] = []
-    per_source: Counter[str] = Counter()
-    while ranked and len(chosen) < limit:
-        best = max(ranked, key=lambda entry: entry[0] * SAME_SOURCE ** per_source[entry[1].source])
-        ranked.remove(best)
-        score, hit = best
-        body = frozenset(hit.text.lower().split())
-        if any(_similarity(body, other) >= DUPLICATE for other in seen):
-            continue
-        seen.append(body)
-        score *= SAME_SOURCE ** per_source[hit.source]
-        per_source[hit.source] += 1
-        chosen.append(
-            Passage(hit.rowid, hit.source, hit.title, hit.text, round(score, 4), hit.line)
-        )
-    return chosen
-
-
-class _Cover:
-    """Measures how much of a query a passage covers, by the weights of the terms."""
-
-    def __init__(self, weights: dict[Term, float]) -> None:
-        self._weights = {term.stem: weight for term, weight in weights.items()}
-        self._total = sum(weights.values()) or 1.0
-        # Only words that begin like a query term are stemmed. Stemming changes no more than
-        # the last letters, and doing it to every word of 50 passages takes 15 ms.
-        starts = {
-            re.escape(word[: max(2, len(stem) - 2)])
-            for term in weights
-            for stem in (term.stem,)
-            for word in (stem, *spellings(fold(term.surface)))
-        }
-        # no look-behind and no flags: only so can the engine skip to possible first letters
-        self._likely = re.compile("|".join(sorted(starts)))
-
-    def fit(self, hit: Candidate) -> float:
-        """Return 0.2 to 1.7: what the passage covers, and covers within `WINDOW` characters."""
-        places = self._places(hit.text)
-        heading = self._places(f"{hit.title} {hit.source.replace('_', ' ')}")
-        present = {stem for _, stem in places}
-        covered = sum(self._weights[stem] for stem in present.union(stem for _, stem in heading))
-        nearest = 0.0
-        for first, (place, _) in enumerate(places):
-            near = {stem for other, stem in places[first:] if other - place < WINDOW}
-            nearest = max(nearest, sum(self._weights[stem] for stem in near))
-            if len(near) == len(present):
-                break
-        return 0.2 + (covered / self._total) ** 2 + 0.5 * nearest / self._total
-
-    def _places(self, text: str) -> list[tuple[int, str]]:
-        text = text.lower()
-        found = []
-        for match in self._likely.finditer(text):
-            start = match.start()
-            if start and text[start - 1].isalnum():
-                continue
-            stem = content_stem(word_at(text, start))
-            if stem in self._weights:
-                found.append((start, stem))
-        return found
-
-
-def _similarity(one: frozenset[str], other: frozenset[str]) -> float:
-    """Return the Jaccard similarity: the part of all words that both have."""
-    union = len(one | other)
-    return len(one & other) / union if union else 1.0

@@ -2,7 +2,8 @@ import sqlite3
 
 import pytest
 
-from agentsrv.agents.knowledge.index import APPLICATION_ID, Index, scan
+from agentsrv.agents.knowledge.folder import scan
+from agentsrv.agents.knowledge.index import APPLICATION_ID, Index
 from agentsrv.errors import KnowledgeError
 
 

@@ -1,14 +1,11 @@
 import asyncio
+import logging
 import os
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from agentsrv.agents.knowledge.index import Index, scan
-from agentsrv.agents.knowledge.search import KnowledgeBase, find, match_any, match_pairs
-from agentsrv.agents.text import terms
-from agentsrv.errors import KnowledgeError
+from agentsrv.agents.knowledge.search import EMBED_PAUSE, KnowledgeBase
+from agentsrv.errors import KnowledgeError, ModelError
 
 THREADS = "Creating a thread costs tens of microseconds on most machines."
 QUEUES = "A bounded queue makes the producer wait until there is room."
@@ -143,40 +140,6 @@ async def test_after_closing_nothing_is_searched(knowledge):
         await knowledge.search("threads")
 
 
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    """An index of a small folder, for searches in the test's own thread."""
-    folder = tmp_path_factory.mktemp("docs")
-    (folder / "a.md").write_text(f"# Threads\n\n{THREADS}\n\n# Queues\n\n{QUEUES}\n")
-    index = Index(tmp_path_factory.mktemp("index") / "knowledge.db")
-    index.read(folder, scan(folder), 10.0)
-    yield index
-    index.close()
-
-
-HOSTILE = st.text(
-    alphabet=st.sampled_from("thread queue\"'*()^:-+{}\\ANDORNEAR\0\n;é/_I"), max_size=60
-)
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(st.one_of(HOSTILE, st.text(max_size=200)))
-def test_no_query_is_a_syntax_error(index, query):
-    """Whatever a user types is searched for, never interpreted or refused."""
-    assert isinstance(find(index, query, 3), list)
-    found = terms(query)
-    if found:
-        index.match(match_any(found), 3)
-    if len(found) > 1:
-        index.match(match_pairs(found), 3)
-
-
-@pytest.mark.parametrize("query", ['thread" OR body:x', "NEAR(thread queue)", "thread*", "-thread"])
-def test_operators_are_only_words(index, query):
-    """The words around an operator are found as they would be without it."""
-    assert THREADS in [passage.text for passage in find(index, query, 5)]
-
-
 async def search_texts(tmp_path, files, query, limit):
     """Write ``files``, index them and return the sources found."""
     folder = tmp_path / "docs"
@@ -230,3 +193,176 @@ async def test_spellings_find_each_other(tmp_path):
     }
     for query in ("async", "back-pressure", "asyncio backpressure"):
         assert await search_texts(tmp_path, files, query, 2) == ["a.txt"]
+
+
+class Embedder:
+    """Gives vectors by two words, and counts what it was asked."""
+
+    def __init__(self, model="two words", words=("thread", "queue")):
+        self.model = model
+        self.words = words
+        self.asked = []
+        self.error = None
+
+    async def embed(self, texts):
+        """Count the words."""
+        self.asked.append(list(texts))
+        if self.error is not None:
+            raise self.error
+        return [[float(text.lower().count(word)) + 0.01 for word in self.words] for text in texts]
+
+
+@pytest.fixture
+def embedder():
+    """An embedding model that works."""
+    return Embedder()
+
+
+@pytest.fixture
+def clock():
+    """A clock that is set by hand: its only element."""
+    return [0.0]
+
+
+@pytest.fixture
+async def hybrid(folder, tmp_path, embedder, clock):
+    """A knowledge base with it."""
+    base = KnowledgeBase(folder, tmp_path / "hybrid.db", embedder, now=lambda: clock[0])
+    await base.refresh()
+    yield base
+    await base.close()
+
+
+async def test_vectors_are_asked_for_once(hybrid, embedder, folder):
+    """In batches, of title and text, and afterwards only for what is new."""
+    assert await hybrid.embed() == 2
+    assert [sorted(batch) for batch in embedder.asked] == [
+        [f"Queues\n{QUEUES}", f"Threads\n{THREADS}"]
+    ]
+    assert await hybrid.embed() == 2
+    (folder / "queues.md").write_text(
+        "# Pipes\n\nA pipe is what a queue is in a shell of the system."
+    )
+    await hybrid.refresh()
+    assert await hybrid.embed() == 2
+    assert [len(batch) for batch in embedder.asked] == [2, 1]
+
+
+async def test_batches_are_kept_as_they_come(folder, tmp_path, embedder, monkeypatch):
+    """A model that fails leaves the vectors it gave, and the next call goes on from there."""
+    monkeypatch.setattr("agentsrv.agents.knowledge.search.EMBED_BATCH", 1)
+    base = KnowledgeBase(folder, tmp_path / "batches.db", embedder)
+    await base.refresh()
+    real = embedder.embed
+
+    async def once(texts):
+        embedder.error = ModelError("enough") if embedder.asked else None
+        return await real(texts)
+
+    monkeypatch.setattr(embedder, "embed", once)
+    with pytest.raises(ModelError):
+        await base.embed()
+    monkeypatch.setattr(embedder, "embed", real)
+    embedder.error = None
+    assert await base.embed() == 2
+    assert [len(batch) for batch in embedder.asked] == [1, 1, 1]
+    await base.close()
+
+
+async def test_a_passage_that_is_too_long_leaves_the_others_theirs(hybrid, embedder, folder):
+    """It fails its batch, and is not asked for again; a search goes on."""
+    long = "The queue of queues grows and grows and is full of queues in the end. " * 3
+    (folder / "long.md").write_text(f"# Queues of queues\n\n{long}")
+    await hybrid.refresh()
+    real = embedder.embed
+
+    async def short_only(texts):
+        embedder.error = ModelError("too long") if len("".join(texts)) > 200 else None
+        return await real(texts)
+
+    embedder.embed = short_only
+    assert await hybrid.embed() == 2
+    asked = len(embedder.asked)
+    assert await hybrid.embed() == 2
+    assert len(embedder.asked) == asked
+    assert len(await hybrid.search("queue")) == 3
+
+
+async def test_a_model_that_fails_in_between_is_not_the_passages_fault(hybrid, embedder):
+    """Nothing is marked as refused, and the next call gives them all their vectors."""
+    real = embedder.embed
+    answers = iter([False, True, False, False])  # the batch, one, the other, the first again
+
+    async def moody(texts):
+        embedder.error = None if next(answers, True) else ModelError("busy")
+        return await real(texts)
+
+    embedder.embed = moody
+    with pytest.raises(ModelError):
+        await hybrid.embed()
+    assert await hybrid.embed() == 2
+
+
+async def test_a_model_that_refuses_everything_is_out_of_order(hybrid, embedder):
+    """It is asked for some passages alone, and then no more."""
+    embedder.error = ModelError("out of order")
+    with pytest.raises(ModelError):
+        await hybrid.embed()
+    assert [len(batch) for batch in embedder.asked] == [2, 1, 1]
+    embedder.error = None
+    assert await hybrid.embed() == 2
+
+
+async def test_another_model_has_vectors_of_its_own(hybrid, folder, tmp_path):
+    """They are kept by the model's name, and of another dimension."""
+    await hybrid.embed()
+    other = Embedder("one word", ("queue",))
+    base = KnowledgeBase(folder, tmp_path / "hybrid.db", other)
+    assert await base.embed() == 2
+    assert (await base.search("producer"))[0].source == "queues.md"
+    assert await hybrid.search("thread")
+    await base.close()
+
+
+async def test_what_is_near_in_meaning_is_found(hybrid):
+    """A query without a word of any passage; one without any content finds nothing."""
+    assert await hybrid.search("queueable queueish threadlike") == []
+    await hybrid.embed()
+    found = await hybrid.search("queueable queueish threadlike")
+    assert [passage.source for passage in found] == ["queues.md", "threads.md"]
+    assert await hybrid.search("what is it?") == []
+
+
+@pytest.mark.parametrize("error", [ModelError("no"), TimeoutError("too slow")])
+async def test_a_model_that_fails_leaves_the_words(hybrid, embedder, clock, caplog, error):
+    """With a warning; and it is left alone for a while."""
+    await hybrid.embed()
+    embedder.error = error
+    before = len(embedder.asked)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert [passage.source for passage in await hybrid.search("threads")] == ["threads.md"]
+    assert len(embedder.asked) == before + 1
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    embedder.error = None
+    clock[0] = EMBED_PAUSE
+    assert len(await hybrid.search("threads")) == 2
+
+
+async def test_a_model_that_is_silent_leaves_the_words(hybrid, embedder, monkeypatch):
+    """A search does not wait for long."""
+    monkeypatch.setattr("agentsrv.agents.knowledge.search.EMBED_PATIENCE", 0.01)
+
+    async def never(texts):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(embedder, "embed", never)
+    assert [passage.source for passage in await hybrid.search("threads")] == ["threads.md"]
+
+
+async def test_a_model_that_changed_leaves_the_words(hybrid, embedder, caplog):
+    """Vectors of another dimension under the same name cannot be compared."""
+    await hybrid.embed()
+    embedder.words = ("thread",)
+    assert [passage.source for passage in await hybrid.search("threads")] == ["threads.md"]
+    assert "rebuild" in caplog.text

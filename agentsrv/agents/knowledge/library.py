@@ -1,0 +1,70 @@
+"""Library: the knowledge base of a server, brought up to date while it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from agentsrv.agents.knowledge.ranking import Passage
+from agentsrv.agents.knowledge.search import KnowledgeBase
+from agentsrv.errors import AgentsrvError, KnowledgeError
+
+_log = logging.getLogger("agentsrv.knowledge")
+
+
+class Library:
+    """What a server searches: ``base``, or nothing.
+
+    Owns a task between `open` and `close`, which reads what is new in the folder and then gives
+    it vectors. Searches wait for the reading only.
+    """
+
+    def __init__(self, base: KnowledgeBase | None) -> None:
+        self._base = base
+        self._reading: asyncio.Task[None] | None = None
+        self._embedding: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Begin to bring the index up to date."""
+        if self._base is not None:
+            self._reading = asyncio.create_task(self._read(self._base))
+            self._embedding = asyncio.create_task(self._embed(self._base, self._reading))
+
+    async def search(self, query: str, limit: int) -> list[Passage]:
+        """Search, as soon as the folder is read."""
+        if self._base is None or self._reading is None:
+            return []
+        await asyncio.shield(self._reading)
+        return await self._base.search(query, limit)
+
+    async def close(self) -> None:
+        """Stop reading and close the index."""
+        for task in (self._embedding, self._reading):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
+        if self._base is not None:
+            await self._base.close()
+
+    async def _read(self, base: KnowledgeBase) -> None:
+        try:
+            report = await base.refresh()
+        except KnowledgeError as error:
+            _log.error("the knowledge base cannot be brought up to date: %s", error)
+        else:
+            _log.info(
+                "knowledge base: %d files, %d passages, brought up to date in %.1f s",
+                report.files,
+                report.passages,
+                report.seconds,
+            )
+
+    async def _embed(self, base: KnowledgeBase, reading: asyncio.Task[None]) -> None:
+        await asyncio.wait({reading})
+        try:
+            count = await base.embed()
+        except AgentsrvError as error:
+            _log.warning("passages are left without vectors until the next start: %s", error)
+        else:
+            if count:
+                _log.info("knowledge base: %d passages have vectors", count)
