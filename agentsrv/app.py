@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 import time
@@ -11,17 +10,21 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, overload
 
 from agentsrv.agents.analyzer import AnalyzerAgent
-from agentsrv.agents.analyzer import plan as default_planner
 from agentsrv.agents.base import Agent, AgentFunction, AgentOptions, Planner
-from agentsrv.agents.knowledge import KnowledgeBase, Passage
+from agentsrv.agents.knowledge import KnowledgeBase
+from agentsrv.agents.knowledge.library import Library
+from agentsrv.agents.optimizer import OptimizerAgent
+from agentsrv.agents.planner import BuiltinPlanner
 from agentsrv.agents.registry import Registry
 from agentsrv.agents.retriever import RetrieverAgent
+from agentsrv.agents.validator import ValidatorAgent
 from agentsrv.agents.writer import WriterAgent
-from agentsrv.errors import ConfigurationError, KnowledgeError
+from agentsrv.errors import ConfigurationError
 from agentsrv.orchestrator.logs import forget_old
 from agentsrv.orchestrator.orchestrator import Orchestrator
 from agentsrv.orchestrator.steps import OutputLimits
@@ -35,30 +38,36 @@ from agentsrv.store.memory import MemoryStore
 from agentsrv.store.sqlite import SqliteStore
 from agentsrv.telemetry.watchdog import Watchdog
 
+if TYPE_CHECKING:
+    from agentsrv.agents.llm import Embedder, LanguageModel
+
 VERSION: Final = version("agentsrv")
 SQLITE: Final = "sqlite:///"
 
 F = TypeVar("F", bound=AgentFunction)
 P = TypeVar("P", bound=Planner)
 
-_log = logging.getLogger("agentsrv")
-
 
 class App:
     """An application: its agents, its planner, and how to serve them.
 
-    ``App()`` has the built-in agents (retriever, analyzer, writer) and the planner that runs
-    them in this order; ``App(builtin=False)`` has none.
+    ``App()`` has the built-in agents (retriever, analyzer, writer, validator, optimizer) and
+    the planner that uses them; ``App(builtin=False)`` has none.
     """
 
     def __init__(self, *, builtin: bool = True) -> None:
         self.registry = Registry()
+        self._builtin_planner = BuiltinPlanner(self.registry)
         if builtin:
-            self.registry.planner = default_planner
-            retriever, analyzer, writer = RetrieverAgent(), AnalyzerAgent(), WriterAgent()
-            self.registry.add(Agent.of(retriever.run, name="retriever", on_failure="degrade"))
-            self.registry.add(Agent.of(analyzer.run, name="analyzer"))
-            self.registry.add(Agent.of(writer.run, name="writer"))
+            self.registry.planner = self._builtin_planner.plan
+            for agent in (
+                Agent.of(RetrieverAgent().run, name="retriever", on_failure="degrade"),
+                Agent.of(AnalyzerAgent().run, name="analyzer"),
+                Agent.of(WriterAgent().run, name="writer"),
+                Agent.of(ValidatorAgent().run, name="validator", on_failure="degrade"),
+                Agent.of(OptimizerAgent().run, name="optimizer"),
+            ):
+                self.registry.add(agent)
 
     @overload
     def agent(self, function: F, /) -> F: ...
@@ -88,7 +97,11 @@ class App:
         return register if function is None else register(function)
 
     def planner(self, function: P) -> P:
-        """Let ``function`` plan each task that brings no plan; it is returned unchanged."""
+        """Let ``function`` plan each task that brings no plan; it is returned unchanged.
+
+        Raises:
+            ConfigurationError: The function cannot be taken.
+        """
         self.registry.planner = function
         return function
 
@@ -97,12 +110,14 @@ class App:
         """Serve within the ``async with`` block; on leaving it, drain and close.
 
         Raises:
-            ConfigurationError: The store or the knowledge folder cannot be used.
+            ConfigurationError: The store, the knowledge folder or the models cannot be used.
             OSError: The address cannot be listened on.
         """
         settings = Settings() if settings is None else settings
+        self._builtin_planner.default = settings.default_plan
         async with AsyncExitStack() as stack:
-            library = _Library(settings)
+            models = await stack.enter_async_context(open_models(settings))
+            library = Library(_knowledge_base(settings, models.embedder))
             store = open_store(settings)
             await store.open()
             stack.push_async_callback(store.close)
@@ -110,7 +125,8 @@ class App:
             store.on_broken = broken.set_result
             await library.open()
             stack.push_async_callback(library.close)
-            worker = Worker(self._surroundings(settings, store, library), settings.concurrency)
+            around = self._surroundings(settings, store, library, models.llm)
+            worker = Worker(around, settings.concurrency)
             orchestrator = Orchestrator(
                 store, self.registry, worker, now=time.time, grace=settings.cancel_grace
             )
@@ -129,7 +145,9 @@ class App:
                 await worker.drain(settings.drain_timeout)
                 await listener.close()
 
-    def _surroundings(self, settings: Settings, store: Store, library: _Library) -> Surroundings:
+    def _surroundings(
+        self, settings: Settings, store: Store, library: Library, model: LanguageModel | None
+    ) -> Surroundings:
         return Surroundings(
             node=f"{socket.gethostname()}-{os.getpid()}",
             store=store,
@@ -138,6 +156,7 @@ class App:
             now=time.time,
             grace=settings.cancel_grace,
             limits=OutputLimits(settings.max_step_output, settings.max_task_output),
+            model=model,
         )
 
 
@@ -183,6 +202,52 @@ def knowledge_index(settings: Settings) -> Path:
     return Path("agentsrv.knowledge.db")
 
 
+def _knowledge_base(settings: Settings, embedder: Embedder | None) -> KnowledgeBase | None:
+    if settings.knowledge is None:
+        return None
+    if not settings.knowledge.is_dir():
+        raise ConfigurationError(f"knowledge is {settings.knowledge}; expected a folder")
+    return KnowledgeBase(settings.knowledge, knowledge_index(settings), embedder)
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The models of a server, as far as they are configured; they share one client."""
+
+    llm: LanguageModel | None = None
+    embedder: Embedder | None = None
+
+
+@asynccontextmanager
+async def open_models(settings: Settings) -> AsyncIterator[Models]:
+    """Use the models that ``settings`` name; on leaving, their connections are closed.
+
+    Raises:
+        ConfigurationError: A model is named without an endpoint or an endpoint without a model,
+            or the extra is not installed.
+    """
+    named = settings.llm_model or settings.embedding_model
+    if not named and not settings.llm_url:
+        yield Models()
+        return
+    if not named or not settings.llm_url:
+        raise ConfigurationError(
+            f"llm_url is {settings.llm_url!r}, llm_model {settings.llm_model!r}, embedding_model "
+            f"{settings.embedding_model!r}; expected llm_url together with one of the models"
+        )
+    if find_spec("openai") is None or find_spec("numpy") is None:
+        raise ConfigurationError("models need the extra: pip install agentsrv[llm]")
+    from agentsrv.agents.llm import Embedder, LanguageModel, connect  # noqa: PLC0415 - an extra
+
+    key = settings.llm_key.get_secret_value() if settings.llm_key is not None else None
+    async with connect(settings.llm_url, key, settings.llm_timeout) as client:
+        chat, vectors = settings.llm_model, settings.embedding_model
+        yield Models(
+            LanguageModel(client, chat, settings.llm_max_tokens) if chat else None,
+            Embedder(client, vectors) if vectors else None,
+        )
+
+
 @asynccontextmanager
 async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run ``work`` beside the block, and cancel it at the end."""
@@ -192,48 +257,3 @@ async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.wait({task})
-
-
-class _Library:
-    """The knowledge base of a server, if it has one; brought up to date while it serves."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._base: KnowledgeBase | None = None
-        self._refresh: asyncio.Task[None] | None = None
-        if settings.knowledge is not None:
-            if not settings.knowledge.is_dir():
-                raise ConfigurationError(f"knowledge is {settings.knowledge}; expected a folder")
-            self._base = KnowledgeBase(settings.knowledge, knowledge_index(settings))
-
-    async def open(self) -> None:
-        """Begin to bring the index up to date."""
-        if self._base is not None:
-            self._refresh = asyncio.create_task(self._bring_up_to_date(self._base))
-
-    async def search(self, query: str, limit: int) -> list[Passage]:
-        """Search, as soon as the index is up to date."""
-        if self._base is None or self._refresh is None:
-            return []
-        await asyncio.shield(self._refresh)
-        return await self._base.search(query, limit)
-
-    async def close(self) -> None:
-        """Stop reading and close the index."""
-        if self._refresh is not None:
-            self._refresh.cancel()
-            await asyncio.wait({self._refresh})
-        if self._base is not None:
-            await self._base.close()
-
-    async def _bring_up_to_date(self, base: KnowledgeBase) -> None:
-        try:
-            report = await base.refresh()
-        except KnowledgeError as error:
-            _log.error("the knowledge base cannot be brought up to date: %s", error)
-        else:
-            _log.info(
-                "knowledge base: %d files, %d passages, brought up to date in %.1f s",
-                report.files,
-                report.passages,
-                report.seconds,
-            )

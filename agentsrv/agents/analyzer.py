@@ -1,4 +1,4 @@
-"""AnalyzerAgent and the plan that it belongs to: what the passages state about the task.
+"""AnalyzerAgent: what the passages state about the task.
 
 The analysis consists of the passages' own sentences, each with its source; of the themes that
 they speak about; and of the task's terms that nothing was found on.
@@ -10,16 +10,18 @@ import asyncio
 import re
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from agentsrv.agents import prompts
 from agentsrv.agents.base import StepContext
 from agentsrv.agents.extract import Graph, Sentence, leans, quality, relevance, specificity
 from agentsrv.agents.knowledge.documents import default_title, is_changelog
-from agentsrv.agents.text import Term, sentences, stems, terms
-from agentsrv.models.plan import ExecutionPlan, Step
+from agentsrv.agents.text import Term, sentences, shorten, stems, terms
+from agentsrv.models.plan import Step
 
 MAX_SENTENCES = 300  # that are compared with each other: 45,000 pairs, about 0.1 s
 PARTLY = 0.34  # relevance below which a statement has one word of three, by chance
@@ -34,7 +36,6 @@ SHARED_BY = 2  # statements that a theme needs, passages that a key term needs
 ALIKE = 0.12  # average similarity from which a statement joins a theme
 KEY_TERMS = 12
 SHOWN_STATEMENTS = 3  # of a theme, in the analysis that a person reads
-SHORT_TASK = 120  # characters of the task in the description of a step
 
 _NUMBER = re.compile(r"^(?:\d+\.)*\d*\s+")
 _GENERIC = frozenset(
@@ -45,41 +46,6 @@ _GENERIC = frozenset(
 )
 
 Json = dict[str, Any]
-
-
-async def plan(task_description: str, ctx: object) -> ExecutionPlan:  # noqa: ARG001
-    """Plan retrieve, analyze, write: the writer sees the passages and the analysis."""
-    about = shorten(task_description, SHORT_TASK)
-    named = ", ".join(list(dict.fromkeys(term.surface for term in terms(about)))[:6]) or about
-    return ExecutionPlan(
-        steps=(
-            Step(
-                step_id="step_001",
-                agent="retriever",
-                description=f"Search the knowledge base for {named}",
-            ),
-            Step(
-                step_id="step_002",
-                agent="analyzer",
-                description=f"Find what the passages state about: {about}",
-                depends_on=("step_001",),
-            ),
-            Step(
-                step_id="step_003",
-                agent="writer",
-                description=f"Write a report with sources that answers: {about}",
-                depends_on=("step_001", "step_002"),
-            ),
-        )
-    )
-
-
-def shorten(text: str, limit: int) -> str:
-    """Return ``text`` on one line, cut at a word and with an ellipsis if it exceeds ``limit``."""
-    line = " ".join(text.split())
-    if len(line) <= limit:
-        return line
-    return line[: limit - 1].rsplit(" ", 1)[0].rstrip(" ,;:.") + "…"
 
 
 class AnalyzerAgent:
@@ -94,21 +60,36 @@ class AnalyzerAgent:
         """Find what the passages state about the task, by theme, and what they leave open.
 
         Streams a short analysis as Markdown; the result is what `analyze` returns. Works without
-        passages too, and says so. The arithmetic runs in a thread; a cancellation leaves it to
-        end there, within a second, and its outcome is dropped.
+        passages too, and says so. With a language model, the text is what the model notes, and
+        the result also has its ``usage``.
+
+        The arithmetic runs in a thread; a cancellation leaves it to end there, within a second,
+        and its outcome is dropped. That of a model closes the HTTP exchange.
 
         Args:
             step: The step to run.
             ctx: What the step may use.
             statements: How many statements to keep for the writer, at most.
+
+        Raises:
+            ModelError: The model failed; another attempt may succeed.
+            PermanentError: The model cannot be asked like this.
         """
         retrieval = retrieval_of(ctx.results)
         if retrieval is None:
             ctx.log.warning("step %s has no passages to analyze", step.step_id)
         analysis = await asyncio.to_thread(analyze, ctx.task_description, retrieval, statements)
+        llm = ctx.llm
+        if llm is None or not (retrieval and retrieval["passages"]):
+            for paragraph in describe(analysis):
+                yield paragraph
+        else:
+            messages = prompts.analysis(ctx.task_description, retrieval["passages"])
+            async with aclosing(llm.stream(messages)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            analysis["usage"] = llm.usage.counts()
         ctx.set_result(analysis)
-        for paragraph in describe(analysis):
-            yield paragraph
 
 
 def retrieval_of(results: Mapping[str, Any]) -> Json | None:

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from agentsrv.agents.analyzer import as_sentence, shorten
+from agentsrv.agents import prompts
+from agentsrv.agents.analyzer import as_sentence, retrieval_of
 from agentsrv.agents.base import StepContext
 from agentsrv.agents.extract import Graph
+from agentsrv.agents.report import (
+    INDIRECT,
+    Citations,
+    cite,
+    cited,
+    escape,
+    named,
+    open_questions,
+    read,
+)
+from agentsrv.agents.text import shorten
 from agentsrv.models.plan import Step
+
+if TYPE_CHECKING:
+    from agentsrv.agents.llm import LanguageModel
 
 MAX_TITLE = 100  # characters
 DIRECT = 0.6  # relevance from which a statement counts as an answer
 CLOSE = 0.7  # part of the best relevance that a statement of the answer needs
 SPREAD = 0.4  # of the answer: it should not draw on one passage alone
 OTHER = "Also relevant"  # heading of what shares its theme with nothing else
-
-# an underscore inside a word is no markup
-_SPECIAL = re.compile(r"[\\`*\[\]<]|(?<![^\W_])_|_(?![^\W_])")
 
 Json = dict[str, Any]
 
@@ -42,16 +54,31 @@ class WriterAgent:
 
         It is streamed paragraph by paragraph. Every statement is a sentence of a source,
         unchanged; nothing is made up. Without an analysis, or with an empty one, the report says
-        so and what to do. A cancellation leaves the paragraphs that were streamed.
+        so and what to do.
+
+        With a language model, the model writes the body from the passages, and the report is
+        streamed as it is written; ``quoted`` in the result is false then. The sources are listed
+        by this agent all the same. A cancellation leaves what was streamed, and closes the
+        model's HTTP exchange.
 
         Args:
             step: The step to run.
             ctx: What the step may use.
-            answer_sentences: Sentences of the direct answer, at most.
-            max_sections: Sections by theme after it, at most.
-            sentences_per_section: Sentences in each of them, at most.
+            answer_sentences: Sentences of the direct answer, at most, without a model.
+            max_sections: Sections by theme after it, at most, without a model.
+            sentences_per_section: Sentences in each of them, at most, without a model.
+
+        Raises:
+            ModelError: The model failed; another attempt may succeed.
+            PermanentError: The model cannot be asked like this.
         """
         analysis = analysis_of(ctx.results)
+        retrieval = retrieval_of(ctx.results)
+        if ctx.llm is not None and analysis and retrieval and retrieval["passages"]:
+            async with aclosing(_by_model(ctx, ctx.llm, analysis, retrieval["passages"])) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
         if analysis is None:
             ctx.log.warning("step %s has no analysis to write from", step.step_id)
         report = await asyncio.to_thread(
@@ -62,6 +89,35 @@ class WriterAgent:
         ctx.set_result(report.result)
         for paragraph in report.paragraphs:
             yield paragraph
+
+
+async def _by_model(
+    ctx: StepContext, llm: LanguageModel, analysis: Json, passages: Sequence[Json]
+) -> AsyncGenerator[str, None]:
+    """Stream the report that the model writes; its citations are the ids of the passages."""
+    notes = "\n\n".join(
+        text for step_id, text in ctx.outputs.items() if ctx.results[step_id] is analysis
+    )
+    yield title_of(ctx.task_description)
+    body = ""
+    async with aclosing(
+        llm.stream(prompts.report(ctx.task_description, passages, notes))
+    ) as pieces:
+        async for piece in pieces:
+            body += piece
+            yield piece
+    blocks = read(body)
+    known = {passage["id"]: passage for passage in passages}
+    citations = Citations(
+        known, {number: number for number in sorted(cited(blocks)) if number in known}
+    )
+    yield "\n\n"
+    for line in (*citations.section(), *open_questions(analysis)):
+        yield line
+    count = sum(one.is_claim for block in blocks for one in block.statements)
+    ctx.set_result(
+        _result(citations, count, analysis, quoted=False) | {"usage": llm.usage.counts()}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +145,28 @@ def analysis_of(results: Mapping[str, Any]) -> Json | None:
     return None
 
 
+def title_of(task: str) -> str:
+    """Return the line that a report on ``task`` begins with."""
+    return f"# {shorten(task.lstrip('# '), MAX_TITLE) or 'Report'}\n\n"
+
+
 def compose(analysis: Json, shape: Shape) -> Report:
     """Compose the report on an ``analysis``, as `agentsrv.agents.analyzer.analyze` returns it."""
-    title = f"# {shorten(analysis['task'].lstrip('# '), MAX_TITLE) or 'Report'}\n\n"
+    title = title_of(analysis["task"])
     if not analysis.get("statements"):
-        return Report([title, *_nothing(analysis)], _result(_Citations({}), 0, analysis))
+        nothing = _result(Citations({}), 0, analysis, quoted=True)
+        return Report([title, *_nothing(analysis)], nothing)
     chosen = select(analysis, shape)
-    citations = _Citations({source["id"]: source for source in analysis["sources"]})
+    citations = Citations({source["id"]: source for source in analysis["sources"]})
     paragraphs = [title, _answer(chosen.answer, citations)]
     for heading, members in chosen.sections:
         paragraphs.append(f"## {heading}\n\n")
         paragraphs.extend(f"- {line}\n" for line in _lines(members, citations))
         paragraphs.append("\n")
     paragraphs.extend(citations.section())
-    paragraphs.extend(_open_questions(analysis))
+    paragraphs.extend(open_questions(analysis))
     count = len(chosen.answer) + sum(len(members) for _, members in chosen.sections)
-    return Report(paragraphs, _result(citations, count, analysis))
+    return Report(paragraphs, _result(citations, count, analysis, quoted=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +236,14 @@ def _in_order(statements: Sequence[Json], numbers: Iterable[int]) -> list[Json]:
     return sorted(members, key=lambda statement: (first[statement["source"]], statement["order"]))
 
 
-def _answer(members: list[Json], citations: _Citations) -> str:
+def _answer(members: list[Json], citations: Citations) -> str:
     text = " ".join(_lines(members, citations))
     if max(statement["relevance"] for statement in members) >= DIRECT:
         return f"{text}\n\n"
-    return f"No source answers this directly. What comes closest: {text}\n\n"
+    return f"{INDIRECT} {text}\n\n"
 
 
-def _lines(members: Sequence[Json], citations: _Citations) -> Iterator[str]:
+def _lines(members: Sequence[Json], citations: Citations) -> Iterator[str]:
     """Yield the statements with their citations; neighbours in a passage stay together."""
     run: list[Json] = []
     for statement in members:
@@ -197,56 +259,9 @@ def _adjacent(one: Json, other: Json) -> bool:
     return bool(one["source"] == other["source"] and other["order"] == one["order"] + 1)
 
 
-def _line(run: Sequence[Json], citations: _Citations) -> str:
-    text = " ".join(escape(statement["text"]) for statement in run)
-    return f"{text} [{citations.number(run[0]['source'])}]"
-
-
-def escape(text: str) -> str:
-    """Return ``text`` so that Markdown shows it as it is."""
-    return _SPECIAL.sub(r"\\\g<0>", text)
-
-
-@dataclass(slots=True)
-class _Citations:
-    """Numbers the sources in the order in which the report cites them, from 1."""
-
-    sources: Mapping[int, Json]
-    numbers: dict[int, int] = field(default_factory=dict)
-
-    def number(self, source: int) -> int:
-        return self.numbers.setdefault(source, len(self.numbers) + 1)
-
-    def section(self) -> Iterator[str]:
-        yield "## Sources\n\n"
-        for source, number in self.numbers.items():
-            entry = self.sources[source]
-            line = f", line {entry['line']}" if entry["line"] else ""
-            yield f"{number}. `{entry['source']}`{line}: {escape(entry['title'])}\n"
-        yield "\n"
-
-    def listed(self) -> list[Json]:
-        return [
-            {"number": number}
-            | {key: self.sources[source][key] for key in ("source", "title", "line")}
-            for source, number in self.numbers.items()
-        ]
-
-
-def _open_questions(analysis: Json) -> Iterator[str]:
-    yield "## Not covered\n\n"
-    if analysis["not_covered"]:
-        yield f"- The knowledge base has nothing on: {_named(analysis['not_covered'])}.\n"
-    if analysis["single_source"]:
-        yield f"- Only one of the files found mentions: {_named(analysis['single_source'])}.\n"
-    if analysis["apart"]:
-        yield f"- Mentioned, but not where the rest of the task is: {_named(analysis['apart'])}.\n"
-    if not any(analysis[kind] for kind in ("not_covered", "apart", "single_source")):
-        yield "Nothing: each term of the task occurs in at least two of the files found.\n"
-
-
-def _named(words: Iterable[str]) -> str:
-    return ", ".join(escape(word) for word in words)
+def _line(run: Sequence[Json], citations: Citations) -> str:
+    number = citations.number(run[0]["source"])
+    return cite((escape(statement["text"]) for statement in run), [number])
 
 
 def _nothing(analysis: Json) -> Iterator[str]:
@@ -260,13 +275,14 @@ def _nothing(analysis: Json) -> Iterator[str]:
         yield "Say in a few words what the report should be about.\n"
         return
     yield "The knowledge base has nothing on this.\n\n## Not covered\n\n"
-    yield f"- No statement was found on: {_named(missing)}.\n\n"
+    yield f"- No statement was found on: {named(missing)}.\n\n"
     yield "Add documents on it to the folder, or ask with the words that its documents use.\n"
 
 
-def _result(citations: _Citations, count: int, analysis: Json) -> Json:
+def _result(citations: Citations, count: int, analysis: Json, *, quoted: bool) -> Json:
     return {
         "sources": citations.listed(),
         "statements": count,
+        "quoted": quoted,
         "not_covered": list(analysis.get("not_covered", [])),
     }

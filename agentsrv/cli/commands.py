@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import orjson
 import typer
 
-from agentsrv.app import VERSION, knowledge_index
+from agentsrv.app import VERSION, knowledge_index, open_models
 from agentsrv.cli import reloading, running, serving
 from agentsrv.cli.exits import Exit, leave, say
 from agentsrv.cli.options import make_settings, takes_settings
@@ -252,18 +252,17 @@ def index(
         typer.Option("--out", help="The index; by default where `serve` looks for it."),
     ] = None,
 ) -> None:
-    """Read a folder into the knowledge base's index, or bring it up to date."""
-    from agentsrv.agents.knowledge import KnowledgeBase
+    """Read a folder into the knowledge base's index, or bring it up to date.
+
+    With the setting embedding_model its passages are given vectors, too.
+    """
+    from agentsrv.agents.knowledge import IndexReport, KnowledgeBase
 
     given = {"knowledge_index": out} if out is not None else {}
-    target = knowledge_index(make_settings(knowledge=folder, **given))
+    settings = make_settings(knowledge=folder, **given)
+    target = knowledge_index(settings)
 
-    async def build() -> None:
-        base = KnowledgeBase(folder, target)
-        try:
-            report = await base.refresh(_progress if sys.stderr.isatty() else None)
-        finally:
-            await base.close()
+    def tell(report: IndexReport) -> None:
         print(
             f"{target}: {report.files} files, {report.passages} passages, "
             f"{report.bytes / 1e3:,.0f} kB of text, {report.seconds:.1f} s "
@@ -271,6 +270,17 @@ def index(
         )
         for reason, count in report.reasons.items():
             print(f"  skipped {count}: {reason}")
+
+    async def build() -> None:
+        async with open_models(settings) as models:
+            base = KnowledgeBase(folder, target, models.embedder)
+            try:
+                tell(await base.refresh(_progress if sys.stderr.isatty() else None))
+                if models.embedder is not None:
+                    count = await base.embed()
+                    print(f"  {count} passages have vectors of {models.embedder.model}")
+            finally:
+                await base.close()
 
     _await(build())
 

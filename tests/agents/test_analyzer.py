@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from agentsrv.agents.analyzer import AnalyzerAgent, analyze, heading, plan, shorten
+from agentsrv.agents.analyzer import AnalyzerAgent, analyze, heading
 from tests.agents.contexts import make_context, run
 
 TASK = "What are the costs of threads?"
@@ -29,23 +29,6 @@ OTHER = passage(3, "Bread needs flour and water.", title="Baking", source="bread
 def retrieval(*passages, unknown=()):
     """Return a retriever's result."""
     return {"passages": list(passages), "unknown_terms": list(unknown)}
-
-
-async def test_the_plan_retrieves_analyzes_and_writes():
-    """The writer sees both results; the descriptions say what is looked for."""
-    made = await plan(TASK + " " * 50 + "x" * 500, None)
-    assert [(step.agent, step.depends_on) for step in made.steps] == [
-        ("retriever", ()),
-        ("analyzer", ("step_001",)),
-        ("writer", ("step_001", "step_002")),
-    ]
-    assert "costs, threads" in made.steps[0].description
-    assert all(len(step.description) < 250 for step in made.steps)
-
-
-async def test_a_plan_is_made_for_any_text():
-    """Also for one without a word to search for."""
-    assert len((await plan("?", None)).steps) == 3
 
 
 def test_statements_are_sentences_of_the_passages():
@@ -127,9 +110,3 @@ async def test_without_passages_it_says_so(results, searched, said):
     assert said in output
     assert (result["searched"], result["statements"]) == (searched, [])
     assert result["not_covered"] + result["apart"] == ["costs", "threads"]
-
-
-def test_long_texts_are_cut_at_a_word():
-    """A shortened text is one line with an ellipsis, within its limit."""
-    assert shorten("one\n two three", 40) == "one two three"
-    assert shorten("one two, three four", 12) == "one two…"

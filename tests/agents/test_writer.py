@@ -1,20 +1,16 @@
 import json
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from agentsrv.agents.analyzer import AnalyzerAgent, analyze, plan
-from agentsrv.agents.knowledge import KnowledgeBase
+from agentsrv.agents.analyzer import analyze
 from agentsrv.agents.knowledge.markup import plain
-from agentsrv.agents.retriever import RetrieverAgent
+from agentsrv.agents.report import escape
 from agentsrv.agents.text import sentences
-from agentsrv.agents.writer import Shape, WriterAgent, compose, escape
+from agentsrv.agents.writer import Shape, WriterAgent, compose
 from tests.agents.contexts import make_context, run
+from tests.agents.reports import EXAMPLES, QUESTIONS, report_on
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "knowledge"
-AGENTS = {"retriever": RetrieverAgent(), "analyzer": AnalyzerAgent(), "writer": WriterAgent()}
 CITED = re.compile(r" \[(\d+)\]")
 
 
@@ -24,34 +20,10 @@ def database(tmp_path_factory):
     return tmp_path_factory.mktemp("index") / "knowledge.db"
 
 
-async def report_on(task, database):
-    """Run the whole plan on the examples; return the report and the results of its steps."""
-    base = KnowledgeBase(EXAMPLES, database)
-    await base.refresh()
-    results: dict[str, Any] = {}
-    output = ""
-    for step in (await plan(task, None)).steps:
-        needed = {step_id: results[step_id] for step_id in step.depends_on}
-        ctx = make_context(task, base.search, needed)
-        output, results[step.step_id] = await run(AGENTS[step.agent], ctx, step)
-    await base.close()
-    return output, results
-
-
 def body_of(report):
     """Return the part of a report that quotes, without its headings."""
     quoted = report.split("## Sources")[0]
     return [line for line in quoted.splitlines() if line and not line.startswith("#")]
-
-
-QUESTIONS = {
-    "How does async I/O affect throughput?": "Asynchronous I/O raises throughput when",
-    "What are the costs of threads?": "Switching between two threads of one process typically costs",
-    "When is a retry safe?": "A retry is safe only if repeating the operation",
-    "Why does my asyncio server freeze for two seconds?": "freezes every connection of the server",
-    "How large should a connection pool be?": "connections in use equal requests per second",
-    "What is back-pressure?": "Back-pressure is the signal by which a slow consumer",
-}
 
 
 @pytest.mark.parametrize(("task", "expected"), QUESTIONS.items(), ids=QUESTIONS)
@@ -135,7 +107,7 @@ async def test_without_an_analysis_the_report_says_so():
     report, result = await run(WriterAgent(), make_context("Costs of threads"))
     assert report.startswith("# Costs of threads\n")
     assert "could not be searched" in report
-    assert result == {"sources": [], "statements": 0, "not_covered": []}
+    assert result == {"sources": [], "statements": 0, "quoted": True, "not_covered": []}
 
 
 def test_the_shape_limits_the_report():

@@ -1,7 +1,8 @@
 import asyncio
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from agentsrv import App, PermanentError
 from agentsrv.cli import main
 from agentsrv.settings import Settings
+from tests.agents.fake_model import fake_model
 
 app = App()
 
@@ -43,18 +45,16 @@ class Result:
     err: str
 
 
-@pytest.fixture(scope="session")
-def url() -> Iterator[str]:
-    """A real server in a thread; commands run in this one, where signals arrive."""
+def in_a_thread(serving: Callable[[], AbstractAsyncContextManager[str]]) -> Iterator[str]:
+    """Serve in a thread and yield the URL; commands run in this one, where signals arrive."""
     told: list[str] = []
     ready = threading.Event()
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
 
     async def serve() -> None:
-        settings = Settings(port=0, store="memory:", drain_timeout=0.01)
-        async with app.running(settings) as running:
-            told.append(running.url)
+        async with serving() as url:
+            told.append(url)
             ready.set()
             await stop.wait()
 
@@ -65,6 +65,32 @@ def url() -> Iterator[str]:
     loop.call_soon_threadsafe(stop.set)
     thread.join(10)
     loop.close()
+
+
+@pytest.fixture(scope="session")
+def url() -> Iterator[str]:
+    """A real server."""
+
+    @asynccontextmanager
+    async def serving() -> AsyncIterator[str]:
+        settings = Settings(port=0, store="memory:", drain_timeout=0.01)
+        async with app.running(settings) as running:
+            yield running.url
+
+    yield from in_a_thread(serving)
+
+
+@pytest.fixture
+def model_url() -> Iterator[str]:
+    """A scripted endpoint that gives vectors."""
+
+    @asynccontextmanager
+    async def serving() -> AsyncIterator[str]:
+        async with fake_model() as fake:
+            fake.embed = lambda text: [float(len(text)), 1.0]
+            yield fake.url
+
+    yield from in_a_thread(serving)
 
 
 @pytest.fixture

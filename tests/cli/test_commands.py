@@ -194,6 +194,21 @@ def test_index_is_where_serve_looks_for_it(agentsrv, monkeypatch, tmp_path):
     assert (tmp_path / "elsewhere.db").exists()
 
 
+def test_index_gives_passages_vectors(agentsrv, model_url, monkeypatch, tmp_path):
+    """Where a model for them is configured; if it fails, the words are indexed all the same."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.md").write_text("# Tea\n\nTea is made of leaves and hot water.\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AGENTSRV_EMBEDDING_MODEL", "letters")
+    monkeypatch.setenv("AGENTSRV_LLM_URL", model_url)
+    assert "  1 passages have vectors of letters\n" in agentsrv("index", "texts").out
+    monkeypatch.setenv("AGENTSRV_LLM_URL", "http://127.0.0.1:1/v1")
+    failed = agentsrv("index", "texts", "--out", "other.db")
+    assert failed.code == 1
+    assert failed.out.startswith("other.db: 1 files, 1 passages")
+    assert "no connection to the model's endpoint" in failed.err
+
+
 def test_every_setting_is_an_option_of_serve(agentsrv):
     """With the text that stands below it, and its default."""
     out = " ".join(agentsrv("serve", "--help").out.split())

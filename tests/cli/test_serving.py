@@ -158,7 +158,7 @@ def test_an_application_is_loaded_from_the_current_folder(modules):
     """By its name, or as ``app``; without a module there are the built-in agents."""
     assert load_app("m_good:mine") is not load_app("m_good")
     names = {agent["name"] for agent in load_app(None).registry.described()}
-    assert names == {"retriever", "analyzer", "writer"}
+    assert names == {"retriever", "analyzer", "writer", "validator", "optimizer"}
 
 
 @pytest.mark.parametrize(
