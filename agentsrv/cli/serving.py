@@ -102,6 +102,7 @@ def serve(app: App, settings: Settings) -> int:
     """
     logging.basicConfig(level=logging.INFO, format=FORMAT, stream=sys.stderr)
     logging.getLogger("agentsrv.websocket").setLevel(logging.WARNING)  # a line per connection
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line per request to a model
     with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
         return runner.run(_serve(app, settings))
 

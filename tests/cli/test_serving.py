@@ -1,4 +1,5 @@
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from agentsrv.cli.options import make_settings
 from agentsrv.cli.serving import _until_end, _verdict, load_app
 from agentsrv.client import Client
 from agentsrv.errors import ConfigurationError
+from tests.agents.fake_model import fake_model
 
 MODULE = """
 import asyncio, time
@@ -102,6 +104,25 @@ async def test_agents_that_do_not_stop_do_not_keep_the_process(serve, agent):
     assert time.monotonic() - started < 8
     log = process.stderr.read()
     assert "does not stop" in log, log
+
+
+async def test_a_server_with_a_model_keeps_its_key(serve, monkeypatch, tmp_path):
+    """It asks the endpoint that the environment names, and its log is quiet about that."""
+    monkeypatch.setenv("AGENTSRV_LLM_KEY", "sk-secret")
+    monkeypatch.setenv("AGENTSRV_LLM_MODEL", "fake")
+    async with fake_model() as fake:
+        monkeypatch.setenv("AGENTSRV_LLM_URL", fake.url)
+        plan = {"step_id": "a", "agent": "retriever", "description": "", "depends_on": []}
+        fake.script(json.dumps({"steps": [plan]}))
+        process, url, lines = serve()
+        async with Client(url) as client:
+            await client.run("What is a thread?")
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, 10) == 0
+    assert fake.requests[0].headers["authorization"] == "Bearer sk-secret"
+    log = "".join(lines) + process.stderr.read()
+    assert "sk-secret" not in log
+    assert "HTTP Request" not in log
 
 
 async def test_a_second_signal_exits_at_once(serve):
