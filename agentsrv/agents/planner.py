@@ -22,6 +22,13 @@ MAX_PLANNED: Final = 8  # steps of a plan that a model makes
 ASKED: Final = 2  # times a model is asked: for a plan, and to mend it
 SHORT_TASK: Final = 120  # characters of the task in the description of a step
 MAX_REASON: Final = 300  # characters of what was wrong with a model's plan
+NEEDS: Final = {
+    "analyzer": ("retriever",),
+    "writer": ("retriever", "analyzer"),
+    "validator": ("retriever", "writer"),
+    "optimizer": ("retriever", "writer", "validator"),
+}
+"""Whose results a built-in agent works on: a plan without them is valid, and of no use."""
 _STEP_ID: Final = {"type": "string", "pattern": "^[a-z0-9_]{1,32}$"}
 # a pattern for every string, of ASCII: a grammar made of it leaves no room for broken Unicode
 _TEXT: Final = {"type": "string", "pattern": "^[A-Za-z0-9 ,.:;()'?!/-]{1,200}$"}
@@ -77,13 +84,14 @@ class BuiltinPlanner:
             if not self._registry[agent["name"]].params.complaints(ctx.params)
         ]
         schema = plan_schema([agent["name"] for agent in agents])
-        messages = prompts.planning(ctx.task_description, agents, MAX_PLANNED)
+        messages = prompts.planning(ctx.task_description, agents, NEEDS, MAX_PLANNED)
         problem = ""
         for _ in range(ASKED):
             answer = await llm.complete(messages, schema)
             try:
                 made = ExecutionPlan.model_validate_json(answer)
                 self._registry.check_plan(made)
+                check_needs(made)
             except ValidationError as error:
                 complaint = error.errors(include_url=False)[0]
                 place = ".".join(map(str, complaint["loc"]))
@@ -95,6 +103,22 @@ class BuiltinPlanner:
             problem = shorten(problem, MAX_REASON)
             messages = [*messages, *prompts.mending(answer, problem)]
         return None, problem
+
+
+def check_needs(plan: ExecutionPlan) -> None:
+    """Refuse a plan in which a built-in agent lacks what it works on.
+
+    Raises:
+        InvalidCommand: It names the step and what it lacks.
+    """
+    agents = {step.step_id: step.agent for step in plan.steps}
+    for step in plan.steps:
+        given = {agents[needed] for needed in step.depends_on}
+        for agent in NEEDS.get(step.agent, ()):
+            if agent not in given:
+                raise InvalidCommand(
+                    f"step {step.step_id!r} of {step.agent} has no step of {agent} in depends_on"
+                )
 
 
 def plan_schema(agents: Sequence[str]) -> dict[str, Any]:

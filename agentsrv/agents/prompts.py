@@ -26,17 +26,32 @@ _GROUNDED: Final = (
 )
 
 
-def planning(task: str, agents: Sequence[Mapping[str, Any]], most: int) -> list[Json]:
-    """Ask for a plan as JSON, of at most ``most`` steps, with ``agents`` as they are described."""
-    listed = "\n".join(f"- {agent['name']}: {agent['description']}" for agent in agents)
+def planning(
+    task: str,
+    agents: Sequence[Mapping[str, Any]],
+    needs: Mapping[str, Sequence[str]],
+    most: int,
+) -> list[Json]:
+    """Ask for a plan as JSON.
+
+    Args:
+        task: What is to be planned.
+        agents: Those that there are, as they are described.
+        needs: On steps of which agents a step of an agent must depend.
+        most: How many steps the plan may have.
+    """
+    listed = "\n".join(
+        f"- {agent['name']}: {agent['description']}"
+        + (f" It depends on: {', '.join(needs[agent['name']])}." if agent["name"] in needs else "")
+        for agent in agents
+    )
     return _chat(
         "You plan how agents carry out a task. A plan is JSON with up to"
         f" {most} steps. Each step has a step_id of its own, the agent that does it, a description"
         " in one sentence, and in depends_on the ids of the steps whose output it needs. An agent"
         " sees nothing but the task and the outputs of the steps in its depends_on. There must be"
         f" no cycle. What the steps write on which no other depends is the answer.\n\nThe agents:\n"
-        f"{listed}\n\nTo answer a question from documents: retriever, then analyzer (depends on"
-        f" it), then writer (depends on both), where there are such agents. {_DATA}",
+        f"{listed}\n\n{_DATA}",
         f"{_tagged('task', task)}\n\nPlan it.",
     )
 

@@ -4,14 +4,24 @@ import pytest
 
 from agentsrv import App
 from agentsrv.agents.llm import LanguageModel, connect
-from agentsrv.agents.planner import BuiltinPlanner, plan_schema
+from agentsrv.agents.planner import (
+    BuiltinPlanner,
+    check_needs,
+    plan_schema,
+    report,
+    research,
+)
 from agentsrv.errors import ModelError, PermanentError
+from agentsrv.models.plan import ExecutionPlan
 from tests.agents.contexts import make_context
 from tests.agents.fake_model import fake_model, refusal
 
 TASK = "What are the costs of threads?"
 AGENTS = {"retriever", "analyzer", "writer", "validator", "optimizer"}
 SINGLE = {"step_id": "one", "agent": "retriever", "description": "Look", "depends_on": []}
+
+
+WRITER = {"step_id": "two", "agent": "writer", "description": "Write", "depends_on": ["one"]}
 
 
 @pytest.fixture
@@ -78,8 +88,15 @@ async def test_a_model_plans(planner, fake, ctx):
     (request,) = fake.requests
     assert TASK in request.prompt
     assert all(f"- {name}: " in request.prompt for name in AGENTS)
+    assert "It depends on: retriever, analyzer." in request.prompt
     schema = request.body["response_format"]["json_schema"]["schema"]
     assert set(schema["properties"]["steps"]["items"]["properties"]["agent"]["enum"]) == AGENTS
+
+
+@pytest.mark.parametrize("made", [report(TASK), research(TASK)])
+def test_the_plans_of_the_rules_have_what_they_need(made):
+    """Each agent depends on those that it works on."""
+    check_needs(ExecutionPlan(steps=made))
 
 
 async def test_a_named_plan_needs_no_model(planner, fake, ctx):
@@ -95,6 +112,7 @@ INVALID = {
     "a cycle": (answer(SINGLE | {"depends_on": ["one"]}), "cycle"),
     "the same id twice": (answer(SINGLE, SINGLE), "occurs twice"),
     "no steps": (answer(), "steps"),
+    "nothing to work on": (answer(SINGLE, WRITER), "'two' of writer has no step of analyzer"),
     "a field too many": (answer(SINGLE | {"mood": "good"}), "mood"),
 }
 

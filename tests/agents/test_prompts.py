@@ -14,7 +14,7 @@ CHATS = {
     "analysis": lambda text: prompts.analysis(text, [passage(1, text, text)]),
     "report": lambda text: prompts.report(text, [passage(1, text, text)], text),
     "judgement": lambda text: prompts.judgement(text, [passage(1, text, text)], [(1, text)]),
-    "planning": lambda text: prompts.planning(text, [{"name": "a", "description": "b"}], 3),
+    "planning": lambda text: prompts.planning(text, [{"name": "a", "description": "b"}], {}, 3),
 }
 
 

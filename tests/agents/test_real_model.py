@@ -18,7 +18,7 @@ from agentsrv.agents import prompts
 from agentsrv.agents.knowledge import KnowledgeBase
 from agentsrv.agents.knowledge.markup import plain as plain_text
 from agentsrv.agents.llm import Embedder, LanguageModel, connect
-from agentsrv.agents.planner import MAX_PLANNED, BuiltinPlanner, plan_schema
+from agentsrv.agents.planner import MAX_PLANNED, NEEDS, BuiltinPlanner, plan_schema
 from agentsrv.agents.report import read, unescape
 from agentsrv.agents.validator import claims
 from agentsrv.client import Client, Record
@@ -83,7 +83,7 @@ async def test_a_grammar_makes_a_random_model_write_plans(llm, capsys):
     names = {agent["name"] for agent in agents}
     valid = 0
     for number in range(PLANS):
-        messages = prompts.planning(f"{TASK} {number}", agents, MAX_PLANNED)
+        messages = prompts.planning(f"{TASK} {number}", agents, NEEDS, MAX_PLANNED)
         made = json.loads(await llm.complete(messages, plan_schema(sorted(names))))
         assert 1 <= len(made["steps"]) <= MAX_PLANNED
         assert {Step.model_validate(step).agent for step in made["steps"]} <= names
