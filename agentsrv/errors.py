@@ -68,9 +68,15 @@ class InvalidState(AgentsrvError):
 
 
 class Conflict(AgentsrvError):
-    """An idempotency key was used before, with other parameters."""
+    """Something else was first: another task with the idempotency key, or another answer."""
 
     code = "conflict"
+
+
+class InvalidInput(AgentsrvError):
+    """The answer to a question is not what was asked for; the question stays open."""
+
+    code = "invalid_input"
 
 
 class SeqAhead(AgentsrvError):
@@ -124,6 +130,14 @@ class PermanentError(AgentsrvError):
     """Raised by an agent: the step fails at once, without another attempt."""
 
 
+class InputDeclined(PermanentError):
+    """Raised by ``ask``: whoever was asked declines to answer."""
+
+
+class InputExpired(PermanentError):
+    """Raised by ``ask``: nobody answered in time, and the question has no default."""
+
+
 class KnowledgeError(AgentsrvError):
     """The knowledge base cannot be read or searched."""
 
@@ -150,6 +164,7 @@ _BY_CODE: dict[str, type[AgentsrvError]] = {
         NotFound,
         InvalidState,
         Conflict,
+        InvalidInput,
         SeqAhead,
         TooLarge,
         Overloaded,

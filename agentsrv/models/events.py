@@ -172,7 +172,10 @@ class InputRequired(Event):
 
 @dataclass
 class InputReceived(Event):
-    """A question was answered, declined, or took its default."""
+    """A question was answered (``accept``), declined (``decline``), or its time is over.
+
+    With ``expire``, ``value`` is the question's default, ``None`` where it has none.
+    """
 
     event_type = "input_received"
     input_id: str
@@ -335,6 +338,11 @@ def is_terminal(body: bytes) -> bool:
 def format_timestamp(at: float) -> str:
     """Return seconds since the epoch as RFC 3339 in UTC with milliseconds."""
     return _format_millis(int(at * 1000))
+
+
+def parse_timestamp(text: str) -> float:
+    """Return what `format_timestamp` wrote as seconds since the epoch."""
+    return datetime.fromisoformat(text).timestamp()
 
 
 @lru_cache(maxsize=1)  # most events fall into the millisecond of the one before

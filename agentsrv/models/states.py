@@ -107,11 +107,13 @@ STEP_TRANSITIONS: Final[dict[StepStatus, dict[type[e.Event], StepStatus]]] = {
         e.InputRequired: StepStatus.INPUT_REQUIRED,
         e.InputReceived: StepStatus.RUNNING,
         e.StepRetrying: StepStatus.RETRYING,
+        e.StepCompleted: StepStatus.COMPLETED,
         e.StepFailed: StepStatus.FAILED,
         e.StepCancelled: StepStatus.CANCELLED,
     },
     StepStatus.RETRYING: {
         e.StepStarted: StepStatus.RUNNING,
+        e.InputReceived: StepStatus.RETRYING,
         e.StepFailed: StepStatus.FAILED,
         e.StepCancelled: StepStatus.CANCELLED,
     },

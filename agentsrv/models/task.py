@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from typing import Any, Final
 
 import orjson
 
-from agentsrv.errors import InvalidState
+from agentsrv.errors import Conflict, InvalidState, NotFound
 from agentsrv.models import events as e
 from agentsrv.models.events import STEP_EVENTS
 from agentsrv.models.plan import ExecutionPlan, Step
@@ -20,6 +19,14 @@ from agentsrv.models.states import (
     TaskStatus,
     refuse,
 )
+
+
+@dataclass(slots=True)
+class Question:
+    """A question that a step has asked, and how it was settled, if it was."""
+
+    asked: e.InputRequired
+    answer: e.InputReceived | None = None
 
 
 @dataclass(slots=True)
@@ -35,6 +42,15 @@ class StepState:
     error_message: str | None = None
     degraded: bool = False
     pieces: list[str] = field(default_factory=list)
+    questions: dict[str, Question] = field(default_factory=dict)
+    """By input id; each is asked once, however many attempts come to it."""
+
+    @property
+    def open_questions(self) -> list[e.InputRequired]:
+        """What is still to be answered; the step's end closes all."""
+        if not STEP_TRANSITIONS[self.status]:
+            return []
+        return [question.asked for question in self.questions.values() if question.answer is None]
 
     @property
     def output(self) -> str:
@@ -93,7 +109,10 @@ class TaskState:
     started_at: str | None = None
     plan: ExecutionPlan | None = None
     steps: dict[str, StepState] = field(default_factory=dict)
-    inputs: dict[str, e.InputRequired] = field(default_factory=dict)
+    messages: list[Any] = field(default_factory=list)
+    """What the client has sent, in its order."""
+    messages_size: int = 0
+    """Bytes that they have as JSON."""
     cancelling: e.TaskCancelling | None = None
     final_output: str | None = None
     error_message: str | None = None
@@ -118,6 +137,38 @@ class TaskState:
         sinks = self.plan.sinks if self.plan else []
         texts = (self._text(self.steps[step.step_id]) for step in sinks)
         return "\n\n".join(text for text in texts if text)
+
+    @property
+    def inputs(self) -> list[e.InputRequired]:
+        """The open questions of all steps."""
+        if self.status.is_terminal:
+            return []
+        return [asked for step in self.steps.values() for asked in step.open_questions]
+
+    def question(self, input_id: str, now: float) -> e.InputRequired:
+        """The question of that id, if it can be answered at ``now`` (seconds since the epoch).
+
+        Raises:
+            NotFound: Nothing was asked under that id.
+            Conflict: It was answered before, or its time is over.
+            InvalidState: Its step has ended, or is being stopped.
+        """
+        for step in self.steps.values():
+            question = step.questions.get(input_id)
+            if question is None:
+                continue
+            asked, answer = question.asked, question.answer
+            if answer is not None:
+                raise Conflict(f"question {input_id} is settled: {answer.action} by {answer.by}")
+            if asked not in self.inputs or self.status is TaskStatus.CANCELLING:
+                raise InvalidState(
+                    f"question {input_id} is closed: its step is {step.status}, "
+                    f"its task {self.status}"
+                )
+            if asked.expires_at is not None and e.parse_timestamp(asked.expires_at) <= now:
+                raise Conflict(f"question {input_id} could be answered until {asked.expires_at}")
+            return asked
+        raise NotFound(f"there is no question {input_id!r}; list shows your tasks")
 
     @property
     def missing_steps(self) -> list[str]:
@@ -146,7 +197,7 @@ class TaskState:
             "updated_at": self.updated_at,
             "seq": self.seq,
             "steps": [step.snapshot() for step in self.steps.values()],
-            "inputs": [asdict(question) for question in self.inputs.values()],
+            "inputs": [asdict(asked) for asked in self.inputs],
         }
 
     def apply(self, event: e.Event, timestamp: str) -> None:
@@ -183,6 +234,8 @@ class TaskState:
 
 def _step_started(step: StepState, event: e.StepStarted) -> None:
     step.attempt = event.attempt
+    if step.questions:
+        _wait_for_answers(step)
 
 
 def _step_wrote(step: StepState, event: e.PartialOutput) -> None:
@@ -210,6 +263,23 @@ def _step_skipped(step: StepState, event: e.StepSkipped) -> None:
     step.error_message = event.reason
 
 
+def _step_asked(step: StepState, event: e.InputRequired) -> None:
+    step.questions[event.input_id] = Question(event)
+
+
+def _step_answered(step: StepState, event: e.InputReceived) -> None:
+    question = step.questions.get(event.input_id)
+    if question is not None and question.answer is None:
+        question.answer = event
+    _wait_for_answers(step)
+
+
+def _wait_for_answers(step: StepState) -> None:
+    """While a question is open its step waits, whatever else was answered."""
+    if step.status is StepStatus.RUNNING and step.open_questions:
+        step.status = StepStatus.INPUT_REQUIRED
+
+
 def _created(state: TaskState, event: e.TaskCreated, timestamp: str) -> None:
     if state.created_at:
         raise InvalidState(f"task {state.task_id} is created already")
@@ -233,31 +303,22 @@ def _planned(state: TaskState, event: e.PlanCreated, _: str) -> None:
     state.steps = {step.step_id: StepState(step) for step in state.plan.steps}
 
 
-def _asked(state: TaskState, event: e.InputRequired, _: str) -> None:
-    state.inputs[event.input_id] = event
+def _look_at_questions(state: TaskState, _: e.Event, __: str) -> None:
+    """The task waits for an answer as long as one of its steps does."""
+    if state.status is TaskStatus.RUNNING and state.inputs:
+        state.status = TaskStatus.INPUT_REQUIRED
+    elif state.status is TaskStatus.INPUT_REQUIRED and not state.inputs:
+        state.status = TaskStatus.RUNNING
 
 
-def _answered(state: TaskState, event: e.InputReceived, _: str) -> None:
-    state.inputs.pop(event.input_id, None)
-    _wait_for_inputs(state)
+def _step_ended(state: TaskState, event: e.Event, timestamp: str) -> None:
+    if state.status is TaskStatus.INPUT_REQUIRED:
+        _look_at_questions(state, event, timestamp)
 
 
-def _attempt_ended(
-    state: TaskState, event: e.StepRetrying | e.StepCompleted | e.StepFailed, _: str
-) -> None:
-    """Nobody waits for the answers that the attempt had asked for."""
-    if state.inputs:
-        for question in [q for q in state.inputs.values() if q.step_id == event.step_id]:
-            del state.inputs[question.input_id]
-        _wait_for_inputs(state)
-
-
-def _wait_for_inputs(state: TaskState) -> None:
-    """While a question is open, its step and the task wait, whatever else was answered."""
-    for question in state.inputs.values():
-        state.steps[question.step_id].status = StepStatus.INPUT_REQUIRED
-    if state.status in (TaskStatus.RUNNING, TaskStatus.INPUT_REQUIRED):
-        state.status = TaskStatus.INPUT_REQUIRED if state.inputs else TaskStatus.RUNNING
+def _messaged(state: TaskState, event: e.MessageReceived, _: str) -> None:
+    state.messages.append(event.message)
+    state.messages_size += len(orjson.dumps(event.message))
 
 
 def _cancelling(state: TaskState, event: e.TaskCancelling, _: str) -> None:
@@ -270,11 +331,6 @@ def _completed(state: TaskState, event: e.TaskCompleted, _: str) -> None:
 
 def _failed(state: TaskState, event: e.TaskFailed, _: str) -> None:
     state.error_message = event.error_message
-    state.inputs.clear()
-
-
-def _cancelled(state: TaskState, _: e.TaskCancelled, __: str) -> None:
-    state.inputs.clear()
 
 
 # Tables, because every event of every task passes here.
@@ -285,21 +341,22 @@ _STEP_FOLDS: Final[dict[type[e.Event], Callable[[StepState, Any], None]]] = {
     e.StepCompleted: _step_completed,
     e.StepFailed: _step_failed,
     e.StepSkipped: _step_skipped,
+    e.InputRequired: _step_asked,
+    e.InputReceived: _step_answered,
 }
 _FOLDS: Final[dict[type[e.Event], Callable[[TaskState, Any, str], None]]] = {
     e.TaskCreated: _created,
     e.TaskQueued: _queued,
     e.TaskStarted: _started,
     e.PlanCreated: _planned,
-    e.InputRequired: _asked,
-    e.InputReceived: _answered,
-    e.StepRetrying: _attempt_ended,
-    e.StepCompleted: _attempt_ended,
-    e.StepFailed: _attempt_ended,
+    e.InputReceived: _look_at_questions,
+    e.MessageReceived: _messaged,
+    e.StepCompleted: _step_ended,
+    e.StepFailed: _step_ended,
+    e.StepCancelled: _step_ended,
     e.TaskCancelling: _cancelling,
     e.TaskCompleted: _completed,
     e.TaskFailed: _failed,
-    e.TaskCancelled: _cancelled,
 }
 
 
@@ -307,4 +364,4 @@ def _since(timestamp: str | None, now: float) -> float:
     """Seconds from ``timestamp`` to ``now``; 0 where there is none, or the clock went back."""
     if timestamp is None:
         return 0.0
-    return max(0.0, round(now - datetime.fromisoformat(timestamp).timestamp(), 3))
+    return max(0.0, round(now - e.parse_timestamp(timestamp), 3))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentsrv.errors import InvalidState
+from agentsrv.errors import Conflict, InvalidState, NotFound
 from agentsrv.models import events as e
 from agentsrv.models.states import (
     STEP_TRANSITIONS,
@@ -448,7 +448,7 @@ def test_a_question_stands_in_the_snapshot_until_it_is_answered():
         }
     ]
     state.apply(received("q1"), AT)
-    assert (state.status, state.inputs) == (TaskStatus.RUNNING, {})
+    assert (state.status, state.inputs) == (TaskStatus.RUNNING, [])
     assert state.steps["look"].status is StepStatus.RUNNING
 
 
@@ -461,18 +461,19 @@ def test_two_steps_may_ask_at_the_same_time(order):
     for input_id, step_id in asked.items():
         state.apply(e.InputRequired(input_id, step_id, 1, "?", {}, None, None, None), AT)
     state.apply(received(order[0], asked[order[0]]), AT)
-    assert (state.status, list(state.inputs)) == (TaskStatus.INPUT_REQUIRED, [order[1]])
+    assert state.status is TaskStatus.INPUT_REQUIRED
+    assert [asked.input_id for asked in state.inputs] == [order[1]]
     assert state.steps[asked[order[0]]].status is StepStatus.RUNNING
     assert state.steps[asked[order[1]]].status is StepStatus.INPUT_REQUIRED
     state.apply(received(order[1], asked[order[1]]), AT)
-    assert (state.status, state.inputs) == (TaskStatus.RUNNING, {})
+    assert (state.status, state.inputs) == (TaskStatus.RUNNING, [])
 
 
 @pytest.mark.parametrize("order", [("q1", "q2"), ("q2", "q1")])
 def test_one_step_may_ask_two_questions_at_the_same_time(order):
     """A step with two open questions waits until both are answered, in whatever order."""
     state = folded(*BEGUN, started("look"), QUESTION, OTHER_QUESTION)
-    assert list(state.inputs) == ["q1", "q2"]
+    assert [asked.input_id for asked in state.inputs] == ["q1", "q2"]
     state.apply(received(order[0]), AT)
     assert _statuses(state) == ("input_required", "input_required")
     state.apply(received(order[1]), AT)
@@ -486,16 +487,63 @@ def _statuses(state: TaskState) -> tuple[str, str]:
 @pytest.mark.parametrize(
     "end",
     [
-        e.StepRetrying("look", 1, 2, 0.1, "timed out", 1, "timeout"),
+        e.StepCompleted("look", 1, "completed", None, False, 0.5),
         e.StepFailed("look", 1, "timed out", 0, "", True),
+        e.StepCancelled("look", 1, ""),
     ],
     ids=lambda event: event.event_type,
 )
-def test_a_question_ends_with_the_attempt_that_asked_it(end):
-    """When the asking attempt fails nobody waits for its answer: the task runs on."""
+def test_a_question_is_closed_with_the_step_that_asked_it(end):
+    """When the step has ended nobody waits for its answer: the task runs on."""
     state = folded(*BEGUN, started("look"), QUESTION, end)
-    assert state.inputs == {}
-    assert state.status is TaskStatus.RUNNING
+    assert (state.status, state.inputs) == (TaskStatus.RUNNING, [])
+    with pytest.raises(InvalidState, match="question q1 is closed: its step is "):
+        state.question("q1", 0.0)
+
+
+def test_a_question_stays_open_over_the_attempts_of_its_step():
+    """It is asked once: the next attempt waits for the same answer, as the statuses tell."""
+    retrying = e.StepRetrying("look", 1, 2, 0.1, "timed out", 1, "timeout")
+    state = folded(*BEGUN, started("look"), QUESTION, retrying)
+    assert (state.inputs, _statuses(state)) == ([QUESTION], ("input_required", "retrying"))
+    state.apply(started("look", 2), AT)
+    assert (state.inputs, _statuses(state)) == ([QUESTION], ("input_required", "input_required"))
+    state.apply(received("q1"), AT)
+    assert (state.inputs, _statuses(state)) == ([], ("running", "running"))
+
+
+def test_an_answer_between_two_attempts_waits_for_the_second():
+    """It belongs to the step, not to the attempt that asked."""
+    retrying = e.StepRetrying("look", 1, 2, 0.1, "timed out", 1, "timeout")
+    state = folded(*BEGUN, started("look"), QUESTION, retrying, received("q1"))
+    assert (state.inputs, _statuses(state)) == ([], ("running", "retrying"))
+    assert state.steps["look"].questions["q1"].answer == received("q1")
+
+
+def test_a_question_can_be_answered_once_and_in_time():
+    """What cannot be answered is told apart: unknown, settled, too late, closed."""
+    expires = e.parse_timestamp(AT)
+    state = folded(*BEGUN, started("look"), QUESTION, OTHER_QUESTION)
+    assert state.question("q1", 0.0) == QUESTION
+    assert state.question("q2", expires - 0.001) == OTHER_QUESTION
+    with pytest.raises(Conflict, match=f"question q2 could be answered until {AT}"):
+        state.question("q2", expires)
+    with pytest.raises(NotFound, match="no question 'q3'"):
+        state.question("q3", 0.0)
+    state.apply(received("q1"), AT)
+    with pytest.raises(Conflict, match="question q1 is settled: accept by ann"):
+        state.question("q1", 0.0)
+    state.apply(e.TaskCancelling(None, "ann", 5.0), AT)
+    with pytest.raises(InvalidState, match="question q2 is closed"):
+        state.question("q2", 0.0)
+
+
+def test_messages_are_kept_in_their_order_and_counted():
+    """Their size is that of their JSON."""
+    messages = ["hurry", {"tone": "dry"}, None]
+    state = folded(*BEGUN, *(e.MessageReceived(message, "ann") for message in messages))
+    assert state.messages == messages
+    assert state.messages_size == len(b'"hurry"' + b'{"tone":"dry"}' + b"null")
 
 
 @pytest.mark.parametrize(
@@ -515,7 +563,7 @@ def test_a_question_may_be_answered_while_the_task_is_being_cancelled():
     """An answer that meets a cancel is kept and does not bring the task back to life."""
     state = folded(*BEGUN, started("look"), QUESTION, e.TaskCancelling(None, "ann", 5.0))
     state.apply(received("q1"), AT)
-    assert (state.status, state.inputs) == (TaskStatus.CANCELLING, {})
+    assert (state.status, state.inputs) == (TaskStatus.CANCELLING, [])
 
 
 # ------------------------------------------------------------------- the clock
