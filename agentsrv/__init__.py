@@ -2,7 +2,7 @@
 
 from agentsrv.agents.base import StepContext, TaskContext
 from agentsrv.app import VERSION, App
-from agentsrv.errors import AgentsrvError, PermanentError
+from agentsrv.errors import AgentsrvError, InputDeclined, InputExpired, PermanentError
 from agentsrv.models.plan import ExecutionPlan, Step
 
 __version__ = VERSION
@@ -11,6 +11,8 @@ __all__ = [
     "AgentsrvError",
     "App",
     "ExecutionPlan",
+    "InputDeclined",
+    "InputExpired",
     "PermanentError",
     "Step",
     "StepContext",

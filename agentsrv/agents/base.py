@@ -5,13 +5,23 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
 from agentsrv.agents.isolation import Isolation, isolated
 from agentsrv.agents.params import Parameters
+from agentsrv.agents.questions import Ask, Mailbox, Messages, Question
 from agentsrv.errors import ConfigurationError
 from agentsrv.models.plan import ExecutionPlan
 from agentsrv.models.retry import RETRIES, RETRY_BASE, RetryPolicy
@@ -26,6 +36,8 @@ AgentFunction = Callable[..., Any]
 Planner = Callable[..., Awaitable[ExecutionPlan]]
 """``async def`` that takes the task's text, a `TaskContext` and parameters of its own."""
 Search = Callable[[str, int], Awaitable["list[Passage]"]]
+
+T = TypeVar("T")
 
 _log = logging.getLogger("agentsrv.agent")
 
@@ -85,7 +97,11 @@ class StepContext(TaskContext):
     results: Mapping[str, Any]
     """Structured results of the completed dependencies, by step id."""
     reporter: Progress = field(repr=False)
+    asker: Ask = field(repr=False)
+    mailbox: Mailbox = field(repr=False)
     result: Any = None
+    _asked: int = field(default=0, init=False, repr=False)
+    """Questions without a key of their own, so far."""
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -105,6 +121,92 @@ class StepContext(TaskContext):
     async def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Tell the task's subscribers how far the step is; waits while the log is behind."""
         await self.reporter(done, total, message)
+
+    @overload
+    async def ask(
+        self,
+        prompt: str,
+        *,
+        default: bool | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+        key: str | None = None,
+    ) -> bool: ...
+
+    @overload
+    async def ask(
+        self,
+        prompt: str,
+        schema: type[T],
+        options: None = None,
+        default: T | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+        key: str | None = None,
+    ) -> T: ...
+
+    @overload
+    async def ask(
+        self,
+        prompt: str,
+        schema: Any = ...,
+        options: Sequence[Any] | None = None,
+        default: Any = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+        key: str | None = None,
+    ) -> Any: ...
+
+    async def ask(  # noqa: PLR0917 - the order is the published one
+        self,
+        prompt: str,
+        schema: Any = bool,
+        options: Sequence[Any] | None = None,
+        default: Any = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - counts on while the server is down
+        key: str | None = None,
+    ) -> Any:
+        """Ask the people behind the task, and return their answer.
+
+        A question is asked once: a later attempt that comes to it, also after a crash, waits for
+        the same answer, or is given at once the one that is in the log. The answer is committed
+        before it is returned. Meanwhile the attempt's time limit stands still; the deadline of
+        the task does not.
+
+        Cancelling the call leaves the question open until it is answered or the step ends.
+
+        Args:
+            prompt: What people read, up to 32,768 characters.
+            schema: What the answer must be: a type, as pydantic reads it, or a JSON Schema.
+            options: The answer must be one of these; ``schema`` may then be left out.
+            default: The answer where nobody gives one within ``timeout``; ``None`` for none.
+            timeout: Seconds from the first asking.
+            key: Names the question within its step. By default it is the question's number
+                among those of the attempt, counted from 1, and the prompt must be the same in
+                each attempt.
+
+        Raises:
+            InputDeclined: Whoever was asked declines; uncaught, it fails the step at once.
+            InputExpired: The time is over and there is no default; likewise.
+            PermanentError: The question cannot be asked so, or its number in an earlier attempt
+                was that of another question.
+        """
+        if key is None:
+            self._asked += 1
+        question = Question.of(
+            prompt,
+            key=self._asked if key is None else key,
+            schema=schema,
+            options=options,
+            default=default,
+            timeout=timeout,
+        )
+        return question.read(await self.asker(question))
+
+    def messages(self) -> AsyncIterator[Any]:
+        """What the client sends to the task (text or JSON), from its first message on.
+
+        Every step and every attempt is given all of them, so that none is lost by a retry or a
+        crash. The iterator does not end by itself: leave it, or read it beside the work.
+        """
+        return Messages(self.mailbox)
 
 
 class AgentOptions(TypedDict, total=False):

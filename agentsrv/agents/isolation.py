@@ -15,6 +15,8 @@ from agentsrv.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from agentsrv.agents.base import StepContext
+    from agentsrv.agents.questions import Question
+    from agentsrv.models.events import InputReceived
     from agentsrv.models.plan import Step
 
 Isolation = Literal["task", "thread", "process"]
@@ -78,11 +80,19 @@ async def _in_process(run: PlainFunction, step: Step, ctx: StepContext, **params
     """Call ``run`` in a process; cancelling this kills the process.
 
     The function is found by its module and name there, and what goes to and fro is pickled. The
-    context has no knowledge base, no language model and no progress there.
+    context has no knowledge base, no language model, no progress, no questions and no messages
+    there.
     """
     from anyio import CapacityLimiter, to_process  # noqa: PLC0415 - an extra
 
-    there = replace(ctx, searcher=_no_search, model=None, reporter=_no_report)
+    there = replace(
+        ctx,
+        searcher=_no_search,
+        model=None,
+        reporter=_no_report,
+        asker=_no_question,
+        mailbox=_no_message,
+    )
     value, result = await to_process.run_sync(
         partial(_call, run, step, there, **params),
         cancellable=True,
@@ -102,3 +112,11 @@ async def _no_search(query: str, limit: int) -> list[Any]:
 
 async def _no_report(done: float, total: float | None, message: str) -> None:
     raise RuntimeError(f"no progress from a process of its own: {done}/{total} {message}")
+
+
+async def _no_question(question: Question) -> InputReceived:
+    raise RuntimeError(f"no questions from a process of its own: {question.prompt[:40]!r}")
+
+
+async def _no_message(number: int) -> Any:
+    raise RuntimeError(f"no messages in a process of its own: number {number}")

@@ -17,6 +17,9 @@ Text = Annotated[str, Field(max_length=1024)]
 TaskId = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="The id that create answered.")
 ]
+InputId = Annotated[
+    str, Field(min_length=1, max_length=256, description="The id that input_required told.")
+]
 CommandId = Annotated[str, Field(max_length=64)] | int
 
 
@@ -137,6 +140,30 @@ class Unsubscribe(Command):
         return self
 
 
+class Respond(Command):
+    """Answer an agent's question, or decline to."""
+
+    command: Literal["respond"] = "respond"
+    input_id: InputId
+    value: JsonValue = None
+    """What was asked for; the question's schema says what that may be."""
+    action: Literal["accept", "decline"] = "accept"
+
+    @model_validator(mode="after")
+    def _declines_without_a_value(self) -> Self:
+        if self.action == "decline" and self.value is not None:
+            raise ValueError("found a value beside decline; expected one or the other")
+        return self
+
+
+class Send(Command):
+    """Give a message to the agents of a running task."""
+
+    command: Literal["send"] = "send"
+    task_id: TaskId
+    message: JsonValue
+
+
 class Agents(Command):
     """Tell which agents there are, and their parameters."""
 
@@ -164,6 +191,8 @@ AnyCommand = Annotated[
         Cancel,
         Subscribe,
         Unsubscribe,
+        Respond,
+        Send,
         Agents,
         Ping,
         Help,
@@ -186,6 +215,8 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "cancel": {"command": "cancel", "task_id": "3f2a9c0d1b7e4a65", "reason": "no longer needed"},
     "subscribe": {"command": "subscribe", "task_id": "3f2a9c0d1b7e4a65", "after_seq": 12},
     "unsubscribe": {"command": "unsubscribe", "task_id": "3f2a9c0d1b7e4a65"},
+    "respond": {"command": "respond", "input_id": "3f2a9c0d1b7e4a65/step_001/1", "value": True},
+    "send": {"command": "send", "task_id": "3f2a9c0d1b7e4a65", "message": "Keep it short."},
     "agents": {"command": "agents"},
     "ping": {"command": "ping"},
     "help": {"command": "help"},

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable
 
 import orjson
 
@@ -16,21 +15,18 @@ from agentsrv.errors import (
     NotFound,
     SeqAhead,
     ShuttingDown,
-    Unavailable,
 )
 from agentsrv.models import events as e
-from agentsrv.models.commands import Cancel, Create, Execute, List, Subscribe
+from agentsrv.models.commands import Cancel, Create, Execute, List, Respond, Send, Subscribe
 from agentsrv.models.states import TaskStatus
 from agentsrv.models.task import TaskState
-from agentsrv.orchestrator.logs import kept_snapshot, load_state
+from agentsrv.orchestrator import dialogue
+from agentsrv.orchestrator.decisions import Decisions, Result, write
+from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.runner import CancelRequest
 from agentsrv.orchestrator.subscriptions import Answer
 from agentsrv.orchestrator.worker import Worker
-from agentsrv.store.base import Append, Head, NewTask, Store
-
-MAX_DECISIONS: Final = 20  # times a decision is made again because another writer was first
-
-Result = dict[str, Any]
+from agentsrv.store.base import Head, NewTask, Store
 
 
 class Orchestrator:
@@ -53,6 +49,7 @@ class Orchestrator:
         self._worker = worker
         self._now = now
         self._grace = grace
+        self._decisions = Decisions(store, now)
         self._queueing = 0
         self.draining = False
         """Whether new work is refused."""
@@ -81,7 +78,7 @@ class Orchestrator:
         if command.execute:
             events.append(self._queued_event())
         state = TaskState(task_id)
-        bodies = _write(state, events, now)
+        bodies = write(state, events, now)
         new = NewTask(
             task_id=task_id,
             owner=principal,
@@ -125,8 +122,8 @@ class Orchestrator:
         follows = command.subscribe and not answer.is_followed(command.task_id)
         if follows:
             answer.follow(command.task_id, 0)
-        for _ in range(MAX_DECISIONS):
-            head = await self._head(principal, command.task_id)
+
+        async def decide(head: Head) -> Result:
             if head.status is not TaskStatus.PENDING:
                 raise InvalidState(f"task {head.task_id} is {head.status}; execute needs pending")
             spec = await self._store.spec(head.task_id)
@@ -135,15 +132,15 @@ class Orchestrator:
             event = self._queued_event()
             self._queueing += 1
             try:
-                result = await self._append(head, [event])
-                if follows:
-                    answer.found(head.task_id, result["seq"], ended=False)
-                return result
-            except Fenced:
-                continue
+                state = await self._decisions.load(head)
+                result = await self._decisions.append(head, state, event)
             finally:
                 self._queueing -= 1
-        raise _too_many_decisions(command.task_id)
+            if follows:
+                answer.found(head.task_id, result["seq"], ended=False)
+            return result
+
+        return await self._decisions.decide(principal, command.task_id, decide)
 
     async def status(self, principal: str, task_id: str) -> Result:
         """The whole snapshot of a task.
@@ -151,7 +148,7 @@ class Orchestrator:
         Raises:
             NotFound: The principal has no such task.
         """
-        head = await self._head(principal, task_id)
+        head = await self._decisions.head(principal, task_id)
         runner = self._worker.live(task_id)
         if runner is not None and not head.status.is_terminal:
             try:
@@ -197,17 +194,84 @@ class Orchestrator:
         answer.keep(task_id)
         grace = self._grace if command.grace is None else command.grace
         request = CancelRequest(command.reason, principal, grace)
-        for _ in range(MAX_DECISIONS):
-            head = await self._head(principal, task_id)
+
+        async def decide(head: Head) -> Result:
             runner = self._worker.live(task_id)
-            try:
-                if runner is not None:
-                    status, already = await runner.cancel(request)
-                    return {"task_id": task_id, "status": status.value, "already": already}
+            if runner is None:
                 return await self._cancel_idle(head, request)
-            except Fenced:
-                continue
-        raise _too_many_decisions(task_id)
+            status, already = await runner.cancel(request)
+            return {"task_id": task_id, "status": status.value, "already": already}
+
+        return await self._decisions.decide(principal, task_id, decide)
+
+    async def respond(self, principal: str, command: Respond, answer: Answer) -> Result:
+        """Settle a question, whether its task runs here at the moment or waits for a worker.
+
+        Raises:
+            NotFound: The principal was asked no such question.
+            Conflict, InvalidState: It cannot be answered any more.
+            InvalidInput, TooLarge: That is no answer to it; it stays open.
+            Unavailable: Try again when the step has come to its question.
+        """
+        input_id = command.input_id
+        task_id = input_id.partition("/")[0]
+        answer.keep(task_id)
+
+        async def decide(head: Head) -> Result:
+            runner = self._worker.live(task_id)
+            if runner is None:
+                state = await self._decisions.load(head)
+                event = dialogue.received(state, command, principal, self._now())
+                await self._decisions.append(head, state, event)
+            else:
+                await runner.dialogue.respond(command, principal)
+            return {"task_id": task_id, "input_id": input_id}
+
+        return await self._decisions.decide(principal, task_id, decide, f"question {input_id!r}")
+
+    async def send(self, principal: str, command: Send, answer: Answer) -> Result:
+        """Give a message to the steps of a task.
+
+        Raises:
+            NotFound, InvalidState, TooLarge: Nothing was sent.
+        """
+        task_id = command.task_id
+        answer.keep(task_id)
+
+        async def decide(head: Head) -> Result:
+            runner = self._worker.live(task_id)
+            if runner is None:
+                state = await self._decisions.load(head)
+                event = dialogue.sent(state, command.message, principal)
+                seq = (await self._decisions.append(head, state, event))["seq"]
+            else:
+                seq = await runner.dialogue.send(command.message, principal)
+            return {"task_id": task_id, "seq": seq}
+
+        return await self._decisions.decide(principal, task_id, decide)
+
+    async def question(self, principal: str, name: str) -> e.InputRequired:
+        """The question of that id, or else the one open question of the task of that id.
+
+        Raises:
+            NotFound: There is none.
+            InvalidCommand: The task has more than one.
+            Conflict, InvalidState: It cannot be answered any more.
+        """
+        task_id, slash, _ = name.partition("/")
+        what = f"question {name!r}" if slash else None
+        head = await self._decisions.head(principal, task_id, what)
+        runner = self._worker.live(task_id)
+        state = await load_state(self._store, head.task_id) if runner is None else runner.state
+        if slash:
+            return state.question(name, self._now())
+        asked = state.inputs
+        if not asked:
+            raise NotFound(f"task {task_id} asks nothing now")
+        if len(asked) > 1:
+            ids = ", ".join(question.input_id for question in asked)
+            raise InvalidCommand(f"task {task_id} asks {len(asked)} questions; name one of {ids}")
+        return asked[0]
 
     async def subscribe(self, principal: str, command: Subscribe, answer: Answer) -> Result:
         """Follow a task's log behind ``after_seq``.
@@ -218,7 +282,7 @@ class Orchestrator:
         """
         assert command.task_id is not None
         answer.follow(command.task_id, command.after_seq)
-        head = await self._head(principal, command.task_id)
+        head = await self._decisions.head(principal, command.task_id)
         if command.after_seq > head.seq:
             raise SeqAhead(
                 f"task {head.task_id} has {head.seq} events; found after_seq "
@@ -257,13 +321,13 @@ class Orchestrator:
             answer.follow(head.task_id, 0)
         if bound and not head.status.is_terminal:
             answer.bind(head.task_id)
-        return await self._head(principal, head.task_id)
+        return await self._decisions.head(principal, head.task_id)
 
     async def _check_resumable(self, principal: str, command: Create) -> None:
         if command.agent is not None or command.plan is not None:
             raise InvalidCommand("found resume_from beside agent or plan; the plan is taken over")
         assert command.resume_from is not None
-        head = await self._head(principal, command.resume_from)
+        head = await self._decisions.head(principal, command.resume_from)
         if head.status not in (TaskStatus.FAILED, TaskStatus.CANCELLED):
             raise InvalidState(
                 f"task {head.task_id} is {head.status}; resume_from needs failed or cancelled"
@@ -280,34 +344,9 @@ class Orchestrator:
             )
         else:  # its worker is gone; the next one reads the intent and ends the task
             event = e.TaskCancelling(request.reason, request.by, request.grace)
-        result = await self._append(head, [event])
+        state = await self._decisions.load(head)
+        result = await self._decisions.append(head, state, event)
         return {"task_id": head.task_id, "status": result["status"], "already": False}
-
-    async def _append(self, head: Head, events: Sequence[e.Event]) -> Result:
-        """Append to a task that nobody runs, where it was when ``head`` was read."""
-        now = self._now()
-        state = await load_state(self._store, head.task_id)
-        if state.seq != head.seq:
-            raise Fenced(f"task {head.task_id} went on from event {head.seq} to {state.seq}")
-        bodies = _write(state, events, now)
-        append = Append(
-            task_id=head.task_id,
-            owner=head.owner,
-            epoch=head.epoch,
-            expected=head.seq,
-            events=bodies,
-            status=state.status,
-            at=now,
-            state=kept_snapshot(state),
-        )
-        await self._store.append(append)
-        return {"task_id": head.task_id, "status": state.status.value, "seq": state.seq}
-
-    async def _head(self, principal: str, task_id: str) -> Head:
-        head = await self._store.head(task_id)
-        if head is None or head.owner != principal:
-            raise NotFound(f"there is no task {task_id!r}; list shows your tasks")
-        return head
 
     def _queued_event(self) -> e.TaskQueued:
         return e.TaskQueued(self._store.queued + self._queueing + 1)
@@ -319,17 +358,3 @@ class Orchestrator:
 
 def _head_result(head: Head) -> Result:
     return {"task_id": head.task_id, "status": head.status.value, "seq": head.seq}
-
-
-def _write(state: TaskState, events: Sequence[e.Event], now: float) -> list[bytes]:
-    """Fold, number and encode events that follow ``state``."""
-    stamp = e.format_timestamp(now)
-    bodies = []
-    for event in events:
-        state.apply(event, stamp)
-        bodies.append(e.encode(event, state.task_id, state.seq, stamp))
-    return bodies
-
-
-def _too_many_decisions(task_id: str) -> Unavailable:
-    return Unavailable(f"task {task_id} is written by too many at once; try again")

@@ -17,6 +17,7 @@ from agentsrv.models.commands import Create
 from agentsrv.models.plan import Frontier, Step
 from agentsrv.models.states import StepStatus, TaskStatus
 from agentsrv.models.task import TaskState
+from agentsrv.orchestrator.dialogue import Dialogue
 from agentsrv.orchestrator.journal import Journal
 from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.planning import PlanningFailed, make_plan
@@ -55,6 +56,8 @@ class TaskRunner:
         self._around = around
         self._spec = spec
         self._lease = lease
+        self.journal = Journal(around.store, lease, state, now=around.now, on_lost=self._on_lost)
+        self.dialogue = Dialogue(self.journal, around.now)
         self._info = TaskInfo(
             lease.task_id,
             spec.task_description,
@@ -62,9 +65,9 @@ class TaskRunner:
             lease.owner,
             around.search,
             around.limits,
+            self.dialogue,
             around.model,
         )
-        self.journal = Journal(around.store, lease, state, now=around.now, on_lost=self._on_lost)
         self._branches: dict[asyncio.Task[None], StepRun | None] = {}
         self._stopped = False  # the branches were cancelled by this runner
         self._quiet: asyncio.Future[None] | None = None  # done when no branch is left
@@ -150,8 +153,13 @@ class TaskRunner:
         self.journal.abandon()
 
     @property
+    def waits_for_answers(self) -> bool:
+        """Whether the task stands still until somebody answers."""
+        return self.state.status is TaskStatus.INPUT_REQUIRED and self._is_idle
+
+    @property
     def _is_idle(self) -> bool:
-        """Whether no code of the task runs: each step that is under way sits out a back-off."""
+        """Whether no code of the task runs: its steps sit out a back-off or wait for answers."""
         return bool(self._branches) and all(run and run.waiting for run in self._branches.values())
 
     def _beside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

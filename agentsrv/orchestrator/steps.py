@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
-from contextlib import aclosing
+from collections.abc import Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 
 from agentsrv.agents.base import Agent, Search, StepContext
+from agentsrv.agents.questions import Question
 from agentsrv.errors import AgentsrvError, PermanentError
 from agentsrv.models import events as e
 from agentsrv.models.plan import Step
 from agentsrv.models.retry import RetryPolicy
 from agentsrv.models.states import StepStatus
 from agentsrv.models.task import StepState
+from agentsrv.orchestrator.dialogue import Dialogue
 from agentsrv.orchestrator.guard import describe, is_authors, is_cancelled
 from agentsrv.orchestrator.journal import Journal
 
@@ -57,6 +59,7 @@ class TaskInfo:
     principal: str
     search: Search
     limits: OutputLimits
+    dialogue: Dialogue
     model: LanguageModel | None = None
 
 
@@ -95,7 +98,7 @@ class StepRun:
     ) -> None:
         self.step = step
         self.waiting = False
-        """Whether the step sits out a back-off, so that none of its code runs."""
+        """Whether the step sits out a back-off or waits for an answer: its code stands still."""
         self.state = journal.state.steps[step.step_id]
         """The step as its log tells it."""
         self._agent = agent
@@ -110,6 +113,9 @@ class StepRun:
         )
         self._timeout = agent.timeout if step.timeout is None else step.timeout
         self._offset = 0
+        self._limit: asyncio.Timeout | None = None  # of the attempt that runs
+        self._left = 0.0  # seconds of it when the first open question was asked
+        self._asking = 0  # questions that are waited for
 
     @property
     def cancelled_event(self) -> e.StepCancelled:
@@ -150,6 +156,7 @@ class StepRun:
                 result = await self._call(context)
             else:
                 async with asyncio.timeout(self._timeout) as limit:
+                    self._limit = limit
                     result = await self._call(context)
         except AttemptFailed:
             raise
@@ -223,6 +230,29 @@ class StepRun:
         if self._journal.is_full:
             await self._journal.relieve()
 
+    async def _ask(self, question: Question) -> e.InputReceived:
+        with self._standing_still():
+            return await self._task.dialogue.ask(self.step.step_id, self.state.attempt, question)
+
+    @contextmanager
+    def _standing_still(self) -> Iterator[None]:
+        """Stop the attempt's time, for as long as any of its questions is waited for."""
+        clock, limit = asyncio.get_running_loop().time, self._limit
+        self._asking += 1
+        self.waiting = True
+        if limit is not None and self._asking == 1:
+            self._left = (limit.when() or 0.0) - clock()
+            with suppress(RuntimeError):  # the time was over just before
+                limit.reschedule(None)
+        try:
+            yield
+        finally:
+            self._asking -= 1
+            self.waiting = self._asking > 0
+            if limit is not None and not self.waiting:
+                with suppress(RuntimeError):
+                    limit.reschedule(clock() + self._left)
+
     def _context(self, attempt: int) -> StepContext:
         task = self._task
         outputs: dict[str, str] = {}
@@ -243,6 +273,8 @@ class StepRun:
             outputs=outputs,
             results=results,
             reporter=self._report,
+            asker=self._ask,
+            mailbox=task.dialogue.message,
         )
 
     def _fail(self, failure: AttemptFailed) -> Outcome:

@@ -64,6 +64,8 @@ class Worker:
     async def drain(self, timeout: float) -> int:  # noqa: ASYNC109 - both phases share it
         """Claim nothing more, let tasks end for ``timeout`` seconds, then give up the rest.
 
+        Tasks that wait for answers only are given up at once.
+
         A task that was given up has no event of it in its log; it goes on behind its completed
         steps wherever it is claimed next.
 
@@ -74,6 +76,9 @@ class Worker:
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.wait({self._loop_task})
+        for runner in list(self._live.values()):
+            if runner.waits_for_answers:  # which may take days
+                runner.abandon()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
         for runner in list(self._live.values()):

@@ -24,11 +24,13 @@ MAX_DETAILS: Final = 10  # complaints told about one command
 class Request:
     """A command that was understood.
 
-    ``names_task`` says that its ``task_id`` is only the beginning of an id, to be resolved.
+    ``is_short`` says that it comes from a command line that leaves something to be completed:
+    its ``task_id`` is only the beginning of an id; the ``input_id`` of a ``respond`` may be a
+    task's, and its ``value`` is the text that was typed.
     """
 
     command: Command
-    names_task: bool = False
+    is_short: bool = False
 
     @property
     def name(self) -> str:
@@ -64,7 +66,7 @@ class Session:
                 fields = {"command": stripped.split()[0].lower()}
                 line = shell.parse(stripped, self.latest_task)
                 fields = line.fields
-                request = Request(_validate(fields, None), line.names_task)
+                request = Request(_validate(fields, None), line.is_short)
             else:
                 raise InvalidJson("found an empty frame; expected a command", example=_HELP)
         except AgentsrvError as refusal:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from agentsrv.errors import InvalidCommand, UnknownCommand
+from agentsrv.errors import InvalidCommand, InvalidJson, UnknownCommand
+from agentsrv.models.events import InputRequired
+from agentsrv.protocol import strict_json
 
 MAX_DIGITS: Final = 18  # of a sequence number; what fits 64 bits for certain
 
@@ -15,11 +18,11 @@ MAX_DIGITS: Final = 18  # of a sequence number; what fits 64 bits for certain
 class Line:
     """A command line read: the fields of its command.
 
-    ``names_task`` says that ``task_id`` is only the beginning of an id.
+    ``is_short`` says that something is left to be completed: see ``Request``.
     """
 
     fields: dict[str, Any]
-    names_task: bool = False
+    is_short: bool = False
 
 
 def parse(line: str, latest: str | None) -> Line:
@@ -47,6 +50,22 @@ def parse(line: str, latest: str | None) -> Line:
 def usage() -> dict[str, str]:
     """Every command line and what it does."""
     return {syntax.usage: syntax.purpose for syntax in _SYNTAX.values()}
+
+
+def read_answer(text: str, question: InputRequired) -> Any:
+    """What a person means who types ``text`` as the answer to a question.
+
+    An option is itself, and so is any text where a text is asked for. Else ``yes`` and ``no``
+    are true and false, JSON is what it says, and the rest is text.
+    """
+    if text in (question.options or ()) or question.schema.get("type") == "string":
+        return text
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        return strict_json.parse(text)
+    except InvalidJson:
+        return text
 
 
 def _create(*, execute: bool) -> Callable[[str, str | None], Line]:
@@ -94,6 +113,31 @@ def _cancel(rest: str, latest: str | None) -> Line:
     return line
 
 
+def _respond(rest: str, latest: str | None) -> Line:
+    name, _, behind = rest.partition(" ")
+    named = _INPUT_ID.fullmatch(name)
+    answer = behind.strip() if named else rest
+    if not answer:
+        raise InvalidCommand("respond needs an answer, for example: respond yes")
+    line = Line({"command": "respond", "input_id": name}, is_short=True)
+    if not named:
+        line.fields["input_id"] = _task("respond", None, latest).fields["task_id"]
+    if answer.lower() == "decline":
+        line.fields["action"] = "decline"
+    else:
+        line.fields["value"] = answer
+    return line
+
+
+def _send(rest: str, latest: str | None) -> Line:
+    prefix, _, message = rest.partition(" ")
+    if not message.strip():
+        raise InvalidCommand("expected: send TASK_ID TEXT; … stands for the latest task")
+    line = _task("send", prefix, latest)
+    line.fields["message"] = message.strip()
+    return line
+
+
 def _list(rest: str, _: str | None) -> Line:
     fields = {"command": "list"}
     if rest:
@@ -114,7 +158,7 @@ def _task(command: str, prefix: str | None, latest: str | None) -> Line:
     # Ids are often shown cut, with an ellipsis, and copied so.
     prefix = prefix and prefix.rstrip("…").rstrip(".")
     if prefix:
-        return Line({"command": command, "task_id": prefix}, names_task=True)
+        return Line({"command": command, "task_id": prefix}, is_short=True)
     if latest is None:
         raise InvalidCommand(
             f"{command} needs a task id: this connection has no task yet; "
@@ -140,8 +184,14 @@ _SYNTAX: Final[dict[str, _Syntax]] = {
         "subscribe [TASK_ID [AFTER_SEQ]] | all", "watch a task, or all of them", _subscribe
     ),
     "unsubscribe": _Syntax("unsubscribe [TASK_ID] | all", "watch no more", _unsubscribe),
+    "respond": _Syntax(
+        "respond [INPUT_ID] ANSWER | decline", "answer a question, or decline to", _respond
+    ),
+    "send": _Syntax("send TASK_ID TEXT", "give the running agents a message", _send),
     "list": _Syntax("list [STATUS]", "tell which tasks there are", _list),
     "agents": _Syntax("agents", "tell which agents there are", _plain("agents")),
     "ping": _Syntax("ping", "see whether the server answers", _plain("ping")),
     "help": _Syntax("help", "show this", _plain("help")),
 }
+_INPUT_ID: Final = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/[A-Za-z0-9_.:-]+")
+_WORDS: Final = {"yes": True, "y": True, "no": False, "n": False}

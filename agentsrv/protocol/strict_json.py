@@ -17,8 +17,20 @@ def parse_object(text: str) -> dict[str, Any]:
     """Parse one JSON object.
 
     Raises:
-        InvalidJson: It is no object, is nested too deep, repeats a key, or has a number or a
-            text that not every program can hold.
+        InvalidJson: It is no object, or not strictly JSON: see ``parse``.
+    """
+    value = parse(text)
+    if not isinstance(value, dict):
+        raise _invalid(f"found {_KINDS[type(value)]}; expected one object")
+    return value
+
+
+def parse(text: str) -> Any:
+    """Parse one JSON value.
+
+    Raises:
+        InvalidJson: It is none, is nested too deep, repeats a key, or has a number or a text
+            that not every program can hold.
     """
     if text.count("{") + text.count("[") > MAX_DEPTH:  # the exact count is ten times as dear
         _check_depth(text)
@@ -30,8 +42,6 @@ def parse_object(text: str) -> dict[str, Any]:
         raise _invalid(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
     except UnicodeEncodeError:
         raise _invalid("found half of a surrogate pair; expected whole characters") from None
-    if not isinstance(value, dict):
-        raise _invalid(f"found {_KINDS[type(value)]}; expected one object")
     return value
 
 

@@ -149,10 +149,8 @@ class Connection:
 
     async def _carry_out(self, request: Request, answer: Answer) -> dict[str, Any]:
         command, orchestrator, principal = request.command, self._orchestrator, self._principal
-        if request.names_task:
-            prefix = getattr(command, "task_id")  # noqa: B009 - only commands with a task
-            task_id = await orchestrator.resolve(principal, prefix)
-            command = command.model_copy(update={"task_id": task_id})
+        if request.is_short:
+            command = await self._completed(command)
         match command:
             case c.Create():
                 self._check_room(None, wanted=command.execute and command.subscribe)
@@ -178,6 +176,10 @@ class Connection:
             case c.Unsubscribe():
                 self._subscriber.unsubscribe(command.task_id or "")
                 return {}
+            case c.Respond():
+                return await orchestrator.respond(principal, command, answer)
+            case c.Send():
+                return await orchestrator.send(principal, command, answer)
             case c.Agents():
                 return orchestrator.agents()
             case c.Ping():
@@ -186,6 +188,18 @@ class Connection:
                 return {"commands": c.EXAMPLES, "lines": shell.usage()}
             case _:
                 raise AssertionError(f"no way to carry out {command!r}")
+
+    async def _completed(self, command: c.Command) -> c.Command:
+        """What a command line left out: the rest of a task's id, or what its answer means."""
+        orchestrator, principal = self._orchestrator, self._principal
+        if isinstance(command, c.Respond):
+            question = await orchestrator.question(principal, command.input_id)
+            given: dict[str, Any] = {"input_id": question.input_id}
+            if command.action == "accept":
+                given["value"] = shell.read_answer(str(command.value), question)
+            return command.model_copy(update=given)
+        prefix = getattr(command, "task_id")  # noqa: B009 - only commands with a task
+        return command.model_copy(update={"task_id": await orchestrator.resolve(principal, prefix)})
 
     def _check_room(self, task_id: str | None, *, wanted: bool) -> None:
         """Refuse one subscription too many; one that takes another's place is none more."""

@@ -1,6 +1,9 @@
 """Contexts for running one agent without an orchestrator."""
 
+import asyncio
+
 from agentsrv.agents.base import StepContext
+from agentsrv.models.events import InputReceived
 from agentsrv.models.plan import Step
 
 
@@ -11,6 +14,16 @@ async def find_nothing(query, limit):
 
 async def report_nothing(done, total, message):
     """Take a progress report and forget it."""
+
+
+async def decline(question):
+    """Decline whatever is asked."""
+    return InputReceived("task/step/1", "step", "decline", None, "tester")
+
+
+async def wait_for_ever(number):
+    """Have no message."""
+    await asyncio.Event().wait()
 
 
 def make_context(task, search=find_nothing, results=None, outputs=None, model=None):
@@ -27,6 +40,8 @@ def make_context(task, search=find_nothing, results=None, outputs=None, model=No
         results=results or {},
         reporter=report_nothing,
         model=model,
+        asker=decline,
+        mailbox=wait_for_ever,
     )
 
 

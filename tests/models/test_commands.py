@@ -98,6 +98,11 @@ LIMITS: list[tuple[str, str, list[Any]]] = [
     ("subscribe", "all", [False]),
     ("unsubscribe", "task_id", [TASK]),
     ("unsubscribe", "all", [False]),
+    ("respond", "input_id", ["t/s/1", "x" * 256]),
+    ("respond", "value", [None, False, 0, "", "x", [1, {"a": None}], {}]),
+    ("respond", "action", ["accept"]),
+    ("send", "task_id", [TASK]),
+    ("send", "message", [None, True, 0, "", "x", [], {"a": [1]}]),
 ]
 NOT_TEXT: list[Any] = [1, 1.5, True, [], {}]
 NOT_BOOLEAN: list[Any] = [0, 1, "true", "yes", None, []]
@@ -131,6 +136,9 @@ REFUSED: list[tuple[str, str, list[Any]]] = [
     ("subscribe", "all", [True, *NOT_BOOLEAN]),
     ("unsubscribe", "task_id", [None, *BAD_TASKS]),
     ("unsubscribe", "all", [True, *NOT_BOOLEAN]),
+    ("respond", "input_id", ["", "x" * 257, None, *NOT_TEXT]),
+    ("respond", "action", ["yes", "expire", "decline", None, *NOT_TEXT]),
+    ("send", "task_id", [None, *BAD_TASKS]),
 ]
 
 
@@ -184,6 +192,14 @@ def test_a_subscription_names_one_task_or_all(name, fields):
     with pytest.raises(ValidationError, match="expected either task_id or all: true"):
         read({"command": name, **fields})
     assert read({"command": name, "all": True}).all
+
+
+def test_whoever_declines_gives_no_value():
+    """A value beside decline is told, never ignored."""
+    decline = {"command": "respond", "input_id": "t/s/1", "action": "decline"}
+    assert read(decline).action == "decline"
+    with pytest.raises(ValidationError, match="found a value beside decline"):
+        read(decline | {"value": False})
 
 
 @pytest.mark.parametrize("text", ["[]", '"ping"', "null", "{}", '{"command": null}'])

@@ -15,7 +15,7 @@ from agentsrv.errors import ModelError, PermanentError
 from agentsrv.models.plan import ExecutionPlan, ExplainedPlan, Step
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator import logs
-from tests.orchestrator.world import World, check_log, running, step
+from tests.orchestrator.world import World, check_log, crashed, die, running, step
 from tests.simulation import simulate
 
 
@@ -615,21 +615,6 @@ def test_cancel_wins_over_a_failure_that_winds_down():
 
 
 # Recovery.
-
-
-async def crashed(world: World, task: str, event_type: str, step_id: str | None = None) -> World:
-    """Let the worker die at that event; return a world that has only the store of it."""
-    await world.reader.until(task, event_type, step_id)
-    die(world)
-    return World(world.store, world.registry)
-
-
-def die(world: World) -> None:
-    """Stop the worker as a crash would: without another word in the log."""
-    assert world.worker._loop_task is not None
-    world.worker._loop_task.cancel()
-    for runner in list(world.worker._live.values()):
-        runner.abandon()
 
 
 def test_a_task_goes_on_behind_its_completed_steps():

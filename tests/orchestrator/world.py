@@ -9,7 +9,7 @@ from typing import Any
 
 from agentsrv.agents.base import Agent, AgentFunction, AgentOptions
 from agentsrv.agents.registry import Registry
-from agentsrv.models.commands import Cancel, Create, Execute, Subscribe
+from agentsrv.models.commands import Cancel, Create, Execute, Respond, Send, Subscribe
 from agentsrv.models.events import Record, decode
 from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.orchestrator.orchestrator import Orchestrator
@@ -123,6 +123,18 @@ class World:
             command = Cancel(task_id=task_id, **fields)
             return await self.orchestrator.cancel(OWNER, command, answer)
 
+    async def respond(self, input_id: str, value: Any = None, **fields: Any) -> dict[str, Any]:
+        """Answer a question."""
+        with self.subscriber.answering() as answer:
+            command = Respond(input_id=input_id, value=value, **fields)
+            return await self.orchestrator.respond(OWNER, command, answer)
+
+    async def send(self, task_id: str, message: Any) -> dict[str, Any]:
+        """Give a task's steps a message."""
+        with self.subscriber.answering() as answer:
+            command = Send(task_id=task_id, message=message)
+            return await self.orchestrator.send(OWNER, command, answer)
+
     async def subscribe(self, task_id: str, after_seq: int = 0) -> dict[str, Any]:
         """Follow a task."""
         with self.subscriber.answering() as answer:
@@ -147,6 +159,21 @@ async def running(world: World) -> AsyncIterator[World]:
         yield world
     finally:
         await world.worker.drain(0.001)
+
+
+async def crashed(world: World, task: str, event_type: str, step_id: str | None = None) -> World:
+    """Let the worker die at that event; return a world that has only the store of it."""
+    await world.reader.until(task, event_type, step_id)
+    die(world)
+    return World(world.store, world.registry)
+
+
+def die(world: World) -> None:
+    """Stop the worker as a crash would: without another word in the log."""
+    assert world.worker._loop_task is not None
+    world.worker._loop_task.cancel()
+    for runner in list(world.worker._live.values()):
+        runner.abandon()
 
 
 async def no_passages(query: str, limit: int) -> list[Any]:

@@ -40,7 +40,7 @@ def test_every_example_is_a_request(name):
     """Each command's example is understood as that command, and names its task whole."""
     request = accepted(EXAMPLES[name] | {"id": 7})
     assert type(request.command) is COMMANDS[name]
-    assert (request.name, request.command.id, request.names_task) == (name, 7, False)
+    assert (request.name, request.command.id, request.is_short) == (name, 7, False)
 
 
 def test_white_space_before_a_frame_is_nothing():
@@ -61,7 +61,7 @@ def test_an_array_of_json_stays_what_it_is():
 def test_a_line_is_a_request():
     """What does not begin like JSON is a command line; a cut task id is marked as such."""
     request = accepted("status 3f2a…")
-    assert request == Request(Status(task_id="3f2a"), names_task=True)
+    assert request == Request(Status(task_id="3f2a"), is_short=True)
     assert accepted("list running").command == List(status="running")  # type: ignore[arg-type]
     assert accepted("run Why?").command == Create(task_description="Why?", execute=True)
 

@@ -1,9 +1,12 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agentsrv.errors import AgentsrvError, InvalidCommand, UnknownCommand
 from agentsrv.models.commands import ADAPTER, COMMANDS
+from agentsrv.models.events import InputRequired
 from agentsrv.protocol import shell
 from agentsrv.protocol.shell import Line
 
@@ -12,12 +15,18 @@ LATEST = "3f2a9c0d1b7e4a65"
 
 def on_task(command, **fields):
     """A line that names a task by its beginning."""
-    return Line({"command": command, "task_id": "3f2a", **fields}, names_task=True)
+    return Line({"command": command, "task_id": "3f2a", **fields}, is_short=True)
 
 
 def on_latest(command, **fields):
     """A line that means the connection's latest task."""
     return Line({"command": command, "task_id": LATEST, **fields})
+
+
+def to_latest(value=None, **fields):
+    """A line that answers the question of the connection's latest task."""
+    given = {} if value is None else {"value": value}
+    return Line({"command": "respond", "input_id": LATEST, **given, **fields}, is_short=True)
 
 
 LINES = {
@@ -50,6 +59,19 @@ LINES = {
     "unsubscribe": on_latest("unsubscribe"),
     "unsubscribe 3f2a": on_task("unsubscribe"),
     "unsubscribe all": Line({"command": "unsubscribe", "all": True}),
+    "respond yes": to_latest("yes"),
+    "respond   no, thank you ": to_latest("no, thank you"),
+    'respond {"a": 1}': to_latest('{"a": 1}'),
+    "respond a/b yes": to_latest("a/b yes"),
+    "respond t/s/1 yes": Line(
+        {"command": "respond", "input_id": "t/s/1", "value": "yes"}, is_short=True
+    ),
+    "respond decline": to_latest(action="decline"),
+    "respond t/s/go:1 Decline": Line(
+        {"command": "respond", "input_id": "t/s/go:1", "action": "decline"}, is_short=True
+    ),
+    "send 3f2a be  brief": on_task("send", message="be  brief"),
+    "send … be brief": on_latest("send", message="be brief"),
     "list": Line({"command": "list"}),
     "list running": Line({"command": "list", "status": "running"}),
     "agents": Line({"command": "agents"}),
@@ -73,14 +95,45 @@ def test_every_command_can_be_typed():
     assert all(shell.usage().values())
 
 
-@pytest.mark.parametrize("text", ["execute", "status", "cancel", "subscribe", "unsubscribe"])
+@pytest.mark.parametrize(
+    "text", ["execute", "status", "cancel", "subscribe", "unsubscribe", "respond yes", "send … x"]
+)
 def test_without_a_task_one_has_to_be_named(text):
     """A connection that has no task yet is told how to get one."""
-    with pytest.raises(InvalidCommand, match=rf"{text} needs a task id: .*run …, or see: list"):
+    with pytest.raises(
+        InvalidCommand, match=rf"{text.split()[0]} needs a task id: .*run …, or see: list"
+    ):
         shell.parse(text, None)
 
 
+ANSWERS: list[tuple[str, dict[str, Any], Any]] = [
+    ("yes", {"type": "boolean"}, True),
+    ("No", {"type": "boolean"}, False),
+    ("y", {"type": "boolean"}, True),
+    ("true", {"type": "boolean"}, True),
+    ("yes", {"type": "string"}, "yes"),
+    ("yes", {"enum": ["yes", "no"]}, "yes"),
+    ("42", {"type": "integer"}, 42),
+    ("42", {"type": "string"}, "42"),
+    ('{"a": [1]}', {"type": "object"}, {"a": [1]}),
+    ('"quoted"', {}, "quoted"),
+    ("NaN", {}, "NaN"),
+    ("as you like", {}, "as you like"),
+]
+
+
+@pytest.mark.parametrize(("text", "schema", "value"), ANSWERS, ids=str)
+def test_an_answer_means_what_was_asked_for(text, schema, value):
+    """Text where a text is asked for; else yes and no, JSON, and the rest as text."""
+    asked = InputRequired("t/s/1", "s", 1, "?", schema, schema.get("enum"), None, None)
+    assert shell.read_answer(text, asked) == value
+
+
 BAD = {
+    "respond": "respond needs an answer, for example: respond yes",
+    "respond t/s/1 ": "respond needs an answer",
+    "send": "expected: send TASK_ID TEXT",
+    "send 3f2a": "expected: send TASK_ID TEXT",
     "create": "create needs what is to be done, for example: create",
     "run": "run needs what is to be done, for example: run",
     "run  ": "run needs what is to be done",
@@ -141,7 +194,7 @@ def test_any_line_is_a_command_or_refused(text, latest):
         refusal = error
     if refusal is None:
         assert line.fields["command"] in COMMANDS
-        assert not line.names_task or line.fields["task_id"]
+        assert not line.is_short or line.fields.get("task_id") or line.fields["input_id"]
     else:
         assert refusal.code in {"invalid_command", "unknown_command"}
         assert refusal.message

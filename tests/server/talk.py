@@ -39,6 +39,16 @@ def make_app() -> App:
         await asyncio.Event().wait()
         return "never"
 
+    @app.agent
+    async def asker(step: Step, ctx: StepContext) -> str:
+        """Ask whether it is allowed."""
+        return f"{step.step_id}: {await ctx.ask('May I?')}"
+
+    @app.agent
+    async def listener(step: Step, ctx: StepContext) -> str:
+        """Wait for a message, and repeat it."""
+        return json.dumps(await anext(aiter(ctx.messages())))
+
     return app
 
 
@@ -65,6 +75,13 @@ class Talk:
             answer = await self.next()
             if answer["type"] in ("reply", "error"):
                 return answer
+
+    async def until(self, event_type: str) -> dict[str, Any]:
+        """Skip frames until an event of that type comes."""
+        while True:
+            frame = await self.next()
+            if frame.get("event_type") == event_type:
+                return frame
 
     async def log(self, task_id: str) -> list[dict[str, Any]]:
         """The task's events up to its last, as they come; others' are skipped."""

@@ -250,7 +250,7 @@ async def test_all_follows_the_life_cycle_of_tasks_from_other_connections():
         ("", "invalid_json", "empty"),
         ('{"id": 3}', "unknown_command", "no command"),
         ('{"command": "crate"}', "unknown_command", "'crate'"),
-        ('{"command": "respond", "input_id": "x"}', "unknown_command", "'respond'"),
+        ('{"command": "respond", "input_id": "x"}', "not_found", "no question 'x'"),
         ('{"command": "create"}', "invalid_command", "task_description"),
         ('{"command": "create", "task_description": "x", "excute": true}', "invalid_command",
          "did you mean execute?"),
@@ -265,7 +265,7 @@ async def test_all_follows_the_life_cycle_of_tasks_from_other_connections():
         ('{"command": "cancel", "idempotency_key": "k"}', "not_found", "'k'"),
         ('{"command": "subscribe"}', "invalid_command", "either task_id or all"),
         ('{"command": "create", "task_description": "x", "agent": "nobody"}', "invalid_command",
-         "there are: echo"),
+         "there are: asker, echo"),
         ('{"command": "create", "task_description": "x", "plan": {"steps": []}}',
          "invalid_command", "plan.steps"),
         (('{"command": "create", "task_description": "x", "plan": {"steps": ['
@@ -333,3 +333,77 @@ async def test_a_client_that_does_not_read_is_dropped_and_loses_nothing():
             await talk.ask({"command": "subscribe", "task_id": reply["task_id"], "after_seq": seen})
             rest = await talk.log(reply["task_id"])
         assert rest == whole[seen:]
+
+
+RUN_ASKER = {"command": "create", "task_description": "x", "agent": "asker", "execute": True}
+
+
+@pytest.mark.parametrize("store", ["memory:", "sqlite"])
+async def test_a_question_is_answered_over_the_socket(store, tmp_path):
+    """The wrong answer is told, the right one is replied to before its event, a third is late."""
+    name = f"sqlite:///{tmp_path}/t.db" if store == "sqlite" else store
+    async with serving(store=name) as server, talking(server) as talk, talking(server) as other:
+        task_id = (await talk.ask(RUN_ASKER))["task_id"]
+        asked = (await talk.until("input_required"))["data"]
+        respond = {"command": "respond", "input_id": asked["input_id"], "id": 1}
+        wrong = await other.ask(respond | {"value": "yes"})
+        assert (wrong["code"], wrong["retryable"]) == ("invalid_input", False)
+        assert wrong["message"] == 'found "yes"; value: Input should be a valid boolean'
+        assert wrong["details"] == [{"field": "value", "reason": "Input should be a valid boolean"}]
+        await talk.send(respond | {"value": True})
+        frames = [await talk.next() for _ in range(2)]
+        assert frames[0] == {
+            "type": "reply", "command": "respond", "id": 1,
+            "task_id": task_id, "input_id": asked["input_id"],
+        }  # fmt: skip
+        assert frames[1]["event_type"] == "input_received"
+        assert (await other.ask(respond | {"value": False}))["code"] == "conflict"
+        unknown = await other.ask(respond | {"input_id": f"{task_id}/step_001/2"})
+        assert unknown["code"] == "not_found"
+        assert (await talk.log(task_id))[-1]["data"]["final_output"] == "step_001: True"
+
+
+async def test_a_question_is_answered_by_typing():
+    """Of the connection's latest task, or of the one that is named; what it means is asked for."""
+    async with serving() as server, talking(server) as talk:
+        for line, output in (
+            ("respond yes", "step_001: True"),
+            ("respond {} no", "step_001: False"),
+        ):
+            task_id = (await talk.ask(RUN_ASKER))["task_id"]
+            input_id = (await talk.until("input_required"))["data"]["input_id"]
+            assert (await talk.ask("respond perhaps"))["code"] == "invalid_input"
+            reply = await talk.ask(line.format(input_id))
+            assert (reply["task_id"], reply["input_id"]) == (task_id, input_id)
+            assert (await talk.log(task_id))[-1]["data"]["final_output"] == output
+        refusal = await talk.ask("respond yes")
+        assert (refusal["code"], refusal["message"][-16:]) == ("not_found", "asks nothing now")
+        task_id = (await talk.ask(RUN_ASKER))["task_id"]
+        await talk.until("input_required")
+        await talk.ask("respond decline")
+        assert (await talk.log(task_id))[-1]["event_type"] == "task_failed"
+
+
+async def test_a_message_is_sent_over_the_socket():
+    """As JSON or by typing; the reply has its number."""
+    async with serving() as server, talking(server) as talk:
+        for send in ({"command": "send", "message": {"a": 1}}, "send … a 1"):
+            create = RUN_ASKER | {"agent": "listener"}
+            task_id = (await talk.ask(create))["task_id"]
+            await talk.until("step_started")
+            reply = await talk.ask(send | {"task_id": task_id} if isinstance(send, dict) else send)
+            log = await talk.log(task_id)
+            assert log[0]["event_type"] == "message_received"
+            assert (reply["task_id"], reply["seq"]) == (task_id, log[0]["seq"])
+            assert log[-1]["data"]["final_output"] == json.dumps(log[0]["data"]["message"])
+
+
+async def test_a_task_that_waits_for_an_answer_is_cancelled_at_once():
+    """The reply says so, and the status has no open question."""
+    async with serving() as server, talking(server) as talk:
+        task_id = (await talk.ask(RUN_ASKER))["task_id"]
+        await talk.until("input_required")
+        status = await talk.ask({"command": "status", "task_id": task_id})
+        assert (status["status"], len(status["inputs"])) == ("input_required", 1)
+        assert (await talk.ask("cancel"))["status"] == "cancelled"
+        assert (await talk.ask("status"))["inputs"] == []

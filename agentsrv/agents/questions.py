@@ -1,0 +1,234 @@
+"""Questions: what an agent wants to know of people, and what their answers must be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
+
+from agentsrv.errors import (
+    InputDeclined,
+    InputExpired,
+    InvalidInput,
+    PermanentError,
+    Unavailable,
+)
+from agentsrv.models.events import InputReceived
+
+MAX_PROMPT: Final = 32_768  # characters, as of a task's description
+MAX_SHOWN: Final = 80  # characters of a wrong answer that are told back
+MISSING: Final = "pip install agentsrv[schema]"
+
+Schema = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What an agent asks, as `Question.of` has checked it."""
+
+    key: str
+    is_numbered: bool
+    """Whether ``key`` is only the question's number in its attempt."""
+    prompt: str
+    schema: Schema
+    options: Sequence[Any] | None
+    default: Any
+    timeout: float | None
+    """Seconds from the first asking."""
+    kind: TypeAdapter[Any] | None
+    """What reads the answer; ``None`` where a JSON Schema was given."""
+
+    @classmethod
+    def of(
+        cls,
+        prompt: str,
+        *,
+        key: str | int,
+        schema: Any,
+        options: Sequence[Any] | None,
+        default: Any,
+        timeout: float | None,
+    ) -> Self:
+        """Take what an author asks; ``key`` is an ``int`` where the author gave none.
+
+        Raises:
+            PermanentError: The question cannot be asked so.
+        """
+        if isinstance(key, str) and not _KEY.fullmatch(key):
+            raise PermanentError(
+                f"the question's key is {key!r}; expected 1 to 64 of letters, digits, "
+                "'_', '.', '-' and ':', with something else than digits"
+            )
+        if not 0 < len(prompt) <= MAX_PROMPT:
+            raise PermanentError(
+                f"the question's prompt has {len(prompt)} characters; expected 1 to {MAX_PROMPT}"
+            )
+        if timeout is not None and timeout <= 0:
+            raise PermanentError(f"the question's timeout is {timeout}; expected seconds above 0")
+        kind, described = _described(schema, options)
+        question = cls(
+            key=str(key),
+            is_numbered=isinstance(key, int),
+            prompt=prompt,
+            schema=described,
+            options=to_jsonable_python(options),
+            default=to_jsonable_python(default),
+            timeout=timeout,
+            kind=kind,
+        )
+        try:
+            if kind is None:
+                check_schema(question.schema, None)
+        except InvalidInput:
+            pass  # None need not be an answer, but the schema is one
+        except Unavailable:
+            raise PermanentError(f"a schema in JSON needs the extra: {MISSING}") from None
+        if default is not None:
+            try:
+                question.check(question.default)
+            except InvalidInput as error:
+                raise PermanentError(f"the question's default: {error.message}") from error
+        return question
+
+    def check(self, value: Any) -> None:
+        """Refuse an answer that is not what was asked for.
+
+        Raises:
+            InvalidInput: It tells what was found and what was expected.
+        """
+        if self.kind is None:
+            check_schema(self.schema, value)
+            return
+        if self.options is not None and _canonical(value) not in map(_canonical, self.options):
+            expected = orjson.dumps(self.options).decode()
+            raise _invalid(value, [("value", f"expected one of {expected}")])
+        try:
+            self.kind.validate_json(orjson.dumps(value), strict=True)
+        except ValidationError as error:
+            complaints = error.errors(include_url=False, include_input=False)
+            told = [(_path(complaint["loc"]), complaint["msg"]) for complaint in complaints]
+            raise _invalid(value, told) from None
+
+    def read(self, answer: InputReceived) -> Any:
+        """The answer as the type that was asked for; JSON where that was a JSON Schema.
+
+        Raises:
+            InputDeclined: It was declined.
+            InputExpired: Nobody answered in time, and there is no default.
+            PermanentError: The answer was given to a question with another schema.
+        """
+        if answer.action == "decline":
+            raise InputDeclined(f"{answer.by} declined to answer: {self.prompt[:MAX_SHOWN]}")
+        if answer.action == "expire" and answer.value is None:
+            raise InputExpired(f"nobody answered in time: {self.prompt[:MAX_SHOWN]}")
+        if self.kind is None:
+            return answer.value
+        try:
+            return self.kind.validate_json(orjson.dumps(answer.value))
+        except ValidationError as error:
+            raise PermanentError(
+                f"the answer in the log, {_shown(answer.value)}, is none to this question: {error}"
+            ) from error
+
+
+Ask = Callable[[Question], Awaitable[InputReceived]]
+"""Puts a question to people and waits until it is settled."""
+Mailbox = Callable[[int], Awaitable[Any]]
+"""Waits for the task's message of that number, counted from 0."""
+
+
+class Messages(AsyncIterator[Any]):
+    """What the client sends to a task, from the first message on; it has no end of its own."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self._read = 0
+
+    async def __anext__(self) -> Any:
+        message = await self._mailbox(self._read)
+        self._read += 1
+        return message
+
+
+def check_schema(schema: Schema, value: Any) -> None:
+    """Refuse a ``value`` that a JSON Schema does not allow.
+
+    Raises:
+        InvalidInput: It tells what was found and what was expected.
+        PermanentError: The schema is none.
+        Unavailable: What reads JSON Schemas is not installed.
+    """
+    try:
+        import jsonschema_rs  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise Unavailable(
+            "the step has not come to its question again, and this server cannot check the "
+            f"answer without it; try again later, or install the extra: {MISSING}"
+        ) from None
+    try:
+        validator = jsonschema_rs.validator_for(
+            dict(schema),
+            validate_formats=True,
+            pattern_options=jsonschema_rs.RegexOptions(),  # linear in what the client sends
+            retriever=_retrieve_nothing,
+        )
+    except ValueError as error:
+        reason = str(error).partition("\n")[0]
+        raise PermanentError(f"the question's schema is no JSON Schema: {reason}") from None
+    complaints = [
+        (_path(error.instance_path), error.message) for error in validator.iter_errors(value)
+    ]
+    if complaints:
+        raise _invalid(value, complaints)
+
+
+def _described(
+    schema: Any, options: Sequence[Any] | None
+) -> tuple[TypeAdapter[Any] | None, Schema]:
+    """What reads an answer, and the JSON Schema that clients are told.
+
+    Raises:
+        PermanentError: There is no JSON Schema for it.
+    """
+    if options is not None and schema is bool:  # which is what it is where it was left out
+        schema = Any
+    narrowed = {} if options is None else {"enum": to_jsonable_python(options)}
+    if isinstance(schema, Mapping):
+        return None, {**schema, **narrowed}
+    try:
+        kind: TypeAdapter[Any] = TypeAdapter(schema)
+        return kind, {**kind.json_schema(), **narrowed}
+    except Exception as error:
+        message = f"the question's schema is {schema!r}; expected a type or a JSON Schema: {error}"
+        raise PermanentError(message) from error
+
+
+def _retrieve_nothing(uri: str) -> Any:
+    raise ValueError(f"found a reference to {uri}; expected a schema that is whole in itself")
+
+
+def _invalid(value: Any, complaints: Sequence[tuple[str, str]]) -> InvalidInput:
+    details = [{"field": path, "reason": reason} for path, reason in complaints]
+    path, reason = complaints[0]
+    return InvalidInput(f"found {_shown(value)}; {path}: {reason}", details=details)
+
+
+def _path(location: Sequence[Any]) -> str:
+    return ".".join(["value", *map(str, location)])
+
+
+def _shown(value: Any) -> str:
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
+
+
+def _canonical(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+_KEY: Final = re.compile(r"(?!\d+\Z)[A-Za-z0-9_.:-]{1,64}")

@@ -1,0 +1,224 @@
+"""Dialogue: what a task's agents and the people behind it say to each other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+import orjson
+
+from agentsrv.agents.questions import Question, check_schema
+from agentsrv.errors import AgentsrvError, Fenced, PermanentError, TooLarge
+from agentsrv.models import events as e
+from agentsrv.models.commands import Respond
+from agentsrv.models.states import TRANSITIONS, refuse
+from agentsrv.models.task import Question as Asked
+from agentsrv.models.task import TaskState
+from agentsrv.orchestrator.journal import Journal
+
+MAX_QUESTIONS: Final = 100  # of one step: an agent that asks in a loop is stopped
+MAX_ANSWER: Final = 1 << 16  # bytes of JSON
+MAX_MESSAGES: Final = 1000  # of one task; all of them are kept for steps that read them later
+MAX_MESSAGES_SIZE: Final = 1 << 20  # bytes of JSON that they may have together
+SERVER: Final = "server"  # who settles a question when its time is over
+
+_Waiter = tuple[Question, "asyncio.Future[None]"]
+
+
+class Dialogue:
+    """The questions, answers and messages of a task that runs here.
+
+    All of it goes through the journal: a question is settled by the first event that settles
+    it, and agents are given only what is committed. Who waits owns the waiting; nothing is left
+    behind when it is cancelled.
+    """
+
+    def __init__(self, journal: Journal, now: Callable[[], float]) -> None:
+        self._journal = journal
+        self._now = now
+        self._waiters: dict[str, list[_Waiter]] = {}
+        self._news: asyncio.Event | None = None
+
+    # The agents' side.
+
+    async def ask(self, step_id: str, attempt: int, question: Question) -> e.InputReceived:
+        """Ask, unless that was done before, and wait until the question is settled.
+
+        Cancelling the call leaves the question open.
+
+        Raises:
+            PermanentError: Its number is that of another question, or there are too many.
+            Fenced: The task has ended, or is in other hands.
+        """
+        asked = self._asked(step_id, attempt, question)
+        if asked.answer is None:
+            await self._settled(asked.asked, question)
+        await self._journal.commit()  # an agent must not act on what a crash would undo
+        assert asked.answer is not None
+        return asked.answer
+
+    async def message(self, number: int) -> Any:
+        """Wait for the task's message of that number, counted from 0.
+
+        Raises:
+            Fenced: The task is in other hands.
+        """
+        messages = self._journal.state.messages
+        while len(messages) <= number:
+            if self._news is None:
+                self._news = asyncio.Event()
+            await self._news.wait()
+        await self._journal.commit()
+        return messages[number]
+
+    # The people's side.
+
+    async def respond(self, command: Respond, by: str) -> None:
+        """Settle a question; committed when this returns.
+
+        Raises:
+            NotFound, Conflict, InvalidState: It cannot be answered (any more).
+            InvalidInput, TooLarge: That is no answer to it; it stays open.
+            Fenced: This worker has lost the task.
+        """
+        try:
+            waiters = self._waiters.get(command.input_id)
+            check = None if waiters is None else waiters[0][0].check
+            event = received(self._journal.state, command, by, self._now(), check)
+        except AgentsrvError:
+            await self._journal.commit()  # a refusal, too, tells of what is committed
+            raise
+        self._settle(event)
+        await self._journal.commit()
+
+    async def send(self, message: Any, by: str) -> int:
+        """Give the running steps a message; committed when this returns its number in the log.
+
+        Raises:
+            InvalidState: The task does not run.
+            TooLarge: It has too many messages, or too long ones.
+            Fenced: This worker has lost the task.
+        """
+        state = self._journal.state
+        self._journal.append(sent(state, message, by))
+        seq = state.seq
+        if self._news is not None:
+            self._news.set()
+            self._news.clear()
+        await self._journal.commit()
+        return seq
+
+    def _asked(self, step_id: str, attempt: int, question: Question) -> Asked:
+        state = self._journal.state
+        questions = state.steps[step_id].questions
+        input_id = f"{state.task_id}/{step_id}/{question.key}"
+        if input_id not in questions:
+            if self._journal.closed:
+                raise Fenced(f"task {state.task_id} is over for this step; nobody will answer")
+            if len(questions) >= MAX_QUESTIONS:
+                raise PermanentError(f"a step may ask {MAX_QUESTIONS} questions; this is one more")
+            expires_at = None
+            if question.timeout is not None:
+                expires_at = e.format_timestamp(self._now() + question.timeout)
+            self._journal.append(
+                e.InputRequired(
+                    input_id,
+                    step_id,
+                    attempt,
+                    question.prompt,
+                    question.schema,
+                    question.options,
+                    question.default,
+                    expires_at,
+                )
+            )
+        found = questions[input_id]
+        if question.is_numbered and found.asked.prompt != question.prompt:
+            raise PermanentError(
+                f"question {question.key} of the step was {found.asked.prompt[:80]!r} in an "
+                f"earlier attempt and is {question.prompt[:80]!r} now; an answer to one is none "
+                "to the other: give questions that may change a key"
+            )
+        return found
+
+    async def _settled(self, asked: e.InputRequired, question: Question) -> None:
+        loop = asyncio.get_running_loop()
+        waiter = (question, loop.create_future())
+        waiters = self._waiters.setdefault(asked.input_id, [])
+        waiters.append(waiter)
+        timer = None
+        if asked.expires_at is not None:
+            left = e.parse_timestamp(asked.expires_at) - self._now()
+            timer = loop.call_later(max(0.0, left), self._expire, asked)
+        try:
+            await waiter[1]
+        finally:
+            waiters.remove(waiter)
+            if not waiters:
+                self._waiters.pop(asked.input_id, None)
+            if timer is not None:
+                timer.cancel()
+
+    def _expire(self, asked: e.InputRequired) -> None:
+        if asked in self._journal.state.inputs and not self._journal.closed:
+            self._settle(
+                e.InputReceived(asked.input_id, asked.step_id, "expire", asked.default, SERVER)
+            )
+
+    def _settle(self, event: e.InputReceived) -> None:
+        self._journal.append(event)
+        for _, waiting in self._waiters.get(event.input_id, ()):
+            if not waiting.done():
+                waiting.set_result(None)
+
+
+def received(
+    state: TaskState,
+    command: Respond,
+    by: str,
+    now: float,
+    check: Callable[[Any], None] | None = None,
+) -> e.InputReceived:
+    """The event that settles a question, as a client wants it settled.
+
+    Args:
+        state: The task's.
+        command: The answer.
+        by: Whose it is.
+        now: Seconds since the epoch.
+        check: Refuses a value that is none; by default the schema that was published does.
+
+    Raises:
+        NotFound, Conflict, InvalidState: The question cannot be answered (any more).
+        InvalidInput, TooLarge: That is no answer to it.
+    """
+    asked = state.question(command.input_id, now)
+    if command.action == "accept":
+        size = len(orjson.dumps(command.value))
+        if size > MAX_ANSWER:
+            raise TooLarge(f"the value has {size} bytes; expected at most {MAX_ANSWER}")
+        if check is None:
+            check_schema(asked.schema, command.value)
+        else:
+            check(command.value)
+    return e.InputReceived(asked.input_id, asked.step_id, command.action, command.value, by)
+
+
+def sent(state: TaskState, message: Any, by: str) -> e.MessageReceived:
+    """The event that gives a task's steps a message.
+
+    Raises:
+        InvalidState: The task does not run.
+        TooLarge: It has too many messages, or too long ones.
+    """
+    event = e.MessageReceived(message, by)
+    if e.MessageReceived not in TRANSITIONS[state.status]:
+        refuse(state.status, event)
+    size = state.messages_size + len(orjson.dumps(message))
+    if len(state.messages) >= MAX_MESSAGES or size > MAX_MESSAGES_SIZE:
+        raise TooLarge(
+            f"task {state.task_id} has {len(state.messages)} messages, and would have {size} "
+            f"bytes of them; expected at most {MAX_MESSAGES}, and {MAX_MESSAGES_SIZE} bytes"
+        )
+    return event
