@@ -17,10 +17,12 @@ from agentsrv.app import VERSION, knowledge_index, open_models
 from agentsrv.cli import reloading, running, serving
 from agentsrv.cli.exits import Exit, leave, say
 from agentsrv.cli.options import make_settings, takes_settings
+from agentsrv.cli.prompt import find_question
 from agentsrv.cli.render import Printer, as_json, shorten
 from agentsrv.client import Client
-from agentsrv.errors import AgentsrvError, ConfigurationError
+from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidCommand
 from agentsrv.models.commands import MAX_LIST
+from agentsrv.protocol.shell import read_answer
 
 app = typer.Typer(
     name="agentsrv",
@@ -166,6 +168,8 @@ def status(task: Task, json: Json = False, url: Url = running.DEFAULT_URL) -> No
             print(f"  {step['step_id']} {step['agent']}: {step['status']}{attempt}")
             if step["error_message"]:
                 print(f"    {shorten(step['error_message'])}")
+        for asked in found["inputs"]:
+            print(f"  {asked['step_id']} asks {asked['input_id']}: {shorten(asked['prompt'])}")
         if found["error_message"]:
             print(f"  {found['error_message']}")
         output = found["final_output"] or found["partial_output"]
@@ -217,6 +221,33 @@ def cancel(
             reply = await client.cancel(await client.resolve(task), reason=reason)
         already = " already" if reply["already"] else ""
         print(f"task {reply['task_id']} is {reply['status']}{already}")
+
+    _await(ask())
+
+
+@app.command()
+def respond(
+    question: Annotated[
+        str,
+        typer.Argument(help="The question's id, or the beginning of the id of a task that asks."),
+    ],
+    answer: Annotated[
+        str | None, typer.Argument(help="yes, no, a text or JSON; not with --decline.")
+    ] = None,
+    *,
+    decline: Annotated[bool, typer.Option("--decline", help="Refuse to answer.")] = False,
+    url: Url = running.DEFAULT_URL,
+) -> None:
+    """Answer an agent's question."""
+    if (answer is None) is not decline:
+        raise InvalidCommand("expected an answer, or --decline")
+
+    async def ask() -> None:
+        async with Client(url) as client:
+            asked = await find_question(client, question)
+            value = None if answer is None else read_answer(answer, asked)
+            reply = await client.respond(asked.input_id, value, decline=decline)
+        print(f"question {reply['input_id']} is {'declined' if decline else 'answered'}")
 
     _await(ask())
 

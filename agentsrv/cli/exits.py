@@ -7,7 +7,13 @@ from enum import IntEnum
 from typing import NoReturn
 
 from agentsrv.client import NoServer, NotAllowed, TaskCancelled
-from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidCommand, NotFound
+from agentsrv.errors import (
+    AgentsrvError,
+    ConfigurationError,
+    InvalidCommand,
+    InvalidInput,
+    NotFound,
+)
 
 
 class Exit(IntEnum):
@@ -31,7 +37,7 @@ def code_of(error: AgentsrvError) -> Exit:
             return Exit.NOT_ALLOWED
         case TaskCancelled():
             return Exit.CANCELLED
-        case ConfigurationError() | InvalidCommand() | NotFound():
+        case ConfigurationError() | InvalidCommand() | InvalidInput() | NotFound():
             return Exit.USAGE
         case _:
             return Exit.FAILED

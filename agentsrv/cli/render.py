@@ -47,6 +47,8 @@ def _task(event: e.Event) -> str:
         case e.PlanCreated():
             why = f" (by {event.planned_by}: {event.reason})" if event.reason else ""
             return f"plan: {', '.join(map(_planned, event.steps))}{why}"
+        case e.MessageReceived():
+            return f"message from {event.by}: {_value(event.message)}"
         case e.TaskCancelling():
             return f"task is being cancelled by {event.by}{_because(event.reason)}"
         case e.TaskRecovered():
@@ -88,13 +90,25 @@ def _step(event: e.Event) -> str:
         case e.StepCancelled():
             return f"cancelled after {len(event.partial_output)} characters"
         case e.InputRequired():
-            return f"asks: {event.prompt}"
+            return f"asks {event.input_id}: {event.prompt}"
+        case e.InputReceived(action="decline"):
+            return f"is told by {event.by} that nobody wants to answer"
+        case e.InputReceived(action="expire", value=None):
+            return "was not answered in time"
+        case e.InputReceived(action="expire"):
+            return f"was not answered in time and takes {_value(event.value)}"
+        case e.InputReceived():
+            return f"is answered by {event.by}: {_value(event.value)}"
         case _:
             return _other(event)
 
 
 def _other(event: e.Event) -> str:
     return f"{event.event_type} {orjson.dumps(vars(event)).decode()}"
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
 def _planned(step: object) -> str:

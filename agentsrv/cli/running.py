@@ -18,6 +18,7 @@ import orjson
 from agentsrv.app import App
 from agentsrv.cli.exits import Exit, say
 from agentsrv.cli.options import make_settings
+from agentsrv.cli.prompt import Prompt
 from agentsrv.cli.render import Printer, as_json
 from agentsrv.client import Client, NoServer, Record, TaskCancelled
 from agentsrv.errors import ConfigurationError, NotFound
@@ -142,7 +143,12 @@ async def _run(client: Client, job: Job) -> int:
     stop = _Stop(client, key, job.timeout)
     try:
         completed = await client.run(
-            job.text, on_event=show, agent=job.agent, params=job.params, idempotency_key=key
+            job.text,
+            on_event=show,
+            on_input=Prompt().ask if Prompt.is_possible() else None,
+            agent=job.agent,
+            params=job.params,
+            idempotency_key=key,
         )
     except TaskCancelled:
         if not stop.timed_out:

@@ -1,10 +1,12 @@
 """The client: run tasks on an agentsrv server and follow them over lost connections."""
 
+from agentsrv.client.answers import OnInput
 from agentsrv.client.backoff import Reconnect
 from agentsrv.client.client import Client
 from agentsrv.client.errors import (
     Closed,
     Gap,
+    Interrupted,
     NoServer,
     NotAllowed,
     NotAServer,
@@ -19,9 +21,11 @@ __all__ = [
     "Client",
     "Closed",
     "Gap",
+    "Interrupted",
     "NoServer",
     "NotAServer",
     "NotAllowed",
+    "OnInput",
     "Options",
     "ProtocolViolation",
     "Reconnect",

@@ -10,30 +10,36 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Literal, Self, cast
 
-import orjson
 from websockets.exceptions import InvalidURI
 from websockets.uri import parse_uri
 
+from agentsrv.client.answers import OnInput, answering
+from agentsrv.client.caller import Caller
 from agentsrv.client.errors import Closed, Interrupted, TaskCancelled, TaskFailed
 from agentsrv.client.feeds import Answer, Feeds
-from agentsrv.client.link import Call, Link, Options
+from agentsrv.client.link import Link, Options
 from agentsrv.client.replies import (
     AgentInfo,
     CancelReply,
     Created,
     Hello,
+    RespondReply,
+    SendReply,
     Snapshot,
     TaskPage,
     TaskReply,
 )
-from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidCommand, InvalidState
+from agentsrv.errors import (
+    ConfigurationError,
+    Conflict,
+    InvalidCommand,
+    InvalidState,
+)
 from agentsrv.models import events as e
 from agentsrv.models.events import Record
 from agentsrv.models.plan import ExecutionPlan
-from agentsrv.protocol.strict_json import parse_object
 
 OnEvent = Callable[[Record], Awaitable[None] | None]
-OnReply = Callable[[Mapping[str, Any], bool], None]
 
 
 class Client:
@@ -78,6 +84,7 @@ class Client:
         self._options = options or Options()
         self._feeds = Feeds(self._send_for_feed, self._options.buffer)
         self._link = Link(url, self._options, self._feeds)
+        self._caller = Caller(self._link)
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -169,7 +176,7 @@ class Client:
             "resume_from": resume_from,
             "metadata": metadata,
         }
-        reply = await self._ask(fields, self._follow if follow else None)
+        reply = await self._caller.ask(fields, self._follow if follow else None)
         return cast("Created", reply)
 
     async def execute(self, task_id: str) -> TaskReply:
@@ -183,7 +190,7 @@ class Client:
         """
         fields = {"command": "execute", "task_id": task_id, "subscribe": False}
         try:
-            return cast("TaskReply", await self._ask(fields))
+            return cast("TaskReply", await self._caller.ask(fields))
         except InvalidState as refusal:
             if not isinstance(refusal.__cause__, Interrupted):
                 raise
@@ -192,14 +199,14 @@ class Client:
 
     async def status(self, task_id: str) -> Snapshot:
         """Tell all about a task."""
-        return cast("Snapshot", await self._ask({"command": "status", "task_id": task_id}))
+        return cast("Snapshot", await self._caller.ask({"command": "status", "task_id": task_id}))
 
     async def list(
         self, *, status: str | None = None, limit: int = 50, cursor: str | None = None
     ) -> TaskPage:
         """Tell which tasks there are, the newest first; at most ``limit`` (1 to 500) at once."""
         fields = {"command": "list", "status": status, "limit": limit, "cursor": cursor}
-        return cast("TaskPage", await self._ask(fields))
+        return cast("TaskPage", await self._caller.ask(fields))
 
     async def cancel(
         self,
@@ -221,16 +228,54 @@ class Client:
             "reason": reason,
             "grace": grace,
         }
-        return cast("CancelReply", await self._ask(fields))
+        return cast("CancelReply", await self._caller.ask(fields))
+
+    async def respond(
+        self, input_id: str, value: Any = None, *, decline: bool = False
+    ) -> RespondReply:
+        """Answer an agent's question, or decline to.
+
+        Raises:
+            InvalidInput: The value is no answer to it; the question stays open.
+            Conflict: It was settled before, by another answer than this.
+            InvalidState: Its step or its task has ended.
+            NotFound: There is no such question.
+        """
+        action = "decline" if decline else "accept"
+        fields = {"command": "respond", "input_id": input_id, "value": value, "action": action}
+        try:
+            return cast("RespondReply", await self._caller.ask(fields))
+        except Conflict as refusal:
+            if not isinstance(refusal.__cause__, Interrupted):
+                raise
+            task_id = input_id.partition("/")[0]
+            settled = await self._settled(task_id, input_id)
+            if settled is None or (settled["action"], settled["value"]) != (action, value):
+                raise
+        return RespondReply(task_id=task_id, input_id=input_id)
+
+    async def send(self, task_id: str, message: Any) -> SendReply:
+        """Give the agents of a running task a message: text or JSON.
+
+        Raises:
+            Interrupted: The connection was lost before the answer. It is not sent again, as it
+                might then arrive twice.
+            InvalidState: The task does not run.
+            TooLarge: It has too many messages, or too long ones.
+        """
+        fields = {"command": "send", "task_id": task_id, "message": message}
+        return cast("SendReply", await self._caller.ask(fields, resend=False))
 
     async def agents(self) -> Sequence[AgentInfo]:
         """Tell which agents there are, and their parameters."""
-        return cast("Sequence[AgentInfo]", (await self._ask({"command": "agents"}))["agents"])
+        return cast(
+            "Sequence[AgentInfo]", (await self._caller.ask({"command": "agents"}))["agents"]
+        )
 
     async def ping(self) -> float:
         """Ask for nothing but an answer; return the seconds that it took."""
         started = self._options.clock()
-        await self._ask({"command": "ping"})
+        await self._caller.ask({"command": "ping"})
         return self._options.clock() - started
 
     async def resolve(self, prefix: str) -> str:
@@ -244,7 +289,7 @@ class Client:
         """
         if len(prefix.split()) != 1:
             raise InvalidCommand(f"the task is {prefix!r}; expected one id, or its beginning")
-        answer = await self._wait(lambda settle: self._link.post_line(f"status {prefix}", settle))
+        answer = await self._caller.ask_by_line(f"status {prefix}")
         return str(answer["task_id"])
 
     # Events.
@@ -280,6 +325,7 @@ class Client:
         task_description: str,
         *,
         on_event: OnEvent | None = None,
+        on_input: OnInput | None = None,
         agent: str | None = None,
         plan: ExecutionPlan | Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
@@ -291,6 +337,8 @@ class Client:
         """Create a task, execute it, and return how it ended; ``final_output`` is its text.
 
         ``on_event`` is called with each event, and awaited if it is a coroutine function.
+        ``on_input`` is called with each question and returns its answer; it may be a coroutine
+        function, which then is cancelled when there is nothing to be answered any more.
         Cancelling the call leaves the task running on the server; `cancel` stops it.
 
         Raises:
@@ -310,8 +358,12 @@ class Client:
             metadata=metadata,
         )
         task_id = created["task_id"]
-        async with aclosing(self.events(task_id)) as events:
+        async with (
+            answering(self.respond, on_input) as see,
+            aclosing(self.events(task_id)) as events,
+        ):
             async for record in events:
+                see(record)
                 if on_event is not None:
                     awaitable = on_event(record)
                     if inspect.isawaitable(awaitable):
@@ -327,41 +379,17 @@ class Client:
 
     # Asking.
 
-    async def _ask(
-        self, fields: dict[str, Any], on_reply: OnReply | None = None
-    ) -> Mapping[str, Any]:
-        given = {name: value for name, value in fields.items() if value is not None}
-        try:
-            body = orjson.dumps(given).decode()
-        except TypeError as error:
-            raise InvalidCommand(f"{given['command']} is not JSON: {error}") from None
-        parse_object(body)  # what the server would refuse without knowing whom to tell
-        return await self._wait(
-            lambda settle: self._link.post(given, settle, resend=True), on_reply
-        )
-
-    async def _wait(
-        self, post: Callable[[Callable[[Answer], None]], Call], on_reply: OnReply | None = None
-    ) -> Mapping[str, Any]:
-        """Wait for an answer; ``on_reply`` has its turn before any later frame is looked at."""
-        waiting: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
-
-        def settle(answer: Answer) -> None:
-            if on_reply is not None and not isinstance(answer, AgentsrvError):
-                on_reply(answer, not waiting.done())
-            if waiting.done():
-                return
-            if isinstance(answer, AgentsrvError):
-                waiting.set_exception(answer)
-            else:
-                waiting.set_result(answer)
-
-        call = post(settle)
-        try:
-            return await waiting
-        except asyncio.CancelledError:
-            call.abandoned = True
-            raise
+    async def _settled(self, task_id: str, input_id: str) -> Mapping[str, Any] | None:
+        """How a question was settled, if it was by now."""
+        last = (await self.status(task_id))["seq"]
+        async with aclosing(self.events(task_id)) as events:
+            async for record in events:
+                is_answer = record.event_type == e.InputReceived.event_type
+                if is_answer and record.data["input_id"] == input_id:
+                    return record.data
+                if record.seq >= last:
+                    break
+        return None
 
     def _follow(self, reply: Mapping[str, Any], wanted: bool) -> None:  # noqa: FBT001 - OnReply
         self._feeds.begun(reply["task_id"], wanted=wanted)

@@ -47,7 +47,8 @@ class Gap(ProtocolViolation):
 class Interrupted(AgentsrvError):
     """The connection was lost before the answer; the command may have been carried out.
 
-    Seen as the cause of an error: the command was asked again, and then refused.
+    Raised by ``send``, which is not asked again. Else seen as the cause of an error: the command
+    was asked again, and then refused.
     """
 
     code = "interrupted"

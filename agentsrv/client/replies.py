@@ -38,6 +38,20 @@ class CancelReply(TypedDict):
     already: bool
 
 
+class RespondReply(TypedDict):
+    """Which question was settled, and of which task."""
+
+    task_id: str
+    input_id: str
+
+
+class SendReply(TypedDict):
+    """``seq`` is the message's number in the task's log."""
+
+    task_id: str
+    seq: int
+
+
 class StepSnapshot(TypedDict):
     """One step of a task."""
 

@@ -36,6 +36,14 @@ async def endless(step, ctx):
     await asyncio.Event().wait()
 
 
+@app.agent(retries=0)
+async def careful(step, ctx, options: list[str] | None = None):
+    """Ask before anything is done."""
+    if options is not None:
+        return await ctx.ask("Which?", options=options, default=options[-1])
+    return "done" if await ctx.ask("Shall I?") else "not done"
+
+
 @dataclass
 class Result:
     """How a command ended."""

@@ -1,9 +1,14 @@
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
+from typing import Any
 
+import pexpect
 import pytest
 
 from agentsrv import cli
@@ -152,6 +157,118 @@ def test_list_shows_the_newest_tasks_first(agentsrv, task):
     assert second.startswith(task)
     rows = agentsrv("list", "--limit", "1", "--json").out.splitlines()
     assert json.loads(rows[0])["user_input"] == "Greet another"
+
+
+class Asking(threading.Thread):
+    """A run of an agent that asks, in a process of its own; its terminal is where given."""
+
+    def __init__(self, url, *arguments):
+        super().__init__()
+        command = [sys.executable, "-m", "agentsrv", "run", "Ask", "--agent", "careful"]
+        self.process = subprocess.Popen(
+            [*command, "--json", "--url", url, *arguments],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.events: list[dict[str, Any]] = []
+        self.asked = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        """Read the events."""
+        assert self.process.stdout is not None
+        with self.process:
+            for line in self.process.stdout:
+                self.events.append(json.loads(line))
+                if self.events[-1]["event_type"] == "input_required":
+                    self.asked.set()
+
+    @property
+    def input_id(self) -> str:
+        """The id of what it asks."""
+        assert self.asked.wait(20)
+        return str(self.events[-1]["data"]["input_id"])
+
+    @property
+    def end(self) -> dict[str, Any]:
+        """The data of its last event."""
+        self.join(20)
+        return dict(self.events[-1]["data"])
+
+
+def test_a_question_is_answered_from_anywhere(agentsrv, url):
+    """By its id or by its task's; the status shows it, and a wrong answer is told."""
+    asking = Asking(url)
+    input_id = asking.input_id
+    task_id = input_id.partition("/")[0]
+    assert f"step_001 asks {input_id}: Shall I?" in agentsrv("status", task_id).out
+    wrong = agentsrv("respond", input_id, "perhaps")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert 'found "perhaps"; value: Input should be a valid boolean' in wrong.err
+    result = agentsrv("respond", task_id[:13], "yes")
+    assert (result.code, result.out) == (0, f"question {input_id} is answered\n")
+    assert asking.end["final_output"] == "done"
+    late = agentsrv("respond", input_id, "no")
+    assert (late.code, late.err) == (2, f"agentsrv: no question '{input_id}' is open\n")
+    late = agentsrv("respond", task_id, "no")
+    assert (late.code, late.err) == (2, f"agentsrv: task {task_id} asks nothing\n")
+
+
+def test_an_answer_may_be_refused_and_is_read_as_an_option(agentsrv, url):
+    """--decline takes no answer; the word yes is an option where it is one."""
+    asking = Asking(url)
+    for arguments in ([], ["yes", "--decline"]):
+        assert agentsrv("respond", asking.input_id, *arguments).code == 2
+    assert agentsrv("respond", asking.input_id, "--decline").out.endswith("is declined\n")
+    assert asking.end["error_message"].startswith("InputDeclined: anonymous declined")
+    asking = Asking(url, "--param", 'options=["yes", "no"]')
+    agentsrv("respond", asking.input_id, "yes")
+    assert asking.end["final_output"] == "yes"
+
+
+CHOOSE = ["--param", 'options=["red", "blue"]']
+YES_OR_NO = r"step_001: Shall I\? \[yes \| no, decline\] "
+RED_OR_BLUE = r"step_001: Which\? \[red \| blue, decline, Enter for blue\] "
+
+
+@pytest.mark.parametrize(
+    ("arguments", "talk", "end"),
+    [
+        ([], [(YES_OR_NO, "yes\n")], "done"),
+        ([], [(YES_OR_NO, "maybe\n"), ('found "maybe"', ""), (YES_OR_NO, "no\n")], "not done"),
+        (CHOOSE, [(RED_OR_BLUE, "red\n")], "red"),
+        (CHOOSE, [(RED_OR_BLUE, "\n")], "blue"),
+        ([], [(YES_OR_NO, "decline\n")], "InputDeclined: anonymous declined to answer: Shall I"),
+        ([], [(YES_OR_NO, "\x04")], "InputDeclined: anonymous declined to answer: Shall I"),
+    ],
+    ids=["yes", "a wrong one first", "an option", "the default", "decline", "Ctrl-D"],
+)
+def test_run_asks_the_person_at_the_terminal(url, arguments, talk, end):
+    """The prompt says what can be answered; after a wrong answer it comes again."""
+    command = ["-m", "agentsrv", "run", "Ask", "--agent", "careful", "--url", url, *arguments]
+    terminal = pexpect.spawn(sys.executable, command, encoding="utf-8", timeout=20)
+    for shown, typed in talk:
+        terminal.expect(shown)
+        terminal.send(typed)
+    terminal.expect(f"\n[^\n]*{end}")
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == ("InputDeclined" in end)
+
+
+def test_a_prompt_ends_with_its_question(url, agentsrv):
+    """Somebody else answered: the run goes on without the person at the terminal."""
+    command = ["-m", "agentsrv", "run", "Ask", "--agent", "careful", "--url", url]
+    terminal = pexpect.spawn(sys.executable, command, encoding="utf-8", timeout=20)
+    terminal.expect(r"step_001 asks (\S+): Shall I")
+    assert isinstance(terminal.match, re.Match)
+    input_id = terminal.match[1]
+    terminal.expect(YES_OR_NO)
+    agentsrv("respond", input_id, "yes")
+    terminal.expect("step_001 is answered by anonymous: true")
+    terminal.expect("\ndone")
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 0
 
 
 def test_cancel_tells_where_the_task_is(agentsrv, task):

@@ -1,0 +1,99 @@
+"""The person at the terminal, who is asked what agents ask."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import termios
+from typing import Any, Final
+
+from agentsrv.cli.exits import say
+from agentsrv.client import Client
+from agentsrv.errors import InputDeclined, InvalidCommand, InvalidInput, NotFound
+from agentsrv.models.events import InputRequired
+from agentsrv.protocol.shell import read_answer
+
+LINE: Final = 4096  # bytes; a terminal gives no longer line at once
+
+
+class Prompt:
+    """Asks on the terminal, one question after the other."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+
+    @staticmethod
+    def is_possible() -> bool:
+        """Whether there is somebody to ask."""
+        return sys.stdin.isatty() and sys.stderr.isatty()
+
+    async def ask(self, asked: InputRequired, refusal: InvalidInput | None) -> Any:
+        """Return what is typed; an empty line is the default, where there is one.
+
+        What was typed before the prompt stood there, for an earlier question, is no answer to
+        this one. Cancelling the call gives up the prompt.
+
+        Raises:
+            InputDeclined: ``decline`` is typed, or Ctrl-D.
+        """
+        async with self._turn:
+            if refusal is not None:
+                say(refusal.message)
+            termios.tcflush(sys.stdin, termios.TCIFLUSH)
+            print(_wording(asked), end="", file=sys.stderr, flush=True)
+            try:
+                line = await _read_line()
+            except asyncio.CancelledError:
+                print(file=sys.stderr)
+                raise
+        text = line.strip()
+        if not line or text.lower() == "decline":
+            raise InputDeclined("declined at the terminal")
+        if not text and asked.default is not None:
+            return asked.default
+        return read_answer(text, asked)
+
+
+async def find_question(client: Client, name: str) -> InputRequired:
+    """The open question of that id, or else the only one of the task whose id begins so.
+
+    Raises:
+        NotFound: There is none.
+        InvalidCommand: The task has more than one.
+    """
+    task, slash, _ = name.partition("/")
+    task_id = await client.resolve(task)
+    questions = [InputRequired(**asked) for asked in (await client.status(task_id))["inputs"]]
+    if slash:
+        questions = [asked for asked in questions if asked.input_id == name]
+    if not questions:
+        raise NotFound(f"no question {name!r} is open" if slash else f"task {task_id} asks nothing")
+    if len(questions) > 1:
+        ids = ", ".join(asked.input_id for asked in questions)
+        raise InvalidCommand(f"task {task_id} asks {len(questions)} questions; name one of {ids}")
+    return questions[0]
+
+
+def _wording(asked: InputRequired) -> str:
+    hints = []
+    if asked.options is not None:
+        hints.append(" | ".join(map(str, asked.options)))
+    elif asked.schema.get("type") == "boolean":
+        hints.append("yes | no")
+    hints.append("decline")
+    if asked.default is not None:
+        hints.append(f"Enter for {asked.default}")
+    return f"{asked.step_id}: {asked.prompt} [{', '.join(hints)}] "
+
+
+async def _read_line() -> str:
+    """The next line from the terminal, empty at its end; without a thread that could not stop."""
+    loop, descriptor = asyncio.get_running_loop(), sys.stdin.fileno()
+    readable = asyncio.Event()
+    loop.add_reader(descriptor, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(descriptor)
+    return os.read(descriptor, LINE).decode(errors="replace")
