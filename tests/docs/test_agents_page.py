@@ -27,6 +27,7 @@ PROGRAMS = [
     if "```python" in text
 ]
 SERVED = [(title, blocks) for title, blocks in PROGRAMS if "__main__" not in blocks[0][1]]
+AWAITED = {"cancel": "partial_output", "respond": "input_required", "send": "step_started"}
 SCRIPTS = [blocks for _, blocks in PROGRAMS if "__main__" in blocks[0][1]]
 
 
@@ -40,14 +41,13 @@ def load(program: str, name: str) -> App:
 
 
 async def run(talk: Talk, frames: list[dict[str, Any]]) -> dict[str, Any]:
-    """Send a ``create``, and a ``cancel`` once the agent has written something."""
+    """Send a ``create``, and what follows it once the agent has come to where it is awaited."""
     first, *others = frames
     task_id = (await talk.ask(first))["task_id"]
-    if others:
-        while (await talk.next()).get("event_type") != "partial_output":
-            pass
-        for frame in others:
-            await talk.ask(frame | {"task_id": task_id})
+    for frame in others:
+        event = await talk.until(AWAITED[frame["command"]])
+        given = {"task_id": task_id, "input_id": event["data"].get("input_id")}
+        await talk.ask({key: given.get(key, value) for key, value in frame.items()})
     return (await talk.log(task_id))[-1]
 
 
@@ -88,5 +88,6 @@ def test_every_option_and_every_name_of_the_context_is_told():
     public = {name for kind in StepContext.__mro__[:-1] for name in vars(kind)} | set(
         StepContext.__dataclass_fields__
     )
-    hidden = {"result", "reporter", "searcher", "model"}  # how the server hands things in and out
+    # How the server hands things in and out.
+    hidden = {"result", "reporter", "searcher", "model", "asker", "mailbox"}
     assert {name for name in public if not name.startswith("_")} - hidden <= told

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from agentsrv import InputDeclined
 from agentsrv.client import Client
 from agentsrv.errors import InvalidCommand
 from agentsrv.settings import Settings
+from examples import approval, custom_agent, demo
 from examples import client as client_example
-from examples import custom_agent, demo
 
 ROOT = Path(__file__).parents[2]
 KNOWLEDGE = ROOT / "examples/knowledge"
@@ -72,6 +73,30 @@ async def test_the_custom_agent_quotes_what_the_retriever_found(tmp_path):
         assert "back-pressure.md, line" in done.final_output
         with pytest.raises(InvalidCommand, match=r"params\.quotes"):
             await c.create("Why?", params={"quotes": 99})
+
+
+async def test_nothing_is_sent_without_approval(tmp_path, monkeypatch):
+    """Whoever approves sees what is sent, once however often its step runs; else nothing is."""
+    monkeypatch.setattr(approval, "OUTBOX", tmp_path / "outbox")
+    prompts = []
+
+    def answer(asked, refusal):
+        prompts.append(asked.prompt)
+        if "secret" in asked.prompt:
+            raise InputDeclined("never")
+        return "release" in asked.prompt
+
+    outputs = {}
+    async with approval.app.running(settings(tmp_path)) as running, Client(running.url) as client:
+        for text in ("A secret.", "A rumour.", "The release is out."):
+            outputs[text] = (await client.run(text, on_input=answer)).final_output
+    assert outputs["A secret."].startswith("Not sent: anonymous declined")
+    assert outputs["A rumour."] == "Not sent."
+    assert outputs["The release is out."] == "Sent."
+    [letter] = (tmp_path / "outbox").iterdir()
+    assert prompts[-1] == f"Send this?\n\n{letter.read_text()}"
+    approval.deliver("again", idempotency_key=letter.stem.replace("-", "/"))
+    assert letter.read_text() == "Hello everybody,\n\nThe release is out.\n"
 
 
 async def test_the_custom_agent_is_served_by_its_name(tmp_path):
