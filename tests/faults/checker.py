@@ -84,8 +84,11 @@ def is_intact(path: Path) -> bool:
         db.close()
 
 
-def check_log(stored: Stored, *, ended: bool = True) -> Violations:
-    """What is wrong with one task's log; with ``ended``, its terminal event is expected."""
+def check_log(stored: Stored, *, ended: bool = True, output: str | None = None) -> Violations:
+    """What is wrong with one task's log; with ``ended``, its terminal event is expected.
+
+    A completed task's ``output`` is by default the one of the busy application.
+    """
     wrong = Violations()
     task = stored.task_id
     records = [e.decode(body) for body in stored.log]
@@ -107,7 +110,8 @@ def check_log(stored: Stored, *, ended: bool = True) -> Violations:
         wrong.expect(snapshot == state.snapshot(), f"{task}: the kept snapshot is another")
     wrong += check_steps(task, records)
     if state.status == "completed":
-        whole = state.final_output == busy_app.final_output(task, state.agent)
+        expected = busy_app.final_output(task, state.agent) if output is None else output
+        whole = state.final_output == expected
         wrong.expect(whole, f"{task}: final_output is {state.final_output!r}")
     return wrong
 
