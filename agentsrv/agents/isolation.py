@@ -44,6 +44,7 @@ async def _in_thread(run: PlainFunction, step: Step, ctx: StepContext, **params:
     A thread cannot be stopped: cancelling this, or a time-out, sets ``ctx.cancelled`` and waits
     until the function has returned. What it returns then is its result all the same.
     """
+    ctx.asker, ctx.mailbox = _no_question, _no_message  # they belong to this loop
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
 
@@ -115,8 +116,8 @@ async def _no_report(done: float, total: float | None, message: str) -> None:
 
 
 async def _no_question(question: Question) -> InputReceived:
-    raise RuntimeError(f"no questions from a process of its own: {question.prompt[:40]!r}")
+    raise RuntimeError(f"no questions from a thread or process: {question.prompt[:40]!r}")
 
 
 async def _no_message(number: int) -> Any:
-    raise RuntimeError(f"no messages in a process of its own: number {number}")
+    raise RuntimeError(f"no messages in a thread or process: number {number}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from pathlib import Path
@@ -28,6 +29,15 @@ def has_model(step: Step, ctx: StepContext) -> str:
 def fail(step: Step, ctx: StepContext) -> str:
     """Raise what is not retried."""
     raise PermanentError("out of paper")
+
+
+def ask(step: Step, ctx: StepContext, message: bool = False) -> str:
+    """Ask, or listen, where neither is possible."""
+
+    async def speak() -> str:
+        return str(await anext(ctx.messages()) if message else await ctx.ask("May I?"))
+
+    return asyncio.run(speak())
 
 
 def spin(step: Step, ctx: StepContext, trace: str = "") -> str:

@@ -94,6 +94,18 @@ async def test_a_plain_function_is_an_agent(isolation):
             await client.run("x", agent="fail")
 
 
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [(False, "no questions from a thread or process: 'May I"), (True, "no messages in a thread")],
+)
+async def test_people_cannot_be_spoken_to_from_elsewhere(isolation, message, reason):
+    """What belongs to the event loop is refused, instead of being used from outside of it."""
+    async with served(plain.ask, isolation=isolation, retries=0) as client:
+        with pytest.raises(TaskFailed, match=reason):
+            await client.run("x", agent="ask", params={"message": message})
+
+
 @pytest.mark.parametrize(("isolation", "same"), [("thread", True), ("process", False)])
 async def test_a_result_comes_back_from_where_it_was_made(isolation, same):
     """A thread is of this process, a process is another."""
