@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Self
 
 import orjson
@@ -201,11 +202,27 @@ def _described(
     if isinstance(schema, Mapping):
         return None, {**schema, **narrowed}
     try:
-        kind: TypeAdapter[Any] = TypeAdapter(schema)
-        return kind, {**kind.json_schema(), **narrowed}
+        kind, described = _of_type(schema)
+        return kind, {**described, **narrowed}
     except Exception as error:
         message = f"the question's schema is {schema!r}; expected a type or a JSON Schema: {error}"
         raise PermanentError(message) from error
+
+
+def _of_type(schema: Any) -> tuple[TypeAdapter[Any], Schema]:
+    try:
+        return _kept(schema)
+    except TypeError:  # it has no hash
+        return _read_type(schema)
+
+
+def _read_type(schema: Any) -> tuple[TypeAdapter[Any], Schema]:
+    kind: TypeAdapter[Any] = TypeAdapter(schema)
+    return kind, kind.json_schema()
+
+
+# Making a JSON Schema leaves reference cycles behind: not at each asking.
+_kept: Final = lru_cache(maxsize=128)(_read_type)
 
 
 def _retrieve_nothing(uri: str) -> Any:

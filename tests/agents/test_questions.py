@@ -1,11 +1,12 @@
+import gc
 import sys
 from datetime import date
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from agentsrv.agents.questions import Question, check_schema
 from agentsrv.errors import InvalidInput, PermanentError, Unavailable
@@ -48,6 +49,33 @@ def test_a_question_tells_its_schema_options_and_default_as_json():
     asked = question(schema=Colour, options=[Colour.RED], default=Colour.RED)
     assert (asked.options, asked.default, asked.schema["enum"]) == (["red"], "red", ["red"])
     assert asked.read(answer("red")) is Colour.RED
+
+
+def test_any_type_that_pydantic_reads_can_be_asked_for():
+    """With limits, and also where it has no hash."""
+
+    class Plural:
+        __hash__ = None  # type: ignore[assignment]
+
+    for schema in (Annotated[int, Field(ge=2)], Annotated[int, Field(ge=2), Plural()]):
+        asked = question(schema=schema)
+        assert asked.schema == {"type": "integer", "minimum": 2}
+        asked.check(2)
+        with pytest.raises(InvalidInput, match="greater than or equal to 2"):
+            asked.check(1)
+
+
+def test_asking_leaves_no_reference_cycle_behind():
+    """A task that asks is freed as it ends, as any other is."""
+    question(schema=Visit)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            question(schema=Visit).check({"day": "2026-01-02"})
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_an_answer_is_read_as_what_was_asked_for():
