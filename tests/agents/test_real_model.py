@@ -28,7 +28,7 @@ from tests.agents.contexts import make_context
 from tests.agents.test_by_model import KNOWLEDGE, TASK, of
 
 ROOT = Path(__file__).parents[2]
-PLANS = 10
+PLANS = 5
 ENDLESS = 14_000  # tokens: some seconds, unless somebody hangs up
 
 pytestmark = pytest.mark.skipif(
@@ -99,10 +99,9 @@ async def test_a_grammar_makes_a_random_model_write_plans(llm, capsys):
 
 async def test_there_is_a_plan_whatever_the_model_says(llm):
     """The model's, or that of the rules; and it says which."""
-    for _ in range(3):
-        made = await BuiltinPlanner(App().registry).plan(TASK, make_context(TASK, model=llm))
-        assert made.planned_by in ("model", "rules")
-        assert (made.reason is None) == (made.planned_by == "model")
+    made = await BuiltinPlanner(App().registry).plan(TASK, make_context(TASK, model=llm))
+    assert made.planned_by in ("model", "rules")
+    assert (made.reason is None) == (made.planned_by == "model")
 
 
 async def test_a_report_is_streamed(address, tmp_path):
