@@ -25,11 +25,10 @@ from agentsrv.agents.retriever import RetrieverAgent
 from agentsrv.agents.validator import ValidatorAgent
 from agentsrv.agents.writer import WriterAgent
 from agentsrv.errors import ConfigurationError
+from agentsrv.orchestrator.hub import Hub
 from agentsrv.orchestrator.logs import forget_old
 from agentsrv.orchestrator.orchestrator import Orchestrator
-from agentsrv.orchestrator.steps import OutputLimits
-from agentsrv.orchestrator.subscriptions import Hub
-from agentsrv.orchestrator.surroundings import Surroundings
+from agentsrv.orchestrator.surroundings import OutputLimits, Surroundings
 from agentsrv.orchestrator.worker import Worker
 from agentsrv.server.listener import Listener
 from agentsrv.settings import Settings
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 
 VERSION: Final = version("agentsrv")
 SQLITE: Final = "sqlite:///"
+RETRIEVED: Final = 300.0  # seconds for which what was retrieved is used again
 
 F = TypeVar("F", bound=AgentFunction)
 P = TypeVar("P", bound=Planner)
@@ -61,7 +61,9 @@ class App:
         if builtin:
             self.registry.planner = self._builtin_planner.plan
             for agent in (
-                Agent.of(RetrieverAgent().run, name="retriever", on_failure="degrade"),
+                Agent.of(
+                    RetrieverAgent().run, name="retriever", on_failure="degrade", cache=RETRIEVED
+                ),
                 Agent.of(AnalyzerAgent().run, name="analyzer"),
                 Agent.of(WriterAgent().run, name="writer"),
                 Agent.of(ValidatorAgent().run, name="validator", on_failure="degrade"),

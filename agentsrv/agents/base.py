@@ -227,6 +227,11 @@ class AgentOptions(TypedDict, total=False):
     isolation: Isolation
     """``"task"`` (the default) for async functions; ``"thread"`` or ``"process"`` for plain ones.
     Only a process can really be killed."""
+    cache: float | None
+    """Seconds for which a result is used again: for the same principal, task, input, params and
+    dependencies. By default never."""
+    concurrency: int | None
+    """Steps of this agent that run at the same time, over all tasks; by default without limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +243,8 @@ class Agent:
             ``str`` pieces are streamed.
         timeout: Seconds that one attempt may take; ``None`` for no limit.
         on_failure: Whether the task fails with the step, or goes on without it.
+        cache: Seconds for which a result is used again; ``None`` for never.
+        concurrency: Steps that run at the same time; ``None`` for no limit.
     """
 
     name: str
@@ -247,6 +254,8 @@ class Agent:
     retry: RetryPolicy
     timeout: float | None
     on_failure: OnFailure
+    cache: float | None
+    concurrency: int | None
 
     @classmethod
     def of(cls, run: AgentFunction, **options: Unpack[AgentOptions]) -> Agent:
@@ -259,7 +268,8 @@ class Agent:
         name = options.get("name") or str(getattr(run, "__name__", repr(run)))
         params = Parameters.of(run, f"agent {name!r}", {"StepContext": StepContext})
         retry = RetryPolicy(options.get("retries", RETRIES), options.get("retry_base", RETRY_BASE))
-        timeout = options.get("timeout")
+        timeout, cache = options.get("timeout"), options.get("cache")
+        concurrency = options.get("concurrency")
         on_failure = options.get("on_failure", "fail")
         if retry.retries < 0 or retry.base < 0 or (timeout is not None and timeout <= 0):
             raise ConfigurationError(
@@ -271,6 +281,11 @@ class Agent:
             raise ConfigurationError(
                 f"agent {name!r} has on_failure={on_failure!r}; expected 'fail' or 'degrade'"
             )
+        if (cache is not None and cache <= 0) or (concurrency is not None and concurrency < 1):
+            raise ConfigurationError(
+                f"agent {name!r} has cache={cache}, concurrency={concurrency}; expected cache "
+                "above 0 (seconds) and concurrency of 1 or more, or None"
+            )
         return cls(
             name=name,
             description=options.get("description")
@@ -280,6 +295,8 @@ class Agent:
             retry=retry,
             timeout=timeout,
             on_failure=on_failure,
+            cache=cache,
+            concurrency=concurrency,
         )
 
 

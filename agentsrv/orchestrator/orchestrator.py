@@ -22,8 +22,8 @@ from agentsrv.models.states import TaskStatus
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator import dialogue
 from agentsrv.orchestrator.decisions import Decisions, Result, write
+from agentsrv.orchestrator.endings import CancelRequest
 from agentsrv.orchestrator.logs import load_state
-from agentsrv.orchestrator.runner import CancelRequest
 from agentsrv.orchestrator.subscriptions import Answer
 from agentsrv.orchestrator.worker import Worker
 from agentsrv.store.base import Head, NewTask, Store

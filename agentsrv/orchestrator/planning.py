@@ -70,7 +70,7 @@ async def _ask_planner(task: TaskInfo, registry: Registry) -> ExecutionPlan:
             task_description=task.description,
             params=task.params,
             principal=task.principal,
-            searcher=task.search,
-            model=task.model,
+            searcher=task.around.search,
+            model=task.around.model,
         )
     )

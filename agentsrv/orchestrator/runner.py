@@ -7,7 +7,6 @@ import logging
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,30 +14,21 @@ from agentsrv.errors import AgentsrvError, Fenced
 from agentsrv.models import events as e
 from agentsrv.models.commands import Create
 from agentsrv.models.plan import Frontier, Step
-from agentsrv.models.states import StepStatus, TaskStatus
+from agentsrv.models.states import TaskStatus
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.dialogue import Dialogue
+from agentsrv.orchestrator.endings import CancelRequest, Ending, Failure, write_end
 from agentsrv.orchestrator.journal import Journal
 from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.planning import PlanningFailed, make_plan
+from agentsrv.orchestrator.recovery import adopt, recover
 from agentsrv.orchestrator.steps import Outcome, StepRun, TaskInfo
 from agentsrv.orchestrator.surroundings import Surroundings
 from agentsrv.store.base import Lease
 
-MAX_LOSSES = 5  # times a task may lose its worker to a crash: it may be what crashes it
-
 Work = Callable[[], Coroutine[Any, Any, None]]
 
 _log = logging.getLogger("agentsrv.task")
-
-
-@dataclass(frozen=True, slots=True)
-class CancelRequest:
-    """Who wants the task cancelled, why, and how long steps may take to end (seconds)."""
-
-    reason: str | None
-    by: str
-    grace: float
 
 
 class TaskRunner:
@@ -63,10 +53,8 @@ class TaskRunner:
             spec.task_description,
             spec.params,
             lease.owner,
-            around.search,
-            around.limits,
+            around,
             self.dialogue,
-            around.model,
         )
         self._branches: dict[asyncio.Task[None], StepRun | None] = {}
         self._stopped = False  # the branches were cancelled by this runner
@@ -75,7 +63,7 @@ class TaskRunner:
         self._frontier: Frontier
         self._left = 0  # steps that have not settled
         self._cancel: CancelRequest | None = None
-        self._failure: tuple[str, str | None, int] | None = None
+        self._failure: Failure | None = None
         self._winding_down = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -193,7 +181,7 @@ class TaskRunner:
             incident = uuid.uuid4().hex[:12]
             _log.exception("incident %s in task %s", incident, self.state.task_id)
             message = error.message if isinstance(error, AgentsrvError) else "internal error"
-            self._fail(f"{message} (incident {incident})", None, 0)
+            self._fail(Failure(f"{message} (incident {incident})"))
 
     def _stop_branches(self) -> None:
         self._stopped = True
@@ -204,8 +192,11 @@ class TaskRunner:
         state, journal = self.state, self.journal
         if state.status is TaskStatus.QUEUED:
             journal.append(e.TaskStarted(self._around.node))
-        elif not self._recover():
-            return
+        else:
+            ending = recover(journal, self._around.node, self._lease.losses)
+            if ending is not None:
+                self._end_early(ending)
+                return
         if not self._is_in_time():
             return
         if state.plan is None:
@@ -213,13 +204,13 @@ class TaskRunner:
             try:
                 plan = await make_plan(self._spec, earlier, self._info, self._around.registry)
             except PlanningFailed as failure:
-                self._fail(failure.message, None, failure.retries)
+                self._fail(Failure(failure.message, retries=failure.retries))
                 return
             state.plan = plan
             described = plan.described(self._around.registry.retries)
             journal.append(e.PlanCreated(described, *plan.origin))
             if earlier is not None:
-                self._adopt(earlier)
+                adopt(journal, earlier)
         else:
             self._around.registry.check_plan(state.plan)  # the application may have changed
         await self._run_steps(self._start(self._first_steps()))
@@ -229,12 +220,12 @@ class TaskRunner:
         deadline = self._spec.deadline
         if deadline is None:
             return True
-        message = f"the deadline of {deadline:g} s has passed"
+        failure = Failure(f"the deadline of {deadline:g} s has passed")
         left = deadline - self.state.waited(self._around.now())
         if left <= 0:
-            self._fail(message, None, 0)
+            self._fail(failure)
             return False
-        self._timer = asyncio.get_running_loop().call_later(left, self._fail, message, None, 0)
+        self._timer = asyncio.get_running_loop().call_later(left, self._fail, failure)
         return True
 
     async def _earlier(self) -> TaskState | None:
@@ -243,64 +234,13 @@ class TaskRunner:
             return None
         return await load_state(self._around.store, self._spec.resume_from)
 
-    def _adopt(self, earlier: TaskState) -> None:
-        """Take over what the earlier task has completed.
-
-        All of it goes into the append that holds the plan: a crash finds all of it or none.
-        """
-        for step in earlier.steps.values():
-            if step.status is StepStatus.COMPLETED:
-                step_id, name = step.step.step_id, step.step.agent
-                self.journal.append(e.StepStarted(step_id, 1, name, step.step.description))
-                if step.output:
-                    self.journal.append(e.PartialOutput(step_id, 1, 0, step.output))
-                self.journal.append(
-                    e.StepCompleted(step_id, 1, "completed", step.result, cached=True, duration=0.0)
-                )
-
-    def _recover(self) -> bool:
-        """Write what the crash left unsaid; return whether the plan goes on."""
-        state, journal = self.state, self.journal
-        done = [
-            step_id for step_id, step in state.steps.items() if step.status is StepStatus.COMPLETED
-        ]
-        journal.append(e.TaskRecovered(self._around.node, done))
-        active = [
-            step
-            for step in state.steps.values()
-            if step.status in (StepStatus.RUNNING, StepStatus.INPUT_REQUIRED)
-        ]
-        if state.cancelling is not None:
-            cancelling = state.cancelling
-            self._cancel = CancelRequest(cancelling.reason, cancelling.by, cancelling.grace)
+    def _end_early(self, ending: Ending) -> None:
+        """End the task before anything of it runs."""
+        if isinstance(ending, CancelRequest):
+            self._cancel = ending
             self._end(stopped=True)
-            return False
-        if self._lease.losses > MAX_LOSSES:
-            message = f"the task lost its worker {self._lease.losses} times"
-            self._fail(message, active[0].step.step_id if active else None, 0)
-            return False
-        for step in active:
-            journal.append(
-                e.StepRetrying(
-                    step.step.step_id,
-                    step.attempt,
-                    step.attempt + 1,
-                    0.0,
-                    f"the server stopped during attempt {step.attempt}",
-                    step.failures,
-                    "recovered",
-                )
-            )
-        failed = [
-            step
-            for step in state.steps.values()
-            if step.status in (StepStatus.FAILED, StepStatus.CANCELLED) and not step.degraded
-        ]
-        if failed:  # the crash fell between the step's failure and the task's
-            first = min(failed, key=lambda step: step.status is not StepStatus.FAILED)
-            message = first.error_message or "the task was being stopped"
-            self._fail(message, first.step.step_id, first.failures)
-        return not failed
+        else:
+            self._fail(ending)
 
     async def _run_steps(self, run: StepRun | None) -> None:
         """Run a step and, one after the other, those that become ready with it."""
@@ -318,7 +258,7 @@ class TaskRunner:
             step_id = run.step.step_id
             if outcome is Outcome.FAILED:
                 message = run.state.error_message or "the step failed"
-                self._fail(message, step_id, run.state.failures)
+                self._fail(Failure(message, step_id, run.state.failures))
                 return
             self._left -= 1
             run = self._start(self._frontier.settle(step_id))
@@ -367,12 +307,12 @@ class TaskRunner:
             )
         )
 
-    def _fail(self, message: str, step_id: str | None, retries: int) -> None:
+    def _fail(self, failure: Failure) -> None:
         """Stop what else runs, then end the task as failed."""
         if self._winding_down or self.journal.closed:
             return
         self._winding_down = True
-        self._failure = (message, step_id, retries)
+        self._failure = failure
         self._beside(self._wind_down(self._around.grace))
 
     async def _stop_for_cancel(self, request: CancelRequest) -> None:
@@ -407,25 +347,10 @@ class TaskRunner:
         self._stop_branches()
 
     def _end(self, *, stopped: bool) -> None:
-        """Write the end of each step that has none, then the task's."""
-        if self.journal.closed:
-            return
-        state, journal = self.state, self.journal
-        for step in list(state.steps.values()):
-            if step.status in (StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.INPUT_REQUIRED):
-                step_id = step.step.step_id
-                journal.append(e.StepCancelled(step_id, step.attempt, step.output))
-        if self._cancel is not None:
-            reason, by = self._cancel.reason, self._cancel.by
-            journal.append(e.TaskCancelled("cancelled", reason, by, stopped, state.written))
-            return
-        assert self._failure is not None
-        message, failed_step, retries = self._failure
-        for step in state.steps.values():
-            if step.status is StepStatus.PENDING:
-                because = f"step {failed_step} failed" if failed_step else "the task failed"
-                journal.append(e.StepSkipped(step.step.step_id, because))
-        journal.append(e.TaskFailed("failed", message, failed_step, retries, state.written))
+        """Write how the task ends; a cancel counts more than a failure."""
+        ending = self._cancel or self._failure
+        if ending is not None and not self.journal.closed:
+            write_end(self.journal, ending, stopped=stopped)
 
     def _on_lost(self, error: AgentsrvError) -> None:
         _log.info("task %s is lost to this worker: %s", self.state.task_id, error)

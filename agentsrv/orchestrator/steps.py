@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import orjson
 
-from agentsrv.agents.base import Agent, Search, StepContext
+from agentsrv.agents.base import Agent, StepContext
 from agentsrv.agents.questions import Question
 from agentsrv.errors import AgentsrvError, PermanentError
 from agentsrv.models import events as e
@@ -21,12 +21,11 @@ from agentsrv.models.plan import Step
 from agentsrv.models.retry import RetryPolicy
 from agentsrv.models.states import StepStatus
 from agentsrv.models.task import StepState
+from agentsrv.orchestrator.cache import Found, key_of
 from agentsrv.orchestrator.dialogue import Dialogue
 from agentsrv.orchestrator.guard import describe, is_authors, is_cancelled
 from agentsrv.orchestrator.journal import Journal
-
-if TYPE_CHECKING:
-    from agentsrv.agents.llm import LanguageModel
+from agentsrv.orchestrator.surroundings import Surroundings
 
 MAX_ERROR = 2000  # characters of an error message in the log
 
@@ -42,14 +41,6 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class OutputLimits:
-    """How many characters may be written: by an attempt of a step, and by a task in all."""
-
-    step: int
-    task: int
-
-
-@dataclass(frozen=True, slots=True)
 class TaskInfo:
     """What is the same for every step of a task."""
 
@@ -57,10 +48,8 @@ class TaskInfo:
     description: str
     params: Mapping[str, Any]
     principal: str
-    search: Search
-    limits: OutputLimits
+    around: Surroundings
     dialogue: Dialogue
-    model: LanguageModel | None = None
 
 
 class AttemptFailed(Exception):
@@ -98,7 +87,8 @@ class StepRun:
     ) -> None:
         self.step = step
         self.waiting = False
-        """Whether the step sits out a back-off or waits for an answer: its code stands still."""
+        """Whether none of the step's code runs: it sits out a back-off, or waits for an answer or
+        for its agent to be free."""
         self.state = journal.state.steps[step.step_id]
         """The step as its log tells it."""
         self._agent = agent
@@ -131,7 +121,10 @@ class StepRun:
         """
         while True:
             try:
-                await self._attempt(self.state.attempt + 1)
+                if self._agent.concurrency is None:
+                    await self._attempt(self.state.attempt + 1)
+                else:
+                    await self._attempt_in_turn(self._task.around.gate(self._agent))
             except AttemptFailed as failure:
                 if is_cancelled():
                     raise asyncio.CancelledError from failure
@@ -140,6 +133,12 @@ class StepRun:
                 await self._back_off(failure)
             else:
                 return Outcome.COMPLETED
+
+    async def _attempt_in_turn(self, gate: asyncio.Semaphore) -> None:
+        self.waiting = True
+        async with gate:
+            self.waiting = False
+            await self._attempt(self.state.attempt + 1)
 
     async def _attempt(self, attempt: int) -> None:
         """Call the agent once; whatever it raises becomes ``AttemptFailed`` or a cancellation."""
@@ -150,8 +149,11 @@ class StepRun:
         )
         loop = asyncio.get_running_loop()
         started = loop.time()
+        context = self._context(attempt)
+        key = None if self._agent.cache is None else self._cache_key(context)
+        if key is not None and self._repeat(key, attempt):
+            return
         try:
-            context = self._context(attempt)
             if self._timeout is None:
                 result = await self._call(context)
             else:
@@ -180,6 +182,28 @@ class StepRun:
                 step.step_id, attempt, "completed", result, cached=False, duration=duration
             )
         )
+        if key is not None and self._agent.cache is not None and not self.state.questions:
+            found = Found(self.state.output, result)
+            self._task.around.cache.put(key, found, self._task.around.now() + self._agent.cache)
+
+    def _cache_key(self, context: StepContext) -> bytes:
+        """Of all that the agent can see, but for who it is that asks."""
+        step = self.step
+        seen = (context.task_description, step.description, step.input, dict(context.params))
+        made = (dict(context.outputs), dict(context.results))
+        return key_of(context.principal, self._agent.name, *seen, *made)
+
+    def _repeat(self, key: bytes, attempt: int) -> bool:
+        """Complete the step with what its agent found for the same before, if it did."""
+        found = self._task.around.cache.get(key, self._task.around.now())
+        if found is None:
+            return False
+        self._write(attempt, found.output)
+        step_id, result = self.step.step_id, found.result
+        self._journal.append(
+            e.StepCompleted(step_id, attempt, "completed", result, cached=True, duration=0.0)
+        )
+        return True
 
     async def _call(self, context: StepContext) -> Any:
         arguments = self._agent.params.arguments(self._task.params)
@@ -209,7 +233,7 @@ class StepRun:
             except UnicodeEncodeError as error:
                 message = f"the agent's text is not Unicode: {error}"
                 raise AttemptFailed(message, permanent=True) from error
-        limits = self._task.limits
+        limits = self._task.around.limits
         room = min(limits.step - self._offset, limits.task - self._journal.written)
         kept = piece if len(piece) <= room else piece[: max(room, 0)]
         if kept:
@@ -266,8 +290,8 @@ class StepRun:
             task_description=task.description,
             params=task.params,
             principal=task.principal,
-            searcher=task.search,
-            model=task.model,
+            searcher=task.around.search,
+            model=task.around.model,
             attempt=attempt,
             step_key=self._key,
             outputs=outputs,

@@ -14,7 +14,8 @@ from typing import Protocol, Self
 
 from agentsrv.errors import AgentsrvError
 from agentsrv.models.events import is_life_cycle, is_terminal
-from agentsrv.store.base import Commit, Span, Store
+from agentsrv.orchestrator.hub import Hub
+from agentsrv.store.base import Commit, Span
 
 PAGE = 100  # events read from the store at once, of as many tasks as it takes
 
@@ -57,72 +58,6 @@ class _Cursor:
 
 Turn = list[tuple[_Cursor, int]]
 """Cursors, and how many events to read for each."""
-
-
-class Hub:
-    """Hands each commit to the subscribers of its task. Owns the tasks that read the store."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        store.on_commit = self._publish
-        self._by_task: dict[str, list[Subscriber]] = {}
-        self._by_owner: dict[str, set[Subscriber]] = {}
-        self._readers: set[asyncio.Task[None]] = set()
-        self._bound: dict[str, Subscriber] = {}
-
-    def follow(self, task_id: str, subscriber: Subscriber) -> None:
-        """Tell ``subscriber`` of the task's commits."""
-        self._by_task.setdefault(task_id, []).append(subscriber)
-
-    def leave(self, task_id: str, subscriber: Subscriber) -> None:
-        """Tell it no more."""
-        followers = self._by_task[task_id]
-        followers.remove(subscriber)
-        if not followers:
-            del self._by_task[task_id]
-
-    def follow_all(self, owner: str, subscriber: Subscriber) -> None:
-        """Tell ``subscriber`` of the commits of all tasks of ``owner``."""
-        self._by_owner.setdefault(owner, set()).add(subscriber)
-
-    def leave_all(self, owner: str, subscriber: Subscriber) -> None:
-        """Tell it no more."""
-        followers = self._by_owner.get(owner, set())
-        followers.discard(subscriber)
-        if not followers:
-            self._by_owner.pop(owner, None)
-
-    def bind(self, task_id: str, subscriber: Subscriber) -> None:
-        """Let the task end with ``subscriber``, until it has ended by itself."""
-        self._bound[task_id] = subscriber
-
-    def unbind(self, task_id: str) -> None:
-        """Let the task go on without its subscriber."""
-        self._bound.pop(task_id, None)
-
-    def release(self, subscriber: Subscriber) -> list[str]:
-        """The tasks that were to end with ``subscriber``."""
-        bound = [task_id for task_id, owner in self._bound.items() if owner is subscriber]
-        for task_id in bound:
-            del self._bound[task_id]
-        return bound
-
-    def read(self, subscriber: Subscriber) -> asyncio.Task[None]:
-        """Run the subscriber's reader."""
-        task = asyncio.create_task(subscriber.read())
-        self._readers.add(task)
-        task.add_done_callback(self._readers.discard)
-        return task
-
-    def _publish(self, commit: Commit) -> None:
-        if self._bound and commit.events and is_terminal(commit.events[-1]):
-            self._bound.pop(commit.task_id, None)
-        followers = list(self._by_task.get(commit.task_id, ()))
-        for subscriber in followers:
-            subscriber.notice(commit)
-        for subscriber in list(self._by_owner.get(commit.owner, ())):
-            if subscriber not in followers:  # who follows the task has been told already
-                subscriber.notice_life_cycle(commit)
 
 
 class Answer:

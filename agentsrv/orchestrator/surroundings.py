@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agentsrv.agents.base import Search
+from agentsrv.agents.base import Agent, Search
 from agentsrv.agents.registry import Registry
-from agentsrv.orchestrator.steps import OutputLimits
+from agentsrv.orchestrator.cache import ResultCache
 from agentsrv.store.base import Store
 
 if TYPE_CHECKING:
     from agentsrv.agents.llm import LanguageModel
+
+
+@dataclass(frozen=True, slots=True)
+class OutputLimits:
+    """How many characters may be written: by an attempt of a step, and by a task in all."""
+
+    step: int
+    task: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +38,13 @@ class Surroundings:
     """Seconds that stopped steps have to end."""
     limits: OutputLimits
     model: LanguageModel | None = None
+    cache: ResultCache = field(default_factory=ResultCache)
+    gates: dict[str, asyncio.Semaphore] = field(default_factory=dict)
+    """By the name of an agent with a ``concurrency`` of its own; made when first needed."""
+
+    def gate(self, agent: Agent) -> asyncio.Semaphore:
+        """What lets only so many steps of ``agent`` run at the same time."""
+        assert agent.concurrency is not None
+        if agent.name not in self.gates:
+            self.gates[agent.name] = asyncio.Semaphore(agent.concurrency)
+        return self.gates[agent.name]

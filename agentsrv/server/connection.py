@@ -13,8 +13,9 @@ from websockets.frames import CloseCode
 
 from agentsrv.errors import AgentsrvError, Internal, Overloaded
 from agentsrv.models import commands as c
+from agentsrv.orchestrator.hub import Hub
 from agentsrv.orchestrator.orchestrator import Orchestrator
-from agentsrv.orchestrator.subscriptions import Answer, Hub, Subscriber
+from agentsrv.orchestrator.subscriptions import Answer, Subscriber
 from agentsrv.protocol import frames, shell
 from agentsrv.protocol.session import Refusal, Request, Session
 from agentsrv.server.outbox import OutboxConnection

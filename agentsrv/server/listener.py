@@ -12,8 +12,8 @@ from websockets.frames import CloseCode
 from websockets.typing import Subprotocol
 
 from agentsrv.models.commands import COMMANDS, MAX_DESCRIPTION
+from agentsrv.orchestrator.hub import Hub
 from agentsrv.orchestrator.orchestrator import Orchestrator
-from agentsrv.orchestrator.subscriptions import Hub
 from agentsrv.protocol import PROTOCOL, frames
 from agentsrv.protocol.strict_json import MAX_DEPTH
 from agentsrv.server.connection import Connection

@@ -1,4 +1,4 @@
-"""SqliteLog: the file itself, its schema and its statements; synchronous, one call at a time.
+"""SqliteLog: the file itself and its statements; synchronous, one call at a time.
 
 Methods write into an open transaction and return at once; ``commit`` makes it durable. Those
 that raise an ``AgentsrvError`` have written nothing; the transaction goes on.
@@ -16,60 +16,11 @@ from typing import IO, Final
 
 from agentsrv.errors import ConfigurationError
 from agentsrv.models.states import TaskStatus
-from agentsrv.store import base
+from agentsrv.store import base, sqlite_schema
 from agentsrv.store.base import Append, Created, Head, Lease, NewTask, Page, Row
+from agentsrv.store.sqlite_schema import SEQ_BITS
 
-APPLICATION: Final = 0x61677376  # marks the file as ours: "agsv"
-SCHEMA_VERSION: Final = 2
 WAL_LIMIT: Final = 64 << 20  # bytes that the write-ahead log is cut back to after a checkpoint
-
-# A task is ready (to be claimed) from its queueing to its claim: ready > 0 is its place in the
-# queue, 0 says that it lost its worker and goes first.
-#
-# A row of event holds what one append wrote: the encoded events, a line each, in the place of the
-# last of them. A place is the task's id and the event's number in one integer, so that there is
-# one tree, which holds each log in order and grows at its end.
-SCHEMA: Final = """
-CREATE TABLE task (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    task_id TEXT NOT NULL UNIQUE,
-    owner TEXT NOT NULL,
-    status TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    epoch INTEGER NOT NULL DEFAULT 0,
-    node TEXT,
-    losses INTEGER NOT NULL DEFAULT 0,
-    ready INTEGER,
-    user_input TEXT NOT NULL,
-    created_at REAL NOT NULL,
-    ended_at REAL,
-    idempotency_key TEXT,
-    spec BLOB NOT NULL,
-    state BLOB
-) STRICT;
-CREATE INDEX task_ready ON task (ready) WHERE ready IS NOT NULL;
-CREATE INDEX task_node ON task (node) WHERE node IS NOT NULL;
-CREATE INDEX task_ended ON task (ended_at) WHERE ended_at IS NOT NULL;
-CREATE INDEX task_owner ON task (owner, status, id);
-CREATE UNIQUE INDEX task_key ON task (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
-CREATE TABLE event (
-    place INTEGER PRIMARY KEY,
-    body BLOB NOT NULL
-) STRICT;
-"""
-SEQ_BITS: Final = 32  # of a place; those before them are the task's id
-MIGRATIONS: Final = {
-    1: """
-CREATE TABLE event2 (
-    place INTEGER PRIMARY KEY,
-    body BLOB NOT NULL
-) STRICT;
-INSERT INTO event2 SELECT task << 32 | seq, body FROM event ORDER BY task, seq;
-DROP TABLE event;
-ALTER TABLE event2 RENAME TO event;
-""",
-}
-"""What makes the next version's schema of each one's."""
 HEAD: Final = "task_id, owner, status, seq, epoch"
 LOG: Final = (
     f"(SELECT id << {SEQ_BITS} AS first, (id + 1 << {SEQ_BITS}) - 1 AS last"
@@ -129,26 +80,11 @@ class SqliteLog:
 
     def _connect(self) -> None:
         self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-        application = self._db.execute("PRAGMA application_id").fetchone()[0]
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        is_empty = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if application != APPLICATION and not is_empty:
-            raise ConfigurationError("it is another program's database")
-        if not is_empty and version != SCHEMA_VERSION and version not in MIGRATIONS:
-            raise ConfigurationError(f"its schema is {version}; expected {SCHEMA_VERSION}")
+        found = sqlite_schema.version_of(self._db)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT}")
-        if is_empty:
-            self._db.executescript(
-                f"BEGIN;{SCHEMA}PRAGMA application_id={APPLICATION};"
-                f"PRAGMA user_version={SCHEMA_VERSION};COMMIT"
-            )
-        else:
-            for old in range(version, SCHEMA_VERSION):
-                self._db.executescript(
-                    f"BEGIN;{MIGRATIONS[old]}PRAGMA user_version={old + 1};COMMIT"
-                )
+        sqlite_schema.bring_up(self._db, found)
         self._db.execute(
             "UPDATE task SET node = NULL, ready = 0, losses = losses + 1 WHERE node IS NOT NULL"
         )

@@ -9,8 +9,9 @@ import pytest
 from agentsrv import InputDeclined
 from agentsrv.client import Client
 from agentsrv.errors import InvalidCommand
+from agentsrv.models.events import Record
 from agentsrv.settings import Settings
-from examples import approval, custom_agent, demo
+from examples import approval, cpu_bound, custom_agent, demo
 from examples import client as client_example
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +98,16 @@ async def test_nothing_is_sent_without_approval(tmp_path, monkeypatch):
     assert prompts[-1] == f"Send this?\n\n{letter.read_text()}"
     approval.deliver("again", idempotency_key=letter.stem.replace("-", "/"))
     assert letter.read_text() == "Hello everybody,\n\nThe release is out.\n"
+
+
+async def test_long_computations_run_in_processes_of_their_own(tmp_path):
+    """Four parts, each counted elsewhere, and their sum."""
+    records: list[Record] = []
+    async with cpu_bound.app.running(settings(tmp_path)) as running, Client(running.url) as client:
+        done = await client.run("How many?", params={"below": 1000}, on_event=records.append)
+    assert done.final_output == "There are 168 primes."
+    started = [record.data["step_id"] for record in records if record.event_type == "step_started"]
+    assert started == ["part_0", "part_1", "part_2", "part_3", "sum"]
 
 
 async def test_the_custom_agent_is_served_by_its_name(tmp_path):

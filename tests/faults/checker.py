@@ -16,7 +16,7 @@ from agentsrv.errors import AgentsrvError
 from agentsrv.models import events as e
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.logs import SNAPSHOT_FROM
-from agentsrv.store.sqlite_log import SEQ_BITS
+from agentsrv.store.sqlite_schema import SEQ_BITS
 from tests.faults import busy_app
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from agentsrv.orchestrator.subscriptions import Hub
+from agentsrv.orchestrator.hub import Hub
 from agentsrv.server.listener import Listener
 from agentsrv.server.outbox import OutboxConnection
 from agentsrv.settings import Settings

@@ -12,10 +12,10 @@ from agentsrv.agents.registry import Registry
 from agentsrv.models.commands import Cancel, Create, Execute, Respond, Send, Subscribe
 from agentsrv.models.events import Record, decode
 from agentsrv.models.plan import ExecutionPlan, Step
+from agentsrv.orchestrator.hub import Hub
 from agentsrv.orchestrator.orchestrator import Orchestrator
-from agentsrv.orchestrator.steps import OutputLimits
-from agentsrv.orchestrator.subscriptions import Hub, Subscriber
-from agentsrv.orchestrator.surroundings import Surroundings
+from agentsrv.orchestrator.subscriptions import Subscriber
+from agentsrv.orchestrator.surroundings import OutputLimits, Surroundings
 from agentsrv.orchestrator.worker import Worker
 from agentsrv.store.base import Store
 from agentsrv.store.memory import MemoryStore

@@ -3,7 +3,8 @@ import sqlite3
 import pytest
 
 from agentsrv.errors import ConfigurationError, Overloaded
-from agentsrv.store.sqlite_log import LOG, SCHEMA_VERSION, SEQ_BITS, SqliteLog
+from agentsrv.store.sqlite_log import LOG, SqliteLog
+from agentsrv.store.sqlite_schema import SCHEMA_VERSION, SEQ_BITS
 from tests.store.tasks import COMPLETED, NOW, QUEUED, RUNNING, following, new_task, numbers
 
 
