@@ -12,7 +12,7 @@ import pexpect
 import pytest
 
 from agentsrv import cli
-from agentsrv.bench import sizes
+from agentsrv.bench import sizes, suite
 from agentsrv.cli import running
 from agentsrv.settings import Settings
 from tests.bench.sizes import TINY
@@ -350,13 +350,19 @@ def test_bench_measures_and_writes_the_figures(agentsrv, tmp_path, monkeypatch):
 
 
 def test_bench_takes_other_sizes(agentsrv, monkeypatch):
-    """The largest numbers of idle connections and of stored events."""
-    monkeypatch.setattr(sizes, "QUICK", TINY)
-    result = agentsrv("bench", "idle", "stored", "--quick", "--connections", "7", "--stored", "28")
+    """The largest numbers of idle connections and of stored events, on servers of this store."""
+    asked = []
+
+    async def measure(bench, names):
+        asked.append((bench, names))
+
+    monkeypatch.setattr(suite, "measure", measure)
+    result = agentsrv("bench", "idle", "--connections", "7", "--stored", "28", "--store", "memory:")
     assert result.code == 0
-    assert "with 7 idle connections" in result.out
-    assert "28 events" in result.out
-    assert "280 events" not in result.out
+    [(bench, names)] = asked
+    assert list(names) == ["idle"]
+    assert (bench.sizes.connections, bench.sizes.stored) == ((7,), (0, 28))
+    assert bench.place.store == "memory:"
 
 
 def test_bench_refuses_what_it_cannot_measure(agentsrv, url):

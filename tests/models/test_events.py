@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentsrv.errors import AgentsrvError
@@ -48,6 +48,7 @@ def test_the_events_are_those_of_the_protocol():
 
 
 @KINDS
+@settings(max_examples=40)  # for each of the kinds
 @given(data=st.data())
 def test_an_event_survives_its_encoding(kind, data):
     """What is decoded equals what was encoded, whatever the fields hold."""
@@ -74,6 +75,7 @@ def test_a_frame_has_exactly_the_fields_of_the_protocol(kind):
 
 
 @KINDS
+@settings(max_examples=40)  # for each of the kinds
 @given(data=st.data())
 def test_the_predicates_agree_with_the_decoded_event(kind, data):
     """Bytes are told apart without decoding exactly as their decoded event would be."""
