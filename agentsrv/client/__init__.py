@@ -15,6 +15,7 @@ from agentsrv.client.errors import (
     TaskFailed,
 )
 from agentsrv.client.link import Options
+from agentsrv.client.texts import Texts
 from agentsrv.models.events import Record
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "Record",
     "TaskCancelled",
     "TaskFailed",
+    "Texts",
 ]
