@@ -317,6 +317,14 @@ def index(
 
 
 @app.command()
+def schema() -> None:
+    """Print the protocol's schema, an AsyncAPI 3 document."""
+    from agentsrv.protocol.asyncapi import document
+
+    print(orjson.dumps(document(VERSION), option=orjson.OPT_INDENT_2).decode())
+
+
+@app.command()
 def bench(
     probes: Annotated[
         list[str] | None,

@@ -12,8 +12,10 @@ import pexpect
 import pytest
 
 from agentsrv import cli
+from agentsrv.app import VERSION
 from agentsrv.bench import sizes, suite
 from agentsrv.cli import running
+from agentsrv.protocol.asyncapi import document
 from agentsrv.settings import Settings
 from tests.bench.sizes import TINY
 
@@ -375,3 +377,11 @@ def test_bench_refuses_what_it_cannot_measure(agentsrv, url):
     ):
         result = agentsrv("bench", *arguments)
         assert (result.code, told in result.err) == (code, True), result.err
+
+
+def test_schema_prints_the_published_schema(agentsrv):
+    """As JSON that people can read, of this version; no server is asked."""
+    result = agentsrv("schema")
+    assert (result.code, result.err) == (0, "")
+    assert json.loads(result.out) == json.loads(json.dumps(document(VERSION)))
+    assert "\n  " in result.out

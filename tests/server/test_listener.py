@@ -40,6 +40,9 @@ async def get(server: Running, request: str) -> tuple[str, str]:
         ("GET //[ HTTP/1.1\nHost: localhost\n\n", "404"),
         ("GET /healthz?now HTTP/1.1\nHost: localhost\n\n", "200"),
         ("GET / HTTP/1.1\nHost: localhost\nUpgrade: websocket\n\n", "426"),
+        ("HEAD /healthz HTTP/1.1\nHost: localhost\n\n", "200"),
+        ("POST /healthz HTTP/1.1\nHost: localhost\n\n", "405"),
+        ("GET /asyncapi.json HTTP/1.1\nHost: evil.example\n\n", "403"),
     ],
 )
 async def test_http_requests(request_text, status):
