@@ -14,8 +14,10 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from agentsrv.protocol import asyncapi
+from agentsrv.server import docs
 
 SCHEMA: Final = "/asyncapi.json"
+DOCS: Final = "/docs"
 
 
 class Page:
@@ -50,7 +52,11 @@ class Page:
 def prepare(version: str) -> Mapping[str, Page]:
     """The pages of a server of that version by their paths; takes some 50 ms."""
     schema = asyncapi.document(version)
-    return {SCHEMA: Page("application/json", orjson.dumps(schema), {})}
+    policy = {"Content-Security-Policy": docs.POLICY}
+    return {
+        SCHEMA: Page("application/json", orjson.dumps(schema), {}),
+        DOCS: Page("text/html; charset=utf-8", docs.render(schema).encode(), policy),
+    }
 
 
 def _takes_gzip(request: Request) -> bool:
