@@ -317,6 +317,15 @@ def index(
 
 
 @app.command()
+@takes_settings
+def doctor(**given: Any) -> None:
+    """Look at all that a server needs, and say what to do; exit with 1 where it would fail."""
+    from agentsrv.cli import doctor
+
+    raise typer.Exit(_await(doctor.run(given)))
+
+
+@app.command()
 def schema() -> None:
     """Print the protocol's schema, an AsyncAPI 3 document."""
     from agentsrv.protocol.asyncapi import document
