@@ -27,7 +27,6 @@ from agentsrv.protocol.shell import read_answer
 app = typer.Typer(
     name="agentsrv",
     help="Serve agents over one WebSocket, and run tasks on them.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

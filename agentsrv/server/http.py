@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
+from agentsrv.errors import AgentsrvError
 from agentsrv.server.pages import Page
 
 WEBSOCKET_PATHS: Final = ("/", "/ws")
@@ -22,21 +23,29 @@ class Doorkeeper:
 
     A web page of another origin must not reach a server on this machine, and a name that only
     resolves to it (DNS rebinding) is not its name; so both headers are checked on loopback too.
+
+    Args:
+        host: The address that is listened on.
+        pages: What is served, by its path.
+        check_ready: Raises an `AgentsrvError` where the server would take no new work.
     """
 
-    def __init__(self, host: str, pages: Mapping[str, Page]) -> None:
+    def __init__(
+        self, host: str, pages: Mapping[str, Page], check_ready: Callable[[], Awaitable[None]]
+    ) -> None:
         self._pages = pages
+        self._check_ready = check_ready
         self._hosts = LOOPBACK | {host}
         self._any_host = host in ("0.0.0.0", "::", "")  # noqa: S104 - compared, not bound
 
-    def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
+    async def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
         """The answer, or ``None`` to go on with the WebSocket handshake."""
         path = request.path.partition("?")[0]
         refusal = self._refuse(connection, request)
         if refusal is not None:
             return refusal
         if "websocket" not in request.headers.get("Upgrade", "").lower():
-            response = self._plain(connection, request, path)
+            response = await self._plain(connection, request, path)
             if request.method == "HEAD":
                 response.body = b""
             return response
@@ -65,7 +74,7 @@ class Doorkeeper:
             )
         return None
 
-    def _plain(self, connection: ServerConnection, request: Request, path: str) -> Response:
+    async def _plain(self, connection: ServerConnection, request: Request, path: str) -> Response:
         if request.method not in METHODS:
             response = connection.respond(
                 HTTPStatus.METHOD_NOT_ALLOWED, f"Found {request.method}; expected GET or HEAD.\n"
@@ -76,6 +85,13 @@ class Doorkeeper:
             return self._pages[path].respond(request)
         if path == "/healthz":
             return connection.respond(HTTPStatus.OK, "ok\n")
+        if path == "/readyz":
+            try:
+                await self._check_ready()
+            except AgentsrvError as refusal:
+                text = f"not ready: {refusal.message}\n"
+                return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, text)
+            return connection.respond(HTTPStatus.OK, "ready\n")
         if path in WEBSOCKET_PATHS:
             response = connection.respond(
                 HTTPStatus.UPGRADE_REQUIRED,

@@ -58,7 +58,9 @@ class Listener:
             settings.host,
             settings.port,
             create_connection=_factory(settings.stall_timeout),
-            process_request=Doorkeeper(settings.host, pages.prepare(self._version)),
+            process_request=Doorkeeper(
+                settings.host, pages.prepare(self._version), self._orchestrator.check_ready
+            ),
             select_subprotocol=_select_subprotocol,
             compression=None,  # costs a quarter of the events/s and 40 KiB per connection
             server_header=f"agentsrv/{self._version}",

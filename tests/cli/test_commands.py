@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pexpect
@@ -385,3 +386,28 @@ def test_schema_prints_the_published_schema(agentsrv):
     assert (result.code, result.err) == (0, "")
     assert json.loads(result.out) == json.loads(json.dumps(document(VERSION)))
     assert "\n  " in result.out
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("agentsrv ca", {"cancel"}),
+        ("agentsrv serve --knowledge", {"--knowledge", "--knowledge-index"}),
+    ],
+)
+def test_bash_completes_commands_and_options(typed, completed):
+    """With the script that the command line prints, in a real bash."""
+    script = (
+        'eval "$(agentsrv --show-completion bash)"\n'
+        f"COMP_WORDS=({typed}) COMP_CWORD={typed.count(' ')}\n"
+        '_agentsrv_completion agentsrv; echo "${COMPREPLY[@]}"'
+    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(done.stdout.split()) == completed
