@@ -150,12 +150,7 @@ class ConfigurationError(AgentsrvError):
     """A setting, an option or an application module is wrong; the server does not start."""
 
 
-def by_code(code: str) -> type[AgentsrvError]:
-    """Return the error class of a wire ``code``, ``AgentsrvError`` where it is unknown."""
-    return _BY_CODE.get(code, AgentsrvError)
-
-
-_BY_CODE: dict[str, type[AgentsrvError]] = {
+BY_CODE: dict[str, type[AgentsrvError]] = {
     error.code: error
     for error in (
         InvalidJson,
@@ -173,3 +168,9 @@ _BY_CODE: dict[str, type[AgentsrvError]] = {
         Internal,
     )
 }
+"""The errors that a server sends, by their wire code."""
+
+
+def by_code(code: str) -> type[AgentsrvError]:
+    """Return the error class of a wire ``code``, ``AgentsrvError`` where it is unknown."""
+    return BY_CODE.get(code, AgentsrvError)

@@ -27,7 +27,6 @@ from agentsrv.protocol.shell import read_answer
 app = typer.Typer(
     name="agentsrv",
     help="Serve agents over one WebSocket, and run tasks on them.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -314,6 +313,23 @@ def index(
                 await base.close()
 
     _await(build())
+
+
+@app.command()
+@takes_settings
+def doctor(**given: Any) -> None:
+    """Look at all that a server needs, and say what to do; exit with 1 where it would fail."""
+    from agentsrv.cli import doctor
+
+    raise typer.Exit(_await(doctor.run(given)))
+
+
+@app.command()
+def schema() -> None:
+    """Print the protocol's schema, an AsyncAPI 3 document."""
+    from agentsrv.protocol.asyncapi import document
+
+    print(orjson.dumps(document(VERSION), option=orjson.OPT_INDENT_2).decode())
 
 
 @app.command()

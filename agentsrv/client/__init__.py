@@ -15,6 +15,7 @@ from agentsrv.client.errors import (
     TaskFailed,
 )
 from agentsrv.client.link import Options
+from agentsrv.client.sync import SyncClient
 from agentsrv.client.texts import Texts
 from agentsrv.models.events import Record
 
@@ -31,6 +32,7 @@ __all__ = [
     "ProtocolViolation",
     "Reconnect",
     "Record",
+    "SyncClient",
     "TaskCancelled",
     "TaskFailed",
     "Texts",

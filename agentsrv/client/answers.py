@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
 from agentsrv.client.errors import NoServer
-from agentsrv.client.replies import RespondReply
 from agentsrv.errors import (
     AgentsrvError,
     Conflict,
@@ -20,6 +19,7 @@ from agentsrv.errors import (
 )
 from agentsrv.models import events as e
 from agentsrv.models.events import Record
+from agentsrv.protocol.replies import RespondReply
 
 RETRY_AFTER: Final = 1.0  # seconds, where the server does not say how many
 

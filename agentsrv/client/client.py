@@ -18,7 +18,16 @@ from agentsrv.client.caller import Caller
 from agentsrv.client.errors import Closed, Interrupted, TaskCancelled, TaskFailed
 from agentsrv.client.feeds import Answer, Feeds
 from agentsrv.client.link import Link, Options
-from agentsrv.client.replies import (
+from agentsrv.errors import (
+    ConfigurationError,
+    Conflict,
+    InvalidCommand,
+    InvalidState,
+)
+from agentsrv.models import events as e
+from agentsrv.models.events import Record
+from agentsrv.models.plan import ExecutionPlan
+from agentsrv.protocol.replies import (
     AgentInfo,
     CancelReply,
     Created,
@@ -29,15 +38,6 @@ from agentsrv.client.replies import (
     TaskPage,
     TaskReply,
 )
-from agentsrv.errors import (
-    ConfigurationError,
-    Conflict,
-    InvalidCommand,
-    InvalidState,
-)
-from agentsrv.models import events as e
-from agentsrv.models.events import Record
-from agentsrv.models.plan import ExecutionPlan
 
 OnEvent = Callable[[Record], Awaitable[None] | None]
 

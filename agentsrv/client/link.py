@@ -33,10 +33,10 @@ from agentsrv.client.errors import (
     from_frame,
 )
 from agentsrv.client.feeds import Answer
-from agentsrv.client.replies import Hello
 from agentsrv.errors import AgentsrvError, TooLarge
 from agentsrv.models.events import Record, to_record
 from agentsrv.protocol import PROTOCOL
+from agentsrv.protocol.replies import Hello
 
 STALLED: Final = 4408  # close code: this client took nothing for a while; the log waits
 NOT_ALLOWED: Final = (4401, 4403)  # close codes: unauthenticated, origin or host refused

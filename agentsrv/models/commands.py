@@ -24,11 +24,14 @@ CommandId = Annotated[str, Field(max_length=64)] | int
 
 
 class Command(BaseModel):
-    """A client's frame. ``id`` comes back in the answer."""
+    """A client's frame."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
 
     id: CommandId | None = None
+    """Comes back in the answer; commands that have one are carried out concurrently."""
 
 
 class Create(Command):
@@ -36,20 +39,29 @@ class Create(Command):
 
     command: Literal["create"] = "create"
     task_description: Annotated[str, Field(min_length=1, max_length=MAX_DESCRIPTION)]
+    """What is to be done."""
     agent: AgentName | None = None
+    """This agent does it, as a plan of one step."""
     plan: ExecutionPlan | None = None
+    """A plan of the client's own, instead of the server's planner."""
     params: dict[str, JsonValue] = Field(default_factory=dict)
+    """Values for the agents' parameters."""
     idempotency_key: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """The same key and the same fields within 24 hours: the task is not new."""
     execute: bool = False
+    """Also put the task into the queue."""
     subscribe: bool = True
+    """With ``execute``: subscribe this connection from the first event on."""
     deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Seconds from the execution on, after which the task fails."""
     on_disconnect: Literal["continue", "cancel"] = "continue"
+    """What becomes of the task when the connection that executed it is gone."""
     resume_from: TaskId | None = None
     """A task that failed or was cancelled; its plan and completed steps are taken over."""
     metadata: dict[Annotated[str, Field(max_length=128)], Text] = Field(
         default_factory=dict, max_length=64
     )
+    """Kept in ``task_created``, not interpreted."""
 
     def spec(self) -> bytes:
         """What makes it the same command again, and all that a worker needs of it."""
@@ -76,6 +88,7 @@ class Execute(Command):
     command: Literal["execute"] = "execute"
     task_id: TaskId
     subscribe: bool = True
+    """Subscribe this connection from the first event on."""
 
 
 class Status(Command):
@@ -90,18 +103,24 @@ class List(Command):
 
     command: Literal["list"] = "list"
     status: Annotated[TaskStatus, Field(strict=False)] | None = None
+    """Only tasks of this status."""
     limit: Annotated[int, Field(ge=1, le=MAX_LIST)] = 50
+    """Tasks on a page."""
     cursor: Annotated[str, Field(max_length=256)] | None = None
+    """``next_cursor`` of the page before."""
 
 
 class Cancel(Command):
-    """Stop a task, wherever it is. ``grace`` is in seconds."""
+    """Stop a task, wherever it is."""
 
     command: Literal["cancel"] = "cancel"
     task_id: TaskId | None = None
     idempotency_key: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """The key of the ``create``, instead of the task's id."""
     reason: Text | None = None
+    """Told in the task's events."""
     grace: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] | None = None
+    """Seconds that running steps have to end; without it, the server's."""
 
     @model_validator(mode="after")
     def _names_one_task(self) -> Self:
@@ -119,7 +138,9 @@ class Subscribe(Command):
     command: Literal["subscribe"] = "subscribe"
     task_id: TaskId | None = None
     after_seq: Annotated[int, Field(ge=0)] = 0
+    """Number of the last event that the client has."""
     all: bool = False
+    """Instead of a task: the life-cycle events of all own tasks."""
 
     @model_validator(mode="after")
     def _names_one_thing(self) -> Self:
@@ -133,6 +154,7 @@ class Unsubscribe(Command):
     command: Literal["unsubscribe"] = "unsubscribe"
     task_id: TaskId | None = None
     all: bool = False
+    """End the subscription to all tasks, not those to single ones."""
 
     @model_validator(mode="after")
     def _names_one_thing(self) -> Self:
@@ -148,6 +170,7 @@ class Respond(Command):
     value: JsonValue = None
     """What was asked for; the question's schema says what that may be."""
     action: Literal["accept", "decline"] = "accept"
+    """``decline`` takes no value."""
 
     @model_validator(mode="after")
     def _declines_without_a_value(self) -> Self:
@@ -162,6 +185,7 @@ class Send(Command):
     command: Literal["send"] = "send"
     task_id: TaskId
     message: JsonValue
+    """Text, mostly."""
 
 
 class Agents(Command):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Callable
+from typing import Final
 
 import orjson
 
@@ -15,6 +17,7 @@ from agentsrv.errors import (
     NotFound,
     SeqAhead,
     ShuttingDown,
+    Unavailable,
 )
 from agentsrv.models import events as e
 from agentsrv.models.commands import Cancel, Create, Execute, List, Respond, Send, Subscribe
@@ -27,6 +30,8 @@ from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.subscriptions import Answer
 from agentsrv.orchestrator.worker import Worker
 from agentsrv.store.base import Head, NewTask, Store
+
+READY_WITHIN: Final = 2.0  # seconds that the store has to answer; a commit is under way for some ms
 
 
 class Orchestrator:
@@ -307,6 +312,23 @@ class Orchestrator:
                 "expected more of it"
             )
         return found[0]
+
+    async def check_ready(self) -> None:
+        """Return if new work would be taken now.
+
+        The store is asked for a task that there is not, and answers behind the commit that is
+        under way: so a disk that hangs is noticed, without a write for each question.
+
+        Raises:
+            ShuttingDown: The server is about to stop.
+            Unavailable: The store takes no writes, or does not answer.
+        """
+        self._check_open()
+        try:
+            async with asyncio.timeout(READY_WITHIN):
+                await self._store.head("")
+        except TimeoutError:
+            raise Unavailable(f"the store does not answer within {READY_WITHIN:g} s") from None
 
     def agents(self) -> Result:
         """The registered agents."""

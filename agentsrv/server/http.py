@@ -1,7 +1,8 @@
-"""Plain HTTP on the WebSocket's port: health, and a word to those who came by browser."""
+"""Plain HTTP on the WebSocket's port: health, pages, and a word to those who came by browser."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
@@ -9,7 +10,11 @@ from urllib.parse import urlsplit
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
+from agentsrv.errors import AgentsrvError
+from agentsrv.server.pages import Page
+
 WEBSOCKET_PATHS: Final = ("/", "/ws")
+METHODS: Final = ("GET", "HEAD")
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -18,20 +23,32 @@ class Doorkeeper:
 
     A web page of another origin must not reach a server on this machine, and a name that only
     resolves to it (DNS rebinding) is not its name; so both headers are checked on loopback too.
+
+    Args:
+        host: The address that is listened on.
+        pages: What is served, by its path.
+        check_ready: Raises an `AgentsrvError` where the server would take no new work.
     """
 
-    def __init__(self, host: str) -> None:
+    def __init__(
+        self, host: str, pages: Mapping[str, Page], check_ready: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._pages = pages
+        self._check_ready = check_ready
         self._hosts = LOOPBACK | {host}
         self._any_host = host in ("0.0.0.0", "::", "")  # noqa: S104 - compared, not bound
 
-    def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
+    async def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
         """The answer, or ``None`` to go on with the WebSocket handshake."""
         path = request.path.partition("?")[0]
         refusal = self._refuse(connection, request)
         if refusal is not None:
             return refusal
         if "websocket" not in request.headers.get("Upgrade", "").lower():
-            return _plain(connection, path)
+            response = await self._plain(connection, request, path)
+            if request.method == "HEAD":
+                response.body = b""
+            return response
         if path not in WEBSOCKET_PATHS:
             return connection.respond(
                 HTTPStatus.NOT_FOUND, f"No WebSocket at {path}; there is one at / and /ws.\n"
@@ -57,18 +74,32 @@ class Doorkeeper:
             )
         return None
 
-
-def _plain(connection: ServerConnection, path: str) -> Response:
-    if path == "/healthz":
-        return connection.respond(HTTPStatus.OK, "ok\n")
-    if path in WEBSOCKET_PATHS:
-        response = connection.respond(
-            HTTPStatus.UPGRADE_REQUIRED,
-            "This is agentsrv. Speak WebSocket to it, for example: wscat -c ws://HOST:PORT\n",
-        )
-        response.headers["Upgrade"] = "websocket"
-        return response
-    return connection.respond(HTTPStatus.NOT_FOUND, f"Nothing at {path}.\n")
+    async def _plain(self, connection: ServerConnection, request: Request, path: str) -> Response:
+        if request.method not in METHODS:
+            response = connection.respond(
+                HTTPStatus.METHOD_NOT_ALLOWED, f"Found {request.method}; expected GET or HEAD.\n"
+            )
+            response.headers["Allow"] = ", ".join(METHODS)
+            return response
+        if path in self._pages:
+            return self._pages[path].respond(request)
+        if path == "/healthz":
+            return connection.respond(HTTPStatus.OK, "ok\n")
+        if path == "/readyz":
+            try:
+                await self._check_ready()
+            except AgentsrvError as refusal:
+                text = f"not ready: {refusal.message}\n"
+                return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, text)
+            return connection.respond(HTTPStatus.OK, "ready\n")
+        if path in WEBSOCKET_PATHS:
+            response = connection.respond(
+                HTTPStatus.UPGRADE_REQUIRED,
+                "This is agentsrv. Speak WebSocket to it, for example: wscat -c ws://HOST:PORT\n",
+            )
+            response.headers["Upgrade"] = "websocket"
+            return response
+        return connection.respond(HTTPStatus.NOT_FOUND, f"Nothing at {path}.\n")
 
 
 def _hostname(url: str) -> str | None:

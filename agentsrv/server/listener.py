@@ -16,6 +16,7 @@ from agentsrv.orchestrator.hub import Hub
 from agentsrv.orchestrator.orchestrator import Orchestrator
 from agentsrv.protocol import PROTOCOL, frames
 from agentsrv.protocol.strict_json import MAX_DEPTH
+from agentsrv.server import pages
 from agentsrv.server.connection import Connection
 from agentsrv.server.http import Doorkeeper
 from agentsrv.server.outbox import OutboxConnection
@@ -57,7 +58,9 @@ class Listener:
             settings.host,
             settings.port,
             create_connection=_factory(settings.stall_timeout),
-            process_request=Doorkeeper(settings.host),
+            process_request=Doorkeeper(
+                settings.host, pages.prepare(self._version), self._orchestrator.check_ready
+            ),
             select_subprotocol=_select_subprotocol,
             compression=None,  # costs a quarter of the events/s and 40 KiB per connection
             server_header=f"agentsrv/{self._version}",

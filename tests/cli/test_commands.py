@@ -6,14 +6,17 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pexpect
 import pytest
 
 from agentsrv import cli
+from agentsrv.app import VERSION
 from agentsrv.bench import sizes, suite
 from agentsrv.cli import running
+from agentsrv.protocol.asyncapi import document
 from agentsrv.settings import Settings
 from tests.bench.sizes import TINY
 
@@ -375,3 +378,36 @@ def test_bench_refuses_what_it_cannot_measure(agentsrv, url):
     ):
         result = agentsrv("bench", *arguments)
         assert (result.code, told in result.err) == (code, True), result.err
+
+
+def test_schema_prints_the_published_schema(agentsrv):
+    """As JSON that people can read, of this version; no server is asked."""
+    result = agentsrv("schema")
+    assert (result.code, result.err) == (0, "")
+    assert json.loads(result.out) == json.loads(json.dumps(document(VERSION)))
+    assert "\n  " in result.out
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("agentsrv ca", {"cancel"}),
+        ("agentsrv serve --knowledge", {"--knowledge", "--knowledge-index"}),
+    ],
+)
+def test_bash_completes_commands_and_options(typed, completed):
+    """With the script that the command line prints, in a real bash."""
+    script = (
+        'eval "$(agentsrv --show-completion bash)"\n'
+        f"COMP_WORDS=({typed}) COMP_CWORD={typed.count(' ')}\n"
+        '_agentsrv_completion agentsrv; echo "${COMPREPLY[@]}"'
+    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(done.stdout.split()) == completed

@@ -18,6 +18,7 @@ from agentsrv.models import commands, events
 from agentsrv.models.plan import Step
 from agentsrv.models.states import TaskStatus
 from agentsrv.protocol import shell
+from agentsrv.protocol.closes import CLOSES, Close
 from agentsrv.server import connection, outbox
 from tests.server.talk import Talk, serving, talking
 
@@ -141,7 +142,11 @@ def test_each_close_code_stands_in_the_table():
     """Those that the server's code names, and those of the library beneath."""
     used = re.findall(r"\bCloseCode\.(\w+)", named_in_code("server"))
     own = {CloseCode[name].value for name in used} | {connection.BAD_FRAMES, outbox.STALLED}
-    assert {int(code) for code in table("Close codes", 2, "code")} == own | BY_THE_LIBRARY
+    rows = table("Close codes", 2, "code")
+    assert {int(code) for code in rows} == own | BY_THE_LIBRARY
+    assert {
+        int(code): Close(row[1], reconnect=row[2].startswith("yes")) for code, row in rows.items()
+    } == CLOSES
 
 
 def test_each_status_of_a_task_stands_in_the_table():

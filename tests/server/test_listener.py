@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from websockets.asyncio.client import connect
@@ -11,6 +12,7 @@ from websockets.typing import Origin
 
 from agentsrv.app import Running
 from agentsrv.store.sqlite import SqliteStore
+from agentsrv.store.sqlite_log import SqliteLog
 from tests.server.talk import serving, talking
 
 
@@ -40,6 +42,10 @@ async def get(server: Running, request: str) -> tuple[str, str]:
         ("GET //[ HTTP/1.1\nHost: localhost\n\n", "404"),
         ("GET /healthz?now HTTP/1.1\nHost: localhost\n\n", "200"),
         ("GET / HTTP/1.1\nHost: localhost\nUpgrade: websocket\n\n", "426"),
+        ("GET /readyz HTTP/1.1\nHost: localhost\n\n", "200"),
+        ("HEAD /healthz HTTP/1.1\nHost: localhost\n\n", "200"),
+        ("POST /healthz HTTP/1.1\nHost: localhost\n\n", "405"),
+        ("GET /asyncapi.json HTTP/1.1\nHost: evil.example\n\n", "403"),
     ],
 )
 async def test_http_requests(request_text, status):
@@ -115,6 +121,54 @@ async def test_a_server_that_stops_says_goodbye():
     assert not any("task_cancelled" in frame for frame in frames)
 
 
+async def test_a_server_that_stops_is_not_ready():
+    """A request on a connection that was there before is told so."""
+    async with serving() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        await asyncio.sleep(0.05)  # accepted
+        socket = await connect(server.url)  # keeps the server until it closes it
+
+        async def ask() -> bytes:
+            async for frame in socket:
+                if "goaway" in str(frame):
+                    writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    return await reader.read()
+            raise AssertionError("no goaway")
+
+        async with talking(server) as talk:  # something to wait for
+            await talk.ask({"command": "create", "task_description": "x", "agent": "waiter",
+                            "execute": True})  # fmt: skip
+        asking = asyncio.create_task(ask())
+        await asyncio.sleep(0)
+    answer = (await asking).decode()
+    assert answer.startswith("HTTP/1.1 503"), answer
+    assert "not ready: the server is about to stop" in answer
+    writer.close()
+
+
+async def test_a_server_whose_disk_hangs_is_not_ready(tmp_path, monkeypatch):
+    """It is again when the commit has come to its end."""
+    hanging, committing = threading.Event(), threading.Event()
+    commit = SqliteLog.commit
+
+    def slow(log: SqliteLog) -> None:
+        committing.set()
+        hanging.wait(10)
+        commit(log)
+
+    monkeypatch.setattr("agentsrv.orchestrator.orchestrator.READY_WITHIN", 0.05)
+    async with serving(store=f"sqlite:///{tmp_path}/t.db") as server, talking(server) as talk:
+        monkeypatch.setattr(SqliteLog, "commit", slow)
+        await talk.send({"command": "create", "task_description": "x", "agent": "echo"})
+        assert await asyncio.to_thread(committing.wait, 10)
+        line, answer = await get(server, "GET /readyz HTTP/1.1\nHost: localhost\n\n")
+        assert (line.split()[1], "does not answer" in answer) == ("503", True)
+        hanging.set()
+        assert (await talk.next())["type"] == "reply"
+        line, _ = await get(server, "GET /readyz HTTP/1.1\nHost: localhost\n\n")
+        assert line.split()[1] == "200"
+
+
 async def test_a_task_survives_a_restart(tmp_path):
     """What was running when the server stopped is finished by the next one."""
     store = f"sqlite:///{tmp_path}/t.db"
@@ -147,4 +201,6 @@ async def test_a_store_that_breaks_is_told(tmp_path, monkeypatch):
         async with asyncio.timeout(1):
             assert "the disk is gone" in str(await server.broken)
         assert (await talk.ask("list"))["code"] == "unavailable"
+        _, told = await get(server, "GET /readyz HTTP/1.1\nHost: localhost\n\n")
+        assert "not ready: the store cannot write: the disk is gone" in told
         assert (await talk.ask("ping"))["type"] == "reply"

@@ -1,0 +1,241 @@
+"""``agentsrv doctor``: looks at all that a server needs, and says what to do."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic_settings import DotEnvSettingsSource, TomlConfigSettingsSource
+
+from agentsrv.agents.knowledge.folder import scan
+from agentsrv.app import SQLITE, knowledge_index, open_models, open_store
+from agentsrv.cli.exits import Exit
+from agentsrv.cli.options import make_settings
+from agentsrv.cli.serving import loop_factory
+from agentsrv.errors import AgentsrvError, ConfigurationError
+from agentsrv.settings import Settings
+from agentsrv.store.sqlite_log import WAL_LIMIT
+from agentsrv.store.sqlite_look import OLDEST, is_in_use, look
+
+PREFIX: Final = "AGENTSRV_"
+OTHERS: Final = ("URL",)  # variables of the command line that are no settings
+OWN_FILES: Final = 64  # that a server has open beside its connections
+SCARCE: Final = 1 << 30  # bytes of free disk space
+ANSWER: Final = 16  # tokens of the answer that a model is asked for
+
+
+class Level(StrEnum):
+    """How bad it is; the server does not start, or not as configured, with a ``FAIL``."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found, and what to do about it."""
+
+    level: Level
+    what: str
+    advice: str = ""
+
+
+async def run(given: Mapping[str, Any]) -> int:
+    """Make all checks and print what they find; return the exit code, 1 for any ``FAIL``."""
+    worst = Exit.DONE
+    async for finding in examine(given):
+        print(f"{finding.level:4}  {finding.what}")
+        if finding.advice:
+            print(f"      {finding.advice}")
+        if finding.level is Level.FAIL:
+            worst = Exit.FAILED
+    return worst
+
+
+async def examine(given: Mapping[str, Any]) -> AsyncIterator[Finding]:
+    """What each check finds; ``given`` are the settings of the command line."""
+    for finding in (*check_variables(), *check_file()):
+        yield finding
+    try:
+        settings = make_settings(**given)
+        loop_factory(settings.loop)
+        open_store(settings)
+    except ConfigurationError as error:
+        yield Finding(Level.FAIL, f"settings: {error.message}", "the rest was not checked")
+        return
+    yield Finding(Level.OK, "settings: each has a value that it may have")
+    for check in CHECKS:
+        for finding in check(settings):
+            yield finding
+    async for finding in check_models(settings):
+        yield finding
+
+
+def check_variables() -> Iterator[Finding]:
+    """Variables that begin like ours and are none, in the environment and in ``.env``."""
+    known = {*map(str.upper, Settings.model_fields), *OTHERS}
+    places = {"the environment": os.environ, ".env": DotEnvSettingsSource(Settings).env_vars}
+    for place, variables in places.items():
+        for name in map(str.upper, variables):
+            own = name.removeprefix(PREFIX)
+            if own != name and own not in known:
+                yield _unknown(f"variable {name} in {place}", own, known, PREFIX)
+
+
+def check_file() -> Iterator[Finding]:
+    """Keys of ``agentsrv.toml`` that are no settings."""
+    try:
+        keys = TomlConfigSettingsSource(Settings).toml_data
+    except ValueError:  # no TOML: the settings tell
+        return
+    for key in keys:
+        if key not in Settings.model_fields:
+            yield _unknown(f"key {key} in agentsrv.toml", key, Settings.model_fields)
+
+
+def check_sqlite(_: Settings) -> Iterator[Finding]:
+    """The library that Python was built with."""
+    version = f"SQLite: {sqlite3.sqlite_version}"
+    if sqlite3.sqlite_version_info < OLDEST:
+        wanted = ".".join(map(str, OLDEST))
+        yield Finding(Level.FAIL, version, f"use a Python with SQLite {wanted} or newer")
+        return
+    try:
+        with closing(sqlite3.connect(":memory:")) as db:
+            db.execute("CREATE VIRTUAL TABLE passage USING fts5(body)")
+    except sqlite3.Error:
+        yield Finding(
+            Level.WARN, f"{version}, without FTS5", "the knowledge base needs a Python that has it"
+        )
+        return
+    yield Finding(Level.OK, f"{version}, with FTS5")
+
+
+def check_store(settings: Settings) -> Iterator[Finding]:
+    """The log, and whether another server has it."""
+    path = _store_file(settings)
+    if path is None:
+        yield Finding(
+            Level.WARN, "store: in memory", "tasks are forgotten when the server ends; set store"
+        )
+        return
+    if not path.parent.is_dir():
+        yield Finding(Level.FAIL, f"store: no folder {path.parent}", f"mkdir -p {path.parent}")
+        return
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        yield Finding(Level.FAIL, f"store: {path} cannot be written", "run as the user who may")
+        return
+    if not path.exists():
+        yield Finding(Level.OK, f"store: {path} will be made")
+        return
+    try:
+        found, in_use = look(path), is_in_use(path)
+    except (ConfigurationError, OSError) as error:
+        yield Finding(Level.FAIL, f"store: {path}: {error}", "set store to another file")
+        return
+    told = f"store: {path}, tasks: {found.tasks}, unfinished: {found.unfinished}"
+    if in_use:
+        yield Finding(Level.WARN, f"{told}; a server uses it", "another one would not start")
+    elif found.is_old:
+        yield Finding(Level.WARN, f"{told}, by an older version", "copy it before you start")
+    else:
+        yield Finding(Level.OK, told)
+
+
+def check_disk(settings: Settings) -> Iterator[Finding]:
+    """Space where the log grows."""
+    path = _store_file(settings)
+    if path is None or not path.parent.is_dir():
+        return
+    free = shutil.disk_usage(path.parent).free
+    told = f"disk: {free / 1e9:,.1f} GB free for the store"
+    if free >= SCARCE:
+        yield Finding(Level.OK, told)
+        return
+    level = Level.FAIL if free < WAL_LIMIT else Level.WARN
+    yield Finding(level, told, "make room, or set a shorter retention: a full disk ends the server")
+
+
+def check_files(settings: Settings) -> Iterator[Finding]:
+    """How many connections the process may have."""
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.max_connections + OWN_FILES
+    told = f"open files: up to {limit}, for max_connections {settings.max_connections}"
+    if resource.RLIM_INFINITY in (limit, most) or limit >= wanted:
+        yield Finding(Level.OK, told)
+        return
+    advice = f"ulimit -n {wanted}" if most >= wanted else f"raise the hard limit, which is {most}"
+    yield Finding(Level.WARN, told, f"{advice}, or set max_connections to {limit - OWN_FILES}")
+
+
+def check_knowledge(settings: Settings) -> Iterator[Finding]:
+    """The folder of texts and its index."""
+    folder = settings.knowledge
+    if folder is None:
+        yield Finding(Level.OK, "knowledge: none; the retriever finds nothing")
+        return
+    index = knowledge_index(settings)
+    try:
+        files = [file for file in scan(folder) if not file.reason]
+    except AgentsrvError as error:
+        yield Finding(Level.FAIL, f"knowledge: {error.message}", "set knowledge to a folder")
+        return
+    told = f"knowledge: {folder}, files: {len(files)}"
+    if not files:
+        yield Finding(Level.WARN, told, "the retriever finds nothing in an empty folder")
+    elif not index.exists():
+        yield Finding(Level.OK, f"{told}; the index {index} will be made")
+    elif not os.access(index, os.R_OK | os.W_OK):
+        yield Finding(Level.FAIL, f"{told}; {index} cannot be written", "run as the user who may")
+    else:
+        yield Finding(Level.OK, f"{told}, index {index}")
+
+
+async def check_models(settings: Settings) -> AsyncIterator[Finding]:
+    """Each model, by a question of a few tokens."""
+    try:
+        async with open_models(settings) as models:
+            if models.llm is None and models.embedder is None:
+                yield Finding(Level.OK, "models: none; the built-in agents do without")
+            if models.llm is not None:
+                hello = [{"role": "user", "content": "Say hello."}]
+                await models.llm.create(hello, max_completion_tokens=ANSWER)
+                yield Finding(Level.OK, f"llm_model: {models.llm.model} answers")
+            if models.embedder is not None:
+                (vector,) = await models.embedder.embed(["hello"])
+                told = f"{models.embedder.model} gives vectors of {len(vector)} numbers"
+                yield Finding(Level.OK, f"embedding_model: {told}")
+    except AgentsrvError as error:
+        advice = "look at llm_url, llm_key and the names of the models"
+        yield Finding(Level.FAIL, f"models: {error.message}", advice)
+
+
+CHECKS: Final[tuple[Callable[[Settings], Iterator[Finding]], ...]] = (
+    check_sqlite,
+    check_store,
+    check_disk,
+    check_files,
+    check_knowledge,
+)
+
+
+def _store_file(settings: Settings) -> Path | None:
+    if not settings.store.startswith(SQLITE):
+        return None
+    return Path(settings.store.removeprefix(SQLITE))
+
+
+def _unknown(what: str, name: str, known: Iterable[str], prefix: str = "") -> Finding:
+    alike = get_close_matches(name, known, 1)
+    advice = f"did you mean {prefix}{alike[0]}?" if alike else "it has no effect; remove it"
+    return Finding(Level.FAIL, f"unknown {what}", advice)

@@ -1,0 +1,205 @@
+"""The client for scripts and notebooks: the same methods, which return when they are done."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from functools import wraps
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
+
+from agentsrv.client.client import Client
+from agentsrv.client.errors import Closed
+from agentsrv.client.link import Options
+from agentsrv.models.events import Record
+from agentsrv.protocol.replies import Hello
+
+LAST_CHANCE: Final = 1.0  # seconds that calls of other threads have to see that it is closed
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Calls = SimpleQueue[Callable[[], None] | None]
+"""What the calling thread is to do while it waits; ``None`` when there is nothing to wait for."""
+
+
+def _blocking(
+    method: Callable[Concatenate[Client, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[SyncClient, P], T]:
+    """The same method for `SyncClient`; the caller's thread calls the functions it is given."""
+
+    @wraps(method)
+    def call(self: SyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        calls: Calls = SimpleQueue()
+        for name, value in kwargs.items():
+            if callable(value):
+                kwargs[name] = self._handed_over(value, calls)
+        return self._wait(method(self._client, *args, **kwargs), calls)
+
+    return call
+
+
+class SyncClient:
+    """A `Client` that needs no event loop of the caller's, and may be used beside one.
+
+    ::
+
+        with SyncClient("ws://127.0.0.1:8765") as client:
+            print(client.run("How does async I/O affect throughput?").final_output)
+
+    It connects when it is made. Its methods are those of `Client`, where their arguments, results
+    and errors are told, but they return when they are done. Functions that are given to ``run``
+    are plain ones; they are called in the thread that called ``run``, so they may take their time,
+    ask people, and use the client. Any number of threads may use a client.
+
+    Owns a thread with an event loop, which ends with `close`. Ctrl-C ends a call as a cancellation
+    would: what was asked may have been carried out or not, and a task of ``run`` goes on.
+
+    Args:
+        url: Where the server is, ``ws://HOST:PORT`` or ``wss://…``.
+        options: Limits of the connection.
+
+    Raises:
+        ConfigurationError: The URL is none of a WebSocket.
+        NoServer, NotAServer, NotAllowed: There is no connection to be had.
+    """
+
+    def __init__(self, url: str, options: Options | None = None) -> None:
+        self._client = Client(url, options)
+        self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()  # nothing is given to the loop behind its end
+        self._closed = False
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="agentsrv-client", daemon=True
+        )
+        self._thread.start()
+        try:
+            self._wait(self._client.__aenter__(), SimpleQueue())
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection, and end the calls of other threads by `Closed`; tasks go on.
+
+        To do it again changes nothing.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            ended = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+        ended.result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    @property
+    def hello(self) -> Hello:
+        """The server's latest greeting: its version, limits and commands."""
+        return self._client.hello
+
+    create = _blocking(Client.create)
+    execute = _blocking(Client.execute)
+    status = _blocking(Client.status)
+    list = _blocking(Client.list)
+    cancel = _blocking(Client.cancel)
+    respond = _blocking(Client.respond)
+    send = _blocking(Client.send)
+    agents = _blocking(Client.agents)
+    ping = _blocking(Client.ping)
+    resolve = _blocking(Client.resolve)
+    run = _blocking(Client.run)
+
+    def events(self, task_id: str, after_seq: int = 0) -> Generator[Record]:
+        """The events of a task that follow number ``after_seq``, up to its terminal event.
+
+        See `Client.events`. Leaving the loop early unsubscribes when the generator is closed.
+        """
+        stream = self._client.events(task_id, after_seq)
+
+        async def step() -> Record | None:
+            return await anext(stream, None)
+
+        try:
+            while (record := self._wait(step(), SimpleQueue())) is not None:
+                yield record
+        finally:
+            with suppress(Closed):  # then it has ended already
+                self._wait(stream.aclose(), SimpleQueue())
+
+    def _wait(self, work: Coroutine[Any, Any, T], calls: Calls) -> T:
+        """Let the loop do ``work``, and do meanwhile what it asks of this thread."""
+        with self._lock:
+            if self._closed:
+                work.close()
+                raise Closed("the client is closed")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future.add_done_callback(lambda _: calls.put(None))
+        try:
+            while (call := calls.get()) is not None:
+                call()
+        except BaseException:
+            future.cancel()
+            raise
+        try:
+            return future.result()
+        except CancelledError:
+            raise Closed("the client is closed") from None
+
+    def _handed_over(
+        self, function: Callable[..., Any], calls: Calls
+    ) -> Callable[..., Coroutine[Any, Any, Any]]:
+        """A coroutine function for the loop that lets the waiting thread call ``function``."""
+
+        async def ask(*args: Any) -> Any:
+            answer = self._loop.create_future()
+            calls.put(lambda: self._answer(answer, function, args))
+            return await answer
+
+        return ask
+
+    def _answer(
+        self, answer: asyncio.Future[Any], function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> None:
+        if answer.done():
+            return  # a question that was settled while another was answered
+        result, error = None, None
+        try:
+            result = function(*args)
+        except Exception as raised:  # noqa: BLE001 - it is raised again, where it is awaited
+            error = raised
+        with suppress(RuntimeError):  # closed meanwhile: nobody waits any more
+            self._loop.call_soon_threadsafe(_settle, answer, result, error)
+
+    async def _end(self) -> None:
+        await self._client.aclose()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            _, late = await asyncio.wait(others, timeout=LAST_CHANCE)
+            for task in late:
+                task.cancel()
+            await asyncio.wait(others)
+
+
+def _settle(answer: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+    if answer.done():
+        return
+    if error is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(result)

@@ -1,0 +1,26 @@
+"""The codes with which a server closes a connection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """What a close code means, and whether a client should connect again."""
+
+    meaning: str
+    reconnect: bool
+
+
+CLOSES: Final[dict[int, Close]] = {
+    1003: Close("a binary frame", reconnect=False),
+    1007: Close("a text frame that is not UTF-8", reconnect=False),
+    1009: Close("a frame over `max_frame`", reconnect=False),
+    1011: Close("a fault of the server, or no pong in time", reconnect=True),
+    1012: Close("the server stops or restarts", reconnect=True),
+    1013: Close("too many connections; it comes instead of `hello`", reconnect=True),
+    4400: Close("twenty frames in a row that were no commands", reconnect=False),
+    4408: Close("the client took nothing for 10 s", reconnect=True),
+}

@@ -1,0 +1,144 @@
+"""An example of each frame, as the published schema shows it; those of commands are theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from agentsrv import errors
+from agentsrv.models import events as e
+from agentsrv.models.commands import EXAMPLES
+from agentsrv.models.plan import ExecutionPlan, Step
+from agentsrv.protocol import PROTOCOL, shell
+
+TASK: Final = "3f2a9c0d1b7e4a65"
+AT: Final = "2026-03-01T12:00:00.000Z"
+_QUESTION: Final = "How does async I/O affect throughput?"
+_INPUT: Final = f"{TASK}/step_002/1"
+_STATE: Final = {"task_id": TASK, "status": "running", "seq": 12}
+_PLAN: Final = ExecutionPlan(
+    steps=(
+        Step(step_id="step_001", agent="retriever", description="Find passages"),
+        Step(step_id="step_002", agent="writer", description="Write it", depends_on=("step_001",)),
+    )
+)
+
+EVENTS: Final[Mapping[str, e.Event]] = {
+    event.event_type: event
+    for event in (
+        e.TaskCreated(_QUESTION, None, {}, {}),
+        e.TaskQueued(1),
+        e.TaskStarted("my-host-10790"),
+        e.PlanCreated(_PLAN.described(lambda _: 3)),
+        e.StepStarted("step_001", 1, "retriever", "Find passages"),
+        e.StepProgress("step_001", 1, 1.0, 2.0, "1 of 2 folders"),
+        e.PartialOutput("step_001", 1, 0, "Async I/O "),
+        e.StepRetrying("step_001", 1, 2, 0.1, "no route to host", 1, "error"),
+        e.StepCompleted("step_001", 2, "completed", {"passages": 12}, False, 0.25),  # noqa: FBT003 - in the order of the wire
+        e.StepFailed("step_001", 4, "no route to host", 3, "Async", True),  # noqa: FBT003 - likewise
+        e.StepSkipped("step_002", "the task has failed"),
+        e.StepCancelled("step_002", 1, "Async I/O raises"),
+        e.InputRequired(
+            _INPUT, "step_002", 1, "Publish it?", {"type": "boolean"}, None, default=False,
+            expires_at="2026-03-01T12:05:00.000Z",
+        ),
+        e.InputReceived(_INPUT, "step_002", "accept", value=True, by="anonymous"),
+        e.MessageReceived("Keep it short.", "anonymous"),
+        e.TaskCancelling("no longer needed", "anonymous", 5.0),
+        e.TaskRecovered("my-host-10812", ["step_001"]),
+        e.TaskCompleted(
+            "completed", "Async I/O raises …", degraded=False, missing_steps=[], duration=1.5
+        ),
+        e.TaskFailed("failed", "no route to host", "step_002", 3, "Async I/O raises"),
+        e.TaskCancelled(
+            "cancelled", "no longer needed", "anonymous", stopped=True, partial_output=""
+        ),
+    )
+}  # fmt: skip
+
+REPLIES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "create": _STATE | {"status": "queued", "seq": 2, "replayed": False},
+    "execute": _STATE | {"status": "queued", "seq": 2},
+    "status": _STATE
+    | {
+        "user_input": _QUESTION,
+        "final_output": None,
+        "partial_output": "Async I/O raises",
+        "error_message": None,
+        "degraded": False,
+        "created_at": AT,
+        "updated_at": AT,
+        "steps": [
+            {
+                "step_id": "step_001",
+                "agent": "writer",
+                "description": "Write it",
+                "depends_on": [],
+                "status": "running",
+                "attempt": 1,
+                "output": "Async I/O raises",
+                "error_message": None,
+            }
+        ],
+        "inputs": [],
+    },
+    "list": {
+        "tasks": [
+            {"task_id": TASK, "status": "running", "user_input": _QUESTION, "created_at": AT}
+        ],
+        "total": 1,
+        "next_cursor": None,
+    },
+    "cancel": {"task_id": TASK, "status": "cancelling", "already": False},
+    "subscribe": _STATE,
+    "unsubscribe": {},
+    "respond": {"task_id": TASK, "input_id": _INPUT},
+    "send": {"task_id": TASK, "seq": 13},
+    "agents": {
+        "agents": [
+            {
+                "name": "greeter",
+                "description": "Greet somebody.",
+                "params": {"type": "object", "properties": {"name": {"type": "string"}}},
+            }
+        ]
+    },
+    "ping": {},
+    "help": {"commands": {"ping": EXAMPLES["ping"]}, "lines": shell.usage()},
+}
+
+FRAMES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "hello": {
+        "protocol": PROTOCOL,
+        "server": {"name": "agentsrv", "version": "0.1.0"},
+        "connection_id": "5b0c8f6e-2f0e-4a53-9d36-3f1f9a7d2c11",
+        "authenticated": False,
+        "limits": {"max_frame": 1 << 20, "queue_limit": 100},
+        "commands": list(EXAMPLES),
+    },
+    "caught_up": {"task_id": TASK, "seq": 12},
+    "goaway": {"reason": "the server stops", "reconnect_in": 1.0},
+}
+
+ERRORS: Final[tuple[errors.AgentsrvError, ...]] = (
+    errors.InvalidJson("found an empty frame; expected a command", example=EXAMPLES["help"]),
+    errors.InvalidCommand(
+        "task_id: Field required",
+        details=[{"field": "task_id", "reason": "Field required"}],
+        example=EXAMPLES["status"],
+    ),
+    errors.UnknownCommand("found 'crate'; expected one of create, …", example=EXAMPLES["help"]),
+    errors.NotFound(f"there is no task {TASK!r}"),
+    errors.InvalidState("task 3f2a9c0d1b7e4a65 is completed; execute needs pending"),
+    errors.Conflict("the question was answered before"),
+    errors.InvalidInput(
+        "value: Input should be a valid boolean",
+        details=[{"field": "value", "reason": "Input should be a valid boolean"}],
+    ),
+    errors.SeqAhead("after_seq is 40; the log ends at 12"),
+    errors.TooLarge("the answer has 70000 bytes; at most 65536 are kept"),
+    errors.Overloaded("100 tasks are waiting already, which is the limit", retry_after=1.0),
+    errors.ShuttingDown("the server is about to stop; reconnect and try again"),
+    errors.Unavailable("the store cannot commit now"),
+    errors.Internal("the server has a fault; its log tells of incident 2b1f0c9d8e7a"),
+)

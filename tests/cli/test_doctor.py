@@ -1,0 +1,216 @@
+"""Each check of the doctor, well and ill; the stores, servers and endpoints are real."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import sqlite3
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agentsrv.cli import doctor
+from agentsrv.cli.doctor import Level, examine
+from agentsrv.store.sqlite_schema import APPLICATION
+from tests.agents.fake_model import fake_model
+from tests.server.talk import serving, talking
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A folder and an environment without settings."""
+    for name in os.environ:
+        if name.startswith("AGENTSRV_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+async def found(topic: str, **given: Any) -> tuple[Level, str]:
+    """What the one finding about a topic says; its text is followed by the advice."""
+    (finding,) = [finding async for finding in examine(given) if finding.what.startswith(topic)]
+    return finding.level, f"{finding.what}; {finding.advice}"
+
+
+async def test_a_new_server_has_nothing_to_mend():
+    """Each topic has a finding, and none is bad."""
+    findings = [finding async for finding in examine({"max_connections": 10})]
+    topics = [finding.what.partition(":")[0] for finding in findings]
+    assert topics == ["settings", "SQLite", "store", "disk", "open files", "knowledge", "models"]
+    assert {finding.level for finding in findings} == {Level.OK}
+
+
+@pytest.mark.parametrize("place", ["environment", ".env", "agentsrv.toml"])
+async def test_a_misspelt_setting_is_told_with_what_was_meant(folder, monkeypatch, place):
+    """Wherever it stands."""
+    match place:
+        case "environment":
+            monkeypatch.setenv("AGENTSRV_CONCURENCY", "3")
+        case ".env":
+            (folder / ".env").write_text("AGENTSRV_CONCURENCY=3\nOTHER=1\nAGENTSRV_PORT=1\n")
+        case _:
+            (folder / "agentsrv.toml").write_text("concurency = 3\nport = 1\n")
+    level, text = await found("unknown")
+    assert level is Level.FAIL
+    assert place in text
+    assert text.lower().endswith("concurrency?")
+
+
+async def test_what_is_like_no_setting_has_no_suggestion(monkeypatch):
+    """It is told all the same; the variable of the command line is known."""
+    monkeypatch.setenv("AGENTSRV_XYZ", "3")
+    monkeypatch.setenv("AGENTSRV_URL", "ws://127.0.0.1:1")
+    level, text = await found("unknown")
+    assert (level, "remove it" in text, "AGENTSRV_XYZ" in text) == (Level.FAIL, True, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("port = 'many'", "port is 'many'"),
+        ("port = ", "agentsrv.toml"),
+        ("store = 'mysql:'", "store is 'mysql:'"),
+    ],
+)
+async def test_a_value_that_cannot_be_ends_the_examination(folder, line, told):
+    """It is told as the server would tell it."""
+    (folder / "agentsrv.toml").write_text(line)
+    findings = [finding async for finding in examine({})]
+    assert [finding.level for finding in findings] == [Level.FAIL]
+    assert told in findings[0].what
+
+
+async def test_a_server_that_uses_the_store_is_told_and_not_disturbed(folder):
+    """It writes on while it is looked at, and nothing in its folder is different behind it."""
+    store = f"sqlite:///{folder}/t.db"
+    work = {"command": "create", "task_description": "x", "execute": True, "agent": "talker"}
+    async with serving(store=store) as server, talking(server) as talk:
+        created = await talk.ask(work | {"params": {"pieces": 200, "pause": 0.001}})
+        await talk.until("partial_output")
+        files = sorted(folder.iterdir())
+        for _ in range(20):
+            level, text = await found("store", store=store)
+            assert (level, "a server uses it" in text) == (Level.WARN, True)
+            assert "tasks: 1, unfinished: " in text
+        assert sorted(folder.iterdir()) == files
+        ended = await talk.ask({"command": "subscribe", "task_id": created["task_id"]})
+        assert ended["type"] == "reply"
+        assert (await talk.log(created["task_id"]))[-1]["event_type"] == "task_completed"
+        assert not server.broken.done()
+    files = sorted(folder.iterdir())
+    assert await found("store", store=store) == (
+        Level.OK,
+        f"store: {folder}/t.db, tasks: 1, unfinished: 0; ",
+    )
+    assert sorted(folder.iterdir()) == files
+
+
+async def test_stores_that_will_not_do(folder, monkeypatch):
+    """Of another program, no database, no folder, not ours to write; or one that forgets."""
+    with sqlite3.connect(folder / "other.db") as db:
+        db.execute("CREATE TABLE mine (x)")
+    db.close()
+    (folder / "text.db").write_text("This is no database, however long it may be." * 30)
+    for name, told in (
+        ("other.db", "another program's"),
+        ("text.db", "not a database"),
+        ("no/where.db", "mkdir -p no"),
+    ):
+        level, text = await found("store", store=f"sqlite:///{name}")
+        assert (level, told in text) == (Level.FAIL, True), text
+    assert (await found("store", store="memory:"))[0] is Level.WARN
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
+    level, text = await found("store", store="sqlite:///t.db")
+    assert (level, "cannot be written" in text) == (Level.FAIL, True)
+
+
+async def test_a_store_of_an_older_version_is_told(folder):
+    """The next start changes it; an empty file is none."""
+    (folder / "new.db").touch()
+    assert (await found("store", store="sqlite:///new.db"))[0] is Level.OK
+    with sqlite3.connect(folder / "old.db") as db:
+        db.execute("CREATE TABLE task (ended_at REAL)")
+        db.execute(f"PRAGMA application_id = {APPLICATION}")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    level, text = await found("store", store="sqlite:///old.db")
+    assert (level, "copy it" in text) == (Level.WARN, True)
+
+
+@pytest.mark.parametrize(
+    ("free", "level"), [(1 << 40, Level.OK), (1 << 29, Level.WARN), (1 << 20, Level.FAIL)]
+)
+async def test_a_disk_that_fills_up_is_told(monkeypatch, free, level):
+    """Before it is full."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert (await found("disk"))[0] is level
+
+
+@pytest.mark.parametrize(
+    ("limits", "level", "told"),
+    [
+        ((1024, 1 << 20), Level.WARN, "ulimit -n 10064"),
+        ((1024, 2048), Level.WARN, "which is 2048, or set max_connections to 960"),
+        ((20_000, 20_000), Level.OK, "up to 20000"),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), Level.OK, "open files"),
+    ],
+)
+async def test_too_few_open_files_are_told(monkeypatch, limits, level, told):
+    """With the number that would do."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    found_level, text = await found("open files")
+    assert (found_level, told in text) == (level, True), text
+
+
+async def test_an_sqlite_that_will_not_do(monkeypatch):
+    """It is too old, or has no full-text search."""
+    monkeypatch.setattr(doctor, "OLDEST", (99, 0, 0))
+    level, text = await found("SQLite")
+    assert (level, "99.0.0" in text) == (Level.FAIL, True)
+
+
+async def test_the_knowledge_base(folder):
+    """A folder that is missing, one without texts, one with."""
+    assert (await found("knowledge", knowledge=folder / "no"))[0] is Level.FAIL
+    texts = folder / "texts"
+    texts.mkdir()
+    assert (await found("knowledge", knowledge=texts))[0] is Level.WARN
+    (texts / "a.md").write_text("# A\n\nText.\n")
+    level, text = await found("knowledge", knowledge=texts)
+    assert (level, "files: 1" in text, "will be made" in text) == (Level.OK, True, True)
+    async with serving(store=f"sqlite:///{folder}/t.db", knowledge=texts):
+        pass
+    level, text = await found("knowledge", knowledge=texts, store=f"sqlite:///{folder}/t.db")
+    assert (level, "index" in text, "will be made" in text) == (Level.OK, True, False)
+
+
+async def test_models_are_asked():
+    """What answers is told; what does not, too, and without the key."""
+    async with fake_model() as fake:
+        fake.embed = lambda text: [float(len(text)), 1.0]
+        fake.script("Hello.")
+        given = {"llm_url": fake.url, "llm_key": "sk-secret"}
+        findings = [
+            finding
+            async for finding in examine(given | {"llm_model": "m", "embedding_model": "e"})
+            if "model" in finding.what
+        ]
+        assert [finding.level for finding in findings] == [Level.OK] * 2
+        assert "vectors of 2 numbers" in findings[1].what
+        assert fake.requests[0].body["max_completion_tokens"] == doctor.ANSWER
+    level, text = await found("models", **given, llm_model="m")
+    assert (level, "no connection" in text, "sk-secret" in text) == (Level.FAIL, True, False)
+    level, text = await found("models", llm_model="m")
+    assert (level, "expected llm_url" in text) == (Level.FAIL, True)
+
+
+def test_the_command_tells_by_its_exit_status(agentsrv, monkeypatch):
+    """0 where nothing fails; 1 where something does, with what to do below it."""
+    monkeypatch.delenv("AGENTSRV_URL")
+    well = agentsrv("doctor")
+    assert (well.code, well.err) == (0, "")
+    ill = agentsrv("doctor", "--store=sqlite:///no/where.db")
+    assert ill.code == 1
+    assert "FAIL  store: no folder no\n      mkdir -p no\n" in ill.out

@@ -1,0 +1,81 @@
+"""Pages over HTTP, as a client that knows HTTP gets them from a server that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from http.client import HTTPConnection
+
+import orjson
+import pytest
+
+from agentsrv.app import VERSION, Running
+from agentsrv.protocol.asyncapi import document
+from tests.server.talk import serving
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+async def request(server: Running, method: str, path: str, **headers: str) -> Answer:
+    """The status, the headers by their names in lower case, and the body."""
+
+    def ask() -> Answer:
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
+        try:
+            given = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, headers=given)
+            answer = connection.getresponse()
+            told = {name.lower(): value for name, value in answer.getheaders()}
+            return answer.status, told, answer.read()
+        finally:
+            connection.close()
+
+    return await asyncio.to_thread(ask)
+
+
+async def test_the_schema_is_served():
+    """It is that of the server's version."""
+    async with serving() as server:
+        status, headers, body = await request(server, "GET", "/asyncapi.json")
+    assert (status, headers["content-type"]) == (200, "application/json")
+    assert "content-encoding" not in headers
+    assert orjson.loads(body) == orjson.loads(orjson.dumps(document(VERSION)))
+
+
+@pytest.mark.parametrize(
+    ("accepted", "is_compressed"),
+    [
+        ("gzip", True),
+        ("deflate, GZIP;q=0.5", True),
+        ("br, gzip ; q=0", False),
+        ("gzip;q=0.000", False),
+        ("deflate", False),
+        ("identity", False),
+    ],
+)
+async def test_it_is_compressed_where_that_is_taken(accepted, is_compressed):
+    """What is taken is told by Accept-Encoding; caches are told that it matters."""
+    async with serving() as server:
+        _, headers, body = await request(server, "GET", "/asyncapi.json", Accept_Encoding=accepted)
+    assert headers["vary"] == "Accept-Encoding"
+    assert (headers.get("content-encoding") == "gzip") is is_compressed
+    text = gzip.decompress(body) if is_compressed else body
+    assert orjson.loads(text)["asyncapi"]
+
+
+async def test_a_head_has_the_headers_and_no_body():
+    """Also where there is nothing."""
+    async with serving() as server:
+        for path in ("/asyncapi.json", "/healthz", "/nothing"):
+            got = await request(server, "GET", path)
+            asked = await request(server, "HEAD", path)
+            assert asked[0] == got[0]
+            assert asked[1]["content-length"] == got[1]["content-length"] == str(len(got[2]))
+            assert asked[2] == b""
+
+
+async def test_other_methods_are_refused():
+    """They are told which there are."""
+    async with serving() as server:
+        status, headers, _ = await request(server, "DELETE", "/asyncapi.json")
+    assert (status, headers["allow"]) == (405, "GET, HEAD")
