@@ -140,7 +140,7 @@ class App:
             await listener.start()
             worker.start()
             try:
-                yield Running(settings.host, listener.port, worker, broken)
+                yield Running(listener.url, listener.port, worker, broken)
             finally:
                 orchestrator.draining = True
                 listener.say_goodbye("the server stops")
@@ -166,17 +166,12 @@ class App:
 class Running:
     """A server that runs."""
 
-    host: str
+    url: str
+    """Where clients connect."""
     port: int
     worker: Worker
     broken: asyncio.Future[BaseException]
     """Done when the store can no longer be trusted: the process should end and recover."""
-
-    @property
-    def url(self) -> str:
-        """Where clients connect."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"ws://{host}:{self.port}"
 
 
 def open_store(settings: Settings) -> Store:

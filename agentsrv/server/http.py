@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
@@ -9,8 +10,14 @@ from urllib.parse import urlsplit
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
+from agentsrv.server.exposure import client_address, is_address
+from agentsrv.settings import Settings
+
 WEBSOCKET_PATHS: Final = ("/", "/ws")
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+ANY: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared, not bound
+
+_log = logging.getLogger("agentsrv.door")
 
 
 class Doorkeeper:
@@ -18,17 +25,21 @@ class Doorkeeper:
 
     A web page of another origin must not reach a server on this machine, and a name that only
     resolves to it (DNS rebinding) is not its name; so both headers are checked on loopback too.
+    An address cannot be rebound: a server that listens on all of its own takes any.
     """
 
-    def __init__(self, host: str) -> None:
-        self._hosts = LOOPBACK | {host}
-        self._any_host = host in ("0.0.0.0", "::", "")  # noqa: S104 - compared, not bound
+    def __init__(self, settings: Settings) -> None:
+        self._hosts = LOOPBACK | {name.lower() for name in (settings.host, *settings.allowed_hosts)}
+        self._origins = {origin.lower().rstrip("/") for origin in settings.allowed_origins}
+        self._proxies = settings.trusted_proxies if settings.behind_proxy else ()
+        self._any_address = settings.host in ANY
 
     def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
         """The answer, or ``None`` to go on with the WebSocket handshake."""
         path = request.path.partition("?")[0]
         refusal = self._refuse(connection, request)
         if refusal is not None:
+            _log.info("refused %s: HTTP %d", self._who(connection, request), refusal.status_code)
             return refusal
         if "websocket" not in request.headers.get("Upgrade", "").lower():
             return _plain(connection, path)
@@ -47,15 +58,27 @@ class Doorkeeper:
                 f"Found {len(hosts)} Host and {len(origins)} Origin headers; "
                 "expected one Host and at most one Origin.\n",
             )
-        if not self._any_host and _hostname(f"//{hosts[0]}") not in self._hosts:
+        if not self._is_ours(_hostname(f"//{hosts[0]}")):
             return connection.respond(
-                HTTPStatus.FORBIDDEN, f"{hosts[0]!r} is not a name of this server.\n"
+                HTTPStatus.FORBIDDEN,
+                f"{hosts[0]!r} is not a name of this server; its setting allowed_hosts has them.\n",
             )
-        if origins and _netloc(origins[0]) != hosts[0].lower():
+        if origins and not self._may_connect(origins[0].lower(), hosts[0].lower()):
             return connection.respond(
                 HTTPStatus.FORBIDDEN, f"Pages of {origins[0]!r} may not use this server.\n"
             )
         return None
+
+    def _who(self, connection: ServerConnection, request: Request) -> str:
+        """The client's address, for the log."""
+        peer = connection.remote_address[0]
+        return client_address(peer, request.headers.get_all("X-Forwarded-For"), self._proxies)
+
+    def _is_ours(self, host: str | None) -> bool:
+        return host in self._hosts or (self._any_address and host is not None and is_address(host))
+
+    def _may_connect(self, origin: str, host: str) -> bool:
+        return _netloc(origin) == host or origin in self._origins
 
 
 def _plain(connection: ServerConnection, path: str) -> Response:
@@ -80,6 +103,6 @@ def _hostname(url: str) -> str | None:
 
 def _netloc(origin: str) -> str | None:
     try:
-        return urlsplit(origin).netloc.lower()
+        return urlsplit(origin).netloc
     except ValueError:
         return None

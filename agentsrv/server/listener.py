@@ -17,6 +17,7 @@ from agentsrv.orchestrator.orchestrator import Orchestrator
 from agentsrv.protocol import PROTOCOL, frames
 from agentsrv.protocol.strict_json import MAX_DEPTH
 from agentsrv.server.connection import Connection
+from agentsrv.server.exposure import check_exposure, tls_context
 from agentsrv.server.http import Doorkeeper
 from agentsrv.server.outbox import OutboxConnection
 from agentsrv.settings import Settings
@@ -45,19 +46,31 @@ class Listener:
         """The TCP port that is listened on."""
         return int(self._server.sockets[0].getsockname()[1])
 
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        host, scheme = self._settings.host, "ws" if self._settings.tls_cert is None else "wss"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
     async def start(self) -> None:
         """Bind and accept.
 
         Raises:
+            ConfigurationError: Strangers could come in or listen in, or TLS cannot be set up.
             OSError: The address is taken or not this machine's.
         """
         settings = self._settings
+        check_exposure(settings)
+        tls = tls_context(settings)
+        handshakes: dict[str, Any] = (
+            {"ssl_handshake_timeout": settings.open_timeout} if tls is not None else {}
+        )
         self._server = await serve(
             self._handle,
             settings.host,
             settings.port,
             create_connection=_factory(settings.stall_timeout),
-            process_request=Doorkeeper(settings.host),
+            process_request=Doorkeeper(settings),
             select_subprotocol=_select_subprotocol,
             compression=None,  # costs a quarter of the events/s and 40 KiB per connection
             server_header=f"agentsrv/{self._version}",
@@ -68,6 +81,8 @@ class Listener:
             max_size=settings.max_frame,
             logger=logging.getLogger("agentsrv.websocket"),
             backlog=BACKLOG,
+            ssl=tls,
+            **handshakes,
         )
 
     def say_goodbye(self, reason: str) -> None:
