@@ -51,6 +51,15 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8765
     """TCP port; 0 takes a free one."""
 
+    key_file: Path | None = None
+    """File of API keys, as ``agentsrv keys`` writes it; with it, nobody comes in without one."""
+
+    api_keys: SecretStr | None = None
+    """Lines of such a file in place of one, with commas between; the keys stand there as hashes."""
+
+    auth_timeout: Seconds = 5.0
+    """Seconds that a client has to say who it is."""
+
     tls_cert: Path | None = None
     """File of the TLS certificate and its chain, as PEM."""
 

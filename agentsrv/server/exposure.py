@@ -13,17 +13,26 @@ from agentsrv.settings import Settings
 LOCAL_NAME: Final = "localhost"
 
 
-def check_exposure(settings: Settings) -> None:
-    """Refuse what would let strangers listen in.
+def check_exposure(settings: Settings, *, is_guarded: bool) -> None:
+    """Refuse what would let strangers come in or listen in.
+
+    Args:
+        settings: Where the server would listen, and how.
+        is_guarded: Whether it asks everybody who they are.
 
     Raises:
-        ConfigurationError: The address is not this machine's own and there is no TLS.
+        ConfigurationError: Others can reach the address, and nobody is asked or nothing encrypted.
     """
     if (settings.tls_cert is None) != (settings.tls_key is None):
         missing = "tls_key" if settings.tls_key is None else "tls_cert"
         raise ConfigurationError(f"TLS needs a certificate and its key; {missing} is missing")
     if is_loopback(settings.host):
         return
+    if not is_guarded:
+        raise ConfigurationError(
+            f"host is {settings.host!r}, which others can reach, and nobody would be asked who "
+            "they are; expected key_file (see: agentsrv keys create) or api_keys"
+        )
     if settings.tls_cert is None and not settings.behind_proxy:
         raise ConfigurationError(
             f"host is {settings.host!r}, which others can reach, and the traffic would not be "

@@ -10,7 +10,10 @@ from urllib.parse import urlsplit
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
+from agentsrv.errors import Unauthenticated
+from agentsrv.server.auth import EVERYBODY, Authenticator, token_of
 from agentsrv.server.exposure import client_address, is_address
+from agentsrv.server.outbox import OutboxConnection
 from agentsrv.settings import Settings
 
 WEBSOCKET_PATHS: Final = ("/", "/ws")
@@ -28,25 +31,46 @@ class Doorkeeper:
     An address cannot be rebound: a server that listens on all of its own takes any.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
         self._hosts = LOOPBACK | {name.lower() for name in (settings.host, *settings.allowed_hosts)}
         self._origins = {origin.lower().rstrip("/") for origin in settings.allowed_origins}
         self._proxies = settings.trusted_proxies if settings.behind_proxy else ()
         self._any_address = settings.host in ANY
 
-    def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
+    async def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
         """The answer, or ``None`` to go on with the WebSocket handshake."""
         path = request.path.partition("?")[0]
-        refusal = self._refuse(connection, request)
-        if refusal is not None:
-            _log.info("refused %s: HTTP %d", self._who(connection, request), refusal.status_code)
-            return refusal
-        if "websocket" not in request.headers.get("Upgrade", "").lower():
+        response = self._refuse(connection, request)
+        if response is None and "websocket" not in request.headers.get("Upgrade", "").lower():
             return _plain(connection, path)
-        if path not in WEBSOCKET_PATHS:
+        if response is None and path not in WEBSOCKET_PATHS:
             return connection.respond(
                 HTTPStatus.NOT_FOUND, f"No WebSocket at {path}; there is one at / and /ws.\n"
             )
+        if response is None:
+            response = await self._identify(connection, request)
+        if response is not None:
+            _log.info("refused %s: HTTP %d", self._who(connection, request), response.status_code)
+        return response
+
+    async def _identify(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Take the token of the handshake, where there is one and anybody is asked for it."""
+        assert isinstance(connection, OutboxConnection)
+        if not self._authenticator.is_required:
+            connection.identity = EVERYBODY
+            return None
+        headers = request.headers
+        try:
+            token = token_of(
+                headers.get_all("Authorization"), headers.get_all("Sec-WebSocket-Protocol")
+            )
+            if token is not None:
+                connection.identity = await self._authenticator.identify(token)
+        except Unauthenticated as refusal:
+            response = connection.respond(HTTPStatus.UNAUTHORIZED, f"{refusal.message}\n")
+            response.headers["WWW-Authenticate"] = "Bearer"
+            return response
         return None
 
     def _refuse(self, connection: ServerConnection, request: Request) -> Response | None:

@@ -13,6 +13,7 @@ from agentsrv.errors import ConfigurationError
 from agentsrv.server.exposure import client_address, is_loopback, tls_context
 from agentsrv.settings import Settings
 from tests.server.certificates import make_certificate
+from tests.server.people import ADA
 from tests.server.talk import Talk, serving
 
 
@@ -60,15 +61,16 @@ def test_the_word_of_our_proxies_is_taken_and_nobody_elses(peer, forwarded, addr
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"host": "0.0.0.0"}, "would not be encrypted; expected tls_cert and tls_key"),
-        ({"host": "::"}, "would not be encrypted"),
+        ({"host": "0.0.0.0"}, "nobody would be asked who they are; expected key_file"),
+        ({"host": "::", "behind_proxy": True}, "nobody would be asked"),
+        ({"host": "0.0.0.0", "api_keys": ADA}, "not be encrypted; expected tls_cert and tls_key"),
         ({"tls_cert": "cert.pem"}, "tls_key is missing"),
         ({"tls_key": "key.pem"}, "tls_cert is missing"),
         ({"tls_cert": "no.pem", "tls_key": "no.pem"}, "expected a certificate and its key"),
     ],
 )
-async def test_a_server_does_not_start_where_others_could_listen_in(settings, sentence):
-    """Each refusal says what was expected."""
+async def test_a_server_does_not_start_by_accident_where_others_reach_it(settings, sentence):
+    """Nor where strangers could come in; each refusal says what was expected."""
     with pytest.raises(ConfigurationError, match=sentence):
         async with serving(**settings):
             pass
@@ -108,5 +110,5 @@ def test_old_versions_of_tls_are_refused(tmp_path):
 
 async def test_behind_a_proxy_nobody_asks_for_tls():
     """The proxy encrypts, so others may reach the address."""
-    async with serving(host="0.0.0.0", behind_proxy=True) as server:
+    async with serving(host="0.0.0.0", behind_proxy=True, api_keys=ADA) as server:
         assert server.url.startswith("ws://0.0.0.0:")

@@ -11,6 +11,7 @@ from websockets.typing import Origin
 
 from agentsrv.app import Running
 from agentsrv.store.sqlite import SqliteStore
+from tests.server.people import ADA
 from tests.server.talk import serving, talking
 
 
@@ -102,7 +103,7 @@ async def test_further_names_and_origins_are_those_that_are_set(host, origin, st
 )  # fmt: skip
 async def test_a_server_at_all_addresses_takes_addresses_and_no_names(host, status):
     """A name may be one that somebody else lets point here."""
-    async with serving(host="0.0.0.0", behind_proxy=True) as server:
+    async with serving(host="0.0.0.0", behind_proxy=True, api_keys=ADA) as server:
         line, _ = await get(server, f"GET /healthz HTTP/1.1\nHost: {host}\n\n")
     assert line.split()[1] == status
 
