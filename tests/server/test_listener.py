@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
@@ -91,7 +92,10 @@ async def test_pages_of_this_server_may_connect_and_others_may_not():
 async def test_further_names_and_origins_are_those_that_are_set(host, origin, status):
     """A host or origin counts as a whole; its case does not."""
     lines = [f"Host: {host}"] + ([f"Origin: {origin}"] if origin is not None else [])
-    names = {"allowed_hosts": "agents.example", "allowed_origins": "https://app.example"}
+    names: dict[str, Any] = {
+        "allowed_hosts": "agents.example",
+        "allowed_origins": "https://app.example",
+    }
     async with serving(**names) as server:
         line, _ = await get(server, "\n".join(["GET /healthz HTTP/1.1", *lines, "\n"]))
     assert line.split()[1] == status
@@ -112,7 +116,8 @@ async def test_a_refusal_is_logged_with_the_address_that_our_proxy_tells(caplog)
     """Others' X-Forwarded-For is not believed, and what a stranger wrote is not logged."""
     request = "GET / HTTP/1.1\nHost: evil.example\nX-Forwarded-For: 203.0.113.7\n\n"
     caplog.set_level("INFO", "agentsrv.door")
-    for given in ({"behind_proxy": True}, {}):
+    settings: list[dict[str, Any]] = [{"behind_proxy": True}, {}]
+    for given in settings:
         async with serving(**given) as server:
             await get(server, request)
     assert caplog.messages == ["refused 203.0.113.7: HTTP 403", "refused 127.0.0.1: HTTP 403"]
