@@ -30,7 +30,7 @@ from agentsrv.orchestrator.logs import forget_old
 from agentsrv.orchestrator.orchestrator import Orchestrator
 from agentsrv.orchestrator.surroundings import OutputLimits, Surroundings
 from agentsrv.orchestrator.worker import Worker
-from agentsrv.server.auth import make_authenticator
+from agentsrv.server.auth import open_authenticator
 from agentsrv.server.exposure import check_exposure
 from agentsrv.server.listener import Listener
 from agentsrv.settings import Settings
@@ -120,7 +120,7 @@ class App:
         """
         settings = Settings() if settings is None else settings
         self._builtin_planner.default = settings.default_plan
-        authenticator = make_authenticator(settings, time.time)
+        authenticator = await open_authenticator(settings, time.time)
         check_exposure(settings, is_guarded=authenticator.is_required)
         async with AsyncExitStack() as stack:
             models = await stack.enter_async_context(open_models(settings))

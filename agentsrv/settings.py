@@ -57,6 +57,21 @@ class Settings(BaseSettings):
     api_keys: SecretStr | None = None
     """Lines of such a file in place of one, with commas between; the keys stand there as hashes."""
 
+    jwt_algorithm: Literal["HS256", "RS256", "ES256"] | None = None
+    """The one algorithm by which JSON Web Tokens are signed; with it, they are taken too."""
+
+    jwt_key: Path | None = None
+    """File of the HS256 secret, of 32 bytes or more, or of the issuer's public key as PEM."""
+
+    jwt_jwks: str | None = None
+    """In place of ``jwt_key``: file or https URL of the issuer's keys (JWKS)."""
+
+    jwt_issuer: str | None = None
+    """What a token's ``iss`` must be."""
+
+    jwt_audience: str | None = None
+    """What a token's ``aud`` must be, or hold."""
+
     auth_timeout: Seconds = 5.0
     """Seconds that a client has to say who it is."""
 

@@ -24,7 +24,8 @@ from agentsrv.client import Client, NoServer, Record, TaskCancelled
 from agentsrv.errors import ConfigurationError, NotFound
 
 DEFAULT_URL: Final = "ws://127.0.0.1:8765"
-_UNGUARDED: Final = dict.fromkeys(("key_file", "api_keys", "tls_cert", "tls_key"))
+_DOORS: Final = "key_file api_keys jwt_algorithm jwt_key jwt_jwks jwt_issuer jwt_audience"
+_UNGUARDED: Final = dict.fromkeys([*_DOORS.split(), "tls_cert", "tls_key"])
 LOOK_AGAIN: Final = 0.05  # seconds until a task that is to be cancelled has been created
 
 

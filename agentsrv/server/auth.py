@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final
 
-from agentsrv.errors import Unauthenticated
+from agentsrv.errors import ConfigurationError, Unauthenticated
+from agentsrv.models.commands import MAX_TOKEN
 from agentsrv.server.keys import PREFIX, KeyRing, parse_keys
 from agentsrv.settings import Settings
 
+if TYPE_CHECKING:
+    from agentsrv.server.tokens import TokenVerifier
+
 ANONYMOUS: Final = "anonymous"  # who everybody is where nobody is asked
 UNAUTHENTICATED: Final = 4401  # close code: nobody who may be here, or not any more
+NOT_ACCEPTED: Final = "the token is not accepted"  # why is for the log, not for who tries
 SCHEME: Final = "bearer"
 SUBPROTOCOL: Final = "bearer."  # before a token that a browser passes as a subprotocol
 
@@ -35,18 +41,22 @@ class Authenticator:
     """Knows the tokens that are accepted.
 
     Args:
-        keys: The API keys; ``None``: there are none.
+        keys: The API keys; ``None``: none are taken.
+        tokens: Knows JSON Web Tokens; ``None``: none are taken.
         now: Seconds since the epoch.
     """
 
-    def __init__(self, keys: KeyRing | None, now: Callable[[], float]) -> None:
+    def __init__(
+        self, keys: KeyRing | None, tokens: TokenVerifier | None, now: Callable[[], float]
+    ) -> None:
         self._keys = keys
+        self._tokens = tokens
         self._now = now
 
     @property
     def is_required(self) -> bool:
         """Whether anybody is asked at all; if not, everybody is ``anonymous``."""
-        return self._keys is not None
+        return self._keys is not None or self._tokens is not None
 
     async def identify(self, token: str) -> Identity:
         """Whose token it is.
@@ -56,30 +66,55 @@ class Authenticator:
         """
         if not self.is_required:
             return EVERYBODY
-        if self._keys is not None and token.startswith(PREFIX):
-            key = self._keys.find(token)
+        if len(token) > MAX_TOKEN:
+            raise Unauthenticated(NOT_ACCEPTED)
+        if token.startswith(PREFIX):
+            key = self._keys.find(token) if self._keys is not None else None
             if key is not None:
                 return Identity(key.principal, key_id=key.key_id)
-        raise Unauthenticated("the token is not accepted")
+        elif self._tokens is not None:
+            return await self._tokens.identify(token)
+        raise Unauthenticated(NOT_ACCEPTED)
 
-    def holds(self, identity: Identity) -> bool:
-        """Whether the identity may go on: it has not expired, and its key is not revoked."""
-        if identity.expires_at <= self._now():
-            return False
-        return identity.key_id is None or (self._keys is not None and identity.key_id in self._keys)
+    def remaining(self, identity: Identity) -> float:
+        """Seconds for which the identity may go on; 0 where its key was revoked."""
+        if identity.key_id is not None and (
+            self._keys is None or identity.key_id not in self._keys
+        ):
+            return 0.0
+        return max(0.0, identity.expires_at - self._now())
 
 
-def make_authenticator(settings: Settings, now: Callable[[], float]) -> Authenticator:
+async def open_authenticator(settings: Settings, now: Callable[[], float]) -> Authenticator:
     """What ``settings`` say about who may come in.
 
     Raises:
-        ConfigurationError: A file or a value cannot be used.
+        ConfigurationError: A file, a URL or a value cannot be used, or the extra is missing.
     """
     keys = None
     if settings.key_file is not None or settings.api_keys is not None:
         given = settings.api_keys.get_secret_value() if settings.api_keys is not None else ""
         keys = KeyRing(settings.key_file, parse_keys(given.replace(",", "\n"), "api_keys"))
-    return Authenticator(keys, now)
+    return Authenticator(keys, await _open_tokens(settings), now)
+
+
+async def _open_tokens(settings: Settings) -> TokenVerifier | None:
+    algorithm, issuer = settings.jwt_algorithm, settings.jwt_issuer
+    audience, jwks = settings.jwt_audience, settings.jwt_jwks
+    if not (algorithm or issuer or audience or jwks or settings.jwt_key):
+        return None
+    if not (algorithm and issuer and audience):
+        raise ConfigurationError(
+            f"jwt_algorithm is {algorithm!r}, jwt_issuer {issuer!r}, jwt_audience {audience!r}; "
+            "JSON Web Tokens need all three"
+        )
+    if find_spec("jwt") is None or find_spec("cryptography") is None:
+        raise ConfigurationError("JSON Web Tokens need the extra: pip install 'agentsrv[jwt]'")
+    from agentsrv.server.signing_keys import open_keys  # noqa: PLC0415 - an extra
+    from agentsrv.server.tokens import TokenVerifier  # noqa: PLC0415 - the same
+
+    keys = await open_keys(settings.jwt_key, jwks, algorithm)
+    return TokenVerifier(keys, algorithm=algorithm, issuer=issuer, audience=audience)
 
 
 def token_of(authorizations: Sequence[str], subprotocols: Sequence[str]) -> str | None:

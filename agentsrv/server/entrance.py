@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from typing import Any, Final, Self
 
 from agentsrv.errors import InvalidState, Unauthenticated
@@ -116,11 +115,11 @@ class Admission:
         identity = self._identity
         if identity.key_id is None and math.isinf(identity.expires_at):
             return
-        seconds = min(RECHECK, max(0.0, identity.expires_at - time.time()))
+        seconds = min(RECHECK, self._authenticator.remaining(identity))
         self._timer = asyncio.get_running_loop().call_later(seconds, self._check)
 
     def _check(self) -> None:
-        if self._authenticator.holds(self._identity):
+        if self._authenticator.remaining(self._identity) > 0:
             self._watch()
             return
         _log.info("%s does not count any more", self.principal)

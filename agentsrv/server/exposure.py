@@ -31,7 +31,7 @@ def check_exposure(settings: Settings, *, is_guarded: bool) -> None:
     if not is_guarded:
         raise ConfigurationError(
             f"host is {settings.host!r}, which others can reach, and nobody would be asked who "
-            "they are; expected key_file (see: agentsrv keys create) or api_keys"
+            "they are; expected key_file (see: agentsrv keys create), api_keys or jwt_algorithm"
         )
     if settings.tls_cert is None and not settings.behind_proxy:
         raise ConfigurationError(

@@ -32,7 +32,7 @@ class EchoListener(Listener):
 
     def __init__(self) -> None:
         settings = Settings(port=0, max_frame=MAX_FRAME)
-        anybody = Authenticator(None, time.time)
+        anybody = Authenticator(None, None, time.time)
         nobody: Any = None  # there are no commands to be carried out
         super().__init__(nobody, Hub(MemoryStore()), settings, anybody, version="0")
 
