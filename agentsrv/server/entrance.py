@@ -67,13 +67,18 @@ class Admission:
     """Who a connection is; where that does not hold any more, it is closed with 4401.
 
     Within the ``with`` block it looks when the token expires, and every ``RECHECK`` seconds
-    whether a key was revoked.
+    whether a key was revoked. A client that goes on sending while it is closed is answered no more.
     """
 
     def __init__(
-        self, socket: OutboxConnection, authenticator: Authenticator, identity: Identity
+        self,
+        socket: OutboxConnection,
+        session: Session,
+        authenticator: Authenticator,
+        identity: Identity,
     ) -> None:
         self._socket = socket
+        self._session = session
         self._authenticator = authenticator
         self._identity = identity
         self._timer: asyncio.TimerHandle | None = None
@@ -122,7 +127,8 @@ class Admission:
         if self._authenticator.remaining(self._identity) > 0:
             self._watch()
             return
-        _log.info("%s does not count any more", self.principal)
+        _log.info("a token of %r does not count any more", self.principal)
+        self._session.is_authenticated = False
         self._closing = asyncio.create_task(
             close(self._socket, UNAUTHENTICATED, "the token does not count any more")
         )

@@ -139,7 +139,7 @@ class Listener:
             self._sockets.discard(socket)
 
     async def _serve(self, socket: OutboxConnection, session: Session, identity: Identity) -> None:
-        with Admission(socket, self._authenticator, identity) as admission:
+        with Admission(socket, session, self._authenticator, identity) as admission:
             connection = Connection(
                 socket,
                 session,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,6 +15,7 @@ from websockets.typing import Subprotocol
 from agentsrv.client import Client, NotAllowed
 from agentsrv.server import entrance
 from agentsrv.server.keys import add_key, make_key, parse_keys, revoke_key
+from tests.server.handshakes import handshake
 from tests.server.people import ADA, ADA_KEY, BOB_KEY, BOTH, TODAY, bearer
 from tests.server.talk import Talk, serving, talking
 
@@ -247,3 +249,29 @@ async def test_no_token_is_logged(caplog):
     told = " ".join(f"{record.getMessage()} {record.exc_text}" for record in ours)
     assert ADA_KEY not in told
     assert wrong not in told
+
+
+async def test_who_goes_on_sending_after_the_end_is_not_heard(tmp_path, monkeypatch):
+    """A client may leave the closing handshake unanswered; its key does not count all the same."""
+    monkeypatch.setattr(entrance, "RECHECK", 0.02)
+    file = tmp_path / "keys"
+    second, key = make_key("ada", TODAY)
+    file.write_text(f"{ADA}\n{key.line()}")
+    command = b'{"command": "create", "task_description": "x", "agent": "echo"}'
+    frame = bytes((0x81, 0x80 | len(command))) + bytes(4) + command  # masked with zeros
+    async with serving(key_file=file) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(handshake())
+        async with asyncio.timeout(5):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(frame)
+            await reader.readuntil(b'"replayed":false}')
+            (revoked,) = parse_keys(ADA, "")
+            revoke_key(file, revoked, TODAY)
+            await reader.readuntil(b"any more")  # the reason in the close frame
+            writer.write(frame)
+            writer.write(bytes((0x88, 0x80)) + bytes(4))
+            await reader.read()
+        writer.close()
+        async with talking(server, additional_headers=bearer(second)) as talk:
+            assert (await talk.ask("list"))["total"] == 1
