@@ -30,6 +30,8 @@ from agentsrv.orchestrator.logs import forget_old
 from agentsrv.orchestrator.orchestrator import Orchestrator
 from agentsrv.orchestrator.surroundings import OutputLimits, Surroundings
 from agentsrv.orchestrator.worker import Worker
+from agentsrv.server.auth import open_authenticator
+from agentsrv.server.exposure import check_exposure
 from agentsrv.server.listener import Listener
 from agentsrv.settings import Settings
 from agentsrv.store.base import Store
@@ -112,11 +114,14 @@ class App:
         """Serve within the ``async with`` block; on leaving it, drain and close.
 
         Raises:
-            ConfigurationError: The store, the knowledge folder or the models cannot be used.
+            ConfigurationError: The store, the knowledge folder or the models cannot be used, or
+                strangers could come in or listen in.
             OSError: The address cannot be listened on.
         """
         settings = Settings() if settings is None else settings
         self._builtin_planner.default = settings.default_plan
+        authenticator = await open_authenticator(settings, time.time)
+        check_exposure(settings, is_guarded=authenticator.is_required)
         async with AsyncExitStack() as stack:
             models = await stack.enter_async_context(open_models(settings))
             library = Library(_knowledge_base(settings, models.embedder))
@@ -132,7 +137,7 @@ class App:
             orchestrator = Orchestrator(
                 store, self.registry, worker, now=time.time, grace=settings.cancel_grace
             )
-            listener = Listener(orchestrator, Hub(store), settings, version=VERSION)
+            listener = Listener(orchestrator, Hub(store), settings, authenticator, version=VERSION)
             stack.enter_context(Watchdog(settings.stall_warning))
             if settings.retention is not None:
                 retention = forget_old(store, settings.retention, time.time)
@@ -140,7 +145,7 @@ class App:
             await listener.start()
             worker.start()
             try:
-                yield Running(settings.host, listener.port, worker, broken)
+                yield Running(listener.url, listener.port, worker, broken)
             finally:
                 orchestrator.draining = True
                 listener.say_goodbye("the server stops")
@@ -166,17 +171,12 @@ class App:
 class Running:
     """A server that runs."""
 
-    host: str
+    url: str
+    """Where clients connect."""
     port: int
     worker: Worker
     broken: asyncio.Future[BaseException]
     """Done when the store can no longer be trusted: the process should end and recover."""
-
-    @property
-    def url(self) -> str:
-        """Where clients connect."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"ws://{host}:{self.port}"
 
 
 def open_store(settings: Settings) -> Store:

@@ -55,6 +55,12 @@ class UnknownCommand(AgentsrvError):
     code = "unknown_command"
 
 
+class Unauthenticated(AgentsrvError):
+    """The connection has not said who it is, or by a token that is not accepted."""
+
+    code = "unauthenticated"
+
+
 class NotFound(AgentsrvError):
     """There is no such task, or it belongs to another principal."""
 
@@ -156,6 +162,7 @@ BY_CODE: dict[str, type[AgentsrvError]] = {
         InvalidJson,
         InvalidCommand,
         UnknownCommand,
+        Unauthenticated,
         NotFound,
         InvalidState,
         Conflict,

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _split(given: Any) -> Any:
+    if isinstance(given, str):
+        return [part for part in map(str.strip, given.split(",")) if part]
+    return given
+
+
+Names = Annotated[tuple[Name, ...], NoDecode, BeforeValidator(_split)]
 Loop = Literal["auto", "asyncio", "uvloop"]
 
 
@@ -38,6 +50,49 @@ class Settings(BaseSettings):
 
     port: Annotated[int, Field(ge=0, le=65535)] = 8765
     """TCP port; 0 takes a free one."""
+
+    key_file: Path | None = None
+    """File of API keys, as ``agentsrv keys`` writes it; with it, nobody comes in without one."""
+
+    api_keys: SecretStr | None = None
+    """Lines of such a file in place of one, with commas between; the keys stand there as hashes."""
+
+    jwt_algorithm: Literal["HS256", "RS256", "ES256"] | None = None
+    """The one algorithm by which JSON Web Tokens are signed; with it, they are taken too."""
+
+    jwt_key: Path | None = None
+    """File of the HS256 secret, of 32 bytes or more, or of the issuer's public key as PEM."""
+
+    jwt_jwks: str | None = None
+    """In place of ``jwt_key``: file or https URL of the issuer's keys (JWKS)."""
+
+    jwt_issuer: str | None = None
+    """What a token's ``iss`` must be."""
+
+    jwt_audience: str | None = None
+    """What a token's ``aud`` must be, or hold."""
+
+    auth_timeout: Seconds = 5.0
+    """Seconds that a client has to say who it is."""
+
+    tls_cert: Path | None = None
+    """File of the TLS certificate and its chain, as PEM."""
+
+    tls_key: Path | None = None
+    """File of the certificate's private key, as PEM and without a password."""
+
+    behind_proxy: bool = False
+    """A proxy in front of the server encrypts: the address may be others' to reach without TLS."""
+
+    trusted_proxies: Names = ("127.0.0.1", "::1")
+    """Addresses and networks, with commas between, whose ``X-Forwarded-For`` is believed where the
+    server is behind a proxy."""
+
+    allowed_hosts: Names = ()
+    """Names of the server beside its address, as clients write them in URLs; commas between."""
+
+    allowed_origins: Names = ()
+    """Origins whose pages may connect, such as ``https://app.example``, beside the server's own."""
 
     store: str = "sqlite:///agentsrv.db"
     """Where the log is: ``sqlite:///FILE`` or ``memory:``."""
@@ -117,6 +172,13 @@ class Settings(BaseSettings):
 
     stall_timeout: Seconds = 10.0
     """Seconds after which a client that takes nothing is dropped; its log waits for it."""
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for name in given:
+            ip_network(name, strict=False)
+        return given
 
     @classmethod
     def settings_customise_sources(

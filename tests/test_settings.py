@@ -83,6 +83,18 @@ def test_a_setting_may_be_at_its_limit(monkeypatch, name, value):
     assert not isinstance(found, str)
 
 
+def test_several_names_stand_with_commas_between(tmp_path, monkeypatch):
+    """In a variable; agentsrv.toml may have a list."""
+    monkeypatch.setenv("AGENTSRV_ALLOWED_HOSTS", " a.example, b.example,")
+    (tmp_path / "agentsrv.toml").write_text('trusted_proxies = ["10.0.0.0/8"]')
+    settings = Settings()
+    assert settings.allowed_hosts == ("a.example", "b.example")
+    assert settings.trusted_proxies == ("10.0.0.0/8",)
+    monkeypatch.setenv("AGENTSRV_TRUSTED_PROXIES", "proxy.example")
+    with pytest.raises(ValidationError, match=r"trusted_proxies\n"):
+        Settings()
+
+
 KINDS = {name: str(info.annotation) for name, info in Settings.model_fields.items()}
 SECONDS = [name for name, kind in KINDS.items() if "float" in kind]
 COUNTS = [name for name, kind in KINDS.items() if "int" in kind and name != "port"]

@@ -16,7 +16,7 @@ from agentsrv.bench.sizes import Bench
 from agentsrv.bench.wire import Counter, command
 from agentsrv.models import events as e
 from agentsrv.models.states import TaskStatus
-from agentsrv.server.listener import PRINCIPAL
+from agentsrv.server.auth import ANONYMOUS
 from agentsrv.store.base import Append, NewTask
 from agentsrv.store.sqlite import SqliteStore
 
@@ -86,7 +86,7 @@ async def fill_one(file: Path, events: int) -> str:
 def _new(task_id: str) -> NewTask:
     return NewTask(
         task_id=task_id,
-        owner=PRINCIPAL,
+        owner=ANONYMOUS,
         status=TaskStatus.PENDING,
         user_input="measure",
         created_at=time.time(),
@@ -106,7 +106,7 @@ def _rest(task_id: str, after: int, last: int, end: int = EVENTS) -> Append:
     status = TaskStatus.COMPLETED if last == end else TaskStatus.PENDING
     return Append(
         task_id=task_id,
-        owner=PRINCIPAL,
+        owner=ANONYMOUS,
         epoch=0,
         expected=after,
         events=events,

@@ -14,7 +14,7 @@ import orjson
 import typer
 
 from agentsrv.app import VERSION, knowledge_index, open_models
-from agentsrv.cli import reloading, running, serving
+from agentsrv.cli import keys, reloading, running, serving
 from agentsrv.cli.exits import Exit, leave, say
 from agentsrv.cli.options import make_settings, takes_settings
 from agentsrv.cli.prompt import find_question
@@ -32,7 +32,17 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.add_typer(keys.app, name="keys")
+
 Url = Annotated[str, typer.Option("--url", envvar="AGENTSRV_URL", help="Where the server is.")]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        envvar="AGENTSRV_TOKEN",
+        help="API key or JSON Web Token; better as the variable, which others cannot see.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Task = Annotated[str, typer.Argument(help="The task's id, or the beginning of it.")]
 
@@ -108,6 +118,7 @@ def run(
             show_default=False,
         ),
     ] = None,
+    token: Token = None,
     knowledge: Annotated[
         Path | None,
         typer.Option("--knowledge", help="Folder of texts, where this process serves itself."),
@@ -116,7 +127,7 @@ def run(
     """Run one task: events on stderr, the result on stdout. Ctrl-C cancels it."""
     params = running.parse_params(param or [])
     job = running.Job(text, agent, params, json, timeout)
-    raise typer.Exit(_await(running.run(job, url, knowledge)))
+    raise typer.Exit(_await(running.run(job, url, token, knowledge)))
 
 
 @app.command()
@@ -127,13 +138,14 @@ def tail(
     ] = 0,
     json: Json = False,
     url: Url = running.DEFAULT_URL,
+    token: Token = None,
 ) -> None:
     """Follow a task's events until it ends; exit as the task did."""
 
     async def follow() -> int:
         printer = Printer(sys.stdout)
         code = Exit.DONE
-        async with Client(url) as client:
+        async with Client(url, token=token) as client:
             task_id = await client.resolve(task)
             async with aclosing(client.events(task_id, after)) as events:
                 async for record in events:
@@ -149,11 +161,13 @@ def tail(
 
 
 @app.command()
-def status(task: Task, json: Json = False, url: Url = running.DEFAULT_URL) -> None:
+def status(
+    task: Task, json: Json = False, url: Url = running.DEFAULT_URL, token: Token = None
+) -> None:
     """Tell all about a task."""
 
     async def ask() -> None:
-        async with Client(url) as client:
+        async with Client(url, token=token) as client:
             found = await client.status(await client.resolve(task))
         if json:
             print(orjson.dumps(found).decode())
@@ -184,12 +198,13 @@ def list_tasks(
     limit: Annotated[int, typer.Option("--limit", min=1, help="Tasks at most.")] = 50,
     json: Annotated[bool, typer.Option("--json", help="Print each task as JSON.")] = False,
     url: Url = running.DEFAULT_URL,
+    token: Token = None,
 ) -> None:
     """List tasks, the newest first."""
 
     async def ask() -> None:
         left, cursor = limit, None
-        async with Client(url) as client:
+        async with Client(url, token=token) as client:
             while True:
                 page = await client.list(status=status, limit=min(left, MAX_LIST), cursor=cursor)
                 for row in page["tasks"]:
@@ -212,11 +227,12 @@ def cancel(
     task: Task,
     reason: Annotated[str | None, typer.Option("--reason", help="Told in the log.")] = None,
     url: Url = running.DEFAULT_URL,
+    token: Token = None,
 ) -> None:
     """Stop a task."""
 
     async def ask() -> None:
-        async with Client(url) as client:
+        async with Client(url, token=token) as client:
             reply = await client.cancel(await client.resolve(task), reason=reason)
         already = " already" if reply["already"] else ""
         print(f"task {reply['task_id']} is {reply['status']}{already}")
@@ -236,13 +252,14 @@ def respond(
     *,
     decline: Annotated[bool, typer.Option("--decline", help="Refuse to answer.")] = False,
     url: Url = running.DEFAULT_URL,
+    token: Token = None,
 ) -> None:
     """Answer an agent's question."""
     if (answer is None) is not decline:
         raise InvalidCommand("expected an answer, or --decline")
 
     async def ask() -> None:
-        async with Client(url) as client:
+        async with Client(url, token=token) as client:
             asked = await find_question(client, question)
             value = None if answer is None else read_answer(answer, asked)
             reply = await client.respond(asked.input_id, value, decline=decline)
@@ -252,11 +269,11 @@ def respond(
 
 
 @app.command()
-def agents(json: Json = False, url: Url = running.DEFAULT_URL) -> None:
+def agents(json: Json = False, url: Url = running.DEFAULT_URL, token: Token = None) -> None:
     """Tell which agents the server has, and their parameters."""
 
     async def ask() -> None:
-        async with Client(url) as client:
+        async with Client(url, token=token) as client:
             found = await client.agents()
         if json:
             print(orjson.dumps(found).decode())

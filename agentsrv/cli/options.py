@@ -83,7 +83,8 @@ def _option(name: str, text: str) -> Parameter:
     bare = [get_args(part)[0] if get_origin(part) is Annotated else part for part in parts]
     kind = next((part for part in bare if part in _TYPES), str)
     # Shown as text: to typer the default is "not given", so that the other sources count.
-    shown = f"  [default: {field.default}]" if field.default is not None else ""
+    default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+    shown = f"  [default: {default}]" if default not in (None, False, "") else ""
     info = typer.Option(f"--{name.replace('_', '-')}", help=text + shown)
     annotation = Annotated[kind | None, info]  # type: ignore[valid-type]
     return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

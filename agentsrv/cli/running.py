@@ -24,6 +24,8 @@ from agentsrv.client import Client, NoServer, Record, TaskCancelled
 from agentsrv.errors import ConfigurationError, NotFound
 
 DEFAULT_URL: Final = "ws://127.0.0.1:8765"
+_DOORS: Final = "key_file api_keys jwt_algorithm jwt_key jwt_jwks jwt_issuer jwt_audience"
+_UNGUARDED: Final = dict.fromkeys([*_DOORS.split(), "tls_cert", "tls_key"])
 LOOK_AGAIN: Final = 0.05  # seconds until a task that is to be cancelled has been created
 
 
@@ -57,16 +59,18 @@ def parse_params(given: list[str]) -> dict[str, Any]:
     return params
 
 
-async def run(job: Job, url: str | None, knowledge: Path | None) -> int:
+async def run(job: Job, url: str | None, token: str | None, knowledge: Path | None) -> int:
     """Run one task; return the exit code."""
-    async with _reached(url, knowledge) as client:
+    async with _reached(url, token, knowledge) as client:
         return await _run(client, job)
 
 
 @asynccontextmanager
-async def _reached(url: str | None, knowledge: Path | None) -> AsyncIterator[Client]:
+async def _reached(
+    url: str | None, token: str | None, knowledge: Path | None
+) -> AsyncIterator[Client]:
     """A client of the server at ``url``; without a URL, of the usual one or one in here."""
-    client = Client(url or DEFAULT_URL)
+    client = Client(url or DEFAULT_URL, token=token)
     try:
         await client.__aenter__()
     except NoServer:
@@ -80,7 +84,7 @@ async def _reached(url: str | None, knowledge: Path | None) -> AsyncIterator[Cli
         return
     say(f"no server at {DEFAULT_URL}; this process serves itself, and forgets the task afterwards")
     given = {"knowledge": knowledge} if knowledge is not None else {}
-    settings = make_settings(host="127.0.0.1", port=0, store="memory:", **given)
+    settings = make_settings(host="127.0.0.1", port=0, store="memory:", **given, **_UNGUARDED)
     async with App().running(settings) as running, Client(running.url) as client:
         yield client
 

@@ -68,13 +68,16 @@ class Client:
     Args:
         url: Where the server is, ``ws://HOST:PORT`` or ``wss://…``.
         options: Limits, and the clock, chance and sleep.
+        token: An API key or a JSON Web Token, for a server that asks for one.
 
     Raises:
-        ConfigurationError: The URL is none of a WebSocket.
+        ConfigurationError: The URL is none of a WebSocket, or the token cannot be one.
         NoServer, NotAServer, NotAllowed: On entering: there is no connection to be had.
     """
 
-    def __init__(self, url: str, options: Options | None = None) -> None:
+    def __init__(
+        self, url: str, options: Options | None = None, *, token: str | None = None
+    ) -> None:
         try:
             parse_uri(url)
         except InvalidURI:
@@ -83,7 +86,7 @@ class Client:
             ) from None
         self._options = options or Options()
         self._feeds = Feeds(self._send_for_feed, self._options.buffer)
-        self._link = Link(url, self._options, self._feeds)
+        self._link = Link(url, self._options, self._feeds, token)
         self._caller = Caller(self._link)
         self._task: asyncio.Task[None] | None = None
 

@@ -6,9 +6,11 @@ import asyncio
 import itertools
 import logging
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, Final, Never, Protocol
 from urllib.parse import urlsplit
 
@@ -33,10 +35,11 @@ from agentsrv.client.errors import (
     from_frame,
 )
 from agentsrv.client.feeds import Answer
-from agentsrv.errors import AgentsrvError, TooLarge
+from agentsrv.errors import AgentsrvError, ConfigurationError, TooLarge
 from agentsrv.models.events import Record, to_record
 from agentsrv.protocol import PROTOCOL
 from agentsrv.protocol.replies import Hello
+from agentsrv.telemetry.library import without_quotes
 
 STALLED: Final = 4408  # close code: this client took nothing for a while; the log waits
 NOT_ALLOWED: Final = (4401, 4403)  # close codes: unauthenticated, origin or host refused
@@ -45,6 +48,7 @@ OUR_COMPLAINTS: Final = (1002, 1003, 1007, 1009)  # close codes that tell of the
 TRANSIENT_STATUS: Final = (429, 500, 502, 503, 504)  # HTTP, mostly of a proxy in between
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 ENVELOPE: Final = ("type", "command", "id")  # of a reply; the rest is what was asked for
+TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, section 2.1
 CLOSE_TIMEOUT: Final = 2.0  # seconds for a closing handshake
 BURST: Final = 100  # frames handled before the readers of events have a turn
 
@@ -105,9 +109,14 @@ class Link:
     """Connects, and connects again; ``run`` is the one task that does it.
 
     Everything else returns at once. Commands wait here while there is no connection.
+
+    Raises:
+        ConfigurationError: The token cannot be one.
     """
 
-    def __init__(self, url: str, options: Options, listener: Listener) -> None:
+    def __init__(
+        self, url: str, options: Options, listener: Listener, token: str | None = None
+    ) -> None:
         self.hello: Hello | None = None
         """The latest greeting."""
         self.failure: AgentsrvError | None = None
@@ -115,6 +124,9 @@ class Link:
         self.ready = asyncio.Event()
         """Set at the first connection, and at the failure."""
         self._url = url
+        if token is not None and not TOKEN.fullmatch(token):
+            raise ConfigurationError("the token is none: it is empty or has wrong characters")
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._options = options
         self._listener = listener
         self._calls: dict[int, Call] = {}
@@ -203,6 +215,7 @@ class Link:
                 socket = await connect(
                     url,
                     subprotocols=[Subprotocol(PROTOCOL)],
+                    additional_headers=self._headers,
                     compression=None,
                     open_timeout=None,
                     ping_interval=options.ping_interval,
@@ -210,7 +223,7 @@ class Link:
                     close_timeout=CLOSE_TIMEOUT,
                     max_size=options.max_frame,
                     proxy=None if urlsplit(url).hostname in LOOPBACK else True,
-                    logger=_log.getChild("websocket"),
+                    logger=without_quotes(_log.getChild("websocket")),
                 )
                 self.hello = _greeting(await socket.recv(decode=False), url)
                 return socket
@@ -303,6 +316,8 @@ def _greeting(body: bytes | str, url: str) -> Hello:
     try:
         hello: Hello = orjson.loads(body)
         if hello["protocol"] == PROTOCOL and isinstance(hello["limits"], dict):
+            if "auth_timeout" in hello["limits"]:
+                raise NotAllowed(f"{url} asks who you are; expected a token")
             return hello
         found = repr(hello["protocol"])
     except (ValueError, KeyError, TypeError):
@@ -320,7 +335,8 @@ def _refusal(error: BaseException, url: str) -> AgentsrvError | None:
         case InvalidStatus():
             status = error.response.status_code
             if status in (401, 403):
-                return NotAllowed(f"{url} refuses the connection (HTTP {status})")
+                what = "the token" if status == HTTPStatus.UNAUTHORIZED else "the connection"
+                return NotAllowed(f"{url} refuses {what} (HTTP {status})")
             kind = NoServer if status in TRANSIENT_STATUS else NotAServer
             return kind(f"{url} answers with HTTP {status}; expected a WebSocket")
         case InvalidMessage():

@@ -5,13 +5,22 @@ from __future__ import annotations
 from typing import Annotated, Any, Final, Literal, Self, Union
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SecretStr,
+    TypeAdapter,
+    model_validator,
+)
 
 from agentsrv.models.plan import AgentName, ExecutionPlan
 from agentsrv.models.states import TaskStatus
 
 MAX_DESCRIPTION: Final = 32_768  # characters
 MAX_LIST: Final = 500  # tasks on a page
+MAX_TOKEN: Final = 8192  # characters; a JSON Web Token with many claims has some thousands
 
 Text = Annotated[str, Field(max_length=1024)]
 TaskId = Annotated[
@@ -194,6 +203,13 @@ class Agents(Command):
     command: Literal["agents"] = "agents"
 
 
+class Auth(Command):
+    """Say who asks, by an API key or a JSON Web Token; it is never shown again."""
+
+    command: Literal["auth"] = "auth"
+    token: Annotated[SecretStr, Field(strict=False, min_length=1, max_length=MAX_TOKEN)]
+
+
 class Ping(Command):
     """Answer, to show that the connection and the server live."""
 
@@ -218,6 +234,7 @@ AnyCommand = Annotated[
         Respond,
         Send,
         Agents,
+        Auth,
         Ping,
         Help,
     ],
@@ -242,6 +259,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "respond": {"command": "respond", "input_id": "3f2a9c0d1b7e4a65/step_001/1", "value": True},
     "send": {"command": "send", "task_id": "3f2a9c0d1b7e4a65", "message": "Keep it short."},
     "agents": {"command": "agents"},
+    "auth": {"command": "auth", "token": "agentsrv_3f2a9c0d_…"},
     "ping": {"command": "ping"},
     "help": {"command": "help"},
 }

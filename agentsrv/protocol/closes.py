@@ -22,5 +22,9 @@ CLOSES: Final[dict[int, Close]] = {
     1012: Close("the server stops or restarts", reconnect=True),
     1013: Close("too many connections; it comes instead of `hello`", reconnect=True),
     4400: Close("twenty frames in a row that were no commands", reconnect=False),
+    4401: Close(
+        "no token in time, one that is not accepted, or one that does not count any more",
+        reconnect=False,
+    ),
     4408: Close("the client took nothing for 10 s", reconnect=True),
 }

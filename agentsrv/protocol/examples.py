@@ -103,6 +103,7 @@ REPLIES: Final[Mapping[str, Mapping[str, Any]]] = {
             }
         ]
     },
+    "auth": {"principal": "ada"},
     "ping": {},
     "help": {"commands": {"ping": EXAMPLES["ping"]}, "lines": shell.usage()},
 }
@@ -128,6 +129,7 @@ ERRORS: Final[tuple[errors.AgentsrvError, ...]] = (
         example=EXAMPLES["status"],
     ),
     errors.UnknownCommand("found 'crate'; expected one of create, …", example=EXAMPLES["help"]),
+    errors.Unauthenticated("the token is not accepted"),
     errors.NotFound(f"there is no task {TASK!r}"),
     errors.InvalidState("task 3f2a9c0d1b7e4a65 is completed; execute needs pending"),
     errors.Conflict("the question was answered before"),

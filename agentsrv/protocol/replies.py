@@ -178,6 +178,12 @@ class HelpReply(TypedDict):
     lines: dict[str, str]
 
 
+class AuthReply(TypedDict):
+    """Who asks."""
+
+    principal: str
+
+
 class Nothing(TypedDict):
     """Nothing of its own: the command was carried out."""
 
@@ -193,6 +199,7 @@ REPLIES: Final[dict[str, type[Any]]] = {
     "respond": RespondReply,
     "send": SendReply,
     "agents": AgentsReply,
+    "auth": AuthReply,
     "ping": Nothing,
     "help": HelpReply,
 }

@@ -9,11 +9,19 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from agentsrv.errors import AgentsrvError, InvalidCommand, InvalidJson, UnknownCommand
-from agentsrv.models.commands import ADAPTER, COMMANDS, EXAMPLES, Command
+from agentsrv.errors import (
+    AgentsrvError,
+    InvalidCommand,
+    InvalidJson,
+    Unauthenticated,
+    UnknownCommand,
+)
+from agentsrv.models.commands import ADAPTER, COMMANDS, EXAMPLES, Auth, Command, Help, Ping
 from agentsrv.protocol import frames, shell
 from agentsrv.protocol.strict_json import parse_object
 
+OPEN_TO_ALL: Final = (Auth, Ping, Help)
+"""Commands of a connection that has not said who it is."""
 MAX_BAD_FRAMES: Final = 20  # in a row; then the connection is closed with 4400
 MAX_ID: Final = 64  # characters of a command's id
 MAX_NAME: Final = 64  # characters of an unknown field that are told back
@@ -40,7 +48,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A frame that was not understood, and the answer to it."""
+    """A frame that was not understood or not allowed, and the answer to it."""
 
     frame: bytes
     is_last: bool
@@ -50,7 +58,9 @@ class Refusal:
 class Session:
     """Reads a connection's frames; remembers its latest task and counts its bad frames."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_authenticated: bool) -> None:
+        self.is_authenticated = is_authenticated
+        """Whether it has said who it is; before, it may do little."""
         self.latest_task: str | None = None
         self._bad_frames = 0
 
@@ -75,6 +85,11 @@ class Session:
             frame = frames.error(name, command_id, refusal)
             return Refusal(frame, self._bad_frames >= MAX_BAD_FRAMES)
         self._bad_frames = 0
+        if not self.is_authenticated and not isinstance(request.command, OPEN_TO_ALL):
+            unknown = Unauthenticated(
+                "this connection has not said who it is", example=EXAMPLES["auth"]
+            )
+            return Refusal(frames.error(request.name, request.command.id, unknown), is_last=False)
         return request
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agentsrv.errors import InvalidCommand, InvalidJson, UnknownCommand
+from agentsrv.models.commands import EXAMPLES
 from agentsrv.models.events import InputRequired
 from agentsrv.protocol import strict_json
 
@@ -50,6 +51,11 @@ def parse(line: str, latest: str | None) -> Line:
 def usage() -> dict[str, str]:
     """Every command line and what it does."""
     return {syntax.usage: syntax.purpose for syntax in _SYNTAX.values()}
+
+
+def help_reply() -> dict[str, Any]:
+    """The result of ``help``: an example of each command, and the command lines."""
+    return {"commands": EXAMPLES, "lines": usage()}
 
 
 def read_answer(text: str, question: InputRequired) -> Any:
@@ -145,6 +151,12 @@ def _list(rest: str, _: str | None) -> Line:
     return Line(fields)
 
 
+def _auth(rest: str, _: str | None) -> Line:
+    if not rest:
+        raise InvalidCommand("auth needs a token, for example: auth agentsrv_3f2a9c0d_…")
+    return Line({"command": "auth", "token": rest})
+
+
 def _plain(command: str) -> Callable[[str, str | None], Line]:
     def read(rest: str, _: str | None) -> Line:
         if rest:
@@ -190,6 +202,7 @@ _SYNTAX: Final[dict[str, _Syntax]] = {
     "send": _Syntax("send TASK_ID TEXT", "give the running agents a message", _send),
     "list": _Syntax("list [STATUS]", "tell which tasks there are", _list),
     "agents": _Syntax("agents", "tell which agents there are", _plain("agents")),
+    "auth": _Syntax("auth TOKEN", "say who you are", _auth),
     "ping": _Syntax("ping", "see whether the server answers", _plain("ping")),
     "help": _Syntax("help", "show this", _plain("help")),
 }

@@ -8,22 +8,20 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Final
 
-from websockets.exceptions import ConnectionClosed
-from websockets.frames import CloseCode
-
 from agentsrv.errors import AgentsrvError, Internal, Overloaded
 from agentsrv.models import commands as c
 from agentsrv.orchestrator.hub import Hub
 from agentsrv.orchestrator.orchestrator import Orchestrator
 from agentsrv.orchestrator.subscriptions import Answer, Subscriber
 from agentsrv.protocol import frames, shell
-from agentsrv.protocol.session import Refusal, Request, Session
+from agentsrv.protocol.session import Request, Session
+from agentsrv.server.entrance import Admission
 from agentsrv.server.outbox import OutboxConnection
+from agentsrv.server.requests import next_request
 
 MAX_UNDER_WAY: Final = 256  # commands of one connection that are carried out at the same time
 TELLING: Final = (c.Status, c.List, c.Agents, c.Help)
 """Commands with answers that may be large: only one at a time is made."""
-BAD_FRAMES: Final = 4400  # close code: too many frames in a row that were no commands
 
 _log = logging.getLogger("agentsrv.connection")
 
@@ -42,18 +40,20 @@ class Connection:
     def __init__(
         self,
         socket: OutboxConnection,
+        session: Session,
+        admission: Admission,
         orchestrator: Orchestrator,
         hub: Hub,
         *,
-        principal: str,
         max_subscriptions: int,
     ) -> None:
         self._socket = socket
+        self._session = session
+        self._admission = admission
         self._orchestrator = orchestrator
-        self._principal = principal
+        self._principal = admission.principal
         self._max_subscriptions = max_subscriptions
-        self._session = Session()
-        self._subscriber = Subscriber(hub, self, principal)
+        self._subscriber = Subscriber(hub, self, admission.principal)
         self._under_way: set[asyncio.Task[None]] = set()
         socket.on_room = self._subscriber.resume
 
@@ -98,29 +98,15 @@ class Connection:
         self._socket.post([frames.caught_up(task_id, seq)])
 
     async def _receive(self) -> None:
-        while True:
-            try:
-                message = await self._socket.recv()
-            except ConnectionClosed:
-                return
-            await self._socket.room()  # whoever does not read answers is asked nothing more
-            if isinstance(message, bytes):
-                await self._close(CloseCode.UNSUPPORTED_DATA, "expected text frames")
-                return
-            received = self._session.receive(message)
-            if isinstance(received, Refusal):
-                self._socket.post([received.frame])
-                if received.is_last:
-                    await self._close(BAD_FRAMES, "too many bad frames in a row")
-                    return
-            elif received.command.id is None:
+        while (request := await next_request(self._socket, self._session)) is not None:
+            if request.command.id is None:
                 await self._settle(0)
-                await self._answer(received)
-            elif isinstance(received.command, TELLING):
-                await self._answer(received)
+                await self._answer(request)
+            elif isinstance(request.command, TELLING):
+                await self._answer(request)
             else:
                 await self._settle(MAX_UNDER_WAY - 1)
-                task = asyncio.create_task(self._answer(received))
+                task = asyncio.create_task(self._answer(request))
                 self._under_way.add(task)
                 task.add_done_callback(self._under_way.discard)
 
@@ -128,10 +114,6 @@ class Connection:
         """Wait until at most ``most`` commands are under way."""
         while len(self._under_way) > most:
             await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
-
-    async def _close(self, code: int, reason: str) -> None:
-        self._socket.flush()
-        await self._socket.close(code, reason)
 
     async def _answer(self, request: Request) -> None:
         command_id = request.command.id
@@ -183,10 +165,12 @@ class Connection:
                 return await orchestrator.send(principal, command, answer)
             case c.Agents():
                 return orchestrator.agents()
+            case c.Auth():
+                return await self._admission.renew(command.token.get_secret_value())
             case c.Ping():
                 return {}
             case c.Help():
-                return {"commands": c.EXAMPLES, "lines": shell.usage()}
+                return shell.help_reply()
             case _:
                 raise AssertionError(f"no way to carry out {command!r}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Final
@@ -10,12 +11,19 @@ from urllib.parse import urlsplit
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
-from agentsrv.errors import AgentsrvError
+from agentsrv.errors import AgentsrvError, Unauthenticated
+from agentsrv.server.auth import EVERYBODY, Authenticator, token_of
+from agentsrv.server.exposure import client_address, is_address
+from agentsrv.server.outbox import OutboxConnection
 from agentsrv.server.pages import Page
+from agentsrv.settings import Settings
 
 WEBSOCKET_PATHS: Final = ("/", "/ws")
 METHODS: Final = ("GET", "HEAD")
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+ANY: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared, not bound
+
+_log = logging.getLogger("agentsrv.door")
 
 
 class Doorkeeper:
@@ -23,36 +31,66 @@ class Doorkeeper:
 
     A web page of another origin must not reach a server on this machine, and a name that only
     resolves to it (DNS rebinding) is not its name; so both headers are checked on loopback too.
+    An address cannot be rebound: a server that listens on all of its own takes any.
 
     Args:
-        host: The address that is listened on.
+        settings: What the server is called, and whose word about clients is taken.
+        authenticator: Knows the tokens that are accepted.
         pages: What is served, by its path.
         check_ready: Raises an `AgentsrvError` where the server would take no new work.
     """
 
     def __init__(
-        self, host: str, pages: Mapping[str, Page], check_ready: Callable[[], Awaitable[None]]
+        self,
+        settings: Settings,
+        authenticator: Authenticator,
+        pages: Mapping[str, Page],
+        check_ready: Callable[[], Awaitable[None]],
     ) -> None:
+        self._authenticator = authenticator
         self._pages = pages
         self._check_ready = check_ready
-        self._hosts = LOOPBACK | {host}
-        self._any_host = host in ("0.0.0.0", "::", "")  # noqa: S104 - compared, not bound
+        self._hosts = LOOPBACK | {name.lower() for name in (settings.host, *settings.allowed_hosts)}
+        self._origins = {origin.lower().rstrip("/") for origin in settings.allowed_origins}
+        self._proxies = settings.trusted_proxies if settings.behind_proxy else ()
+        self._any_address = settings.host in ANY
 
     async def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
         """The answer, or ``None`` to go on with the WebSocket handshake."""
         path = request.path.partition("?")[0]
-        refusal = self._refuse(connection, request)
-        if refusal is not None:
-            return refusal
-        if "websocket" not in request.headers.get("Upgrade", "").lower():
+        response = self._refuse(connection, request)
+        if response is None and "websocket" not in request.headers.get("Upgrade", "").lower():
             response = await self._plain(connection, request, path)
             if request.method == "HEAD":
                 response.body = b""
             return response
-        if path not in WEBSOCKET_PATHS:
+        if response is None and path not in WEBSOCKET_PATHS:
             return connection.respond(
                 HTTPStatus.NOT_FOUND, f"No WebSocket at {path}; there is one at / and /ws.\n"
             )
+        if response is None:
+            response = await self._identify(connection, request)
+        if response is not None:
+            _log.info("refused %s: HTTP %d", self._who(connection, request), response.status_code)
+        return response
+
+    async def _identify(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Take the token of the handshake, where there is one and anybody is asked for it."""
+        assert isinstance(connection, OutboxConnection)
+        if not self._authenticator.is_required:
+            connection.identity = EVERYBODY
+            return None
+        headers = request.headers
+        try:
+            token = token_of(
+                headers.get_all("Authorization"), headers.get_all("Sec-WebSocket-Protocol")
+            )
+            if token is not None:
+                connection.identity = await self._authenticator.identify(token)
+        except Unauthenticated as refusal:
+            response = connection.respond(HTTPStatus.UNAUTHORIZED, f"{refusal.message}\n")
+            response.headers["WWW-Authenticate"] = "Bearer"
+            return response
         return None
 
     def _refuse(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -64,11 +102,12 @@ class Doorkeeper:
                 f"Found {len(hosts)} Host and {len(origins)} Origin headers; "
                 "expected one Host and at most one Origin.\n",
             )
-        if not self._any_host and _hostname(f"//{hosts[0]}") not in self._hosts:
+        if not self._is_ours(_hostname(f"//{hosts[0]}")):
             return connection.respond(
-                HTTPStatus.FORBIDDEN, f"{hosts[0]!r} is not a name of this server.\n"
+                HTTPStatus.FORBIDDEN,
+                f"{hosts[0]!r} is not a name of this server; its setting allowed_hosts has them.\n",
             )
-        if origins and _netloc(origins[0]) != hosts[0].lower():
+        if origins and not self._may_connect(origins[0].lower(), hosts[0].lower()):
             return connection.respond(
                 HTTPStatus.FORBIDDEN, f"Pages of {origins[0]!r} may not use this server.\n"
             )
@@ -101,6 +140,17 @@ class Doorkeeper:
             return response
         return connection.respond(HTTPStatus.NOT_FOUND, f"Nothing at {path}.\n")
 
+    def _who(self, connection: ServerConnection, request: Request) -> str:
+        """The client's address, for the log."""
+        peer = connection.remote_address[0]
+        return client_address(peer, request.headers.get_all("X-Forwarded-For"), self._proxies)
+
+    def _is_ours(self, host: str | None) -> bool:
+        return host in self._hosts or (self._any_address and host is not None and is_address(host))
+
+    def _may_connect(self, origin: str, host: str) -> bool:
+        return _netloc(origin) == host or origin in self._origins
+
 
 def _hostname(url: str) -> str | None:
     try:
@@ -111,6 +161,6 @@ def _hostname(url: str) -> str | None:
 
 def _netloc(origin: str) -> str | None:
     try:
-        return urlsplit(origin).netloc.lower()
+        return urlsplit(origin).netloc
     except ValueError:
         return None

@@ -15,14 +15,18 @@ from agentsrv.models.commands import COMMANDS, MAX_DESCRIPTION
 from agentsrv.orchestrator.hub import Hub
 from agentsrv.orchestrator.orchestrator import Orchestrator
 from agentsrv.protocol import PROTOCOL, frames
+from agentsrv.protocol.session import Session
 from agentsrv.protocol.strict_json import MAX_DEPTH
 from agentsrv.server import pages
+from agentsrv.server.auth import Authenticator, Identity
 from agentsrv.server.connection import Connection
+from agentsrv.server.entrance import Admission, identify
+from agentsrv.server.exposure import tls_context
 from agentsrv.server.http import Doorkeeper
 from agentsrv.server.outbox import OutboxConnection
 from agentsrv.settings import Settings
+from agentsrv.telemetry.library import without_quotes
 
-PRINCIPAL: Final = "anonymous"  # who everybody is
 BACKLOG: Final = 1024  # connections that the kernel holds until they are accepted
 CLOSE_TIMEOUT: Final = 5.0  # seconds for a closing handshake
 RECONNECT_IN: Final = 1.0  # seconds that clients should wait when the server restarts
@@ -32,11 +36,18 @@ class Listener:
     """The port. Owns the handlers of all connections."""
 
     def __init__(
-        self, orchestrator: Orchestrator, hub: Hub, settings: Settings, *, version: str
+        self,
+        orchestrator: Orchestrator,
+        hub: Hub,
+        settings: Settings,
+        authenticator: Authenticator,
+        *,
+        version: str,
     ) -> None:
         self._orchestrator = orchestrator
         self._hub = hub
         self._settings = settings
+        self._authenticator = authenticator
         self._version = version
         self._sockets: set[OutboxConnection] = set()
         self._server: Server
@@ -46,20 +57,34 @@ class Listener:
         """The TCP port that is listened on."""
         return int(self._server.sockets[0].getsockname()[1])
 
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        host, scheme = self._settings.host, "ws" if self._settings.tls_cert is None else "wss"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
     async def start(self) -> None:
         """Bind and accept.
 
         Raises:
+            ConfigurationError: TLS cannot be set up.
             OSError: The address is taken or not this machine's.
         """
         settings = self._settings
+        tls = tls_context(settings)
+        handshakes: dict[str, Any] = (
+            {"ssl_handshake_timeout": settings.open_timeout} if tls is not None else {}
+        )
         self._server = await serve(
             self._handle,
             settings.host,
             settings.port,
             create_connection=_factory(settings.stall_timeout),
             process_request=Doorkeeper(
-                settings.host, pages.prepare(self._version), self._orchestrator.check_ready
+                settings,
+                self._authenticator,
+                pages.prepare(self._version),
+                self._orchestrator.check_ready,
             ),
             select_subprotocol=_select_subprotocol,
             compression=None,  # costs a quarter of the events/s and 40 KiB per connection
@@ -69,8 +94,10 @@ class Listener:
             ping_timeout=settings.ping_timeout,
             close_timeout=CLOSE_TIMEOUT,
             max_size=settings.max_frame,
-            logger=logging.getLogger("agentsrv.websocket"),
+            logger=without_quotes(logging.getLogger("agentsrv.websocket")),
             backlog=BACKLOG,
+            ssl=tls,
+            **handshakes,
         )
 
     def say_goodbye(self, reason: str) -> None:
@@ -103,34 +130,46 @@ class Listener:
         if len(self._sockets) >= self._settings.max_connections:
             await socket.close(CloseCode.TRY_AGAIN_LATER, "too many connections")
             return
-        connection = Connection(
-            socket,
-            self._orchestrator,
-            self._hub,
-            principal=PRINCIPAL,
-            max_subscriptions=self._settings.max_subscriptions,
-        )
+        identity = socket.identity
+        session = Session(is_authenticated=identity is not None)
         self._sockets.add(socket)
         socket.forget_handshake()
         socket.post([self._hello(socket)])
         try:
-            await connection.run()
+            if identity is None:
+                seconds = self._settings.auth_timeout
+                identity = await identify(socket, session, self._authenticator, seconds)
+            if identity is not None:
+                await self._serve(socket, session, identity)
         finally:
             self._sockets.discard(socket)
 
+    async def _serve(self, socket: OutboxConnection, session: Session, identity: Identity) -> None:
+        with Admission(socket, session, self._authenticator, identity) as admission:
+            connection = Connection(
+                socket,
+                session,
+                admission,
+                self._orchestrator,
+                self._hub,
+                max_subscriptions=self._settings.max_subscriptions,
+            )
+            await connection.run()
+
     def _hello(self, socket: OutboxConnection) -> bytes:
-        settings = self._settings
+        settings, is_known = self._settings, socket.identity is not None
+        limits = {
+            "max_frame": settings.max_frame,
+            "max_depth": MAX_DEPTH,
+            "max_description": MAX_DESCRIPTION,
+            "max_subscriptions": settings.max_subscriptions,
+            "queue_limit": settings.queue_limit,
+        }
         return frames.hello(
             version=self._version,
             connection_id=str(socket.id),
-            authenticated=False,
-            limits={
-                "max_frame": settings.max_frame,
-                "max_depth": MAX_DEPTH,
-                "max_description": MAX_DESCRIPTION,
-                "max_subscriptions": settings.max_subscriptions,
-                "queue_limit": settings.queue_limit,
-            },
+            authenticated=is_known and self._authenticator.is_required,
+            limits=limits if is_known else limits | {"auth_timeout": settings.auth_timeout},
             commands=list(COMMANDS),
         )
 

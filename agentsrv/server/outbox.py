@@ -22,6 +22,8 @@ from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import Headers
 from websockets.protocol import OPEN
 
+from agentsrv.server.auth import Identity
+
 FULL: Final = 64 << 10  # bytes in the outbox; with so many it does not wait for the turn's end
 SEND_BUFFER: Final = 64 << 10  # bytes in the kernel; its own default grows to megabytes
 SHORT_FRAME: Final = 125  # bytes whose length fits the header's second byte
@@ -39,7 +41,7 @@ class OutboxConnection(ServerConnection):
 
     # The library's attributes just fit the dictionary that CPython shares between instances;
     # with these among them, each connection would have one of its own, of 1.6 KB.
-    __slots__ = ("_bytes", "_outbox", "_timer", "_waiters", "_written", "on_room")
+    __slots__ = ("_bytes", "_outbox", "_timer", "_waiters", "_written", "identity", "on_room")
 
     stall_timeout: float = 10.0
     """Seconds without progress after which a client that does not read is dropped."""
@@ -53,6 +55,8 @@ class OutboxConnection(ServerConnection):
         self._written = 0
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[None]] = []
+        self.identity: Identity | None = None
+        """Who it is, where the handshake said so."""
         self.on_room: Callable[[], None] = _nothing
         """Called when there is room again after there was none."""
 

@@ -334,8 +334,10 @@ def test_every_setting_is_an_option_of_serve(agentsrv):
     out = " ".join(agentsrv("serve", "--help").out.split())
     for name, field in Settings.model_fields.items():
         assert f"--{name.replace('_', '-')}" in out
-        if field.default is not None:
-            assert f"[default: {field.default}]" in out
+        if field.default not in (None, False, ()):
+            default = field.default
+            shown = ",".join(default) if isinstance(default, tuple) else default
+            assert f"[default: {shown}]" in out
     assert "TCP port; 0 takes a free one." in out
     assert cli.__all__ == ["main"]
 

@@ -19,7 +19,7 @@ from agentsrv.models.plan import Step
 from agentsrv.models.states import TaskStatus
 from agentsrv.protocol import shell
 from agentsrv.protocol.closes import CLOSES, Close
-from agentsrv.server import connection, outbox
+from agentsrv.server import auth, outbox, requests
 from tests.server.talk import Talk, serving, talking
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,7 +141,11 @@ def test_codes_marked_as_not_sent_are_those_that_the_server_never_raises():
 def test_each_close_code_stands_in_the_table():
     """Those that the server's code names, and those of the library beneath."""
     used = re.findall(r"\bCloseCode\.(\w+)", named_in_code("server"))
-    own = {CloseCode[name].value for name in used} | {connection.BAD_FRAMES, outbox.STALLED}
+    own = {CloseCode[name].value for name in used} | {
+        requests.BAD_FRAMES,
+        outbox.STALLED,
+        auth.UNAUTHENTICATED,
+    }
     rows = table("Close codes", 2, "code")
     assert {int(code) for code in rows} == own | BY_THE_LIBRARY
     assert {
@@ -165,7 +169,7 @@ def test_what_is_not_supported_is_not_supported():
     text = section("Not supported")
     claimed = set(names(text)) - {"invalid_command", "unknown_command"}
     known = {field for model in commands.COMMANDS.values() for field in model.model_fields}
-    assert {"auth", "traceparent"} <= claimed
+    assert {"traceparent"} <= claimed
     assert not claimed & (set(commands.COMMANDS) | known)
 
 
@@ -213,7 +217,12 @@ async def test_each_reply_has_the_fields_that_the_page_names():
     """A server that runs is asked every command, and its hello is compared too."""
     async with serving() as server, talking(server) as talk:
         created = await talk.ask('{"command":"create","task_description":"x","agent":"echo"}')
-        fill = {"task_description": "x", "agent": "echo", "task_id": created["task_id"]}
+        fill = {
+            "task_description": "x",
+            "agent": "echo",
+            "task_id": created["task_id"],
+            "token": "x",
+        }
         asker = {"command": "create", "task_description": "x", "agent": "asker", "execute": True}
         await talk.ask(asker)
         asked = await talk.until("input_required")

@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from agentsrv.orchestrator.hub import Hub
+from agentsrv.server.auth import Authenticator
 from agentsrv.server.listener import Listener
 from agentsrv.server.outbox import OutboxConnection
 from agentsrv.settings import Settings
@@ -30,8 +32,9 @@ class EchoListener(Listener):
 
     def __init__(self) -> None:
         settings = Settings(port=0, max_frame=MAX_FRAME)
+        anybody = Authenticator(None, None, time.time)
         nobody: Any = None  # there are no commands to be carried out
-        super().__init__(nobody, Hub(MemoryStore()), settings, version="0")
+        super().__init__(nobody, Hub(MemoryStore()), settings, anybody, version="0")
 
     async def _handle(self, socket: ServerConnection) -> None:
         """Send text by way of the outbox, as events are sent."""

@@ -82,6 +82,7 @@ async def conversation() -> list[dict[str, Any]]:
         for command in ({"command": "subscribe", "all": True}, {"command": "cancel", **waiting}):
             await talk.send(command)
         await until("task_cancelled")
+        await talk.send({"command": "auth", "token": "of nobody, where nobody is asked"})
         for name in ("list", "agents", "help", "ping", "crate"):
             await talk.send({"command": name})
         await until("error")

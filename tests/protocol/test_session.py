@@ -21,14 +21,18 @@ FIELDS = {
 
 def accepted(text, session=None) -> Request:
     """The request that a frame makes."""
-    found = (session or Session()).receive(text if isinstance(text, str) else json.dumps(text))
+    found = (session or Session(is_authenticated=True)).receive(
+        text if isinstance(text, str) else json.dumps(text)
+    )
     assert isinstance(found, Request), found
     return found
 
 
 def refused(text, session=None):
     """The answer to a frame that is not understood."""
-    found = (session or Session()).receive(text if isinstance(text, str) else json.dumps(text))
+    found = (session or Session(is_authenticated=True)).receive(
+        text if isinstance(text, str) else json.dumps(text)
+    )
     assert isinstance(found, Refusal), found
     frame = orjson.loads(found.frame)
     assert frame["type"] == "error"
@@ -68,7 +72,7 @@ def test_a_line_is_a_request():
 
 def test_a_line_means_the_latest_task_of_its_connection():
     """The session remembers the latest task, and lines without an id mean it."""
-    session = Session()
+    session = Session(is_authenticated=True)
     assert refused("cancel", session)["code"] == "invalid_command"
     session.latest_task = "t1"
     assert accepted("cancel", session) == Request(Cancel(task_id="t1"))
@@ -182,7 +186,7 @@ def test_a_bad_line_is_answered_like_a_bad_frame():
 
 def test_the_twentieth_bad_frame_in_a_row_is_the_last():
     """Nineteen are answered, the twentieth is answered and ends the connection."""
-    session = Session()
+    session = Session(is_authenticated=True)
     found = [session.receive("nonsense") for _ in range(MAX_BAD_FRAMES)]
     assert [refusal.is_last for refusal in found if isinstance(refusal, Refusal)] == (
         [False] * 19 + [True]
@@ -191,7 +195,7 @@ def test_the_twentieth_bad_frame_in_a_row_is_the_last():
 
 def test_a_good_frame_forgives_the_bad_ones():
     """Only bad frames in a row count, whatever is wrong with them."""
-    session = Session()
+    session = Session(is_authenticated=True)
     bad = ["nonsense", "[", '{"command": "pong"}', '{"command": "status"}', ""]
     for _ in range(3):
         for number in range(19):
@@ -223,7 +227,7 @@ LINES = st.builds(
 @given(st.text() | st.text().map(lambda text: "{" + text) | OBJECT_FRAMES | EXAMPLE_FRAMES | LINES)
 def test_any_text_is_a_request_or_has_an_answer(text):
     """Every frame gives a command, or a frame of JSON with one of the protocol's codes."""
-    found = Session().receive(text)
+    found = Session(is_authenticated=True).receive(text)
     if isinstance(found, Request):
         assert type(found.command) is COMMANDS[found.name]
         return
@@ -235,4 +239,6 @@ def test_any_text_is_a_request_or_has_an_answer(text):
     assert frame["retryable"] is False
     assert frame["message"]
     if frame["code"] in {"invalid_json", "unknown_command"} and text.strip()[:1] == "{":
-        assert isinstance(Session().receive(json.dumps(frame["example"])), Request)
+        assert isinstance(
+            Session(is_authenticated=True).receive(json.dumps(frame["example"])), Request
+        )

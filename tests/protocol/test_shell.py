@@ -75,6 +75,7 @@ LINES = {
     "list": Line({"command": "list"}),
     "list running": Line({"command": "list", "status": "running"}),
     "agents": Line({"command": "agents"}),
+    "auth agentsrv_0_x": Line({"command": "auth", "token": "agentsrv_0_x"}),
     "ping": Line({"command": "ping"}),
     "help": Line({"command": "help"}),
 }

@@ -95,7 +95,7 @@ class Talk:
 
 
 @asynccontextmanager
-async def serving(**settings: Any) -> AsyncIterator[Running]:
+async def serving(app: App | None = None, **settings: Any) -> AsyncIterator[Running]:
     """A server on a free port, with a store in memory unless another is named."""
     wanted: dict[str, Any] = {
         "port": 0,
@@ -103,7 +103,7 @@ async def serving(**settings: Any) -> AsyncIterator[Running]:
         "drain_timeout": 0.2,
         "cancel_grace": 0.5,
     } | settings
-    async with make_app().running(Settings(**wanted)) as server:
+    async with (app or make_app()).running(Settings(**wanted)) as server:
         yield server
 
 

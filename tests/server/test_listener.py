@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
@@ -13,6 +14,7 @@ from websockets.typing import Origin
 from agentsrv.app import Running
 from agentsrv.store.sqlite import SqliteStore
 from agentsrv.store.sqlite_log import SqliteLog
+from tests.server.people import ADA
 from tests.server.talk import serving, talking
 
 
@@ -77,6 +79,54 @@ async def test_pages_of_this_server_may_connect_and_others_may_not():
         with pytest.raises(InvalidStatus) as refused:
             await connect(server.url, origin=Origin("http://evil.example"))
         assert refused.value.response.status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("agents.example", None, "200"),
+        ("AGENTS.example:443", None, "200"),
+        ("evil.example", None, "403"),
+        ("agents.example.evil.example", None, "403"),
+        ("127.0.0.1", "https://app.example", "200"),
+        ("127.0.0.1", "HTTPS://APP.example", "200"),
+        ("127.0.0.1", "http://app.example", "403"),
+        ("127.0.0.1", "https://app.example.evil.example", "403"),
+        ("127.0.0.1", "null", "403"),
+    ],
+)
+async def test_further_names_and_origins_are_those_that_are_set(host, origin, status):
+    """A host or origin counts as a whole; its case does not."""
+    lines = [f"Host: {host}"] + ([f"Origin: {origin}"] if origin is not None else [])
+    names: dict[str, Any] = {
+        "allowed_hosts": "agents.example",
+        "allowed_origins": "https://app.example",
+    }
+    async with serving(**names) as server:
+        line, _ = await get(server, "\n".join(["GET /healthz HTTP/1.1", *lines, "\n"]))
+    assert line.split()[1] == status
+
+
+@pytest.mark.parametrize(
+    ("host", "status"), [("127.0.0.1", "200"), ("192.0.2.1:80", "200"), ("[::1]", "200"),
+                         ("evil.example", "403")]
+)  # fmt: skip
+async def test_a_server_at_all_addresses_takes_addresses_and_no_names(host, status):
+    """A name may be one that somebody else lets point here."""
+    async with serving(host="0.0.0.0", behind_proxy=True, api_keys=ADA) as server:
+        line, _ = await get(server, f"GET /healthz HTTP/1.1\nHost: {host}\n\n")
+    assert line.split()[1] == status
+
+
+async def test_a_refusal_is_logged_with_the_address_that_our_proxy_tells(caplog):
+    """Others' X-Forwarded-For is not believed, and what a stranger wrote is not logged."""
+    request = "GET / HTTP/1.1\nHost: evil.example\nX-Forwarded-For: 203.0.113.7\n\n"
+    caplog.set_level("INFO", "agentsrv.door")
+    settings: list[dict[str, Any]] = [{"behind_proxy": True}, {}]
+    for given in settings:
+        async with serving(**given) as server:
+            await get(server, request)
+    assert caplog.messages == ["refused 203.0.113.7: HTTP 403", "refused 127.0.0.1: HTTP 403"]
 
 
 async def test_too_many_connections_are_told_to_try_later():

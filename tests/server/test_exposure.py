@@ -1,0 +1,114 @@
+"""What a server may be exposed to."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+import pytest
+from websockets.asyncio.client import connect
+
+from agentsrv.client import Client
+from agentsrv.errors import ConfigurationError
+from agentsrv.server.exposure import client_address, is_loopback, tls_context
+from agentsrv.settings import Settings
+from tests.server.certificates import make_certificate
+from tests.server.people import ADA
+from tests.server.talk import Talk, serving
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("LOCALHOST", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("", False),
+        ("192.0.2.1", False),
+        ("localhost.example", False),
+        ("127.0.0.1.example", False),
+    ],
+)
+def test_only_loopback_is_loopback(host, expected):
+    """All addresses of this machine and names that only look alike are not."""
+    assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "address"),
+    [
+        ("127.0.0.1", [], "127.0.0.1"),
+        ("127.0.0.1", ["203.0.113.7"], "203.0.113.7"),
+        ("127.0.0.1", ["198.51.100.1, 203.0.113.7"], "203.0.113.7"),
+        ("127.0.0.1", ["198.51.100.1", "203.0.113.7"], "203.0.113.7"),
+        ("127.0.0.1", ["203.0.113.7, 10.1.2.3"], "203.0.113.7"),
+        ("127.0.0.1", ["10.1.2.3"], "10.1.2.3"),
+        ("127.0.0.1", ["203.0.113.7, nonsense\n"], "127.0.0.1"),
+        ("127.0.0.1", [""], "127.0.0.1"),
+        ("192.0.2.9", ["203.0.113.7"], "192.0.2.9"),
+        ("::1", ["2001:db8::1"], "::1"),
+    ],
+)
+def test_the_word_of_our_proxies_is_taken_and_nobody_elses(peer, forwarded, address):
+    """What stands left of the first address that is none of ours may be made up."""
+    assert client_address(peer, forwarded, ["127.0.0.1", "10.0.0.0/8"]) == address
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"host": "0.0.0.0"}, "nobody would be asked who they are; expected key_file"),
+        ({"host": "::", "behind_proxy": True}, "nobody would be asked"),
+        ({"host": "0.0.0.0", "api_keys": ADA}, "not be encrypted; expected tls_cert and tls_key"),
+        ({"tls_cert": "cert.pem"}, "tls_key is missing"),
+        ({"tls_key": "key.pem"}, "tls_cert is missing"),
+        ({"tls_cert": "no.pem", "tls_key": "no.pem"}, "expected a certificate and its key"),
+    ],
+)
+async def test_a_server_does_not_start_by_accident_where_others_reach_it(settings, sentence):
+    """Nor where strangers could come in; each refusal says what was expected."""
+    with pytest.raises(ConfigurationError, match=sentence):
+        async with serving(**settings):
+            pass
+
+
+async def test_a_key_with_a_password_is_refused_without_asking(tmp_path):
+    """A server has nobody at the terminal."""
+    cert, key = make_certificate(tmp_path, b"secret")
+    with pytest.raises(ConfigurationError, match="without a password"):
+        async with serving(tls_cert=cert, tls_key=key):
+            pass
+
+
+async def test_a_server_speaks_tls(tmp_path, monkeypatch):
+    """Clients that trust its certificate run tasks; plain text is not answered."""
+    cert, key = make_certificate(tmp_path)
+    async with serving(tls_cert=cert, tls_key=key) as server:
+        assert server.url.startswith("wss://127.0.0.1:")
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+        async with Client(server.url) as client:
+            assert (await client.run("x", agent="echo")).final_output == "x"
+        async with connect(server.url) as socket:
+            assert (await Talk(socket).next())["type"] == "hello"
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert not (await reader.read()).startswith(b"HTTP")
+        writer.close()
+
+
+def test_old_versions_of_tls_are_refused(tmp_path):
+    """Whatever the machine's defaults are."""
+    cert, key = make_certificate(tmp_path)
+    context = tls_context(Settings(tls_cert=cert, tls_key=key))
+    assert context is not None
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+async def test_behind_a_proxy_nobody_asks_for_tls():
+    """The proxy encrypts, so others may reach the address."""
+    async with serving(host="0.0.0.0", behind_proxy=True, api_keys=ADA) as server:
+        assert server.url.startswith("ws://0.0.0.0:")

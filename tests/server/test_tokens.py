@@ -1,0 +1,233 @@
+"""Whose a JSON Web Token is, on its own and at a server's door."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from agentsrv.app import Running
+from agentsrv.client import Client
+from agentsrv.errors import Unauthenticated
+from agentsrv.server import entrance
+from agentsrv.server.signing_keys import OneKey
+from agentsrv.server.tokens import LEEWAY, TokenVerifier
+from tests.server.issuer import (
+    AUDIENCE,
+    ISSUER,
+    SECRET,
+    claims,
+    forged,
+    jwk,
+    pem,
+    private_key,
+    token,
+)
+from tests.server.people import ADA, ADA_KEY, bearer
+from tests.server.talk import serving, talking
+from tests.server.test_entrance import closing_code
+
+HS256 = {"alg": "HS256", "typ": "JWT"}
+
+
+def good() -> dict[str, str]:
+    """Tokens that are accepted now."""
+    now = int(time.time())
+    return {
+        "plain": token(),
+        "for several": token(aud=["other", AUDIENCE]),
+        "a type of its own": token(headers={"typ": "at+jwt"}),
+        "with more": token(nbf=now - 10, iat=now, jti="1", scope="all"),
+        "expired within the leeway": token(exp=now - 1),
+        "soon valid within the leeway": token(nbf=now + 20),
+        "a subject with a bar": token(sub="auth0|0042"),
+    }
+
+
+def bad() -> dict[str, str]:
+    """Tokens that nobody should accept."""
+    now = int(time.time())
+    return {
+        "nothing": "",
+        "no token": "nonsense",
+        "two parts": ".".join(token().split(".")[:2]),
+        "four parts": token() + ".x",
+        "no base64": "$.$.$",
+        "no signature": ".".join([*token().split(".")[:2], ""]),
+        "alg none": forged({"alg": "none"}, claims(), None),
+        "alg None": forged({"alg": "None"}, claims(), None),
+        "alg none with a signature": forged({"alg": "none"}, claims()),
+        "no alg": forged({"typ": "JWT"}, claims()),
+        "alg a list": forged({"alg": ["HS256"]}, claims()),
+        "other length of hash": token("HS512", SECRET * 2),
+        "other algorithm": token("RS256"),
+        "other curve of algorithm": token("ES256"),
+        "wrong key": token(key=private_key("HS256", 1)),
+        "changed claims": ".".join(
+            [token().split(".")[0], token(sub="bob").split(".")[1], token().split(".")[2]]
+        ),
+        "expired": token(exp=now - 100),
+        "expired at zero": token(exp=0),
+        "no exp": token(exp=None),
+        "exp no number": forged(HS256, claims(exp="soon")),
+        "exp without end": forged(HS256, b'{"iss":"%s","aud":"agentsrv","sub":"ada","exp":1e999}'
+                                  % ISSUER.encode()),
+        "exp not a number": forged(HS256, b'{"iss":"%s","aud":"agentsrv","sub":"ada","exp":NaN}'
+                                   % ISSUER.encode()),
+        "not yet valid": token(nbf=now + 300),
+        "issued in the future": token(iat=now + 300),
+        "no issuer": token(iss=None),
+        "wrong issuer": token(iss="https://evil.example"),
+        "no audience": token(aud=None),
+        "wrong audience": token(aud="other"),
+        "audience without us": token(aud=["other", "agentsrv2"]),
+        "no subject": token(sub=None),
+        "subject empty": token(sub=""),
+        "subject a number": forged(HS256, claims(sub=1)),
+        "subject a list": forged(HS256, claims(sub=["ada"])),
+        "subject too long": token(sub="a" * 257),
+        "subject with a line break": token(sub="ada\nroot"),
+        "subject with a null": token(sub="ada\0"),
+        "subject half a pair": forged(HS256, claims(sub="\ud800")),
+        "subject of nobody": token(sub="anonymous"),
+        "subject of the server": token(sub="server"),
+        "unknown crit": token(headers={"crit": ["exp"]}),
+        "crit b64": forged(HS256 | {"crit": ["b64"], "b64": False}, claims()),
+        "crit empty": forged(HS256 | {"crit": []}, claims()),
+        "kid a list": forged(HS256 | {"kid": ["a"]}, claims()),
+        "kid a number": forged(HS256 | {"kid": 1}, claims()),
+        "header a list": forged([], claims()),
+        "header null": forged(None, claims()),
+        "header deep": forged(b"[" * 2000, claims()),
+        "header no text": forged(b"\xff", claims()),
+        "claims a list": forged(HS256, []),
+        "claims deep": forged(HS256, b"[" * 2000),
+        "key in the header": token(
+            "RS256", private_key("RS256", 1),
+            {"jwk": jwk("RS256", private_key("RS256", 1), None)},
+        ),
+        "key elsewhere": token(key=private_key("HS256", 1), headers={"jku": "https://evil.example/"}),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def secret_file(tmp_path: Path) -> Path:
+    """The issuer's secret."""
+    file = tmp_path / "secret"
+    file.write_bytes(SECRET + b"\n")
+    return file
+
+
+@asynccontextmanager
+async def guarded(file: Path, algorithm: str = "HS256", **more: object) -> AsyncIterator[Running]:
+    """A server that takes the issuer's tokens."""
+    settings = {"jwt_algorithm": algorithm, "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
+    key = {} if "jwt_jwks" in more else {"jwt_key": file}
+    async with serving(**settings, **key, **more) as server:  # type: ignore[arg-type]
+        yield server
+
+
+def verifier(file: Path) -> TokenVerifier:
+    """Knows the tokens above."""
+    key = OneKey(file, "HS256")
+    return TokenVerifier(key, algorithm="HS256", issuer=ISSUER, audience=AUDIENCE)
+
+
+@pytest.mark.parametrize("name", list(good()))
+async def test_a_good_token_is_its_subject(secret_file, name):
+    """Until its exp, and the leeway behind it."""
+    identity = await verifier(secret_file).identify(good()[name])
+    assert identity.principal == ("auth0|0042" if "bar" in name else "ada")
+    seconds = identity.expires_at - time.time() - LEEWAY
+    assert (seconds < 0) is (name == "expired within the leeway")
+
+
+@pytest.mark.parametrize("name", list(bad()))
+async def test_a_bad_token_is_nobodys(secret_file, name):
+    """Only one that was good once is told why."""
+    with pytest.raises(Unauthenticated) as refused:
+        await verifier(secret_file).identify(bad()[name])
+    has_expired = name.startswith("expired")
+    assert refused.value.message == (
+        "the token has expired" if has_expired else "the token is not accepted"
+    )
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__
+
+
+async def test_the_door_opens_to_good_tokens_and_to_no_bad_one(secret_file):
+    """By header and by command, with the server alive and well behind it."""
+    wrong = []
+    async with guarded(secret_file) as server:
+        for name, text in good().items():
+            async with talking(server, additional_headers=bearer(text)) as talk:
+                assert (await talk.ask("list"))["type"] == "reply", name
+        for name, text in bad().items():
+            try:
+                async with connect(server.url, additional_headers=bearer(text)):
+                    wrong.append(name)
+            except InvalidStatus as refusal:
+                if refusal.response.status_code != 401:
+                    wrong.append(name)
+            async with talking(server) as talk:
+                answer = await talk.ask({"command": "auth", "token": text})
+                expected = "unauthenticated" if text else "invalid_command"
+                if answer.get("code") != expected:
+                    wrong.append(name)
+        async with Client(server.url, token=token()) as client:
+            assert (await client.run("x", agent="echo")).final_output == "x"
+    print(f"{2 * len(bad())} bad tokens tried, let in = {len(wrong)}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "ES256"])
+async def test_public_keys_verify_what_private_keys_sign(tmp_path, algorithm):
+    """And the public one, which everybody has, is no secret to sign with."""
+    file = tmp_path / "key.pem"
+    public = pem(private_key(algorithm))
+    file.write_bytes(public)
+    confused = [
+        forged({"alg": "HS256"}, claims(), secret)
+        for secret in (public, public.rstrip(b"\n"), public.replace(b"\n", b""))
+    ]
+    async with guarded(file, algorithm) as server:
+        good = token(algorithm)
+        async with talking(server, additional_headers=bearer(good)) as talk:
+            assert (await talk.ask(f"auth {good}"))["principal"] == "ada"
+        for bad in [token(algorithm, private_key(algorithm, 1)), token(), *confused]:
+            with pytest.raises(InvalidStatus):
+                await connect(server.url, additional_headers=bearer(bad))
+
+
+async def test_a_token_that_expires_ends_its_connection(secret_file, monkeypatch):
+    """With 4401, behind the leeway; renewed in time, it goes on."""
+    monkeypatch.setattr(entrance, "RECHECK", 0.02)
+    real, ahead = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() + ahead[0])
+    async with (
+        guarded(secret_file) as server,
+        talking(server, additional_headers=bearer(token())) as first,
+        talking(server, additional_headers=bearer(token())) as renewed,
+    ):
+        ahead[0] = 300 + LEEWAY - 10
+        assert (await renewed.ask({"command": "auth", "token": token(exp=int(real()) + 9999)}))[
+            "principal"
+        ] == "ada"
+        assert (await first.ask("list"))["type"] == "reply"
+        ahead[0] = 300 + LEEWAY + 10
+        assert await closing_code(first) == (4401, "the token does not count any more")
+        assert (await renewed.ask("list"))["type"] == "reply"
+
+
+async def test_keys_and_tokens_may_both_be_taken(secret_file):
+    """The same name is the same principal, whatever says it."""
+    async with guarded(secret_file, api_keys=ADA) as server:
+        async with talking(server, additional_headers=bearer(ADA_KEY)) as talk:
+            await talk.ask({"command": "create", "task_description": "x", "agent": "echo"})
+        async with talking(server, additional_headers=bearer(token())) as talk:
+            assert (await talk.ask("list"))["total"] == 1
