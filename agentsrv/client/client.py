@@ -61,9 +61,8 @@ class Client:
     `ProtocolViolation` where there is no connection and will be none. Cancelling a command
     withdraws the caller: what was asked may have been carried out or not.
 
-    Owns one task (and a second one that writes, while there is a connection); leaving the
-    ``async with`` ends them, and with them every command and iterator, by `Closed`. The tasks
-    on the server go on. For use within one event loop.
+    Owns a task, and one that writes while there is a connection; leaving the ``async with`` ends
+    them and, by `Closed`, every command and iterator; tasks on the server go on. One event loop's.
 
     Args:
         url: Where the server is, ``ws://HOST:PORT`` or ``wss://…``.

@@ -61,14 +61,17 @@ class SyncClient:
     Args:
         url: Where the server is, ``ws://HOST:PORT`` or ``wss://…``.
         options: Limits of the connection.
+        token: An API key or a JSON Web Token, for a server that asks for one.
 
     Raises:
-        ConfigurationError: The URL is none of a WebSocket.
+        ConfigurationError: The URL is none of a WebSocket, or the token cannot be one.
         NoServer, NotAServer, NotAllowed: There is no connection to be had.
     """
 
-    def __init__(self, url: str, options: Options | None = None) -> None:
-        self._client = Client(url, options)
+    def __init__(
+        self, url: str, options: Options | None = None, *, token: str | None = None
+    ) -> None:
+        self._client = Client(url, options, token=token)
         self._loop = asyncio.new_event_loop()
         self._lock = threading.Lock()  # nothing is given to the loop behind its end
         self._closed = False

@@ -1,0 +1,129 @@
+"""The commands that need no server: read texts, look after things, print, measure."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from agentsrv.app import VERSION, knowledge_index, open_models
+from agentsrv.cli.exits import say
+from agentsrv.cli.options import make_settings, takes_settings
+from agentsrv.errors import ConfigurationError
+
+
+def index(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="The texts.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The index; by default where `serve` looks for it."),
+    ] = None,
+) -> None:
+    """Read a folder into the knowledge base's index, or bring it up to date.
+
+    With the setting embedding_model its passages are given vectors, too.
+    """
+    from agentsrv.agents.knowledge import IndexReport, KnowledgeBase
+
+    given = {"knowledge_index": out} if out is not None else {}
+    settings = make_settings(knowledge=folder, **given)
+    target = knowledge_index(settings)
+
+    def tell(report: IndexReport) -> None:
+        print(
+            f"{target}: {report.files} files, {report.passages} passages, "
+            f"{report.bytes / 1e3:,.0f} kB of text, {report.seconds:.1f} s "
+            f"({report.added} added, {report.updated} updated, {report.removed} removed)"
+        )
+        for reason, count in report.reasons.items():
+            print(f"  skipped {count}: {reason}")
+
+    async def build() -> None:
+        async with open_models(settings) as models:
+            base = KnowledgeBase(folder, target, models.embedder)
+            try:
+                tell(await base.refresh(_progress if sys.stderr.isatty() else None))
+                if models.embedder is not None:
+                    count = await base.embed()
+                    print(f"  {count} passages have vectors of {models.embedder.model}")
+            finally:
+                await base.close()
+
+    asyncio.run(build())
+
+
+@takes_settings
+def doctor(**given: Any) -> None:
+    """Look at all that a server needs, and say what to do; exit with 1 where it would fail."""
+    from agentsrv.cli import doctor
+
+    raise typer.Exit(asyncio.run(doctor.run(given)))
+
+
+def schema() -> None:
+    """Print the protocol's schema, an AsyncAPI 3 document."""
+    from agentsrv.protocol.asyncapi import document
+
+    print(orjson.dumps(document(VERSION), option=orjson.OPT_INDENT_2).decode())
+
+
+def bench(
+    probes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PROBE]...", help="What to measure; by default everything."),
+    ] = None,
+    *,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", help="sqlite:///FILE that does not exist yet, or memory:."),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", help="A server that serves agentsrv.bench.app, in place of its own."),
+    ] = None,
+    loop: Annotated[
+        str, typer.Option("--loop", help="The server's event loop: asyncio, uvloop or auto.")
+    ] = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="Less of all: half a minute.")] = False,
+    connections: Annotated[
+        int | None, typer.Option("--connections", min=1, help="Idle connections at most.")
+    ] = None,
+    stored: Annotated[
+        int | None, typer.Option("--stored", min=0, help="Events stored before, at most.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")
+    ] = None,
+) -> None:
+    """Measure what a server costs on this machine.
+
+    It starts servers of its own with a store in a scratch folder, which is removed. Without
+    --quick it takes some minutes.
+    """
+    from agentsrv.bench import suite
+    from agentsrv.bench.figures import Report
+    from agentsrv.bench.sizes import FULL, QUICK, Bench, limited
+    from agentsrv.bench.target import Own, Remote
+
+    if url is not None and store is not None:
+        raise ConfigurationError("--url and --store: expected one of them")
+    sizes = limited(QUICK if quick else FULL, connections=connections, stored=stored)
+    report = Report(lambda line: print(line, flush=True))
+    place = Own(store, make_settings(loop=loop).loop) if url is None else Remote(url)
+    try:
+        asyncio.run(suite.measure(Bench(place, sizes, report), probes or ()))
+    finally:
+        if isinstance(place, Own):
+            place.close()
+    if json is not None:
+        suite.write(report, json)
+
+
+async def _progress(_done: int, _total: int, message: str) -> None:
+    say(message)
