@@ -16,8 +16,8 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
 from agentsrv import errors
-from agentsrv.models import events
 from agentsrv.models.commands import COMMANDS, EXAMPLES
+from agentsrv.models.events import EVENTS, encode
 from agentsrv.protocol import PROTOCOL, examples, frames
 from agentsrv.protocol.closes import CLOSES
 from agentsrv.protocol.replies import FRAMES, REPLIES
@@ -48,8 +48,8 @@ _EVENT: Final[Json] = {
 def document(version: str) -> Json:
     """The whole document, as a server of ``version`` speaks."""
     schemas: Json = {}
-    messages = dict(_messages(schemas))
-    told = [name for name in messages if name not in COMMANDS and not _answers(name)]
+    messages = {message["name"]: message for message in _messages(schemas)}
+    told = [*FRAMES, *EVENTS]
     return {
         "asyncapi": ASYNCAPI,
         "info": {
@@ -82,10 +82,6 @@ def reply_name(command: str) -> str:
     return f"{command}_reply"
 
 
-def _answers(name: str) -> bool:
-    return name in map(reply_name, COMMANDS)
-
-
 def _operation(command: str) -> Json:
     answers = _refer("send", [reply_name(command), ERROR])
     del answers["action"]
@@ -100,44 +96,36 @@ def _refer(action: str, messages: Iterable[str]) -> Json:
     }
 
 
-def _messages(schemas: Json) -> Iterator[tuple[str, Json]]:
-    """Each message with its name; their schemas, and those that these need, go to ``schemas``."""
+def _messages(schemas: Json) -> Iterator[Json]:
+    """Each message; their schemas, and those that these need, go to ``schemas``."""
     for name, command in COMMANDS.items():
         schema = _schema(command, "validation", schemas)
         # Its default is for Python; on the wire the discriminator must be there.
         schema["required"] = ["command", *schema.get("required", [])]
         schemas[command.__name__] = schema
-        yield name, _message(name, command.__name__, _told(command), [EXAMPLES[name]], answer=True)
+        yield _message(name, command.__name__, _told(command), [EXAMPLES[name]], answer=True)
     for name, reply in REPLIES.items():
         envelope = {"command": {"const": name}, "id": _COMMAND_ID}
         title = f"{COMMANDS[name].__name__}Reply"
         schemas[title] = _frame("reply", envelope, _schema(reply, "serialization", schemas))
         frame = orjson.loads(frames.reply(name, 1, examples.REPLIES[name]))
-        key = reply_name(name)
-        yield key, _message(key, title, _told(reply), [frame], answer=True)
+        yield _message(reply_name(name), title, _told(reply), [frame], answer=True)
     for name, kind in FRAMES.items():
         title = f"{name.title().replace('_', '')}Frame"
         schemas[title] = _frame(name, {}, _schema(kind, "serialization", schemas))
-        if name == ERROR:
-            schemas[title]["properties"]["code"]["enum"] = list(errors.BY_CODE)
-            yield (
-                name,
-                _message(name, title, _told(kind), [], answer=True)
-                | {"examples": [_error_example(error) for error in examples.ERRORS]},
-            )
-        else:
-            yield (
-                name,
-                _message(name, title, _told(kind), [{"type": name, **examples.FRAMES[name]}]),
-            )
-    for seq, (name, event) in enumerate(events.EVENTS.items(), 1):
+        yield (
+            _error_message(title, schemas)
+            if name == ERROR
+            else _message(name, title, _told(kind), [{"type": name, **examples.FRAMES[name]}])
+        )
+    for seq, (name, event) in enumerate(EVENTS.items(), 1):
         schemas[event.__name__] = _schema(event, "serialization", schemas)
         envelope = {"event_type": {"const": name}} | _EVENT
         data = {"data": {"$ref": SCHEMAS + event.__name__}}
         title = f"{event.__name__}Event"
         schemas[title] = _frame("event", envelope | data, {"description": _told(event)})
-        body = events.encode(examples.EVENTS[name], examples.TASK, seq, examples.AT)
-        yield name, _message(name, title, _told(event), [orjson.loads(body)])
+        body = encode(examples.EVENTS[name], examples.TASK, seq, examples.AT)
+        yield _message(name, title, _told(event), [orjson.loads(body)])
 
 
 class _Untitled(GenerateJsonSchema):
@@ -182,12 +170,19 @@ def _message(
     return message
 
 
-def _error_example(error: errors.AgentsrvError) -> Json:
-    return {
-        "name": error.code,
-        "summary": _told(type(error)),
-        "payload": orjson.loads(frames.error("create", 1, error)),
-    }
+def _error_message(title: str, schemas: Json) -> Json:
+    """The message of all errors: an enumeration of their codes, and an example of each."""
+    schemas[title]["properties"]["code"]["enum"] = list(errors.BY_CODE)
+    shown = [
+        {
+            "name": error.code,
+            "summary": _told(type(error)),
+            "payload": orjson.loads(frames.error("create", 1, error)),
+        }
+        for error in examples.ERRORS
+    ]
+    message = _message(ERROR, title, _told(FRAMES[ERROR]), [], answer=True)
+    return message | {"examples": shown}
 
 
 def _told(kind: type[Any]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -200,3 +202,34 @@ async def test_it_may_be_used_beside_a_loop_that_runs():
     """As notebooks have one; it is held up, as by anything that takes time."""
     with served() as url, SyncClient(url) as client:
         assert client.run("What is a thread?").final_output
+
+
+SCRIPT = """
+import sys
+from agentsrv.client import SyncClient
+
+with SyncClient(sys.argv[1]) as client:
+    try:
+        if sys.argv[2] == "run":
+            client.run("x", agent="endless", on_event=lambda record: print(record.event_type, flush=True))
+        else:
+            task = client.create("x", agent="endless", execute=True)
+            for record in client.events(task["task_id"]):
+                print(record.event_type, flush=True)
+    except KeyboardInterrupt:
+        print(client.list()["tasks"][0]["status"])
+"""
+
+
+@pytest.mark.parametrize("call", ["run", "events"])
+async def test_ctrl_c_ends_a_call_and_not_the_task(server, call):
+    """Also one that waits for what does not come; the client goes on."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SCRIPT, server.url, call, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    while await process.stdout.readline() != b"partial_output\n":
+        pass
+    process.send_signal(signal.SIGINT)
+    rest, _ = await process.communicate()
+    assert (process.returncode, rest) == (0, b"running\n")

@@ -147,6 +147,7 @@ async def test_what_a_server_sends_is_as_published():
 
 
 @pytest.mark.interop
+@pytest.mark.timeout(300)  # the first time it is installed
 def test_the_parser_of_asyncapi_finds_no_fault():
     """It reads every message, and has no error, warning or hint to tell."""
     installed = subprocess.run([INSTALL], stdout=subprocess.PIPE, text=True, check=False)
