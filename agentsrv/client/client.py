@@ -29,12 +29,7 @@ from agentsrv.client.replies import (
     TaskPage,
     TaskReply,
 )
-from agentsrv.errors import (
-    ConfigurationError,
-    Conflict,
-    InvalidCommand,
-    InvalidState,
-)
+from agentsrv.errors import ConfigurationError, Conflict, InvalidCommand, InvalidState
 from agentsrv.models import events as e
 from agentsrv.models.events import Record
 from agentsrv.models.plan import ExecutionPlan
