@@ -25,7 +25,9 @@ from agentsrv.errors import ConfigurationError, NotFound
 
 DEFAULT_URL: Final = "ws://127.0.0.1:8765"
 _DOORS: Final = "key_file api_keys jwt_algorithm jwt_key jwt_jwks jwt_issuer jwt_audience"
-_UNGUARDED: Final = dict.fromkeys([*_DOORS.split(), "tls_cert", "tls_key"])
+_UNGUARDED: Final = dict.fromkeys([*_DOORS.split(), "tls_cert", "tls_key"]) | {
+    "behind_proxy": False
+}
 LOOK_AGAIN: Final = 0.05  # seconds until a task that is to be cancelled has been created
 
 

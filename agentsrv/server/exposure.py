@@ -26,17 +26,21 @@ def check_exposure(settings: Settings, *, is_guarded: bool) -> None:
     if (settings.tls_cert is None) != (settings.tls_key is None):
         missing = "tls_key" if settings.tls_key is None else "tls_cert"
         raise ConfigurationError(f"TLS needs a certificate and its key; {missing} is missing")
-    if is_loopback(settings.host):
+    if settings.behind_proxy:
+        reached = "behind_proxy says that others reach the server"
+    elif is_loopback(settings.host):
         return
+    else:
+        reached = f"host is {settings.host!r}, which others can reach"
     if not is_guarded:
         raise ConfigurationError(
-            f"host is {settings.host!r}, which others can reach, and nobody would be asked who "
-            "they are; expected key_file (see: agentsrv keys create), api_keys or jwt_algorithm"
+            f"{reached}, and nobody would be asked who they are; expected key_file "
+            "(see: agentsrv keys create), api_keys or jwt_algorithm"
         )
     if settings.tls_cert is None and not settings.behind_proxy:
         raise ConfigurationError(
-            f"host is {settings.host!r}, which others can reach, and the traffic would not be "
-            "encrypted; expected tls_cert and tls_key, or behind_proxy where a proxy does it"
+            f"{reached}, and the traffic would not be encrypted; expected tls_cert and tls_key, "
+            "or behind_proxy where a proxy does it"
         )
 
 

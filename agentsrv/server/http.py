@@ -52,6 +52,9 @@ class Doorkeeper:
         self._check_ready = check_ready
         self._hosts = LOOPBACK | {name.lower() for name in (settings.host, *settings.allowed_hosts)}
         self._origins = {origin.lower().rstrip("/") for origin in settings.allowed_origins}
+        self._schemes = ["http"] if settings.tls_cert is None else ["https"]
+        if settings.behind_proxy:
+            self._schemes = ["http", "https"]  # whichever the proxy has
         self._proxies = settings.trusted_proxies if settings.behind_proxy else ()
         self._any_address = settings.host in ANY
 
@@ -149,18 +152,12 @@ class Doorkeeper:
         return host in self._hosts or (self._any_address and host is not None and is_address(host))
 
     def _may_connect(self, origin: str, host: str) -> bool:
-        return _netloc(origin) == host or origin in self._origins
+        own = {f"{scheme}://{host}" for scheme in self._schemes}
+        return origin in own or origin in self._origins
 
 
 def _hostname(url: str) -> str | None:
     try:
         return urlsplit(url).hostname
-    except ValueError:
-        return None
-
-
-def _netloc(origin: str) -> str | None:
-    try:
-        return urlsplit(origin).netloc
     except ValueError:
         return None

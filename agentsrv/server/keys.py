@@ -170,8 +170,11 @@ def _stamp(file: Path) -> object:
 
 def _append(file: Path, line: str) -> None:
     # One write at the end: neither readers nor others who append see half of it.
-    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = f"\n{line}"  # somebody has edited it
         os.write(descriptor, line.encode())
         os.fsync(descriptor)
     finally:

@@ -24,6 +24,7 @@ from agentsrv.server.entrance import Admission, identify
 from agentsrv.server.exposure import tls_context
 from agentsrv.server.http import Doorkeeper
 from agentsrv.server.outbox import OutboxConnection
+from agentsrv.server.requests import close
 from agentsrv.settings import Settings
 from agentsrv.telemetry.library import without_quotes
 
@@ -112,7 +113,7 @@ class Listener:
         Returns after at most ``CLOSE_TIMEOUT`` and a second, whatever the clients do.
         """
         closing = [
-            asyncio.create_task(_close(socket, CloseCode.SERVICE_RESTART))
+            asyncio.create_task(close(socket, CloseCode.SERVICE_RESTART, "the server restarts"))
             for socket in self._sockets
         ]
         if closing:
@@ -182,8 +183,3 @@ def _factory(stall_timeout: float) -> Any:
 
 def _select_subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     return Subprotocol(PROTOCOL) if PROTOCOL in offered else None
-
-
-async def _close(socket: OutboxConnection, code: CloseCode) -> None:
-    socket.flush()
-    await socket.close(code, "the server restarts")

@@ -100,6 +100,9 @@ def test_a_process_that_serves_itself_asks_nobody(agentsrv, monkeypatch, tmp_pat
     monkeypatch.setattr("agentsrv.cli.running.DEFAULT_URL", "ws://127.0.0.1:1")
     monkeypatch.delenv("AGENTSRV_URL")
     monkeypatch.setenv("AGENTSRV_API_KEYS", ADA)
+    monkeypatch.setenv("AGENTSRV_BEHIND_PROXY", "true")
+    monkeypatch.setenv("AGENTSRV_TLS_CERT", "none.pem")
+    monkeypatch.setenv("AGENTSRV_JWT_ISSUER", "https://issuer.example")
     monkeypatch.setenv("AGENTSRV_KEY_FILE", str(tmp_path / "none"))
     result = agentsrv("run", "What is there?")
     assert result.code == 0, result.err

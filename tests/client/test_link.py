@@ -53,6 +53,14 @@ async def goes_away(peer: Peer) -> None:
     await peer.socket.close(1012, "restart")
 
 
+@pytest.mark.parametrize("token", ["", "a b", "a\n", "ä", "a, bearer.b", "=", "a\r\nX: y"])
+def test_a_token_that_cannot_be_one_is_told_without_quoting_it(token):
+    """Before there is a connection: it would be another header."""
+    with pytest.raises(ConfigurationError, match="the token is none") as refused:
+        Client("ws://127.0.0.1:1", token=token)
+    assert len(token) < 4 or token not in refused.value.message
+
+
 async def test_the_wait_before_a_new_connection_grows_to_its_cap():
     """Full jitter: anything up to base, twice that, and so on, never more than the cap."""
     waits = Waits(base=0.1, cap=0.5, attempts=6)

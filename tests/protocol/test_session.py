@@ -205,6 +205,40 @@ def test_a_good_frame_forgives_the_bad_ones():
         accepted("ping", session)
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_who_has_not_said_who_it_is_may_do_little(name):
+    """Other commands are understood and refused; that is no bad frame, and may be said again."""
+    session = Session(is_authenticated=False)
+    frame = EXAMPLES[name] | {"id": 7}
+    for _ in range(MAX_BAD_FRAMES + 1):
+        if name in ("auth", "ping", "help"):
+            accepted(frame, session)
+        else:
+            answer = refused(frame, session)
+            assert (answer["code"], answer["command"], answer["id"]) == (
+                "unauthenticated", name, 7,
+            )  # fmt: skip
+    session.is_authenticated = True
+    accepted(frame, session)
+
+
+def test_bad_frames_count_from_the_first():
+    """Also of somebody who has not said who it is."""
+    session = Session(is_authenticated=False)
+    found = [session.receive("nonsense") for _ in range(MAX_BAD_FRAMES)]
+    assert isinstance(found[-1], Refusal)
+    assert found[-1].is_last
+
+
+def test_a_token_is_not_shown():
+    """Neither by the command nor by a complaint about another field of it."""
+    frame = {"command": "auth", "token": "agentsrv_secret"}
+    assert "secret" not in repr(accepted(frame))
+    assert "secret" not in str(refused(frame | {"tokn": 1}))
+    assert "secret" not in str(refused(frame | {"token": ["agentsrv_secret"]}))
+    assert "secret" not in str(refused(frame | {"token": "agentsrv_secret" * 1000}))
+
+
 KEYS = st.sampled_from(
     [*"command id task_id all after_seq limit status reason grace plan params".split(), "\0", "x"]
 )

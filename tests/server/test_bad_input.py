@@ -32,6 +32,7 @@ HANDSHAKES: Final[dict[str, tuple[bytes, int | None]]] = {
     "foreign Origin": (handshake("Origin: https://evil.example"), 403),
     "Origin null": (handshake("Origin: null"), 403),
     "empty Origin": (handshake("Origin:"), 403),
+    "Origin of another scheme": (handshake("Origin: https://127.0.0.1"), 403),
     "Origin on another port": (handshake("Origin: http://127.0.0.1:1"), 403),
     "Origin with our name in front": (handshake("Origin: http://127.0.0.1.evil.example"), 403),
     "Origin that is none": (handshake("Origin: http://["), 403),

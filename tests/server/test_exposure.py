@@ -63,6 +63,7 @@ def test_the_word_of_our_proxies_is_taken_and_nobody_elses(peer, forwarded, addr
     [
         ({"host": "0.0.0.0"}, "nobody would be asked who they are; expected key_file"),
         ({"host": "::", "behind_proxy": True}, "nobody would be asked"),
+        ({"behind_proxy": True}, "others reach the server, and nobody would be asked"),
         ({"host": "0.0.0.0", "api_keys": ADA}, "not be encrypted; expected tls_cert and tls_key"),
         ({"tls_cert": "cert.pem"}, "tls_key is missing"),
         ({"tls_key": "key.pem"}, "tls_cert is missing"),

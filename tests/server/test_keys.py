@@ -51,6 +51,15 @@ def test_a_file_has_what_was_appended(tmp_path):
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_line_that_somebody_left_open_is_ended(tmp_path):
+    """Else two lines would be none."""
+    file = tmp_path / "keys"
+    file.write_text(LINE)
+    key = make_key("bob", TODAY)[1]
+    add_key(file, key)
+    assert [found.principal for found in read_keys(file).values()] == ["ada", "bob"]
+
+
 def test_comments_and_empty_lines_are_nothing():
     """A file may be written by hand."""
     assert parse_keys(f"# of Ada\n\n  {LINE}  \n", "keys") == {

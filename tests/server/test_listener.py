@@ -122,7 +122,7 @@ async def test_a_refusal_is_logged_with_the_address_that_our_proxy_tells(caplog)
     """Others' X-Forwarded-For is not believed, and what a stranger wrote is not logged."""
     request = "GET / HTTP/1.1\nHost: evil.example\nX-Forwarded-For: 203.0.113.7\n\n"
     caplog.set_level("INFO", "agentsrv.door")
-    settings: list[dict[str, Any]] = [{"behind_proxy": True}, {}]
+    settings: list[dict[str, Any]] = [{"behind_proxy": True, "api_keys": ADA}, {}]
     for given in settings:
         async with serving(**given) as server:
             await get(server, request)
