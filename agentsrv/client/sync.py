@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import wraps
@@ -146,18 +146,23 @@ class SyncClient:
                 self._wait(stream.aclose(), SimpleQueue())
 
     def _wait(self, work: Coroutine[Any, Any, T], calls: Calls) -> T:
-        """Let the loop do ``work``, and do meanwhile what it asks of this thread."""
+        """Let the loop do ``work``, and do meanwhile what it asks of this thread.
+
+        What is raised here meanwhile, such as Ctrl-C, cancels the work, and is raised again when
+        that has ended.
+        """
+        tasks: list[asyncio.Task[Any]] = []
         with self._lock:
             if self._closed:
                 work.close()
                 raise Closed("the client is closed")
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            future = asyncio.run_coroutine_threadsafe(_tracked(work, tasks), self._loop)
         future.add_done_callback(lambda _: calls.put(None))
         try:
             while (call := calls.get()) is not None:
                 call()
         except BaseException:
-            future.cancel()
+            self._cancel(tasks)
             raise
         try:
             return future.result()
@@ -189,6 +194,14 @@ class SyncClient:
         with suppress(RuntimeError):  # closed meanwhile: nobody waits any more
             self._loop.call_soon_threadsafe(_settle, answer, result, error)
 
+    def _cancel(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            # Behind the first turn of the work, which was given to the loop before.
+            ended = asyncio.run_coroutine_threadsafe(_cancelled(tasks), self._loop)
+        ended.result()
+
     async def _end(self) -> None:
         await self._client.aclose()
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -197,6 +210,20 @@ class SyncClient:
             for task in late:
                 task.cancel()
             await asyncio.wait(others)
+
+
+async def _tracked(work: Coroutine[Any, Any, T], tasks: list[asyncio.Task[Any]]) -> T:
+    task = asyncio.current_task()
+    assert task is not None
+    tasks.append(task)
+    return await work
+
+
+async def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
 
 
 def _settle(answer: asyncio.Future[Any], result: Any, error: Exception | None) -> None:

@@ -61,7 +61,7 @@ def test_it_has_every_method_of_the_client():
             assert not inspect.iscoroutinefunction(blocking)
     given = inspect.signature(SyncClient.events).parameters
     assert given == inspect.signature(Client.events).parameters
-    assert list(inspect.signature(SyncClient).parameters) == ["url", "options"]
+    assert list(inspect.signature(SyncClient).parameters) == ["url", "options", "token"]
 
 
 async def test_each_command_returns_what_the_server_replies(threaded):
