@@ -85,11 +85,14 @@ def test_every_example_stands_there_as_json():
 
 def test_nothing_in_it_runs_and_nothing_is_loaded():
     """No script, no style but its own, and texts of the document are no markup."""
-    hostile = json.loads(json.dumps(DOCUMENT).replace("1.2.3", "<script>alert(1)</script>"))
+    markup = "<script>alert(1)</script>"
+    text = json.dumps(DOCUMENT).replace("1.2.3", markup).replace("What is to be done", markup)
+    hostile = json.loads(text)
     outline = Outline(render(hostile))
     assert not outline.tags & {"script", "img", "link", "iframe", "form"}
     assert not {name for name in outline.names if name.startswith("on") or name == "style"}
-    assert any("<script>alert(1)" in text for text in outline.texts["p"])
+    assert any(markup in text for text in outline.texts["p"])
+    assert any(markup in text for text in outline.texts["td"])
 
 
 async def test_it_is_served_with_a_policy_that_allows_its_style_only():

@@ -57,6 +57,15 @@ async def test_http_requests(request_text, status):
     assert line.split()[1] == status, answer
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/asyncapi.json", "/nothing"])
+async def test_nothing_follows_the_headers_of_an_answer_to_head(path):
+    """A client that knows HTTP would not look for it."""
+    async with serving() as server:
+        _, answer = await get(server, f"HEAD {path} HTTP/1.1\nHost: localhost\n\n")
+    assert answer.endswith("\r\n\r\n")
+    assert answer.count("\r\n\r\n") == 1
+
+
 @pytest.mark.parametrize(("path", "works"), [("/", True), ("/ws", True), ("/chat", False)])
 async def test_websocket_paths(path, works):
     """There is one at / and /ws; any other is 404."""
