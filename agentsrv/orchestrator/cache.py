@@ -21,7 +21,9 @@ class Found(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    found: Found
+    output: str
+    result: bytes
+    """Encoded: whoever is given it may change its own copy."""
     size: int
     until: float
 
@@ -46,15 +48,16 @@ class ResultCache:
             self._drop(key)
             return None
         self._entries.move_to_end(key)
-        return entry.found
+        return Found(entry.output, orjson.loads(entry.result))
 
     def put(self, key: bytes, found: Found, until: float) -> None:
         """Keep ``found`` until then (seconds); what is too large for its share is not kept."""
-        size = len(found.output.encode()) + len(orjson.dumps(found.result))
+        result = orjson.dumps(found.result)
+        size = len(found.output.encode()) + len(result)
         if size > MAX_BYTES // MAX_SHARE:
             return
         self._drop(key)
-        self._entries[key] = _Entry(found, size, until)
+        self._entries[key] = _Entry(found.output, result, size, until)
         self._bytes += size
         while self._bytes > MAX_BYTES or len(self._entries) > MAX_ENTRIES:
             self._drop(next(iter(self._entries)))

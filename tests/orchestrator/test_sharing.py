@@ -52,6 +52,19 @@ def test_the_same_is_not_done_twice():
     simulate(story())
 
 
+def test_who_changes_what_was_found_changes_it_for_nobody_else():
+    """Each step is given a copy of its own."""
+    cache, key = ResultCache(), key_of("ann", "agent", 1)
+    result = {"passages": [1]}
+    cache.put(key, Found("", result), until=10)
+    result["passages"].append(2)
+    for _ in range(2):
+        found = cache.get(key, 5)
+        assert found is not None
+        assert found.result == {"passages": [1]}
+        found.result["passages"].clear()
+
+
 @pytest.mark.parametrize(
     "other",
     [
