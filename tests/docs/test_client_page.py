@@ -13,6 +13,7 @@ import pytest
 from agentsrv import client
 from agentsrv.client import Options, Reconnect
 from agentsrv.errors import AgentsrvError
+from tests.listening import listening
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
 URL = "ws://127.0.0.1:8765"
@@ -29,20 +30,8 @@ def url(tmp_path_factory) -> Iterator[str]:
     """Where the page's application is served, as the page says."""
     folder = tmp_path_factory.mktemp("shop")
     (folder / "shop.py").write_text(SHOP)
-    command = [sys.executable, "-m", "agentsrv", "serve", "shop:app", "--port=0"]
-    process = subprocess.Popen(
-        [*command, "--store=memory:"], cwd=folder, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    try:
-        log = ""
-        while "listening on " not in log:
-            log = process.stderr.readline()
-            assert log, "the server ended before it listened"
-        yield log.split("listening on ")[1].strip()
-    finally:
-        process.terminate()
-        process.communicate(timeout=20)
+    with listening(folder, "shop:app") as address:
+        yield address
 
 
 @pytest.mark.parametrize(("title", "blocks"), PROGRAMS, ids=[title for title, _ in PROGRAMS])

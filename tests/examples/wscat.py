@@ -6,8 +6,6 @@ python -m tests.examples.wscat    # writes examples/wscat.md anew
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +14,8 @@ from pathlib import Path
 
 import orjson
 import pexpect
+
+from tests.listening import listening
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "examples/wscat.md"
@@ -100,22 +100,11 @@ def _frame(terminal: pexpect.spawn[str]) -> str:
 @contextmanager
 def served() -> Iterator[str]:
     """A real server with the examples' knowledge; yields its URL."""
-    command = [sys.executable, "-m", "agentsrv", "serve", "--host=127.0.0.1", "--port=0"]
-    options = ["--store=memory:", f"--knowledge={KNOWLEDGE}"]
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            [*command, *options], cwd=folder, stderr=subprocess.PIPE, text=True
-        )
-        assert process.stderr is not None
-        try:
-            log = ""
-            while "listening on " not in log:
-                log = process.stderr.readline()
-                assert log, "the server ended before it listened"
-            yield log.split("listening on ")[1].strip()
-        finally:
-            process.terminate()
-            process.communicate(timeout=PATIENCE)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        listening(Path(folder), f"--knowledge={KNOWLEDGE}") as url,
+    ):
+        yield url
 
 
 def read_document() -> list[Exchange]:
