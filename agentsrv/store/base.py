@@ -47,6 +47,8 @@ class Head(NamedTuple):
     seq: int
     epoch: int
     """Raised at each claim; an append with an older one is refused."""
+    node: str | None = None
+    """Who holds the lease, in a store that several nodes share; else nobody needs to know."""
 
 
 class Created(NamedTuple):
@@ -82,6 +84,8 @@ class Append(NamedTuple):
     """Seconds since the epoch."""
     state: bytes | None = None
     """The finished task's snapshot, with the terminal event, where it is worth keeping."""
+    replies: Sequence[tuple[int, bytes]] = ()
+    """In a store that several nodes share: messages that the events answer, and how."""
 
 
 class Span(NamedTuple):
