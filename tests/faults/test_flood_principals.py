@@ -71,17 +71,18 @@ def queue_many(port: int) -> None:
                 return
 
 
-def first_task(wire: Wire) -> tuple[str, float]:
-    """Run a task; return its id, and how many seconds it took until it started."""
-    before = time.perf_counter()
-    task_id = wire.ask(SHORT)["task_id"]
+def first_task(port: int) -> tuple[str, float]:
+    """Run a task as bob; return its id, and how many seconds it took until it started."""
     started = 0.0
-    for body in wire.bodies():
-        frame = json.loads(body)
-        if frame.get("event_type") == "task_started":
-            started = time.perf_counter() - before
-        if frame.get("event_type") == "task_completed":
-            break
+    with Wire(port, token=BOB_KEY) as wire:
+        before = time.perf_counter()
+        task_id = wire.ask(SHORT)["task_id"]
+        for body in wire.bodies():
+            frame = json.loads(body)
+            if frame.get("event_type") == "task_started":
+                started = time.perf_counter() - before
+            if frame.get("event_type") == "task_completed":
+                break
     return task_id, started
 
 
@@ -121,20 +122,19 @@ def test_a_flood_by_one_principal_does_not_starve_another(
     )  # fmt: skip
     server.start()
     try:
-        with Wire(server.port, token=BOB_KEY) as bob:
-            task_id, alone = first_task(bob)
-            ask = {"command": "status", "task_id": task_id}
-            with Answers(server.port, ask, token=BOB_KEY) as calm:
-                time.sleep(seconds)
-            queue_many(server.port)
-            with (
-                Watch(lambda: resident(server.pid)) as memory,
-                flooding(server.port, seconds) as told,
-                Answers(server.port, ask, token=BOB_KEY) as beside,
-            ):
-                time.sleep(seconds / 2)
-                task_id, started = first_task(bob)
-                time.sleep(seconds / 2)
+        task_id, alone = first_task(server.port)
+        ask = {"command": "status", "task_id": task_id}
+        with Answers(server.port, ask, token=BOB_KEY) as calm:
+            time.sleep(seconds)
+        queue_many(server.port)
+        with (
+            Watch(lambda: resident(server.pid)) as memory,
+            flooding(server.port, seconds) as told,
+            Answers(server.port, ask, token=BOB_KEY) as beside,
+        ):
+            time.sleep(seconds / 2)
+            task_id, started = first_task(server.port)
+            time.sleep(seconds / 2)
     finally:
         status = server.stop()
     passed = started_before(tmp_path / "agentsrv.db", task_id)
