@@ -28,6 +28,7 @@ from agentsrv.server.gate import Gate, Share
 
 FULL: Final = 64 << 10  # bytes in the outbox; with so many it does not wait for the turn's end
 SEND_BUFFER: Final = 64 << 10  # bytes in the kernel; its own default grows to megabytes
+RECEIVE_BUFFER: Final = 64 << 10  # bytes there of a client that is not read; its own grows too
 SHORT_FRAME: Final = 125  # bytes whose length fits the header's second byte
 MEDIUM_FRAME: Final = 0xFFFF  # bytes whose length fits two more
 SHORT: Final = 4096  # lengths whose headers are made once; most events are shorter
@@ -128,7 +129,7 @@ class OutboxConnection(ServerConnection):
                 waiter.set_result(None)
 
     def connection_made(self, transport: Any) -> None:
-        """Turn away who is one too many; bound what the kernel buffers for who does not read."""
+        """Turn away who is one too many; bound what the kernel keeps of the others."""
         try:
             self.share = self.gate.open(transport.get_extra_info("peername"))
         except Overloaded as refusal:
@@ -138,6 +139,7 @@ class OutboxConnection(ServerConnection):
         sock = transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         super().connection_made(transport)
         # The library resumes when its queue of messages is empty, whether we write or not.
         self.recv_messages.resume = self._resume_reading
