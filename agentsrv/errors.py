@@ -98,7 +98,7 @@ class TooLarge(AgentsrvError):
 
 
 class RateLimited(AgentsrvError):
-    """The principal has sent more commands than it may; this one was not looked at."""
+    """The principal has sent more commands than it may; this one was not carried out."""
 
     code = "rate_limited"
     retryable = True

@@ -66,7 +66,7 @@ class Orchestrator:
         Raises:
             InvalidCommand: Its agent, plan or params cannot be.
             Conflict: The idempotency key stands for another command.
-            Overloaded: The queue is full.
+            Overloaded: The queue or the principal's part of it is full, or it follows too many.
             ShuttingDown: The server is about to stop.
         """
         self._check_open()
@@ -285,6 +285,7 @@ class Orchestrator:
         Raises:
             NotFound: The principal has no such task.
             SeqAhead: ``after_seq`` lies beyond the log.
+            Overloaded: The principal follows as many tasks as it may.
         """
         assert command.task_id is not None
         answer.follow(command.task_id, command.after_seq)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final
 
 from agentsrv.errors import Overloaded, RateLimited
 from agentsrv.models.limits import TokenBucket
 from agentsrv.settings import Settings
 
-RATE: Final = 500.0  # commands a second of a principal: a server carries out some ten thousand
+RATE: Final = 500.0  # commands a second of a principal; a task takes one or two
 CONNECTIONS: Final = 100  # of a principal, or of an address that has not said who it is
 NETWORK: Final = 64  # bits of an IPv6 address that one customer has
 PAUSE: Final = 0.1  # seconds for which a connection is not read behind a command too many
@@ -218,4 +218,5 @@ def _network(address: str) -> str:
     """The address, or the network of which somebody has all addresses."""
     if ":" not in address:
         return address
-    return str(ip_network(f"{address.partition('%')[0]}/{NETWORK}", strict=False))
+    six = IPv6Address(address.partition("%")[0])
+    return str(six.ipv4_mapped or ip_network((six, NETWORK), strict=False))

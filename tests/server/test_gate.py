@@ -136,6 +136,10 @@ def test_an_address_of_version_6_counts_as_its_network(clock):
         door.open(("2001:db8::2:3", 1, 0, 0))
     door.open(("2001:db8:0:1::1", 1, 0, 0))
     door.open(("fe80::1%eth0", 1, 0, 2))
+    door.open(("::ffff:192.0.2.1", 1, 0, 0))
+    door.open(("::ffff:192.0.2.2", 1, 0, 0))
+    with pytest.raises(Overloaded):
+        door.open(("192.0.2.1", 1))
 
 
 def test_behind_a_proxy_the_request_tells_the_address(clock):
