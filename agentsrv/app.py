@@ -32,10 +32,12 @@ from agentsrv.orchestrator.surroundings import OutputLimits, Surroundings
 from agentsrv.orchestrator.worker import Worker
 from agentsrv.server.auth import open_authenticator
 from agentsrv.server.exposure import check_exposure
+from agentsrv.server.gate import fill_in
 from agentsrv.server.listener import Listener
 from agentsrv.settings import Settings
 from agentsrv.store.base import Store
 from agentsrv.store.memory import MemoryStore
+from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite import SqliteStore
 from agentsrv.telemetry.watchdog import Watchdog
 
@@ -122,6 +124,7 @@ class App:
         self._builtin_planner.default = settings.default_plan
         authenticator = await open_authenticator(settings, time.time)
         check_exposure(settings, is_guarded=authenticator.is_required)
+        settings = fill_in(settings, is_guarded=authenticator.is_required)
         async with AsyncExitStack() as stack:
             models = await stack.enter_async_context(open_models(settings))
             library = Library(_knowledge_base(settings, models.embedder))
@@ -137,7 +140,8 @@ class App:
             orchestrator = Orchestrator(
                 store, self.registry, worker, now=time.time, grace=settings.cancel_grace
             )
-            listener = Listener(orchestrator, Hub(store), settings, authenticator, version=VERSION)
+            hub = Hub(store, settings.principal_subscriptions)
+            listener = Listener(orchestrator, hub, settings, authenticator, version=VERSION)
             stack.enter_context(Watchdog(settings.stall_warning))
             if settings.retention is not None:
                 retention = forget_old(store, settings.retention, time.time)
@@ -185,10 +189,13 @@ def open_store(settings: Settings) -> Store:
     Raises:
         ConfigurationError: It names none.
     """
+    limits = QueueLimits(
+        settings.queue_limit, settings.principal_queued, settings.principal_running
+    )
     if settings.store == "memory:":
-        return MemoryStore(settings.queue_limit)
+        return MemoryStore(limits)
     if settings.store.startswith(SQLITE) and len(settings.store) > len(SQLITE):
-        return SqliteStore(Path(settings.store.removeprefix(SQLITE)), settings.queue_limit)
+        return SqliteStore(Path(settings.store.removeprefix(SQLITE)), limits)
     raise ConfigurationError(
         f"store is {settings.store!r}; expected sqlite:///FILE (a fourth slash begins an "
         "absolute path) or memory:"

@@ -97,8 +97,15 @@ class TooLarge(AgentsrvError):
     code = "too_large"
 
 
+class RateLimited(AgentsrvError):
+    """The principal has sent more commands than it may; this one was not carried out."""
+
+    code = "rate_limited"
+    retryable = True
+
+
 class Overloaded(AgentsrvError):
-    """The queue of waiting tasks is full."""
+    """There is no room: in the queue, or for one more subscription or connection."""
 
     code = "overloaded"
     retryable = True
@@ -169,6 +176,7 @@ BY_CODE: dict[str, type[AgentsrvError]] = {
         InvalidInput,
         SeqAhead,
         TooLarge,
+        RateLimited,
         Overloaded,
         ShuttingDown,
         Unavailable,

@@ -16,6 +16,7 @@ from pydantic_settings import (
 )
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PerSecond = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -128,8 +129,32 @@ class Settings(BaseSettings):
     concurrency: Count = 100
     """Tasks that run at the same time. Agents mostly wait for models and tools."""
 
-    queue_limit: Count = 100
-    """Tasks that wait for a slot; beyond, ``execute`` is answered ``overloaded``."""
+    queue_limit: Count = 10_000
+    """Tasks that wait for a slot; beyond, only a principal without one may add its first."""
+
+    command_rate: PerSecond | None = None
+    """Commands a second of one principal; by default 500 where clients say who they are, and any
+    number where nobody is asked. Beyond, they are answered ``rate_limited``."""
+
+    command_burst: Count = 2_000
+    """Commands that a principal may send at once, before its rate counts."""
+
+    principal_connections: Count | None = None
+    """Connections of one principal; by default 100 where clients say who they are."""
+
+    principal_running: Count | None = None
+    """Tasks of one principal that run at the same time; by default half of ``concurrency`` where
+    clients say who they are, so that nobody has all slots."""
+
+    principal_queued: Count = 1_000
+    """Tasks of one principal that wait; beyond, ``execute`` is answered ``overloaded``."""
+
+    principal_subscriptions: Count = 10_000
+    """Subscriptions of one principal, on all its connections; one costs less than 1 KiB."""
+
+    address_connections: Count | None = None
+    """Connections from one address that have not said whose they are, unfinished handshakes
+    among them; by default 100 where clients say who they are."""
 
     cancel_grace: Seconds = 5.0
     """Seconds that a cancelled step has to end before it is fenced off."""
@@ -156,10 +181,8 @@ class Settings(BaseSettings):
     """Bytes of one frame from a client; a plan of 100 steps is about 40 KiB."""
 
     max_connections: Count = 10_000
-    """Open connections; one costs 10 to 15 KiB."""
-
-    max_subscriptions: Count = 1_000
-    """Subscriptions of one connection; one costs less than 1 KiB."""
+    """Open connections; one costs 10 to 15 KiB, and fewer are taken where the system allows the
+    process fewer open files."""
 
     open_timeout: Seconds = 10.0
     """Seconds that a client has for the handshake."""

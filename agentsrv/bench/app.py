@@ -1,7 +1,7 @@
 """The agents that a server is measured with: ``agentsrv serve agentsrv.bench.app``.
 
-A server that is measured from another machine is started so; it needs ``--concurrency``,
-``--queue-limit`` and ``--max-subscriptions`` of 2000 for the full sizes.
+A server that is measured from another machine is started so; it needs ``--concurrency`` and
+``--principal-queued`` of 2000 for the full sizes.
 """
 
 # ruff: noqa: ARG001 - agents are handed a step and a context, needed or not

@@ -11,10 +11,11 @@ from typing import Final
 from agentsrv.bench import load
 from agentsrv.bench.latency import FOREVER
 from agentsrv.bench.load import Load, Runner
-from agentsrv.bench.machine import allow_connections, cpu_seconds, resident
+from agentsrv.bench.machine import cpu_seconds, resident
 from agentsrv.bench.sizes import Bench, NotHere
 from agentsrv.bench.target import Target
 from agentsrv.bench.wire import PROGRESS, Counter, Finder, Stream, command, create
+from agentsrv.server.files import allow_connections
 
 AT_ONCE: Final = 100  # handshakes under way
 SETTLE: Final = 0.5  # seconds for what a server does behind the last answer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import sqlite3
 import sys
 import time
@@ -16,7 +15,6 @@ from typing import Any, Final
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")  # bytes
 TICK: Final = 1 / os.sysconf("SC_CLK_TCK")  # seconds
 HAS_PROC: Final = Path("/proc/self/statm").exists()
-SPARE: Final = 200  # open files that a process needs beside its connections
 BLOCK: Final = bytes(4096)  # what is synced: about a commit of one task
 
 
@@ -29,17 +27,6 @@ def cpu_seconds(pid: int) -> float:
     """Seconds that the process has computed so far, to the clock's tick (0.01 s)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) * TICK
-
-
-def allow_connections(wanted: int) -> int:
-    """Raise the limit of open files, here and for children; return how many connections fit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + SPARE
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        soft = allowed
-    return wanted if soft == resource.RLIM_INFINITY else min(wanted, soft - SPARE)
 
 
 def sync_times(folder: Path, count: int) -> list[float]:

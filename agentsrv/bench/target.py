@@ -27,7 +27,10 @@ LOOK_AGAIN: Final = 0.002  # seconds between two looks at whether the server lis
 STARTS_WITHIN: Final = 60.0  # seconds
 ENDS_WITHIN: Final = 20.0  # seconds
 LISTENS: Final = b"listening on "
-LIMITS: Final = ("--concurrency", "2000", "--queue-limit", "20000", "--max-subscriptions", "2000")
+LIMITS: Final = (
+    *("--concurrency", "2000", "--queue-limit", "20000"),
+    *("--principal-queued", "20000", "--principal-subscriptions", "100000"),
+)
 PATIENT: Final = ("--ping-timeout", "3600")  # pongs are sent on idle connections only
 MOST_CONNECTIONS: Final = 100_000  # more than a machine lets one client open
 

@@ -22,13 +22,14 @@ from agentsrv.cli.exits import Exit
 from agentsrv.cli.options import make_settings
 from agentsrv.cli.serving import loop_factory
 from agentsrv.errors import AgentsrvError, ConfigurationError
+from agentsrv.server.files import SPARE
+from agentsrv.server.listener import PASSING
 from agentsrv.settings import Settings
 from agentsrv.store.sqlite_log import WAL_LIMIT
 from agentsrv.store.sqlite_look import OLDEST, is_in_use, look
 
 PREFIX: Final = "AGENTSRV_"
 OTHERS: Final = ("URL",)  # variables of the command line that are no settings
-OWN_FILES: Final = 64  # that a server has open beside its connections
 SCARCE: Final = 1 << 30  # bytes of free disk space
 ANSWER: Final = 16  # tokens of the answer that a model is asked for
 
@@ -168,14 +169,17 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
 
 def check_files(settings: Settings) -> Iterator[Finding]:
     """How many connections the process may have."""
-    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = settings.max_connections + OWN_FILES
-    told = f"open files: up to {limit}, for max_connections {settings.max_connections}"
-    if resource.RLIM_INFINITY in (limit, most) or limit >= wanted:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # as far as the server raises its own
+    wanted = settings.max_connections + PASSING + SPARE
+    unlimited = most == resource.RLIM_INFINITY
+    told = f"open files: {'any number' if unlimited else f'up to {most}'}"
+    told += f", for max_connections {settings.max_connections}"
+    if unlimited or most >= wanted:
         yield Finding(Level.OK, told)
         return
-    advice = f"ulimit -n {wanted}" if most >= wanted else f"raise the hard limit, which is {most}"
-    yield Finding(Level.WARN, told, f"{advice}, or set max_connections to {limit - OWN_FILES}")
+    fit = max(1, most - PASSING - SPARE)
+    advice = f"raise the hard limit to {wanted}, or set max_connections to {fit}"
+    yield Finding(Level.WARN, told, advice)
 
 
 def check_knowledge(settings: Settings) -> Iterator[Finding]:

@@ -311,7 +311,7 @@ class Client:
         Raises:
             NotFound: There is no such task.
             SeqAhead: ``after_seq`` lies beyond the log.
-            Overloaded: The connection follows as many tasks as the server allows.
+            Overloaded: You follow as many tasks as the server allows.
         """
         if self._link.failure is not None:
             raise self._link.failure

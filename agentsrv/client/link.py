@@ -35,7 +35,7 @@ from agentsrv.client.errors import (
     from_frame,
 )
 from agentsrv.client.feeds import Answer
-from agentsrv.errors import AgentsrvError, ConfigurationError, TooLarge
+from agentsrv.errors import AgentsrvError, ConfigurationError, RateLimited, TooLarge
 from agentsrv.models.events import Record, to_record
 from agentsrv.protocol import PROTOCOL
 from agentsrv.protocol.replies import Hello
@@ -283,13 +283,25 @@ class Link:
         self._progress = True
         if number is None:
             number = next((key for key, call in self._calls.items() if call.is_line), None)
-        call = self._calls.pop(number, None) if number is not None else None
-        if call is None:
+        call = self._calls.get(number) if number is not None else None
+        if call is None or number is None:
             _log.warning("an answer to no command of this client: %s", answer)
             return
+        if isinstance(answer, RateLimited) and not call.is_line and not call.abandoned:
+            wait = answer.retry_after or 0.0
+            asyncio.get_running_loop().call_later(wait, self._send_again, number, call.sent)
+            return
+        del self._calls[number]
         if isinstance(answer, AgentsrvError) and call.sent > 1:
             answer.__cause__ = Interrupted("the first answer was lost with its connection")
         call.settle(answer)
+
+    def _send_again(self, number: int, sent: int) -> None:
+        """Send a command that was not carried out, unless a new connection has done so."""
+        call = self._calls.get(number)
+        if call is not None and call.sent == sent and self._outbox is not None:
+            call.sent -= 1  # that time counts for nothing
+            self._send(call)
 
     def _send(self, call: Call) -> None:
         assert self._outbox is not None

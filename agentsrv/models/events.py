@@ -38,7 +38,7 @@ class TaskCreated(Event):
 
 @dataclass
 class TaskQueued(Event):
-    """The task waits for a free slot; ``position`` counts from 1 at the time of queueing."""
+    """The task waits for a free slot; ``position`` counts the principal's waiting tasks from 1."""
 
     event_type = "task_queued"
     position: int

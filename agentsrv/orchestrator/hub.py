@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING
 
+from agentsrv.errors import Overloaded
 from agentsrv.models.events import is_terminal
 from agentsrv.store.base import Commit, Store
 
@@ -13,18 +15,37 @@ if TYPE_CHECKING:
 
 
 class Hub:
-    """Hands each commit to the subscribers of its task. Owns the tasks that read the store."""
+    """Hands each commit to the subscribers of its task. Owns the tasks that read the store.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: Where the commits are made.
+        limit: How many tasks the subscribers of one principal may follow; ``None``: any number.
+    """
+
+    def __init__(self, store: Store, limit: int | None = None) -> None:
         self.store = store
+        self._limit = limit
         store.on_commit = self._publish
         self._by_task: dict[str, list[Subscriber]] = {}
+        self._counts: Counter[str] = Counter()
+        """How many tasks the subscribers of each principal follow together."""
         self._by_owner: dict[str, set[Subscriber]] = {}
         self._readers: set[asyncio.Task[None]] = set()
         self._bound: dict[str, Subscriber] = {}
 
     def follow(self, task_id: str, subscriber: Subscriber) -> None:
-        """Tell ``subscriber`` of the task's commits."""
+        """Tell ``subscriber`` of the task's commits.
+
+        Raises:
+            Overloaded: Its principal follows as many as it may.
+        """
+        count = self._counts[subscriber.principal]
+        if self._limit is not None and count >= self._limit:
+            raise Overloaded(
+                f"you follow {count} tasks, which is the limit; unsubscribe from some, or send "
+                "subscribe: false"
+            )
+        self._counts[subscriber.principal] = count + 1
         self._by_task.setdefault(task_id, []).append(subscriber)
 
     def leave(self, task_id: str, subscriber: Subscriber) -> None:
@@ -33,6 +54,9 @@ class Hub:
         followers.remove(subscriber)
         if not followers:
             del self._by_task[task_id]
+        self._counts[subscriber.principal] -= 1
+        if not self._counts[subscriber.principal]:
+            del self._counts[subscriber.principal]
 
     def follow_all(self, owner: str, subscriber: Subscriber) -> None:
         """Tell ``subscriber`` of the commits of all tasks of ``owner``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -55,7 +56,7 @@ class Orchestrator:
         self._now = now
         self._grace = grace
         self._decisions = Decisions(store, now)
-        self._queueing = 0
+        self._queueing: Counter[str] = Counter()
         self.draining = False
         """Whether new work is refused."""
 
@@ -65,7 +66,7 @@ class Orchestrator:
         Raises:
             InvalidCommand: Its agent, plan or params cannot be.
             Conflict: The idempotency key stands for another command.
-            Overloaded: The queue is full.
+            Overloaded: The queue or the principal's part of it is full, or it follows too many.
             ShuttingDown: The server is about to stop.
         """
         self._check_open()
@@ -81,7 +82,7 @@ class Orchestrator:
         )
         events: list[e.Event] = [created]
         if command.execute:
-            events.append(self._queued_event())
+            events.append(self._queued_event(principal))
         state = TaskState(task_id)
         bodies = write(state, events, now)
         new = NewTask(
@@ -102,11 +103,11 @@ class Orchestrator:
         bound = command.execute and command.on_disconnect == "cancel"
         if bound:
             answer.bind(task_id)
-        self._queueing += command.execute
+        self._count_queueing(principal, +command.execute)
         try:
             outcome = await self._store.create(new)
         finally:
-            self._queueing -= command.execute
+            self._count_queueing(principal, -command.execute)
         head = outcome.head
         if outcome.replayed:
             head = await self._replay(principal, head, answer, follows=follows, bound=bound)
@@ -134,13 +135,13 @@ class Orchestrator:
             spec = await self._store.spec(head.task_id)
             if spec and Create.model_validate_json(spec).on_disconnect == "cancel":
                 answer.bind(head.task_id)
-            event = self._queued_event()
-            self._queueing += 1
+            event = self._queued_event(principal)
+            self._count_queueing(principal, 1)
             try:
                 state = await self._decisions.load(head)
                 result = await self._decisions.append(head, state, event)
             finally:
-                self._queueing -= 1
+                self._count_queueing(principal, -1)
             if follows:
                 answer.found(head.task_id, result["seq"], ended=False)
             return result
@@ -284,6 +285,7 @@ class Orchestrator:
         Raises:
             NotFound: The principal has no such task.
             SeqAhead: ``after_seq`` lies beyond the log.
+            Overloaded: The principal follows as many tasks as it may.
         """
         assert command.task_id is not None
         answer.follow(command.task_id, command.after_seq)
@@ -370,8 +372,14 @@ class Orchestrator:
         result = await self._decisions.append(head, state, event)
         return {"task_id": head.task_id, "status": result["status"], "already": False}
 
-    def _queued_event(self) -> e.TaskQueued:
-        return e.TaskQueued(self._store.queued + self._queueing + 1)
+    def _count_queueing(self, principal: str, change: int) -> None:
+        """Count what is on its way into the queue, and forget whose nothing is."""
+        self._queueing[principal] += change
+        if not self._queueing[principal]:
+            del self._queueing[principal]
+
+    def _queued_event(self, principal: str) -> e.TaskQueued:
+        return e.TaskQueued(self._store.queued_by(principal) + self._queueing[principal] + 1)
 
     def _check_open(self) -> None:
         if self.draining:

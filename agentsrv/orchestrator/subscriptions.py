@@ -88,6 +88,9 @@ class Answer:
 
         Call it before the log's head is read, and tell the head with ``found``: an append in
         between is then noticed.
+
+        Raises:
+            Overloaded: The principal follows as many tasks as it may.
         """
         self.keep(task_id)
         self._replaced.append((task_id, self._subscriber.install(task_id, after)))
@@ -130,7 +133,7 @@ class Subscriber:
     def __init__(self, hub: Hub, sink: Sink, principal: str) -> None:
         self._hub = hub
         self._sink = sink
-        self._principal = principal
+        self.principal = principal
         self._cursors: dict[str, _Cursor] = {}
         self._life_cycles: dict[str, _Cursor] = {}
         """Of ``all``: the tasks whose life cycle could not be told at once."""
@@ -154,7 +157,11 @@ class Subscriber:
         return Answer(self)
 
     def install(self, task_id: str, after: int) -> _Cursor | None:
-        """Put a new cursor behind event ``after``; return the one that it replaces."""
+        """Put a new cursor behind event ``after``; return the one that it replaces.
+
+        Raises:
+            Overloaded: It replaces none, and the principal follows as many tasks as it may.
+        """
         before = self._cursors.get(task_id)
         if before is None:
             self._hub.follow(task_id, self)
@@ -192,12 +199,12 @@ class Subscriber:
     def subscribe_all(self) -> None:
         """Follow the life cycle of all tasks of the principal, from now on."""
         self._all = True
-        self._hub.follow_all(self._principal, self)
+        self._hub.follow_all(self.principal, self)
 
     def unsubscribe_all(self) -> bool:
         """Follow them no more; return whether they were followed."""
         was, self._all = self._all, False
-        self._hub.leave_all(self._principal, self)
+        self._hub.leave_all(self.principal, self)
         for cursor in self._life_cycles.values():
             self._lagging.pop(cursor, None)
         self._life_cycles.clear()

@@ -20,7 +20,10 @@ CLOSES: Final[dict[int, Close]] = {
     1009: Close("a frame over `max_frame`", reconnect=False),
     1011: Close("a fault of the server, or no pong in time", reconnect=True),
     1012: Close("the server stops or restarts", reconnect=True),
-    1013: Close("too many connections; it comes instead of `hello`", reconnect=True),
+    1013: Close(
+        "too many connections, of all or of yours; it comes instead of `hello`, or after `auth`",
+        reconnect=True,
+    ),
     4400: Close("twenty frames in a row that were no commands", reconnect=False),
     4401: Close(
         "no token in time, one that is not accepted, or one that does not count any more",

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Final
 
-from agentsrv.errors import AgentsrvError, Internal, Overloaded
+from agentsrv.errors import AgentsrvError, Internal
 from agentsrv.models import commands as c
 from agentsrv.orchestrator.hub import Hub
 from agentsrv.orchestrator.orchestrator import Orchestrator
@@ -44,15 +44,12 @@ class Connection:
         admission: Admission,
         orchestrator: Orchestrator,
         hub: Hub,
-        *,
-        max_subscriptions: int,
     ) -> None:
         self._socket = socket
         self._session = session
         self._admission = admission
         self._orchestrator = orchestrator
         self._principal = admission.principal
-        self._max_subscriptions = max_subscriptions
         self._subscriber = Subscriber(hub, self, admission.principal)
         self._under_way: set[asyncio.Task[None]] = set()
         socket.on_room = self._subscriber.resume
@@ -136,10 +133,8 @@ class Connection:
             command = await self._completed(command)
         match command:
             case c.Create():
-                self._check_room(None, wanted=command.execute and command.subscribe)
                 return await orchestrator.create(principal, command, answer)
             case c.Execute():
-                self._check_room(command.task_id, wanted=command.subscribe)
                 return await orchestrator.execute(principal, command, answer)
             case c.Status():
                 return await orchestrator.status(principal, command.task_id)
@@ -151,7 +146,6 @@ class Connection:
                 self._subscriber.subscribe_all()
                 return {}
             case c.Subscribe():
-                self._check_room(command.task_id, wanted=True)
                 return await orchestrator.subscribe(principal, command, answer)
             case c.Unsubscribe(all=True):
                 self._subscriber.unsubscribe_all()
@@ -185,13 +179,3 @@ class Connection:
             return command.model_copy(update=given)
         prefix = getattr(command, "task_id")  # noqa: B009 - only commands with a task
         return command.model_copy(update={"task_id": await orchestrator.resolve(principal, prefix)})
-
-    def _check_room(self, task_id: str | None, *, wanted: bool) -> None:
-        """Refuse one subscription too many; one that takes another's place is none more."""
-        if not wanted or (task_id is not None and self._subscriber.follows(task_id)):
-            return
-        if len(self._subscriber) >= self._max_subscriptions:
-            raise Overloaded(
-                f"this connection follows {len(self._subscriber)} tasks, which is the limit; "
-                "unsubscribe from some, or send subscribe: false"
-            )

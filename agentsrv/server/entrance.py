@@ -7,7 +7,9 @@ import logging
 import math
 from typing import Any, Final, Self
 
-from agentsrv.errors import InvalidState, Unauthenticated
+from websockets.frames import CloseCode
+
+from agentsrv.errors import InvalidState, Overloaded, Unauthenticated
 from agentsrv.models import commands as c
 from agentsrv.protocol import frames, shell
 from agentsrv.protocol.session import Session
@@ -26,11 +28,12 @@ async def identify(
     """Wait for a connection to say who it is; until then it may ping and ask for help.
 
     A connection that does not within ``seconds``, or by a token that is nobody's, is closed with
-    4401.
+    4401; one too many of whose it is with 1013.
 
     Returns:
         Who it is; ``None`` where the connection is over.
     """
+    code: int = UNAUTHENTICATED
     try:
         async with asyncio.timeout(seconds):
             return await _ask(socket, session, authenticator)
@@ -38,8 +41,10 @@ async def identify(
         reason = f"no token within {seconds:g} s"
     except Unauthenticated as refusal:
         reason = refusal.message
+    except Overloaded as refusal:
+        code, reason = CloseCode.TRY_AGAIN_LATER, refusal.message
     _log.info("refused %s: %s", socket.remote_address[0], reason)
-    await close(socket, UNAUTHENTICATED, reason)
+    await close(socket, code, reason)
     return None
 
 
@@ -51,7 +56,8 @@ async def _ask(
         if isinstance(command, c.Auth):
             try:
                 identity = await authenticator.identify(command.token.get_secret_value())
-            except Unauthenticated as refusal:
+                socket.identify(identity)
+            except (Unauthenticated, Overloaded) as refusal:
                 socket.post([frames.error(request.name, command.id, refusal)])
                 raise
             session.is_authenticated = True

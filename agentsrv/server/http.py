@@ -11,9 +11,10 @@ from urllib.parse import urlsplit
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
-from agentsrv.errors import AgentsrvError, Unauthenticated
+from agentsrv.errors import AgentsrvError, Overloaded, Unauthenticated
 from agentsrv.server.auth import EVERYBODY, Authenticator, token_of
 from agentsrv.server.exposure import client_address, is_address
+from agentsrv.server.gate import Gate
 from agentsrv.server.outbox import OutboxConnection
 from agentsrv.server.pages import Page
 from agentsrv.settings import Settings
@@ -35,6 +36,7 @@ class Doorkeeper:
 
     Args:
         settings: What the server is called, and whose word about clients is taken.
+        gate: Knows how many may come from an address.
         authenticator: Knows the tokens that are accepted.
         pages: What is served, by its path.
         check_ready: Raises an `AgentsrvError` where the server would take no new work.
@@ -43,10 +45,12 @@ class Doorkeeper:
     def __init__(
         self,
         settings: Settings,
+        gate: Gate,
         authenticator: Authenticator,
         pages: Mapping[str, Page],
         check_ready: Callable[[], Awaitable[None]],
     ) -> None:
+        self._gate = gate
         self._authenticator = authenticator
         self._pages = pages
         self._check_ready = check_ready
@@ -90,6 +94,14 @@ class Doorkeeper:
             )
             if token is not None:
                 connection.identity = await self._authenticator.identify(token)
+            else:
+                connection.share = self._gate.from_address(
+                    connection.share, self._who(connection, request)
+                )
+        except Overloaded as refusal:
+            response = connection.respond(HTTPStatus.TOO_MANY_REQUESTS, f"{refusal.message}\n")
+            response.headers["Retry-After"] = "1"
+            return response
         except Unauthenticated as refusal:
             response = connection.respond(HTTPStatus.UNAUTHORIZED, f"{refusal.message}\n")
             response.headers["WWW-Authenticate"] = "Bearer"

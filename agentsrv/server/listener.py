@@ -11,6 +11,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.frames import CloseCode
 from websockets.typing import Subprotocol
 
+from agentsrv.errors import Overloaded
 from agentsrv.models.commands import COMMANDS, MAX_DESCRIPTION
 from agentsrv.orchestrator.hub import Hub
 from agentsrv.orchestrator.orchestrator import Orchestrator
@@ -22,15 +23,20 @@ from agentsrv.server.auth import Authenticator, Identity
 from agentsrv.server.connection import Connection
 from agentsrv.server.entrance import Admission, identify
 from agentsrv.server.exposure import tls_context
+from agentsrv.server.files import allow_connections
+from agentsrv.server.gate import Gate
 from agentsrv.server.http import Doorkeeper
-from agentsrv.server.outbox import OutboxConnection
+from agentsrv.server.outbox import OutboxConnection, connection_class
 from agentsrv.server.requests import close
 from agentsrv.settings import Settings
 from agentsrv.telemetry.library import without_quotes
 
 BACKLOG: Final = 1024  # connections that the kernel holds until they are accepted
 CLOSE_TIMEOUT: Final = 5.0  # seconds for a closing handshake
+PASSING: Final = 100  # sockets beside the connections: handshakes and plain requests
 RECONNECT_IN: Final = 1.0  # seconds that clients should wait when the server restarts
+
+_log = logging.getLogger("agentsrv.door")
 
 
 class Listener:
@@ -73,6 +79,13 @@ class Listener:
         """
         settings = self._settings
         tls = tls_context(settings)
+        fit = allow_connections(settings.max_connections + PASSING) - PASSING
+        self._most = min(settings.max_connections, max(1, fit))
+        if self._most < settings.max_connections:
+            _log.warning(
+                "at most %d connections are taken, because no more files may be open", self._most
+            )
+        gate = Gate(settings, self._most + PASSING, asyncio.get_running_loop().time)
         handshakes: dict[str, Any] = (
             {"ssl_handshake_timeout": settings.open_timeout} if tls is not None else {}
         )
@@ -80,9 +93,10 @@ class Listener:
             self._handle,
             settings.host,
             settings.port,
-            create_connection=_factory(settings.stall_timeout),
+            create_connection=connection_class(gate, settings.stall_timeout),
             process_request=Doorkeeper(
                 settings,
+                gate,
                 self._authenticator,
                 pages.prepare(self._version),
                 self._orchestrator.check_ready,
@@ -128,10 +142,14 @@ class Listener:
 
     async def _handle(self, socket: ServerConnection) -> None:
         assert isinstance(socket, OutboxConnection)
-        if len(self._sockets) >= self._settings.max_connections:
-            await socket.close(CloseCode.TRY_AGAIN_LATER, "too many connections")
-            return
         identity = socket.identity
+        try:
+            self._check_room()
+            if identity is not None:
+                socket.identify(identity)
+        except Overloaded as refusal:
+            await socket.close(CloseCode.TRY_AGAIN_LATER, refusal.message)
+            return
         session = Session(is_authenticated=identity is not None)
         self._sockets.add(socket)
         socket.forget_handshake()
@@ -145,6 +163,10 @@ class Listener:
         finally:
             self._sockets.discard(socket)
 
+    def _check_room(self) -> None:
+        if len(self._sockets) >= self._most:
+            raise Overloaded(f"{self._most} connections are open, which is the limit")
+
     async def _serve(self, socket: OutboxConnection, session: Session, identity: Identity) -> None:
         with Admission(socket, session, self._authenticator, identity) as admission:
             connection = Connection(
@@ -153,7 +175,6 @@ class Listener:
                 admission,
                 self._orchestrator,
                 self._hub,
-                max_subscriptions=self._settings.max_subscriptions,
             )
             await connection.run()
 
@@ -163,8 +184,13 @@ class Listener:
             "max_frame": settings.max_frame,
             "max_depth": MAX_DEPTH,
             "max_description": MAX_DESCRIPTION,
-            "max_subscriptions": settings.max_subscriptions,
             "queue_limit": settings.queue_limit,
+            "command_rate": settings.command_rate,
+            "command_burst": settings.command_burst,
+            "principal_connections": settings.principal_connections,
+            "principal_running": settings.principal_running,
+            "principal_queued": settings.principal_queued,
+            "principal_subscriptions": settings.principal_subscriptions,
         }
         return frames.hello(
             version=self._version,
@@ -173,12 +199,6 @@ class Listener:
             limits=limits if is_known else limits | {"auth_timeout": settings.auth_timeout},
             commands=list(COMMANDS),
         )
-
-
-def _factory(stall_timeout: float) -> Any:
-    return type(
-        "Connection", (OutboxConnection,), {"__slots__": (), "stall_timeout": stall_timeout}
-    )
 
 
 def _select_subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:

@@ -22,10 +22,13 @@ from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import Headers
 from websockets.protocol import OPEN
 
+from agentsrv.errors import Overloaded
 from agentsrv.server.auth import Identity
+from agentsrv.server.gate import Gate, Share
 
 FULL: Final = 64 << 10  # bytes in the outbox; with so many it does not wait for the turn's end
 SEND_BUFFER: Final = 64 << 10  # bytes in the kernel; its own default grows to megabytes
+RECEIVE_BUFFER: Final = 64 << 10  # bytes there of a client that is not read; its own grows too
 SHORT_FRAME: Final = 125  # bytes whose length fits the header's second byte
 MEDIUM_FRAME: Final = 0xFFFF  # bytes whose length fits two more
 SHORT: Final = 4096  # lengths whose headers are made once; most events are shorter
@@ -37,14 +40,19 @@ _NO_HEADERS: Final = Headers()
 
 
 class OutboxConnection(ServerConnection):
-    """A connection with an outbox; ``stall_timeout`` is set by the listener's factory."""
+    """A connection with an outbox; see ``connection_class``."""
 
     # The library's attributes just fit the dictionary that CPython shares between instances;
     # with these among them, each connection would have one of its own, of 1.6 KB.
-    __slots__ = ("_bytes", "_outbox", "_timer", "_waiters", "_written", "identity", "on_room")
+    __slots__ = (
+        *("_bytes", "_outbox", "_timer", "_waiters", "_written"),
+        *("identity", "on_room", "share"),
+    )
 
     stall_timeout: float = 10.0
     """Seconds without progress after which a client that does not read is dropped."""
+    gate: Gate
+    """Who may come in, and how often."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -57,8 +65,18 @@ class OutboxConnection(ServerConnection):
         self._waiters: list[asyncio.Future[None]] = []
         self.identity: Identity | None = None
         """Who it is, where the handshake said so."""
+        self.share: Share
+        """Whose part of the server it uses; missing where it was turned away."""
         self.on_room: Callable[[], None] = _nothing
         """Called when there is room again after there was none."""
+
+    def identify(self, identity: Identity) -> None:
+        """Use the share of who it is from now on.
+
+        Raises:
+            Overloaded: The principal has as many connections as it may have.
+        """
+        self.share = self.gate.of_principal(self.share, identity.principal)
 
     def forget_handshake(self) -> None:
         """Drop the headers of the request and the response, which nobody reads again: 3 KB."""
@@ -111,16 +129,26 @@ class OutboxConnection(ServerConnection):
                 waiter.set_result(None)
 
     def connection_made(self, transport: Any) -> None:
-        """Bound what the kernel buffers for a client that does not read."""
+        """Turn away who is one too many; bound what the kernel keeps of the others."""
+        try:
+            self.share = self.gate.open(transport.get_extra_info("peername"))
+        except Overloaded as refusal:
+            self.logger.info("turned away: %s", refusal)
+            transport.abort()
+            return
         sock = transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         super().connection_made(transport)
         # The library resumes when its queue of messages is empty, whether we write or not.
         self.recv_messages.resume = self._resume_reading
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everybody who waits for room."""
+        if not hasattr(self, "share"):
+            return  # nothing was begun
+        self.gate.close(self.share)
         super().connection_lost(exc)
         self._stop_timer()
         self._wake()
@@ -166,6 +194,12 @@ class OutboxConnection(ServerConnection):
         self.logger.info("client took nothing for %s s; dropped", self.stall_timeout)
         self.protocol.fail(STALLED, "stalled: nothing was taken")
         self.transport.abort()
+
+
+def connection_class(gate: Gate, stall_timeout: float) -> type[OutboxConnection]:
+    """The class of a listener's connections, which the library makes by itself."""
+    given = {"__slots__": (), "gate": gate, "stall_timeout": stall_timeout}
+    return type("Connection", (OutboxConnection,), given)
 
 
 def text_header(length: int) -> bytes:

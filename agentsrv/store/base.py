@@ -154,7 +154,7 @@ class Store(Protocol):
 
         Raises:
             Conflict: The key was used with another ``spec``.
-            Overloaded: The task would be queued and the queue is full.
+            Overloaded: The task would be queued, and the queue or the owner's part of it is full.
             Unavailable: The id is taken.
         """
 
@@ -195,11 +195,15 @@ class Store(Protocol):
 
         Raises:
             Fenced: The epoch is stale or the log is not at ``expected``. Write nothing more.
-            Overloaded: The task would be queued and the queue is full.
+            Overloaded: The task would be queued, and the queue or the owner's part of it is full.
         """
 
     async def claim(self, node: str, limit: int) -> Sequence[Lease]:
         """Lease up to ``limit`` tasks: those that lost their worker, then the queued ones.
+
+        Owners take turns with what is queued, one task each, and those of one owner go in the
+        order of queueing: behind an owner's first task, nobody else has two claimed before it. An
+        owner with as many leases as it may have is passed over; its lost tasks are not.
 
         A cancelled claim may leave tasks leased to ``node`` until the store is opened again.
         """
@@ -218,7 +222,10 @@ class Store(Protocol):
 
     @property
     def queued(self) -> int:
-        """How many tasks wait for a worker."""
+        """How many tasks wait for their first worker."""
+
+    def queued_by(self, owner: str) -> int:
+        """How many of them are the owner's, as far as this process knows."""
 
 
 def ignore_commit(_: Commit, /) -> None:
@@ -238,10 +245,10 @@ def key_conflict(key: str) -> Conflict:
     return Conflict(f"idempotency_key {key!r} was used with other parameters; expected the same")
 
 
-def queue_full(limit: int) -> Overloaded:
-    """The refusal of a task that would wait."""
+def queue_full(found: str) -> Overloaded:
+    """The refusal of a task that would wait; ``found`` are those that do."""
     return Overloaded(
-        f"{limit} tasks are waiting already, which is the limit; try again later",
+        f"{found} are waiting already, which is the limit; try again later",
         retry_after=QUEUE_RETRY_AFTER,
     )
 

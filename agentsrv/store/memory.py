@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from agentsrv.errors import Overloaded
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Row, Span
+from agentsrv.store.queue import QueueLimits, TaskQueue
 
 
 @dataclass(slots=True)
@@ -19,7 +20,6 @@ class _Task:
     head: Head
     log: list[bytes] = field(default_factory=list)
     state: bytes | None = None
-    node: str | None = None
     losses: int = 0
     ended_at: float | None = None
 
@@ -30,25 +30,20 @@ class MemoryStore:
     It lives in one event loop, and every method has done its work before it first yields.
     """
 
-    def __init__(self, queue_limit: int = 100) -> None:
-        self._queue_limit = queue_limit
+    def __init__(self, limits: QueueLimits | None = None) -> None:
+        self._queue = TaskQueue(limits or QueueLimits())
         self._tasks: dict[str, _Task] = {}
         self._owned: dict[str, list[_Task]] = {}
         self._keys: dict[tuple[str, str], _Task] = {}
-        self._orphans: deque[_Task] = deque()
         self._number = 0
-        self._queue: dict[str, _Task] = {}  # in the order of queueing
         self.on_commit = base.ignore_commit
         self.on_ready = base.ignore_ready
         self.on_broken = base.ignore_broken
 
     async def open(self) -> None:
         """See ``Store.open``."""
-        for task in self._tasks.values():
-            if task.node is not None:
-                task.node = None
-                task.losses += 1
-                self._orphans.append(task)
+        for task_id in self._queue.lose_all():
+            self._tasks[task_id].losses += 1
 
     async def close(self) -> None:
         """See ``Store.close``."""
@@ -61,8 +56,8 @@ class MemoryStore:
                 if first.new.spec != task.spec:
                     raise base.key_conflict(task.idempotency_key)
                 return Created(first.head, replayed=True)
-        if task.status is TaskStatus.QUEUED and self._queue_is_full:
-            raise base.queue_full(self._queue_limit)
+        if task.status is TaskStatus.QUEUED:
+            self._queue.check(task.owner)
         if task.task_id in self._tasks:
             raise base.id_taken(task.task_id)
         self._number += 1
@@ -133,26 +128,24 @@ class MemoryStore:
         head = None if task is None else task.head
         if task is None or (task.head.epoch, task.head.seq) != (append.epoch, append.expected):
             done.set_exception(base.fenced(append, head))
-        elif append.status is TaskStatus.QUEUED and self._queue_is_full:
-            done.set_exception(base.queue_full(self._queue_limit))
-        else:
-            if append.status.is_terminal:
-                task.state, task.ended_at = append.state, append.at
-            done.set_result(None)
-            self._write(task, append.events, append.status)
+            return done
+        try:
+            if append.status is TaskStatus.QUEUED:
+                self._queue.check(append.owner)
+        except Overloaded as refusal:
+            done.set_exception(refusal)
+            return done
+        if append.status.is_terminal:
+            task.state, task.ended_at = append.state, append.at
+        done.set_result(None)
+        self._write(task, append.events, append.status)
         return done
 
-    async def claim(self, node: str, limit: int) -> Sequence[Lease]:
+    async def claim(self, node: str, limit: int) -> Sequence[Lease]:  # noqa: ARG002 - the protocol's
         """See ``Store.claim``."""
-        leases: deque[Lease] = deque()
-        while len(leases) < limit and (self._orphans or self._queue):
-            if self._orphans:
-                task = self._orphans.popleft()
-            else:
-                task = self._queue.pop(next(iter(self._queue)))
-            if task.head.status.is_terminal:
-                continue
-            task.node = node
+        leases = []
+        for task_id in self._queue.claim(limit):
+            task = self._tasks[task_id]
             old = task.head
             head = Head(old.task_id, old.owner, old.status, old.seq, old.epoch + 1)
             task.head = head
@@ -171,9 +164,8 @@ class MemoryStore:
     async def release(self, task_id: str, epoch: int) -> None:
         """See ``Store.release``."""
         task = self._tasks.get(task_id)
-        if task is not None and task.head.epoch == epoch and task.node is not None:
-            task.node = None
-            self._orphans.append(task)
+        if task is not None and task.head.epoch == epoch and self._queue.is_leased(task_id):
+            self._queue.lose(task_id, task.head.owner)
             self.on_ready()
 
     async def purge(self, before: float, limit: int) -> int:
@@ -196,20 +188,21 @@ class MemoryStore:
         """See ``Store.queued``."""
         return len(self._queue)
 
-    @property
-    def _queue_is_full(self) -> bool:
-        return len(self._queue) >= self._queue_limit
+    def queued_by(self, owner: str) -> int:
+        """See ``Store.queued_by``."""
+        return self._queue.waiting(owner)
 
     def _write(self, task: _Task, events: Sequence[bytes], status: TaskStatus) -> None:
         head = task.head
         task.log.extend(events)
         task.head = Head(head.task_id, head.owner, status, head.seq + len(events), head.epoch)
-        if status is not TaskStatus.QUEUED:
-            self._queue.pop(head.task_id, None)
-        elif task.node is None:
-            self._queue[head.task_id] = task
-        if status.is_terminal:
-            task.node = None
+        is_ready = False
+        if status is TaskStatus.QUEUED:
+            self._queue.put(head.task_id, head.owner)
+            self._queue.settle()
+            is_ready = True
+        elif status.is_terminal:
+            is_ready = self._queue.drop(head.task_id, head.owner)
         self.on_commit(Commit(head.task_id, head.owner, head.seq, events))
-        if status is TaskStatus.QUEUED and task.node is None:
+        if is_ready:
             self.on_ready()

@@ -27,6 +27,7 @@ from agentsrv.errors import AgentsrvError, Unavailable
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Span
+from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite_log import SqliteLog
 
 T = TypeVar("T")
@@ -61,9 +62,9 @@ class SqliteStore:
     acknowledged: what a failed ``fsync`` left behind can only be known by opening the file anew.
     """
 
-    def __init__(self, path: Path, queue_limit: int = 100) -> None:
+    def __init__(self, path: Path, limits: QueueLimits | None = None) -> None:
         self.path = path
-        self._file = SqliteLog(path, queue_limit)
+        self._file = SqliteLog(path, limits or QueueLimits())
         self._waiting: list[_Operation] = []
         self._busy = False
         self._scheduled = False
@@ -157,7 +158,11 @@ class SqliteStore:
     @property
     def queued(self) -> int:
         """See ``Store.queued``."""
-        return self._file.queued
+        return len(self._file.queue)
+
+    def queued_by(self, owner: str) -> int:
+        """See ``Store.queued_by``."""
+        return self._file.queue.waiting(owner)
 
     def _submit(
         self,

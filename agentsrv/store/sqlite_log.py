@@ -18,6 +18,7 @@ from agentsrv.errors import ConfigurationError
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base, sqlite_schema
 from agentsrv.store.base import Append, Created, Head, Lease, NewTask, Page, Row
+from agentsrv.store.queue import QueueLimits, TaskQueue
 from agentsrv.store.sqlite_schema import SEQ_BITS
 
 WAL_LIMIT: Final = 64 << 20  # bytes that the write-ahead log is cut back to after a checkpoint
@@ -32,17 +33,15 @@ LOG: Final = (
 class SqliteLog:
     """Tasks and events in one file; see ``Store`` for what each method means."""
 
-    def __init__(self, path: Path, queue_limit: int) -> None:
+    def __init__(self, path: Path, limits: QueueLimits) -> None:
         self._path = path
-        self._queue_limit = queue_limit
-        self._next_ready = 1
-        self._durable_ready = 1
-        """Up to here places in the queue are committed: nobody works on what may not have been."""
+        self.queue = TaskQueue(limits)
+        """What stands in the column ``ready``; the file's own order of it is for the opening."""
+        self._place = 0  # the last in the queue
         self._rows: list[tuple[int, bytes]] = []
         self._ready_changed = False
         self._lock: IO[bytes] | None = None
         self._db: sqlite3.Connection
-        self.queued = 0
         self.has_changes = False
         """Whether somebody waits for the next commit."""
 
@@ -88,9 +87,18 @@ class SqliteLog:
         self._db.execute(
             "UPDATE task SET node = NULL, ready = 0, losses = losses + 1 WHERE node IS NOT NULL"
         )
-        newest = self._db.execute("SELECT max(ready) FROM task WHERE ready IS NOT NULL")
-        self._durable_ready = self._next_ready = (newest.fetchone()[0] or 0) + 1
-        self._count_queue()
+        self._read_queue()
+
+    def _read_queue(self) -> None:
+        for task_id, owner, ready in self._db.execute(
+            "SELECT task_id, owner, ready FROM task WHERE ready IS NOT NULL ORDER BY ready, id"
+        ):
+            if ready:
+                self.queue.put(task_id, owner)
+            else:
+                self.queue.lose(task_id, owner)
+            self._place = ready
+        self.queue.settle()
 
     def flush(self) -> None:
         """Write what was gathered for the transaction; quick, because nothing is synced yet."""
@@ -107,7 +115,7 @@ class SqliteLog:
         if self._db.in_transaction:
             self.flush()
             self._db.execute("COMMIT")
-        self._durable_ready = self._next_ready
+        self.queue.settle()  # nobody works on what may not have been
         self.has_changes = False
 
     def _begin(self, *, durable: bool = True) -> None:
@@ -123,7 +131,7 @@ class SqliteLog:
             return Created(first, replayed=True)
         if self.head(task.task_id) is not None:
             raise base.id_taken(task.task_id)
-        ready = self._place(task.status)
+        ready = self._next_place(task.owner, task.status)
         self._begin()
         self._expire_key(task)
         seq = len(task.events)
@@ -144,7 +152,8 @@ class SqliteLog:
         ).fetchone()
         assert row is not None
         self._gather(row[0], seq, task.events)
-        self.queued += ready is not None
+        if ready is not None:
+            self._put(task.task_id, task.owner)
         return Created(Head(task.task_id, task.owner, task.status, seq, 0), replayed=False)
 
     def head(self, task_id: str) -> Head | None:
@@ -218,7 +227,7 @@ class SqliteLog:
         seq = append.expected + len(append.events)
         where = "WHERE task_id = ? AND epoch = ? AND seq = ? RETURNING id"
         key = (append.task_id, append.epoch, append.expected)
-        ready = self._place(append.status)
+        ready = self._next_place(append.owner, append.status)
         self._begin()
         if append.status.is_terminal:
             row = self._db.execute(
@@ -226,14 +235,11 @@ class SqliteLog:
                 f" state = ? {where}",
                 (seq, append.status.value, append.at, append.state, *key),
             ).fetchone()
-            if not append.epoch:  # it was never claimed: it may have stood in the queue
-                self._count_queue()
         elif ready is not None:
             row = self._db.execute(
                 f"UPDATE task SET seq = ?, status = ?, ready = ? {where}",
                 (seq, append.status.value, ready, *key),
             ).fetchone()
-            self.queued += row is not None
         else:
             row = self._db.execute(
                 f"UPDATE task SET seq = ?, status = ? {where}", (seq, append.status.value, *key)
@@ -241,43 +247,38 @@ class SqliteLog:
         if row is None:
             raise base.fenced(append, self.head(append.task_id))
         self._gather(row[0], seq, append.events)
+        if append.status.is_terminal:
+            self._ready_changed |= self.queue.drop(append.task_id, append.owner)
+        elif ready is not None:
+            self._put(append.task_id, append.owner)
 
     def claim(self, node: str, limit: int) -> Sequence[Lease]:
         """See ``Store.claim``."""
-        rows = self._db.execute(
-            "SELECT id, task_id, epoch + 1, seq, spec, owner, losses FROM task"
-            " WHERE ready <= ? ORDER BY ready, id LIMIT ?",
-            (self._durable_ready, limit),
-        ).fetchall()
-        if not rows:
+        claimed = self.queue.claim(limit)
+        if not claimed:
             return ()
         self._begin(durable=False)
-        self._db.executemany(
-            "UPDATE task SET epoch = epoch + 1, node = ?, ready = NULL WHERE id = ?",
-            [(node, row[0]) for row in rows],
-        )
-        self._count_queue()
-        return [
-            Lease(
-                task_id=task_id,
-                epoch=epoch,
-                seq=seq,
-                spec=spec,
-                owner=owner,
-                losses=losses,
-            )
-            for _, task_id, epoch, seq, spec, owner, losses in rows
-        ]
+        return [self._lease(task_id, node) for task_id in claimed]
+
+    def _lease(self, task_id: str, node: str) -> Lease:
+        epoch, seq, spec, owner, losses = self._db.execute(
+            "UPDATE task SET epoch = epoch + 1, node = ?, ready = NULL WHERE task_id = ?"
+            " RETURNING epoch, seq, spec, owner, losses",
+            (node, task_id),
+        ).fetchone()
+        return Lease(task_id=task_id, epoch=epoch, seq=seq, spec=spec, owner=owner, losses=losses)
 
     def release(self, task_id: str, epoch: int) -> None:
         """See ``Store.release``."""
         self._begin()
-        self._db.execute(
+        row = self._db.execute(
             "UPDATE task SET node = NULL, ready = 0"
-            " WHERE task_id = ? AND epoch = ? AND node IS NOT NULL",
+            " WHERE task_id = ? AND epoch = ? AND node IS NOT NULL RETURNING owner",
             (task_id, epoch),
-        )
-        self._ready_changed = True
+        ).fetchone()
+        if row is not None:
+            self.queue.lose(task_id, row[0])
+            self._ready_changed = True
 
     def purge(self, before: float, limit: int) -> int:
         """See ``Store.purge``; freed pages are used again, so the file stops growing."""
@@ -324,18 +325,18 @@ class SqliteLog:
                 (task.owner, task.idempotency_key),
             )
 
-    def _place(self, status: TaskStatus) -> int | None:
+    def _next_place(self, owner: str, status: TaskStatus) -> int | None:
         """The place in the queue of a task that takes ``status``."""
         if status is not TaskStatus.QUEUED:
             return None
-        if self.queued >= self._queue_limit:
-            raise base.queue_full(self._queue_limit)
-        self._next_ready += 1
-        self._ready_changed = True
-        return self._next_ready
+        self.queue.check(owner)
+        return self._place + 1
 
-    def _count_queue(self) -> None:
-        self.queued = self._db.execute("SELECT count(*) FROM task WHERE ready > 0").fetchone()[0]
+    def _put(self, task_id: str, owner: str) -> None:
+        """Queue a task that was written in the next place."""
+        self._place += 1
+        self.queue.put(task_id, owner)
+        self._ready_changed = True
 
 
 def _to_head(row: tuple[str, str, str, int, int] | None) -> Head | None:

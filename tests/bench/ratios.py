@@ -16,9 +16,9 @@ from typing import TypeVar
 from agentsrv.bench import capacity, latency, load
 from agentsrv.bench.figures import Report, percentile
 from agentsrv.bench.load import Load, Runner
-from agentsrv.bench.machine import allow_connections
 from agentsrv.bench.sizes import Sizes
 from agentsrv.bench.target import MEMORY, Own, Target, started
+from agentsrv.server.files import allow_connections
 from agentsrv.settings import Loop
 from tests.bench import peers, servers
 

@@ -14,6 +14,7 @@ from agentsrv.bench.sizes import Bench
 from agentsrv.bench.target import Own, Remote
 from agentsrv.client import NoServer
 from agentsrv.errors import ConfigurationError
+from agentsrv.server.files import SPARE
 from tests.bench.sizes import TINY
 from tests.server.talk import serving
 
@@ -133,11 +134,11 @@ async def test_a_server_that_does_not_start_says_why(tmp_path):
 
 async def test_a_limit_of_open_files_is_told(own, monkeypatch):
     """Fewer connections are measured, and it is said plainly."""
-    limits: list[tuple[int, int]] = [(100, machine.SPARE + 4)]
+    limits: list[tuple[int, int]] = [(100, SPARE + 4)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
     report = await measured(own, "idle")
-    assert limits[-1] == (machine.SPARE + 4, machine.SPARE + 4)
+    assert limits[-1] == (SPARE + 4, SPARE + 4)
     assert report.notes == ["4 connections instead of 5: more open files are not permitted"]
 
 

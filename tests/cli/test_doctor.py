@@ -151,10 +151,10 @@ async def test_a_disk_that_fills_up_is_told(monkeypatch, free, level):
 @pytest.mark.parametrize(
     ("limits", "level", "told"),
     [
-        ((1024, 1 << 20), Level.WARN, "ulimit -n 10064"),
-        ((1024, 2048), Level.WARN, "which is 2048, or set max_connections to 960"),
+        ((1024, 1 << 20), Level.OK, "up to 1048576"),
+        ((1024, 2048), Level.WARN, "limit to 10300, or set max_connections to 1748"),
         ((20_000, 20_000), Level.OK, "up to 20000"),
-        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), Level.OK, "open files"),
+        ((1024, resource.RLIM_INFINITY), Level.OK, "any number"),
     ],
 )
 async def test_too_few_open_files_are_told(monkeypatch, limits, level, told):

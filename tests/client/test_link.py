@@ -61,6 +61,29 @@ def test_a_token_that_cannot_be_one_is_told_without_quoting_it(token):
     assert len(token) < 4 or token not in refused.value.message
 
 
+async def test_a_command_too_many_is_sent_again():
+    """It was not carried out, so its caller need not know; one that has gone does."""
+    waits = Waits()
+
+    async def refuses(peer: Peer) -> None:
+        for wait in (0.001, 0.002):
+            command = await peer.receive()
+            await peer.send(
+                {"type": "error", "command": command["command"], "id": command["id"],
+                 "code": "rate_limited", "message": "too many", "retryable": True,
+                 "retry_after": wait}
+            )  # fmt: skip
+        command = await peer.receive()
+        await peer.reply(command, task_id=T1, seq=7)
+        await answers(peer)
+
+    async with FakeServer(refuses).running() as server, Client(server.url, waits.options) as client:
+        assert (await client.send(T1, "hi"))["seq"] == 7
+        await client.ping()
+    assert [command["command"] for command in server.asked] == [*["send"] * 3, "ping"]
+    assert len({command["id"] for command in server.asked[:3]}) == 1
+
+
 async def test_the_wait_before_a_new_connection_grows_to_its_cap():
     """Full jitter: anything up to base, twice that, and so on, never more than the cap."""
     waits = Waits(base=0.1, cap=0.5, attempts=6)

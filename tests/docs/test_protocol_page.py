@@ -20,6 +20,7 @@ from agentsrv.models.states import TaskStatus
 from agentsrv.protocol import shell
 from agentsrv.protocol.closes import CLOSES, Close
 from agentsrv.server import auth, outbox, requests
+from agentsrv.settings import Settings
 from tests.server.talk import Talk, serving, talking
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,6 +139,25 @@ def test_codes_marked_as_not_sent_are_those_that_the_server_never_raises():
     assert {code for code, row in rows.items() if NOT_SENT in row[2]} == unmade
 
 
+def limits() -> dict[str, str]:
+    """The settings that the page names as limits, and what they are by default."""
+    return {
+        name: row[2]
+        for rows in tables(section("Limits"))
+        for row in rows.values()
+        for name in names(row[1])
+    }
+
+
+def test_limits_are_those_of_the_settings():
+    """Each setting that is named is one, with its default; a star stands where it is open."""
+    for name, limit in limits().items():
+        default = Settings.model_fields[name].default
+        assert (default is None) == limit.endswith("*"), name
+        if default is not None and name != "max_frame":
+            assert float(limit.split(", and")[0].replace(",", "")) == default, name
+
+
 def test_each_close_code_stands_in_the_table():
     """Those that the server's code names, and those of the library beneath."""
     used = re.findall(r"\bCloseCode\.(\w+)", named_in_code("server"))
@@ -210,6 +230,7 @@ async def test_each_frame_has_the_fields_that_the_page_names():
         assert set(seen[kind]) - {"type"} <= set(names(rows[kind][2])), kind
     assert set(seen["hello"]["server"]) <= set(names(rows["hello"][2]))
     assert set(seen["hello"]["limits"]) <= set(names(section("Frames")))
+    assert set(seen["hello"]["limits"]) - {"max_depth", "max_description"} <= set(limits())
     assert set(rows) == {*seen, "goaway"}
 
 

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any, Final, Self
 
 from tests.faults.measure import is_established
 from tests.faults.wire import Wire
 
+PING: Final = {"command": "ping"}
 SMALL_BUFFER: Final = 4096  # bytes in the kernel, of a client that never reads
 
 
@@ -64,10 +66,14 @@ class Reading:
 class Answers:
     """Another client, which asks all the time and notes how long each answer takes."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(
+        self, port: int, ask: Mapping[str, Any] = PING, *, token: str | None = None
+    ) -> None:
         self.seconds: list[float] = []
         self.longest = 0.0
-        self._wire = Wire(port)
+        self.refused = 0
+        self._ask = dict(ask)
+        self._wire = Wire(port, token=token)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="answers")
 
@@ -84,7 +90,7 @@ class Answers:
     def _run(self) -> None:
         while not self._over.wait(0.01):
             started = time.perf_counter()
-            self._wire.ask({"command": "ping"})
+            self.refused += self._wire.ask(self._ask)["type"] == "error"
             self.seconds.append(time.perf_counter() - started)
 
 

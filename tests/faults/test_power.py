@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentsrv.errors import ConfigurationError
+from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite_log import SqliteLog
 from tests.faults.busy_app import SYNCHRONOUS
 from tests.faults.checker import Stored, Violations, check_log, is_intact, read_copy, read_store
@@ -178,7 +179,7 @@ def look_at(
     for name, content in files.items():
         (image / name).write_bytes(content)
     path = image / "agentsrv.db"
-    log = SqliteLog(path, 100)
+    log = SqliteLog(path, QueueLimits())
     try:
         log.open()
     except ConfigurationError as error:

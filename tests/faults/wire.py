@@ -66,12 +66,13 @@ def command(fields: dict[str, Any]) -> bytes:
     return framed(TEXT, json.dumps(fields).encode())
 
 
-def handshake(port: int) -> bytes:
+def handshake(port: int, token: str | None = None) -> bytes:
     """The request that asks for a WebSocket."""
+    says_who = f"Authorization: Bearer {token}\r\n" if token is not None else ""
     return (
         f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
         "Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-        "Sec-WebSocket-Version: 13\r\n\r\n"
+        f"Sec-WebSocket-Version: 13\r\n{says_who}\r\n"
     ).encode()
 
 
@@ -82,10 +83,16 @@ class Wire:
         port: Where the server, or a proxy before it, listens on the loopback interface.
         receive_buffer: Bytes that the kernel keeps for this client; its own choice by default.
         timeout: Seconds that a read waits before it gives the connection up.
+        token: Says who it is, where that is asked.
     """
 
     def __init__(
-        self, port: int, *, receive_buffer: int | None = None, timeout: float = 10.0
+        self,
+        port: int,
+        *,
+        receive_buffer: int | None = None,
+        timeout: float = 10.0,
+        token: str | None = None,
     ) -> None:
         self._parser = Parser()
         self._waiting: list[Frame] = []
@@ -96,7 +103,7 @@ class Wire:
         try:
             self.socket.connect(("127.0.0.1", port))
             self.port = int(self.socket.getsockname()[1])
-            self.socket.sendall(handshake(port))
+            self.socket.sendall(handshake(port, token))
             self._shake_hands()
         except OSError as error:
             self.close()

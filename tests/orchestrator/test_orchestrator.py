@@ -18,6 +18,7 @@ from agentsrv.errors import (
 from agentsrv.models.commands import Cancel, Create, Execute, List, Subscribe
 from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.store.memory import MemoryStore
+from agentsrv.store.queue import QueueLimits
 from tests.orchestrator.world import OWNER, World, running, step
 from tests.simulation import simulate
 
@@ -58,7 +59,7 @@ def test_the_queue_is_bounded():
     """Beyond the limit both ways into the queue are refused, and nothing is left behind."""
 
     async def story() -> None:
-        world = World(MemoryStore(queue_limit=2), concurrency=1)
+        world = World(MemoryStore(QueueLimits(total=2)), concurrency=1)
         world.agent(endless)
         async with running(world):
             busy = await world.create(step("a", "endless"))

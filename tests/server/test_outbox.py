@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 
 import pytest
 from websockets.asyncio.client import connect
@@ -11,7 +12,11 @@ from websockets.asyncio.connection import Connection
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.frames import Frame, Opcode
 
-from agentsrv.server.outbox import FULL, OutboxConnection, text_header
+from agentsrv.server.gate import Gate
+from agentsrv.server.outbox import FULL, OutboxConnection, connection_class, text_header
+from agentsrv.settings import Settings
+
+CONNECTION = connection_class(Gate(Settings(), 100, time.monotonic), stall_timeout=10.0)
 
 
 @pytest.mark.parametrize("length", [0, 1, 125, 126, 127, 65_535, 65_536, 1_000_000])
@@ -51,7 +56,7 @@ async def test_frames_posted_in_one_turn_are_one_write():
         await socket.wait_closed()
 
     async with serve(
-        handler, "127.0.0.1", 0, create_connection=OutboxConnection, compression=None
+        handler, "127.0.0.1", 0, create_connection=CONNECTION, compression=None
     ) as server:
         port = server.sockets[0].getsockname()[1]
         async with connect(f"ws://127.0.0.1:{port}") as client:
@@ -75,7 +80,7 @@ async def test_what_has_grown_does_not_wait_for_the_end_of_the_turn():
         await socket.wait_closed()
 
     async with serve(
-        handler, "127.0.0.1", 0, create_connection=OutboxConnection, compression=None
+        handler, "127.0.0.1", 0, create_connection=CONNECTION, compression=None
     ) as server:
         port = server.sockets[0].getsockname()[1]
         async with connect(f"ws://127.0.0.1:{port}") as client:
@@ -103,7 +108,7 @@ async def test_there_is_room_until_the_transport_pauses():
         await socket.wait_closed()
 
     async with serve(
-        handler, "127.0.0.1", 0, create_connection=OutboxConnection, compression=None
+        handler, "127.0.0.1", 0, create_connection=CONNECTION, compression=None
     ) as server:
         port = server.sockets[0].getsockname()[1]
         async with connect(f"ws://127.0.0.1:{port}") as client:

@@ -10,6 +10,7 @@ from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.base import Commit, Created, Head, Lease, Row, Store
 from agentsrv.store.memory import MemoryStore
+from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite import SqliteStore
 from tests.store.tasks import (
     CANCELLED,
@@ -33,15 +34,15 @@ TERMINAL = [TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED]
 
 @pytest.fixture(params=["memory", "sqlite"])
 async def make(request, tmp_path):
-    """Makes an open store of each kind, with a queue limit; closes them all."""
+    """Makes an open store of each kind, with limits; closes them all."""
     opened: list[Store] = []
 
-    async def make(queue_limit: int = 100) -> Store:
+    async def make(**limits: int) -> Store:
         store: Store
         if request.param == "memory":
-            store = MemoryStore(queue_limit)
+            store = MemoryStore(QueueLimits(**limits))
         else:
-            store = SqliteStore(tmp_path / f"{len(opened)}.db", queue_limit)
+            store = SqliteStore(tmp_path / f"{len(opened)}.db", QueueLimits(**limits))
         await store.open()
         opened.append(store)
         return store
@@ -49,7 +50,7 @@ async def make(request, tmp_path):
     async def reopen(store: Store) -> Store:
         if isinstance(store, SqliteStore):
             await store.close()
-            store = SqliteStore(store.path)
+            store = SqliteStore(store.path, store._file.queue.limits)
             opened.append(store)
         await store.open()
         return store
@@ -417,7 +418,7 @@ class TestRace:
 class TestQueue:
     async def test_a_full_queue_refuses_a_new_task(self, make):
         """Beyond the limit a task that would be queued is refused, with the time to wait."""
-        store = await make(queue_limit=2)
+        store = await make(total=2)
         for number in range(2):
             await store.create(new_task(f"t{number}", QUEUED))
         assert store.queued == 2
@@ -429,9 +430,24 @@ class TestQueue:
         assert (await store.list("ann", None, 9, None)).total == 2
         await store.create(new_task("t8", PENDING))
 
+    async def test_an_owner_has_a_part_of_the_queue(self, make):
+        """Beyond it the owner is refused and others are not; nobody's first is refused at all."""
+        store = await make(total=3, waiting=2)
+        for number in range(2):
+            await store.create(new_task(f"a{number}", QUEUED))
+        with pytest.raises(Overloaded, match="2 of your tasks are waiting already"):
+            await store.create(new_task("a9", QUEUED))
+        await store.create(new_task("b0", QUEUED, owner="bob"))
+        with pytest.raises(Overloaded, match="3 tasks are waiting already"):
+            await store.create(new_task("b1", QUEUED, owner="bob"))
+        await store.create(new_task("e0", QUEUED, owner="eve"))
+        await store.create(new_task("a8"))
+        with pytest.raises(Overloaded, match="2 of your tasks"):
+            await store.append(following(await head_of(store, "a8"), QUEUED))
+
     async def test_a_full_queue_refuses_an_append(self, make):
         """Executing a pending task is refused too, and leaves it as it was."""
-        store = await make(queue_limit=1)
+        store = await make(total=1)
         await store.create(new_task("t1"))
         await store.create(new_task("t2", QUEUED))
         before = await head_of(store, "t1")
@@ -444,13 +460,13 @@ class TestQueue:
 
     async def test_a_full_queue_still_answers_a_replay(self, make):
         """A repeated create with a key takes no place and is not refused."""
-        store = await make(queue_limit=1)
+        store = await make(total=1)
         await store.create(new_task("t1", QUEUED, key="k"))
         assert (await store.create(new_task("t2", QUEUED, key="k"))).replayed
 
     async def test_claims_and_cancels_make_room(self, make):
         """A claimed task and one that was cancelled while it waited take no place."""
-        store = await make(queue_limit=2)
+        store = await make(total=2)
         for number in range(2):
             await store.create(new_task(f"t{number}", QUEUED))
         await claim(store, "node", 1)
@@ -463,7 +479,7 @@ class TestQueue:
 
     async def test_the_limit_holds_under_concurrent_creates(self, make):
         """Of ten creates at once exactly as many are queued as there is room for."""
-        store = await make(queue_limit=4)
+        store = await make(total=4)
         found = await outcomes(*(store.create(new_task(f"t{n}", QUEUED)) for n in range(10)))
         assert found.count(Overloaded) == 6
         assert store.queued == 4
@@ -480,6 +496,44 @@ class TestClaim:
         await store.create(new_task("t4", QUEUED))
         leases = await claim(store, "node", 99)
         assert [lease.task_id for lease in leases] == ["t2", "t0", "t3", "t4"]
+
+    async def test_owners_take_turns(self, store):
+        """One with many tasks does not delay another's first, and its own stay in order."""
+        for number in range(50):
+            await store.create(new_task(f"a{number}", QUEUED))
+        await claim(store, "node", 2)
+        await store.create(new_task("b0", QUEUED, owner="bob"))
+        await store.create(new_task("b1", QUEUED, owner="bob"))
+        assert (store.queued, store.queued_by("ann"), store.queued_by("bob")) == (50, 48, 2)
+        leases = [lease.task_id for lease in await claim(store, "node", 5)]
+        assert leases == ["a2", "b0", "a3", "b1", "a4"]
+
+    async def test_an_owner_at_its_limit_is_passed_over(self, make):
+        """Others are claimed meanwhile; when one of its tasks ends, that rings."""
+        store = await make(running=2)
+        rung = []
+        for number in range(4):
+            await store.create(new_task(f"a{number}", QUEUED))
+        await store.create(new_task("b0", QUEUED, owner="bob"))
+        first, *rest = await claim(store, "node", 9)
+        assert [lease.task_id for lease in rest] == ["b0", "a1"]
+        store.on_ready = lambda: rung.append("ready")
+        await store.append(following(rest[0], COMPLETED))
+        assert (await claim(store, "node", 9), rung) == ([], [])
+        await store.append(following(first, COMPLETED))
+        assert rung == ["ready"]
+        assert [lease.task_id for lease in await claim(store, "node", 9)] == ["a2"]
+
+    async def test_leases_from_before_the_opening_count(self, make):
+        """A restart is no way to have more tasks running than others may."""
+        store = await make(running=1)
+        lease = await leased(store, "a0")
+        await store.create(new_task("a1", QUEUED))
+        await store.append(following(lease))
+        store = await make.reopen(store)
+        assert [lease.task_id for lease in await claim(store, "node", 9)] == ["a0"]
+        await store.append(following(await head_of(store, "a0"), COMPLETED))
+        assert [lease.task_id for lease in await claim(store, "node", 9)] == ["a1"]
 
     async def test_a_lease_has_all_that_a_worker_needs(self, store):
         """The epoch is raised, and the lease tells where the log ends and what was asked."""
@@ -724,7 +778,7 @@ class TestCallbacks:
 
     async def test_replays_and_refusals_are_not_told(self, make):
         """Where nothing was written, nothing is told."""
-        store = await make(queue_limit=1)
+        store = await make(total=1)
         await store.create(new_task("t1", QUEUED, key="k"))
         told: list[Commit] = []
         store.on_commit = told.append

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ from agentsrv.errors import AgentsrvError
 from agentsrv.models.states import TRANSITIONS, TaskStatus
 from agentsrv.store.base import Commit, Head, Lease, Store
 from agentsrv.store.memory import MemoryStore
+from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite import SqliteStore
 from tests.store.tasks import HOUR, NOW, PENDING, QUEUED, following, head_of, log_of, new_task
 
 OWNERS = ["ann", "bob"]
-QUEUE_LIMIT = 4
+RUNNING = 2
+LIMITS = QueueLimits(total=4, waiting=3, running=RUNNING)
 
 
 class Stores(RuleBasedStateMachine):
@@ -49,7 +52,7 @@ class Stores(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="stores-"))
         self.runner = asyncio.Runner()
         self.told: dict[str, list[Commit]] = {"memory": [], "sqlite": []}
-        self.memory = MemoryStore(QUEUE_LIMIT)
+        self.memory = MemoryStore(LIMITS)
         self.now = NOW
         self.created = 0
         self.tasks: list[str] = []  # those that were not purged
@@ -58,6 +61,7 @@ class Stores(RuleBasedStateMachine):
         self.held: set[str] = set()  # leased to a living worker
         self.orphans: set[str] = set()
         self.queue: list[str] = []
+        self.owners: dict[str, str] = {}
 
     async def open(self, store: Store, name: str) -> None:
         """Open a store, and listen to it."""
@@ -66,7 +70,7 @@ class Stores(RuleBasedStateMachine):
 
     def open_sqlite(self) -> None:
         """Open the file with a store of its own."""
-        self.sqlite = SqliteStore(self.folder / "agentsrv.db", QUEUE_LIMIT)
+        self.sqlite = SqliteStore(self.folder / "agentsrv.db", LIMITS)
         self.runner.run(self.open(self.sqlite, "sqlite"))
 
     def teardown(self) -> None:
@@ -125,6 +129,7 @@ class Stores(RuleBasedStateMachine):
         if not isinstance(created, type) and not created.replayed:
             self.created += 1
             self.tasks.append(task_id)
+            self.owners[task_id] = owner
             self.settled(created.head, status)
 
     @rule(hours=st.sampled_from([1, 23, 25]))
@@ -162,10 +167,21 @@ class Stores(RuleBasedStateMachine):
 
         claimed = self.both(claim)
         ids = [lease.task_id for lease in claimed]
-        assert ids == [*sorted(self.orphans), *self.queue[:extra]]
+        assert ids[: len(self.orphans)] == sorted(self.orphans)
+        queued = ids[len(self.orphans) :]
+        running = Counter(lease.owner for lease in claimed[: len(self.orphans)])
+        running.update(self.owners[task_id] for task_id in self.held)
+        for owner in OWNERS:
+            line = [task_id for task_id in self.queue if self.owners[task_id] == owner]
+            taken = [task_id for task_id in queued if self.owners[task_id] == owner]
+            most = max(0, RUNNING - running[owner])
+            assert taken == line[: len(taken)]
+            assert len(taken) <= most
+            if len(queued) < extra:
+                assert len(taken) == min(len(line), most)
         self.held.update(ids)
         self.orphans.clear()
-        del self.queue[:extra]
+        self.queue = [task_id for task_id in self.queue if task_id not in ids]
         return multiple(*claimed)
 
     @rule(target=leases, lease=consumes(leases), data=st.data(), count=st.integers(1, 3))
@@ -225,6 +241,8 @@ class Stores(RuleBasedStateMachine):
         self.runner.run(self.sqlite.close())
         self.open_sqlite()
         self.runner.run(self.open(self.memory, "memory"))
+        # Whose turn it is does not outlive a process.
+        self.memory._queue._turns = self.sqlite._file.queue._turns.copy()
         self.orphans |= self.held
         self.held.clear()
 
@@ -240,7 +258,8 @@ class Stores(RuleBasedStateMachine):
             assert log == [b"%d" % seq for seq in range(1, head.seq + 1)]
             own[head.owner].insert(0, (head.task_id, head.status))
         assert seen["lists"] == own
-        assert seen["queued"] == len(self.queue)
+        waiting = Counter(self.owners[task_id] for task_id in self.queue)
+        assert seen["queued"] == (len(self.queue), *(waiting[owner] for owner in OWNERS))
         assert self.told["sqlite"] == self.told["memory"]
 
 
@@ -258,7 +277,7 @@ async def _view(store: Store, tasks: list[str]) -> dict[str, Any]:
         "lists": {owner: await _listed(store, owner, None) for owner in OWNERS},
         "waiting": {owner: await _listed(store, owner, QUEUED) for owner in OWNERS},
         "keys": await asyncio.gather(*keys),
-        "queued": store.queued,
+        "queued": (store.queued, *map(store.queued_by, OWNERS)),
     }
 
 

@@ -9,6 +9,7 @@ import pytest
 from agentsrv.errors import ConfigurationError, Unavailable
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import sqlite
+from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite import SqliteStore
 from tests.store.tasks import (
     COMPLETED,
@@ -81,9 +82,9 @@ async def store(path):
 
 
 @contextlib.asynccontextmanager
-async def opened(path, queue_limit=100):
+async def opened(path, **limits):
     """A store that is open within."""
-    store = SqliteStore(path, queue_limit)
+    store = SqliteStore(path, QueueLimits(**limits))
     await store.open()
     try:
         yield store
@@ -124,12 +125,12 @@ class TestReopening:
 
     async def test_the_queue_keeps_its_order_and_its_length(self, path):
         """Tasks wait in the order of queueing, before and after, and the new ones behind them."""
-        async with opened(path, queue_limit=4) as store:
+        async with opened(path, total=4) as store:
             for number in range(4):
                 await store.create(new_task(f"t{number}"))
             for number in (2, 0, 3):
                 await store.append(following(await head_of(store, f"t{number}"), QUEUED))
-        async with opened(path, queue_limit=4) as store:
+        async with opened(path, total=4) as store:
             assert store.queued == 3
             await store.append(following(await head_of(store, "t1"), QUEUED))
             leases = await claim(store, "node", 99)

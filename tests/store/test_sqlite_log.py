@@ -3,6 +3,7 @@ import sqlite3
 import pytest
 
 from agentsrv.errors import ConfigurationError, Overloaded
+from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite_log import LOG, SqliteLog
 from agentsrv.store.sqlite_schema import SCHEMA_VERSION, SEQ_BITS
 from tests.store.tasks import COMPLETED, NOW, QUEUED, RUNNING, following, new_task, numbers
@@ -17,7 +18,7 @@ def path(tmp_path):
 @pytest.fixture
 def log(path):
     """An open, empty log."""
-    log = SqliteLog(path, 2)
+    log = SqliteLog(path, QueueLimits(2))
     log.open()
     yield log
     log.close()
@@ -25,7 +26,7 @@ def log(path):
 
 def open_and_close(path):
     """Open a store, and let go of it whatever happens."""
-    log = SqliteLog(path, 2)
+    log = SqliteLog(path, QueueLimits(2))
     try:
         log.open()
     finally:
@@ -125,7 +126,7 @@ def test_a_schema_that_was_begun_is_finished_or_begun_again(path):
 
 def test_what_was_not_committed_is_gone(path):
     """A process that ends between a write and its commit leaves nothing of it."""
-    first = SqliteLog(path, 2)
+    first = SqliteLog(path, QueueLimits(2))
     first.open()
     first.create(new_task("t1", events=numbers(1, 3)))
     first.commit()
@@ -133,7 +134,7 @@ def test_what_was_not_committed_is_gone(path):
     first.flush()
     assert first.head("t2") is not None
     first.close()
-    again = SqliteLog(path, 2)
+    again = SqliteLog(path, QueueLimits(2))
     again.open()
     assert again.read("t1", 0, 9) == numbers(1, 3)
     assert (again.head("t2"), again.read("t2", 0, 9)) == (None, [])
@@ -150,7 +151,7 @@ def test_a_refusal_spoils_nothing_beside_it(log):
     log.commit()
     page = log.list("ann", None, 9, None)
     assert [row.task_id for row in page.rows] == ["t4", "t2", "t1"]
-    assert log.queued == 2
+    assert len(log.queue) == 2
 
 
 def test_events_can_be_read_within_their_transaction(log):
@@ -234,7 +235,7 @@ def test_a_file_of_the_first_version_is_taken_over(path):
         PRAGMA user_version=1;
         """,
     )
-    log = SqliteLog(path, 2)
+    log = SqliteLog(path, QueueLimits(2))
     log.open()
     try:
         assert log.read("t1", 0, 9) == numbers(1, 2)

@@ -1,0 +1,19 @@
+"""How many connections a process may have: its limit of open files, raised as far as it goes."""
+
+from __future__ import annotations
+
+import resource
+from typing import Final
+
+SPARE: Final = 200  # open files that a process needs beside its connections
+
+
+def allow_connections(wanted: int) -> int:
+    """Raise the limit of open files, here and for children; return how many connections fit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + SPARE
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    return wanted if soft == resource.RLIM_INFINITY else min(wanted, soft - SPARE)

@@ -1,0 +1,222 @@
+"""How much of the server each principal has, and each address that has not said who it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import Any, Final
+
+from agentsrv.errors import Overloaded, RateLimited
+from agentsrv.models.limits import TokenBucket
+from agentsrv.settings import Settings
+
+RATE: Final = 500.0  # commands a second of a principal; a task takes one or two
+CONNECTIONS: Final = 100  # of a principal, or of an address that has not said who it is
+NETWORK: Final = 64  # bits of an IPv6 address that one customer has
+PAUSE: Final = 0.1  # seconds for which a connection is not read behind a command too many
+
+
+def fill_in(settings: Settings, *, is_guarded: bool) -> Settings:
+    """The settings with the limits that were left open; ``None`` is no limit.
+
+    Where nobody is asked who they are, everybody is one principal, and nothing is to be divided.
+    """
+    if not is_guarded:
+        return settings
+    defaults: dict[str, Any] = {
+        "command_rate": RATE,
+        "principal_connections": CONNECTIONS,
+        "principal_running": max(1, settings.concurrency // 2),
+        "address_connections": CONNECTIONS,
+    }
+    given = settings.model_dump(include=set(defaults), exclude_none=True)
+    return settings.model_copy(update=defaults | given)
+
+
+class Share:
+    """What one principal, or one address, uses at the moment: all its connections together."""
+
+    __slots__ = ("_bucket", "_shares", "connections", "name")
+
+    def __init__(self, name: str, shares: Shares, bucket: TokenBucket | None) -> None:
+        self.name = name
+        self.connections = 0
+        self._shares = shares
+        self._bucket = bucket
+
+    def take(self) -> None:
+        """Return if one more command may be carried out now.
+
+        Raises:
+            RateLimited: It is one too many. The connection should not be read for ``PAUSE``
+                seconds, so that refusing costs little.
+        """
+        if self._bucket is None:
+            return
+        wait = self._bucket.take(self._shares.now())
+        if wait:
+            raise RateLimited(
+                "too many commands; the limits in hello tell how many a second are carried out",
+                retry_after=max(PAUSE, wait),
+            )
+
+    def is_in(self, shares: Shares) -> bool:
+        """Whether it is one of these."""
+        return self._shares is shares
+
+    def move(self, shares: Shares, name: str) -> Share:
+        """Take a connection of another share in place of one of this.
+
+        Raises:
+            Overloaded: That one has as many as it may have; this one keeps it.
+        """
+        other = shares.enter(name)
+        self.leave()
+        return other
+
+    def leave(self) -> None:
+        """Give a connection back."""
+        self._shares.leave(self)
+
+
+class Shares:
+    """The shares of all who have a connection, by name.
+
+    One whose last connection has gone is kept until its bucket is full again for certain: to
+    connect anew is no way to a full one.
+
+    Args:
+        connections: How many each may have; ``None`` for any number.
+        rate: Commands a second of each; ``None`` for any number.
+        burst: Commands that each may send at once.
+        now: Seconds of a clock that does not go back.
+    """
+
+    def __init__(
+        self,
+        connections: int | None,
+        rate: float | None,
+        burst: int,
+        now: Callable[[], float],
+    ) -> None:
+        self._connections = connections
+        self._rate = rate
+        self._burst = burst
+        self.now = now
+        self._shares: dict[str, Share] = {}
+        self._left: dict[str, float] = {}
+        """When those without a connection can be forgotten, the first one first."""
+
+    def __len__(self) -> int:
+        """How many are remembered."""
+        return len(self._shares)
+
+    def enter(self, name: str) -> Share:
+        """Take a connection; give it back with ``Share.leave``.
+
+        Raises:
+            Overloaded: It has as many as it may have.
+        """
+        self._forget()
+        share = self._shares.get(name)
+        if share is None:
+            share = self._shares[name] = Share(name, self, self._new_bucket())
+        if self._connections is not None and share.connections >= self._connections:
+            raise Overloaded(
+                f"{share.connections} of your connections are open, which is the limit"
+            )
+        self._left.pop(name, None)
+        share.connections += 1
+        return share
+
+    def leave(self, share: Share) -> None:
+        """See ``Share.leave``."""
+        share.connections -= 1
+        if not share.connections:
+            refilled = self._burst / self._rate if self._rate is not None else 0.0
+            self._left[share.name] = self.now() + refilled
+        self._forget()
+
+    def _forget(self) -> None:
+        now = self.now()
+        while self._left:
+            name = next(iter(self._left))
+            if self._left[name] > now:
+                return
+            del self._left[name], self._shares[name]
+
+    def _new_bucket(self) -> TokenBucket | None:
+        return TokenBucket(self._rate, self._burst, self.now()) if self._rate is not None else None
+
+
+class Gate:
+    """Whose share each socket uses, from the moment on at which it is accepted.
+
+    Args:
+        settings: The limits, filled in.
+        sockets: How many there may be, whatever they are used for.
+        now: Seconds of a clock that does not go back.
+    """
+
+    def __init__(self, settings: Settings, sockets: int, now: Callable[[], float]) -> None:
+        rate, burst = settings.command_rate, settings.command_burst
+        self._principals = Shares(settings.principal_connections, rate, burst, now)
+        self._strangers = Shares(settings.address_connections, rate, burst, now)
+        self._proxied = Shares(None, None, burst, now)
+        trusted = settings.trusted_proxies if settings.behind_proxy else ()
+        self._proxies = [ip_network(name, strict=False) for name in trusted]
+        self._sockets = sockets
+        self._open = 0
+
+    def open(self, peer: Sequence[Any] | None) -> Share:
+        """The share of a socket that was accepted: that of its address.
+
+        Who comes by one of our proxies has none until more is known.
+
+        Args:
+            peer: The socket's other end; ``None`` where that has gone already.
+
+        Raises:
+            Overloaded: There are too many sockets, or too many of strangers at this address.
+        """
+        if self._open >= self._sockets:
+            raise Overloaded(f"{self._open} sockets are open, which is the limit")
+        address = peer[0] if peer else ""
+        shares = self._proxied if self._is_proxy(address) else self._strangers
+        share = shares.enter(_network(address))
+        self._open += 1
+        return share
+
+    def from_address(self, share: Share, address: str) -> Share:
+        """The share of a connection without a token, whose request tells where it is from.
+
+        Raises:
+            Overloaded: There are too many of strangers at this address.
+        """
+        if share.is_in(self._strangers):
+            return share
+        return share.move(self._strangers, _network(address))
+
+    def of_principal(self, share: Share, principal: str) -> Share:
+        """The share of a connection that has said who it is.
+
+        Raises:
+            Overloaded: The principal has as many connections as it may have.
+        """
+        return share.move(self._principals, principal)
+
+    def close(self, share: Share) -> None:
+        """Take note that a socket has gone."""
+        share.leave()
+        self._open -= 1
+
+    def _is_proxy(self, address: str) -> bool:
+        return bool(address) and any(ip_address(address) in net for net in self._proxies)
+
+
+def _network(address: str) -> str:
+    """The address, or the network of which somebody has all addresses."""
+    if ":" not in address:
+        return address
+    six = IPv6Address(address.partition("%")[0])
+    return str(six.ipv4_mapped or ip_network((six, NETWORK), strict=False))
