@@ -170,6 +170,24 @@ def test_a_rule_of_the_whole_command_is_told_under_its_name():
     assert frame["message"] == "cancel: expected either task_id or idempotency_key"
 
 
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (1.5, "1.5"),
+        (True, "true"),
+        ("1", "'1'"),
+        ("a\nb", r"'a\nb'"),
+        ("x" * 41, "41 characters"),
+        ([1], "an array"),
+        ({"a": 1}, "an object"),
+    ],
+)
+def test_a_complaint_tells_what_was_found(value, found):
+    """Behind what was expected; a long text by its length."""
+    frame = refused({"command": "list", "limit": value})
+    assert frame["message"] == f"limit: Input should be a valid integer; found {found}"
+
+
 def test_not_every_complaint_is_told():
     """A frame with a thousand unknown fields is answered with the first few."""
     frame = refused({"command": "ping"} | {f"f{number}": 1 for number in range(1000)})
