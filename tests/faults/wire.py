@@ -82,10 +82,16 @@ class Wire:
         port: Where the server, or a proxy before it, listens on the loopback interface.
         receive_buffer: Bytes that the kernel keeps for this client; its own choice by default.
         timeout: Seconds that a read waits before it gives the connection up.
+        request: The handshake, in place of a plain one.
     """
 
     def __init__(
-        self, port: int, *, receive_buffer: int | None = None, timeout: float = 10.0
+        self,
+        port: int,
+        *,
+        receive_buffer: int | None = None,
+        timeout: float = 10.0,
+        request: bytes | None = None,
     ) -> None:
         self._parser = Parser()
         self._waiting: list[Frame] = []
@@ -96,7 +102,7 @@ class Wire:
         try:
             self.socket.connect(("127.0.0.1", port))
             self.port = int(self.socket.getsockname()[1])
-            self.socket.sendall(handshake(port))
+            self.socket.sendall(request or handshake(port))
             self._shake_hands()
         except OSError as error:
             self.close()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
@@ -14,32 +12,7 @@ from agentsrv.app import Running
 from agentsrv.models.commands import COMMANDS
 from tests.server.people import ADA_KEY, BOB_KEY, BOTH, bearer
 from tests.server.talk import Talk, make_app, serving, talking
-
-GHOST: Final = "fedcba9876543210"  # no task has this id
-PREFIX: Final = 8  # characters of an id that people type
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a command may name of a task."""
-
-    task_id: str
-    input_id: str
-    key: str
-    cursor: str | None
-
-    @property
-    def cut(self) -> str:
-        """The beginning of its id."""
-        return self.task_id[:PREFIX]
-
-    def unnamed(self, answer: Mapping[str, Any]) -> str:
-        """An answer without what tells this target from others: its names."""
-        text = json.dumps(answer)
-        for name in (self.input_id, self.task_id, self.key, self.cut):
-            text = text.replace(name, "NAME")
-        return text
-
+from tests.server.targets import GHOST, Target
 
 Frame = dict[str, Any] | str
 ATTEMPTS: Final[dict[str, Callable[[Target], Frame]]] = {
