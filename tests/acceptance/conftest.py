@@ -40,7 +40,7 @@ def faults(process: ServerProcess) -> list[str]:
     return [line for line in lines if any(sign in line for sign in signs)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def figures() -> list[str]:
     """Lines that are printed when the run ends."""
     return FIGURES

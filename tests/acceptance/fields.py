@@ -10,12 +10,10 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-import jsonschema_rs
-
 from agentsrv.models.commands import COMMANDS, EXAMPLES
-from agentsrv.protocol.asyncapi import document
 from tests.acceptance.handshakes import Rows
 from tests.acceptance.probe import text
+from tests.protocol.published import DOCUMENT, complaints
 
 VALUES: Final[tuple[Any, ...]] = (
     None, True, False, 0, 1, -1, 1.5, 1e308, (1 << 63) - 1, "", "1", "true", "\0", "\x7f", "a b",
@@ -23,13 +21,6 @@ VALUES: Final[tuple[Any, ...]] = (
 )  # fmt: skip
 SHOWN: Final = 24  # characters of a value in a row's name
 STEP: Final = {"step_id": "a", "agent": "echo"}
-_SCHEMAS: Final = document("0")["components"]
-
-
-def judge(name: str) -> jsonschema_rs.Validator:
-    """What the published schema says about a command."""
-    schema = {"$ref": f"#/components/schemas/{COMMANDS[name].__name__}", "components": _SCHEMAS}
-    return jsonschema_rs.validator_for(schema)
 
 
 def rows() -> Rows:
@@ -37,7 +28,7 @@ def rows() -> Rows:
     found: Rows = {}
     for name, fields in _frames():
         for what, frame in fields:
-            if not judge(name).is_valid(frame):
+            if complaints(name, frame):
                 field = what.partition(" ")[0]
                 told = f'"field": "{field}'
                 found[f"{name}: {what}"] = (text(json.dumps(frame)), "invalid_command", told)
@@ -50,7 +41,7 @@ def _frames() -> Iterator[tuple[str, Iterator[tuple[str, dict[str, Any]]]]]:
         fields = [field for field in command.model_fields if field != "command"]
         yield name, _changed(EXAMPLES[name], fields)
     create = EXAMPLES["create"]
-    for what, step in _changed(STEP, _SCHEMAS["schemas"]["Step"]["properties"]):
+    for what, step in _changed(STEP, DOCUMENT["components"]["schemas"]["Step"]["properties"]):
         yield "create", iter([(f"plan.steps.0.{what}", create | {"plan": {"steps": [step]}})])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final, Self
 
 TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
@@ -147,7 +148,8 @@ class Wire:
                 elif opcode == PING:
                     self.socket.sendall(framed(PONG, payload))
                 elif opcode == CLOSE:
-                    self.socket.sendall(framed(CLOSE, payload))
+                    with suppress(OSError):  # it may be gone already; what it said counts
+                        self.socket.sendall(framed(CLOSE, payload))
                     code = int.from_bytes(payload[:2])
                     raise ConnectionLost(f"closed: {code} {payload[2:]!r}", code)
             try:
