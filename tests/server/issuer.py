@@ -39,6 +39,15 @@ def pem(key: Any) -> bytes:
     return data
 
 
+def private_pem(key: object) -> bytes:
+    """The half that only the issuer should have."""
+    return key.private_bytes(  # type: ignore[attr-defined,no-any-return]
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
 def jwk(algorithm: str, key: Any, key_id: str | None, **fields: Any) -> dict[str, Any]:
     """The public half, as a JWKS has it; of a secret all of it."""
     public = key if isinstance(key, bytes) else key.public_key()
