@@ -11,6 +11,10 @@ from tests.server.issuer import AUDIENCE, ISSUER, SECRET
 from tests.server.people import BOTH
 
 FIGURES: list[str] = []
+LENGTHS = [
+    pytest.param("short", marks=pytest.mark.timeout(300)),
+    pytest.param("long", marks=[pytest.mark.soak, pytest.mark.timeout(3600)]),
+]
 
 
 @pytest.fixture(scope="session")

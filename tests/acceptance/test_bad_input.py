@@ -10,8 +10,9 @@ from typing import Final
 
 import pytest
 
+from agentsrv.models.commands import COMMANDS
 from tests.acceptance import fields, frames, handshakes, texts
-from tests.acceptance.conftest import faults
+from tests.acceptance.conftest import LENGTHS, faults
 from tests.acceptance.handshakes import Rows
 from tests.acceptance.probe import ALIVE, Outcome, knock, say
 from tests.faults.process import ServerProcess
@@ -79,10 +80,7 @@ def resident(server: ServerProcess) -> int:
     return int(pages) * resource.getpagesize()
 
 
-@pytest.mark.parametrize(
-    "length", ["short", pytest.param("long", marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
-)
-@pytest.mark.timeout(300)
+@pytest.mark.parametrize("length", LENGTHS)
 def test_each_bad_input_has_its_answer(server, watcher, catalogue, figures, length):
     """Round after round; the connection that is no part of it lives, and memory stays flat."""
     wrong = try_all(server, watcher, catalogue)
@@ -101,3 +99,14 @@ def test_each_bad_input_has_its_answer(server, watcher, catalogue, figures, leng
     log = server.log.read_text()
     assert ADA_KEY not in log
     assert BOB_KEY not in log
+
+
+def test_every_field_of_every_command_has_a_row():
+    """But for those that take any JSON."""
+    told = {tuple(name.split()[:2]) for name in fields.rows()}
+    expected = {
+        (f"{name}:", field)
+        for name, command in COMMANDS.items()
+        for field in {*command.model_fields, "unknown"} - {"command"}
+    }
+    assert expected - told == {("respond:", "value")}

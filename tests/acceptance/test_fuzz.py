@@ -15,16 +15,13 @@ from agentsrv.models.commands import COMMANDS
 from agentsrv.protocol.session import MAX_BAD_FRAMES, Request, Session
 from agentsrv.protocol.strict_json import parse_object
 from agentsrv.server.requests import BAD_FRAMES
-from tests.acceptance.conftest import faults
+from tests.acceptance.conftest import LENGTHS, faults
 from tests.acceptance.probe import ALIVE, PATIENCE, text
 from tests.faults.wire import ConnectionLost, Wire, command, framed
 from tests.protocol.nearly import TEXTS, broken_bytes
 from tests.protocol.published import complaints, name_of
 from tests.server.handshakes import handshake
 
-LENGTHS = [
-    "short", pytest.param("long", marks=[pytest.mark.soak, pytest.mark.timeout(3600)])
-]  # fmt: skip
 TEXTS_TO_A_SESSION: Final = {"short": 500, "long": 10_000}
 TEXTS_TO_A_SERVER: Final = {"short": 100, "long": 2_000}
 BYTES_TO_A_SERVER: Final = {"short": 100, "long": 5_000}
@@ -94,7 +91,6 @@ def test_any_text_is_a_request_or_has_an_answer(figures, length):
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.timeout(300)
 def test_any_text_to_a_server_has_its_answer(server, figures, length):
     """What comes back is as published, and the connection or its close code tells the rest."""
     tried, answered = 0, 0
@@ -120,7 +116,6 @@ def test_any_text_to_a_server_has_its_answer(server, figures, length):
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.timeout(300)
 def test_any_bytes_to_a_server_end_well(server, figures, length):
     """With frames as published, then a close code, or the end of what the client had to say."""
     tried, answered = 0, 0
