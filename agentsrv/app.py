@@ -194,21 +194,26 @@ def open_store(settings: Settings) -> Store:
     )
     if settings.store == "memory:":
         return MemoryStore(limits)
-    if settings.store.startswith(SQLITE) and len(settings.store) > len(SQLITE):
-        return SqliteStore(Path(settings.store.removeprefix(SQLITE)), limits)
+    file = store_file(settings)
+    if file is not None:
+        return SqliteStore(file, limits)
     raise ConfigurationError(
         f"store is {settings.store!r}; expected sqlite:///FILE (a fourth slash begins an "
         "absolute path) or memory:"
     )
 
 
+def store_file(settings: Settings) -> Path | None:
+    """The SQLite file that ``settings.store`` names, if it names one."""
+    name = settings.store.removeprefix(SQLITE)
+    return Path(name) if name and name != settings.store else None
+
+
 def knowledge_index(settings: Settings) -> Path:
     """The file of the knowledge base's index."""
     if settings.knowledge_index is not None:
         return settings.knowledge_index
-    if settings.store.startswith(SQLITE):
-        return Path(settings.store.removeprefix(SQLITE)).with_suffix(".knowledge.db")
-    return Path("agentsrv.knowledge.db")
+    return (store_file(settings) or Path("agentsrv.db")).with_suffix(".knowledge.db")
 
 
 def _knowledge_base(settings: Settings, embedder: Embedder | None) -> KnowledgeBase | None:

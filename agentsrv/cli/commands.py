@@ -289,7 +289,7 @@ def agents(json: Json = False, url: Url = running.DEFAULT_URL, token: Token = No
     _await(ask())
 
 
-for _tool in (tools.index, tools.doctor, tools.schema, tools.bench):
+for _tool in (tools.index, tools.backup, tools.doctor, tools.schema, tools.bench):
     app.command()(_tool)
 
 

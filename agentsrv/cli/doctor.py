@@ -11,13 +11,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, Final
 
 from pydantic_settings import DotEnvSettingsSource, TomlConfigSettingsSource
 
 from agentsrv.agents.knowledge.folder import scan
-from agentsrv.app import SQLITE, knowledge_index, open_models, open_store
+from agentsrv.app import knowledge_index, open_models, open_store, store_file
 from agentsrv.cli.exits import Exit
 from agentsrv.cli.options import make_settings
 from agentsrv.cli.serving import loop_factory
@@ -124,7 +123,7 @@ def check_sqlite(_: Settings) -> Iterator[Finding]:
 
 def check_store(settings: Settings) -> Iterator[Finding]:
     """The log, and whether another server has it."""
-    path = _store_file(settings)
+    path = store_file(settings)
     if path is None:
         yield Finding(
             Level.WARN, "store: in memory", "tasks are forgotten when the server ends; set store"
@@ -148,14 +147,16 @@ def check_store(settings: Settings) -> Iterator[Finding]:
     if in_use:
         yield Finding(Level.WARN, f"{told}; a server uses it", "another one would not start")
     elif found.is_old:
-        yield Finding(Level.WARN, f"{told}, by an older version", "copy it before you start")
+        yield Finding(
+            Level.WARN, f"{told}, by an older version", "agentsrv backup FILE, before you start"
+        )
     else:
         yield Finding(Level.OK, told)
 
 
 def check_disk(settings: Settings) -> Iterator[Finding]:
     """Space where the log grows."""
-    path = _store_file(settings)
+    path = store_file(settings)
     if path is None or not path.parent.is_dir():
         return
     free = shutil.disk_usage(path.parent).free
@@ -231,12 +232,6 @@ CHECKS: Final[tuple[Callable[[Settings], Iterator[Finding]], ...]] = (
     check_files,
     check_knowledge,
 )
-
-
-def _store_file(settings: Settings) -> Path | None:
-    if not settings.store.startswith(SQLITE):
-        return None
-    return Path(settings.store.removeprefix(SQLITE))
 
 
 def _unknown(what: str, name: str, known: Iterable[str], prefix: str = "") -> Finding:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from agentsrv.app import VERSION, knowledge_index, open_models
+from agentsrv.app import VERSION, knowledge_index, open_models, store_file
 from agentsrv.cli.exits import say
 from agentsrv.cli.options import make_settings, takes_settings
 from agentsrv.errors import ConfigurationError
@@ -64,6 +64,29 @@ def doctor(**given: Any) -> None:
     from agentsrv.cli import doctor
 
     raise typer.Exit(asyncio.run(doctor.run(given)))
+
+
+def backup(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The copy; there must be no such file yet.")
+    ],
+    store: Annotated[
+        str | None, typer.Option("--store", help="By default the one that the server is set to.")
+    ] = None,
+) -> None:
+    """Copy the SQLite store as it is at this moment, also while a server runs; and check the copy.
+
+    To restore it, stop the server, remove the store with its -wal and -shm, and put the copy there.
+    """
+    from agentsrv.store.sqlite_backup import back_up
+
+    settings = make_settings(**({"store": store} if store is not None else {}))
+    source = store_file(settings)
+    if source is None:
+        raise ConfigurationError(f"store is {settings.store!r}; expected sqlite:///FILE")
+    found = back_up(source, file)
+    megabytes = file.stat().st_size / 1e6
+    print(f"{file}: {megabytes:,.1f} MB, tasks: {found.tasks}, unfinished: {found.unfinished}")
 
 
 def schema() -> None:

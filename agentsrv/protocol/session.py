@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final
@@ -18,13 +19,14 @@ from agentsrv.errors import (
 )
 from agentsrv.models.commands import ADAPTER, COMMANDS, EXAMPLES, Auth, Command, Help, Ping
 from agentsrv.protocol import frames, shell
-from agentsrv.protocol.strict_json import parse_object
+from agentsrv.protocol.strict_json import BYTE_ORDER_MARK, parse_object
 
 OPEN_TO_ALL: Final = (Auth, Ping, Help)
 """Commands of a connection that has not said who it is."""
 MAX_BAD_FRAMES: Final = 20  # in a row; then the connection is closed with 4400
 MAX_ID: Final = 64  # characters of a command's id
 MAX_NAME: Final = 64  # characters of an unknown field that are told back
+MAX_SHOWN: Final = 40  # characters of a wrong value that are told back
 MAX_DETAILS: Final = 10  # complaints told about one command
 
 
@@ -131,6 +133,8 @@ def _detail(name: str, complaint: ErrorDetails) -> dict[str, str]:
         path = path[:1]  # what follows are the validator's names of the two types
     path = [part[:MAX_NAME] for part in path]
     reason = complaint["msg"].removeprefix("Value error, ")
+    if complaint["type"] not in _COMPLETE:
+        reason += f"; found {_shown(complaint['input'])}"
     if complaint["type"] == "extra_forbidden":
         reason = "unknown field"
         if len(path) == 1:
@@ -139,6 +143,19 @@ def _detail(name: str, complaint: ErrorDetails) -> dict[str, str]:
             meant = f"did you mean {alike[0]}? " if alike else ""
             reason = f"unknown field; {meant}{name} has: {', '.join(known)}"
     return {"field": ".".join(path) or name, "reason": reason}
+
+
+def _shown(value: Any) -> str:
+    """What was found, told shortly; of a long text, as a token may be one, only its length."""
+    match value:
+        case str():
+            return repr(value) if len(value) <= MAX_SHOWN else f"{len(value)} characters"
+        case dict():
+            return "an object"
+        case list() | tuple():
+            return "an array"
+        case _:
+            return json.dumps(value)
 
 
 def _echo(fields: dict[str, Any]) -> tuple[str | None, frames.CommandId]:
@@ -151,5 +168,7 @@ def _echo(fields: dict[str, Any]) -> tuple[str | None, frames.CommandId]:
     )
 
 
-_JSON_STARTS: Final = ("{", "[", '"', "\ufeff")
+_COMPLETE: Final = ("missing", "extra_forbidden", "value_error", "too_long", "too_short")
+"""Complaints that tell what was found, or where nothing was."""
+_JSON_STARTS: Final = ("{", "[", '"', BYTE_ORDER_MARK)
 _HELP: Final = {"command": "help"}

@@ -10,6 +10,7 @@ from agentsrv.errors import InvalidJson
 MAX_DEPTH: Final = 32  # objects and arrays within each other
 MAX_INTEGER: Final = (1 << 63) - 1  # what other languages' integers hold
 MAX_DIGITS: Final = 20  # of such an integer, with its sign
+BYTE_ORDER_MARK: Final = "\ufeff"  # is seen on no screen, so it wants a word
 EXAMPLE: Final = {"command": "create", "task_description": "How does async I/O work?"}
 
 
@@ -39,6 +40,8 @@ def parse(text: str) -> Any:
         if "\\u" in text:  # only an escape can hold half of a pair; UTF-8 itself cannot
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
+        if text.startswith(BYTE_ORDER_MARK):
+            raise _invalid("found a byte order mark; expected none") from None
         raise _invalid(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
     except UnicodeEncodeError:
         raise _invalid("found half of a surrogate pair; expected whole characters") from None

@@ -170,6 +170,8 @@ class Doorkeeper:
 
 def _hostname(url: str) -> str | None:
     try:
-        return urlsplit(url).hostname
+        parts = urlsplit(url)
+        _ = parts.port  # one that is none is an error only when it is asked for
+        return parts.hostname
     except ValueError:
         return None

@@ -37,10 +37,7 @@ def look(path: Path) -> Look:
         ConfigurationError: It is no store of this version, or cannot be read.
     """
     try:
-        # Without a log beside it nobody writes: then SQLite need not make one in order to read.
-        mode = "ro" if path.with_name(f"{path.name}-wal").exists() else "ro&immutable=1"
-        uri = f"{path.resolve().as_uri()}?mode={mode}"
-        with closing(sqlite3.connect(uri, uri=True)) as db:
+        with closing(open_to_read(path)) as db:
             version = version_of(db)
             if version is None:
                 return Look(0, 0, is_old=False)
@@ -48,6 +45,24 @@ def look(path: Path) -> Look:
     except sqlite3.Error as error:
         raise ConfigurationError(f"it cannot be read: {error}") from error
     return Look(tasks, tasks - ended, is_old=version != SCHEMA_VERSION)
+
+
+def open_to_read(path: Path) -> sqlite3.Connection:
+    """A connection that can only read; it never moves what is in the write-ahead log.
+
+    So it is no second one that checkpoints, which SQLite before 3.51.3 may spoil a file with.
+
+    Raises:
+        sqlite3.Error: It is no database, or cannot be read.
+    """
+    # Without a log beside it nobody writes: then SQLite need not make one in order to read.
+    mode = "ro" if has_log(path) else "ro&immutable=1"
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True)
+
+
+def has_log(path: Path) -> bool:
+    """Whether there is a write-ahead log: somebody writes, or has not ended well."""
+    return path.with_name(f"{path.name}-wal").exists()
 
 
 def is_in_use(path: Path) -> bool:

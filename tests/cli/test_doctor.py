@@ -136,7 +136,7 @@ async def test_a_store_of_an_older_version_is_told(folder):
         db.execute("PRAGMA user_version = 1")
     db.close()
     level, text = await found("store", store="sqlite:///old.db")
-    assert (level, "copy it" in text) == (Level.WARN, True)
+    assert (level, "agentsrv backup" in text) == (Level.WARN, True)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final, Self
 
 TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
@@ -84,6 +85,7 @@ class Wire:
         receive_buffer: Bytes that the kernel keeps for this client; its own choice by default.
         timeout: Seconds that a read waits before it gives the connection up.
         token: Says who it is, where that is asked.
+        request: The handshake, in place of a plain one.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Wire:
         receive_buffer: int | None = None,
         timeout: float = 10.0,
         token: str | None = None,
+        request: bytes | None = None,
     ) -> None:
         self._parser = Parser()
         self._waiting: list[Frame] = []
@@ -103,7 +106,7 @@ class Wire:
         try:
             self.socket.connect(("127.0.0.1", port))
             self.port = int(self.socket.getsockname()[1])
-            self.socket.sendall(handshake(port, token))
+            self.socket.sendall(request or handshake(port, token))
             self._shake_hands()
         except OSError as error:
             self.close()
@@ -148,7 +151,8 @@ class Wire:
                 elif opcode == PING:
                     self.socket.sendall(framed(PONG, payload))
                 elif opcode == CLOSE:
-                    self.socket.sendall(framed(CLOSE, payload))
+                    with suppress(OSError):  # it may be gone already; what it said counts
+                        self.socket.sendall(framed(CLOSE, payload))
                     code = int.from_bytes(payload[:2])
                     raise ConnectionLost(f"closed: {code} {payload[2:]!r}", code)
             try:

@@ -10,41 +10,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jsonschema_rs
 import pytest
 from websockets.asyncio.client import connect
 
 from agentsrv import errors
 from agentsrv.models.commands import ADAPTER, COMMANDS
 from agentsrv.models.events import EVENTS, decode
-from agentsrv.protocol.asyncapi import document, reply_name
+from agentsrv.protocol.asyncapi import reply_name
 from agentsrv.protocol.closes import CLOSES
 from agentsrv.protocol.replies import FRAMES, REPLIES
+from tests.protocol.published import DOCUMENT, MESSAGES, complaints, name_of
 from tests.server.talk import Talk, serving
 
 INSTALL = Path(__file__).parents[2] / ".ci" / "asyncapi"
 PARSE = Path(__file__).with_name("parse_asyncapi.cjs")
 NO_NPM = 3  # what INSTALL says where there is no npm
-
-DOCUMENT = document("1.2.3")
-MESSAGES = DOCUMENT["components"]["messages"]
-
-
-def name_of(frame: dict[str, Any]) -> str:
-    """The name of the message that a frame of the server is."""
-    match frame["type"]:
-        case "event":
-            return str(frame["event_type"])
-        case "reply":
-            return reply_name(frame["command"])
-        case kind:
-            return str(kind)
-
-
-def complaints(name: str, frame: Any) -> list[str]:
-    """What the published schema has against a frame."""
-    root = {**MESSAGES[name]["payload"], "components": DOCUMENT["components"]}
-    return [error.message for error in jsonschema_rs.validator_for(root).iter_errors(frame)]
 
 
 async def conversation() -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ def nested(depth, opening="[", inner="1", closing="]"):
 REFUSED = {
     "empty": ("", "Expecting value at line 1, column 1"),
     "blank": (" \n", "Expecting value"),
-    "byte order mark": ("\ufeff{}", "not valid JSON"),
+    "byte order mark": ("\ufeff{}", "found a byte order mark; expected none"),
     "NaN": ('{"a": NaN}', "found NaN, which JSON does not have"),
     "Infinity": ('{"a": Infinity}', "found Infinity"),
     "-Infinity": ('{"a": [-Infinity]}', "found -Infinity"),

@@ -9,7 +9,6 @@ import pytest
 from websockets.asyncio.client import connect
 
 from agentsrv.client import Client
-from agentsrv.errors import ConfigurationError
 from agentsrv.server.exposure import client_address, is_loopback, tls_context
 from agentsrv.settings import Settings
 from tests.server.certificates import make_certificate
@@ -56,33 +55,6 @@ def test_only_loopback_is_loopback(host, expected):
 def test_the_word_of_our_proxies_is_taken_and_nobody_elses(peer, forwarded, address):
     """What stands left of the first address that is none of ours may be made up."""
     assert client_address(peer, forwarded, ["127.0.0.1", "10.0.0.0/8"]) == address
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"host": "0.0.0.0"}, "nobody would be asked who they are; expected key_file"),
-        ({"host": "::", "behind_proxy": True}, "nobody would be asked"),
-        ({"behind_proxy": True}, "others reach the server, and nobody would be asked"),
-        ({"host": "0.0.0.0", "api_keys": ADA}, "not be encrypted; expected tls_cert and tls_key"),
-        ({"tls_cert": "cert.pem"}, "tls_key is missing"),
-        ({"tls_key": "key.pem"}, "tls_cert is missing"),
-        ({"tls_cert": "no.pem", "tls_key": "no.pem"}, "expected a certificate and its key"),
-    ],
-)
-async def test_a_server_does_not_start_by_accident_where_others_reach_it(settings, sentence):
-    """Nor where strangers could come in; each refusal says what was expected."""
-    with pytest.raises(ConfigurationError, match=sentence):
-        async with serving(**settings):
-            pass
-
-
-async def test_a_key_with_a_password_is_refused_without_asking(tmp_path):
-    """A server has nobody at the terminal."""
-    cert, key = make_certificate(tmp_path, b"secret")
-    with pytest.raises(ConfigurationError, match="without a password"):
-        async with serving(tls_cert=cert, tls_key=key):
-            pass
 
 
 async def test_a_server_speaks_tls(tmp_path, monkeypatch):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
@@ -14,32 +12,7 @@ from agentsrv.app import Running
 from agentsrv.models.commands import COMMANDS
 from tests.server.people import ADA_KEY, BOB_KEY, BOTH, bearer
 from tests.server.talk import Talk, make_app, serving, talking
-
-GHOST: Final = "fedcba9876543210"  # no task has this id
-PREFIX: Final = 8  # characters of an id that people type
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a command may name of a task."""
-
-    task_id: str
-    input_id: str
-    key: str
-    cursor: str | None
-
-    @property
-    def cut(self) -> str:
-        """The beginning of its id."""
-        return self.task_id[:PREFIX]
-
-    def unnamed(self, answer: Mapping[str, Any]) -> str:
-        """An answer without what tells this target from others: its names."""
-        text = json.dumps(answer)
-        for name in (self.input_id, self.task_id, self.key, self.cut):
-            text = text.replace(name, "NAME")
-        return text
-
+from tests.server.targets import GHOST, Target
 
 Frame = dict[str, Any] | str
 ATTEMPTS: Final[dict[str, Callable[[Target], Frame]]] = {
@@ -77,6 +50,7 @@ ATTEMPTS: Final[dict[str, Callable[[Target], Frame]]] = {
     "type send": lambda t: f"send {t.cut} Hello",
     "type list": lambda t: "list",
 }  # fmt: skip
+NAMES_A_TASK: Final = {"task_id", "input_id", "idempotency_key", "resume_from", "cursor"}
 ABOUT_NO_TASK: Final = {"agents", "auth", "ping", "help"}
 
 
@@ -128,6 +102,21 @@ def test_every_command_about_tasks_is_attempted():
     typed = {frame.split()[0] for frame in frames if isinstance(frame, str)}
     assert asked == set(COMMANDS) - ABOUT_NO_TASK
     assert typed == asked - {"create"}
+
+
+def test_every_field_that_names_a_task_is_attempted():
+    """In each command that has it."""
+    target = Target(GHOST, "x", "x", "x")
+    frames = [make(target) for make in ATTEMPTS.values()]
+    tried = {
+        (frame["command"], field) for frame in frames if isinstance(frame, dict) for field in frame
+    }
+    naming = {
+        (name, field)
+        for name, command in COMMANDS.items()
+        for field in NAMES_A_TASK & set(command.model_fields)
+    }
+    assert naming - tried == {("create", "idempotency_key")}  # a test of its own, below
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
@@ -216,3 +205,19 @@ async def test_cached_results_are_each_principals_own():
                 completed = await talk.until("task_completed")
                 assert completed["data"]["final_output"] == name
     assert calls == ["ada", "bob"]
+
+
+async def test_the_beginning_of_an_id_is_each_principals_own():
+    """Whatever it begins of another's tasks, it is not ambiguous for that."""
+    async with (
+        serving(api_keys=BOTH) as server,
+        talking(server, additional_headers=bearer(ADA_KEY)) as ada,
+        talking(server, additional_headers=bearer(BOB_KEY)) as bob,
+    ):
+        own = (await bob.ask(create()))["task_id"]
+        begun = own[0]
+        while not (await ada.ask(create()))["task_id"].startswith(begun):
+            pass
+        assert (await bob.ask(f"status {begun}"))["task_id"] == own
+        assert (await bob.ask("list"))["total"] == 1
+        assert own not in str(await ada.ask(f"status {begun}"))

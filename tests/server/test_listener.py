@@ -28,35 +28,6 @@ async def get(server: Running, request: str) -> tuple[str, str]:
     return answer.partition("\r\n")[0], answer
 
 
-@pytest.mark.parametrize(
-    ("request_text", "status"),
-    [
-        ("GET /healthz HTTP/1.1\nHost: localhost\n\n", "200"),
-        ("GET / HTTP/1.1\nHost: localhost\n\n", "426"),
-        ("GET /nothing HTTP/1.1\nHost: localhost\n\n", "404"),
-        ("GET /healthz HTTP/1.1\n\n", "400"),
-        ("GET /healthz HTTP/1.1\nHost: localhost\nHost: localhost\n\n", "400"),
-        ("GET /healthz HTTP/1.1\nHost: evil.example\n\n", "403"),
-        ("GET / HTTP/1.1\nHost: localhost\nOrigin: https://evil.example\n\n", "403"),
-        ("GET / HTTP/1.1\nHost: localhost\nOrigin: a\nOrigin: b\n\n", "400"),
-        ("GET / HTTP/1.1\nHost: [\n\n", "403"),
-        ("GET / HTTP/1.1\nHost: localhost\nOrigin: http://[\n\n", "403"),
-        ("GET //[ HTTP/1.1\nHost: localhost\n\n", "404"),
-        ("GET /healthz?now HTTP/1.1\nHost: localhost\n\n", "200"),
-        ("GET / HTTP/1.1\nHost: localhost\nUpgrade: websocket\n\n", "426"),
-        ("GET /readyz HTTP/1.1\nHost: localhost\n\n", "200"),
-        ("HEAD /healthz HTTP/1.1\nHost: localhost\n\n", "200"),
-        ("POST /healthz HTTP/1.1\nHost: localhost\n\n", "405"),
-        ("GET /asyncapi.json HTTP/1.1\nHost: evil.example\n\n", "403"),
-    ],
-)
-async def test_http_requests(request_text, status):
-    """Health is told, and who has no business here is turned away."""
-    async with serving() as server:
-        line, answer = await get(server, request_text)
-    assert line.split()[1] == status, answer
-
-
 @pytest.mark.parametrize("path", ["/healthz", "/asyncapi.json", "/nothing"])
 async def test_nothing_follows_the_headers_of_an_answer_to_head(path):
     """A client that knows HTTP would not look for it."""
@@ -64,19 +35,6 @@ async def test_nothing_follows_the_headers_of_an_answer_to_head(path):
         _, answer = await get(server, f"HEAD {path} HTTP/1.1\nHost: localhost\n\n")
     assert answer.endswith("\r\n\r\n")
     assert answer.count("\r\n\r\n") == 1
-
-
-@pytest.mark.parametrize(("path", "works"), [("/", True), ("/ws", True), ("/chat", False)])
-async def test_websocket_paths(path, works):
-    """There is one at / and /ws; any other is 404."""
-    async with serving() as server:
-        if works:
-            async with connect(server.url + path) as socket:
-                assert "hello" in str(await socket.recv())
-        else:
-            with pytest.raises(InvalidStatus) as refused:
-                await connect(server.url + path)
-            assert refused.value.response.status_code == 404
 
 
 async def test_pages_of_this_server_may_connect_and_others_may_not():

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agentsrv.errors import ConfigurationError
@@ -21,22 +20,13 @@ from agentsrv.server.signing_keys import (
     open_keys,
     parse_set,
 )
-from tests.server.issuer import SECRET, jwk, pem, private_key, token
+from tests.server.issuer import SECRET, jwk, pem, private_key, private_pem, token
 from tests.server.people import bearer
 from tests.server.talk import talking
 from tests.server.test_tokens import guarded
 
 RSA = private_key("RS256")
 SMALL = private_key("RS256", bits=1024)
-
-
-def private_pem(key: object) -> bytes:
-    """The half that only the issuer should have."""
-    return key.private_bytes(  # type: ignore[attr-defined,no-any-return]
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
 
 
 def key_set(*keys: dict[str, object]) -> bytes:

@@ -1,0 +1,58 @@
+"""One server from outside, which all inputs meet, and the figures that tests print at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.process import ServerProcess
+from tests.server.issuer import AUDIENCE, ISSUER, SECRET
+from tests.server.people import BOTH
+
+FIGURES: list[str] = []
+LENGTHS = [
+    pytest.param("short", marks=pytest.mark.timeout(300)),
+    pytest.param("long", marks=[pytest.mark.soak, pytest.mark.timeout(3600)]),
+]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """It knows Ada's key and Bob's, and takes tokens of the issuer."""
+    folder = tmp_path_factory.mktemp("acceptance")
+    (folder / "secret").write_bytes(SECRET)
+    process = ServerProcess(
+        folder,
+        "tests.acceptance.app:app",
+        "--jwt-algorithm=HS256",
+        f"--jwt-key={folder / 'secret'}",
+        f"--jwt-issuer={ISSUER}",
+        f"--jwt-audience={AUDIENCE}",
+        environment={"AGENTSRV_API_KEYS": BOTH},
+    )
+    process.start()
+    yield process
+    assert process.stop() == 0
+    assert faults(process) == []
+
+
+def faults(process: ServerProcess) -> list[str]:
+    """Lines of its log that tell of something that nobody handled."""
+    signs = ("Traceback", "ERROR", "CRITICAL", "incident", "never retrieved", "never awaited")
+    lines = process.log.read_text().splitlines()
+    return [line for line in lines if any(sign in line for sign in signs)]
+
+
+@pytest.fixture(scope="session")
+def figures() -> list[str]:
+    """Lines that are printed when the run ends."""
+    return FIGURES
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the tests have counted."""
+    if FIGURES:
+        terminalreporter.section("bad input")
+        for line in FIGURES:
+            terminalreporter.write_line(line)
