@@ -29,6 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         f"--jwt-key={folder / 'secret'}",
         f"--jwt-issuer={ISSUER}",
         f"--jwt-audience={AUDIENCE}",
+        "--command-rate=1000000",  # all inputs come from two principals, as fast as they can
         environment={"AGENTSRV_API_KEYS": BOTH},
     )
     process.start()
