@@ -38,7 +38,7 @@ async def identify(
         reason = f"no token within {seconds:g} s"
     except Unauthenticated as refusal:
         reason = refusal.message
-    _log.info("refused %s: %s", socket.remote_address[0], reason)
+    _log.info("refused %s: %s", socket.remote_address[0], reason, extra={"about": socket.about})
     await close(socket, UNAUTHENTICATED, reason)
     return None
 
@@ -52,6 +52,7 @@ async def _ask(
             try:
                 identity = await authenticator.identify(command.token.get_secret_value())
             except Unauthenticated as refusal:
+                socket.measures.commands[request.name, refusal.code] += 1
                 socket.post([frames.error(request.name, command.id, refusal)])
                 raise
             session.is_authenticated = True
@@ -127,7 +128,8 @@ class Admission:
         if self._authenticator.remaining(self._identity) > 0:
             self._watch()
             return
-        _log.info("a token of %r does not count any more", self.principal)
+        told, extra = "a token of %r does not count any more", {"about": self._socket.about}
+        _log.info(told, self.principal, extra=extra)
         self._session.is_authenticated = False
         self._closing = asyncio.create_task(
             close(self._socket, UNAUTHENTICATED, "the token does not count any more")

@@ -23,10 +23,12 @@ from agentsrv.server.connection import Connection
 from agentsrv.server.entrance import Admission, identify
 from agentsrv.server.exposure import tls_context
 from agentsrv.server.http import Doorkeeper
+from agentsrv.server.metrics import MetricsPage
 from agentsrv.server.outbox import OutboxConnection
 from agentsrv.server.requests import close
 from agentsrv.settings import Settings
 from agentsrv.telemetry.library import without_quotes
+from agentsrv.telemetry.measures import Measures
 
 BACKLOG: Final = 1024  # connections that the kernel holds until they are accepted
 CLOSE_TIMEOUT: Final = 5.0  # seconds for a closing handshake
@@ -42,6 +44,7 @@ class Listener:
         hub: Hub,
         settings: Settings,
         authenticator: Authenticator,
+        measures: Measures,
         *,
         version: str,
     ) -> None:
@@ -51,6 +54,9 @@ class Listener:
         self._authenticator = authenticator
         self._version = version
         self._sockets: set[OutboxConnection] = set()
+        self._measures = measures
+        measures.connections = self._sockets.__len__
+        measures.behind = self._count_behind
         self._server: Server
 
     @property
@@ -80,11 +86,12 @@ class Listener:
             self._handle,
             settings.host,
             settings.port,
-            create_connection=_factory(settings.stall_timeout),
+            create_connection=_factory(settings.stall_timeout, self._measures),
             process_request=Doorkeeper(
                 settings,
                 self._authenticator,
                 pages.prepare(self._version),
+                MetricsPage(self._measures, self._authenticator, settings.metrics_principal),
                 self._orchestrator.check_ready,
             ),
             select_subprotocol=_select_subprotocol,
@@ -134,6 +141,7 @@ class Listener:
         identity = socket.identity
         session = Session(is_authenticated=identity is not None)
         self._sockets.add(socket)
+        self._measures.opened += 1
         socket.forget_handshake()
         socket.post([self._hello(socket)])
         try:
@@ -141,6 +149,7 @@ class Listener:
                 seconds = self._settings.auth_timeout
                 identity = await identify(socket, session, self._authenticator, seconds)
             if identity is not None:
+                socket.identity = identity
                 await self._serve(socket, session, identity)
         finally:
             self._sockets.discard(socket)
@@ -156,6 +165,9 @@ class Listener:
                 max_subscriptions=self._settings.max_subscriptions,
             )
             await connection.run()
+
+    def _count_behind(self) -> int:
+        return sum(socket.paused for socket in self._sockets)
 
     def _hello(self, socket: OutboxConnection) -> bytes:
         settings, is_known = self._settings, socket.identity is not None
@@ -175,10 +187,9 @@ class Listener:
         )
 
 
-def _factory(stall_timeout: float) -> Any:
-    return type(
-        "Connection", (OutboxConnection,), {"__slots__": (), "stall_timeout": stall_timeout}
-    )
+def _factory(stall_timeout: float, measures: Measures) -> Any:
+    attributes = {"__slots__": (), "stall_timeout": stall_timeout, "measures": measures}
+    return type("Connection", (OutboxConnection,), attributes)
 
 
 def _select_subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from websockets.datastructures import Headers
 from websockets.protocol import OPEN
 
 from agentsrv.server.auth import Identity
+from agentsrv.telemetry.measures import Measures
 
 FULL: Final = 64 << 10  # bytes in the outbox; with so many it does not wait for the turn's end
 SEND_BUFFER: Final = 64 << 10  # bytes in the kernel; its own default grows to megabytes
@@ -37,7 +38,7 @@ _NO_HEADERS: Final = Headers()
 
 
 class OutboxConnection(ServerConnection):
-    """A connection with an outbox; ``stall_timeout`` is set by the listener's factory."""
+    """A connection with an outbox; the class attributes are set by the listener's factory."""
 
     # The library's attributes just fit the dictionary that CPython shares between instances;
     # with these among them, each connection would have one of its own, of 1.6 KB.
@@ -45,6 +46,8 @@ class OutboxConnection(ServerConnection):
 
     stall_timeout: float = 10.0
     """Seconds without progress after which a client that does not read is dropped."""
+    measures: Measures = Measures()
+    """What traffic is counted in."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -65,6 +68,12 @@ class OutboxConnection(ServerConnection):
         self.response = None
         if self.request is not None:
             self.request.headers = _NO_HEADERS
+
+    @property
+    def about(self) -> Mapping[str, object]:
+        """What lines of the log name; see ``logs.about``."""
+        fields = {"connection_id": self.id}
+        return fields if self.identity is None else fields | {"principal": self.identity.principal}
 
     @property
     def has_room(self) -> bool:
@@ -102,6 +111,7 @@ class OutboxConnection(ServerConnection):
         if waiting and self.protocol.state is OPEN:
             data = b"".join(waiting)
             self._written += len(data)
+            self.measures.sent += len(data)
             self.transport.write(data)
 
     def _wake(self) -> None:
@@ -118,6 +128,11 @@ class OutboxConnection(ServerConnection):
         super().connection_made(transport)
         # The library resumes when its queue of messages is empty, whether we write or not.
         self.recv_messages.resume = self._resume_reading
+
+    def data_received(self, data: bytes) -> None:
+        """Count what comes."""
+        self.measures.received += len(data)
+        super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everybody who waits for room."""
@@ -163,7 +178,8 @@ class OutboxConnection(ServerConnection):
         if self._taken > taken:
             self._watch()
             return
-        self.logger.info("client took nothing for %s s; dropped", self.stall_timeout)
+        self.measures.stalled += 1
+        self.logger.warning("client took nothing for %s s; dropped", self.stall_timeout)
         self.protocol.fail(STALLED, "stalled: nothing was taken")
         self.transport.abort()
 

@@ -40,6 +40,7 @@ class MemoryStore:
         self._queue: dict[str, _Task] = {}  # in the order of queueing
         self.on_commit = base.ignore_commit
         self.on_ready = base.ignore_ready
+        self.on_durable = base.ignore_durable  # nothing is
         self.on_broken = base.ignore_broken
 
     async def open(self) -> None:
