@@ -12,6 +12,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from agentsrv.server.keys import make_key
+from tests.server.handshakes import shout
 from tests.server.people import TODAY
 
 GOOD_KEY, _GOOD = make_key("ada", TODAY)
@@ -70,6 +71,20 @@ WAYS = (
     by_broken_frames, by_wrong_fields,
 )  # fmt: skip
 
+
+def broken(token):
+    """Requests that are none, each with the token where it is looked at or quoted."""
+    begin = ("GET / HTTP/1.1", "Host: 127.0.0.1", "Upgrade: websocket", "Connection: Upgrade")
+    yield (*begin, f"Authorization: Bearer {token}\x01")
+    yield (*begin, f"Authorization Bearer {token}")
+    yield (*begin, f"Sec-WebSocket-Protocol: bearer.{token}/\x80")
+    yield (*begin, "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {token}")
+    yield (f"GET /{token}\x01 HTTP/1.1", *begin[1:])
+    yield (f"POST /{token} HTTP/1.1", "Host: 127.0.0.1")
+    yield (f"GET /metrics?token={token} HTTP/1.1", "Host: 127.0.0.1", f"Authorization: {token}")
+    yield (token, "Host: 127.0.0.1")
+
+
 VERBOSE = """
 import logging
 from agentsrv import App
@@ -125,6 +140,10 @@ async def test_no_token_comes_into_the_log(log):
                     for frame in frames:
                         await socket.send(frame)
                         came_in += json.loads(await socket.recv())["type"] == "reply"
+            for lines in broken(token):
+                assert not (await shout(int(url.rpartition(":")[2]), *lines)).startswith(
+                    b"HTTP/1.1 1"
+                )
     text = whole()
     assert came_in == 4  # the right one: by header, by subprotocol, by command and by line
     assert "refused" in text

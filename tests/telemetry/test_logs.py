@@ -19,6 +19,8 @@ from agentsrv.client import Client
 from agentsrv.telemetry import logs
 from agentsrv.telemetry.logs import JsonFormatter, TextFormatter
 from tests.listening import listening
+from tests.server.handshakes import shout
+from tests.server.people import ADA, ADA_KEY
 
 NASTY = "one\r\n2026-01-01 00:00:00,000 ERROR   root: forged\x1b[31m\x9b\x85\u2028\u202e\ud800\x00"
 KINDS = (TextFormatter, JsonFormatter)
@@ -179,6 +181,63 @@ async def test_lines_of_a_server_name_the_task_and_the_step(tmp_path):
         "ValueError: x\n\\x1b[31m" in named[f"step {tasks['talker']}/step_001 failed"]["traceback"]
     )
     assert "task_id" not in lines[0]
+
+
+RUDE = """
+from agentsrv import App
+
+app = App(builtin=False)
+
+@app.agent(retries=1, retry_base=0.001, on_failure="degrade")
+async def rude(step, ctx, word: str):
+    ctx.log.warning("told %s", word)
+    raise ValueError(word + ctx.task_description + step.description)
+"""
+
+
+async def test_nothing_that_a_client_sends_begins_a_line(tmp_path):
+    """Whatever field it stands in: of commands, of handshakes, and of what becomes of them."""
+    (tmp_path / "mine.py").write_text(RUDE)
+    nasty = NASTY.replace("\ud800", "")  # which the client cannot send
+    command = [sys.executable, "-m", "agentsrv", "serve", "mine:app", "--port=0", "--store=memory:"]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        *("--log-format=text", "--behind-proxy", f"--api-keys={ADA}"),
+        cwd=tmp_path,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    first = (await process.stderr.readline()).decode()
+    url = first.split("listening on ")[1].strip()
+    port = int(url.rpartition(":")[2])
+    header = "forged\t\x9b\x85"  # the library refuses other control characters by itself
+    good = ("Host: 127.0.0.1", "Upgrade: websocket")
+    for lines in (
+        ("GET / HTTP/1.1", f"Host: {header}"),
+        ("GET / HTTP/1.1", *good, f"Origin: {header}"),
+        ("GET / HTTP/1.1", *good, f"Authorization: Bearer {header}"),
+        ("GET / HTTP/1.1", *good, "Authorization: Bearer x", f"X-Forwarded-For: {header}"),
+        (f"GET /{nasty} HTTP/1.1", "Host: x"),
+    ):
+        await shout(port, *lines)
+    step = {"step_id": "a", "agent": "rude", "description": nasty}
+    plan, params = {"steps": [step]}, {"word": nasty}
+    async with Client(url, token=ADA_KEY) as client:
+        task = await client.create(nasty, plan=plan, params=params, execute=True)
+        async for _ in client.events(task["task_id"]):
+            pass
+        await client.cancel(task["task_id"], reason=nasty)
+    process.terminate()
+    _, rest = await process.communicate()
+    log = first + rest.decode()
+    assert log.count("forged") > 5
+    assert "told one\\r\\n2026" in log
+    assert log.count("refused 127.0.0.1: HTTP") >= 3
+    for line in log.rstrip("\n").split("\n"):
+        assert "\r" not in line
+        assert "\x1b" not in line
+        assert LINE.match(line) or line.startswith("    | "), line
+    assert not re.search("(?m)^2026-01-01", log)
 
 
 def test_a_setting_gives_people_their_lines(tmp_path):
