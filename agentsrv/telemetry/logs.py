@@ -106,8 +106,8 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, object]:
-    fields: Mapping[str, object] | None = getattr(record, "about", None)
-    if fields is not None:
+    fields = getattr(record, "about", None)
+    if isinstance(fields, Mapping):  # an author's record may have another meaning for it
         return fields
     with suppress(AttributeError, ReferenceError):  # there is none; it is gone
         return record.websocket.about  # type: ignore[attr-defined,no-any-return]

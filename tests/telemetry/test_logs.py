@@ -103,6 +103,7 @@ def test_who_is_spoken_of_is_the_records_own_or_the_contexts():
         own = record("x", websocket=connection, about={"task_id": "3"})
         assert json.loads(format_(own))["task_id"] == "3"
         assert "task_id" not in json.loads(format_(record("x", about={})))
+        assert json.loads(format_(record("x", about="cats")))["task_id"] == "1"
     finally:
         logs.about.reset(token)
 
