@@ -39,6 +39,7 @@ from agentsrv.store.base import Store
 from agentsrv.store.memory import MemoryStore
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite import SqliteStore
+from agentsrv.telemetry.export import open_tracing
 from agentsrv.telemetry.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -137,12 +138,20 @@ class App:
             stack.push_async_callback(library.close)
             around = self._surroundings(settings, store, library, models.llm)
             worker = Worker(around, settings.concurrency)
+            measures = around.measures
+            measures.queued, measures.running = lambda: store.queued, lambda: worker.running
+            store.on_durable = measures.commits.observe
+            if models.llm is not None:
+                measures.model = models.llm.total.counts
             orchestrator = Orchestrator(
                 store, self.registry, worker, now=time.time, grace=settings.cancel_grace
             )
             hub = Hub(store, settings.principal_subscriptions)
-            listener = Listener(orchestrator, hub, settings, authenticator, version=VERSION)
-            stack.enter_context(Watchdog(settings.stall_warning))
+            listener = Listener(
+                orchestrator, hub, settings, authenticator, measures, version=VERSION
+            )
+            watchdog = stack.enter_context(Watchdog(settings.stall_warning, measures.lag))
+            measures.stalls = lambda: watchdog.stalls
             if settings.retention is not None:
                 retention = forget_old(store, settings.retention, time.time)
                 await stack.enter_async_context(_beside(retention))
@@ -168,6 +177,7 @@ class App:
             grace=settings.cancel_grace,
             limits=OutputLimits(settings.max_step_output, settings.max_task_output),
             model=model,
+            tracing=open_tracing(),
         )
 
 
@@ -255,10 +265,10 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
 
     key = settings.llm_key.get_secret_value() if settings.llm_key is not None else None
     async with connect(settings.llm_url, key, settings.llm_timeout) as client:
-        chat, vectors = settings.llm_model, settings.embedding_model
+        chat, vectors, tracing = settings.llm_model, settings.embedding_model, open_tracing()
         yield Models(
-            LanguageModel(client, chat, settings.llm_max_tokens) if chat else None,
-            Embedder(client, vectors) if vectors else None,
+            LanguageModel(client, chat, settings.llm_max_tokens, tracing) if chat else None,
+            Embedder(client, vectors, tracing) if vectors else None,
         )
 
 

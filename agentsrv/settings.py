@@ -29,6 +29,7 @@ def _split(given: Any) -> Any:
 
 Names = Annotated[tuple[Name, ...], NoDecode, BeforeValidator(_split)]
 Loop = Literal["auto", "asyncio", "uvloop"]
+LogFormat = Literal["auto", "text", "json"]
 
 
 class Settings(BaseSettings):
@@ -176,6 +177,13 @@ class Settings(BaseSettings):
 
     loop: Loop = "auto"
     """Event loop of the server: ``asyncio``, ``uvloop``, or ``auto``: uvloop where it is there."""
+
+    log_format: LogFormat = "auto"
+    """Lines of the log: ``text`` for people, ``json`` for programs, or ``auto``: for people where
+    they go to a terminal."""
+
+    metrics_principal: Name = "metrics"
+    """Whose token ``/metrics`` is shown to, where anybody is asked for one."""
 
     max_frame: Annotated[int, Field(ge=1024)] = 1 << 20
     """Bytes of one frame from a client; a plan of 100 steps is about 40 KiB."""

@@ -40,6 +40,7 @@ class Server:
         """Serve within the block, from a store in ``folder``; yields the URL."""
         command = [sys.executable, "-m", "agentsrv", "serve", "--host=127.0.0.1", "--port=0"]
         options = [f"--store=sqlite:///{folder}/demo.db", f"--knowledge={KNOWLEDGE}"]
+        options.append("--log-format=text")
         process = await asyncio.create_subprocess_exec(
             *command, *options, cwd=folder, stdin=DEVNULL, stderr=PIPE
         )

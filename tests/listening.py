@@ -15,6 +15,7 @@ PATIENCE = 20  # seconds that it has to end
 def listening(folder: Path, *arguments: str) -> Iterator[str]:
     """Serve from memory in ``folder`` on a free port, with further arguments; yields the URL."""
     command = [sys.executable, "-m", "agentsrv", "serve", "--port=0", "--store=memory:"]
+    command.append("--log-format=text")
     process = subprocess.Popen(
         [*command, *arguments], cwd=folder, stderr=subprocess.PIPE, text=True
     )

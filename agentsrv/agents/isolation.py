@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -66,7 +67,8 @@ async def _in_thread(run: PlainFunction, step: Step, ctx: StepContext, **params:
             loop.call_soon_threadsafe(settle, result, failure)
 
     # A daemon, so that a function that never returns does not keep the process from its exit.
-    threading.Thread(target=work, name=f"agent {ctx.step_key}", daemon=True).start()
+    name, run_here = f"agent {ctx.step_key}", copy_context().run  # its log and its spans
+    threading.Thread(target=run_here, args=(work,), name=name, daemon=True).start()
     try:
         await asyncio.wait({done})
     except asyncio.CancelledError:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import openai
 from openai.types import CompletionUsage
@@ -20,6 +20,9 @@ from openai.types.chat import ChatCompletion
 
 from agentsrv.agents.text import shorten
 from agentsrv.errors import AgentsrvError, ModelError, PermanentError
+
+if TYPE_CHECKING:
+    from agentsrv.telemetry.tracing import ModelSpan, Tracing
 
 MAX_TOLD = 500  # characters of an endpoint's own words in an error
 NO_KEY: Final = "none"  # the official client insists on one; servers without keys ignore it
@@ -98,13 +101,17 @@ class LanguageModel:
             it raises its own errors.
         model: The name of the model.
         max_tokens: Tokens of one answer, at most.
+        tracing: Makes a span of each request, where the server is traced.
         usage: Counts what this object was used for.
+        total: Counts what all that came of one ``counting`` were used for.
     """
 
     client: openai.AsyncOpenAI
     model: str
     max_tokens: int
+    tracing: Tracing | None = None
     usage: Usage = field(default_factory=Usage)
+    total: Usage = field(default_factory=Usage)
 
     def counting(self) -> LanguageModel:
         """The same model with a count of its own, which begins at 0."""
@@ -113,12 +120,14 @@ class LanguageModel:
     async def create(self, messages: Sequence[Message], **options: Any) -> ChatCompletion:
         """Return the endpoint's whole answer, for example with ``tools`` among the options."""
         request = self._request(messages, options)
-        with _translated(self.client):
+        with _translated(self.client), self._span(request) as span:
             answer: ChatCompletion = await self.client.chat.completions.create(**request)
-        choices = getattr(answer, "choices", None)  # the client takes anything for an answer
-        if not (isinstance(choices, list) and choices and choices[0].message):
-            raise ModelError("the model's endpoint sent something that is no chat completion")
-        self.usage.add(answer.usage, answer.choices[0].finish_reason)
+            choices = getattr(answer, "choices", None)  # the client takes anything for an answer
+            if not (isinstance(choices, list) and choices and choices[0].message):
+                raise ModelError("the model's endpoint sent something that is no chat completion")
+            self._count(answer.usage, answer.choices[0].finish_reason, span)
+            if span is not None:
+                span.tell(response__id=answer.id, response__model=answer.model)
         return answer
 
     async def complete(
@@ -157,7 +166,7 @@ class LanguageModel:
         request |= {"stream": True, "stream_options": {"include_usage": True}}
         usage: CompletionUsage | None = None
         finish_reason: str | None = None
-        with _translated(self.client):
+        with _translated(self.client), self._span(request) as span:
             async with await self.client.chat.completions.create(**request) as chunks:
                 async for chunk in chunks:
                     usage = chunk.usage or usage
@@ -165,13 +174,31 @@ class LanguageModel:
                         finish_reason = choice.finish_reason or finish_reason
                         if choice.delta.content:
                             yield choice.delta.content
-        if finish_reason is None:
-            raise ModelError("the stream ended before the model had finished")
-        self.usage.add(usage, finish_reason)
+            if finish_reason is None:
+                raise ModelError("the stream ended before the model had finished")
+            self._count(usage, finish_reason, span)
 
     def _request(self, messages: Sequence[Message], options: Mapping[str, Any]) -> dict[str, Any]:
         own = {"model": self.model, "max_completion_tokens": self.max_tokens}
         return own | dict(options) | {"messages": list(messages)}
+
+    def _span(self, request: Mapping[str, Any]) -> AbstractContextManager[ModelSpan | None]:
+        if self.tracing is None:
+            return nullcontext()
+        return self.tracing.model_call("chat", request["model"], self.client.base_url, request)
+
+    def _count(
+        self, told: CompletionUsage | None, finish_reason: str, span: ModelSpan | None
+    ) -> None:
+        self.usage.add(told, finish_reason)
+        self.total.add(told, finish_reason)
+        if span is not None:
+            span.tell(response__finish_reasons=[finish_reason])
+            if told is not None:
+                span.tell(
+                    usage__input_tokens=told.prompt_tokens,
+                    usage__output_tokens=told.completion_tokens,
+                )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -180,10 +207,16 @@ class Embedder:
 
     client: openai.AsyncOpenAI
     model: str
+    tracing: Tracing | None = None
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Return the vector of each of ``texts``, in their order, all of one dimension."""
-        with _translated(self.client):
+        span = (
+            nullcontext()
+            if self.tracing is None
+            else self.tracing.model_call("embeddings", self.model, self.client.base_url)
+        )
+        with _translated(self.client), span:
             answer = await self.client.embeddings.create(
                 model=self.model, input=list(texts), encoding_format="float"
             )

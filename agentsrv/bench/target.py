@@ -108,7 +108,7 @@ class Own:
             ConfigurationError: It does not start.
         """
         command = [
-            *(sys.executable, "-m", "agentsrv", "serve", "agentsrv.bench.app"),
+            *(sys.executable, "-m", "agentsrv", "serve", "agentsrv.bench.app", "--log-format=text"),
             *("--port", "0", "--store", self.store, *LIMITS, *PATIENT, "--drain-timeout", "0.1"),
             *("--max-connections", str(MOST_CONNECTIONS), "--loop", self._loop),
         ]

@@ -19,11 +19,11 @@ from agentsrv.app import App, Running
 from agentsrv.cli.exits import Exit, say
 from agentsrv.errors import ConfigurationError
 from agentsrv.settings import Loop, Settings
+from agentsrv.telemetry import export, logs
 
 LAST_CHANCE: Final = 2.0  # seconds that tasks and threads of agents have behind the shutdown
 GC_THRESHOLDS: Final = (50_000, 20, 100)  # objects, then generations before an older one
 POOL: Final = "agentsrv-pool"  # of the threads in which agents and files may block
-FORMAT: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 _log = logging.getLogger("agentsrv")
 
@@ -100,14 +100,13 @@ def serve(app: App, settings: Settings) -> int:
     A second signal exits at once. Code of agents that does not stop is left behind: the
     process exits without it.
     """
-    logging.basicConfig(level=logging.INFO, format=FORMAT, stream=sys.stderr)
-    logging.getLogger("agentsrv.websocket").setLevel(logging.WARNING)  # a line per connection
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line per request to a model
+    logs.configure(settings.log_format, sys.stderr)
+    send_spans = export.configure()
     with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
-        return runner.run(_serve(app, settings))
+        return runner.run(_serve(app, settings, send_spans))
 
 
-async def _serve(app: App, settings: Settings) -> int:
+async def _serve(app: App, settings: Settings, send_spans: Callable[[], None]) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix=POOL))
@@ -119,6 +118,7 @@ async def _serve(app: App, settings: Settings) -> int:
         await _until_end(running, stop)
     # Only now: the store may also have failed while the tasks were given time to end.
     code = _verdict(running)
+    send_spans()
     await _end_leftovers(code)
     return code
 

@@ -138,11 +138,11 @@ class Client:
         on_disconnect: Literal["continue", "cancel"] | None = None,
         resume_from: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        traceparent: str | None = None,
     ) -> Created:
         """Put a task into the server's log; with ``execute`` also into its queue.
 
-        It is created once, even where the answer is cut off: without an ``idempotency_key``
-        the client makes one.
+        It is created once, even where the answer is cut off: the client makes a key without one.
 
         Args:
             task_description: What is to be done.
@@ -151,15 +151,14 @@ class Client:
             params: Handed to the agents.
             idempotency_key: The same key and the same task within a day: the task is not new.
             execute: Begin at once.
-            subscribe: With ``execute``: the events come right behind the answer, up to a
-                buffer's worth, and wait for `events`. Saves a round trip; ask for it only
-                where `events` follows. Without effect together with an ``idempotency_key``.
+            subscribe: With ``execute``: events come right behind the answer, up to a buffer's
+                worth, and wait for `events`, which must follow. Saves a round trip. Without
+                effect together with an ``idempotency_key``.
             deadline: Seconds from the execution on, after which the task fails.
-            on_disconnect: ``"cancel"`` lets the task end with this connection, also where the
-                client would come back.
-            resume_from: A task that failed or was cancelled; its plan and completed steps are
-                taken over.
+            on_disconnect: ``"cancel"`` ends the task with this connection, come back or not.
+            resume_from: A failed or cancelled task; its plan and completed steps are taken over.
             metadata: Kept with the task.
+            traceparent: The caller's span, of which the task is traced as a part.
         """
         follow = execute and subscribe and idempotency_key is None
         if isinstance(plan, ExecutionPlan):
@@ -177,6 +176,7 @@ class Client:
             "on_disconnect": on_disconnect,
             "resume_from": resume_from,
             "metadata": metadata,
+            "traceparent": traceparent,
         }
         reply = await self._caller.ask(fields, self._follow if follow else None)
         return cast("Created", reply)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal, Self, Union
 
 import orjson
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -30,6 +31,21 @@ InputId = Annotated[
     str, Field(min_length=1, max_length=256, description="The id that input_required told.")
 ]
 CommandId = Annotated[str, Field(max_length=64)] | int
+
+
+def _is_span(traceparent: str) -> str:
+    """Refuse what the pattern cannot: the version and the ids that W3C Trace Context excludes."""
+    version, trace, span, _ = traceparent.split("-")
+    if version == "ff" or not trace.strip("0") or not span.strip("0"):
+        raise ValueError("expected a version other than ff and ids that are not all zeros")
+    return traceparent
+
+
+TraceParent = Annotated[
+    str,
+    Field(pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"),
+    AfterValidator(_is_span),
+]
 
 
 class Command(BaseModel):
@@ -71,6 +87,8 @@ class Create(Command):
         default_factory=dict, max_length=64
     )
     """Kept in ``task_created``, not interpreted."""
+    traceparent: TraceParent | None = None
+    """The client's span, as W3C Trace Context writes it: the task is traced as part of it."""
 
     def spec(self) -> bytes:
         """What makes it the same command again, and all that a worker needs of it."""
@@ -84,7 +102,8 @@ class Create(Command):
         return orjson.dumps(fields | {"command": "create"}, option=orjson.OPT_SORT_KEYS)
 
 
-_APART: Final = frozenset({"id", "subscribe", "idempotency_key"})
+# A span is no part of what is asked for: a client that tries again has another one.
+_APART: Final = frozenset({"id", "subscribe", "idempotency_key", "traceparent"})
 _DEFAULTS: Final = {
     name: field.get_default(call_default_factory=True, validated_data={})
     for name, field in Create.model_fields.items()

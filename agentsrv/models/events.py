@@ -27,13 +27,14 @@ class Event:
 
 @dataclass
 class TaskCreated(Event):
-    """A task is in the log; nothing runs yet."""
+    """A task is in the log; nothing runs yet. ``traceparent`` is whose work it is part of."""
 
     event_type = "task_created"
     task_description: str
     agent: str | None
     params: Mapping[str, Any]
     metadata: Mapping[str, str]
+    traceparent: str | None = None
 
 
 @dataclass
@@ -46,10 +47,14 @@ class TaskQueued(Event):
 
 @dataclass
 class TaskStarted(Event):
-    """A worker of ``node`` holds the task's lease and begins."""
+    """A worker of ``node`` holds the task's lease and begins.
+
+    ``traceparent`` is the span of its run, where the server is traced.
+    """
 
     event_type = "task_started"
     node: str
+    traceparent: str | None = None
 
 
 @dataclass
@@ -206,11 +211,15 @@ class TaskCancelling(Event):
 
 @dataclass
 class TaskRecovered(Event):
-    """After a crash or a takeover ``node`` goes on behind ``completed_steps``."""
+    """After a crash or a takeover ``node`` goes on behind ``completed_steps``.
+
+    ``traceparent`` is the span of its run, where the server is traced.
+    """
 
     event_type = "task_recovered"
     node: str
     completed_steps: Sequence[str]
+    traceparent: str | None = None
 
 
 @dataclass

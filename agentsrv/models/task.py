@@ -114,6 +114,10 @@ class TaskState:
     messages_size: int = 0
     """Bytes that they have as JSON."""
     cancelling: e.TaskCancelling | None = None
+    traceparent: str | None = None
+    """Whose work the task is part of, as its client said."""
+    run: str | None = None
+    """The span of the last worker's run, as a ``traceparent``."""
     final_output: str | None = None
     error_message: str | None = None
 
@@ -287,14 +291,20 @@ def _created(state: TaskState, event: e.TaskCreated, timestamp: str) -> None:
     state.agent = event.agent
     state.params = event.params
     state.created_at = timestamp
+    state.traceparent = event.traceparent
 
 
 def _queued(state: TaskState, _: e.TaskQueued, timestamp: str) -> None:
     state.queued_at = timestamp
 
 
-def _started(state: TaskState, _: e.TaskStarted, timestamp: str) -> None:
+def _started(state: TaskState, event: e.TaskStarted, timestamp: str) -> None:
     state.started_at = timestamp
+    state.run = event.traceparent
+
+
+def _recovered(state: TaskState, event: e.TaskRecovered, _: str) -> None:
+    state.run = event.traceparent
 
 
 def _planned(state: TaskState, event: e.PlanCreated, _: str) -> None:
@@ -348,6 +358,7 @@ _FOLDS: Final[dict[type[e.Event], Callable[[TaskState, Any, str], None]]] = {
     e.TaskCreated: _created,
     e.TaskQueued: _queued,
     e.TaskStarted: _started,
+    e.TaskRecovered: _recovered,
     e.PlanCreated: _planned,
     e.InputReceived: _look_at_questions,
     e.MessageReceived: _messaged,

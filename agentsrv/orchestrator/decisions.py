@@ -10,6 +10,7 @@ from agentsrv.models import events as e
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.logs import kept_snapshot, load_state
 from agentsrv.store.base import Append, Head, Store
+from agentsrv.telemetry.measures import Measures
 
 MAX_DECISIONS: Final = 20  # times a decision is made again because another writer was first
 
@@ -19,9 +20,10 @@ Result = dict[str, Any]
 class Decisions:
     """Reads heads and appends to tasks that nobody runs, for whoever decides."""
 
-    def __init__(self, store: Store, now: Callable[[], float]) -> None:
+    def __init__(self, store: Store, now: Callable[[], float], measures: Measures) -> None:
         self._store = store
         self._now = now
+        self._measures = measures
 
     async def decide(
         self,
@@ -40,7 +42,7 @@ class Decisions:
             try:
                 return await decide(await self.head(principal, task_id, what))
             except Fenced:
-                continue
+                self._measures.fenced += 1
         raise Unavailable(f"task {task_id} is written by too many at once; try again")
 
     async def head(self, principal: str, task_id: str, what: str | None = None) -> Head:

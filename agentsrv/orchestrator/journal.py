@@ -18,6 +18,7 @@ from agentsrv.models.events import (
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.logs import kept_snapshot
 from agentsrv.store.base import Append, Lease, Store
+from agentsrv.telemetry.measures import OF_A_PLAN, Measures
 
 # What may wait for a commit before a writer must wait too. It is also how long one that never waits
 # of itself holds up the others: a hundred of them take a turn of 10 to 20 ms.
@@ -42,7 +43,7 @@ class Journal:
 
     ``append`` and ``write`` change ``state`` at once and never wait; what they add while an
     append is under way goes into the next one. After the terminal event, or when the lease is
-    lost, the journal is closed: what comes later is refused and counted in ``refused``.
+    lost, the journal is closed: what comes later is refused and counted.
     """
 
     def __init__(
@@ -53,16 +54,18 @@ class Journal:
         *,
         now: Callable[[], float],
         on_lost: Callable[[AgentsrvError], None],
+        measures: Measures,
     ) -> None:
         self.state = state
         self.closed = False
-        self.refused = 0
         self.written = sum(len(step.output) for step in state.steps.values())
         """Characters of output, of all steps and attempts."""
         self._store = store
         self._lease = lease
         self._now = now
         self._on_lost: Callable[[AgentsrvError], None] | None = on_lost
+        self._measures = measures
+        self._has_refused = False
         self._handed_over = state.seq
         self._bodies: list[bytes] = []
         """The encoded events behind ``_handed_over``; empty in the place of one in ``_open``."""
@@ -99,7 +102,7 @@ class Journal:
     def write(self, step_id: str, attempt: int, offset: int, text: str) -> None:
         """Add a piece of a step's output; pieces that wait for the same commit become one."""
         if self.closed:
-            self.refused += 1
+            self._measures.refused += 1
             return
         state, piece = self.state, self._open.get(step_id)
         if piece is not None:
@@ -218,10 +221,14 @@ class Journal:
         self._in_flight = None
         error = done.exception()
         if isinstance(error, AgentsrvError):
+            self._measures.fenced += isinstance(error, Fenced)
             self._lose(error)
             return
         if error is not None:
             raise error
+        if self.closed and self._lost is None and not self._bodies:  # it held the task's end
+            state = self.state
+            self._measures.ended[state.agent or OF_A_PLAN, state.status.value] += 1
         waiters, self._in_flight_waiters = self._in_flight_waiters, []
         for waiter in waiters:
             if not waiter.done():
@@ -242,8 +249,9 @@ class Journal:
                 waiter.set_exception(error)
 
     def _refuse(self, event: Event) -> None:
-        self.refused += 1
-        if self.refused == 1:
+        self._measures.refused += 1
+        if not self._has_refused:
+            self._has_refused = True
             _log.warning(
                 "task %s is closed to this worker; %s and what follows is refused",
                 self._lease.task_id,

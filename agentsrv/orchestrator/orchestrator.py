@@ -31,6 +31,7 @@ from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.subscriptions import Answer
 from agentsrv.orchestrator.worker import Worker
 from agentsrv.store.base import Head, NewTask, Store
+from agentsrv.telemetry.measures import OF_A_PLAN
 
 READY_WITHIN: Final = 2.0  # seconds that the store has to answer; a commit is under way for some ms
 
@@ -55,7 +56,8 @@ class Orchestrator:
         self._worker = worker
         self._now = now
         self._grace = grace
-        self._decisions = Decisions(store, now)
+        self._measures = worker.measures
+        self._decisions = Decisions(store, now, worker.measures)
         self._queueing: Counter[str] = Counter()
         self.draining = False
         """Whether new work is refused."""
@@ -78,7 +80,11 @@ class Orchestrator:
             await self._check_resumable(principal, command)
         now, task_id = self._now(), secrets.token_hex(8)
         created = e.TaskCreated(
-            command.task_description, command.agent, command.params, command.metadata
+            command.task_description,
+            command.agent,
+            command.params,
+            command.metadata,
+            command.traceparent,
         )
         events: list[e.Event] = [created]
         if command.execute:
@@ -370,6 +376,8 @@ class Orchestrator:
             event = e.TaskCancelling(request.reason, request.by, request.grace)
         state = await self._decisions.load(head)
         result = await self._decisions.append(head, state, event)
+        if state.status.is_terminal:
+            self._measures.ended[state.agent or OF_A_PLAN, state.status.value] += 1
         return {"task_id": head.task_id, "status": result["status"], "already": False}
 
     def _count_queueing(self, principal: str, change: int) -> None:

@@ -13,17 +13,18 @@ from agentsrv.orchestrator.journal import Journal
 MAX_LOSSES: Final = 5  # times a task may lose its worker to a crash: it may be what crashes it
 
 
-def recover(journal: Journal, node: str, losses: int) -> Ending | None:
+def recover(journal: Journal, node: str, losses: int, traceparent: str | None) -> Ending | None:
     """Write what a crash left unsaid; return how the task ends, or ``None`` where it goes on.
 
     Args:
         journal: The task's, behind what was logged before.
         node: Who goes on.
         losses: How often the task has lost its worker.
+        traceparent: The span of the run that begins, where there is one.
     """
     steps = journal.state.steps
     done = [step_id for step_id, step in steps.items() if step.status is StepStatus.COMPLETED]
-    journal.append(e.TaskRecovered(node, done))
+    journal.append(e.TaskRecovered(node, done, traceparent))
     active = [
         step
         for step in steps.values()

@@ -8,7 +8,8 @@ import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
 from agentsrv.errors import AgentsrvError, Fenced
 from agentsrv.models import events as e
@@ -25,6 +26,9 @@ from agentsrv.orchestrator.recovery import adopt, recover
 from agentsrv.orchestrator.steps import Outcome, StepRun, TaskInfo
 from agentsrv.orchestrator.surroundings import Surroundings
 from agentsrv.store.base import Lease
+
+if TYPE_CHECKING:
+    from agentsrv.telemetry.tracing import TaskSpan
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 
@@ -46,7 +50,16 @@ class TaskRunner:
         self._around = around
         self._spec = spec
         self._lease = lease
-        self.journal = Journal(around.store, lease, state, now=around.now, on_lost=self._on_lost)
+        self.about = {"principal": lease.owner, "task_id": lease.task_id}
+        """What lines of the log name; see ``logs.about``."""
+        self.journal = Journal(
+            around.store,
+            lease,
+            state,
+            now=around.now,
+            on_lost=self._on_lost,
+            measures=around.measures,
+        )
         self.dialogue = Dialogue(self.journal, around.now)
         self._info = TaskInfo(
             lease.task_id,
@@ -66,6 +79,8 @@ class TaskRunner:
         self._failure: Failure | None = None
         self._winding_down = False
         self._timer: asyncio.TimerHandle | None = None
+        self._span: TaskSpan | None = None  # of this run, where the server is traced
+        self._cancelled_at: float | None = None  # of the monotonic clock
 
     @property
     def state(self) -> TaskState:
@@ -80,6 +95,9 @@ class TaskRunner:
         """
         own = asyncio.current_task()
         assert own is not None
+        tracing = self._around.tracing
+        if tracing is not None:
+            self._span = tracing.task(self.state)
         try:
             self._branches[own] = None
             try:
@@ -101,6 +119,8 @@ class TaskRunner:
             if not self.state.status.is_terminal:
                 self.journal.abandon()
             self.journal.retire()
+            if self._span is not None:
+                self._span.end(self.state)
 
     async def snapshot(self) -> dict[str, Any]:
         """What ``status`` answers; everything in it is committed when this returns.
@@ -126,6 +146,7 @@ class TaskRunner:
         already = self.journal.closed or self._cancel is not None
         if not already:
             self._cancel = request
+            self._cancelled_at = monotonic()
             if not self._winding_down and self._is_idle:
                 self._cut_off()
             else:
@@ -134,6 +155,8 @@ class TaskRunner:
                 self._beside(self._stop_for_cancel(request))
         status = self.state.status
         await self.journal.commit()
+        if status.is_terminal and not already:
+            self._measure_end()
         return status, already
 
     def abandon(self) -> None:
@@ -164,8 +187,12 @@ class TaskRunner:
 
     def _branch_ended(self, task: asyncio.Task[None]) -> None:
         del self._branches[task]
-        if not self._branches and self._quiet is not None:
+        if self._branches:
+            return
+        if self._quiet is not None:
             self._quiet.set_result(None)
+        if self._cancelled_at is not None:
+            self._around.measures.stopped.observe(monotonic() - self._cancelled_at)
 
     async def _branch(self, work: Work) -> None:
         """Do one branch's work; a fault of the server fails the task, never the worker."""
@@ -189,11 +216,12 @@ class TaskRunner:
             task.cancel()
 
     async def _begin(self) -> None:
-        state, journal = self.state, self.journal
+        state, journal, node = self.state, self.journal, self._around.node
+        traceparent = None if self._span is None else self._span.traceparent
         if state.status is TaskStatus.QUEUED:
-            journal.append(e.TaskStarted(self._around.node))
+            journal.append(e.TaskStarted(node, traceparent))
         else:
-            ending = recover(journal, self._around.node, self._lease.losses)
+            ending = recover(journal, node, self._lease.losses, traceparent)
             if ending is not None:
                 self._end_early(ending)
                 return
@@ -323,6 +351,13 @@ class TaskRunner:
         if not self._winding_down:
             self._winding_down = True
             await self._wind_down(request.grace)
+            with suppress(AgentsrvError):
+                await self.journal.commit()
+                self._measure_end()
+
+    def _measure_end(self) -> None:
+        if self._cancelled_at is not None:
+            self._around.measures.cancelled.observe(monotonic() - self._cancelled_at)
 
     async def _wind_down(self, grace: float) -> None:
         """Cancel the work, give it ``grace`` seconds, and write the terminal event."""
@@ -333,11 +368,13 @@ class TaskRunner:
         late = len(self._branches)
         self._end(stopped=not late)
         if late:
+            self._around.measures.orphaned += late
             _log.warning(
                 "task %s: %d steps still run %s s after they were cancelled; they are cut off",
                 self.state.task_id,
                 late,
                 grace,
+                extra={"about": self.about},
             )
 
     def _cut_off(self) -> None:

@@ -7,9 +7,11 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
+from contextvars import Token
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, Literal
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
@@ -26,6 +28,10 @@ from agentsrv.orchestrator.dialogue import Dialogue
 from agentsrv.orchestrator.guard import describe, is_authors, is_cancelled
 from agentsrv.orchestrator.journal import Journal
 from agentsrv.orchestrator.surroundings import Surroundings
+from agentsrv.telemetry import logs
+
+if TYPE_CHECKING:
+    from agentsrv.telemetry.tracing import AttemptSpan
 
 MAX_ERROR = 2000  # characters of an error message in the log
 
@@ -106,6 +112,9 @@ class StepRun:
         self._limit: asyncio.Timeout | None = None  # of the attempt that runs
         self._left = 0.0  # seconds of it when the first open question was asked
         self._asking = 0  # questions that are waited for
+        self._started = 0.0  # the attempt, of the monotonic clock
+        self._said: Token[Mapping[str, object]] | None = None  # to the log; while an attempt runs
+        self._span: AttemptSpan | None = None  # of the attempt, where the server is traced
 
     @property
     def cancelled_event(self) -> e.StepCancelled:
@@ -126,12 +135,22 @@ class StepRun:
                 else:
                     await self._attempt_in_turn(self._task.around.gate(self._agent))
             except AttemptFailed as failure:
+                self._settle(failure.reason, failure)
                 if is_cancelled():
                     raise asyncio.CancelledError from failure
                 if failure.permanent or not self._policy.allows(self.state.failures + 1):
                     return self._fail(failure)
                 await self._back_off(failure)
+            except asyncio.CancelledError:
+                self._settle("cancelled")
+                raise
+            except GeneratorExit:  # the loop is gone, and with it the context
+                raise
+            except BaseException as error:
+                self._settle("lost", error)
+                raise
             else:
+                self._settle("completed")
                 return Outcome.COMPLETED
 
     async def _attempt_in_turn(self, gate: asyncio.Semaphore) -> None:
@@ -147,6 +166,11 @@ class StepRun:
         self._journal.append(
             e.StepStarted(step.step_id, attempt, self._agent.name, step.description)
         )
+        self._started = monotonic()
+        task = {"principal": self._task.principal, "task_id": self._task.task_id}
+        self._said = logs.about.set({**task, "step_id": step.step_id, "attempt": attempt})
+        if self._task.around.tracing is not None:
+            self._span = self._task.around.tracing.attempt(self._agent.name, self._key, attempt)
         loop = asyncio.get_running_loop()
         started = loop.time()
         context = self._context(attempt)
@@ -165,8 +189,7 @@ class StepRun:
         except BaseException as error:
             if not is_authors(error):
                 raise
-            extra = {"task_id": self._task.task_id}
-            _log.info("step %s failed", self._key, exc_info=True, extra=extra)
+            _log.info("step %s failed", self._key, exc_info=True)
             if limit is not None and limit.expired() and isinstance(error, TimeoutError):
                 message = f"no result within {self._timeout} s"
                 raise AttemptFailed(message, reason="timeout") from error
@@ -185,6 +208,17 @@ class StepRun:
         if key is not None and self._agent.cache is not None and not self.state.questions:
             found = Found(self.state.output, result)
             self._task.around.cache.put(key, found, self._task.around.now() + self._agent.cache)
+
+    def _settle(self, outcome: str, error: BaseException | None = None) -> None:
+        """Take down how the attempt ended that runs, if one does."""
+        if self._said is None:
+            return
+        logs.about.reset(self._said)
+        self._said = None
+        seconds = monotonic() - self._started
+        self._task.around.measures.attempts[self._agent.name, outcome].observe(seconds)
+        if self._span is not None:
+            self._span.end(outcome, error)
 
     def _cache_key(self, context: StepContext) -> bytes:
         """Of all that the agent can see, but for who it is that asks."""
@@ -303,6 +337,8 @@ class StepRun:
 
     def _fail(self, failure: AttemptFailed) -> Outcome:
         degraded = self._agent.on_failure == "degrade"
+        if degraded:
+            self._task.around.measures.degraded[self._agent.name] += 1
         state = self.state
         self._journal.append(
             e.StepFailed(
@@ -330,6 +366,7 @@ class StepRun:
                 failure.reason,
             )
         )
+        self._task.around.measures.retries[self._agent.name, failure.reason] += 1
         self.waiting = True
         await asyncio.sleep(delay)
         self.waiting = False

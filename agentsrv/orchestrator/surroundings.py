@@ -11,9 +11,11 @@ from agentsrv.agents.base import Agent, Search
 from agentsrv.agents.registry import Registry
 from agentsrv.orchestrator.cache import ResultCache
 from agentsrv.store.base import Store
+from agentsrv.telemetry.measures import Measures
 
 if TYPE_CHECKING:
     from agentsrv.agents.llm import LanguageModel
+    from agentsrv.telemetry.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Surroundings:
     """Seconds that stopped steps have to end."""
     limits: OutputLimits
     model: LanguageModel | None = None
+    measures: Measures = field(default_factory=Measures)
+    tracing: Tracing | None = None
     cache: ResultCache = field(default_factory=ResultCache)
     gates: dict[str, asyncio.Semaphore] = field(default_factory=dict)
     """By the name of an agent with a ``concurrency`` of its own; made when first needed."""

@@ -14,6 +14,8 @@ from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.runner import TaskRunner
 from agentsrv.orchestrator.surroundings import Surroundings
 from agentsrv.store.base import Lease
+from agentsrv.telemetry import logs
+from agentsrv.telemetry.measures import Measures
 
 MAX_PREPARED: Final = 1000  # queued tasks of which the state is kept; one costs some 2 KiB
 
@@ -37,6 +39,11 @@ class Worker:
         around.store.on_ready = self._wake.set
         self._loop_task: asyncio.Task[None] | None = None
         self._draining = False
+
+    @property
+    def measures(self) -> Measures:
+        """What the worker and its tasks are counted in."""
+        return self._around.measures
 
     @property
     def running(self) -> int:
@@ -120,6 +127,7 @@ class Worker:
                 return
             runner = TaskRunner(lease, spec, state, self._around)
             self._live[lease.task_id] = runner
+            logs.about.set(runner.about)
             try:
                 await runner.run()
             finally:

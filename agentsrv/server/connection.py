@@ -23,6 +23,8 @@ MAX_UNDER_WAY: Final = 256  # commands of one connection that are carried out at
 TELLING: Final = (c.Status, c.List, c.Agents, c.Help)
 """Commands with answers that may be large: only one at a time is made."""
 
+ANSWERED: Final = "ok"  # in place of an error's code, where commands are counted
+
 _log = logging.getLogger("agentsrv.connection")
 
 
@@ -50,6 +52,7 @@ class Connection:
         self._admission = admission
         self._orchestrator = orchestrator
         self._principal = admission.principal
+        self._commands = socket.measures.commands
         self._subscriber = Subscriber(hub, self, admission.principal)
         self._under_way: set[asyncio.Task[None]] = set()
         socket.on_room = self._subscriber.resume
@@ -77,7 +80,8 @@ class Connection:
                 with self._subscriber.answering() as answer:
                     await self._orchestrator.cancel(self._principal, command, answer)
             except AgentsrvError as error:
-                _log.warning("task %s was to end with its client: %s", task_id, error)
+                told = "task %s was to end with its client: %s"
+                _log.warning(told, task_id, error, extra={"about": self._socket.about})
 
     # The subscriber's sink.
 
@@ -119,11 +123,15 @@ class Connection:
                 result = await self._carry_out(request, answer)
                 self._session.latest_task = result.get("task_id", self._session.latest_task)
                 self._socket.post([frames.reply(request.name, command_id, result)])
+            self._commands[request.name, ANSWERED] += 1
         except AgentsrvError as refusal:
+            self._commands[request.name, refusal.code] += 1
             self._socket.post([frames.error(request.name, command_id, refusal)])
         except Exception:  # noqa: BLE001 - told with an incident id; the connection lives
             incident = uuid.uuid4().hex[:12]
-            _log.exception("incident %s while carrying out %s", incident, request.name)
+            told, extra = "incident %s while carrying out %s", {"about": self._socket.about}
+            _log.exception(told, incident, request.name, extra=extra)
+            self._commands[request.name, Internal.code] += 1
             fault = Internal(f"the server has a fault; its log tells of incident {incident}")
             self._socket.post([frames.error(request.name, command_id, fault)])
 

@@ -43,7 +43,7 @@ async def identify(
         reason = refusal.message
     except Overloaded as refusal:
         code, reason = CloseCode.TRY_AGAIN_LATER, refusal.message
-    _log.info("refused %s: %s", socket.remote_address[0], reason)
+    _log.info("refused %s: %s", socket.remote_address[0], reason, extra={"about": socket.about})
     await close(socket, code, reason)
     return None
 
@@ -58,6 +58,7 @@ async def _ask(
                 identity = await authenticator.identify(command.token.get_secret_value())
                 socket.identify(identity)
             except (Unauthenticated, Overloaded) as refusal:
+                socket.measures.commands[request.name, refusal.code] += 1
                 socket.post([frames.error(request.name, command.id, refusal)])
                 raise
             session.is_authenticated = True
@@ -133,7 +134,8 @@ class Admission:
         if self._authenticator.remaining(self._identity) > 0:
             self._watch()
             return
-        _log.info("a token of %r does not count any more", self.principal)
+        told, extra = "a token of %r does not count any more", {"about": self._socket.about}
+        _log.info(told, self.principal, extra=extra)
         self._session.is_authenticated = False
         self._closing = asyncio.create_task(
             close(self._socket, UNAUTHENTICATED, "the token does not count any more")

@@ -14,7 +14,7 @@ from websockets.http11 import Request, Response
 from agentsrv.errors import AgentsrvError, Overloaded, Unauthenticated
 from agentsrv.server.auth import EVERYBODY, Authenticator, token_of
 from agentsrv.server.exposure import client_address, is_address
-from agentsrv.server.gate import Gate
+from agentsrv.server.metrics import PATH, MetricsPage
 from agentsrv.server.outbox import OutboxConnection
 from agentsrv.server.pages import Page
 from agentsrv.settings import Settings
@@ -36,23 +36,23 @@ class Doorkeeper:
 
     Args:
         settings: What the server is called, and whose word about clients is taken.
-        gate: Knows how many may come from an address.
         authenticator: Knows the tokens that are accepted.
         pages: What is served, by its path.
+        metrics: The one page that changes.
         check_ready: Raises an `AgentsrvError` where the server would take no new work.
     """
 
     def __init__(
         self,
         settings: Settings,
-        gate: Gate,
         authenticator: Authenticator,
         pages: Mapping[str, Page],
+        metrics: MetricsPage,
         check_ready: Callable[[], Awaitable[None]],
     ) -> None:
-        self._gate = gate
         self._authenticator = authenticator
         self._pages = pages
+        self._metrics = metrics
         self._check_ready = check_ready
         self._hosts = LOOPBACK | {name.lower() for name in (settings.host, *settings.allowed_hosts)}
         self._origins = {origin.lower().rstrip("/") for origin in settings.allowed_origins}
@@ -78,7 +78,9 @@ class Doorkeeper:
         if response is None:
             response = await self._identify(connection, request)
         if response is not None:
-            _log.info("refused %s: HTTP %d", self._who(connection, request), response.status_code)
+            who, about = self._who(connection, request), {"connection_id": connection.id}
+            told = "refused %s: HTTP %d"
+            _log.info(told, who, response.status_code, extra={"about": about})
         return response
 
     async def _identify(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -95,9 +97,7 @@ class Doorkeeper:
             if token is not None:
                 connection.identity = await self._authenticator.identify(token)
             else:
-                connection.share = self._gate.from_address(
-                    connection.share, self._who(connection, request)
-                )
+                connection.locate(self._who(connection, request))
         except Overloaded as refusal:
             response = connection.respond(HTTPStatus.TOO_MANY_REQUESTS, f"{refusal.message}\n")
             response.headers["Retry-After"] = "1"
@@ -137,6 +137,8 @@ class Doorkeeper:
             return response
         if path in self._pages:
             return self._pages[path].respond(request)
+        if path == PATH:
+            return await self._metrics.respond(connection, request)
         if path == "/healthz":
             return connection.respond(HTTPStatus.OK, "ok\n")
         if path == "/readyz":

@@ -26,10 +26,12 @@ from agentsrv.server.exposure import tls_context
 from agentsrv.server.files import allow_connections
 from agentsrv.server.gate import Gate
 from agentsrv.server.http import Doorkeeper
+from agentsrv.server.metrics import MetricsPage
 from agentsrv.server.outbox import OutboxConnection, connection_class
 from agentsrv.server.requests import close
 from agentsrv.settings import Settings
 from agentsrv.telemetry.library import without_quotes
+from agentsrv.telemetry.measures import Measures
 
 BACKLOG: Final = 1024  # connections that the kernel holds until they are accepted
 CLOSE_TIMEOUT: Final = 5.0  # seconds for a closing handshake
@@ -48,6 +50,7 @@ class Listener:
         hub: Hub,
         settings: Settings,
         authenticator: Authenticator,
+        measures: Measures,
         *,
         version: str,
     ) -> None:
@@ -57,6 +60,9 @@ class Listener:
         self._authenticator = authenticator
         self._version = version
         self._sockets: set[OutboxConnection] = set()
+        self._measures = measures
+        measures.connections = self._sockets.__len__
+        measures.behind = self._count_behind
         self._server: Server
 
     @property
@@ -93,12 +99,12 @@ class Listener:
             self._handle,
             settings.host,
             settings.port,
-            create_connection=connection_class(gate, settings.stall_timeout),
+            create_connection=connection_class(gate, self._measures, settings.stall_timeout),
             process_request=Doorkeeper(
                 settings,
-                gate,
                 self._authenticator,
                 pages.prepare(self._version),
+                MetricsPage(self._measures, self._authenticator, settings.metrics_principal),
                 self._orchestrator.check_ready,
             ),
             select_subprotocol=_select_subprotocol,
@@ -152,6 +158,7 @@ class Listener:
             return
         session = Session(is_authenticated=identity is not None)
         self._sockets.add(socket)
+        self._measures.opened += 1
         socket.forget_handshake()
         socket.post([self._hello(socket)])
         try:
@@ -159,6 +166,7 @@ class Listener:
                 seconds = self._settings.auth_timeout
                 identity = await identify(socket, session, self._authenticator, seconds)
             if identity is not None:
+                socket.identity = identity
                 await self._serve(socket, session, identity)
         finally:
             self._sockets.discard(socket)
@@ -177,6 +185,9 @@ class Listener:
                 self._hub,
             )
             await connection.run()
+
+    def _count_behind(self) -> int:
+        return sum(socket.paused for socket in self._sockets)
 
     def _hello(self, socket: OutboxConnection) -> bytes:
         settings, is_known = self._settings, socket.identity is not None

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from websockets.protocol import OPEN
 from agentsrv.errors import Overloaded
 from agentsrv.server.auth import Identity
 from agentsrv.server.gate import Gate, Share
+from agentsrv.telemetry.measures import Measures
 
 FULL: Final = 64 << 10  # bytes in the outbox; with so many it does not wait for the turn's end
 SEND_BUFFER: Final = 64 << 10  # bytes in the kernel; its own default grows to megabytes
@@ -53,6 +54,8 @@ class OutboxConnection(ServerConnection):
     """Seconds without progress after which a client that does not read is dropped."""
     gate: Gate
     """Who may come in, and how often."""
+    measures: Measures
+    """What traffic is counted in."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -70,6 +73,14 @@ class OutboxConnection(ServerConnection):
         self.on_room: Callable[[], None] = _nothing
         """Called when there is room again after there was none."""
 
+    def locate(self, address: str) -> None:
+        """Use the share of the strangers at ``address``, until it says who it is.
+
+        Raises:
+            Overloaded: There are as many of them as there may be.
+        """
+        self.share = self.gate.from_address(self.share, address)
+
     def identify(self, identity: Identity) -> None:
         """Use the share of who it is from now on.
 
@@ -83,6 +94,12 @@ class OutboxConnection(ServerConnection):
         self.response = None
         if self.request is not None:
             self.request.headers = _NO_HEADERS
+
+    @property
+    def about(self) -> Mapping[str, object]:
+        """What lines of the log name; see ``logs.about``."""
+        fields = {"connection_id": self.id}
+        return fields if self.identity is None else fields | {"principal": self.identity.principal}
 
     @property
     def has_room(self) -> bool:
@@ -120,6 +137,7 @@ class OutboxConnection(ServerConnection):
         if waiting and self.protocol.state is OPEN:
             data = b"".join(waiting)
             self._written += len(data)
+            self.measures.sent += len(data)
             self.transport.write(data)
 
     def _wake(self) -> None:
@@ -143,6 +161,11 @@ class OutboxConnection(ServerConnection):
         super().connection_made(transport)
         # The library resumes when its queue of messages is empty, whether we write or not.
         self.recv_messages.resume = self._resume_reading
+
+    def data_received(self, data: bytes) -> None:
+        """Count what comes."""
+        self.measures.received += len(data)
+        super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everybody who waits for room."""
@@ -191,15 +214,18 @@ class OutboxConnection(ServerConnection):
         if self._taken > taken:
             self._watch()
             return
-        self.logger.info("client took nothing for %s s; dropped", self.stall_timeout)
+        self.measures.stalled += 1
+        self.logger.warning("client took nothing for %s s; dropped", self.stall_timeout)
         self.protocol.fail(STALLED, "stalled: nothing was taken")
         self.transport.abort()
 
 
-def connection_class(gate: Gate, stall_timeout: float) -> type[OutboxConnection]:
+def connection_class(
+    gate: Gate, measures: Measures, stall_timeout: float
+) -> type[OutboxConnection]:
     """The class of a listener's connections, which the library makes by itself."""
-    given = {"__slots__": (), "gate": gate, "stall_timeout": stall_timeout}
-    return type("Connection", (OutboxConnection,), given)
+    given = {"gate": gate, "measures": measures, "stall_timeout": stall_timeout}
+    return type("Connection", (OutboxConnection,), {"__slots__": (), **given})
 
 
 def text_header(length: int) -> bytes:

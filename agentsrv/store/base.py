@@ -136,6 +136,9 @@ class Store(Protocol):
     on_ready: Callable[[], None]
     """Called in the event loop when ``claim`` may have something to give."""
 
+    on_durable: Callable[[float], None]
+    """Called in the event loop after each transaction, with the seconds that it took."""
+
     on_broken: Callable[[BaseException], None]
     """Called once, in the event loop, when the store can no longer be trusted to write."""
 
@@ -234,6 +237,10 @@ def ignore_commit(_: Commit, /) -> None:
 
 def ignore_ready() -> None:
     """Before anybody claims."""
+
+
+def ignore_durable(_: float, /) -> None:
+    """Before anybody measures."""
 
 
 def ignore_broken(_: BaseException, /) -> None:

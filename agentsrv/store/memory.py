@@ -38,6 +38,7 @@ class MemoryStore:
         self._number = 0
         self.on_commit = base.ignore_commit
         self.on_ready = base.ignore_ready
+        self.on_durable = base.ignore_durable  # nothing is
         self.on_broken = base.ignore_broken
 
     async def open(self) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any, TypeVar
 
 from agentsrv.errors import AgentsrvError, Unavailable
@@ -69,10 +70,13 @@ class SqliteStore:
         self._busy = False
         self._scheduled = False
         self._broken: BaseException | None = None
+        self._since: float | None = None
+        """When the transaction that is under way was begun, of the monotonic clock."""
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="agentsrv-sqlite", daemon=True)
         self.on_commit = base.ignore_commit
         self.on_ready = base.ignore_ready
+        self.on_durable = base.ignore_durable
         self.on_broken = base.ignore_broken
 
     async def open(self) -> None:
@@ -190,6 +194,7 @@ class SqliteStore:
             self._break(self._broken, [])
             return
         outcomes: Outcomes = []
+        since = monotonic()
         try:
             long = self._execute(outcomes)
             self._file.flush()
@@ -200,6 +205,7 @@ class SqliteStore:
             self._settle(outcomes)
             return
         self._busy = True
+        self._since = since if self._file.has_changes else None
         early = [outcome for outcome in outcomes if outcome[0].is_early]
         later = [outcome for outcome in outcomes if not outcome[0].is_early]
         self._jobs.put(lambda: self._finish(later, long))
@@ -238,13 +244,16 @@ class SqliteStore:
         try:
             self.on_commit(commit)
         except Exception:  # noqa: BLE001 - one listener's fault must not keep the others waiting
-            _log.exception("a listener failed at a commit of task %s", commit.task_id)
+            extra = {"about": {"task_id": commit.task_id}}
+            _log.exception("a listener failed at a commit", extra=extra)
 
     def _committed(self, outcomes: Outcomes, error: BaseException | None) -> None:
         self._busy = False
         if error is not None:
             self._break(error, outcomes)
         else:
+            if self._since is not None:
+                self.on_durable(monotonic() - self._since)
             self._settle(outcomes)
 
     def _break(self, error: BaseException, outcomes: Sequence[Outcome]) -> None:
@@ -257,7 +266,12 @@ class SqliteStore:
             if not operation.done.done():
                 operation.done.set_exception(self._unavailable())
         if first:
-            _log.error("the store %s takes no more writes", self.path, exc_info=error)
+            _log.error(
+                "the store %s takes no more writes",
+                self.path,
+                exc_info=error,
+                extra={"about": {}},  # no task's fault, whosever turn it was
+            )
             self.on_broken(error)
 
     def _unavailable(self) -> Unavailable:

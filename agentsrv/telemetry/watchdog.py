@@ -10,6 +10,8 @@ import time
 import traceback
 from typing import Self
 
+from agentsrv.telemetry.measures import Histogram
+
 BEATS = 4  # looks per time limit
 
 _log = logging.getLogger("agentsrv.watchdog")
@@ -23,13 +25,16 @@ class Watchdog:
 
     Args:
         limit: Seconds without a turn of the loop that are worth a warning.
+        lag: Where it is counted how late the loop comes to each look.
     """
 
-    def __init__(self, limit: float) -> None:
+    def __init__(self, limit: float, lag: Histogram) -> None:
         self.stalls = 0
         """How often the loop was blocked for longer than the limit."""
         self._limit = limit
+        self._lag = lag
         self._beaten = time.monotonic()
+        self._due = self._beaten
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="agentsrv-watchdog", daemon=True)
         self._timer: asyncio.TimerHandle | None = None
@@ -38,6 +43,7 @@ class Watchdog:
         """Watch the running loop; enter it in the loop's thread."""
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
+        self._due = time.monotonic()
         self._beat()
         self._thread.start()
         return self
@@ -50,6 +56,8 @@ class Watchdog:
 
     def _beat(self) -> None:
         self._beaten = time.monotonic()
+        self._lag.observe(max(0.0, self._beaten - self._due))
+        self._due = self._beaten + self._limit / BEATS
         self._timer = self._loop.call_later(self._limit / BEATS, self._beat)
 
     def _watch(self) -> None:

@@ -52,7 +52,7 @@ def read_until(process: subprocess.Popen[str], pattern: str) -> str:
 
 async def test_a_task_goes_on_in_the_new_code(reloading_server, tmp_path):
     """It was begun by the old process, and the new one ends it; broken code is waited out."""
-    url = read_until(reloading_server, r"ws://\S+")
+    url = read_until(reloading_server, r"ws://[\w.:]+")
     async with Client(url) as client:
         task = await client.create("x", agent="greeter", execute=True)
         async for record in client.events(task["task_id"]):
@@ -62,7 +62,7 @@ async def test_a_task_goes_on_in_the_new_code(reloading_server, tmp_path):
     read_until(reloading_server, "changed: mine.py")
     read_until(reloading_server, "SyntaxError")
     (tmp_path / "mine.py").write_text(MODULE.format(word="Good day"))
-    url = read_until(reloading_server, r"ws://\S+")
+    url = read_until(reloading_server, r"ws://[\w.:]+")
     async with Client(url) as client:
         records = [record async for record in client.events(task["task_id"])]
     assert records[-1].data["final_output"] == "Good day"
@@ -71,7 +71,7 @@ async def test_a_task_goes_on_in_the_new_code(reloading_server, tmp_path):
 
 async def test_one_signal_ends_both(reloading_server):
     """The server drains, and its exit code is the command's."""
-    read_until(reloading_server, r"ws://\S+")
+    read_until(reloading_server, r"ws://[\w.:]+")
     reloading_server.send_signal(signal.SIGINT)
     assert reloading_server.wait(20) == 0
 

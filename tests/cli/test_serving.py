@@ -52,6 +52,7 @@ def serve(tmp_path):
 
     def start(*arguments: str) -> tuple[subprocess.Popen[str], str, list[str]]:
         command = [sys.executable, "-m", "agentsrv", "serve", "--port=0", "--store=memory:"]
+        command.append("--log-format=text")
         # Traced by coverage, Python 3.11 may miss an except around an await; and a process that
         # ends by os._exit has nothing measured anyway.
         env = {name: os.environ[name] for name in os.environ if "COVERAGE" not in name}

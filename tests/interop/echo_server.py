@@ -23,6 +23,7 @@ from agentsrv.server.listener import Listener
 from agentsrv.server.outbox import OutboxConnection
 from agentsrv.settings import Settings
 from agentsrv.store.memory import MemoryStore
+from agentsrv.telemetry.measures import Measures
 
 MAX_FRAME = 1 << 25  # bytes; the suite sends messages of 16 MiB
 
@@ -34,7 +35,7 @@ class EchoListener(Listener):
         settings = Settings(port=0, max_frame=MAX_FRAME)
         anybody = Authenticator(None, None, time.time)
         nobody: Any = None  # there are no commands to be carried out
-        super().__init__(nobody, Hub(MemoryStore()), settings, anybody, version="0")
+        super().__init__(nobody, Hub(MemoryStore()), settings, anybody, Measures(), version="0")
 
     async def _handle(self, socket: ServerConnection) -> None:
         """Send text by way of the outbox, as events are sent."""

@@ -75,6 +75,8 @@ def test_other_ids_are_refused(name, command_id):
         read(EXAMPLES[name] | {"id": command_id})
 
 
+SPAN = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
 LIMITS: list[tuple[str, str, list[Any]]] = [
     ("create", "task_description", ["x", " ", "x" * 32_768, "\x00"]),
     ("create", "agent", ["writer", "A-z_0.9", "x" * 64, None]),
@@ -83,6 +85,7 @@ LIMITS: list[tuple[str, str, list[Any]]] = [
     ("create", "idempotency_key", ["k", "x" * 128, None]),
     ("create", "execute", [True, False]),
     ("create", "subscribe", [True, False]),
+    ("create", "traceparent", [None, SPAN, f"cc-{SPAN[3:]}"]),
     ("create", "metadata", [{}, {"k" * 128: "v" * 1024}, {f"k{n}": "" for n in range(64)}]),
     ("execute", "task_id", [TASK, "x" * 64]),
     ("execute", "subscribe", [True, False]),
@@ -119,6 +122,8 @@ REFUSED: list[tuple[str, str, list[Any]]] = [
     ("create", "idempotency_key", ["", "x" * 129, *NOT_TEXT]),
     ("create", "execute", NOT_BOOLEAN),
     ("create", "subscribe", NOT_BOOLEAN),
+    ("create", "traceparent", ["", "x", 1, SPAN.upper(), SPAN[:-1], f"{SPAN}-x", f"ff{SPAN[2:]}"]),
+    ("create", "traceparent", [f"00-{'0' * 32}-{'b' * 16}-01", f"00-{'a' * 32}-{'0' * 16}-01"]),
     ("create", "metadata", [None, [], "x", {"k": 1}, {"k": None}, {"k" * 129: "v"}]),
     ("create", "metadata", [{"k": "v" * 1025}, {f"k{n}": "" for n in range(65)}]),
     ("execute", "task_id", [None, *BAD_TASKS]),
@@ -213,11 +218,12 @@ def test_what_names_no_command_is_refused(text):
 
 
 def test_the_spec_is_the_same_for_the_same_parameters():
-    """Neither the frame's id, nor the key, nor who watches makes it another command."""
+    """Neither the frame's id, nor the key, nor who watches or traces makes it another command."""
     spec = create().spec()
     assert create(id="7").spec() == create(id=7).spec() == spec
     assert create(idempotency_key="k").spec() == spec
     assert create(subscribe=False).spec() == spec
+    assert create(traceparent=SPAN).spec() == spec
     assert create(agent=None, plan=None, params={}, metadata={}, execute=False).spec() == spec
 
 

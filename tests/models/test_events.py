@@ -14,9 +14,9 @@ KINDS = pytest.mark.parametrize("kind", e.EVENTS.values(), ids=lambda kind: kind
 
 # The protocol's table of events: the fields of ``data``, in its order.
 PROTOCOL = {
-    "task_created": "task_description agent params metadata",
+    "task_created": "task_description agent params metadata traceparent",
     "task_queued": "position",
-    "task_started": "node",
+    "task_started": "node traceparent",
     "plan_created": "steps planned_by reason",
     "step_started": "step_id attempt agent description",
     "step_progress": "step_id attempt done total message",
@@ -30,7 +30,7 @@ PROTOCOL = {
     "input_received": "input_id step_id action value by",
     "message_received": "message by",
     "task_cancelling": "reason by grace",
-    "task_recovered": "node completed_steps",
+    "task_recovered": "node completed_steps traceparent",
     "task_completed": "status final_output degraded missing_steps duration",
     "task_failed": "status error_message failed_step retry_count partial_output",
     "task_cancelled": "status reason by stopped partial_output",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from tests.server.people import ADA_KEY
@@ -24,3 +25,14 @@ def handshake(
     headers = {name: value for name, value in (UPGRADE | named).items() if value is not None}
     lines = [line, *(f"{name}: {value}" for name, value in headers.items()), *more, "", ""]
     return "\r\n".join(lines).encode("latin-1", errors="replace")
+
+
+async def shout(port: int, *lines: str) -> bytes:
+    """Send the lines of a request as they are; return what is answered until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write("\r\n".join((*lines, "", "")).encode("latin-1", errors="replace"))
+    try:
+        async with asyncio.timeout(10):
+            return await reader.read()
+    finally:
+        writer.close()

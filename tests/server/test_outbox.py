@@ -15,8 +15,10 @@ from websockets.frames import Frame, Opcode
 from agentsrv.server.gate import Gate
 from agentsrv.server.outbox import FULL, OutboxConnection, connection_class, text_header
 from agentsrv.settings import Settings
+from agentsrv.telemetry.measures import Measures
 
-CONNECTION = connection_class(Gate(Settings(), 100, time.monotonic), stall_timeout=10.0)
+GATE = Gate(Settings(), 100, time.monotonic)
+CONNECTION = connection_class(GATE, Measures(), stall_timeout=10.0)
 
 
 @pytest.mark.parametrize("length", [0, 1, 125, 126, 127, 65_535, 65_536, 1_000_000])

@@ -1,0 +1,69 @@
+"""``/metrics``: what the server measures of itself, for whoever may see it."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from importlib.util import find_spec
+from typing import Final
+
+from websockets.asyncio.server import ServerConnection
+from websockets.http11 import Request, Response
+
+from agentsrv.errors import Unauthenticated
+from agentsrv.server.auth import Authenticator, token_of
+from agentsrv.telemetry.measures import Measures
+
+PATH: Final = "/metrics"
+
+
+class MetricsPage:
+    """Shown to everybody where nobody is asked for a token, and else to one principal.
+
+    How much is done, and by which agents, is nothing for those whose tasks it is done for.
+
+    Args:
+        measures: What is shown.
+        authenticator: Knows the tokens that are accepted.
+        principal: Whose token it is shown to.
+    """
+
+    def __init__(self, measures: Measures, authenticator: Authenticator, principal: str) -> None:
+        self._measures = measures
+        self._authenticator = authenticator
+        self._principal = principal
+
+    async def respond(self, connection: ServerConnection, request: Request) -> Response:
+        """The answer to a GET."""
+        if self._authenticator.is_required:
+            refusal = await self._refuse(connection, request)
+            if refusal is not None:
+                return refusal
+        if find_spec("prometheus_client") is None:
+            return connection.respond(
+                HTTPStatus.NOT_IMPLEMENTED,
+                "Metrics need the extra: pip install 'agentsrv[metrics]'\n",
+            )
+        from agentsrv.telemetry import prometheus  # noqa: PLC0415 - an extra
+
+        response = connection.respond(HTTPStatus.OK, "")
+        response.body = prometheus.page(self._measures)
+        del response.headers["Content-Type"]
+        del response.headers["Content-Length"]
+        response.headers["Content-Type"] = prometheus.CONTENT_TYPE
+        response.headers["Content-Length"] = str(len(response.body))
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    async def _refuse(self, connection: ServerConnection, request: Request) -> Response | None:
+        try:
+            token = token_of(request.headers.get_all("Authorization"), ())
+            identity = await self._authenticator.identify(token or "")
+        except Unauthenticated as refusal:
+            response = connection.respond(HTTPStatus.UNAUTHORIZED, f"{refusal.message}\n")
+            response.headers["WWW-Authenticate"] = "Bearer"
+            return response
+        if identity.principal != self._principal:
+            return connection.respond(
+                HTTPStatus.FORBIDDEN, f"Metrics are for {self._principal!r} only.\n"
+            )
+        return None

@@ -1,0 +1,124 @@
+"""Logs: one line for each thing that is told, for people or for programs, whatever stands in it.
+
+A line names whom it speaks of: the connection, the principal, the task, the step and its attempt,
+as far as they are known. Whoever works on one of these says so in its own context, so the lines of
+libraries and of authors name it too.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Final, TextIO
+
+import orjson
+
+from agentsrv.settings import LogFormat
+
+QUIET: Final = ("agentsrv.websocket", "httpx2")
+"""Loggers with a line for each connection, or for each request to a model: from warnings on."""
+INDENT: Final = "    | "  # before each line of a traceback, so that none passes for another
+
+
+about: ContextVar[Mapping[str, object]] = ContextVar("about", default=MappingProxyType({}))
+"""What the code of this context is about: some of principal, task_id, step_id and attempt.
+
+Only names, because a context may live longer than what they name: timers and the background tasks
+of libraries keep theirs. A record's own ``about``, or that of the ``websocket`` which the library
+attaches to it, counts more.
+"""
+
+
+class TextFormatter(logging.Formatter):
+    """One line for people, and the traceback below it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without its end."""
+        at = datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M:%S")  # noqa: DTZ006 - people's own
+        line = f"{at},{record.msecs:03.0f} {record.levelname:7} {record.name}: "
+        line += escaped(record.getMessage())
+        fields = _fields(record)
+        if fields:
+            line += f" [{' '.join(f'{name}={escaped(str(fields[name]))}' for name in fields)}]"
+        for part in _traceback(self, record).splitlines():
+            line += f"\n{INDENT}{escaped(part)}"
+        return line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object on one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without its end."""
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, str | int] = {
+            "time": at.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _printable(record.getMessage()),
+        }
+        for name, value in _fields(record).items():
+            line[name] = value if isinstance(value, int) else _printable(str(value))
+        trace = _traceback(self, record)
+        if trace:
+            line["traceback"] = _printable(trace)
+        return orjson.dumps(line).decode()
+
+
+def configure(wanted: LogFormat, stream: TextIO) -> None:
+    """Let the whole process log to ``stream`` from INFO on; what was configured before stays.
+
+    With ``auto`` it is for people where ``stream`` is a terminal, and JSON otherwise.
+    """
+    is_text = wanted == "text" or (wanted == "auto" and stream.isatty())
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(TextFormatter() if is_text else JsonFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def escaped(text: str) -> str:
+    """``text`` on one line: control characters, and what cannot be encoded, as Python writes them.
+
+    So are the signs that turn the direction of writing, which make a line look like another.
+    """
+    return _UNSAFE.sub(_escape, text)
+
+
+def _printable(text: str) -> str:
+    """``text`` for JSON, which has signs of its own for line ends and tabs."""
+    return _UNSAFE_IN_JSON.sub(_escape, text)
+
+
+_BEYOND: Final = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_UNSAFE: Final = re.compile(f"[\x00-\x1f{_BEYOND}]")
+_UNSAFE_IN_JSON: Final = re.compile(f"[\x00-\x08\x0b\x0c\x0e-\x1f{_BEYOND}]")
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
+
+
+def _fields(record: logging.LogRecord) -> Mapping[str, object]:
+    fields = getattr(record, "about", None)
+    if isinstance(fields, Mapping):  # an author's record may have another meaning for it
+        return fields
+    with suppress(AttributeError, ReferenceError):  # there is none; it is gone
+        return record.websocket.about  # type: ignore[attr-defined,no-any-return]
+    return about.get()
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    """The error that the record tells of, with the stack where that is told too."""
+    parts = []
+    if record.exc_info:
+        parts.append(formatter.formatException(record.exc_info))
+    if record.stack_info:
+        parts.append(formatter.formatStack(record.stack_info))
+    return "\n".join(parts)

@@ -1,0 +1,65 @@
+"""The metrics in Prometheus' text format; needs the extra ``metrics``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Final
+
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from agentsrv.telemetry.measures import Histogram, Measures
+from agentsrv.telemetry.metrics import METRICS, Metric
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+
+
+class _Measured(Collector):
+    """Makes families of what was counted, when somebody asks."""
+
+    def __init__(self, measures: Measures) -> None:
+        self._measures = measures
+
+    def collect(self) -> Iterator[Family]:
+        """All metrics, also those of which nothing was counted yet."""
+        for metric in METRICS:
+            yield _family(metric, self._measures)
+
+
+def page(measures: Measures) -> bytes:
+    """What ``/metrics`` answers: the server's metrics, then those of the process.
+
+    The latter are whatever is registered with ``prometheus_client``: its own of the process and of
+    the interpreter, and those of the application.
+    """
+    own = CollectorRegistry()
+    own.register(_Measured(measures))
+    return generate_latest(own) + generate_latest(REGISTRY)
+
+
+def _family(metric: Metric, measures: Measures) -> Family:
+    labels = list(metric.labels)
+    if metric.kind == "histogram":
+        times = HistogramMetricFamily(metric.name, metric.help, labels=labels)
+        for values, sample in metric.read(measures):
+            assert isinstance(sample, Histogram)
+            times.add_metric(list(values), _buckets(sample), sample.total)
+        return times
+    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    family = kind(metric.name, metric.help, labels=labels)
+    for values, sample in metric.read(measures):
+        assert not isinstance(sample, Histogram)
+        family.add_metric(list(values), sample)
+    return family
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    bounds = [*map(str, histogram.bounds), "+Inf"]
+    return list(zip(bounds, accumulate(histogram.counts), strict=True))
