@@ -6,7 +6,6 @@ import asyncio
 import shutil
 import sys
 from collections.abc import Coroutine
-from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -14,11 +13,11 @@ import orjson
 import typer
 
 from agentsrv.app import VERSION
-from agentsrv.cli import keys, reloading, running, serving, tools
-from agentsrv.cli.exits import Exit, leave, say
+from agentsrv.cli import following, keys, reloading, running, serving, tools
+from agentsrv.cli.exits import leave, say
 from agentsrv.cli.options import make_settings, takes_settings
 from agentsrv.cli.prompt import find_question
-from agentsrv.cli.render import Printer, as_json, shorten
+from agentsrv.cli.render import shorten
 from agentsrv.client import Client
 from agentsrv.errors import AgentsrvError, InvalidCommand
 from agentsrv.models.commands import MAX_LIST
@@ -46,7 +45,6 @@ Token = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Task = Annotated[str, typer.Argument(help="The task's id, or the beginning of it.")]
 
-_END: Final = {"task_completed": Exit.DONE, "task_failed": Exit.FAILED}
 _WIDTH: Final = 120  # columns of a list that is not shown on a terminal
 
 
@@ -140,24 +138,8 @@ def tail(
     url: Url = running.DEFAULT_URL,
     token: Token = None,
 ) -> None:
-    """Follow a task's events until it ends; exit as the task did."""
-
-    async def follow() -> int:
-        printer = Printer(sys.stdout)
-        code = Exit.DONE
-        async with Client(url, token=token) as client:
-            task_id = await client.resolve(task)
-            async with aclosing(client.events(task_id, after)) as events:
-                async for record in events:
-                    if json:
-                        print(as_json(record), flush=True)
-                    else:
-                        printer.event(record)
-                    if record.is_terminal:
-                        code = _END.get(record.event_type, Exit.CANCELLED)
-        return code
-
-    raise typer.Exit(_await(follow()))
+    """Follow a task's events until it ends; exit as the task did. On a terminal as `run` does."""
+    raise typer.Exit(_await(following.tail(task, after, json, url, token)))
 
 
 @app.command()
