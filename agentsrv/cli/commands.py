@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -19,7 +19,7 @@ from agentsrv.cli.options import make_settings, takes_settings
 from agentsrv.cli.prompt import find_question
 from agentsrv.cli.render import shorten
 from agentsrv.client import Client
-from agentsrv.errors import AgentsrvError, InvalidCommand
+from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidCommand
 from agentsrv.models.commands import MAX_LIST
 from agentsrv.protocol.shell import read_answer
 
@@ -34,6 +34,19 @@ app = typer.Typer(
 app.add_typer(keys.app, name="keys")
 
 Url = Annotated[str, typer.Option("--url", envvar="AGENTSRV_URL", help="Where the server is.")]
+ReachedUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        envvar="AGENTSRV_URL",
+        help=f"Where the server is. Without it: {running.DEFAULT_URL}, or this process.",
+        show_default=False,
+    ),
+]
+Knowledge = Annotated[
+    Path | None,
+    typer.Option("--knowledge", help="Folder of texts, where this process serves itself."),
+]
 Token = Annotated[
     str | None,
     typer.Option(
@@ -107,20 +120,9 @@ def run(
     timeout: Annotated[
         float | None, typer.Option("--timeout", min=0, help="Seconds, then cancel the task.")
     ] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            "--url",
-            envvar="AGENTSRV_URL",
-            help=f"Where the server is. Without it: {running.DEFAULT_URL}, or this process.",
-            show_default=False,
-        ),
-    ] = None,
+    url: ReachedUrl = None,
     token: Token = None,
-    knowledge: Annotated[
-        Path | None,
-        typer.Option("--knowledge", help="Folder of texts, where this process serves itself."),
-    ] = None,
+    knowledge: Knowledge = None,
 ) -> None:
     """Run one task: events on stderr, the result on stdout. Ctrl-C cancels it."""
     params = running.parse_params(param or [])
@@ -269,6 +271,23 @@ def agents(json: Json = False, url: Url = running.DEFAULT_URL, token: Token = No
                 print(f"  --param {name}=…  ({kind}, {need})")
 
     _await(ask())
+
+
+@app.command()
+def mcp(url: ReachedUrl = None, token: Token = None, knowledge: Knowledge = None) -> None:
+    """Offer run, status, cancel and more as tools of the Model Context Protocol, on stdio."""
+
+    async def offer(serve: Callable[[Client], Awaitable[None]]) -> None:
+        async with running.reached(url, token, knowledge) as place:
+            await serve(place.client)
+
+    try:
+        from agentsrv.cli.mcp.server import serve
+    except ImportError:
+        raise ConfigurationError(
+            "agentsrv mcp needs the extra: pip install 'agentsrv[mcp]'"
+        ) from None
+    _await(offer(serve))
 
 
 for _tool in (tools.index, tools.doctor, tools.schema, tools.bench):
