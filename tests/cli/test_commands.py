@@ -353,7 +353,7 @@ def test_bench_takes_other_sizes(agentsrv, monkeypatch):
     """The largest numbers of idle connections and of stored events, on servers of this store."""
     asked = []
 
-    async def measure(bench, names):
+    async def measure(bench, names, on_progress):
         asked.append((bench, names))
 
     monkeypatch.setattr(suite, "measure", measure)
