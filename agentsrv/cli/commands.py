@@ -274,6 +274,18 @@ def agents(json: Json = False, url: Url = running.DEFAULT_URL, token: Token = No
 
 
 @app.command()
+def top(url: Url = running.DEFAULT_URL, token: Token = None) -> None:
+    """Watch your tasks on a server; q quits. Without a terminal, tell of them once."""
+    from agentsrv.cli.live.top import show
+
+    async def watch() -> None:
+        async with Client(url, token=token) as client:
+            await show(client, url)
+
+    _await(watch())
+
+
+@app.command()
 def mcp(url: ReachedUrl = None, token: Token = None, knowledge: Knowledge = None) -> None:
     """Offer run, status, cancel and more as tools of the Model Context Protocol, on stdio."""
 
