@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -288,18 +289,15 @@ def top(url: Url = running.DEFAULT_URL, token: Token = None) -> None:
 @app.command()
 def mcp(url: ReachedUrl = None, token: Token = None, knowledge: Knowledge = None) -> None:
     """Offer run, status, cancel and more as tools of the Model Context Protocol, on stdio."""
+    if find_spec("mcp") is None:
+        raise ConfigurationError("agentsrv mcp needs the extra: pip install 'agentsrv[mcp]'")
+    from agentsrv.cli.mcp.server import serve
 
-    async def offer(serve: Callable[[Client], Awaitable[None]]) -> None:
+    async def offer() -> None:
         async with running.reached(url, token, knowledge) as place:
             await serve(place.client)
 
-    try:
-        from agentsrv.cli.mcp.server import serve
-    except ImportError:
-        raise ConfigurationError(
-            "agentsrv mcp needs the extra: pip install 'agentsrv[mcp]'"
-        ) from None
-    _await(offer(serve))
+    _await(offer())
 
 
 for _tool in (tools.index, tools.doctor, tools.schema, tools.bench):

@@ -377,6 +377,14 @@ def test_bench_refuses_what_it_cannot_measure(agentsrv, url):
         assert (result.code, told in result.err) == (code, True), result.err
 
 
+def test_mcp_tells_which_extra_it_needs(agentsrv, monkeypatch):
+    """Where it is not installed."""
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    result = agentsrv("mcp")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "agentsrv: agentsrv mcp needs the extra: pip install 'agentsrv[mcp]'\n"
+
+
 def test_schema_prints_the_published_schema(agentsrv):
     """As JSON that people can read, of this version; no server is asked."""
     result = agentsrv("schema")

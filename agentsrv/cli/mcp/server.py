@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import select
+import signal
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any, Final
 
 import orjson
@@ -25,6 +31,9 @@ INSTRUCTIONS: Final = """\
 Runs tasks on an agentsrv server: each is planned as steps, which agents carry out. `run` waits \
 for the result and reports progress; cancelling the call cancels the task. A task that asks a \
 question waits for its answer: put it to the user, do not invent it."""
+
+STDIN: Final = 0
+CHUNK: Final = 65_536  # bytes
 
 TaskId = Annotated[str, Field(description="The task's id, or the beginning of it.")]
 
@@ -130,8 +139,38 @@ class Tools:
 
 
 async def serve(client: Client) -> None:
-    """Serve the tools on stdin and stdout until stdin ends; then calls under way are cancelled."""
+    """Serve the tools on stdin and stdout until stdin ends, or SIGINT or SIGTERM comes.
+
+    Calls that are under way then are cancelled, and so are their tasks.
+    """
+    end = _relay_stdin()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, end)
     await Tools(client).server().run_stdio_async()
+
+
+def _relay_stdin() -> Callable[[], object]:
+    """Put a pipe in the place of stdin; return what ends it as the end of stdin would.
+
+    The SDK reads in a thread that waits for a line, which no signal and no cancellation ends.
+    """
+    source = os.dup(STDIN)
+    reader, writer = os.pipe()
+    end, ending = os.pipe()
+    os.dup2(reader, STDIN)
+    os.close(reader)
+
+    def relay() -> None:
+        while end not in select.select([source, end], [], [])[0]:
+            data = os.read(source, CHUNK)
+            if not data:
+                break
+            os.write(writer, data)
+        os.close(writer)
+
+    threading.Thread(target=relay, name="agentsrv-stdin", daemon=True).start()
+    return partial(os.write, ending, b"\0")
 
 
 @contextmanager

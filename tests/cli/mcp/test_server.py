@@ -1,5 +1,7 @@
 import asyncio
+import json
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,8 +12,9 @@ from mcp import Client as McpClient
 from mcp import MCPError, StdioServerParameters
 
 from agentsrv import App, PermanentError
-from agentsrv.client import Client
+from agentsrv.client import Client, SyncClient
 from agentsrv.settings import Settings
+from tests.cli.terminal import in_terminal
 
 app = App(builtin=False)
 MODERN, LEGACY = "2026-07-28", "legacy"
@@ -262,3 +265,39 @@ async def test_a_server_of_its_own_serves_where_there_is_none(tmp_path, monkeypa
     async with connected("--knowledge", str(tmp_path)) as client:
         result = await client.call_tool("run", {"text": "What is tea made of?"})
         assert "leaves and hot water" in text_of(result)
+
+
+@pytest.mark.parametrize("signal", ["\x03", None], ids=["Ctrl-C", "SIGTERM"])
+async def test_a_signal_ends_it_as_the_end_of_stdin_does(url, signal):
+    """Though it waits for a line; the task of a call is cancelled first."""
+    initialize = {
+        "protocolVersion": "2025-06-18",
+        "capabilities": {},
+        "clientInfo": {"name": "test", "version": "0"},
+    }
+    call = {"name": "run", "arguments": {"text": "Wait", "agent": "endless"}}
+
+    def talk() -> int:
+        with in_terminal("mcp", "--url", url, columns=2000) as terminal:
+            terminal.type(message(1, "initialize", initialize))
+            terminal.wait_for('"serverInfo"')
+            terminal.type(message(None, "notifications/initialized"))
+            terminal.type(message(2, "tools/call", call))
+            with SyncClient(url) as direct:
+                while not direct.list(status="running")["tasks"]:
+                    time.sleep(0.01)
+            terminal.type(signal) if signal else terminal.process.kill(15)
+            return terminal.end()
+
+    assert await asyncio.to_thread(talk) == 0
+    async with Client(url) as direct:
+        [task] = (await direct.list())["tasks"]
+        log = [record async for record in direct.events(task["task_id"])]
+    assert log[-1].event_type == "task_cancelled"
+
+
+def message(number: int | None, method: str, params: Any = None) -> str:
+    """A line of JSON-RPC."""
+    fields = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+    given = {name: value for name, value in fields.items() if value is not None}
+    return json.dumps(given) + "\n"
