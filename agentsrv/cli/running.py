@@ -107,7 +107,7 @@ async def reached(
 class _Stop:
     """Cancels the task on the server, at Ctrl-C or when the time is over.
 
-    A second Ctrl-C ends this process at once; the task is left to the server.
+    A second Ctrl-C ends this process at once, and leaves the task to a server that goes on.
     """
 
     def __init__(self, place: Place, screen: Screen, key: str, timeout: float | None) -> None:
@@ -132,16 +132,22 @@ class _Stop:
     def _interrupt(self) -> None:
         if self._cancelling is not None:
             self._screen.close()
-            say("interrupted again: the task is left to the server")
-            if self.task_id is not None and self._place.is_lasting:
-                say(f"to see what becomes of it: agentsrv tail {self.task_id}{self._where()}")
+            self._tell_how_to_come_back()
             os._exit(Exit.CANCELLED)
-        self._screen.tell("cancelling the task; once more to leave it to the server")
+        more = "leave it to the server" if self._place.is_lasting else "exit at once"
+        self._screen.tell(f"cancelling the task; once more to {more}")
         self._begin("interrupted")
 
-    def _where(self) -> str:
-        url = self._place.url
-        return "" if url in (DEFAULT_URL, os.environ.get("AGENTSRV_URL")) else f" --url {url}"
+    def _tell_how_to_come_back(self) -> None:
+        if not self._place.is_lasting:
+            say("interrupted again: the task ends with this process")
+            return
+        say("interrupted again: the task is left to the server")
+        if self.task_id is not None:
+            url = self._place.url
+            is_usual = url == os.environ.get("AGENTSRV_URL", DEFAULT_URL)
+            where = "" if is_usual else f" --url {url}"
+            say(f"to see what becomes of it: agentsrv tail {self.task_id}{where}")
 
     def _time_out(self) -> None:
         if self._cancelling is None:

@@ -93,6 +93,8 @@ class Display:
     def tell(self, text: str) -> None:
         """Tell something that is not in the log, above the tree or below the text."""
         self._break()
+        if self._pauses:
+            print(file=sys.stderr)  # behind the prompt that stands there
         say(text)
 
     @contextmanager

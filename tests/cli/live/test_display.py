@@ -87,6 +87,19 @@ def test_one_interrupt_cancels_and_waits_for_the_end(plan_url):
     assert newest(plan_url)["status"] == "cancelled"
 
 
+def test_an_interrupt_at_the_prompt_is_no_answer(plan_url):
+    """The task is cancelled as at any other time."""
+    with in_terminal("run", "ask it", "--url", plan_url) as terminal:
+        terminal.wait_for("last: Shall I? [yes | no, decline]")
+        terminal.type("\x03")
+        assert terminal.end() == 130
+        assert (
+            "agentsrv: cancelling the task; once more to leave it to the server" in terminal.lines
+        )
+        assert "■ last ask" in terminal.text
+    assert newest(plan_url)["status"] == "cancelled"
+
+
 def test_two_interrupts_detach_and_tell_how_to_come_back(plan_url):
     """The task is not waited for; the cursor is back, and the tree stays."""
     with in_terminal("run", "stubborn wait", "--url", plan_url) as terminal:
