@@ -12,7 +12,7 @@ from pathlib import Path
 import pexpect
 import pyte
 
-PATIENCE = 20  # seconds for something to be shown
+PATIENCE = 45  # seconds for something to be shown
 ROWS, COLUMNS = 24, 80
 
 
