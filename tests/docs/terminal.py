@@ -26,7 +26,7 @@ SCREEN: Final = re.compile(r"^```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND: Final = re.compile(r"^```sh\n(agentsrv (?!serve).*?)\n```$", re.MULTILINE)
 CHANGING: Final = (
     (r"\b[0-9a-f]{16}\b", "ID"),
-    (r"\d+\.\d+ s\b", "TIME"),
+    (r"\d+(\.\d+ s|:\d\d min)\b", "TIME"),
     (r'"duration":[\d.e-]+', "TIME"),
     (r'"timestamp":"[^"]*"', "TIME"),
     (r"\d+\.\d (created|ended)/s", r"RATE \1"),
@@ -72,7 +72,7 @@ def capture(url: str) -> Iterator[str]:
         shown.end()
         yield shown.text
     with terminal(watch) as shown:
-        shown.wait_for("nobody there", " 1.")  # for more than a second
+        shown.wait_for("nobody there")
         yield shown.text
         with terminal("agentsrv top") as above:
             above.wait_for("ended/s", "guard")
