@@ -30,8 +30,14 @@ PROBES: Final[Mapping[str, Probe]] = {
 }
 
 
-async def measure(bench: Bench, names: Sequence[str] = ()) -> None:
+async def measure(
+    bench: Bench,
+    names: Sequence[str] = (),
+    on_progress: Callable[[float, float, str], None] | None = None,
+) -> None:
     """Run the probes of these names, or all of them, into the report.
+
+    ``on_progress`` is told before each how many are behind it, of how many, and its name.
 
     Raises:
         ConfigurationError: There is no probe of a name.
@@ -41,7 +47,10 @@ async def measure(bench: Bench, names: Sequence[str] = ()) -> None:
     for name in names:
         if name not in PROBES:
             raise ConfigurationError(f"there is no probe {name!r}; there are {', '.join(PROBES)}")
-    for name in names or PROBES:
+    chosen = names or list(PROBES)
+    for number, name in enumerate(chosen):
+        if on_progress is not None:
+            on_progress(number, len(chosen), name)
         probe = PROBES[name]
         bench.report.title(f"{name}: {(probe.__doc__ or '').partition(chr(10))[0]}")
         try:

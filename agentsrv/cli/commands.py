@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import sys
 from collections.abc import Coroutine
-from contextlib import aclosing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -14,13 +14,13 @@ import orjson
 import typer
 
 from agentsrv.app import VERSION
-from agentsrv.cli import keys, reloading, running, serving, tools
-from agentsrv.cli.exits import Exit, leave, say
+from agentsrv.cli import following, keys, reloading, running, serving, tools
+from agentsrv.cli.exits import leave, say
 from agentsrv.cli.options import make_settings, takes_settings
 from agentsrv.cli.prompt import find_question
-from agentsrv.cli.render import Printer, as_json, shorten
+from agentsrv.cli.render import shorten
 from agentsrv.client import Client
-from agentsrv.errors import AgentsrvError, InvalidCommand
+from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidCommand
 from agentsrv.models.commands import MAX_LIST
 from agentsrv.protocol.shell import read_answer
 
@@ -35,6 +35,19 @@ app = typer.Typer(
 app.add_typer(keys.app, name="keys")
 
 Url = Annotated[str, typer.Option("--url", envvar="AGENTSRV_URL", help="Where the server is.")]
+ReachedUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        envvar="AGENTSRV_URL",
+        help=f"Where the server is. Without it: {running.DEFAULT_URL}, or this process.",
+        show_default=False,
+    ),
+]
+Knowledge = Annotated[
+    Path | None,
+    typer.Option("--knowledge", help="Folder of texts, where this process serves itself."),
+]
 Token = Annotated[
     str | None,
     typer.Option(
@@ -46,7 +59,6 @@ Token = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Task = Annotated[str, typer.Argument(help="The task's id, or the beginning of it.")]
 
-_END: Final = {"task_completed": Exit.DONE, "task_failed": Exit.FAILED}
 _WIDTH: Final = 120  # columns of a list that is not shown on a terminal
 
 
@@ -109,20 +121,9 @@ def run(
     timeout: Annotated[
         float | None, typer.Option("--timeout", min=0, help="Seconds, then cancel the task.")
     ] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            "--url",
-            envvar="AGENTSRV_URL",
-            help=f"Where the server is. Without it: {running.DEFAULT_URL}, or this process.",
-            show_default=False,
-        ),
-    ] = None,
+    url: ReachedUrl = None,
     token: Token = None,
-    knowledge: Annotated[
-        Path | None,
-        typer.Option("--knowledge", help="Folder of texts, where this process serves itself."),
-    ] = None,
+    knowledge: Knowledge = None,
 ) -> None:
     """Run one task: events on stderr, the result on stdout. Ctrl-C cancels it."""
     params = running.parse_params(param or [])
@@ -140,24 +141,8 @@ def tail(
     url: Url = running.DEFAULT_URL,
     token: Token = None,
 ) -> None:
-    """Follow a task's events until it ends; exit as the task did."""
-
-    async def follow() -> int:
-        printer = Printer(sys.stdout)
-        code = Exit.DONE
-        async with Client(url, token=token) as client:
-            task_id = await client.resolve(task)
-            async with aclosing(client.events(task_id, after)) as events:
-                async for record in events:
-                    if json:
-                        print(as_json(record), flush=True)
-                    else:
-                        printer.event(record)
-                    if record.is_terminal:
-                        code = _END.get(record.event_type, Exit.CANCELLED)
-        return code
-
-    raise typer.Exit(_await(follow()))
+    """Follow a task's events until it ends; exit as the task did. On a terminal as `run` does."""
+    raise typer.Exit(_await(following.tail(task, after, json, url, token)))
 
 
 @app.command()
@@ -287,6 +272,32 @@ def agents(json: Json = False, url: Url = running.DEFAULT_URL, token: Token = No
                 print(f"  --param {name}=…  ({kind}, {need})")
 
     _await(ask())
+
+
+@app.command()
+def top(url: Url = running.DEFAULT_URL, token: Token = None) -> None:
+    """Watch your tasks on a server; q quits. Without a terminal, tell of them once."""
+    from agentsrv.cli.live.top import show
+
+    async def watch() -> None:
+        async with Client(url, token=token) as client:
+            await show(client, url)
+
+    _await(watch())
+
+
+@app.command()
+def mcp(url: ReachedUrl = None, token: Token = None, knowledge: Knowledge = None) -> None:
+    """Offer run, status, cancel and more as tools of the Model Context Protocol, on stdio."""
+    if find_spec("mcp") is None:
+        raise ConfigurationError("agentsrv mcp needs the extra: pip install 'agentsrv[mcp]'")
+    from agentsrv.cli.mcp.server import serve
+
+    async def offer() -> None:
+        async with running.reached(url, token, knowledge) as place:
+            await serve(place.client)
+
+    _await(offer())
 
 
 for _tool in (tools.index, tools.backup, tools.doctor, tools.schema, tools.bench):

@@ -6,6 +6,8 @@ import asyncio
 import os
 import sys
 import termios
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from agentsrv.cli.exits import say
@@ -18,9 +20,14 @@ LINE: Final = 4096  # bytes; a terminal gives no longer line at once
 
 
 class Prompt:
-    """Asks on the terminal, one question after the other."""
+    """Asks on the terminal, one question after the other.
 
-    def __init__(self) -> None:
+    Args:
+        pause: Keeps whatever else is shown there off the terminal while a question stands on it.
+    """
+
+    def __init__(self, pause: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self._pause = pause
         self._turn = asyncio.Lock()
 
     @staticmethod
@@ -38,21 +45,25 @@ class Prompt:
             InputDeclined: ``decline`` is typed, or Ctrl-D.
         """
         async with self._turn:
-            if refusal is not None:
-                say(refusal.message)
-            termios.tcflush(sys.stdin, termios.TCIFLUSH)
-            print(_wording(asked), end="", file=sys.stderr, flush=True)
-            try:
-                line = await _read_line()
-            except asyncio.CancelledError:
-                print(file=sys.stderr)
-                raise
+            line = await self._ask(asked, refusal)
         text = line.strip()
         if not line or text.lower() == "decline":
             raise InputDeclined("declined at the terminal")
         if not text and asked.default is not None:
             return asked.default
         return read_answer(text, asked)
+
+    async def _ask(self, asked: InputRequired, refusal: InvalidInput | None) -> str:
+        with self._pause():
+            if refusal is not None:
+                say(refusal.message)
+            termios.tcflush(sys.stdin, termios.TCIFLUSH)
+            print(_wording(asked), end="", file=sys.stderr, flush=True)
+            try:
+                return await _read_line()
+            except asyncio.CancelledError:
+                print(file=sys.stderr)
+                raise
 
 
 async def find_question(client: Client, name: str) -> InputRequired:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import TextIO
 
 import orjson
 
+from agentsrv.cli.exits import say
 from agentsrv.client import Record
 from agentsrv.errors import AgentsrvError
 from agentsrv.models import events as e
@@ -21,7 +22,7 @@ def describe(record: Record) -> str:
     except AgentsrvError:  # a newer server's
         return shorten(f"{record.event_type} {orjson.dumps(record.data).decode()}")
     step = getattr(event, "step_id", None)
-    told = _step(event) if step else _task(event)
+    told = describe_step(event) if step else _task(event)
     return shorten(f"{step} {told}" if step else told)
 
 
@@ -65,7 +66,8 @@ def _task(event: e.Event) -> str:
             return _other(event)
 
 
-def _step(event: e.Event) -> str:
+def describe_step(event: e.Event) -> str:
+    """What happened, without the step that it happened to."""
     match event:
         case e.StepStarted():
             again = f", attempt {event.attempt}" if event.attempt > 1 else ""
@@ -121,56 +123,101 @@ def _because(reason: str | None) -> str:
     return f" ({reason})" if reason else ""
 
 
+class Result:
+    """Standard output of ``run``: the final output, once.
+
+    Where people look at it, the text of a plan's one last step is streamed; if that turns out
+    not to be the final output, as after a retry, the whole follows.
+    """
+
+    def __init__(self, stream: TextIO, *, streams: bool) -> None:
+        self._stream = stream
+        self._streams = streams
+        self._last_step: str | None = None
+        self._streamed = ""
+        self._is_torn = False  # whether an attempt was shown whose text is not the result
+
+    def see(self, record: Record) -> None:
+        """Take note of an event that is not text."""
+        if record.event_type == e.PlanCreated.event_type and self._streams:
+            steps = record.data["steps"]
+            needed = {step_id for step in steps for step_id in step["depends_on"]}
+            last = [step["step_id"] for step in steps if step["step_id"] not in needed]
+            self._last_step = last[0] if len(last) == 1 else None
+        elif record.event_type == e.StepRetrying.event_type:
+            is_last = record.data["step_id"] == self._last_step
+            self._is_torn = self._is_torn or (is_last and bool(self._streamed))
+
+    def takes(self, record: Record) -> bool:
+        """Whether a piece of text belongs to the result."""
+        return self._last_step is not None and record.data["step_id"] == self._last_step
+
+    def write(self, record: Record) -> None:
+        """Write a piece of text that belongs to the result."""
+        text = record.data["output"]
+        self._streamed += text
+        print(text, end="", file=self._stream, flush=True)
+
+    def finish(self, text: str) -> None:
+        """Print the final output, where it has not been seen already."""
+        if self._is_torn or self._last_step is None or text != self._streamed:
+            print(text, end="" if text.endswith("\n") else "\n", file=self._stream, flush=True)
+
+
 class Printer:
     """Prints a task's events: a line for each, the steps' texts as they are written.
 
     Args:
         lines: Where the lines go, and the texts.
-        result: Where the final output goes. Where both are terminals, the text of a plan's one
-            last step is streamed to it, so that it is not seen twice.
+        result: Where the final output goes; without one it is not printed.
     """
 
-    def __init__(self, lines: TextIO | None = None, result: TextIO | None = None) -> None:
-        self._lines = lines or sys.stderr
+    def __init__(self, lines: TextIO, result: Result | None = None) -> None:
+        self._lines = lines
         self._result = result
-        self._live = result is not None and result.isatty() and self._lines.isatty()
-        self._last_step: str | None = None
-        self._streamed = ""
-        self._is_torn = False  # whether an attempt was shown whose text is not the result
         self._writing: str | None = None
         self._at_start = True
 
     def event(self, record: Record) -> None:
         """Print one event."""
         if record.event_type == e.PartialOutput.event_type:
-            self._text(record.data["step_id"], record.data["output"])
+            self._text(record)
             return
         self._break()
         print(describe(record), file=self._lines, flush=True)
-        if record.event_type == e.PlanCreated.event_type and self._live:
-            steps = record.data["steps"]
-            needed = {step_id for step in steps for step_id in step["depends_on"]}
-            last = [step["step_id"] for step in steps if step["step_id"] not in needed]
-            self._last_step = last[0] if len(last) == 1 else None
-        elif record.event_type == e.StepRetrying.event_type:
-            self._is_torn = self._is_torn or record.data["step_id"] == self._last_step
+        if self._result is not None:
+            self._result.see(record)
 
     def output(self, text: str) -> None:
-        """Print the final output, where it has not been seen already."""
+        """Print the final output."""
         self._break()
-        if self._is_torn or not self._live or text != self._streamed:
-            print(text, end="" if text.endswith("\n") else "\n", file=self._result, flush=True)
+        if self._result is not None:
+            self._result.finish(text)
 
-    def _text(self, step_id: str, text: str) -> None:
-        stream = self._lines
-        if step_id == self._last_step and self._result is not None:
-            stream = self._result
-            self._streamed += text
+    def tell(self, text: str) -> None:
+        """Tell something that is not in the log, on stderr."""
+        self._break()
+        say(text)
+
+    def pause(self) -> AbstractContextManager[None]:
+        """Lines need no pause while something else is written."""
+        self._break()
+        return nullcontext()
+
+    def close(self) -> None:
+        """End the line."""
+        self._break()
+
+    def _text(self, record: Record) -> None:
+        step_id, text = record.data["step_id"], record.data["output"]
         if self._writing != step_id:
             self._break()
             print(f"{step_id} writes:", file=self._lines, flush=True)
             self._writing = step_id
-        print(text, end="", file=stream, flush=True)
+        if self._result is not None and self._result.takes(record):
+            self._result.write(record)
+        else:
+            print(text, end="", file=self._lines, flush=True)
         self._at_start = text.endswith("\n")
 
     def _break(self) -> None:

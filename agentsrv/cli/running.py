@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -19,7 +18,7 @@ from agentsrv.app import App
 from agentsrv.cli.exits import Exit, say
 from agentsrv.cli.options import make_settings
 from agentsrv.cli.prompt import Prompt
-from agentsrv.cli.render import Printer, as_json
+from agentsrv.cli.screen import Screen, shown
 from agentsrv.client import Client, NoServer, Record, TaskCancelled
 from agentsrv.errors import ConfigurationError, NotFound
 
@@ -63,15 +62,29 @@ def parse_params(given: list[str]) -> dict[str, Any]:
 
 async def run(job: Job, url: str | None, token: str | None, knowledge: Path | None) -> int:
     """Run one task; return the exit code."""
-    async with _reached(url, token, knowledge) as client:
-        return await _run(client, job)
+    async with reached(url, token, knowledge) as place, shown(json=job.as_json) as screen:
+        return await _run(place, screen, job)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A server, and the connection to it."""
+
+    client: Client
+    url: str
+    is_lasting: bool
+    """Whether the server, and with it a task, goes on without this process."""
 
 
 @asynccontextmanager
-async def _reached(
+async def reached(
     url: str | None, token: str | None, knowledge: Path | None
-) -> AsyncIterator[Client]:
-    """A client of the server at ``url``; without a URL, of the usual one or one in here."""
+) -> AsyncIterator[Place]:
+    """A client of the server at ``url``; without a URL, of the usual one or one in here.
+
+    Raises:
+        NoServer: Nobody answers at the ``url`` that was given.
+    """
     client = Client(url or DEFAULT_URL, token=token)
     try:
         await client.__aenter__()
@@ -80,7 +93,7 @@ async def _reached(
             raise
     else:
         try:
-            yield client
+            yield Place(client, url or DEFAULT_URL, is_lasting=True)
         finally:
             await client.aclose()
         return
@@ -88,15 +101,20 @@ async def _reached(
     given = {"knowledge": knowledge} if knowledge is not None else {}
     settings = make_settings(host="127.0.0.1", port=0, store="memory:", **given, **_UNGUARDED)
     async with App().running(settings) as running, Client(running.url) as client:
-        yield client
+        yield Place(client, running.url, is_lasting=False)
 
 
 class _Stop:
-    """Cancels the task on the server, at Ctrl-C or when the time is over."""
+    """Cancels the task on the server, at Ctrl-C or when the time is over.
 
-    def __init__(self, client: Client, key: str, timeout: float | None) -> None:
+    A second Ctrl-C ends this process at once, and leaves the task to a server that goes on.
+    """
+
+    def __init__(self, place: Place, screen: Screen, key: str, timeout: float | None) -> None:
         self.timed_out = False
-        self._client = client
+        self.task_id: str | None = None
+        self._place = place
+        self._screen = screen
         self._key = key
         self._cancelling: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
@@ -113,15 +131,28 @@ class _Stop:
 
     def _interrupt(self) -> None:
         if self._cancelling is not None:
-            say("interrupted again: the task is left to the server")
+            self._screen.close()
+            self._tell_how_to_come_back()
             os._exit(Exit.CANCELLED)
-        say("cancelling the task; once more to exit at once")
+        more = "leave it to the server" if self._place.is_lasting else "exit at once"
+        self._screen.tell(f"cancelling the task; once more to {more}")
         self._begin("interrupted")
+
+    def _tell_how_to_come_back(self) -> None:
+        if not self._place.is_lasting:
+            say("interrupted again: the task ends with this process")
+            return
+        say("interrupted again: the task is left to the server")
+        if self.task_id is not None:
+            url = self._place.url
+            is_usual = url == os.environ.get("AGENTSRV_URL", DEFAULT_URL)
+            where = "" if is_usual else f" --url {url}"
+            say(f"to see what becomes of it: agentsrv tail {self.task_id}{where}")
 
     def _time_out(self) -> None:
         if self._cancelling is None:
             self.timed_out = True
-            say("the time is over; cancelling the task")
+            self._screen.tell("the time is over; cancelling the task")
             self._begin("timed out")
 
     def _begin(self, reason: str) -> None:
@@ -130,28 +161,25 @@ class _Stop:
     async def _cancel(self, reason: str) -> None:
         while True:
             try:
-                await self._client.cancel(idempotency_key=self._key, reason=reason)
+                await self._place.client.cancel(idempotency_key=self._key, reason=reason)
                 return
             except NotFound:
                 await asyncio.sleep(LOOK_AGAIN)
 
 
-async def _run(client: Client, job: Job) -> int:
-    printer = Printer(sys.stderr, sys.stdout)
+async def _run(place: Place, screen: Screen, job: Job) -> int:
+    key = uuid.uuid4().hex  # names the task to ``cancel`` before its id is known
+    stop = _Stop(place, screen, key, job.timeout)
 
     def show(record: Record) -> None:
-        if job.as_json:
-            print(as_json(record), flush=True)
-        else:
-            printer.event(record)
+        stop.task_id = record.task_id
+        screen.event(record)
 
-    key = uuid.uuid4().hex  # names the task to ``cancel`` before its id is known
-    stop = _Stop(client, key, job.timeout)
     try:
-        completed = await client.run(
+        completed = await place.client.run(
             job.text,
             on_event=show,
-            on_input=Prompt().ask if Prompt.is_possible() else None,
+            on_input=Prompt(screen.pause).ask if Prompt.is_possible() else None,
             agent=job.agent,
             params=job.params,
             idempotency_key=key,
@@ -162,6 +190,5 @@ async def _run(client: Client, job: Job) -> int:
         return Exit.TIME_OUT
     finally:
         await stop.close()
-    if not job.as_json:
-        printer.output(completed.final_output)
+    screen.output(completed.final_output)
     return Exit.DONE

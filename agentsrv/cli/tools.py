@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ import orjson
 import typer
 
 from agentsrv.app import VERSION, knowledge_index, open_models, store_file
-from agentsrv.cli.exits import say
+from agentsrv.cli.live.progress import OnProgress, progress
 from agentsrv.cli.options import make_settings, takes_settings
 from agentsrv.errors import ConfigurationError
 
@@ -48,7 +48,9 @@ def index(
         async with open_models(settings) as models:
             base = KnowledgeBase(folder, target, models.embedder)
             try:
-                tell(await base.refresh(_progress if sys.stderr.isatty() else None))
+                with progress() as on_progress:
+                    report = await base.refresh(on_progress and _awaitable(on_progress))
+                tell(report)
                 if models.embedder is not None:
                     count = await base.embed()
                     print(f"  {count} passages have vectors of {models.embedder.model}")
@@ -140,7 +142,8 @@ def bench(
     report = Report(lambda line: print(line, flush=True))
     place = Own(store, make_settings(loop=loop).loop) if url is None else Remote(url)
     try:
-        asyncio.run(suite.measure(Bench(place, sizes, report), probes or ()))
+        with progress() as on_progress:
+            asyncio.run(suite.measure(Bench(place, sizes, report), probes or (), on_progress))
     finally:
         if isinstance(place, Own):
             place.close()
@@ -148,5 +151,8 @@ def bench(
         suite.write(report, json)
 
 
-async def _progress(_done: int, _total: int, message: str) -> None:
-    say(message)
+def _awaitable(show: OnProgress) -> Callable[[int, int, str], Awaitable[None]]:
+    async def on_progress(done: int, total: int, message: str) -> None:
+        show(done, total, message)
+
+    return on_progress

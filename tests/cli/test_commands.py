@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from agentsrv.cli import running
 from agentsrv.protocol.asyncapi import document
 from agentsrv.settings import Settings
 from tests.bench.sizes import TINY
+from tests.cli.terminal import in_terminal
 
 TEXTS = "examples/knowledge"
 
@@ -260,18 +260,13 @@ def test_run_asks_the_person_at_the_terminal(url, arguments, talk, end):
 
 def test_a_prompt_ends_with_its_question(url, agentsrv):
     """Somebody else answered: the run goes on without the person at the terminal."""
-    command = ["-m", "agentsrv", "run", "Ask", "--agent", "careful", "--url", url]
-    terminal = pexpect.spawn(sys.executable, command, encoding="utf-8", timeout=20)
-    terminal.expect(r"step_001 asks (\S+): Shall I")
-    assert isinstance(terminal.match, re.Match)
-    input_id = terminal.match[1]
-    terminal.expect(YES_OR_NO)
-    agentsrv("respond", input_id, "yes")
-    terminal.expect("step_001 is answered by anonymous: true")
-    terminal.expect("\ndone")
-    terminal.expect(pexpect.EOF)
-    terminal.close()
-    assert terminal.exitstatus == 0
+    with in_terminal("run", "Ask", "--agent", "careful", "--url", url) as terminal:
+        terminal.wait_for("step_001: Shall I? [yes | no, decline]")
+        newest = json.loads(agentsrv("list", "--limit", "1", "--json").out)["task_id"]
+        agentsrv("respond", newest, "yes")
+        assert terminal.end() == 0
+        assert terminal.lines[1].startswith("▸ Ask")
+        assert "done" in terminal.lines
 
 
 def test_cancel_tells_where_the_task_is(agentsrv, task):
@@ -358,7 +353,7 @@ def test_bench_takes_other_sizes(agentsrv, monkeypatch):
     """The largest numbers of idle connections and of stored events, on servers of this store."""
     asked = []
 
-    async def measure(bench, names):
+    async def measure(bench, names, on_progress):
         asked.append((bench, names))
 
     monkeypatch.setattr(suite, "measure", measure)
@@ -380,6 +375,14 @@ def test_bench_refuses_what_it_cannot_measure(agentsrv, url):
     ):
         result = agentsrv("bench", *arguments)
         assert (result.code, told in result.err) == (code, True), result.err
+
+
+def test_mcp_tells_which_extra_it_needs(agentsrv, monkeypatch):
+    """Where it is not installed."""
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    result = agentsrv("mcp")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "agentsrv: agentsrv mcp needs the extra: pip install 'agentsrv[mcp]'\n"
 
 
 def test_schema_prints_the_published_schema(agentsrv):

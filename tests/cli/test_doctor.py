@@ -59,9 +59,10 @@ async def test_a_misspelt_setting_is_told_with_what_was_meant(folder, monkeypatc
 
 
 async def test_what_is_like_no_setting_has_no_suggestion(monkeypatch):
-    """It is told all the same; the variable of the command line is known."""
+    """It is told all the same; the variables of the command line are known."""
     monkeypatch.setenv("AGENTSRV_XYZ", "3")
     monkeypatch.setenv("AGENTSRV_URL", "ws://127.0.0.1:1")
+    monkeypatch.setenv("AGENTSRV_TOKEN", "secret")
     level, text = await found("unknown")
     assert (level, "remove it" in text, "AGENTSRV_XYZ" in text) == (Level.FAIL, True, True)
 

@@ -3,7 +3,7 @@ from dataclasses import asdict
 
 import pytest
 
-from agentsrv.cli.render import MAX_LINE, Printer, describe
+from agentsrv.cli.render import MAX_LINE, Printer, Result, describe
 from agentsrv.client import Record
 from agentsrv.models import events as e
 
@@ -103,7 +103,7 @@ def play(printer: Printer, *events: e.Event) -> None:
 def test_on_a_terminal_the_result_is_not_printed_twice():
     """The last step's text is streamed to stdout; there is nothing to add."""
     lines, result = Terminal(), Terminal()
-    printer = Printer(lines, result)
+    printer = Printer(lines, Result(result, streams=True))
     play(printer, e.PlanCreated(PLAN), e.PartialOutput("a", 1, 0, "notes"))
     play(printer, e.PartialOutput("b", 1, 0, "Re"), e.PartialOutput("b", 1, 2, "port\n"))
     printer.output("Report\n")
@@ -114,7 +114,7 @@ def test_on_a_terminal_the_result_is_not_printed_twice():
 def test_after_a_retry_of_the_last_step_the_result_is_printed_whole():
     """What was streamed holds text of an attempt that failed."""
     lines, result = Terminal(), Terminal()
-    printer = Printer(lines, result)
+    printer = Printer(lines, Result(result, streams=True))
     play(printer, e.PlanCreated(PLAN), e.PartialOutput("b", 1, 0, "Rep"))
     play(printer, e.StepRetrying("b", 1, 2, 0.1, "busy", 1, "error"))
     play(printer, e.PartialOutput("b", 2, 0, "Report"))
@@ -125,7 +125,7 @@ def test_after_a_retry_of_the_last_step_the_result_is_printed_whole():
 def test_in_a_pipe_the_result_stands_alone():
     """Everything else is beside it."""
     lines, result = Terminal(), io.StringIO()
-    printer = Printer(lines, result)
+    printer = Printer(lines, Result(result, streams=False))
     play(printer, e.PlanCreated(PLAN), e.PartialOutput("b", 1, 0, "Report"))
     printer.output("Report")
     assert result.getvalue() == "Report\n"

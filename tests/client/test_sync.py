@@ -16,7 +16,7 @@ from agentsrv import App, InputDeclined, StepContext
 from agentsrv.client import Client, Closed, NoServer, SyncClient, TaskFailed
 from agentsrv.errors import ConfigurationError, NotFound
 from tests.client.conftest import app as chatty
-from tests.examples.wscat import served
+from tests.examples.sessions import served
 
 
 @pytest.fixture

@@ -1,0 +1,64 @@
+"""``agentsrv tail``: a task that runs already, or has run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Final
+
+from agentsrv.cli.exits import Exit
+from agentsrv.cli.prompt import Prompt
+from agentsrv.cli.render import Printer
+from agentsrv.cli.screen import JsonLines, Screen, is_live, shown
+from agentsrv.client import Client, OnInput
+from agentsrv.client.answers import answering
+from agentsrv.models import events as e
+
+_ENDS: Final = {"task_completed": Exit.DONE, "task_failed": Exit.FAILED}
+
+
+async def tail(prefix: str, after: int, json: bool, url: str, token: str | None) -> int:
+    """Show a task behind event ``after`` until it ends; return the exit code.
+
+    Whole and on a terminal it looks as it does for ``run``, and what it asks can be answered.
+    Ctrl-C leaves the task alone.
+    """
+    async with (
+        Client(url, token=token) as client,
+        _screen(json=json, whole=not after) as (screen, on_input),
+    ):
+        task_id = await client.resolve(prefix)
+        return await _follow(client, task_id, after, screen, on_input)
+
+
+@asynccontextmanager
+async def _screen(*, json: bool, whole: bool) -> AsyncIterator[tuple[Screen, OnInput | None]]:
+    if json:
+        yield JsonLines(), None
+    elif whole and sys.stdout.isatty() and is_live():
+        async with shown(json=False) as screen:
+            yield screen, Prompt(screen.pause).ask if Prompt.is_possible() else None
+    else:
+        yield Printer(sys.stdout), None
+
+
+async def _follow(
+    client: Client, task_id: str, after: int, screen: Screen, on_input: OnInput | None
+) -> int:
+    snapshot = await client.status(task_id)
+    open_now = {asked["input_id"] for asked in snapshot["inputs"]}
+    async with (
+        answering(client.respond, on_input) as see,
+        aclosing(client.events(task_id, after)) as events,
+    ):
+        async for record in events:
+            is_past = record.seq <= snapshot["seq"]
+            if not is_past or record.data.get("input_id") in open_now:
+                see(record)
+            screen.event(record)
+            if record.event_type == e.TaskCompleted.event_type:
+                screen.output(record.data["final_output"])
+            if record.is_terminal:
+                return _ENDS.get(record.event_type, Exit.CANCELLED)
+    raise AssertionError(f"the log of task {task_id} ended without a terminal event")

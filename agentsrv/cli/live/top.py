@@ -1,0 +1,178 @@
+"""``agentsrv top``: the caller's tasks on a server, live."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import termios
+import tty
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Never
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from agentsrv.cli.live.tree import MARKS, WAITING, seconds
+from agentsrv.cli.render import shorten
+from agentsrv.client import Client
+from agentsrv.errors import NotFound
+from agentsrv.models.states import StepStatus, TaskStatus
+from agentsrv.protocol.replies import Snapshot, TaskRow
+
+INTERVAL: Final = 1.0  # seconds between two looks
+WINDOW: Final = 10  # looks over which rates are told
+DETAILED: Final = 10  # active tasks whose steps are looked at
+HEAD: Final = 5  # lines above the tasks, and the last one of the screen
+ACTIVE: Final = tuple(status for status in TaskStatus if not status.is_terminal)
+ENDED: Final = tuple(status for status in TaskStatus if status.is_terminal)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look at the server found."""
+
+    at: datetime
+    totals: Mapping[TaskStatus, int]
+    rows: Sequence[TaskRow]
+    """Those that are not over, then those that are, the newest first of each."""
+    details: Mapping[str, Snapshot]
+    """All about the first active ones, by id."""
+
+
+async def look(client: Client, rows: int, at: datetime) -> Look:
+    """Look at up to ``rows`` tasks, and count all of them."""
+    pages = await asyncio.gather(
+        *(client.list(status=status, limit=rows) for status in (*ACTIVE, *ENDED))
+    )
+    totals = {status: page["total"] for status, page in zip((*ACTIVE, *ENDED), pages, strict=True)}
+    found = [row for page in pages for row in page["tasks"]]
+    found.sort(key=lambda row: row["created_at"], reverse=True)
+    found.sort(key=lambda row: row["status"] in ENDED)
+    shown = found[:rows]
+    active = [row["task_id"] for row in shown if row["status"] not in ENDED][:DETAILED]
+    snapshots = await asyncio.gather(*map(client.status, active), return_exceptions=True)
+    details: dict[str, Snapshot] = {}
+    for snapshot in snapshots:
+        if isinstance(snapshot, NotFound):
+            continue  # it was removed meanwhile
+        if isinstance(snapshot, BaseException):
+            raise snapshot
+        details[snapshot["task_id"]] = snapshot
+    return Look(at, totals, shown, details)
+
+
+def draw(name: str, looks: Sequence[Look]) -> RenderableType:
+    """The screen for the last of ``looks``; the others are there for the rates."""
+    last = looks[-1]
+    counts = Text(no_wrap=True, overflow="ellipsis")
+    for status, total in last.totals.items():
+        if not total:
+            continue
+        mark, style = _mark(status)
+        counts.append(f"{mark} ", style).append(f"{total} {_words(status)}  ")
+    table = Table(box=None, pad_edge=False, expand=True)
+    for title, options in (
+        ("TASK", {"no_wrap": True}),
+        ("STATUS", {"no_wrap": True}),
+        ("AGE", {"no_wrap": True, "justify": "right"}),
+        ("STEPS", {"no_wrap": True}),
+        ("WHAT", {"no_wrap": True, "ratio": 1}),
+    ):
+        table.add_column(title, overflow="ellipsis", header_style="dim", **options)
+    for row in last.rows:
+        mark, style = _mark(row["status"])
+        age = (last.at - datetime.fromisoformat(row["created_at"])).total_seconds()
+        table.add_row(
+            row["task_id"],
+            Text.assemble((mark, style), f" {_words(row['status'])}"),
+            seconds(max(age, 0.0)),
+            _steps(last.details.get(row["task_id"])),
+            Text(shorten(row["user_input"])),
+        )
+    head = Text(f"{name}  {_rates(looks)}", no_wrap=True, overflow="ellipsis")
+    return Group(head, counts, Text(), table)
+
+
+async def show(client: Client, url: str) -> None:
+    """Look and draw again and again, until ``q`` is typed; without a terminal once."""
+    server = client.hello["server"]
+    name = f"{server['name']} {server['version']} at {url}"
+    console = Console()
+    if not (sys.stdin.isatty() and console.is_terminal and not console.is_dumb_terminal):
+        console.print(draw(name, [await look(client, console.height, datetime.now(UTC))]))
+        return
+    with Live(console=console, screen=True, auto_refresh=False, redirect_stderr=False) as live:
+        watching = asyncio.create_task(_watch(client, name, live), name="agentsrv-top")
+        try:
+            with _keys(dict.fromkeys((b"q", b"Q"), watching.cancel)):
+                await asyncio.wait({watching})
+        finally:
+            watching.cancel()
+    if not watching.cancelled():
+        watching.result()
+
+
+async def _watch(client: Client, name: str, live: Live) -> Never:
+    looks: deque[Look] = deque(maxlen=WINDOW + 1)
+    while True:
+        rows = max(live.console.height - HEAD, 1)
+        looks.append(await look(client, rows, datetime.now(UTC)))
+        live.update(draw(f"{name}  (q quits)", looks), refresh=True)
+        await asyncio.sleep(INTERVAL)
+
+
+@contextmanager
+def _keys(actions: Mapping[bytes, Callable[[], Any]]) -> Iterator[None]:
+    """Take single keys within the block; the terminal is as before behind it."""
+    loop, descriptor = asyncio.get_running_loop(), sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+
+    def take() -> None:
+        actions.get(os.read(descriptor, 1), lambda: None)()
+
+    tty.setcbreak(descriptor)
+    loop.add_reader(descriptor, take)
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _rates(looks: Sequence[Look]) -> str:
+    first, last = looks[0], looks[-1]
+    passed = (last.at - first.at).total_seconds()
+    if passed <= 0:
+        return ""
+    created = (sum(last.totals.values()) - sum(first.totals.values())) / passed
+    ended = sum(last.totals[status] - first.totals[status] for status in ENDED) / passed
+    return f"{created:.1f} created/s  {ended:.1f} ended/s"
+
+
+def _steps(snapshot: Snapshot | None) -> str:
+    if snapshot is None or not snapshot["steps"]:
+        return ""
+    steps = snapshot["steps"]
+    done = sum(step["status"] == StepStatus.COMPLETED for step in steps)
+    busy = [
+        step["agent"]
+        for step in steps
+        if step["status"] in (StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.INPUT_REQUIRED)
+    ]
+    return " ".join([f"{done}/{len(steps)}", *busy[:1]])
+
+
+def _mark(status: str) -> tuple[str, str]:
+    mark, _, style = MARKS.get(status, WAITING)
+    return mark, style
+
+
+def _words(status: str) -> str:
+    return "asks" if status == TaskStatus.INPUT_REQUIRED else str(status)

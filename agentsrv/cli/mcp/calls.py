@@ -1,0 +1,189 @@
+"""Calls of tools that follow a task: its progress, its questions, its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, Final
+
+import anyio
+import orjson
+from mcp import MCPError
+from mcp.server.mcpserver import Context
+from mcp_types import CallToolResult, ElicitRequest, ElicitResult, InputRequiredResult, TextContent
+
+from agentsrv.cli.mcp import forms
+from agentsrv.cli.render import describe
+from agentsrv.client import Client, Record
+from agentsrv.client.answers import answering
+from agentsrv.errors import (
+    AgentsrvError,
+    Conflict,
+    InputDeclined,
+    InvalidInput,
+    InvalidState,
+    NotFound,
+)
+from agentsrv.models import events as e
+
+Result = CallToolResult | InputRequiredResult
+
+ASKING_BY_RESULT: Final = "2026-07-28"
+"""Since this revision a server asks by an interim result, and the client calls again."""
+REASON: Final = "the tool call was cancelled"
+PATIENCE: Final = 5.0  # seconds for a cancel to reach the server
+
+
+@asynccontextmanager
+async def ending_with_call(
+    client: Client, task_id: str | None = None, *, key: str | None = None
+) -> AsyncIterator[None]:
+    """Cancel the task, named by its id or its idempotency key, if the block is cancelled."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        with anyio.move_on_after(PATIENCE, shield=True), suppress(AgentsrvError):
+            await client.cancel(task_id, idempotency_key=key, reason=REASON)
+        raise
+
+
+class Call:
+    """One call, and the task that it follows.
+
+    A client that can put forms to its user is given the task's questions, during the call or,
+    in newer revisions of the protocol, between two rounds of it. Any other is told of them in
+    the result, and ends the call.
+    """
+
+    def __init__(self, client: Client, context: Context) -> None:
+        self._client = client
+        self._context = context
+        capabilities = context.client_capabilities
+        able = capabilities.elicitation if capabilities is not None else None
+        self._has_forms = able is not None and (able.form is not None or able.url is None)
+        self._asks_by_result = (context.protocol_version or "") >= ASKING_BY_RESULT
+
+    async def follow(self, task_id: str, after: int) -> Result:
+        """Report what follows event ``after``; return how the task ended, or what it asks."""
+        during = self._has_forms and not self._asks_by_result
+        try:
+            async with (
+                answering(self._client.respond, self._elicit if during else None) as see,
+                aclosing(self._client.events(task_id, after)) as events,
+            ):
+                async for record in events:
+                    see(record)
+                    if record.event_type != e.PartialOutput.event_type:
+                        await self._context.report_progress(record.seq, message=describe(record))
+                    if record.is_terminal:
+                        return ended(record)
+                    if record.event_type == e.InputRequired.event_type and not during:
+                        return self.ask(record.data, record.seq)
+        except _Unanswered as left:
+            return told(left.asked)
+        raise AssertionError(f"the log of task {task_id} ended without a terminal event")
+
+    async def go_on(self) -> Result:
+        """Take the answer with which the client calls again, and follow the task further."""
+        assert self._context.request_state is not None
+        state = orjson.loads(self._context.request_state)
+        asked = e.InputRequired(**state["asked"])
+        async with ending_with_call(self._client, state["task_id"]):
+            responses = self._context.input_responses or {}
+            result = responses.get(asked.input_id)
+            if not isinstance(result, ElicitResult):
+                return told(asked)
+            try:
+                await self._respond(asked, result)
+            except forms.Dismissed:
+                return told(asked)
+            except InvalidInput as refusal:
+                return self.ask(state["asked"], state["seq"], refusal.message)
+            except (Conflict, InvalidState, NotFound):
+                pass  # it was settled or closed meanwhile
+            return await self.follow(state["task_id"], state["seq"])
+
+    async def _respond(self, asked: e.InputRequired, result: ElicitResult) -> None:
+        try:
+            value = forms.answer(asked, result)
+        except InputDeclined:
+            await self._client.respond(asked.input_id, decline=True)
+        else:
+            await self._client.respond(asked.input_id, value)
+
+    def ask(self, data: Mapping[str, Any], seq: int, refusal: str | None = None) -> Result:
+        """End this round of the call with a question, to go on behind event ``seq``.
+
+        Args:
+            data: The question's, as ``input_required`` has it.
+            seq: Up to where the task was followed.
+            refusal: Why the answer before was none.
+        """
+        asked = e.InputRequired(**data)
+        if not (self._has_forms and self._asks_by_result):
+            return told(asked)
+        request = ElicitRequest(params=forms.form(asked, refusal))
+        task_id = asked.input_id.partition("/")[0]
+        state = {"task_id": task_id, "seq": seq, "asked": data}
+        return InputRequiredResult(
+            input_requests={asked.input_id: request}, request_state=orjson.dumps(state).decode()
+        )
+
+    async def _elicit(self, asked: e.InputRequired, refusal: InvalidInput | None) -> Any:
+        params = forms.form(asked, refusal.message if refusal is not None else None)
+        try:
+            result = await self._context.session.elicit_form(
+                params.message, params.requested_schema, self._context.request_id
+            )
+            return forms.answer(asked, result)
+        except (MCPError, forms.Dismissed) as error:
+            raise _Unanswered(asked) from error
+
+
+class _Unanswered(Exception):
+    """The user was asked, and there is no answer."""
+
+    def __init__(self, asked: e.InputRequired) -> None:
+        self.asked = asked
+
+
+def told(asked: e.InputRequired) -> CallToolResult:
+    """The result of a call that leaves a question open: what is asked, and how to answer."""
+    task_id = asked.input_id.partition("/")[0]
+    options = "" if asked.options is None else f" One of: {', '.join(map(str, asked.options))}."
+    text = (
+        f"Task {task_id} waits for an answer. {asked.step_id} asks: {asked.prompt}{options}\n"
+        f"Ask the user, then answer with the tool respond, question {asked.input_id}, "
+        f"which also goes on to follow the task. The answer's JSON Schema: "
+        f"{orjson.dumps(asked.schema).decode()}"
+    )
+    facts = {"task_id": task_id, "status": "input_required", "input_id": asked.input_id}
+    return result(text, facts)
+
+
+def ended(record: Record) -> CallToolResult:
+    """The result of a call that saw a task's end: its output, or why there is none."""
+    match record.event:
+        case e.TaskCompleted() as completed:
+            facts = {"degraded": completed.degraded, "missing_steps": list(completed.missing_steps)}
+            return result(completed.final_output, _named(record, "completed") | facts)
+        case e.TaskFailed() as failed:
+            text, status, partial = describe(record), "failed", failed.partial_output
+        case e.TaskCancelled() as cancelled:
+            text, status, partial = describe(record), "cancelled", cancelled.partial_output
+        case other:
+            raise AssertionError(f"{other} ends no task")
+    if partial:
+        text = f"{text}\n\nWhat it had written:\n\n{partial}"
+    return result(text, _named(record, status), is_error=True)
+
+
+def result(text: str, facts: Any, *, is_error: bool = False) -> CallToolResult:
+    """A result for people and models, and the same for programs."""
+    content = TextContent(type="text", text=text)
+    return CallToolResult(content=[content], structured_content=facts, is_error=is_error)
+
+
+def _named(record: Record, status: str) -> dict[str, Any]:
+    return {"task_id": record.task_id, "status": status}

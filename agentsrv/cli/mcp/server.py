@@ -1,0 +1,188 @@
+"""The tools: run, respond, status, cancel, list and agents."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Annotated, Any, Final
+
+import orjson
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp_types import CallToolResult, ToolAnnotations
+from pydantic import Field
+
+from agentsrv.app import VERSION
+from agentsrv.cli.mcp.calls import Call, Result, ending_with_call, result
+from agentsrv.cli.prompt import find_question
+from agentsrv.client import Client
+from agentsrv.errors import AgentsrvError
+from agentsrv.models.states import TaskStatus
+from agentsrv.protocol.shell import read_answer
+
+INSTRUCTIONS: Final = """\
+Runs tasks on an agentsrv server: each is planned as steps, which agents carry out. `run` waits \
+for the result and reports progress; cancelling the call cancels the task. A task that asks a \
+question waits for its answer: put it to the user, do not invent it."""
+
+STDIN: Final = 0
+CHUNK: Final = 65_536  # bytes
+
+TaskId = Annotated[str, Field(description="The task's id, or the beginning of it.")]
+
+
+class Tools:
+    """What a client may call, each a task or a question of one server."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def server(self) -> MCPServer:
+        """A server that offers the tools."""
+        server = MCPServer(
+            "agentsrv", version=VERSION, instructions=INSTRUCTIONS, log_level="WARNING"
+        )
+        for tool, hints in (
+            (self.run, ToolAnnotations()),
+            (self.respond, ToolAnnotations()),
+            (self.status, ToolAnnotations(read_only_hint=True)),
+            (self.cancel, ToolAnnotations(destructive_hint=True, idempotent_hint=True)),
+            (self.list, ToolAnnotations(read_only_hint=True)),
+            (self.agents, ToolAnnotations(read_only_hint=True)),
+        ):
+            server.add_tool(tool, annotations=hints, structured_output=False)
+        return server
+
+    async def run(
+        self,
+        text: Annotated[str, Field(description="What is to be done.")],
+        context: Context,
+        agent: Annotated[
+            str | None, Field(description="The one agent that does it, instead of a plan.")
+        ] = None,
+        params: Annotated[
+            dict[str, Any] | None, Field(description="For the agents; `agents` tells which.")
+        ] = None,
+    ) -> Result:
+        """Run a task and wait for its result. Progress tells what its steps do."""
+        call = Call(self._client, context)
+        with _refusals():
+            if context.request_state is not None:
+                return await call.go_on()
+            key = uuid.uuid4().hex  # names the task to ``cancel`` before its id is known
+            async with ending_with_call(self._client, key=key):
+                created = await self._client.create(
+                    text, agent=agent, params=params, idempotency_key=key, execute=True
+                )
+                return await call.follow(created["task_id"], 0)
+
+    async def respond(
+        self,
+        question: Annotated[
+            str, Field(description="The question's id, or the id of a task that asks one.")
+        ],
+        context: Context,
+        answer: Annotated[Any, Field(description="What the user answered.")] = None,
+        decline: Annotated[bool, Field(description="The user does not want to answer.")] = False,
+    ) -> Result:
+        """Answer a task's question, then wait for the task's result as `run` does."""
+        call = Call(self._client, context)
+        with _refusals():
+            if context.request_state is not None:
+                return await call.go_on()
+            asked = await find_question(self._client, question)
+            task_id = asked.input_id.partition("/")[0]
+            snapshot = await self._client.status(task_id)
+            value = read_answer(answer, asked) if isinstance(answer, str) else answer
+            await self._client.respond(asked.input_id, None if decline else value, decline=decline)
+            others = [each for each in snapshot["inputs"] if each["input_id"] != asked.input_id]
+            async with ending_with_call(self._client, task_id):
+                if others:
+                    return call.ask(others[0], snapshot["seq"])
+                return await call.follow(task_id, snapshot["seq"])
+
+    async def status(self, task: TaskId) -> CallToolResult:
+        """Tell all about a task: its steps, what it has written, what it asks."""
+        with _refusals():
+            return _json(await self._client.status(await self._client.resolve(task)))
+
+    async def cancel(
+        self,
+        task: TaskId,
+        reason: Annotated[str | None, Field(description="Told in the task's log.")] = None,
+    ) -> CallToolResult:
+        """Stop a task."""
+        with _refusals():
+            task_id = await self._client.resolve(task)
+            return _json(await self._client.cancel(task_id, reason=reason))
+
+    async def list(
+        self,
+        status: Annotated[TaskStatus | None, Field(description="Only tasks in it.")] = None,
+        limit: Annotated[int, Field(ge=1, le=100, description="Tasks at most.")] = 20,
+    ) -> CallToolResult:
+        """List tasks, the newest first."""
+        with _refusals():
+            return _json(await self._client.list(status=status, limit=limit))
+
+    async def agents(self) -> CallToolResult:
+        """Tell which agents there are, and the JSON Schema of their parameters."""
+        with _refusals():
+            return _json({"agents": await self._client.agents()})
+
+
+async def serve(client: Client) -> None:
+    """Serve the tools on stdin and stdout until stdin ends, or SIGINT or SIGTERM comes.
+
+    Calls that are under way then are cancelled, and so are their tasks.
+    """
+    end = _relay_stdin()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, end)
+    await Tools(client).server().run_stdio_async()
+
+
+def _relay_stdin() -> Callable[[], object]:
+    """Put a pipe in the place of stdin; return what ends it as the end of stdin would.
+
+    The SDK reads in a thread that waits for a line, which no signal and no cancellation ends.
+    """
+    source = os.dup(STDIN)
+    reader, writer = os.pipe()
+    end, ending = os.pipe()
+    os.dup2(reader, STDIN)
+    os.close(reader)
+
+    def relay() -> None:
+        while end not in select.select([source, end], [], [])[0]:
+            data = os.read(source, CHUNK)
+            if not data:
+                break
+            os.write(writer, data)
+        os.close(writer)
+
+    threading.Thread(target=relay, name="agentsrv-stdin", daemon=True).start()
+    return partial(os.write, ending, b"\0")
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Tell the server's refusals to the model, which may do better."""
+    try:
+        yield
+    except AgentsrvError as error:
+        details = (error.details or [])[1:]  # the first one is the message
+        reasons = [f"{detail['field']}: {detail['reason']}" for detail in details]
+        raise ToolError("; ".join([error.message, *reasons])) from error
+
+
+def _json(value: Any) -> CallToolResult:
+    return result(orjson.dumps(value).decode(), value)
