@@ -117,7 +117,7 @@ def test_a_flood_by_one_principal_does_not_starve_another(
 ):
     """Beside 10,000 commands a second and 1,000 tasks, another is served as ever."""
     server = ServerProcess(
-        tmp_path, APPLICATION, f"--concurrency={SLOTS}", f"--principal-running={SLOTS}",
+        tmp_path, APPLICATION, f"--concurrency={SLOTS}", f"--principal-running={QUEUED}",
         environment={"AGENTSRV_API_KEYS": BOTH},
     )  # fmt: skip
     server.start()
