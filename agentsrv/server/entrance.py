@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from agentsrv.errors import InvalidState, Unauthenticated
 from agentsrv.models import commands as c
@@ -63,6 +63,12 @@ async def _ask(
     return None
 
 
+class Door(Protocol):
+    """What is to be told where a connection may do nothing any more: a session."""
+
+    is_authenticated: bool
+
+
 class Admission:
     """Who a connection is; where that does not hold any more, it is closed with 4401.
 
@@ -73,7 +79,7 @@ class Admission:
     def __init__(
         self,
         socket: OutboxConnection,
-        session: Session,
+        session: Door,
         authenticator: Authenticator,
         identity: Identity,
     ) -> None:

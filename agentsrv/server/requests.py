@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
-from agentsrv.protocol.session import Request, Session
+from agentsrv.protocol.session import Refusal
 from agentsrv.server.outbox import OutboxConnection
 
 BAD_FRAMES: Final = 4400  # close code: too many frames in a row that were no commands
 
+R_co = TypeVar("R_co", covariant=True)
 
-async def next_request(socket: OutboxConnection, session: Session) -> Request | None:
+
+class Reader(Protocol[R_co]):
+    """What reads the frames of one connection: a session."""
+
+    def receive(self, text: str) -> R_co | Refusal:
+        """What a text frame asks for."""
+
+
+async def next_request(socket: OutboxConnection, session: Reader[R_co]) -> R_co | None:
     """The next command of a client; ``None`` where the connection is over.
 
     A frame that is none is refused; a binary one, and the last of too many that are none, closes
@@ -29,7 +38,7 @@ async def next_request(socket: OutboxConnection, session: Session) -> Request | 
             await close(socket, CloseCode.UNSUPPORTED_DATA, "expected text frames")
             return None
         received = session.receive(message)
-        if isinstance(received, Request):
+        if not isinstance(received, Refusal):
             return received
         socket.post([received.frame])
         if received.is_last:
