@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from agentsrv import App, PermanentError, Step, StepContext
+from agentsrv import App, ExecutionPlan, PermanentError, Step, StepContext, TaskContext
+from tests.docs.pages import URL, of
 from tests.node import npm_folder
 from tests.server.people import ADA, ADA_KEY
 from tests.server.talk import serving
@@ -64,6 +65,11 @@ def make_app() -> App:
         """Fail for good."""
         yield "So far."
         raise PermanentError("no such thing")
+
+    @app.planner
+    async def plan(task_description: str, ctx: TaskContext) -> ExecutionPlan:
+        """Where a front end names no agent."""
+        return ExecutionPlan(steps=(Step(step_id="step_001", agent="echo"),))
 
     return app
 
@@ -140,3 +146,15 @@ async def test_the_example_s_program_shows_a_task_and_asks(program):
         rest, _ = await process.communicate(b"true\n")
     assert rest.decode() == "\n[step_001]\nMay I? True\n[success]\n"
     assert process.returncode == 0
+
+
+async def test_the_page_s_program_runs_a_task(program):
+    """That of docs/ag-ui.md, under Node.js with the WebSocket that it lacks before 22."""
+    (page,) = of("ag-ui.md", "js")
+    assert URL in page
+    before = 'import { WebSocket } from "ws";\nglobalThis.WebSocket ??= WebSocket;\n'
+    after = "console.log(agent.messages.at(-1).content);\n"
+    async with serving(make_app()) as server:
+        (program / "page.mjs").write_text(before + page.replace(URL, server.url) + after)
+        printed, _ = await (await start(program, "page.mjs")).communicate()
+    assert printed.decode() == "How does async I/O affect throughput?\n"

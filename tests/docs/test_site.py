@@ -1,0 +1,47 @@
+"""The site that `make docs` makes of the documents."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LOADED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=\"?(https?:)?//")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, made without a warning: each page is in the navigation, each link leads somewhere."""
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "--quiet", "build", f"--site-dir={folder}"],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+def test_every_document_is_a_page(site):
+    """Those of docs/ and those at the top."""
+    for page in (*ROOT.glob("docs/*.md"), ROOT / "SYSTEM_DESIGN.md"):
+        assert (site / page.relative_to(ROOT)).with_suffix(".html").is_file()
+    assert "agentsrv" in (site / "index.html").read_text()
+
+
+def test_nothing_is_fetched_from_elsewhere(site):
+    """Neither fonts nor scripts nor pictures."""
+    for page in site.rglob("*.html"):
+        assert not LOADED.search(page.read_text()), page
+    for style in site.rglob("*.css"):
+        assert not re.search(r"@import|url\(['\"]?(?:https?:)?//", style.read_text()), style
