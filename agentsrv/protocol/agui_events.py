@@ -69,6 +69,8 @@ class AguiRun:
         """The open message of each step."""
         self._texts: dict[str, list[str]] = {}
         """What was written, by message: after a failed attempt the rest is told anew."""
+        self._is_stale = False
+        """Whether the front end has text of a failed attempt, which is to be taken back."""
         self._questions: dict[str, AguiEvent] = {}
         """Those that wait for an answer, as interrupts."""
 
@@ -98,6 +100,8 @@ class AguiRun:
             record = decode(body)
             at = int(parse_timestamp(record.timestamp) * 1000)
             told += [orjson.dumps({**event, "timestamp": at}) for event in self._tell(record)]
+        # Once for all of them: it is as long as all that was written.
+        told += map(orjson.dumps, self._restate())
         return told + self._interrupted()
 
     def caught_up(self) -> list[bytes]:
@@ -210,9 +214,15 @@ class AguiRun:
                 del self._questions[input_id]
 
     def _drop(self, step_id: str, attempt: int) -> Iterator[AguiEvent]:
-        """Take back what a failed attempt has written."""
+        """Forget what a failed attempt has written."""
         yield from self._close_message(step_id)
         if self._texts.pop(f"{self._ids}{step_id}/{attempt}", None) is not None:
+            self._is_stale = True
+
+    def _restate(self) -> Iterator[AguiEvent]:
+        """Take back what failed attempts have written, where some have."""
+        if self._is_stale:
+            self._is_stale = False
             yield self._messages_snapshot()
 
     def _messages_snapshot(self) -> AguiEvent:
@@ -228,22 +238,24 @@ class AguiRun:
             del self._steps[step_id]
             yield {"type": "STEP_FINISHED", "stepName": step_id}
 
-    def _close_all(self) -> Iterator[AguiEvent]:
-        for step_id in list(self._messages):
-            yield from self._close_message(step_id)
-        for step_id in list(self._steps):
-            yield from self._finish_step(step_id)
-
     def _finish(self, end: Mapping[str, Any]) -> Iterator[AguiEvent]:
-        yield from self._close_all()
-        self.is_over = True
+        yield from self._end()
         run = {"threadId": self._thread_id, "runId": self._run_id}
         yield {"type": "RUN_FINISHED", **run, **end}
 
     def _fail(self, message: str) -> Iterator[AguiEvent]:
-        yield from self._close_all()
-        self.is_over = True
+        yield from self._end()
         yield {"type": "RUN_ERROR", "message": message, "code": "task_failed"}
+
+    def _end(self) -> Iterator[AguiEvent]:
+        """Close what is open, and forget the texts; then only the last event is left."""
+        yield from self._restate()
+        for step_id in list(self._messages):
+            yield from self._close_message(step_id)
+        for step_id in list(self._steps):
+            yield from self._finish_step(step_id)
+        self._texts, self._kept = {}, []
+        self.is_over = True
 
 
 def _delta(changed: Mapping[str, Any]) -> AguiEvent:

@@ -124,7 +124,7 @@ async def test_the_official_client_finds_no_violation(program):
     assert all(each["state"]["mine"] == 1 for each in told.values())
     assert told["task"]["runs"][0]["result"] == "Hello. Hello. "
     assert told["retry"]["customs"].count("agentsrv.step_retrying") == 2
-    assert told["retry"]["types"].count("MESSAGES_SNAPSHOT") == 2
+    assert "MESSAGES_SNAPSHOT" in told["retry"]["types"]
     assert told["parallel"]["types"].count("STEP_FINISHED") == 3
     (asked,) = told["question"]["asked"]
     assert (asked["message"], asked["responseSchema"]) == ("May I?", {"type": "boolean"})

@@ -99,6 +99,18 @@ def test_the_text_of_a_failed_attempt_does_not_stay():
     assert front.state["agentsrv"]["steps"]["one"]["attempt"] == 2
 
 
+def test_many_failed_attempts_are_taken_back_at_once():
+    """A replay does not tell the messages anew for each of them, also where the task has ended."""
+    log = list(BEGUN)
+    for attempt in range(1, 30):
+        log += [started("one", attempt), written("one", "wro", attempt), retrying("one", attempt)]
+    log += [started("one", 30), written("one", "right", 30)]
+    front = follow(Front(), log)
+    assert (front.texts, len(front.of("MESSAGES_SNAPSHOT"))) == (["right"], 1)
+    front = follow(Front(), [*log, completed("one", 30), COMPLETED])
+    assert (front.texts, len(front.of("MESSAGES_SNAPSHOT"))) == (["right"], 1)
+
+
 def test_an_attempt_that_wrote_nothing_takes_nothing_back():
     """The messages are not told anew for it."""
     log = [*BEGUN, started("one"), retrying("one"), started("one", 2), completed("one", 2),
