@@ -17,7 +17,8 @@ SHOWN = ("*.md", "LICENSE", "docs/**/*", "examples/*.*", "examples/ag-ui/*.*", "
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the repository's files, in place of those of ``docs_dir`` alone."""
-    assets = [file for file in files if not Path(file.abs_src_path or "").is_relative_to(ROOT)]
+    docs = Path(config.docs_dir)
+    assets = [file for file in files if not Path(file.abs_src_path or "").is_relative_to(docs)]
     paths = {path for pattern in SHOWN for path in ROOT.glob(pattern) if path.is_file()}
     ours = [
         File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+OWN = re.compile(r"<(?:script|link|img)\b[^>]*\b(?:src|href)=\"?((?!data:)[^\" >:]+)")
 LOADED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=\"?(https?:)?//")
 
 
@@ -37,6 +38,16 @@ def test_every_document_is_a_page(site):
     for page in (*ROOT.glob("docs/*.md"), ROOT / "SYSTEM_DESIGN.md"):
         assert (site / page.relative_to(ROOT)).with_suffix(".html").is_file()
     assert "agentsrv" in (site / "index.html").read_text()
+
+
+def test_what_a_page_loads_is_there(site):
+    """The theme's style and scripts, and pictures."""
+    for page in (site / "index.html", site / "docs" / "performance.html"):
+        loaded = OWN.findall(page.read_text())
+        assert any(".css" in name for name in loaded)
+        assert any(".js" in name for name in loaded)
+        for name in loaded:
+            assert (page.parent / name.partition("?")[0]).is_file(), name
 
 
 def test_nothing_is_fetched_from_elsewhere(site):
