@@ -66,8 +66,9 @@ lint: $(STAMP) ## check style, format and who imports whom
 types: $(STAMP) ## check the types
 	$(BIN)/mypy $(wildcard agentsrv tests examples)
 
-docs: $(STAMP) ## check that the links between the Markdown files resolve
+docs: $(STAMP) ## check the links between the Markdown files, and make a site of them in build/site
 	$(BIN)/python .ci/check_links.py
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs --quiet build --config-file .ci/mkdocs.yml
 
 soak: $(STAMP) ## run the tests that take minutes
 	$(PYTEST) -m soak --timeout=3600

@@ -1,6 +1,6 @@
 """Check that the links between the Markdown files of this repository resolve.
 
-Looks at the top-level Markdown files and at docs/: each relative link must name a file or a
+Looks at the top-level Markdown files, docs/ and examples/: each relative link must name a file or a
 folder of the repository, each anchor a heading of the file it points into. Links to other
 sites are not followed.
 """
@@ -89,7 +89,11 @@ def complaint(page: Path, link: str) -> str | None:
 
 def main() -> int:
     """Print each broken link; the exit status is 1 if there is one."""
-    pages = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+    folders = (ROOT / "docs", ROOT / "examples")
+    pages = [
+        *sorted(ROOT.glob("*.md")),
+        *(page for it in folders for page in sorted(it.rglob("*.md"))),
+    ]
     checked = broken = 0
     for page in pages:
         for number, link in links(page):

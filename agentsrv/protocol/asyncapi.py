@@ -38,6 +38,11 @@ _COMMAND_ID: Final[Json] = {
     "anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}],
     "description": "The command's own, null where it had none.",
 }
+_ANY_JSON: Final[Json] = {
+    "description": "Any JSON value.",
+    "type": ["object", "array", "string", "number", "boolean", "null"],
+}
+"""Instead of no type at all, which generators of types take for an object."""
 _EVENT: Final[Json] = {
     "task_id": {"type": "string"},
     "seq": {"type": "integer", "minimum": 1, "description": "Counts a task's events, no holes."},
@@ -49,6 +54,7 @@ def document(version: str) -> Json:
     """The whole document, as a server of ``version`` speaks."""
     schemas: Json = {}
     messages = {message["name"]: message for message in _messages(schemas)}
+    schemas["JsonValue"] = _ANY_JSON
     told = [*FRAMES, *EVENTS]
     return {
         "asyncapi": ASYNCAPI,

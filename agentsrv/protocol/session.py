@@ -91,8 +91,12 @@ class Session:
             unknown = Unauthenticated(
                 "this connection has not said who it is", example=EXAMPLES["auth"]
             )
-            return Refusal(frames.error(request.name, request.command.id, unknown), is_last=False)
+            return Refusal(self.refused(unknown, request), is_last=False)
         return request
+
+    def refused(self, refusal: AgentsrvError, request: Request, /) -> bytes:
+        """The frame that tells that a command is not carried out."""
+        return frames.error(request.name, request.command.id, refusal)
 
 
 def _validate(fields: dict[str, Any], text: str | None) -> Command:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from websockets.frames import CloseCode
 
@@ -70,6 +70,12 @@ async def _ask(
     return None
 
 
+class Door(Protocol):
+    """What is to be told where a connection may do nothing any more: a session."""
+
+    is_authenticated: bool
+
+
 class Admission:
     """Who a connection is; where that does not hold any more, it is closed with 4401.
 
@@ -80,7 +86,7 @@ class Admission:
     def __init__(
         self,
         socket: OutboxConnection,
-        session: Session,
+        session: Door,
         authenticator: Authenticator,
         identity: Identity,
     ) -> None:

@@ -15,10 +15,12 @@ from agentsrv.errors import Overloaded
 from agentsrv.models.commands import COMMANDS, MAX_DESCRIPTION
 from agentsrv.orchestrator.hub import Hub
 from agentsrv.orchestrator.orchestrator import Orchestrator
-from agentsrv.protocol import PROTOCOL, frames
+from agentsrv.protocol import AG_UI, PROTOCOL, frames
+from agentsrv.protocol.agui import AguiSession
 from agentsrv.protocol.session import Session
 from agentsrv.protocol.strict_json import MAX_DEPTH
 from agentsrv.server import pages
+from agentsrv.server.agui import AguiConnection
 from agentsrv.server.auth import Authenticator, Identity
 from agentsrv.server.connection import Connection
 from agentsrv.server.entrance import Admission, identify
@@ -125,7 +127,8 @@ class Listener:
         """Accept no more, and tell every client that the server is about to close."""
         self._server.close(close_connections=False)
         for socket in self._sockets:
-            socket.post([frames.goaway(reason, RECONNECT_IN)])
+            if socket.subprotocol != AG_UI:  # which has no word for it
+                socket.post([frames.goaway(reason, RECONNECT_IN)])
 
     async def close(self) -> None:
         """Close every connection with 1012; end also those that do not answer.
@@ -160,14 +163,19 @@ class Listener:
         self._sockets.add(socket)
         self._measures.opened += 1
         socket.forget_handshake()
-        socket.post([self._hello(socket)])
+        speaks_agui = socket.subprotocol == AG_UI
+        if not speaks_agui:
+            socket.post([self._hello(socket)])
         try:
             if identity is None:
                 seconds = self._settings.auth_timeout
                 identity = await identify(socket, session, self._authenticator, seconds)
             if identity is not None:
                 socket.identity = identity
-                await self._serve(socket, session, identity)
+                if speaks_agui:
+                    await self._serve_agui(socket, identity)
+                else:
+                    await self._serve(socket, session, identity)
         finally:
             self._sockets.discard(socket)
 
@@ -188,6 +196,11 @@ class Listener:
 
     def _count_behind(self) -> int:
         return sum(socket.paused for socket in self._sockets)
+
+    async def _serve_agui(self, socket: OutboxConnection, identity: Identity) -> None:
+        session = AguiSession()
+        with Admission(socket, session, self._authenticator, identity) as admission:
+            await AguiConnection(socket, session, admission, self._orchestrator, self._hub).run()
 
     def _hello(self, socket: OutboxConnection) -> bytes:
         settings, is_known = self._settings, socket.identity is not None
@@ -213,4 +226,4 @@ class Listener:
 
 
 def _select_subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
-    return Subprotocol(PROTOCOL) if PROTOCOL in offered else None
+    return next((Subprotocol(name) for name in (PROTOCOL, AG_UI) if name in offered), None)

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
-from agentsrv.errors import RateLimited
-from agentsrv.protocol import frames
-from agentsrv.protocol.session import Refusal, Request, Session
+from agentsrv.errors import AgentsrvError, RateLimited
+from agentsrv.protocol.session import Refusal
 from agentsrv.server.gate import PAUSE
 from agentsrv.server.outbox import OutboxConnection
 
 BAD_FRAMES: Final = 4400  # close code: too many frames in a row that were no commands
 
+R = TypeVar("R")
 
-async def next_request(socket: OutboxConnection, session: Session) -> Request | None:
+
+class Reader(Protocol[R]):
+    """What reads the frames of one connection: a session."""
+
+    def receive(self, text: str) -> R | Refusal:
+        """What a text frame asks for."""
+
+    def refused(self, refusal: AgentsrvError, request: R, /) -> bytes:
+        """The frame that tells that a request is not carried out."""
+
+
+async def next_request(socket: OutboxConnection, session: Reader[R]) -> R | None:
     """The next command of a client; ``None`` where the connection is over.
 
     A frame that is none is refused; a binary one, and the last of too many that are none, closes
@@ -37,11 +48,11 @@ async def next_request(socket: OutboxConnection, session: Session) -> Request | 
         try:
             socket.share.take()
         except RateLimited as refusal:
-            if isinstance(received, Request):
-                refused = frames.error(received.name, received.command.id, refusal)
-                received = Refusal(refused, is_last=False)
+            socket.measures.limited += 1
+            if not isinstance(received, Refusal):
+                received = Refusal(session.refused(refusal, received), is_last=False)
             await asyncio.sleep(PAUSE)
-        if isinstance(received, Request):
+        if not isinstance(received, Refusal):
             return received
         socket.post([received.frame])
         if received.is_last:

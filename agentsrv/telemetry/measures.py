@@ -68,6 +68,8 @@ class Measures:
         """How late the event loop came to a timer."""
         self.commands: defaultdict[tuple[str, str], int] = defaultdict(int)
         """Commands that were answered, by name and outcome: ``ok``, or the error's code."""
+        self.limited = 0
+        """Commands that were too many for their principal's rate."""
         self.opened = 0
         """Connections that were accepted."""
         self.received = 0

@@ -141,6 +141,12 @@ METRICS: Final = (
         ("command", "outcome"),
     ),
     Metric(
+        "agentsrv_commands_limited_total",
+        "counter",
+        "Commands that were refused because their principal sent too many.",
+        _one(lambda m: m.limited),
+    ),
+    Metric(
         "agentsrv_connections",
         "gauge",
         "Open connections.",

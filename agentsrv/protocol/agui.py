@@ -1,0 +1,217 @@
+"""What front ends that speak AG-UI may send, and how they are refused; no I/O.
+
+A frame is a ``RunAgentInput`` of AG-UI 1.0, or one of two commands of our own, because AG-UI
+has no words for them: ``cancel`` and ``auth``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, Literal
+
+import orjson
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from agentsrv.errors import AgentsrvError, InvalidCommand, Unauthenticated
+from agentsrv.models.commands import Auth, Create, Respond, Text
+from agentsrv.protocol.session import MAX_BAD_FRAMES, MAX_DETAILS, Refusal
+from agentsrv.protocol.strict_json import parse_object
+
+NAMESPACE: Final = "agentsrv"
+"""Where front ends find what is ours: in ``forwardedProps``, the state, and names of events."""
+EXAMPLE: Final = {
+    "threadId": "thread_1",
+    "runId": "run_1",
+    "messages": [{"id": "1", "role": "user", "content": "How does async I/O affect throughput?"}],
+}
+
+AguiId = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class _Input(BaseModel):
+    """Of AG-UI: fields that it may get later are no fault."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ResumeEntry(_Input):
+    """An answer to a question, which is an interrupt in AG-UI's words."""
+
+    interrupt_id: AguiId = Field(alias="interruptId")
+    status: Literal["resolved", "cancelled"]
+    payload: JsonValue = None
+
+    @property
+    def command(self) -> Respond:
+        """The same as a command; an abandoned question is declined."""
+        if self.status == "cancelled":
+            return Respond(input_id=self.interrupt_id, action="decline")
+        return Respond(input_id=self.interrupt_id, value=self.payload)
+
+
+class _ForwardedProps(_Input):
+    agentsrv: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class RunAgentInput(_Input):
+    """A run that is wanted: a task from its beginning, or the rest of one that asked something."""
+
+    thread_id: AguiId = Field(alias="threadId")
+    run_id: AguiId = Field(alias="runId")
+    messages: list[dict[str, JsonValue]]
+    state: JsonValue = None
+    forwarded_props: JsonValue = Field(default=None, alias="forwardedProps")
+    resume: list[ResumeEntry] = Field(default_factory=list)
+
+    @property
+    def resumed_task(self) -> str | None:
+        """The task whose questions it answers; ``None`` where it begins one."""
+        return self.resume[0].interrupt_id.partition("/")[0] if self.resume else None
+
+    @model_validator(mode="after")
+    def _resumes_one_task(self) -> RunAgentInput:
+        tasks = {entry.interrupt_id.partition("/")[0] for entry in self.resume}
+        if len(tasks) > 1:
+            raise ValueError(f"resume answers questions of {len(tasks)} tasks; expected one task")
+        return self
+
+    def create(self) -> Create:
+        """The task that it begins; the same ``threadId`` and ``runId`` are the same task.
+
+        Raises:
+            InvalidCommand: It has no message of a user, or no task can be made of it.
+        """
+        key = orjson.dumps([self.thread_id, self.run_id])
+        fields = {
+            "task_description": _latest_text(self.messages),
+            "execute": True,
+            "idempotency_key": f"ag-ui/{hashlib.sha256(key).hexdigest()}",
+            "metadata": {"ag-ui.threadId": self.thread_id, "ag-ui.runId": self.run_id},
+        }
+        where = f"forwardedProps.{NAMESPACE}"
+        options = self._options()
+        unknown = sorted(options.keys() - set(OPTIONS))
+        if unknown:
+            raise InvalidCommand(f"{where}.{unknown[0][:64]}: expected {', '.join(OPTIONS)}")
+        try:
+            return Create.model_validate_json(orjson.dumps(options | fields))
+        except ValidationError as error:
+            raise _invalid(error, where) from None
+
+    def _options(self) -> dict[str, JsonValue]:
+        if not isinstance(self.forwarded_props, dict):
+            return {}
+        try:
+            return _ForwardedProps.model_validate(self.forwarded_props).agentsrv
+        except ValidationError as error:
+            raise _invalid(error, "forwardedProps") from None
+
+
+class CancelRun(BaseModel):
+    """Stop the task of this connection's latest run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    command: Literal["cancel"]
+    reason: Text | None = None
+
+
+Frame = RunAgentInput | CancelRun | Auth
+OPTIONS: Final = ("agent", "params", "plan", "deadline", "resume_from")
+"""The fields of ``create`` that ``forwardedProps.agentsrv`` may have."""
+_COMMANDS: Final[TypeAdapter[CancelRun | Auth]] = TypeAdapter(
+    Annotated[CancelRun | Auth, Field(discriminator="command")]
+)
+
+
+class AguiSession:
+    """Reads a connection's frames; counts those that are none."""
+
+    def __init__(self) -> None:
+        self.is_authenticated = True
+        """Whether its token still counts; without one it does not come so far."""
+        self.is_running = False
+        """Whether a run is under way, whose events a refusal must not disturb."""
+        self._bad_frames = 0
+
+    def receive(self, text: str) -> Frame | Refusal:
+        """Read one text frame."""
+        try:
+            frame = _read(text)
+        except AgentsrvError as refusal:
+            self._bad_frames += 1
+            return Refusal(self.refused(refusal), self._bad_frames >= MAX_BAD_FRAMES)
+        self._bad_frames = 0
+        if not self.is_authenticated:
+            return Refusal(self.refused(Unauthenticated("the token counts no more")), is_last=False)
+        return frame
+
+    def refused(self, refusal: AgentsrvError, _: Frame | None = None, /) -> bytes:
+        """The event that tells of it: ``RUN_ERROR``, or ``CUSTOM`` while a run goes on."""
+        more = {"retryable": refusal.retryable}
+        for name in ("retry_after", "details"):
+            value = getattr(refusal, name)
+            if value is not None:
+                more[name] = value
+        if self.is_running:
+            value = {"code": refusal.code, "message": refusal.message, **more}
+            return custom("error", value)
+        return orjson.dumps(
+            {
+                "type": "RUN_ERROR",
+                "message": refusal.message,
+                "code": refusal.code,
+                "metadata": {NAMESPACE: more},
+            }
+        )
+
+
+def custom(name: str, value: Any) -> bytes:
+    """An event that AG-UI has no type for."""
+    return orjson.dumps({"type": "CUSTOM", "name": f"{NAMESPACE}.{name}", "value": value})
+
+
+def _read(text: str) -> Frame:
+    fields = parse_object(text.strip())
+    try:
+        if "command" in fields:
+            return _COMMANDS.validate_python(fields)
+        return RunAgentInput.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid(error, "") from None
+
+
+def _latest_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The text of the user's last message."""
+    for message in reversed(messages):
+        if message.get("role") == "user":
+            content = message.get("content")
+            parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+            texts = []
+            for part in parts:
+                text = part.get("text") if isinstance(part, dict) else None
+                if not isinstance(text, str):
+                    raise InvalidCommand("messages: the user's last one has more than text")
+                texts.append(text)
+            return "".join(texts)
+    raise InvalidCommand("messages: found none of a user; expected what is to be done")
+
+
+def _invalid(error: ValidationError, where: str) -> InvalidCommand:
+    details = []
+    for complaint in error.errors(include_url=False)[:MAX_DETAILS]:
+        path = ".".join(str(part)[:64] for part in (where, *complaint["loc"]) if part != "")
+        details.append({"field": path, "reason": complaint["msg"].removeprefix("Value error, ")})
+    first = details[0]
+    example = EXAMPLE if not where else None
+    message = f"{first['field']}: {first['reason']}" if first["field"] else first["reason"]
+    return InvalidCommand(message, details=details, example=example)

@@ -1,0 +1,13 @@
+"""docs/notebook.md: its cells, one after another, print what the page shows."""
+
+from tests.docs.pages import of, run
+from tests.docs.test_client_page import SHOP
+from tests.listening import listening
+
+
+def test_the_cells_print_what_the_page_shows(tmp_path):
+    """In one namespace, as in a notebook."""
+    (tmp_path / "shop.py").write_text(SHOP)
+    with listening(tmp_path, "shop:app") as url:
+        printed = run(tmp_path, "cells.py", "\n".join(of("notebook.md", "python")), url)
+    assert printed == "".join(of("notebook.md", "text"))

@@ -1,0 +1,136 @@
+"""docs/tutorial.md: what it tells to do is done, and what it shows is seen."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tutorial.md").read_text(encoding="utf-8")
+BIN = Path(sys.executable).parent
+CHAPTERS = [
+    re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
+    for text in re.split(r"^## \d", PAGE, flags=re.MULTILINE)[1:]
+]
+PATIENCE = 30  # seconds that anything may take
+
+
+class Reader:
+    """Somebody who does what the page says, in a folder of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.environment = {
+            **os.environ,
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "AGENTSRV_PORT": str(port),
+            "AGENTSRV_URL": f"ws://127.0.0.1:{port}",
+            "TERM": "dumb",
+        }
+        self._server: subprocess.Popen[str] | None = None
+
+    def serve(self, command: str) -> None:
+        """Start the server, in place of one that runs."""
+        self.stop(signal.SIGINT)
+        self._server = subprocess.Popen(
+            shlex.split(command), cwd=self.folder, env=self.environment,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self._server.stderr is not None
+        for line in self._server.stderr:
+            if "listening on" in line:
+                return
+        raise AssertionError("the server ended before it listened")
+
+    def stop(self, how: signal.Signals) -> None:
+        """Stop the server, if there is one."""
+        if self._server is not None:
+            self._server.send_signal(how)
+            self._server.communicate(timeout=PATIENCE)
+            self._server = None
+
+    def do(self, command: str) -> str:
+        """Run a command; returns what it writes to standard output."""
+        done = subprocess.run(
+            shlex.split(command), cwd=self.folder, env=self.environment,
+            capture_output=True, text=True, check=False, timeout=PATIENCE,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def begin(self, command: str) -> pexpect.spawn[str]:
+        """Start a command in a terminal, and wait for what it asks."""
+        terminal = pexpect.spawn(
+            "sh", ["-c", command], cwd=str(self.folder), env=self.environment,
+            encoding="utf-8", timeout=PATIENCE, dimensions=(50, 200),
+        )  # fmt: skip
+        terminal.expect_exact("How many apples?")
+        return terminal
+
+    def receipt(self, terminal: pexpect.spawn[str]) -> str:
+        """What the file has when the command has ended."""
+        terminal.expect(pexpect.EOF)
+        return (self.folder / "receipt.txt").read_text()
+
+
+def told(block: str) -> tuple[str, str]:
+    """The command of a console block, and what it is said to show."""
+    command, _, shown = block.removeprefix("$ ").partition("\n")
+    return command, shown
+
+
+@pytest.fixture
+def reader(tmp_path) -> Iterator[Reader]:
+    """With a server that is stopped in the end."""
+    somebody = Reader(tmp_path)
+    yield somebody
+    somebody.stop(signal.SIGKILL)
+
+
+@pytest.mark.timeout(180)
+def test_a_reader_gets_through_it(reader):
+    """Chapter by chapter; the first is what has made the environment of this test."""
+    _, (app, serve, run), (streaming, counted), (shop,), (ask, sold), crash, (test, pytest_) = (
+        CHAPTERS
+    )
+    server, _ = told(serve[1])
+    file = reader.folder / "shop.py"
+    for text, block in ((app[1], run), (streaming[1], counted)):
+        file.write_text(text)
+        reader.serve(server)
+        command, shown = told(block[1])
+        assert reader.do(command) == shown
+
+    file.write_text(shop[1])
+    reader.serve(server)
+    command, _ = told(ask[1])
+    terminal = reader.begin(command)
+    terminal.sendline("3")
+    assert reader.receipt(terminal) == sold[1]
+
+    (_, kill), (_, answer), (_, rest) = crash
+    assert shlex.split(kill.removeprefix("$ "))[-1] == server
+    terminal = reader.begin(command)
+    reader.stop(signal.SIGKILL)
+    reader.serve(server)
+    asking, respond = answer.strip().split("\n")
+    listed = ""
+    while not (found := re.search(r"[0-9a-f]{16}", listed)):  # it is recovered first
+        listed = reader.do(asking.removeprefix("$ "))
+    reader.do(respond.removeprefix("$ ").replace("863e", found[0]))
+    assert reader.receipt(terminal) == rest
+
+    (reader.folder / "test_shop.py").write_text(test[1])
+    command, shown = told(pytest_[1])
+    assert shown.strip() in reader.do(command)
