@@ -140,9 +140,10 @@ async def test_an_endless_process_is_killed_at_cancel(tmp_path):
 
 async def test_an_endless_process_is_killed_at_its_time_out(tmp_path):
     """The attempt fails, and no process is left."""
-    options = {"isolation": "process", "timeout": 1.5, "retries": 0}
+    # In which the process must start, too, however busy the machine is.
+    options = {"isolation": "process", "timeout": 4.0, "retries": 0}
     async with served(plain.spin, **options) as client:
-        with pytest.raises(TaskFailed, match=r"no result within 1\.5 s"):
+        with pytest.raises(TaskFailed, match=r"no result within 4\.0 s"):
             await client.run("x", agent="spin", params={"trace": str(tmp_path / "pid")})
         pid = int((tmp_path / "pid").read_text())
         assert not Path(f"/proc/{pid}").exists()  # noqa: ASYNC240
