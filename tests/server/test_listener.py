@@ -32,7 +32,8 @@ async def get(server: Running, request: str) -> tuple[str, str]:
     ("request_text", "status"),
     [
         ("GET /healthz HTTP/1.1\nHost: localhost\n\n", "200"),
-        ("GET / HTTP/1.1\nHost: localhost\n\n", "426"),
+        ("GET / HTTP/1.1\nHost: localhost\n\n", "200"),
+        ("GET /ws HTTP/1.1\nHost: localhost\n\n", "426"),
         ("GET /nothing HTTP/1.1\nHost: localhost\n\n", "404"),
         ("GET /healthz HTTP/1.1\n\n", "400"),
         ("GET /healthz HTTP/1.1\nHost: localhost\nHost: localhost\n\n", "400"),
