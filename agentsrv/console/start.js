@@ -29,8 +29,8 @@ export async function showStart(root, client, from) {
     const schema = agent?.params ?? {};
     const needed = Boolean(agent);
     const hasFields = !agent || Object.keys(schema.properties ?? {}).length > 0;
-    params = hasFields && field(schema, "Parameters", { value: from?.params, needed });
-    paramsBox.replaceChildren(h("p.soft", agent?.description ?? ""), params ? params.node : "");
+    params = hasFields ? field(schema, "Parameters", { value: from?.params, needed }) : null;
+    paramsBox.replaceChildren(h("p.soft", agent?.description ?? ""), params?.node ?? "");
   };
   let key;
   let sent;
@@ -38,7 +38,7 @@ export async function showStart(root, client, from) {
     event.preventDefault();
     error.textContent = "";
     try {
-      const fields = { task_description: description.value, execute: true, deadline: deadline.read(), params: (params && params.read()) ?? {} };
+      const fields = { task_description: description.value, execute: true, deadline: deadline.read(), params: params?.read() ?? {} };
       if (who.value === PLAN) fields.plan = parse(plan.value, "The plan");
       else if (who.value) fields.agent = who.value;
       const text = JSON.stringify(fields);
