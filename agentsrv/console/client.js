@@ -1,9 +1,9 @@
 // A client of agentsrv that reconnects and resumes; for browsers and Node, without dependencies.
 // How to use it: docs/javascript.md. The types are made of the published schema: protocol.d.ts.
 
-/** @typedef {import("./protocol").Event} Event */
-/** @typedef {import("./protocol").Commands} Commands */
-/** @typedef {import("./protocol").Replies} Replies */
+/** @typedef {import("./protocol.d.ts").Event} Event */
+/** @typedef {import("./protocol.d.ts").Commands} Commands */
+/** @typedef {import("./protocol.d.ts").Replies} Replies */
 /** @typedef {Omit<Commands["create"], "command" | "id">} CreateFields */
 
 /**
@@ -39,11 +39,11 @@ const ONCE = { resend: false };
 
 /** A refusal of the server, by its `code`; or `closed` and `interrupted`, of the client. */
 export class AgentsrvError extends Error {
-  /** @param {Partial<import("./protocol").ErrorFrame>} frame */
-  constructor({ code = "internal", message, retryable = false, retry_after, details = [] }) {
+  /** @param {Omit<Partial<import("./protocol.d.ts").ErrorFrame>, "code"> & {code: string}} frame */
+  constructor({ code, message, retryable = false, retry_after, details = [] }) {
     super(message);
     this.name = "AgentsrvError";
-    this.code = /** @type {string} */ (code);
+    this.code = code;
     this.retryable = retryable;
     /** Seconds. */
     this.retryAfter = retry_after;
@@ -236,7 +236,7 @@ export class Client {
    *
    * @param {string} task_description
    * @param {Partial<CreateFields> & {onEvent?: (event: Event) => void, signal?: AbortSignal,
-   *   onInput?: (question: import("./protocol").InputRequired) => unknown}} [options] `onInput`
+   *   onInput?: (question: import("./protocol.d.ts").InputRequired) => unknown}} [options] `onInput`
    *   returns the answer or a promise of it; `signal` ends the waiting, not the task.
    */
   async run(task_description, { onEvent, onInput, signal, ...fields } = {}) {
@@ -251,7 +251,7 @@ export class Client {
       this.follow(task_id, take, { signal }).then(resolve, reject);
     });
     if (last.event_type !== "task_completed") throw new TaskEnded(last);
-    return { task_id, .../** @type {import("./protocol").TaskCompleted} */ (last.data) };
+    return { task_id, .../** @type {import("./protocol.d.ts").TaskCompleted} */ (last.data) };
   }
 
   // The connection.
@@ -321,7 +321,7 @@ export class Client {
     else if (frame.type === "reply" || frame.type === "error") this.#answer(frame);
   }
 
-  #greet(/** @type {import("./protocol").HelloFrame} */ { protocol, limits }) {
+  #greet(/** @type {import("./protocol.d.ts").HelloFrame} */ { protocol, limits }) {
     if (protocol !== PROTOCOL) return this.close(`the server speaks ${protocol}`);
     if (limits.auth_timeout === undefined) return this.#ready();
     const { token } = this.options;

@@ -7,7 +7,7 @@
 export function h(name, ...children) {
   const [tag, ...classes] = name.split(".");
   const node = document.createElement(tag);
-  node.classList.add(...classes);
+  if (classes.length) node.className = classes.join(" ");
   const props = Object.getPrototypeOf(children[0] ?? "") === Object.prototype ? children.shift() : {};
   for (const [key, value] of Object.entries(props)) {
     if (value === undefined || value === null || value === false) continue;

@@ -5,9 +5,8 @@ const ENDED = new Set(["completed", "failed", "cancelled", "skipped"]);
 /** Whether nothing more will happen to a task or a step. */
 export const hasEnded = (status) => ENDED.has(status);
 
-/** A task as its log tells it, up to event `seq`. */
+/** A task as its log tells it. */
 export class TaskLog {
-  seq = 0;
   status = "pending";
   description = "";
   agent = null;
@@ -19,13 +18,10 @@ export class TaskLog {
   entries = [];
   startedAt = null;
   endedAt = null;
-  degraded = false;
-  plannedBy = "";
   /** Is told each piece of text, and `null` where the text of a step begins anew. */
   onText = () => {};
 
   apply(event) {
-    this.seq = event.seq;
     const { data, timestamp } = event;
     const name = data.step_id;
     const step = this.steps.get(name);
@@ -66,9 +62,7 @@ export class TaskLog {
         for (const one of data.steps) {
           this.steps.set(one.step_id, { ...one, status: "pending", attempt: 0, text: "", open: {} });
         }
-        this.plannedBy = [data.planned_by, data.reason].filter(Boolean).join(": ");
-        add(`Planned ${data.steps.length} step${data.steps.length > 1 ? "s" : ""}` +
-          (this.plannedBy ? ` by ${this.plannedBy}` : ""));
+        add([`Planned ${data.steps.length} steps`, data.planned_by, data.reason].filter(Boolean).join(", "));
         break;
       case "step_started":
         Object.assign(step, { status: "running", attempt: data.attempt, progress: null, error: "", open: {} });
@@ -150,10 +144,9 @@ export class TaskLog {
   #end(data, timestamp, add) {
     this.status = data.status;
     this.endedAt = timestamp;
-    this.degraded = data.degraded ?? false;
     this.error = data.error_message ?? "";
     this.questions.clear();
-    if (data.status === "completed") add(`Completed${this.degraded ? `, without ${data.missing_steps.join(", ")}` : ""}`, "good");
+    if (data.status === "completed") add(`Completed${data.degraded ? `, without ${data.missing_steps.join(", ")}` : ""}`, "good");
     else if (data.status === "failed") add(`Failed: ${this.error}`, "bad");
     else add(`Cancelled by ${data.by}${data.reason ? `: ${data.reason}` : ""}${data.stopped ? "" : "; something was cut off"}`, "bad");
   }

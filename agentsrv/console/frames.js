@@ -5,7 +5,7 @@ import { button, h, perFrame } from "./dom.js";
 const KEPT = 200; // frames
 const SHOWN = 4000; // characters of one
 
-/** The panel of frames: `note` adds one. It stands still while one of them is open. */
+/** The panel of frames: `note` adds one. It stands still while one is open or has the focus. */
 export class Frames {
   #root;
   #frames = [];
@@ -32,12 +32,8 @@ export class Frames {
   }
 
   #show = perFrame(() => {
-    if (this.#root.hidden || this.#list.querySelector("[open]")) return;
-    const rows = this.#frames.map((frame) => (frame.row ??= this.#row(frame)));
-    const isOld = new Set([...this.#list.children].filter((row) => row !== rows[0]));
-    for (const row of rows) isOld.delete(row);
-    for (const row of isOld) row.remove();
-    this.#list.append(...rows.slice(this.#list.childElementCount));
+    if (this.#root.hidden || this.#list.querySelector("[open], :focus")) return;
+    this.#list.replaceChildren(...this.#frames.map((frame) => (frame.row ??= this.#row(frame))));
     this.#list.scrollTop = this.#list.scrollHeight;
   });
 
@@ -53,7 +49,7 @@ export class Frames {
         copy("Copy as Python", () => asPython(text, ...this.target())),
       ];
       const all = shown.length > SHOWN ? `${shown.slice(0, SHOWN)}…` : shown;
-      row.append(h("pre", { tabindex: 0 }, all), h("p.actions", copy("Copy", () => text), copies));
+      row.append(h("pre", { tabindex: 0 }, all), h("p.actions", copies));
     };
     row.addEventListener("toggle", open, { once: true });
     return h("li", row);

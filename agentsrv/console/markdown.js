@@ -8,10 +8,10 @@ const CHUNK = 32; // blocks that are laid out, or not, together
 const DEPTH = 4; // of quotes and emphasis within one another
 
 const FENCE = /^ {0,3}(`{3,}|~{3,})(.*)$/;
-const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*$/;
+const HEADING = /^ {0,3}(#{1,6})\s+(.*)$/;
 const RULE = /^ {0,3}([-*_])( *\1){2,} *$/;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
-const DASHES = /^[\s|:-]*-[\s|:-]*$/;
+const DASHES = /^[\s|:-]+$/;
 const SCHEMES = new Set(["http:", "https:", "mailto:"]);
 // Each repetition ends at its own delimiter, so that no text takes longer than its length.
 const INLINE = new RegExp(
@@ -85,10 +85,12 @@ export class Markdown {
 function cut(text, fence) {
   const lines = [];
   let at = 0;
-  while (at < text.length && at < LIMIT) {
+  while (at < text.length) {
     const newline = text.indexOf("\n", at);
     const end = newline < 0 ? text.length : newline;
-    if (end > LIMIT && at === 0) return [[text.slice(0, LIMIT)], text.slice(LIMIT), true];
+    if (end > LIMIT) {
+      return at ? [lines, text.slice(at), true] : [[text.slice(0, LIMIT)], text.slice(LIMIT), true];
+    }
     const line = text.slice(at, end);
     const next = newline < 0 ? end : newline + 1;
     const mark = line.match(FENCE)?.[1];
@@ -108,7 +110,7 @@ function cut(text, fence) {
     }
     at = next;
   }
-  return [lines, text.slice(at), at >= LIMIT];
+  return [lines, "", false];
 }
 
 const closes = (mark, fence) => mark && mark[0] === fence[0] && mark.length >= fence.length;
@@ -140,7 +142,7 @@ function block(lines, fence = null, depth = 0) {
     const quoted = lines.map((line) => line.replace(/^ {0,3}> ?/, ""));
     return [h("blockquote", block(quoted, null, depth + 1))];
   }
-  if (lines.length > 1 && lines[0].includes("|") && DASHES.test(lines[1])) return [table(lines)];
+  if (lines.length > 1 && lines[0].includes("|") && lines[1].includes("-") && DASHES.test(lines[1])) return [table(lines)];
   const first = lines.findIndex((line) => ITEM.test(line));
   if (first === 0) return [list(lines)];
   // A paragraph, and perhaps a list right below it.

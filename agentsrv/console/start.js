@@ -68,11 +68,11 @@ export async function showStart(root, client, from) {
   choose();
 }
 
-const EXAMPLE = JSON.stringify({ steps: [{ step_id: "first", agent: "…" }, { step_id: "second", agent: "…", depends_on: ["first"] }] }, null, 2);
+const EXAMPLE = JSON.stringify({ steps: [{ step_id: "first", agent: "…", depends_on: [] }] }, null, 2);
+const OF_A_STEP = ["step_id", "agent", "description", "depends_on", "input", "max_retries", "timeout"];
 
 /** The plan that a task had, as a client may send it. */
-function planOf({ steps }) {
-  const known = ["step_id", "agent", "description", "depends_on", "input", "max_retries", "timeout"];
-  const chosen = [...steps.values()].map((step) => Object.fromEntries(known.filter((name) => name in step).map((name) => [name, step[name]])));
-  return JSON.stringify({ steps: chosen }, null, 2);
+function planOf(log) {
+  const known = (step) => Object.fromEntries(OF_A_STEP.map((name) => [name, step[name]]));
+  return JSON.stringify({ steps: [...log.steps.values()].map(known) }, null, 2);
 }

@@ -6,9 +6,7 @@ import { field } from "./form.js";
 import { draw } from "./graph.js";
 import { Markdown } from "./markdown.js";
 
-const ANNOUNCED = new Set(["task_started", "step_completed", "step_failed", "step_retrying",
-  "input_required", "task_completed", "task_failed", "task_cancelled"]);
-const SHOWN = 100_000; // characters of a result
+const SILENT = new Set(["step_progress", "partial_output"]); // too many to be read to anybody
 
 /** Fills `root` with the task's page and keeps it current; returns what ends that. */
 export function showTask(root, client, task_id) {
@@ -122,7 +120,7 @@ export function showTask(root, client, task_id) {
   let seq = Infinity;
   const take = (event) => {
     log.apply(event);
-    if (event.seq > seq && ANNOUNCED.has(event.event_type)) {
+    if (event.seq > seq && !SILENT.has(event.event_type)) {
       document.getElementById("live").textContent = log.entries.at(-1).text;
     }
     render();
@@ -133,8 +131,9 @@ export function showTask(root, client, task_id) {
       await client.follow(task_id, take, { signal: leaving.signal });
     } catch (refusal) {
       if (leaving.signal.aborted) return;
-      title.textContent = refusal.code === "not_found" ? "No such task" : "This task cannot be shown";
-      error.textContent = wording(refusal);
+      const words = refusal.code === "not_found" ? "No such task" : "This task cannot be shown";
+      clearInterval(clock);
+      root.replaceChildren(h("article", h("h1", { tabindex: -1 }, words), h("p.error", { role: "alert" }, wording(refusal))));
     }
   };
   follow();
@@ -151,7 +150,7 @@ function resultsOf({ step_id, result, text }) {
   const found = result.sources ?? result.passages;
   const row = ({ title, source, url, line }) => h("li", [title, source ?? url, line && `line ${line}`].filter(Boolean).join(", "));
   const all = h("details", h("summary", `Result of ${step_id} as JSON`));
-  const json = () => JSON.stringify(result, null, 2).slice(0, SHOWN);
+  const json = () => JSON.stringify(result, null, 2).slice(0, 100_000);
   all.addEventListener("toggle", () => all.append(h("pre", { tabindex: 0 }, json())), { once: true });
   all.open = !text;
   const sources = Array.isArray(found) && found.length > 0 &&

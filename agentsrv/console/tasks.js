@@ -6,9 +6,8 @@ const ROW = 64; // px, as the style sheet has it
 const MARGIN = 8; // rows kept above and below those in sight
 const PAGE = 500; // rows asked for at once
 const LOOK = 4000; // ms between two looks at who asks: no life-cycle event tells of questions
-const AFTER = { task_created: "pending", task_queued: "queued", task_started: "running",
-  task_recovered: "running", task_cancelling: "cancelling", task_completed: "completed",
-  task_failed: "failed", task_cancelled: "cancelled" };
+const STATUSES = ["pending", "queued", "running", "input_required", "cancelling", "completed", "failed", "cancelled"];
+const AFTER = { created: "pending", started: "running", recovered: "running" }; // others say it themselves
 
 export class Tasks {
   #client;
@@ -28,9 +27,8 @@ export class Tasks {
 
   constructor(root, client) {
     this.#client = client;
-    const statuses = [...new Set(Object.values(AFTER)), "input_required"];
     this.#filter.append(h("option", { value: "" }, "All"),
-      ...statuses.map((value) => h("option", { value }, badge(value).textContent)));
+      ...STATUSES.map((value) => h("option", { value }, badge(value).textContent)));
     root.append(h("div.bar", h("h2", "Tasks"), h("a.main", { href: "#/new" }, "New task")),
       h("div.bar", this.#search, this.#filter), this.#scroller, this.#count);
     new ResizeObserver(() => this.#render()).observe(this.#scroller);
@@ -70,8 +68,9 @@ export class Tasks {
       this.#rows.unshift(row);
       this.#total += 1;
     }
-    if (!row || !AFTER[event_type]) return;
-    row.status = AFTER[event_type];
+    if (!row) return;
+    const what = event_type.slice("task_".length);
+    row.status = AFTER[what] ?? what;
     this.#select();
   }
 
@@ -115,10 +114,14 @@ export class Tasks {
       node.style.top = `${at * ROW}px`;
       node.setAttribute("aria-posinset", at + 1);
       node.setAttribute("aria-setsize", this.#view.length);
-      if (!node.parentNode) this.#list.append(node);
       nodes.set(row.task_id, node);
     }
     for (const [id, node] of this.#nodes) if (!nodes.has(id)) node.remove();
+    let place = this.#list.firstChild;
+    for (const node of nodes.values()) {
+      if (node === place) place = place.nextSibling;
+      else this.#list.insertBefore(node, place); // in the order in which Tab and readers go
+    }
     this.#nodes = nodes;
     const { length } = this.#view;
     this.#list.style.height = `${length * ROW}px`;

@@ -16,6 +16,10 @@ LINKS: Final = (
     "![e](https://example.org/x.png) [f](https://example.org/ok) [g](mailto:ada@example.org) "
     "<a href='javascript:alert(5)'>h</a> https://example.org/bare [i](vbscript:x) [j](\\\\evil)"
 )
+_PARAGRAPH = "A *sentence* of **some** words with `code` and [a link](https://example.org/). " * 4
+CHAPTER: Final = (
+    f"## A chapter\n\n{_PARAGRAPH}\n\n- one\n- two\n\n```python\nprint('hello')\n```\n\n"
+)
 
 app = App(builtin=False)
 
@@ -86,10 +90,8 @@ async def trickster(step: Step, ctx: StepContext) -> AsyncIterator[str]:
 @app.agent
 async def novelist(step: Step, ctx: StepContext, characters: int = 1_000_000) -> AsyncIterator[str]:
     """Write a lot of Markdown."""
-    paragraph = "A *sentence* of **some** words with `code` and [a link](https://example.org/). " * 4
-    chapter = f"## A chapter\n\n{paragraph}\n\n- one\n- two\n\n```python\nprint('hello')\n```\n\n"
-    for _ in range(characters // len(chapter)):
-        yield chapter
+    for _ in range(characters // len(CHAPTER)):
+        yield CHAPTER
     yield "The end."
 
 

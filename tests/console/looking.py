@@ -61,7 +61,7 @@ def visiting(browser: Browser, server: ServerProcess, **options: Any) -> Iterato
     try:
         visit = Visit(context.new_page(), server)
         yield visit
-        assert visit.faults == []
+        assert not visit.faults, visit.faults
     finally:
         context.close()
 

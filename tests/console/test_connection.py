@@ -54,7 +54,9 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(visit: Visit, serv
     start(page, "a long list", "writer", pieces=ITEMS)
     expect(page.locator(".output li").nth(5)).to_be_attached()
     server.kill()
-    expect(page.locator("#connection")).to_have_attribute("data-state", re.compile("waiting|connecting"))
+    expect(page.locator("#connection")).to_have_attribute(
+        "data-state", re.compile("waiting|connecting")
+    )
     expect(page.locator("#connection-text")).to_contain_text("offline")
     server.start()
     page.get_by_role("button", name="Try now").click()
@@ -81,6 +83,7 @@ def test_a_task_is_started_once_though_the_server_was_away(visit: Visit, server:
 
 def test_a_server_that_is_silent_is_found_out(visit: Visit, server: ServerProcess):
     """A browser tells nothing of a dead network; a sign of life that does not come does."""
+    visit.may_lose = True
     page = visit.page
     page.clock.install()
     visit.open()
@@ -173,7 +176,7 @@ def test_the_console_is_for_narrow_screens_too(browser: Browser, server: ServerP
         start(page, f"How does {'x' * 200} work?")
         expect(page.get_by_role("form", name="Question of order")).to_be_visible()
         for route in ("#/", "#/new", page.url.partition("/")[2].partition("/")[2]):
-            page.goto(f"{visit.root}/{route[route.find('#'):]}")
+            page.goto(f"{visit.root}/{route[route.find('#') :]}")
             assert page.evaluate("document.documentElement.scrollWidth") == 320
             wide = page.evaluate(
                 """[...document.querySelectorAll("main, nav, header")]
