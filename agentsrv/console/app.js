@@ -24,7 +24,7 @@ const client = new Client(url, {
 const tasks = new Tasks($("tasks"), client);
 let leave = () => {};
 
-// The state of the connection, and signing in.
+// The connection, and signing in.
 
 function showState() {
   const { name, reason, retryAt = 0 } = client.state;
@@ -112,7 +112,7 @@ $("skip").onclick = (event) => {
   $("page").focus();
 };
 
-// The frames, and the colours.
+// Frames and colours.
 
 $("show-frames").onclick = () => $("show-frames").setAttribute("aria-expanded", frames.toggle());
 

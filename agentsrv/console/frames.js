@@ -1,4 +1,4 @@
-// The frames as they go over the wire, to learn the protocol from.
+// The frames of the wire, to learn the protocol from.
 
 import { button, h, perFrame } from "./dom.js";
 

@@ -1,7 +1,5 @@
 """What the console is tried with: ``agentsrv serve tests.console.agents``."""
 
-# ruff: noqa: ARG001 - agents are handed a step and a context, needed or not
-
 from __future__ import annotations
 
 import asyncio
