@@ -91,10 +91,19 @@ def backup(
     print(f"{file}: {megabytes:,.1f} MB, tasks: {found.tasks}, unfinished: {found.unfinished}")
 
 
-def schema() -> None:
+def schema(
+    *,
+    typescript: Annotated[
+        bool, typer.Option("--typescript", help="Declarations for TypeScript instead.")
+    ] = False,
+) -> None:
     """Print the protocol's schema, an AsyncAPI 3 document."""
     from agentsrv.protocol.asyncapi import document
+    from agentsrv.protocol.typescript import declarations
 
+    if typescript:
+        print(declarations(document(VERSION)), end="")
+        return
     print(orjson.dumps(document(VERSION), option=orjson.OPT_INDENT_2).decode())
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 from email.utils import formatdate
 from functools import cache
 from http import HTTPStatus
+from importlib.resources import files
+from pathlib import PurePosixPath
 from typing import Final
 
 import orjson
@@ -18,6 +21,20 @@ from agentsrv.server import docs
 
 SCHEMA: Final = "/asyncapi.json"
 DOCS: Final = "/docs"
+CONSOLE: Final = "/console/"
+CONSOLE_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+"""The Content-Security-Policy: the console's own files and server; no text becomes markup."""
+KEPT: Final = ("Cache-Control", "ETag", "Vary")  # headers of an answer without the page
+TYPES: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
 
 
 class Page:
@@ -28,6 +45,8 @@ class Page:
             "Content-Type": content_type,
             "Cache-Control": "no-cache",
             "Vary": "Accept-Encoding",
+            "ETag": f'W/"{hashlib.sha256(body).hexdigest()[:32]}"',
+            "Referrer-Policy": "no-referrer",
             "X-Content-Type-Options": "nosniff",
             **headers,
         }
@@ -35,12 +54,17 @@ class Page:
         self._gzipped = gzip.compress(body, mtime=0)
 
     def respond(self, request: Request) -> Response:
-        """The answer to a GET; that to a HEAD is the same without the body."""
+        """The answer to a GET; that to a HEAD is the same without the body.
+
+        Who names the page's ETag has it already, and is told so.
+        """
+        if self._headers["ETag"] in ",".join(request.headers.get_all("If-None-Match")):
+            status = HTTPStatus.NOT_MODIFIED
+            kept = {name: value for name, value in self._headers.items() if name in KEPT}
+            return Response(status.value, status.phrase, Headers(kept | _fresh()), b"")
         is_gzipped = _takes_gzip(request)
         body = self._gzipped if is_gzipped else self._body
-        headers = Headers(self._headers)
-        headers["Date"] = formatdate(usegmt=True)
-        headers["Connection"] = "close"
+        headers = Headers(self._headers | _fresh())
         headers["Content-Length"] = str(len(body))
         if is_gzipped:
             headers["Content-Encoding"] = "gzip"
@@ -55,8 +79,23 @@ def prepare(version: str) -> Mapping[str, Page]:
     policy = {"Content-Security-Policy": docs.POLICY}
     return {
         SCHEMA: Page("application/json", orjson.dumps(schema), {}),
-        DOCS: Page("text/html; charset=utf-8", docs.render(schema).encode(), policy),
+        DOCS: Page(TYPES[".html"], docs.render(schema).encode(), policy),
+        **dict(_console()),
     }
+
+
+def _console() -> Iterator[tuple[str, Page]]:
+    """The console's files, by their paths; its page is at the root."""
+    policy = {"Content-Security-Policy": CONSOLE_POLICY}
+    for file in files("agentsrv").joinpath("console").iterdir():
+        content_type = TYPES.get(PurePosixPath(file.name).suffix)
+        if content_type is not None:
+            path = "/" if file.name == "index.html" else f"{CONSOLE}{file.name}"
+            yield path, Page(content_type, file.read_bytes(), policy)
+
+
+def _fresh() -> dict[str, str]:
+    return {"Date": formatdate(usegmt=True), "Connection": "close"}
 
 
 def _takes_gzip(request: Request) -> bool:

@@ -85,7 +85,9 @@ REQUESTS: Final[Rows] = {
         handshake("Sec-WebSocket-Key: AAECAwQFBgcICQoLDA0ODw=="), 400, "Sec-WebSocket-Key",
     ),
     "no Connection": (handshake(Connection=None), 426, "Connection"),
-    "Upgrade to something else": (handshake(Upgrade="h2c"), 426, "Speak WebSocket"),
+    "Upgrade to something else": (
+        handshake(line="GET /ws HTTP/1.1", Upgrade="h2c"), 426, "Speak WebSocket",
+    ),
     "Upgrade and nothing else": (
         b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\r\n", 426, "Connection",
     ),
@@ -151,8 +153,8 @@ PLAIN: Final[Rows] = {
     "health with a query": (plain("/healthz?now"), 200, "ok"),
     "health without a body": (plain("/healthz", method="HEAD"), 200, ""),
     "readiness": (plain("/readyz"), 200, "ready"),
-    "no upgrade": (plain("/"), 426, "Upgrade: websocket…Speak WebSocket"),
-    "no upgrade at the other path": (plain("/ws"), 426, "Speak WebSocket"),
+    "no upgrade": (plain("/"), 200, "text/html"),
+    "no upgrade at the other path": (plain("/ws"), 426, "Upgrade: websocket…Speak WebSocket"),
     "health without a Host": (plain("/healthz", host=None), 400, "Found 0 Host"),
     "health by two Hosts": (plain("/healthz", "Host: localhost"), 400, "Found 2 Host"),
     "health by another's name": (plain("/healthz", host="evil.example"), 403, NO_NAME),
@@ -170,7 +172,7 @@ PLAIN: Final[Rows] = {
     **{
         f"{name} key that nobody asked for at {path}": (
             handshake(line=f"GET {path} HTTP/1.1", Upgrade=None, Authorization=f"Bearer {key}"),
-            {"/": 426, "/ws": 426, "/healthz": 200}.get(path, 404), "",
+            {"/": 200, "/ws": 426, "/healthz": 200}.get(path, 404), "",
         )
         for path in ("/", "/ws", "/chat", "/healthz", "/.env", "//")
         for name, key in (("a good", ADA_KEY), ("a wrong", ADA_KEY[:-1]))

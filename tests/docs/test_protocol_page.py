@@ -184,14 +184,6 @@ def test_each_command_line_stands_in_the_table():
     assert {line.replace("\\|", "|") for line in rows} == set(shell.usage())
 
 
-def test_what_is_not_supported_is_not_supported():
-    """The section names no command that there is and no field that a command has."""
-    text = section("Not supported")
-    claimed = set(names(text)) - {"invalid_command", "unknown_command"}
-    known = {field for model in commands.COMMANDS.values() for field in model.model_fields}
-    assert not claimed & (set(commands.COMMANDS) | known)
-
-
 def test_each_example_of_a_command_is_valid():
     """Every JSON block with a command passes the models; each command has one."""
     examples = [block for block in json_blocks() if "type" not in block]

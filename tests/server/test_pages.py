@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import re
 from http.client import HTTPConnection
+from importlib.resources import files
 
 import orjson
 import pytest
@@ -13,6 +15,7 @@ from agentsrv.app import VERSION, Running
 from agentsrv.protocol.asyncapi import document
 from tests.server.talk import serving
 
+KINDS = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 Answer = tuple[int, dict[str, str], bytes]
 
 
@@ -79,3 +82,36 @@ async def test_other_methods_are_refused():
     async with serving() as server:
         status, headers, _ = await request(server, "DELETE", "/asyncapi.json")
     assert (status, headers["allow"]) == (405, "GET, HEAD")
+
+
+async def test_who_has_a_page_already_is_told_so():
+    """By its ETag; who has another one is given the page."""
+    async with serving() as server:
+        _, headers, body = await request(server, "GET", "/")
+        etag = headers["etag"]
+        status, again, nothing = await request(server, "GET", "/", If_None_Match=f'"x", {etag}')
+        other = await request(server, "GET", "/", If_None_Match='W/"x"')
+    assert (status, again["etag"], nothing) == (304, etag, b"")
+    assert "no-cache" in again["cache-control"]
+    assert (other[0], other[2]) == (200, body)
+
+
+async def test_the_console_is_served_with_a_strict_policy():
+    """Each file has its type; the page names no file that is not there; nothing may come from
+    outside, be framed, or become markup.
+    """
+    names = {file.name for file in files("agentsrv").joinpath("console").iterdir()}
+    async with serving() as server:
+        _, _, page = await request(server, "GET", "/")
+        named = re.findall(r'(?:src|href)="console/([^"]+)"', page.decode())
+        assert set(named) <= names
+        answers = [await request(server, "GET", f"/console/{name}") for name in sorted(set(named))]
+        assert (await request(server, "GET", "/console/index.html"))[0] == 404
+        assert (await request(server, "GET", "/console/protocol.d.ts"))[0] == 404
+    for (status, headers, _), name in zip(answers, sorted(set(named)), strict=True):
+        assert (status, headers["content-type"].split(";")[0]) == (200, KINDS[name.split(".")[-1]])
+        assert headers["x-content-type-options"] == "nosniff"
+        policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+        assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+        assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+        assert policy["require-trusted-types-for"] == "'script'"

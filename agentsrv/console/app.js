@@ -1,0 +1,132 @@
+// The console: one connection, and what of it is shown.
+
+import { Client } from "./client.js";
+import { h, labelled, say, wording } from "./dom.js";
+import { TaskLog } from "./fold.js";
+import { Frames } from "./frames.js";
+import { showStart } from "./start.js";
+import { showTask } from "./task.js";
+import { Tasks } from "./tasks.js";
+
+const TOKEN = "agentsrv.token"; // in the tab's own storage, and only where that was asked for
+const THEME = "agentsrv.theme";
+const $ = (id) => document.getElementById(id);
+
+const url = new URL("ws", document.baseURI);
+url.protocol = url.protocol.replace("http", "ws");
+url.search = url.hash = "";
+const frames = new Frames($("frames"), () => [url.href, Boolean(client.options.token)]);
+const client = new Client(url, {
+  token: sessionStorage.getItem(TOKEN) ?? undefined,
+  onFrame: (direction, text) => frames.note(direction, text),
+  onState: () => queueMicrotask(showState), // the first state is told before there is a client
+});
+const tasks = new Tasks($("tasks"), client);
+let leave = () => {};
+
+// The connection, and signing in.
+
+function showState() {
+  const { name, reason, retryAt = 0 } = client.state;
+  const left = Math.ceil((retryAt - Date.now()) / 1000);
+  const words = {
+    connected: client.principal ? `connected as ${client.principal}` : "connected",
+    waiting: left > 0 ? `offline, next try in ${left} s` : "offline",
+    unauthenticated: "not signed in",
+    closed: `closed: ${reason}`,
+  };
+  $("connection").dataset.state = name;
+  $("connection").title = reason ?? "";
+  say($("connection-text"), words[name] ?? name);
+  $("retry").hidden = name !== "waiting";
+  $("sign-out").hidden = !client.options.token;
+  const isOut = document.body.classList.contains("signed-out");
+  document.body.classList.toggle("signed-out", name === "unauthenticated" || (isOut && name !== "connected"));
+  if (name === "unauthenticated") signIn(reason);
+  if (name === "connected" && isOut) route();
+}
+
+function signIn(reason) {
+  leave();
+  const input = h("input", { id: "token", type: "password", autocomplete: "current-password", required: true });
+  const keep = h("input", { type: "checkbox", checked: true });
+  const onsubmit = (event) => {
+    event.preventDefault();
+    const token = input.value.trim();
+    if (keep.checked) sessionStorage.setItem(TOKEN, token);
+    client.signIn(token);
+  };
+  $("page").replaceChildren(h("form.start", { onsubmit }, h("h1", "Sign in"),
+    h("p.soft", "This server asks who you are. An API key will do, or a token of your issuer."),
+    h("p.error", { role: "alert" }, reason), labelled("Token", input),
+    h("label", keep, " Keep it until this tab is closed"), h("p", h("button.main", "Sign in"))));
+  input.focus();
+}
+
+$("retry").onclick = () => client.reconnect();
+addEventListener("online", () => client.reconnect());
+setInterval(() => client.state.name === "waiting" && showState(), 500);
+$("sign-out").onclick = () => {
+  sessionStorage.removeItem(TOKEN);
+  location.reload();
+};
+
+// The pages.
+
+async function route() {
+  leave();
+  leave = () => {};
+  const [, page, task_id] = location.hash.split("/");
+  document.body.dataset.page = page || "tasks";
+  document.title = "agentsrv";
+  tasks.mark(page === "task" ? task_id : "");
+  const root = $("page");
+  if (page === "task") {
+    leave = showTask(root, client, task_id);
+    return;
+  }
+  try {
+    await showStart(root, client, page === "new" && task_id ? await logOf(task_id) : null);
+  } catch (error) {
+    root.replaceChildren(h("p.error", { role: "alert" }, wording(error)));
+  }
+}
+
+/** A task as its log tells it now. */
+async function logOf(task_id) {
+  const log = new TaskLog();
+  const { seq } = await client.command("status", { task_id });
+  for await (const event of client.events(task_id)) {
+    log.apply(event);
+    if (event.seq >= seq) break;
+  }
+  return log;
+}
+
+addEventListener("hashchange", async () => {
+  await route();
+  $("page").querySelector("h1")?.focus();
+});
+$("skip").onclick = (event) => {
+  event.preventDefault();
+  $("page").focus();
+};
+
+// Frames and colours.
+
+$("show-frames").onclick = () => $("show-frames").setAttribute("aria-expanded", frames.toggle());
+
+const system = matchMedia("(prefers-color-scheme: dark)");
+const theme = () => localStorage.getItem(THEME) ?? (system.matches ? "dark" : "light");
+const other = () => (theme() === "dark" ? "light" : "dark");
+function dress() {
+  document.documentElement.dataset.theme = theme();
+  $("theme").textContent = other() === "dark" ? "Dark" : "Light";
+}
+$("theme").onclick = () => {
+  localStorage.setItem(THEME, other());
+  dress();
+};
+system.addEventListener("change", dress);
+dress();
+route();

@@ -1,0 +1,443 @@
+// A client of agentsrv that reconnects and resumes; for browsers and Node, without dependencies.
+// How to use it: docs/javascript.md. The types are made of the published schema: protocol.d.ts.
+
+/** @typedef {import("./protocol.d.ts").Event} Event */
+/** @typedef {import("./protocol.d.ts").Commands} Commands */
+/** @typedef {import("./protocol.d.ts").Replies} Replies */
+/** @typedef {Omit<Commands["create"], "command" | "id">} CreateFields */
+
+/**
+ * What is known of the connection: `connecting`; `connected`: commands are answered; `waiting`: the
+ * next attempt is made at `retryAt` (ms of the epoch); `unauthenticated`: a token is wanted, or
+ * another one; `closed`: there will be none any more.
+ * @typedef {object} State
+ * @property {"connecting" | "connected" | "waiting" | "unauthenticated" | "closed"} name
+ * @property {string} [reason]
+ * @property {number} [retryAt]
+ */
+
+/**
+ * @typedef {object} Options
+ * @property {string} [token] An API key or a JSON Web Token.
+ * @property {(state: State) => void} [onState] Is told each change of the connection's state.
+ * @property {(direction: "in" | "out", text: string) => void} [onFrame] Is shown each frame.
+ * @property {number} [attempts] Connections in a row that may fail; by default without end.
+ * @property {number} [silence] ms without a frame until the server is asked for a sign of life, and
+ *   as many again until the connection counts as lost; 15,000.
+ * @property {typeof WebSocket} [WebSocket] The class, where there is no global one.
+ */
+
+export const PROTOCOL = "agentsrv.v1";
+const TERMINAL = new Set(["task_completed", "task_failed", "task_cancelled"]);
+const ENDED = new Set(["completed", "failed", "cancelled"]);
+const RECONNECT_AFTER = new Set([1001, 1006, 1011, 1012, 1013, 4408]); // close codes
+const UNAUTHENTICATED = 4401; // close code
+const OPEN_TIMEOUT = 10_000; // ms, for the handshake, the greeting and the answer to `auth`
+const BACKOFF = 250; // ms, doubled by each failure
+const MAX_BACKOFF = 15_000; // ms
+const ONCE = { resend: false };
+
+/** A refusal of the server, by its `code`; or `closed` and `interrupted`, of the client. */
+export class AgentsrvError extends Error {
+  /** @param {Omit<Partial<import("./protocol.d.ts").ErrorFrame>, "code"> & {code: string}} frame */
+  constructor({ code, message, retryable = false, retry_after, details = [] }) {
+    super(message);
+    this.name = "AgentsrvError";
+    this.code = code;
+    this.retryable = retryable;
+    /** Seconds. */
+    this.retryAfter = retry_after;
+    this.details = details;
+    /** Whether an earlier answer to the same command may have been lost. */
+    this.resent = false;
+  }
+}
+
+/** A task ended without its output; `event` is its last. */
+export class TaskEnded extends Error {
+  /** @param {Event} event */
+  constructor(event) {
+    const { error_message, reason } = /** @type {any} */ (event.data);
+    super(`${event.event_type} ${event.task_id}: ${error_message ?? reason ?? "no reason given"}`);
+    this.name = "TaskEnded";
+    this.event = event;
+  }
+}
+
+/** 128 random bits in hex; crypto.randomUUID is missing where a page came without encryption. */
+export function newKey() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/**
+ * A connection that comes back by itself, from the moment that it is made until `close`.
+ *
+ * Commands wait while there is no connection, and are sent again where it broke before the answer,
+ * each in a way that carries it out once; `send` is not. Whoever follows a task is given each of
+ * its events once and in order, whatever becomes of connections and servers in between.
+ */
+export class Client {
+  /** @type {WebSocket | undefined} */ #socket;
+  #calls = new Map(); // commands without an answer, by their ids
+  #feeds = new Map(); // tasks that are followed
+  #watchers = new Set(); // of all tasks
+  #id = 0;
+  #failures = 0;
+  #reconnectIn = 0; // seconds, as the server asked for
+  #heard = 0; // when the last frame came
+  /** @type {any} */ #timer;
+
+  /** @param {string | URL} url Such as `ws://127.0.0.1:8765`. @param {Options} [options] */
+  constructor(url, options = {}) {
+    this.url = String(url);
+    this.options = { attempts: Infinity, silence: 15_000, ...options };
+    /** @type {State} */
+    this.state = { name: "connecting" };
+    /** Who this client is, where the server asks. @type {string | undefined} */
+    this.principal = undefined;
+    this.#connect();
+  }
+
+  /** Ends the connection; whoever waits fails with `closed`. Tasks on the server go on. */
+  close(reason = "the client is closed") {
+    this.#hangUp();
+    this.#enter({ name: "closed", reason });
+    const error = new AgentsrvError({ code: "closed", message: reason });
+    for (const call of this.#calls.values()) call.reject(error);
+    this.#calls.clear();
+    for (const { listeners } of this.#feeds.values()) for (const one of [...listeners]) one.fail(error);
+  }
+
+  /** Takes another token, and connects anew with it. @param {string} token */
+  signIn(token) {
+    this.options.token = token;
+    this.reconnect();
+  }
+
+  /** Connects anew and at once: where the network is known to be back. */
+  reconnect() {
+    this.#failures = 0;
+    this.#lose();
+    this.#connect();
+  }
+
+  /**
+   * Carries out a command of the protocol, and resolves to its reply.
+   *
+   * @template {keyof Replies} Name
+   * @param {Name} command
+   * @param {Omit<Commands[Name], "command" | "id">} [fields]
+   * @param {{resend?: boolean}} [how] Without `resend` it fails with `interrupted` where the
+   *   connection is lost before the answer.
+   * @returns {Promise<Replies[Name]>} Fails with an `AgentsrvError`.
+   */
+  command(command, fields, { resend = true } = {}) {
+    return new Promise((resolve, reject) => {
+      if (this.state.name === "closed") {
+        throw new AgentsrvError({ code: "closed", message: this.state.reason });
+      }
+      const id = ++this.#id;
+      const text = JSON.stringify({ command, id, ...fields });
+      const call = { text, resend, sent: 0, resolve, reject };
+      this.#calls.set(id, call);
+      if (this.state.name === "connected") this.#send(call);
+    });
+  }
+
+  /** Makes a task, once: without an `idempotency_key` it is given one. @param {CreateFields} fields */
+  create(fields) {
+    return this.command("create", { idempotency_key: newKey(), subscribe: false, ...fields });
+  }
+
+  /** Answers a question. @param {string} input_id @param {unknown} value */
+  respond(input_id, value) {
+    return this.#settle(this.command("respond", { input_id, value }));
+  }
+
+  /** Declines to answer a question. @param {string} input_id */
+  decline(input_id) {
+    return this.#settle(this.command("respond", { input_id, action: "decline" }));
+  }
+
+  /** Gives a running task's agents a message. @param {string} task_id @param {unknown} message */
+  send(task_id, message) {
+    return this.command("send", { task_id, message }, ONCE);
+  }
+
+  /**
+   * Calls `take` with each event of a task behind number `after`, in order and once.
+   *
+   * @param {string} task_id
+   * @param {(event: Event) => void} take What it throws ends the following.
+   * @param {{after?: number, signal?: AbortSignal}} [how]
+   * @returns {Promise<Event | undefined>} The last event; `undefined` where that is number `after`.
+   */
+  follow(task_id, take, { after = 0, signal } = {}) {
+    return new Promise((resolve, reject) => {
+      signal?.throwIfAborted();
+      if (this.state.name === "closed") {
+        throw new AgentsrvError({ code: "closed", message: this.state.reason });
+      }
+      const feed = this.#feeds.get(task_id) ?? { task_id, head: 0, listeners: new Set() };
+      this.#feeds.set(task_id, feed);
+      const leave = () => {
+        signal?.removeEventListener("abort", abort);
+        if (feed.listeners.delete(listener) && !feed.listeners.size) this.#sync(feed);
+      };
+      const done = (/** @type {Event} */ last) => (leave(), resolve(last));
+      const fail = (/** @type {unknown} */ error) => (leave(), reject(error));
+      const abort = () => fail(signal?.reason);
+      const listener = { seq: after, take, done, fail };
+      signal?.addEventListener("abort", abort);
+      feed.listeners.add(listener);
+      this.#sync(feed);
+    });
+  }
+
+  /**
+   * The same, for `for await`; leaving the loop unsubscribes.
+   * @param {string} task_id @param {{after?: number}} [how]
+   */
+  async *events(task_id, { after = 0 } = {}) {
+    /** @type {Event[]} */ const queue = [];
+    const leaving = new AbortController();
+    let wake = () => {};
+    let ended = false;
+    const take = (/** @type {Event} */ event) => (queue.push(event), wake());
+    const following = this.follow(task_id, take, { after, signal: leaving.signal });
+    const end = following.catch(() => {}).then(() => ((ended = true), wake()));
+    try {
+      while (!ended || queue.length) {
+        if (queue.length) yield /** @type {Event} */ (queue.shift());
+        else await Promise.race([end, new Promise((done) => (wake = () => done(true)))]);
+      }
+      await following;
+    } finally {
+      leaving.abort();
+    }
+  }
+
+  /**
+   * Calls `take` with the life-cycle events of all tasks from now on, and `up` at each connection:
+   * then `list` tells what was missed. Returns what ends it.
+   * @param {(event: Event) => void} take @param {() => void} up
+   */
+  followAll(take, up) {
+    const watcher = { take, up };
+    this.#watchers.add(watcher);
+    if (this.state.name === "connected") this.#watch();
+    return () => this.#watchers.delete(watcher);
+  }
+
+  /**
+   * Runs a task, and resolves to the data of its `task_completed` with the `task_id`; fails with a
+   * `TaskEnded`, or an `AgentsrvError`.
+   *
+   * @param {string} task_description
+   * @param {Partial<CreateFields> & {onEvent?: (event: Event) => void, signal?: AbortSignal,
+   *   onInput?: (question: import("./protocol.d.ts").InputRequired) => unknown}} [options] `onInput`
+   *   returns the answer or a promise of it; `signal` ends the waiting, not the task.
+   */
+  async run(task_description, { onEvent, onInput, signal, ...fields } = {}) {
+    const { task_id } = await this.create({ ...fields, task_description, execute: true });
+    const last = await new Promise((resolve, reject) => {
+      const take = (/** @type {Event} */ event) => {
+        onEvent?.(event);
+        if (event.event_type !== "input_required" || !onInput) return;
+        const answer = async () => this.respond(event.data.input_id, await onInput(event.data));
+        answer().catch((error) => error.code === "conflict" || reject(error));
+      };
+      this.follow(task_id, take, { signal }).then(resolve, reject);
+    });
+    if (last.event_type !== "task_completed") throw new TaskEnded(last);
+    return { task_id, .../** @type {import("./protocol.d.ts").TaskCompleted} */ (last.data) };
+  }
+
+  // The connection.
+
+  #connect() {
+    this.#enter({ name: "connecting" });
+    const Socket = this.options.WebSocket ?? globalThis.WebSocket;
+    const socket = (this.#socket = new Socket(this.url, [PROTOCOL]));
+    this.#timer = setTimeout(() => this.#retry("no answer in time"), OPEN_TIMEOUT);
+    socket.onmessage = ({ data }) => this.#receive(data);
+    socket.onclose = ({ code, reason }) => {
+      if (code === UNAUTHENTICATED) this.#refuse(reason);
+      else if (RECONNECT_AFTER.has(code)) this.#retry(reason || "no connection");
+      else this.close(`the server closed the connection for good (${code} ${reason})`);
+    };
+  }
+
+  /** @param {State} state */
+  #enter(state) {
+    this.state = state;
+    this.options.onState?.(state);
+  }
+
+  /** Lets go of the socket without waiting for it: it may be dead. */
+  #hangUp() {
+    clearTimeout(this.#timer);
+    const socket = this.#socket;
+    this.#socket = undefined;
+    if (!socket) return;
+    socket.onmessage = socket.onclose = null;
+    socket.onerror = () => {};
+    socket.close();
+  }
+
+  #lose() {
+    this.#hangUp();
+    for (const [id, call] of this.#calls) {
+      if (!call.sent || call.resend) continue;
+      this.#calls.delete(id);
+      const message = "the connection was lost before the answer";
+      call.reject(new AgentsrvError({ code: "interrupted", message, retryable: true }));
+    }
+  }
+
+  #retry(/** @type {string} */ reason) {
+    this.#lose();
+    if (++this.#failures > this.options.attempts) return this.close(`no server: ${reason}`);
+    const ceiling = Math.min(MAX_BACKOFF, BACKOFF * 2 ** this.#failures);
+    const wait = this.#reconnectIn * 1000 + Math.random() * ceiling;
+    this.#reconnectIn = 0;
+    this.#timer = setTimeout(() => this.#connect(), wait);
+    this.#enter({ name: "waiting", reason, retryAt: Date.now() + wait });
+  }
+
+  #refuse(/** @type {string} */ reason) {
+    this.#lose();
+    this.#enter({ name: "unauthenticated", reason });
+  }
+
+  #receive(/** @type {string} */ text) {
+    this.#heard = Date.now();
+    this.options.onFrame?.("in", text);
+    const frame = JSON.parse(text);
+    if (frame.type === "hello") this.#greet(frame);
+    else if (frame.type === "event") this.#event(frame);
+    else if (frame.type === "goaway") this.#reconnectIn = frame.reconnect_in;
+    else if (frame.type === "reply" || frame.type === "error") this.#answer(frame);
+  }
+
+  #greet(/** @type {import("./protocol.d.ts").HelloFrame} */ { protocol, limits }) {
+    if (protocol !== PROTOCOL) return this.close(`the server speaks ${protocol}`);
+    if (limits.auth_timeout === undefined) return this.#ready();
+    const { token } = this.options;
+    if (!token) return this.#refuse("");
+    const text = JSON.stringify({ command: "auth", id: 0, token });
+    const resolve = (/** @type {Replies["auth"]} */ { principal }) => {
+      this.principal = principal;
+      this.#ready();
+    };
+    const reject = (/** @type {AgentsrvError} */ { code, message }) => {
+      if (code === "unauthenticated") this.#refuse(message);
+      else if (code !== "interrupted" && code !== "closed") this.#retry(message);
+    };
+    this.#calls.set(0, { text, resend: false, sent: 1, resolve, reject });
+    this.#socket?.send(text);
+    this.options.onFrame?.("out", text.replace(JSON.stringify(token), '"…"'));
+  }
+
+  #ready() {
+    clearTimeout(this.#timer);
+    this.#listen();
+    this.#enter({ name: "connected" });
+    for (const call of this.#calls.values()) this.#send(call);
+    for (const feed of this.#feeds.values()) this.#sync(feed);
+    if (this.#watchers.size) this.#watch();
+  }
+
+  /** Asks for a sign of life where there was none: a browser does not tell of a dead network. */
+  #listen() {
+    const { silence } = this.options;
+    this.#timer = setTimeout(() => {
+      const quiet = Date.now() - this.#heard;
+      if (quiet >= 2 * silence) return this.#retry("the server is silent");
+      if (quiet >= silence) this.command("ping", {}, ONCE).catch(() => {});
+      this.#listen();
+    }, silence);
+  }
+
+  #send(/** @type {any} */ call) {
+    call.sent += 1;
+    this.#socket?.send(call.text);
+    this.options.onFrame?.("out", call.text);
+  }
+
+  #answer(/** @type {any} */ frame) {
+    const call = this.#calls.get(frame.id);
+    if (!call) return;
+    this.#failures = 0;
+    this.#calls.delete(frame.id);
+    if (frame.type === "reply") return call.resolve(frame);
+    const error = new AgentsrvError(frame);
+    error.resent = call.sent > 1;
+    call.reject(error);
+  }
+
+  /** Takes a conflict with an answer whose first reply was lost for that reply. */
+  #settle(/** @type {Promise<unknown>} */ reply) {
+    return reply.catch((error) => {
+      if (error.code !== "conflict" || !error.resent) throw error;
+    });
+  }
+
+  // Subscriptions.
+
+  #event(/** @type {Event} */ event) {
+    const feed = this.#feeds.get(event.task_id);
+    const isNew = !feed || event.seq > feed.head; // and not replayed for who came late
+    const isLast = TERMINAL.has(event.event_type);
+    if (feed && isNew) feed.head = event.seq;
+    if (feed && isLast) feed.isOn = false; // it ended by itself
+    if (isNew && event.event_type.startsWith("task_")) for (const one of this.#watchers) one.take(event);
+    for (const listener of [...(feed?.listeners ?? [])]) {
+      if (event.seq !== listener.seq + 1) continue; // it has it, or will be sent those before
+      listener.seq = event.seq;
+      try {
+        listener.take(event);
+        if (isLast) listener.done(event);
+      } catch (error) {
+        listener.fail(error);
+      }
+    }
+  }
+
+  /** Brings a subscription to what its listeners need, one command after the other. */
+  async #sync(/** @type {any} */ feed) {
+    feed.isStale = true;
+    if (feed.isBusy) return;
+    feed.isBusy = true;
+    while (feed.isStale && this.state.name === "connected") {
+      feed.isStale = false;
+      try {
+        if (feed.listeners.size) {
+          const after_seq = Math.min(...[...feed.listeners].map((one) => one.seq));
+          feed.isOn = true;
+          const asked = this.command("subscribe", { task_id: feed.task_id, after_seq }, ONCE);
+          const { seq = 0, status = "" } = await asked;
+          feed.head = Math.max(feed.head, seq);
+          for (const one of [...feed.listeners]) if (ENDED.has(status) && one.seq >= seq) one.done();
+        } else if (feed.isOn) {
+          feed.isOn = false;
+          await this.command("unsubscribe", { task_id: feed.task_id }, ONCE);
+        }
+      } catch (error) {
+        const { code, retryable, retryAfter = 1 } = /** @type {AgentsrvError} */ (error);
+        if (code === "interrupted" || code === "closed") break;
+        feed.isOn = false;
+        if (retryable) setTimeout(() => this.#sync(feed), retryAfter * 1000);
+        else for (const one of [...feed.listeners]) one.fail(error);
+      }
+    }
+    feed.isBusy = false;
+    if (!feed.listeners.size) this.#feeds.delete(feed.task_id);
+  }
+
+  #watch() {
+    const asked = this.command("subscribe", { all: true }, ONCE);
+    asked.then(() => this.#watchers.forEach((one) => one.up())).catch(() => {});
+  }
+}

@@ -1,0 +1,853 @@
+// Made by `agentsrv schema --typescript`; do not edit.
+
+/** A registered agent. */
+export interface AgentInfo {
+  name: string;
+  description: string;
+  /** JSON Schema of its parameters. */
+  params: Record<string, unknown>;
+}
+
+/** Tell which agents there are, and their parameters. */
+export interface Agents {
+  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  id?: string | number | null;
+  command: "agents";
+}
+
+/** The agents that there are. */
+export interface AgentsReply {
+  type: "reply";
+  command: "agents";
+  /** The command's own, null where it had none. */
+  id: string | number | null;
+  agents: Array<AgentInfo>;
+}
+
+/** Say who asks, by an API key or a JSON Web Token; it is never shown again. */
+export interface Auth {
+  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  id?: string | number | null;
+  command: "auth";
+  token: string;
+}
+
+/** Who asks. */
+export interface AuthReply {
+  type: "reply";
+  command: "auth";
+  /** The command's own, null where it had none. */
+  id: string | number | null;
+  principal: string;
+}
+
+/** Stop a task, wherever it is. */
+export interface Cancel {
+  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  id?: string | number | null;
+  command: "cancel";
+  task_id?: string | null;
+  /** The key of the ``create``, instead of the task's id. */
+  idempotency_key?: string | null;
+  /** Told in the task's events. */
+  reason?: string | null;
+  /** Seconds that running steps have to end; without it, the server's. */
+  grace?: number | null;
+}
+
+/** Where the task is now. */
+export interface CancelReply {
+  type: "reply";
+  command: "cancel";
+  /** The command's own, null where it had none. */
+  id: string | number | null;
+  task_id: string;
+  status: "pending" | "queued" | "running" | "input_required" | "cancelling" | "completed" | "failed" | "cancelled";
+  /** Whether it had ended, or was being cancelled, before. */
+  already: boolean;
+}
+
+/** A subscription has delivered all that was logged when it began. */
+export interface CaughtUpFrame {
+  type: "caught_up";
+  task_id: string;
+  seq: number;
+}
+
+/** Put a task into the log; with ``execute`` also into the queue. */
+export interface Create {
+  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  id?: string | number | null;
+  command: "create";
+  /** What is to be done. */
+  task_description: string;
+  /** This agent does it, as a plan of one step. */
+  agent?: string | null;
+  /** A plan of the client's own, instead of the server's planner. */
+  plan?: ExecutionPlan | null;
+  /** Values for the agents' parameters. */
+  params?: Record<string, JsonValue>;
+  /** The same key and the same fields within 24 hours: the task is not new. */
+  idempotency_key?: string | null;
+  /** Also put the task into the queue. */
+  execute?: boolean;
+  /** With ``execute``: subscribe this connection from the first event on. */
+  subscribe?: boolean;
+  /** Seconds from the execution on, after which the task fails. */
+  deadline?: number | null;
+  /** What becomes of the task when the connection that executed it is gone. */
+  on_disconnect?: "continue" | "cancel";
+  /** A task that failed or was cancelled; its plan and completed steps are taken over. */
+  resume_from?: string | null;
+  /** Kept in ``task_created``, not interpreted. */
+  metadata?: Record<string, string>;
+  /** The client's span, as W3C Trace Context writes it: the task is traced as part of it. */
+  traceparent?: string | null;
+}
+
+/** Where the task is, and whether it was there before. */
+export interface CreateReply {
+  type: "reply";
+  command: "create";
+  /** The command's own, null where it had none. */
+  id: string | number | null;
+  task_id: string;
+  status: "pending" | "queued" | "running" | "input_required" | "cancelling" | "completed" | "failed" | "cancelled";
+  /** The number of the task's last event. */
+  seq: number;
+  /** Whether the idempotency key had been used. */
+  replayed: boolean;
+}
+
+/** What is wrong with one field of a command. */
+export interface Detail {
+  field: string;
+  reason: string;
+}
+
+/** A command was refused; the connection lives. */
+export interface ErrorFrame {
+  type: "error";
+  command: string | null;
+  id: string | number | null;
+  code: "invalid_json" | "invalid_command" | "unknown_command" | "unauthenticated" | "not_found" | "invalid_state" | "conflict" | "invalid_input" | "seq_ahead" | "too_large" | "rate_limited" | "overloaded" | "shutting_down" | "unavailable" | "internal";
+  message: string;
+  retryable: boolean;
+  /** Seconds. */
+  retry_after?: number;
+  details?: Array<Detail>;
+  example?: Record<string, unknown>;
+}
+
+/** Run a pending task. */
+export interface Execute {
+  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  id?: string | number | null;
+  command: "execute";
+  /** The id that create answered. */
+  task_id: string;
+  /** Subscribe this connection from the first event on. */
+  subscribe?: boolean;
+}
+
+/** Where a task is. */
+export interface ExecuteReply {
+  type: "reply";
+  command: "execute";
+  /** The command's own, null where it had none. */
+  id: string | number | null;
+  task_id: string;
+  status: "pending" | "queued" | "running" | "input_required" | "cancelling" | "completed" | "failed" | "cancelled";
+  /** The number of the task's last event. */
+  seq: number;
+}
+
+/** The steps of a task: unique ids, known dependencies, no cycle, 1 to 100 of them. */
+export interface ExecutionPlan {
+  steps: Array<Step>;
+}
+
+/** The server is about to close the connection. */
+export interface GoawayFrame {
+  type: "goaway";
+  reason: string;
+  /** Seconds. */
+  reconnect_in: number;
+}
+
+/** The first frame of a connection. */
+export interface HelloFrame {
+  type: "hello";
+  protocol: string;
+  server: Record<string, string>;
+  connection_id: string;
+  authenticated: boolean;
+  limits: Record<string, unknown>;
+  commands: Array<string>;
+}
+
+/** Tell what can be asked. */
+export interface Help {
+  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  id?: string | number | null;
+  command: "help";
+}
+
+/** An example of each command, and the command lines. */
+export interface HelpReply {
+  type: "reply";
+  command: "help";
+  /** The command's own, null where it had none. */
+  id: string | number | null;
+  commands: Record<string, Record<string, unknown>>;
+  lines: Record<string, string>;
+}
+
+/** A question was answered (``accept``), declined (``decline``), or its time is over.
+
+With ``expire``, ``value`` is the question's default, ``None`` where it has none. */
+export interface InputReceived {
+  input_id: string;
+  step_id: string;
+  action: string;
+  value: unknown;
+  by: string;
+}
+
+/** A question was answered (`accept`), declined (`decline`), or its time is over. With `expire`, `value` is the question's default, `None` where it has none. */
+export interface InputReceivedEvent {
+  type: "event";
+  event_type: "input_received";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: InputReceived;
+}
+
+/** An agent asks the client a question; ``schema`` is the JSON Schema of its answer. */
+export interface InputRequired {
+  input_id: string;
+  step_id: string;
+  attempt: number;
+  prompt: string;
+  schema: Record<string, unknown>;
+  options: Array<unknown> | null;
+  default: unknown;
+  expires_at: string | null;
+}
+
+/** An agent asks the client a question; `schema` is the JSON Schema of its answer. */
+export interface InputRequiredEvent {
+  type: "event";
+  event_type: "input_required";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: InputRequired;
+}
+
+/** Any JSON value. */
+export type JsonValue = unknown;
+
+/** Tell which tasks there are, the newest first. */
+export interface List {
+  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  id?: string | number | null;
+  command: "list";
+  /** Only tasks of this status. */
+  status?: TaskStatus | null;
+  /** Tasks on a page. */
+  limit?: number;
+  /** ``next_cursor`` of the page before. */
+  cursor?: string | null;
+}
+
+/** Tasks, the newest first. */
+export interface ListReply {
+  type: "reply";
+  command: "list";
+  /** The command's own, null where it had none. */
+  id: string | number | null;
+  tasks: Array<TaskRow>;
+  /** All that match, not only those of the page. */
+  total: number;
+  /** Asks for the page behind this one. */
+  next_cursor: string | null;
+}
+
+/** The client sent the running agents a message. */
+export interface MessageReceived {
+  message: unknown;
+  by: string;
+}
+
+/** The client sent the running agents a message. */
+export interface MessageReceivedEvent {
+  type: "event";
+  event_type: "message_received";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: MessageReceived;
+}
+
+/** A piece of text; ``offset`` counts the characters of this attempt before it. */
+export interface PartialOutput {
+  step_id: string;
+  attempt: number;
+  offset: number;
+  output: string;
+}
+
+/** A piece of text; `offset` counts the characters of this attempt before it. */
+export interface PartialOutputEvent {
+  type: "event";
+  event_type: "partial_output";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: PartialOutput;
+}
+
+/** Answer, to show that the connection and the server live. */
+export interface Ping {
+  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  id?: string | number | null;
+  command: "ping";
+}
+
+/** Nothing of its own: the command was carried out. */
+export interface PingReply {
+  type: "reply";
+  command: "ping";
+  /** The command's own, null where it had none. */
+  id: string | number | null;
+}
+
+/** The task's steps are fixed; ``planned_by`` and ``reason`` are those of `ExplainedPlan`. */
+export interface PlanCreated {
+  steps: Array<Record<string, unknown>>;
+  planned_by?: string | null;
+  reason?: string | null;
+}
+
+/** The task's steps are fixed; `planned_by` and `reason` are those of `ExplainedPlan`. */
+export interface PlanCreatedEvent {
+  type: "event";
+  event_type: "plan_created";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: PlanCreated;
+}
+
+/** Answer an agent's question, or decline to. */
+export interface Respond {
+  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  id?: string | number | null;
+  command: "respond";
+  /** The id that input_required told. */
+  input_id: string;
+  /** What was asked for; the question's schema says what that may be. */
+  value?: JsonValue;
+  /** ``decline`` takes no value. */
+  action?: "accept" | "decline";
+}
+
+/** Which question was settled, and of which task. */
+export interface RespondReply {
+  type: "reply";
+  command: "respond";
+  /** The command's own, null where it had none. */
+  id: string | number | null;
+  task_id: string;
+  input_id: string;
+}
+
+/** Give a message to the agents of a running task. */
+export interface Send {
+  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  id?: string | number | null;
+  command: "send";
+  /** The id that create answered. */
+  task_id: string;
+  /** Text, mostly. */
+  message: JsonValue;
+}
+
+/** The message's number in the task's log. */
+export interface SendReply {
+  type: "reply";
+  command: "send";
+  /** The command's own, null where it had none. */
+  id: string | number | null;
+  task_id: string;
+  seq: number;
+}
+
+/** Tell all about a task. */
+export interface Status {
+  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  id?: string | number | null;
+  command: "status";
+  /** The id that create answered. */
+  task_id: string;
+}
+
+/** All about a task. */
+export interface StatusReply {
+  type: "reply";
+  command: "status";
+  /** The command's own, null where it had none. */
+  id: string | number | null;
+  task_id: string;
+  status: "pending" | "queued" | "running" | "input_required" | "cancelling" | "completed" | "failed" | "cancelled";
+  user_input: string;
+  final_output: string | null;
+  partial_output: string | null;
+  error_message: string | null;
+  degraded: boolean;
+  created_at: string;
+  updated_at: string;
+  /** The number of the task's last event. */
+  seq: number;
+  steps: Array<StepSnapshot>;
+  /** Open questions: the data of input_required. */
+  inputs: Array<Record<string, unknown>>;
+}
+
+/** One piece of work for one agent, after the steps that it depends on. */
+export interface Step {
+  step_id: string;
+  agent: string;
+  description?: string;
+  depends_on?: Array<string>;
+  /** For the agent. */
+  input?: JsonValue;
+  /** Without it the agent's own. */
+  max_retries?: number | null;
+  /** Seconds an attempt may take; without it the agent's own. */
+  timeout?: number | null;
+}
+
+/** The step was under way when the task was cancelled; what it had written is kept. */
+export interface StepCancelled {
+  step_id: string;
+  attempt: number;
+  partial_output: string;
+}
+
+/** The step was under way when the task was cancelled; what it had written is kept. */
+export interface StepCancelledEvent {
+  type: "event";
+  event_type: "step_cancelled";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: StepCancelled;
+}
+
+/** The step's result is journaled; the step never runs again. ``duration`` in seconds. */
+export interface StepCompleted {
+  step_id: string;
+  attempt: number;
+  status: string;
+  result: unknown;
+  cached: boolean;
+  duration: number;
+}
+
+/** The step's result is journaled; the step never runs again. `duration` in seconds. */
+export interface StepCompletedEvent {
+  type: "event";
+  event_type: "step_completed";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: StepCompleted;
+}
+
+/** The last attempt failed; ``degraded`` where the plan goes on without the step. */
+export interface StepFailed {
+  step_id: string;
+  attempt: number;
+  error_message: string;
+  retry_count: number;
+  partial_output: string;
+  degraded: boolean;
+}
+
+/** The last attempt failed; `degraded` where the plan goes on without the step. */
+export interface StepFailedEvent {
+  type: "event";
+  event_type: "step_failed";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: StepFailed;
+}
+
+/** The agent says how far it is. */
+export interface StepProgress {
+  step_id: string;
+  attempt: number;
+  done: number;
+  total: number | null;
+  message: string;
+}
+
+/** The agent says how far it is. */
+export interface StepProgressEvent {
+  type: "event";
+  event_type: "step_progress";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: StepProgress;
+}
+
+/** An attempt failed and another will follow in ``retry_in`` seconds. */
+export interface StepRetrying {
+  step_id: string;
+  attempt: number;
+  next_attempt: number;
+  retry_in: number;
+  error_message: string;
+  retry_count: number;
+  reason: "error" | "timeout" | "recovered";
+}
+
+/** An attempt failed and another will follow in `retry_in` seconds. */
+export interface StepRetryingEvent {
+  type: "event";
+  event_type: "step_retrying";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: StepRetrying;
+}
+
+/** The step will not run. */
+export interface StepSkipped {
+  step_id: string;
+  reason: string;
+}
+
+/** The step will not run. */
+export interface StepSkippedEvent {
+  type: "event";
+  event_type: "step_skipped";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: StepSkipped;
+}
+
+/** One step of a task. */
+export interface StepSnapshot {
+  step_id: string;
+  agent: string;
+  description: string;
+  depends_on: Array<string>;
+  status: "pending" | "running" | "input_required" | "retrying" | "completed" | "failed" | "cancelled" | "skipped";
+  /** 0 before the first. */
+  attempt: number;
+  /** The text of the current or last attempt. */
+  output: string;
+  error_message: string | null;
+}
+
+/** An attempt of a step begins; attempts count from 1. */
+export interface StepStarted {
+  step_id: string;
+  attempt: number;
+  agent: string;
+  description: string;
+}
+
+/** An attempt of a step begins; attempts count from 1. */
+export interface StepStartedEvent {
+  type: "event";
+  event_type: "step_started";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: StepStarted;
+}
+
+/** Receive the events of a task that follow ``after_seq`` (0: all of them).
+
+With ``all`` instead of a task: from now on, the life-cycle events of all own tasks. */
+export interface Subscribe {
+  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  id?: string | number | null;
+  command: "subscribe";
+  task_id?: string | null;
+  /** Number of the last event that the client has. */
+  after_seq?: number;
+  /** Instead of a task: the life-cycle events of all own tasks. */
+  all?: boolean;
+}
+
+/** Where the task is; nothing where the subscription is to all tasks. */
+export interface SubscribeReply {
+  type: "reply";
+  command: "subscribe";
+  /** The command's own, null where it had none. */
+  id: string | number | null;
+  task_id?: string;
+  status?: "pending" | "queued" | "running" | "input_required" | "cancelling" | "completed" | "failed" | "cancelled";
+  /** The number of the task's last event. */
+  seq?: number;
+}
+
+/** The task was cancelled; ``stopped`` is false where a step still runs, fenced off. */
+export interface TaskCancelled {
+  status: string;
+  reason: string | null;
+  by: string;
+  stopped: boolean;
+  partial_output: string;
+}
+
+/** The task was cancelled; `stopped` is false where a step still runs, fenced off. */
+export interface TaskCancelledEvent {
+  type: "event";
+  event_type: "task_cancelled";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: TaskCancelled;
+}
+
+/** A cancel is decided; running steps have ``grace`` seconds to end. */
+export interface TaskCancelling {
+  reason: string | null;
+  by: string;
+  grace: number;
+}
+
+/** A cancel is decided; running steps have `grace` seconds to end. */
+export interface TaskCancellingEvent {
+  type: "event";
+  event_type: "task_cancelling";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: TaskCancelling;
+}
+
+/** The task ended with an output. ``duration`` in seconds since it first started. */
+export interface TaskCompleted {
+  status: string;
+  final_output: string;
+  degraded: boolean;
+  missing_steps: Array<string>;
+  duration: number;
+}
+
+/** The task ended with an output. `duration` in seconds since it first started. */
+export interface TaskCompletedEvent {
+  type: "event";
+  event_type: "task_completed";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: TaskCompleted;
+}
+
+/** A task is in the log; nothing runs yet. ``traceparent`` is whose work it is part of. */
+export interface TaskCreated {
+  task_description: string;
+  agent: string | null;
+  params: Record<string, unknown>;
+  metadata: Record<string, string>;
+  traceparent?: string | null;
+}
+
+/** A task is in the log; nothing runs yet. `traceparent` is whose work it is part of. */
+export interface TaskCreatedEvent {
+  type: "event";
+  event_type: "task_created";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: TaskCreated;
+}
+
+/** The task ended without its output; ``partial_output`` is what there is of it. */
+export interface TaskFailed {
+  status: string;
+  error_message: string;
+  failed_step: string | null;
+  retry_count: number;
+  partial_output: string;
+}
+
+/** The task ended without its output; `partial_output` is what there is of it. */
+export interface TaskFailedEvent {
+  type: "event";
+  event_type: "task_failed";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: TaskFailed;
+}
+
+/** The task waits for a free slot; ``position`` counts the principal's waiting tasks from 1. */
+export interface TaskQueued {
+  position: number;
+}
+
+/** The task waits for a free slot; `position` counts the principal's waiting tasks from 1. */
+export interface TaskQueuedEvent {
+  type: "event";
+  event_type: "task_queued";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: TaskQueued;
+}
+
+/** After a crash or a takeover ``node`` goes on behind ``completed_steps``.
+
+``traceparent`` is the span of its run, where the server is traced. */
+export interface TaskRecovered {
+  node: string;
+  completed_steps: Array<string>;
+  traceparent?: string | null;
+}
+
+/** After a crash or a takeover `node` goes on behind `completed_steps`. `traceparent` is the span of its run, where the server is traced. */
+export interface TaskRecoveredEvent {
+  type: "event";
+  event_type: "task_recovered";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: TaskRecovered;
+}
+
+/** One line of a list. */
+export interface TaskRow {
+  task_id: string;
+  status: "pending" | "queued" | "running" | "input_required" | "cancelling" | "completed" | "failed" | "cancelled";
+  user_input: string;
+  created_at: string;
+}
+
+/** A worker of ``node`` holds the task's lease and begins.
+
+``traceparent`` is the span of its run, where the server is traced. */
+export interface TaskStarted {
+  node: string;
+  traceparent?: string | null;
+}
+
+/** A worker of `node` holds the task's lease and begins. `traceparent` is the span of its run, where the server is traced. */
+export interface TaskStartedEvent {
+  type: "event";
+  event_type: "task_started";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: TaskStarted;
+}
+
+/** Where a task is between its creation and its one terminal event. */
+export type TaskStatus = "pending" | "queued" | "running" | "input_required" | "cancelling" | "completed" | "failed" | "cancelled";
+
+/** Receive no more events of a task, or of all tasks. */
+export interface Unsubscribe {
+  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  id?: string | number | null;
+  command: "unsubscribe";
+  task_id?: string | null;
+  /** End the subscription to all tasks, not those to single ones. */
+  all?: boolean;
+}
+
+/** Nothing of its own: the command was carried out. */
+export interface UnsubscribeReply {
+  type: "reply";
+  command: "unsubscribe";
+  /** The command's own, null where it had none. */
+  id: string | number | null;
+}
+
+/** Each command, by its name. */
+export interface Commands {
+  create: Create;
+  execute: Execute;
+  status: Status;
+  list: List;
+  cancel: Cancel;
+  subscribe: Subscribe;
+  unsubscribe: Unsubscribe;
+  respond: Respond;
+  send: Send;
+  agents: Agents;
+  auth: Auth;
+  ping: Ping;
+  help: Help;
+}
+
+/** What each command is answered with. */
+export interface Replies {
+  create: CreateReply;
+  execute: ExecuteReply;
+  status: StatusReply;
+  list: ListReply;
+  cancel: CancelReply;
+  subscribe: SubscribeReply;
+  unsubscribe: UnsubscribeReply;
+  respond: RespondReply;
+  send: SendReply;
+  agents: AgentsReply;
+  auth: AuthReply;
+  ping: PingReply;
+  help: HelpReply;
+}
+
+/** What may happen to a task. */
+export type Event =
+  | TaskCreatedEvent
+  | TaskQueuedEvent
+  | TaskStartedEvent
+  | PlanCreatedEvent
+  | StepStartedEvent
+  | StepProgressEvent
+  | PartialOutputEvent
+  | StepRetryingEvent
+  | StepCompletedEvent
+  | StepFailedEvent
+  | StepSkippedEvent
+  | StepCancelledEvent
+  | InputRequiredEvent
+  | InputReceivedEvent
+  | MessageReceivedEvent
+  | TaskCancellingEvent
+  | TaskRecoveredEvent
+  | TaskCompletedEvent
+  | TaskFailedEvent
+  | TaskCancelledEvent;

@@ -1,0 +1,194 @@
+// A task's page: its plan, questions, output and history, as its log grows.
+
+import { badge, between, button, h, labelled, perFrame, say, seconds, time, wording } from "./dom.js";
+import { hasEnded, TaskLog } from "./fold.js";
+import { field } from "./form.js";
+import { draw } from "./graph.js";
+import { Markdown } from "./markdown.js";
+
+const SILENT = new Set(["step_progress", "partial_output"]); // too many to be read to anybody
+
+/** Fills `root` with the task's page and keeps it current; returns what ends that. */
+export function showTask(root, client, task_id) {
+  const log = new TaskLog();
+  const leaving = new AbortController();
+  const title = h("h1", { tabindex: -1 }, "…");
+  const facts = h("p.facts");
+  const error = h("p.error", { role: "alert" });
+  const actions = h("div.actions");
+  const questions = h("div.questions");
+  const graph = h("div.scroll.graph", { tabindex: 0, role: "group", "aria-label": "Plan" });
+  const heading = h("h2");
+  const back = button("Show the result", () => pick(picked));
+  const about = h("p.soft");
+  const output = h("div.output");
+  const results = h("div");
+  const history = h("ol.history");
+  const plan = h("section", { hidden: true }, h("h2", "Plan"), graph);
+  const written = h("section", { hidden: true }, h("div.bar", heading, back), about, output, results);
+  root.replaceChildren(h("article", title, facts, actions, error, questions, plan, written,
+    h("section", h("h2", "History"), history)));
+
+  // What may be done.
+
+  const attempt = async (work) => {
+    error.textContent = "";
+    try {
+      await work();
+    } catch (refusal) {
+      error.textContent = wording(refusal);
+    }
+  };
+  const command = (name, fields) => attempt(() => client.command(name, { task_id, ...fields }));
+  const offers = () => {
+    const start = button("Start", () => command("execute", { subscribe: false }));
+    const cancel = button("Cancel…", () =>
+      ask("Cancel this task", "Reason", "Cancel the task", (reason) => command("cancel", { reason: reason || undefined })));
+    const tell = button("Send a message…", () =>
+      ask("Tell its agents", "Message", "Send", (text) => attempt(() => client.send(task_id, text))));
+    const resume = button("Resume", () => attempt(async () => {
+      const { description, params } = log;
+      const fields = { task_description: description, params, resume_from: task_id, execute: true };
+      location.hash = `#/task/${(await client.create(fields)).task_id}`;
+    }));
+    const again = h("a.quiet", { href: `#/new/${task_id}` }, "Run again…");
+    const running = [cancel, tell];
+    const fitting = { pending: [start, cancel], queued: [cancel], running, input_required: running, failed: [resume], cancelled: [resume] };
+    return [...(fitting[log.status] ?? []), again];
+  };
+
+  // Whose text is shown: the step's that was picked, or the task's output.
+
+  const streams = new Map();
+  let picked = null;
+  const shown = () => (picked ? [picked] : log.sinks);
+  const pick = (step) => {
+    picked = picked === step ? null : step;
+    streams.clear();
+    output.replaceChildren(...shown().map((one) => {
+      const node = h("div");
+      streams.set(one, new Markdown(node));
+      streams.get(one).append(one.text);
+      return node;
+    }));
+    render();
+  };
+  log.onText = (step, piece) => (piece === null ? streams.get(step)?.reset() : streams.get(step)?.append(piece));
+
+  const cards = new Map(); // of open questions
+  let update; // of the graph
+  const render = perFrame(() => {
+    say(title, log.description || "…");
+    document.title = `${log.description.slice(0, 60)} · agentsrv`;
+    if (facts.dataset.status !== log.status) {
+      facts.dataset.status = log.status;
+      facts.replaceChildren(badge(log.status), h("code", task_id), log.createdAt ? time(log.createdAt) : "", h("span"));
+      actions.replaceChildren(...offers());
+    }
+    say(facts.lastChild, log.startedAt ? seconds(between(log.startedAt, log.endedAt)) : "");
+    if (log.error) say(error, log.error);
+    if (log.steps.size && !update) {
+      update = draw(graph, log.steps, pick);
+      plan.hidden = log.steps.size < 2;
+      written.hidden = false;
+      pick(null);
+    }
+    update?.(picked);
+    for (const [id, card] of cards) if (!log.questions.has(id)) (card.remove(), cards.delete(id));
+    for (const [id, asked] of log.questions) {
+      if (cards.has(id)) continue;
+      cards.set(id, question(asked, client, attempt));
+      questions.append(cards.get(id));
+    }
+    say(heading, picked?.step_id ?? "Output");
+    back.hidden = !picked;
+    say(about, picked ? [picked.agent, picked.description, picked.error].filter(Boolean).join("\n") : "");
+    const key = shown().map((step) => `${step.step_id} ${step.status}`).join();
+    if (results.dataset.key !== key) results.replaceChildren(...shown().flatMap(resultsOf));
+    results.dataset.key = key;
+    for (const entry of log.entries) {
+      if (!entry.node) {
+        entry.node = h("li", { class: entry.kind }, time(entry.at), h("span"));
+        history.append(entry.node);
+      }
+      say(entry.node.lastChild, entry.text);
+    }
+  });
+
+  // What happens, from the first event on; who listens is told what is new.
+
+  let seq = Infinity;
+  const take = (event) => {
+    log.apply(event);
+    if (event.seq > seq && !SILENT.has(event.event_type)) {
+      document.getElementById("live").textContent = log.entries.at(-1).text;
+    }
+    render();
+  };
+  const follow = async () => {
+    try {
+      ({ seq } = await client.command("status", { task_id }));
+      await client.follow(task_id, take, { signal: leaving.signal });
+    } catch (refusal) {
+      if (leaving.signal.aborted) return;
+      const words = refusal.code === "not_found" ? "No such task" : "This task cannot be shown";
+      clearInterval(clock);
+      root.replaceChildren(h("article", h("h1", { tabindex: -1 }, words), h("p.error", { role: "alert" }, wording(refusal))));
+    }
+  };
+  follow();
+  const clock = setInterval(() => hasEnded(log.status) || render(), 1000);
+  return () => {
+    clearInterval(clock);
+    leaving.abort();
+  };
+}
+
+/** The structured result of a step, and the sources that it names. */
+function resultsOf({ step_id, result, text }) {
+  if (result === null || result === undefined) return [];
+  const found = result.sources ?? result.passages;
+  const row = ({ title, source, url, line }) => h("li", [title, source ?? url, line && `line ${line}`].filter(Boolean).join(", "));
+  const all = h("details", h("summary", `Result of ${step_id} as JSON`));
+  const json = () => JSON.stringify(result, null, 2).slice(0, 100_000);
+  all.addEventListener("toggle", () => all.append(h("pre", { tabindex: 0 }, json())), { once: true });
+  all.open = !text;
+  const sources = Array.isArray(found) && found.length > 0 &&
+    h("details", h("summary", `Sources (${found.length})`), h("ol", found.map((one) => row(Object(one)))));
+  return sources ? [sources, all] : [all];
+}
+
+/** A question as a form. */
+function question({ input_id, step_id, prompt, schema, options, expires_at, default: value }, client, attempt) {
+  const answer = field(options ? { enum: options } : schema, "Answer", { value: value ?? undefined });
+  const prose = h("div");
+  new Markdown(prose).append(prompt);
+  const send = h("button.main", "Answer");
+  const settle = async (work) => {
+    send.disabled = true;
+    await attempt(work);
+    send.disabled = false;
+  };
+  const onsubmit = (event) => {
+    event.preventDefault();
+    settle(() => client.respond(input_id, answer.read() ?? null));
+  };
+  return h("form.question", { onsubmit, "aria-label": `Question of ${step_id}` },
+    h("p.soft", `${step_id} asks`, expires_at && [", until ", time(expires_at)]), prose, answer.node,
+    h("p.actions", send, button("Decline", () => settle(() => client.decline(input_id)))));
+}
+
+/** Asks for a line of text in a dialog. */
+function ask(title, label, word, done) {
+  const input = h("input", { id: "asked", maxlength: 1024 });
+  const onsubmit = (event) => {
+    event.preventDefault();
+    dialog.close();
+    done(input.value);
+  };
+  const dialog = h("dialog", { "aria-label": title, onclose: () => dialog.remove() },
+    h("form", { onsubmit }, h("h2", title), labelled(label, input),
+      h("p.actions", h("button.main", word), button("Back", () => dialog.close()))));
+  document.body.append(dialog);
+  dialog.showModal();
+}

@@ -1,0 +1,146 @@
+// The list of tasks: live, filtered, searched; only the rows in sight are elements.
+
+import { badge, h, perFrame, time } from "./dom.js";
+
+const ROW = 64; // px, as the style sheet has it
+const MARGIN = 8; // rows kept above and below those in sight
+const PAGE = 500; // rows asked for at once
+const LOOK = 4000; // ms between two looks at who asks: no life-cycle event tells of questions
+const STATUSES = ["pending", "queued", "running", "input_required", "cancelling", "completed", "failed", "cancelled"];
+const AFTER = { created: "pending", started: "running", recovered: "running" }; // others say it themselves
+
+export class Tasks {
+  #client;
+  #known = new Map();
+  #rows = []; // all that is known, the newest first
+  #view = []; // of these, what the filter and the search let through
+  #cursor = null;
+  #total = 0;
+  #turn = 0; // of loading: an answer to an earlier one is not what is asked for now
+  #current = "";
+  #nodes = new Map();
+  #search = h("input", { type: "search", placeholder: "Search", "aria-label": "Search tasks", oninput: () => this.#select() });
+  #filter = h("select", { "aria-label": "Status", onchange: () => this.#load() });
+  #list = h("ul.rows", { onkeydown: (event) => this.#move(event) });
+  #scroller = h("div.scroller", { onscroll: () => this.#render() }, this.#list);
+  #count = h("p.soft.count", { role: "status" });
+
+  constructor(root, client) {
+    this.#client = client;
+    this.#filter.append(h("option", { value: "" }, "All"),
+      ...STATUSES.map((value) => h("option", { value }, badge(value).textContent)));
+    root.append(h("div.bar", h("h2", "Tasks"), h("a.main", { href: "#/new" }, "New task")),
+      h("div.bar", this.#search, this.#filter), this.#scroller, this.#count);
+    new ResizeObserver(() => this.#render()).observe(this.#scroller);
+    client.followAll((event) => this.#take(event), () => this.#load());
+    setInterval(() => this.#look(), LOOK);
+  }
+
+  /** Marks the task whose page is open. */
+  mark(task_id) {
+    this.#current = task_id;
+    this.#render();
+  }
+
+  async #load(cursor) {
+    const turn = cursor ? this.#turn : ++this.#turn;
+    this.#cursor = null;
+    try {
+      const fields = { status: this.#filter.value || undefined, cursor, limit: PAGE };
+      const page = await this.#client.command("list", fields);
+      if (turn !== this.#turn) return;
+      if (!cursor) this.#known.clear();
+      for (const row of page.tasks) this.#known.set(row.task_id, row);
+      this.#cursor = page.next_cursor;
+      this.#total = page.total;
+      this.#rows = [...this.#known.values()].sort((a, b) => (a.created_at < b.created_at ? 1 : -1));
+      this.#select();
+    } catch (error) {
+      this.#count.textContent = error.message;
+    }
+  }
+
+  #take({ event_type, task_id, timestamp, data }) {
+    let row = this.#known.get(task_id);
+    if (!row && event_type === "task_created") {
+      row = { task_id, user_input: data.task_description, created_at: timestamp };
+      this.#known.set(task_id, row);
+      this.#rows.unshift(row);
+      this.#total += 1;
+    }
+    if (!row) return;
+    const what = event_type.slice("task_".length);
+    row.status = AFTER[what] ?? what;
+    this.#select();
+  }
+
+  async #look() {
+    const isLive = ({ status }) => status === "running" || status === "input_required";
+    const live = this.#rows.filter(isLive);
+    if (!live.length || document.hidden || this.#client.state.name !== "connected") return;
+    const asked = this.#client.command("list", { status: "input_required", limit: PAGE }, { resend: false });
+    const { tasks } = await asked.catch(() => ({}));
+    const asking = new Set(tasks?.map(({ task_id }) => task_id));
+    for (const row of tasks ? live.filter(isLive) : []) {
+      row.status = asking.has(row.task_id) ? "input_required" : "running";
+    }
+    this.#select();
+  }
+
+  #select = perFrame(() => {
+    const words = this.#search.value.toLowerCase().trim();
+    const wanted = this.#filter.value;
+    this.#view = this.#rows.filter(({ task_id, status, user_input }) => (!wanted || status === wanted) &&
+      (!words || user_input.toLowerCase().includes(words) || task_id.startsWith(words)));
+    if (words && this.#cursor) this.#load(this.#cursor); // a search is through all of them
+    this.#show();
+  });
+  #render = perFrame(() => this.#show());
+
+  #show() {
+    const { scrollTop, clientHeight } = this.#scroller;
+    const end = Math.min(this.#view.length, Math.ceil((scrollTop + clientHeight) / ROW) + MARGIN);
+    const nodes = new Map();
+    for (let at = Math.max(0, Math.floor(scrollTop / ROW) - MARGIN); at < end; at++) {
+      const row = this.#view[at];
+      const node = this.#nodes.get(row.task_id) ?? this.#row(row);
+      const link = node.firstChild;
+      if (link.dataset.status !== row.status) {
+        link.dataset.status = row.status;
+        node.querySelector(".badge").replaceWith(badge(row.status));
+      }
+      if (row.task_id === this.#current) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+      node.style.top = `${at * ROW}px`;
+      node.setAttribute("aria-posinset", at + 1);
+      node.setAttribute("aria-setsize", this.#view.length);
+      nodes.set(row.task_id, node);
+    }
+    for (const [id, node] of this.#nodes) if (!nodes.has(id)) node.remove();
+    let place = this.#list.firstChild;
+    for (const node of nodes.values()) {
+      if (node === place) place = place.nextSibling;
+      else this.#list.insertBefore(node, place); // in the order in which Tab and readers go
+    }
+    this.#nodes = nodes;
+    const { length } = this.#view;
+    this.#list.style.height = `${length * ROW}px`;
+    const many = this.#cursor ? `${length.toLocaleString()} of ${this.#total.toLocaleString()}` : length.toLocaleString();
+    this.#count.textContent = length ? `${many} task${length > 1 ? "s" : ""}` : "No tasks here.";
+    if (this.#cursor && end >= length - MARGIN) this.#load(this.#cursor);
+  }
+
+  #row({ task_id, status, user_input, created_at }) {
+    const about = h("span.about", badge(status), time(created_at));
+    return h("li", h("a", { href: `#/task/${task_id}` }, h("span.what", user_input), about));
+  }
+
+  /** Up and Down go from row to row. */
+  #move(event) {
+    const by = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    const at = Number(event.target.parentNode.getAttribute("aria-posinset")) - 1 + by;
+    this.#nodes.get(this.#view[at]?.task_id)?.firstChild.focus();
+  }
+}

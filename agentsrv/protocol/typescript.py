@@ -1,0 +1,95 @@
+"""The published schema as TypeScript declarations, for clients in JavaScript and TypeScript."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from agentsrv.models.commands import COMMANDS
+from agentsrv.models.events import EVENTS
+from agentsrv.protocol.asyncapi import SCHEMAS
+
+HEADER: Final = "// Made by `agentsrv schema --typescript`; do not edit.\n"
+PRIMITIVES: Final = {
+    "string": "string",
+    "integer": "number",
+    "number": "number",
+    "boolean": "boolean",
+    "null": "null",
+}
+Json = Mapping[str, Any]
+
+
+def declarations(document: Json) -> str:
+    """The types of an AsyncAPI document that ``agentsrv.protocol.asyncapi`` made.
+
+    One for each of its schemas, by the schema's name; ``Commands`` and ``Replies`` by the name of
+    their command; and ``Event``, the union of all events.
+    """
+    schemas = document["components"]["schemas"]
+    parts = [HEADER, *(_declared(name, schema) for name, schema in schemas.items())]
+    names = {name: kind.__name__ for name, kind in COMMANDS.items()}
+    parts.append(_record("Commands", "Each command, by its name.", names))
+    replies = {name: f"{kind}Reply" for name, kind in names.items()}
+    parts.append(_record("Replies", "What each command is answered with.", replies))
+    union = "".join(f"\n  | {kind.__name__}Event" for kind in EVENTS.values())
+    parts.append(f"/** What may happen to a task. */\nexport type Event ={union};\n")
+    return "\n".join(parts)
+
+
+def _declared(name: str, schema: Json) -> str:
+    told = _comment(schema.get("description", ""))
+    if "properties" in schema:
+        return f"{told}export interface {name} {_object(schema)}\n"
+    return f"{told}export type {name} = {_type(schema)};\n"
+
+
+def _record(name: str, told: str, members: Mapping[str, str]) -> str:
+    lines = "".join(f"  {member}: {kind};\n" for member, kind in members.items())
+    return f"{_comment(told)}export interface {name} {{\n{lines}}}\n"
+
+
+def _object(schema: Json, indent: str = "") -> str:
+    return "{\n" + "".join(_members(schema, f"{indent}  ")) + indent + "}"
+
+
+def _members(schema: Json, indent: str) -> Iterator[str]:
+    required = schema.get("required", ())
+    for name, member in schema["properties"].items():
+        mark = "" if name in required else "?"
+        told = _comment(member.get("description", ""), indent)
+        yield f"{told}{indent}{name}{mark}: {_type(member, indent)};\n"
+
+
+def _type(schema: Json, indent: str = "") -> str:
+    """The type of a schema; ``unknown`` where it allows whatever there is."""
+    match schema:
+        case {"$ref": str(ref)}:
+            return ref.removeprefix(SCHEMAS)
+        case {"const": value}:
+            return json.dumps(value)
+        case {"enum": values}:
+            return _union([json.dumps(value) for value in values])
+        case {"anyOf": choices} | {"oneOf": choices}:
+            return _union([_type(choice, indent) for choice in choices])
+        case {"type": "array", "items": items}:
+            return f"Array<{_type(items, indent)}>"
+        case {"type": "object", "properties": _}:
+            return _object(schema, indent)
+        case {"type": "object"}:
+            values = schema.get("additionalProperties", True)
+            inner = _type(values, indent) if isinstance(values, Mapping) else "unknown"
+            return f"Record<string, {inner}>"
+        case {"type": str(name)} if name in PRIMITIVES:
+            return PRIMITIVES[name]
+        case _:
+            return "unknown"
+
+
+def _union(types: Sequence[str]) -> str:
+    return " | ".join(dict.fromkeys(types))
+
+
+def _comment(text: str, indent: str = "") -> str:
+    return f"{indent}/** {text.replace('*/', '* /')} */\n" if text else ""
