@@ -67,6 +67,7 @@ class Journal:
         self._bodies: list[bytes] = []
         """The encoded events behind ``_handed_over``; empty in the place of one in ``_open``."""
         self._open: dict[str, _Open] = {}
+        self._replies: list[tuple[int, bytes]] = []
         self._characters = 0
         self._waiters: list[asyncio.Future[None]] = []
         self._in_flight: asyncio.Future[None] | None = None
@@ -115,6 +116,13 @@ class Journal:
                 self._schedule()
         self._characters += len(text)
         self.written += len(text)
+
+    def reply(self, number: int, body: bytes) -> None:
+        """Answer a message of the task's inbox, in the append that holds the last event so far.
+
+        Call it in the turn in which that event was added, before anything is awaited.
+        """
+        self._replies.append((number, body))
 
     def mark(self) -> int:
         """The number of the last event added so far; a later piece of text joins none of them."""
@@ -166,6 +174,7 @@ class Journal:
         self.closed = True
         self._bodies.clear()
         self._open.clear()
+        self._replies.clear()
         self._lose(Fenced(f"task {self._lease.task_id} was given up by this worker"))
 
     def retire(self) -> None:
@@ -196,6 +205,7 @@ class Journal:
         self._close_all()
         self._characters = 0
         bodies, self._bodies = self._bodies, []
+        replies, self._replies = self._replies, []
         self._in_flight_waiters, self._waiters = self._waiters, []
         expected, self._handed_over = self._handed_over, self.state.seq
         append = Append(
@@ -207,6 +217,7 @@ class Journal:
             status=self.state.status,
             at=self._now(),
             state=kept_snapshot(self.state),
+            replies=replies,
         )
         done = self._in_flight = self._store.append(append)
         if done.done():

@@ -113,15 +113,12 @@ class TaskRunner:
         await self.journal.commit()
         return snapshot
 
-    async def cancel(self, request: CancelRequest) -> tuple[TaskStatus, bool]:
-        """Decide the cancellation, commit it and stop the work.
+    def cancel(self, request: CancelRequest) -> tuple[TaskStatus, bool]:
+        """Decide the cancellation; once it is committed, the work is stopped.
 
         Returns:
-            The status, and whether the task was ended or being cancelled already.
-
-        Raises:
-            Fenced: This worker has lost the task.
-            Unavailable: The store cannot tell.
+            The status, and whether the task was ended or being cancelled already; so it is when
+            the journal has committed.
         """
         already = self.journal.closed or self._cancel is not None
         if not already:
@@ -132,9 +129,7 @@ class TaskRunner:
                 event = e.TaskCancelling(request.reason, request.by, request.grace)
                 self.journal.append(event)
                 self._beside(self._stop_for_cancel(request))
-        status = self.state.status
-        await self.journal.commit()
-        return status, already
+        return self.state.status, already
 
     def abandon(self) -> None:
         """Stop without a word in the log: whoever claims the task next goes on from there."""

@@ -37,6 +37,7 @@ class Worker:
         around.store.on_ready = self._wake.set
         self._loop_task: asyncio.Task[None] | None = None
         self._draining = False
+        self._is_away = False  # the store gave nothing at the last try
 
     @property
     def running(self) -> int:
@@ -60,6 +61,16 @@ class Worker:
     def start(self) -> None:
         """Begin to claim."""
         self._loop_task = asyncio.create_task(self._claim_forever(), name="agentsrv-worker")
+
+    def abandon(self) -> None:
+        """Stop all that runs, without a word in the logs: others may have claimed it.
+
+        It is for stores whose leases end. What stops slowly holds its slot, but writes nothing.
+        """
+        if self._live:
+            _log.error("the leases of %d tasks may be others'; they stop here", len(self._live))
+        for runner in list(self._live.values()):
+            runner.abandon()
 
     async def drain(self, timeout: float) -> int:  # noqa: ASYNC109 - both phases share it
         """Claim nothing more, let tasks end for ``timeout`` seconds, then give up the rest.
@@ -93,17 +104,27 @@ class Worker:
             free = self._concurrency - len(self._tasks)
             leases: Sequence[Lease] = ()
             if free > 0:
-                try:
-                    leases = await self._around.store.claim(self._around.node, free)
-                except AgentsrvError as error:
-                    _log.error("no more tasks are claimed: %s", error)
-                    return
+                leases = await self._claim(free)
             for lease in leases:
                 task = asyncio.create_task(self._run(lease), name=f"task {lease.task_id}")
                 self._tasks.add(task)
                 task.add_done_callback(self._done)
             if len(leases) < free or not free:
                 await self._wake.wait()
+
+    async def _claim(self, free: int) -> Sequence[Lease]:
+        """Claim tasks; none while the store is away, which says when it may give some again."""
+        try:
+            leases = await self._around.store.claim(self._around.node, free)
+        except AgentsrvError as error:
+            if not self._is_away:
+                _log.error("no tasks are claimed: %s", error)
+            self._is_away = True
+            return ()
+        if self._is_away:
+            _log.info("tasks are claimed again")
+        self._is_away = False
+        return leases
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
