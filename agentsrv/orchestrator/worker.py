@@ -49,6 +49,10 @@ class Worker:
         runner = self._live.get(task_id)
         return None if runner is None or runner.journal.is_lost else runner
 
+    def runs(self, task_id: str) -> bool:
+        """Whether the task runs here and is not lost."""
+        return self.live(task_id) is not None
+
     def prepare(self, spec: Create, state: TaskState) -> None:
         """Keep what is in the log of a task that was queued just now: it need not be read.
 
