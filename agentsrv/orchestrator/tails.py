@@ -81,8 +81,7 @@ class Tails:
                 if is_due:
                     next_sweep = loop.time() + SWEEP
                     await self._sweep()
-                while self._news:
-                    await self._read()
+                await self._read_on()
 
     def _notice(self, told: Sequence[News]) -> None:
         """Take note of where logs end."""
@@ -124,7 +123,6 @@ class Tails:
         hub, now = self._hub, self._now()
         owners = list(hub.owners)
         self._owners = {owner: self._owners.get(owner, now - SWEEP) for owner in owners}
-        self._forget()
         wanted = {*hub.followed, *self._tails}
         ids = {task_id for task_id in wanted if not self._runs_here(task_id)}
         for owner, known in self._owners.items():
@@ -133,8 +131,10 @@ class Tails:
                 ids.update(row.task_id for row in page.rows)
         if ids or owners:
             self._notice(await self._store.news(list(ids), owners))
+        await self._read_on()
         for owner, known in self._owners.items():
             self._owners[owner] = max(known, now - OVERLAP)
+        self._forget()
         hub.revive()
 
     def _forget(self) -> None:
@@ -145,8 +145,12 @@ class Tails:
             if is_due and not self._hub.follows(task_id):
                 del self._tails[task_id]
 
+    async def _read_on(self) -> None:
+        while self._news:
+            await self._read()
+
     async def _read(self) -> None:
-        """Read on in the logs of which there is news, and publish what is found."""
+        """Read a page of each log of which there is news, and publish what is found."""
         told, self._news = self._news, {}
         turn: list[tuple[News, _Tail]] = []
         for news in told.values():

@@ -148,7 +148,8 @@ class Worker:
             try:
                 await runner.run()
             finally:
-                del self._live[lease.task_id]
+                if self._live.get(lease.task_id) is runner:  # not lost, and claimed anew
+                    del self._live[lease.task_id]
                 if not state.status.is_terminal:
                     await self._around.store.release(lease.task_id, lease.epoch)
         except AgentsrvError as error:
