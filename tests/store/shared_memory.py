@@ -359,9 +359,11 @@ class SharedMemory:
     async def _travel(self, work: Callable[[], T]) -> T:
         """Do ``work`` at the place a moment later; its answer comes later still."""
         place = self._place
+        if self._is_dead:
+            raise Unavailable("the node is dead")
         await asyncio.sleep(place.late())
         if self._is_dead and place.chance.random() < 0.5:
-            await _for_ever()
+            raise Unavailable("the node is dead")
         await self._way()
         commits: list[Commit] = []
         place.on_commit = commits.append
@@ -371,7 +373,7 @@ class SharedMemory:
         await asyncio.sleep(place.late())
         await self._way()
         if self._is_dead:
-            await _for_ever()
+            raise Unavailable("the node is dead")
         for commit in commits:
             self.on_commit(commit)
         return result
@@ -448,7 +450,3 @@ def _at_once(work: Coroutine[Any, Any, T]) -> T:
 
 def _ignore_news(_: Sequence[News]) -> None:
     """Before anybody listens."""
-
-
-async def _for_ever() -> None:
-    await asyncio.get_running_loop().create_future()
