@@ -25,6 +25,7 @@ from agentsrv.store.shared import SWEEP
 REMEMBERED: Final = "1 day"  # how long a lost node is shown
 ANSWERED: Final = "1 hour"  # how long a message is kept: whoever posted it has long withdrawn it
 REAPED: Final = 1000  # tasks taken at a time from nodes that died
+TRY: Final = 2.0  # seconds that a beat may take, with a new connection if need be
 WATCH: Final = 0.25  # seconds between looks at the clock: timers stand still while a machine sleeps
 
 
@@ -98,6 +99,7 @@ class NodeLease:
         self._timing = timing
         self._clock = clock
         self._connection: asyncpg.Connection | None = None
+        self._is_lost = asyncio.Event()
         self.until = clock()
         self.lag = 0.0
         self.writer = 0
@@ -126,18 +128,21 @@ class NodeLease:
                 self._lose("it could not be renewed in time")
 
     async def _beat_forever(self) -> None:
-        pause = link.pauses()
+        pause, delay = link.pauses(), self._timing.beat
         while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._is_lost.wait()
+            self._is_lost.clear()
             try:
-                async with asyncio.timeout(self._timing.beat):
+                async with asyncio.timeout(TRY):
                     await self._beat()
             except link.AWAY as error:
                 _log.warning("the node's lease is not renewed: %r", error)
                 self._drop()
-                await asyncio.sleep(pause())
+                delay = pause()
             else:
-                pause = link.pauses()
-                await asyncio.sleep(self._timing.beat)
+                pause, delay = link.pauses(), self._timing.beat
 
     async def _beat(self) -> None:
         started, lease = self._clock(), self.id
@@ -165,6 +170,7 @@ class NodeLease:
     def _lose(self, reason: str) -> None:
         _log.error("node %s lost its lease: %s; all its tasks are given up", self._name, reason)
         self.id = None
+        self._is_lost.set()
         try:
             self.on_lost()
         except Exception:  # noqa: BLE001 - the next lease must be had all the same
