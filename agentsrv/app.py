@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -28,7 +29,9 @@ from agentsrv.errors import ConfigurationError
 from agentsrv.orchestrator.hub import Hub
 from agentsrv.orchestrator.logs import forget_old
 from agentsrv.orchestrator.orchestrator import Orchestrator
+from agentsrv.orchestrator.peers import Peers
 from agentsrv.orchestrator.surroundings import OutputLimits, Surroundings
+from agentsrv.orchestrator.tails import Tails
 from agentsrv.orchestrator.worker import Worker
 from agentsrv.server.auth import open_authenticator
 from agentsrv.server.exposure import check_exposure
@@ -36,6 +39,7 @@ from agentsrv.server.listener import Listener
 from agentsrv.settings import Settings
 from agentsrv.store.base import Store
 from agentsrv.store.memory import MemoryStore
+from agentsrv.store.shared import SharedStore
 from agentsrv.store.sqlite import SqliteStore
 from agentsrv.telemetry.watchdog import Watchdog
 
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
 
 VERSION: Final = version("agentsrv")
 SQLITE: Final = "sqlite:///"
+POSTGRES: Final = ("postgresql://", "postgres://")
 RETRIEVED: Final = 300.0  # seconds for which what was retrieved is used again
 
 F = TypeVar("F", bound=AgentFunction)
@@ -125,25 +130,34 @@ class App:
         async with AsyncExitStack() as stack:
             models = await stack.enter_async_context(open_models(settings))
             library = Library(_knowledge_base(settings, models.embedder))
-            store = open_store(settings)
+            node = settings.node or node_name()
+            store = open_store(settings, node)
             await store.open()
             stack.push_async_callback(store.close)
             broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
             store.on_broken = broken.set_result
             await library.open()
             stack.push_async_callback(library.close)
-            around = self._surroundings(settings, store, library, models.llm)
-            worker = Worker(around, settings.concurrency)
+            around = self._surroundings(settings, node, store, library, models.llm)
+            worker, hub, peers = Worker(around, settings.concurrency), Hub(store), None
+            if isinstance(store, SharedStore):
+                peers = await stack.enter_async_context(_among_others(store, worker, hub))
             orchestrator = Orchestrator(
-                store, self.registry, worker, now=time.time, grace=settings.cancel_grace
+                store,
+                self.registry,
+                worker,
+                now=time.time,
+                grace=settings.cancel_grace,
+                peers=peers,
             )
-            listener = Listener(orchestrator, Hub(store), settings, authenticator, version=VERSION)
+            listener = Listener(orchestrator, hub, settings, authenticator, version=VERSION)
             stack.enter_context(Watchdog(settings.stall_warning))
             if settings.retention is not None:
                 retention = forget_old(store, settings.retention, time.time)
                 await stack.enter_async_context(_beside(retention))
             await listener.start()
-            worker.start()
+            if settings.role != "gateway":
+                worker.start()
             try:
                 yield Running(listener.url, listener.port, worker, broken)
             finally:
@@ -153,10 +167,15 @@ class App:
                 await listener.close()
 
     def _surroundings(
-        self, settings: Settings, store: Store, library: Library, model: LanguageModel | None
+        self,
+        settings: Settings,
+        node: str,
+        store: Store,
+        library: Library,
+        model: LanguageModel | None,
     ) -> Surroundings:
         return Surroundings(
-            node=f"{socket.gethostname()}-{os.getpid()}",
+            node=node,
             store=store,
             registry=self.registry,
             search=library.search,
@@ -179,19 +198,42 @@ class Running:
     """Done when the store can no longer be trusted: the process should end and recover."""
 
 
-def open_store(settings: Settings) -> Store:
-    """The store that ``settings.store`` names.
+def node_name() -> str:
+    """A name that no other server has."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+
+
+def open_store(settings: Settings, node: str) -> Store:
+    """The store that ``settings.store`` names, as ``node`` uses it; it is not opened yet.
 
     Raises:
-        ConfigurationError: It names none.
+        ConfigurationError: It names none, the extra for it is not installed, or a setting is for
+            a store that several servers share.
     """
+    if settings.store.startswith(POSTGRES):
+        if find_spec("asyncpg") is None:
+            raise ConfigurationError("the store needs the extra: pip install agentsrv[postgres]")
+        from agentsrv.store.postgres import PostgresStore  # noqa: PLC0415 - an extra
+
+        return PostgresStore(
+            settings.store,
+            node=node,
+            bus=settings.bus,
+            role=settings.role,
+            queue_limit=settings.queue_limit,
+        )
+    if settings.role != "all" or settings.processes > 1 or settings.bus is not None:
+        raise ConfigurationError(
+            f"store is {settings.store!r}; expected postgresql://… with the settings role, bus "
+            "and processes, which are for servers that share a store"
+        )
     if settings.store == "memory:":
         return MemoryStore(settings.queue_limit)
     if settings.store.startswith(SQLITE) and len(settings.store) > len(SQLITE):
         return SqliteStore(Path(settings.store.removeprefix(SQLITE)), settings.queue_limit)
     raise ConfigurationError(
         f"store is {settings.store!r}; expected sqlite:///FILE (a fourth slash begins an "
-        "absolute path) or memory:"
+        "absolute path), memory: or postgresql://USER@HOST/DATABASE"
     )
 
 
@@ -248,6 +290,15 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
             LanguageModel(client, chat, settings.llm_max_tokens) if chat else None,
             Embedder(client, vectors) if vectors else None,
         )
+
+
+@asynccontextmanager
+async def _among_others(store: SharedStore, worker: Worker, hub: Hub) -> AsyncIterator[Peers]:
+    """Take part in what other nodes of the store do, within the block."""
+    peers, tails = Peers(store, worker), Tails(store, hub, worker.runs, time.time)
+    store.on_lost = worker.abandon
+    async with _beside(peers.run()), _beside(tails.run()):
+        yield peers
 
 
 @asynccontextmanager

@@ -89,6 +89,10 @@ def serve(
     if reload:
         rest = [argument for argument in sys.argv[1:] if argument != "--reload"]
         raise typer.Exit(reloading.serve_reloading(rest))
+    if settings.processes > 1:
+        from agentsrv.cli import processes
+
+        raise typer.Exit(processes.serve(target, settings))
     raise typer.Exit(serving.serve(serving.load_app(target), settings))
 
 
@@ -289,7 +293,7 @@ def agents(json: Json = False, url: Url = running.DEFAULT_URL, token: Token = No
     _await(ask())
 
 
-for _tool in (tools.index, tools.doctor, tools.schema, tools.bench):
+for _tool in (tools.index, tools.doctor, tools.nodes, tools.schema, tools.bench):
     app.command()(_tool)
 
 

@@ -66,6 +66,21 @@ def doctor(**given: Any) -> None:
     raise typer.Exit(asyncio.run(doctor.run(given)))
 
 
+def nodes(
+    store: Annotated[
+        str | None,
+        typer.Option("--store", help="postgresql://…; by default the setting of that name."),
+    ] = None,
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print each as a line of JSON.")] = False,
+) -> None:
+    """List the servers that share a store: lease, tasks that they run, delay of their loops."""
+    from agentsrv.cli import nodes
+
+    settings = make_settings(**({} if store is None else {"store": store}))
+    asyncio.run(nodes.run(settings, json=json))
+
+
 def schema() -> None:
     """Print the protocol's schema, an AsyncAPI 3 document."""
     from agentsrv.protocol.asyncapi import document

@@ -79,6 +79,7 @@ class Tails:
             is_due = loop.time() >= next_sweep
             with suppress(AgentsrvError):  # what was told of is found by the next sweep
                 if is_due:
+                    self._store.lag = loop.time() - next_sweep
                     next_sweep = loop.time() + SWEEP
                     await self._sweep()
                 await self._read_on()
