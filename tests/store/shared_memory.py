@@ -24,14 +24,13 @@ from agentsrv.store.base import (
     ignore_ready,
 )
 from agentsrv.store.memory import MemoryStore
-from agentsrv.store.shared import NEWS_WITHIN, SWEEP, Message, News, Node
-from tests.simulation import now
+from agentsrv.store.postgres_lease import Timing
+from agentsrv.store.shared import NEWS_WITHIN, Message, News, Node
 
 T = TypeVar("T")
 
-BEAT = 2.0  # seconds
-LEASE = 10.0  # seconds
-GIVES_UP = 8.0  # seconds without a beat until a node stops what it runs
+TIMING = Timing()
+LEASE = TIMING.ttl  # seconds
 
 
 @dataclass(slots=True)
@@ -40,6 +39,7 @@ class Letter:
 
     message: Message
     reply: bytes | None = None
+    is_withdrawn: bool = False
 
 
 class Place(MemoryStore):
@@ -67,14 +67,16 @@ class Place(MemoryStore):
         self.letters: dict[int, Letter] = {}
         self.leases: dict[str, float] = {}
         """Until when each node's leases hold."""
+        self.lags: dict[str, float] = {}
+        self.started: dict[str, float] = {}
         self.moved: dict[str, float] = {}
         """When each task's log went on."""
         self.is_away = False
         self._posted = 0
 
-    def door(self, name: str) -> SharedMemory:
+    def door(self, name: str, timing: Timing = TIMING) -> SharedMemory:
         """Another node's door."""
-        door = SharedMemory(self, name)
+        door = SharedMemory(self, name, timing)
         self.doors.append(door)
         return door
 
@@ -97,7 +99,8 @@ class Place(MemoryStore):
 
     def is_open(self, number: int) -> bool:
         """Whether a message waits for its answer."""
-        return number in self.letters and self.letters[number].reply is None
+        letter = self.letters[number]
+        return letter.reply is None and not letter.is_withdrawn
 
     def post(self, task_id: str, body: bytes) -> int:
         """Keep a message."""
@@ -110,7 +113,7 @@ class Place(MemoryStore):
         for task in self._tasks.values():
             if task.node is not None and (task.node == of or not self.lives(task.node)):
                 task.node = None
-                task.losses += of is None
+                task.losses += 1
                 task.head = task.head._replace(epoch=task.head.epoch + 1)
                 self._orphans.append(task)
 
@@ -132,9 +135,10 @@ class SharedMemory:
     had come through or not.
     """
 
-    def __init__(self, place: Place, node: str) -> None:
+    def __init__(self, place: Place, node: str, timing: Timing) -> None:
         self.node = node
         self.lag = 0.0
+        self.queued = 0
         self.on_commit: Callable[[Commit], None] = ignore_commit
         self.on_ready: Callable[[], None] = ignore_ready
         self.on_broken: Callable[[BaseException], None] = ignore_broken
@@ -144,6 +148,7 @@ class SharedMemory:
         self.calls: list[str] = []
         """The names of the calls so far."""
         self._place = place
+        self._timing = timing
         self._mended = asyncio.Event()
         self._mended.set()
         self._is_dead = False
@@ -175,6 +180,7 @@ class SharedMemory:
 
     async def open(self) -> None:
         """See ``Store.open``."""
+        self._place.started[self.node] = asyncio.get_running_loop().time()
         self._beat()
         self._ticking = asyncio.create_task(self._tick())
 
@@ -259,7 +265,7 @@ class SharedMemory:
             if not self._place.lives(self.node):
                 return ()
             self._place.orphan()
-            return _at_once(self._place.claim(node, limit))
+            return _at_once(self._place.claim(self.node, limit))
 
         return await self._call("claim", claim)
 
@@ -275,11 +281,6 @@ class SharedMemory:
     async def purge(self, before: float, limit: int) -> int:
         """See ``Store.purge``."""
         return await self._call("purge", lambda: _at_once(self._place.purge(before, limit)))
-
-    @property
-    def queued(self) -> int:
-        """See ``Store.queued``."""
-        return self._place.queued
 
     # What nodes share.
 
@@ -298,7 +299,13 @@ class SharedMemory:
 
     async def withdraw(self, number: int) -> bytes | None:
         """See ``SharedStore.withdraw``."""
-        return await self._call("withdraw", lambda: self._place.letters.pop(number).reply)
+
+        def withdraw() -> bytes | None:
+            letter = self._place.letters[number]
+            letter.is_withdrawn = True
+            return letter.reply
+
+        return await self._call("withdraw", withdraw)
 
     async def replies(self, numbers: Sequence[int]) -> Mapping[int, bytes]:
         """See ``SharedStore.replies``."""
@@ -327,9 +334,9 @@ class SharedMemory:
 
         def settle() -> None:
             place = self._place
-            letter = place.letters.get(number)
-            others = letter and place.holder(letter.message.task_id) not in (self.node, None)
-            if letter is not None and letter.reply is None and not others:
+            letter = place.letters[number]
+            is_ours = place.holder(letter.message.task_id) in (self.node, None)
+            if is_ours and place.is_open(number):
                 letter.reply = reply
             self._hint(lambda door: door.on_inbox())
 
@@ -337,11 +344,12 @@ class SharedMemory:
 
     async def nodes(self) -> Sequence[Node]:
         """See ``SharedStore.nodes``."""
-        at = asyncio.get_running_loop().time()
-        held = [task.node for task in self._place._tasks.values()]
+        place, at = self._place, asyncio.get_running_loop().time()
+        held = [task.node for task in place._tasks.values()]
+        await asyncio.sleep(0)
         return [
-            Node(name, "all", now(), until - at, held.count(name), 0.0)
-            for name, until in sorted(self._place.leases.items())
+            Node(name, "all", place.started[name], until - at, held.count(name), place.lags[name])
+            for name, until in sorted(place.leases.items())
         ]
 
     # The way there and back.
@@ -359,11 +367,9 @@ class SharedMemory:
     async def _travel(self, work: Callable[[], T]) -> T:
         """Do ``work`` at the place a moment later; its answer comes later still."""
         place = self._place
-        if self._is_dead:
-            raise Unavailable("the node is dead")
+        self._check_alive()
         await asyncio.sleep(place.late())
-        if self._is_dead and place.chance.random() < 0.5:
-            raise Unavailable("the node is dead")
+        self._check_alive(0.5)
         await self._way()
         commits: list[Commit] = []
         place.on_commit = commits.append
@@ -372,19 +378,23 @@ class SharedMemory:
             self._announce(commit)
         await asyncio.sleep(place.late())
         await self._way()
-        if self._is_dead:
-            raise Unavailable("the node is dead")
+        self._check_alive()
         for commit in commits:
             self.on_commit(commit)
         return result
 
+    def _check_alive(self, share: float = 1.0) -> None:
+        """Let only so many calls of a dead node come further."""
+        if self._is_dead and self._place.chance.random() < share:
+            raise Unavailable("the node is dead")
+
     async def _way(self) -> None:
         """Wait until the place can be reached, as long as that makes sense."""
         try:
-            async with asyncio.timeout(GIVES_UP):
+            async with asyncio.timeout(self._gives_up):
                 await self._mended.wait()
         except TimeoutError:
-            raise Unavailable(f"the store is out of reach for {GIVES_UP:g} s") from None
+            raise Unavailable(f"the store is out of reach for {self._gives_up:g} s") from None
 
     def _returned(self, trip: asyncio.Task[Any]) -> None:
         self._trips.discard(trip)
@@ -394,13 +404,13 @@ class SharedMemory:
     def _announce(self, commit: Commit) -> None:
         news = News(commit.task_id, commit.owner, commit.after + len(commit.events))
         self._place.moved[commit.task_id] = asyncio.get_running_loop().time()
-        self._hint(lambda door: door.on_news([news]))
+        self._hint(lambda door: door.on_news([news]), own=False)
         self._hint(lambda door: door.on_ready())
 
-    def _hint(self, tell: Callable[[SharedMemory], Any]) -> None:
-        """Tell all doors of something: late, not at all, or twice."""
+    def _hint(self, tell: Callable[[SharedMemory], Any], *, own: bool = True) -> None:
+        """Tell the doors of something: late, not at all, or twice."""
         chance, loop = self._place.chance, asyncio.get_running_loop()
-        for door in self._place.doors:
+        for door in self._place.doors if own else [d for d in self._place.doors if d is not self]:
             for _ in range(2 if chance.random() < 0.1 else 1):
                 if chance.random() >= self._place.drops:
                     loop.call_later(self._place.late(), door._hear, tell)
@@ -411,10 +421,16 @@ class SharedMemory:
 
     # The lease.
 
+    @property
+    def _gives_up(self) -> float:
+        """Seconds without a beat after which a node stops what it runs."""
+        return self._timing.ttl - self._timing.margin
+
     def _beat(self) -> None:
         at = asyncio.get_running_loop().time()
         self._beaten_at, self._is_lost = at, False
-        self._place.leases[self.node] = at + LEASE
+        self._place.leases[self.node] = at + self._timing.ttl
+        self._place.lags[self.node] = self.lag
 
     def _lose(self) -> None:
         if not self._is_lost:
@@ -424,16 +440,17 @@ class SharedMemory:
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(SWEEP / 2)
-            is_late = loop.time() - self._beaten_at >= GIVES_UP
+            await asyncio.sleep(min(self._timing.beat, self._timing.sweep) / 2)
+            is_late = loop.time() - self._beaten_at >= self._gives_up
             if is_late and (self._mended.is_set() or not self._is_stopped):
                 self._lose()
             if not self._mended.is_set():
                 continue
             if self._is_lost:
                 self._place.orphan(of=self.node)  # nobody here goes on with them
-            if self._is_lost or loop.time() - self._beaten_at >= BEAT:
+            if self._is_lost or loop.time() - self._beaten_at >= self._timing.beat:
                 self._beat()
+            self.queued = self._place.queued
             self.on_ready()
             self.on_inbox()
 

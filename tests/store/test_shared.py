@@ -14,6 +14,7 @@ from agentsrv.store.base import Store
 from agentsrv.store.postgres import PostgresStore
 from agentsrv.store.postgres_lease import Timing
 from agentsrv.store.shared import News, SharedStore
+from tests.store.shared_memory import Place, SharedMemory
 from tests.store.tasks import (
     COMPLETED,
     PENDING,
@@ -67,10 +68,36 @@ class Doors:
         store._pool.terminate()
 
 
-@pytest.fixture(params=["postgres"])
+class MemoryDoors:
+    """The same, of the store that simulations use."""
+
+    def __init__(self) -> None:
+        self.place = Place()
+        self.opened: list[SharedMemory] = []
+
+    async def open(
+        self, node: str = "one", timing: Timing = STILL, queue_limit: int = 100
+    ) -> SharedStore:
+        """Another node's door."""
+        self.place._queue_limit = queue_limit
+        store = self.place.door(node, timing)
+        await store.open()
+        self.opened.append(store)
+        return store
+
+    async def kill(self, door: SharedStore) -> None:
+        """End a node without its giving anything back."""
+        assert isinstance(door, SharedMemory)
+        self.opened.remove(door)
+        door.die()
+
+
+@pytest.fixture(params=["memory", "postgres"])
 async def doors(request):
     """Doors of each kind."""
-    doors = Doors(await request.getfixturevalue("new_dsn")())
+    doors: Doors | MemoryDoors = MemoryDoors()
+    if request.param == "postgres":
+        doors = Doors(await request.getfixturevalue("new_dsn")())
     yield doors
     for store in doors.opened:
         await store.close()
