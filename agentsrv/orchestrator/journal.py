@@ -170,7 +170,10 @@ class Journal:
         return self._characters > BACKLOG or len(self._bodies) > BACKLOG_EVENTS
 
     def abandon(self) -> None:
-        """Write nothing more, not even what waits: the task goes on from its log elsewhere."""
+        """Write nothing more, not even what waits: the task goes on from its log elsewhere.
+
+        An append that is under way may still be committed; whoever waits for it is told so.
+        """
         self.closed = True
         self._bodies.clear()
         self._open.clear()
@@ -246,8 +249,10 @@ class Journal:
             self.closed = True
             if self._on_lost is not None:
                 self._on_lost(error)
-        waiters = self._in_flight_waiters + self._waiters
-        self._in_flight_waiters, self._waiters = [], []
+        waiters, self._waiters = self._waiters, []
+        if self._in_flight is None:
+            waiters += self._in_flight_waiters
+            self._in_flight_waiters = []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(error)

@@ -259,7 +259,7 @@ def test_cancelling_the_caller_does_not_cancel_the_command():
     async def story(members, place):
         task = await started(members)
         asking = asyncio.create_task(members[1].cancel(task))
-        while not place.letters:
+        while not place.letters:  # noqa: ASYNC110 - in virtual time
             await asyncio.sleep(0.001)
         asking.cancel()
         end = await members[1].reader.until(task)
