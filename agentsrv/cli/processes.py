@@ -22,6 +22,7 @@ from agentsrv.settings import Settings
 
 PAUSE: Final = 0.5  # seconds until a process that ended is started again; doubled each time
 LONGEST_PAUSE: Final = 30.0  # seconds
+TERMINATED: Final = 128 + signal.SIGTERM
 LIVED: Final = 60.0  # seconds of life after which the pause is short again
 
 _log = logging.getLogger("agentsrv.processes")
@@ -57,6 +58,7 @@ class _Supervisor:
         self._context = multiprocessing.get_context("spawn")
         self._processes: dict[str | None, SpawnProcess] = {}
         self._stop = asyncio.Event()
+        self._signals = 0
 
     async def run(self) -> int:
         """Keep all processes alive until a signal; return the worst of their exit codes."""
@@ -64,6 +66,8 @@ class _Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._end)
         codes = await asyncio.gather(*(self._keep(settings) for settings in self._nodes))
+        if self._signals == 1:  # some may have ended by it before they could listen to signals
+            codes = [code for code in codes if code != TERMINATED] or [Exit.DONE]
         return max(codes)
 
     async def _keep(self, settings: Settings) -> int:
@@ -93,6 +97,7 @@ class _Supervisor:
     def _end(self) -> None:
         """Pass a signal on: the first time the processes drain, the second time they exit."""
         self._stop.set()
+        self._signals += 1
         for process in self._processes.values():
             if process.is_alive():
                 process.terminate()
