@@ -173,7 +173,8 @@ class TestLostConnections:
                 return None
             upstream = rng.random() < 0.5
             kind = rng.choice([Kind.CLOSE, Kind.RESET])
-            return Cut(int(rng.expovariate(1 / 4000)) + 1500, kind, upstream=upstream)
+            typical = 8000 if upstream else 1500  # bytes that some flushes take
+            return Cut(int(rng.expovariate(1 / typical)) + 500, kind, upstream=upstream)
 
         proxy = CuttingProxy(server.port, next_cut)
         async with proxy.running():
