@@ -310,6 +310,47 @@ class TestAway:
             await store.close()
 
 
+class TestFailOver:
+    async def test_a_standby_takes_over(self, connect):
+        """A store that knows both hosts goes on at the new primary, with all acknowledged events."""
+        with postgres(*QUICK) as primary, primary.standby() as standby:
+            admin = await asyncpg.connect(primary.dsn())
+            await admin.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            await admin.execute("SELECT pg_reload_conf()")
+            synchronous = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"
+            while not await admin.fetchval(synchronous):
+                continue
+            await admin.close()
+            hosts = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
+            store = await connect(f"postgresql://postgres@{hosts}/postgres")
+            seqs = Counter[str]()
+            stopped = asyncio.Event()
+
+            async def write(task_id: str) -> None:
+                head = (await store.create(new_task(task_id))).head
+                while not stopped.is_set():
+                    await store.append(following(head))
+                    head = head._replace(seq=head.seq + 1)
+                    seqs[task_id] = head.seq
+
+            writers = [asyncio.create_task(write(f"t{n}")) for n in range(10)]
+            await _until(lambda: seqs.total() >= 100)
+            await asyncio.to_thread(primary.stop)
+            before = seqs.total()
+            await asyncio.to_thread(standby.promote)
+            # Now that nobody confirms what the new primary commits, it must not wait for anybody.
+            admin = await asyncpg.connect(standby.dsn())
+            await admin.execute("ALTER SYSTEM SET synchronous_standby_names = ''")
+            await admin.execute("SELECT pg_reload_conf()")
+            await admin.close()
+            await _until(lambda: seqs.total() >= before + 100)
+            stopped.set()
+            await asyncio.gather(*writers)
+            for task_id, seq in seqs.items():
+                assert await log_of(store, task_id, 100_000) == numbers(1, seq)
+            await store.close()
+
+
 class TestLease:
     async def test_a_node_that_stood_still_gives_up_first(self, connect, dsn):
         """By its own clock, once, before others may claim; then it has another lease."""
