@@ -118,7 +118,7 @@ class PostgresStore:
                 _, self.queued = await connection.fetchrow(REAP)
             finally:
                 connection.terminate()
-        except (*link.AWAY, asyncpg.PostgresError, ValueError, ConfigurationError) as error:
+        except (*link.FAILED, ValueError, ConfigurationError) as error:
             raise ConfigurationError(f"cannot open the PostgreSQL store: {error}") from error
         self._pool = await link.connect_pool(self._dsn)
         self._lease.on_lost = lambda: self.on_lost()  # noqa: PLW0108 - whoever listens by then
@@ -141,7 +141,7 @@ class PostgresStore:
         try:
             async with asyncio.timeout(CLOSING), self._pool.acquire() as connection:
                 await self._lease.give_back(connection)
-        except link.AWAY as error:
+        except link.FAILED as error:
             _log.warning("leases were not given back; they expire: %r", error)
         self._pool.terminate()
 
@@ -345,7 +345,7 @@ class PostgresStore:
                     reaped, self.queued = await connection.fetchrow(REAP)
                     if sweeps % FORGETTING == 0:
                         await connection.execute(FORGET)
-            except link.AWAY as error:
+            except link.FAILED as error:
                 _log.debug("nothing was swept: %r", error)
                 continue
             sweeps += 1

@@ -34,6 +34,8 @@ AWAY: Final = (
     asyncpg.InternalClientError,  # what asyncpg makes of an answer that breaks off
 )
 """What may be over in a moment. The outcome of what was tried is unknown."""
+FAILED: Final = (*AWAY, asyncpg.PostgresError)
+"""Whatever the server may do to work that is simply tried again later."""
 
 SETTINGS: Final = {
     "application_name": "agentsrv",

@@ -385,6 +385,20 @@ class TestLease:
             await node.append(following(lease))
         assert lost["lost"] == 1
 
+    async def test_claims_that_outlive_the_lease(self, store, monkeypatch):
+        """What was claimed for a lease that was lost meanwhile is given to nobody here."""
+        write = Flush.write
+
+        async def losing(flush, connection, mark):
+            outcome = await write(flush, connection, mark)
+            store._lease._lose("the test says so")
+            return outcome
+
+        await store.create(new_task("t1", QUEUED))
+        monkeypatch.setattr(Flush, "write", losing)
+        assert await claim(store, "node", 9) == []
+        assert (await head_of(store, "t1")).epoch == 1
+
     async def test_a_listener_that_fails_loses_nothing_else(self, connect, dsn):
         """Somebody else's fault at the loss does not keep the node from its next lease."""
         now = 0.0
@@ -496,6 +510,19 @@ class TestOpen:
         """A server that is not there, a database that is not there, a DSN that is none."""
         with pytest.raises(ConfigurationError, match="cannot open the PostgreSQL store"):
             await connect(dsn.replace("PORT", str(server.port)))
+
+    async def test_a_fault_of_the_store_is_told(self, store):
+        """When what must always run ends, that is told once, and nobody waits in vain."""
+        broken: list[BaseException] = []
+        store.on_broken = broken.append
+        store._flusher._settled = lambda *_: 1 / 0
+        waiting = asyncio.ensure_future(store.create(new_task("t1")))
+        await _until(lambda: bool(broken))
+        assert isinstance(broken[0], ZeroDivisionError)
+        with pytest.raises(Unavailable):
+            await waiting
+        with pytest.raises(Unavailable):
+            await store.create(new_task("t2"))
 
     async def test_a_closed_store_is_unavailable(self, connect, dsn):
         """Nothing is written or read any more, and closing twice is closing once."""
