@@ -399,6 +399,18 @@ class TestLease:
         assert await claim(store, "node", 9) == []
         assert (await head_of(store, "t1")).epoch == 1
 
+    async def test_a_cancelled_claim_gives_back(self, store):
+        """What nobody is there to run can be claimed again, and is not counted as lost."""
+        await store.create(new_task("t1", QUEUED))
+        cancelled = asyncio.create_task(store.claim("node", 9))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.wait({cancelled})
+        async with asyncio.timeout(PATIENCE):
+            while not (leases := await claim(store, "node", 9)):
+                continue
+        assert (leases[0].epoch, leases[0].losses) == (2, 0)
+
     async def test_a_listener_that_fails_loses_nothing_else(self, connect, dsn):
         """Somebody else's fault at the loss does not keep the node from its next lease."""
         now = 0.0
