@@ -80,6 +80,31 @@ class Postgres:
             assert time.monotonic() < until
             time.sleep(0.02)
 
+    @contextmanager
+    def standby(self) -> Iterator[Postgres]:
+        """Another server that holds a copy of all that was committed here, and waits."""
+        other = Postgres(self.folder.parent / f"standby-{self.port}", free_port(), *self.settings)
+        primary = f"host=127.0.0.1 port={self.port} user={USER} application_name=standby"
+        copy = [program("pg_basebackup"), "-D", str(other.folder)]
+        subprocess.run(
+            [*copy, "-R", "-X", "stream", "--checkpoint=fast", "--no-sync", "-d", primary],
+            check=True,
+            **_as_user(),
+        )
+        other.start()
+        try:
+            yield other
+        finally:
+            other.stop()
+
+    def promote(self) -> None:
+        """Make a standby the primary."""
+        subprocess.run(
+            [program("pg_ctl"), "promote", "-w", "-s", "-D", str(self.folder)],
+            check=True,
+            **_as_user(),
+        )
+
     def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
         """End it: SIGQUIT lets everything fall, as a crash would; SIGINT says good-bye."""
         if self._process is not None:
@@ -111,12 +136,12 @@ def postgres(*settings: str) -> Iterator[Postgres]:
 
 
 @contextmanager
-def redis() -> Iterator[str]:
+def redis(port: int | None = None) -> Iterator[str]:
     """A running Redis; yields its URL."""
     path = shutil.which("redis-server")
     if path is None:
         pytest.skip("Redis is not installed")
-    port = free_port()
+    port = port or free_port()
     process = subprocess.Popen(
         [path, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
         stdout=subprocess.DEVNULL,

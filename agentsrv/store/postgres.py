@@ -118,7 +118,7 @@ class PostgresStore:
                 _, self.queued = await connection.fetchrow(REAP)
             finally:
                 connection.terminate()
-        except (*link.AWAY, asyncpg.PostgresError, ValueError, ConfigurationError) as error:
+        except (*link.FAILED, ValueError, ConfigurationError) as error:
             raise ConfigurationError(f"cannot open the PostgreSQL store: {error}") from error
         self._pool = await link.connect_pool(self._dsn)
         self._lease.on_lost = lambda: self.on_lost()  # noqa: PLW0108 - whoever listens by then
@@ -141,7 +141,7 @@ class PostgresStore:
         try:
             async with asyncio.timeout(CLOSING), self._pool.acquire() as connection:
                 await self._lease.give_back(connection)
-        except link.AWAY as error:
+        except link.FAILED as error:
             _log.warning("leases were not given back; they expire: %r", error)
         self._pool.terminate()
 
@@ -198,7 +198,7 @@ class PostgresStore:
     async def claim(self, node: str, limit: int) -> Sequence[Lease]:  # noqa: ARG002 - see below
         """See ``Store.claim``. The node is this one, whatever it is called.
 
-        While it has no lease of its own, it gets nothing.
+        While it has no lease of its own, it gets nothing. A cancelled claim gives back what it got.
         """
         leases: Sequence[Lease] = await self._flusher.submit(Claim(limit))
         return leases
@@ -306,6 +306,8 @@ class PostgresStore:
                     is_ready |= request.status is TaskStatus.QUEUED
                 case Release():
                     is_ready = True
+                case Claim() if done.cancelled():
+                    self._give_back(result)
         if outcome.queued is not None:
             self.queued = outcome.queued
         if is_ready:
@@ -313,6 +315,14 @@ class PostgresStore:
         if self._lease.id in outcome.posters:
             self.on_inbox()
         self._hints.add(news, is_ready=is_ready, replies=outcome.posters)
+
+    def _give_back(self, leases: Sequence[Lease]) -> None:
+        """Let others have what was claimed for somebody who went away meanwhile."""
+        for lease in leases:
+            # If that fails, the sweep of another node finds them when this one is gone.
+            self._flusher.submit(Release(lease.task_id, lease.epoch)).add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )
 
     def _tell(self, commit: Commit) -> None:
         try:
@@ -345,7 +355,7 @@ class PostgresStore:
                     reaped, self.queued = await connection.fetchrow(REAP)
                     if sweeps % FORGETTING == 0:
                         await connection.execute(FORGET)
-            except link.AWAY as error:
+            except link.FAILED as error:
                 _log.debug("nothing was swept: %r", error)
                 continue
             sweeps += 1

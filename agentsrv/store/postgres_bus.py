@@ -39,7 +39,7 @@ class PostgresBus:
         while True:
             try:
                 await self._stay(channel, hear, missed)
-            except link.AWAY:
+            except link.FAILED:
                 await asyncio.sleep(pause())
             else:
                 pause = link.pauses()

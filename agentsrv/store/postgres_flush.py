@@ -120,13 +120,15 @@ class Flusher:
                 await self._flush(self._writing)
         finally:
             self._drop()
+            self.closed = True
+            self._give_up("the store is closed")
 
     async def _flush(self, operations: Sequence[Operation]) -> None:
         """Write the operations, and tell those who wait."""
         self._number += 1
         started, pause = self._clock(), link.pauses()
         requests = [operation.request for operation in operations]
-        node = self._holding.id
+        node, is_away = self._holding.id, False
         while True:
             flush = Flush(requests, node, self._queue_limit)
             try:
@@ -138,7 +140,9 @@ class Flusher:
                 if self._clock() > max(started + link.PATIENCE, self._holding.until):
                     self._give_up(error)
                     return
-                _log.warning("PostgreSQL cannot be used; trying again: %r", error)
+                if not is_away:
+                    _log.warning("PostgreSQL cannot be used now; trying again: %r", error)
+                is_away = True
                 await asyncio.sleep(pause())
             except Exception as error:  # noqa: BLE001 - a fault of ours: all are told, and it goes on
                 _log.exception("PostgreSQL refused a flush")
@@ -146,6 +150,8 @@ class Flusher:
                 self._give_up(error)
                 return
             else:
+                if node != self._holding.id:  # lost meanwhile, and all that it ran was told to stop
+                    outcome.forget_claims(requests)
                 self._tell(operations, outcome)
                 return
 
@@ -186,11 +192,11 @@ class Flusher:
             if place not in again
         ]
         self._waiting[:0] = [operations[place] for place in sorted(again)]
-        self._writing = ()
         self._settled(settled, outcome)
+        self._writing = ()
         self._flushed.set()
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: object) -> None:
         """Tell everybody; those who came later would only wait as long."""
         refusal = link.unavailable(error)
         operations = [*self._writing, *self._waiting]

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import asyncpg
 
 from agentsrv.store import postgres_link as link
-from agentsrv.store.postgres_write import COUNT
+from agentsrv.store.postgres_statements import COUNT
 from agentsrv.store.shared import SWEEP
 
 REMEMBERED: Final = "1 day"  # how long a lost node is shown
@@ -137,8 +137,9 @@ class NodeLease:
             try:
                 async with asyncio.timeout(TRY):
                     await self._beat()
-            except link.AWAY as error:
-                _log.warning("the node's lease is not renewed: %r", error)
+            except link.FAILED as error:
+                if delay == self._timing.beat:
+                    _log.warning("the node's lease cannot be renewed now: %r", error)
                 self._drop()
                 delay = pause()
             else:

@@ -34,6 +34,8 @@ AWAY: Final = (
     asyncpg.InternalClientError,  # what asyncpg makes of an answer that breaks off
 )
 """What may be over in a moment. The outcome of what was tried is unknown."""
+FAILED: Final = (*AWAY, asyncpg.PostgresError)
+"""Whatever the server may do to work that is simply tried again later."""
 
 SETTINGS: Final = {
     "application_name": "agentsrv",
@@ -86,7 +88,12 @@ async def connect_pool(dsn: str) -> asyncpg.Pool:
         server_settings=SETTINGS,
         target_session_attrs="read-write",
         max_cached_statement_lifetime=0,
+        reset=_keep,
     )
+
+
+async def _keep(_: asyncpg.Connection) -> None:
+    """Leave a session as it is: nothing here changes one, and resetting it doubles a read."""
 
 
 def pauses() -> Callable[[], float]:

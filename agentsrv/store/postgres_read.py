@@ -15,7 +15,8 @@ from asyncpg import Connection
 from agentsrv.errors import NotFound
 from agentsrv.models.states import TaskStatus
 from agentsrv.store.base import Head, Page, Row, Span
-from agentsrv.store.postgres_write import HEAD, to_head
+from agentsrv.store.postgres_statements import HEAD
+from agentsrv.store.postgres_write import to_head
 from agentsrv.store.shared import NEWS_WITHIN, Message, News, Node
 
 # Rows up to the one that holds the last event that is wanted: it may hold more.

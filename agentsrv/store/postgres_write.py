@@ -10,21 +10,18 @@ a flush that comes late, because its connection only seemed lost, finds another 
 writes nothing.
 """
 
-# ruff: noqa: S608 - statements are put together from constants of this file only
-
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import asyncpg
 
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
+from agentsrv.store import postgres_statements as sql
 from agentsrv.store.base import Append, Created, Head, Lease, NewTask
-
-HEAD: Final = "task_id, owner, status, seq, epoch, (SELECT name FROM node WHERE id = task.node)"
 
 
 class Claim(NamedTuple):
@@ -75,96 +72,11 @@ class Outcome:
     posters: Sequence[int] = ()
     """The leases of the nodes whose messages were answered."""
 
-
-CREATE: Final = """
-WITH given AS (
-    SELECT * FROM unnest($1::integer[], $2::text[], $3::text[], $4::text[], $5::bigint[],
-        $6::bigint[], $7::bytea[], $8::float8[], $9::bytea[], $10::bytea[], $11::bytea[])
-    AS given(place, task_id, owner, status, seq, ready, user_input, created_at, key, spec, body)
-), made AS (
-    INSERT INTO task
-        (task_id, owner, status, seq, ready, user_input, created_at, idempotency_key, spec)
-    SELECT task_id, owner, status, seq, ready, user_input, created_at, key, spec
-    FROM given ORDER BY place
-    ON CONFLICT DO NOTHING
-    RETURNING id, task_id
-), logged AS (
-    INSERT INTO event SELECT id, seq, body FROM made JOIN given USING (task_id)
-    WHERE body IS NOT NULL
-)
-SELECT place FROM made JOIN given USING (task_id)
-"""
-REPLAYS: Final = f"""
-SELECT place, id, spec, task.created_at > given.created_at - {base.IDEMPOTENCY_TTL}, {HEAD}
-FROM unnest($1::integer[], $2::text[], $3::bytea[], $4::float8[])
-    AS given(place, key_owner, key, created_at)
-JOIN task ON owner = key_owner AND idempotency_key = key
-"""
-EXPIRE: Final = """
-UPDATE task SET idempotency_key = NULL
-FROM unnest($1::bigint[], $2::text[]) AS given(id, successor)
-WHERE task.id = given.id AND NOT EXISTS (SELECT FROM task WHERE task_id = successor)
-"""
-LEASE: Final = "task_id, epoch, seq, spec, owner, losses"
-CLAIM: Final = f"""
-WITH due AS (
-    SELECT id, ready FROM task WHERE ready IS NOT NULL
-    ORDER BY ready, id LIMIT $2 FOR UPDATE SKIP LOCKED
-)
-UPDATE task SET epoch = epoch + 1, node = $1, ready = NULL FROM due
-WHERE task.id = due.id
-    AND EXISTS (SELECT FROM node WHERE node.id = $1 AND expires_at > clock_timestamp())
-RETURNING due.ready, task.id, {LEASE}
-"""
-WRITE: Final = """
-WITH mark AS MATERIALIZED (
-    SELECT id FROM writer WHERE id = $1 AND flush = $2 FOR UPDATE
-), given AS MATERIALIZED (
-    SELECT * FROM unnest($6::integer[], $7::text[], $8::integer[], $9::bigint[], $10::bigint[],
-        $11::text[], $12::bigint[], $13::float8[], $14::bytea[], $15::bytea[])
-    AS given(place, task_id, epoch, expected, seq, status, ready, ended_at, state, body)
-), answer AS MATERIALIZED (
-    SELECT * FROM unnest($16::integer[], $17::bigint[], $18::bytea[])
-    AS answer(place, number, reply)
-), asked AS MATERIALIZED (
-    SELECT number FROM inbox
-    WHERE number = ANY ($17) AND reply IS NULL AND NOT withdrawn ORDER BY number FOR UPDATE
-), moved AS (
-    UPDATE task SET
-        seq = given.seq,
-        status = given.status,
-        at = clock_timestamp(),
-        node = CASE WHEN given.ended_at IS NULL THEN node END,
-        ready = CASE WHEN given.ended_at IS NULL THEN coalesce(given.ready, task.ready) END,
-        ended_at = given.ended_at,
-        closed_at = CASE WHEN given.ended_at IS NOT NULL THEN clock_timestamp() END,
-        state = given.state
-    FROM mark, given
-    WHERE task.task_id = given.task_id AND task.epoch = given.epoch AND task.seq = expected
-        AND NOT EXISTS (
-            SELECT FROM answer WHERE answer.place = given.place
-            AND number NOT IN (SELECT number FROM asked))
-    RETURNING task.id, task.seq, place, body
-), logged AS (
-    INSERT INTO event SELECT id, seq, body FROM moved WHERE body IS NOT NULL
-), answered AS (
-    UPDATE inbox SET reply = answer.reply
-    FROM mark, answer JOIN asked USING (number)
-    WHERE inbox.number = answer.number
-        AND (place IS NULL OR place IN (SELECT place FROM moved))
-    RETURNING poster
-), freed AS (
-    UPDATE task SET node = NULL, ready = 0
-    FROM mark, unnest($19::text[], $20::integer[]) AS given(task_id, epoch)
-    WHERE task.task_id = given.task_id AND task.epoch = given.epoch AND node IS NOT NULL
-)
-UPDATE writer SET
-    flush = $3,
-    refused = $4 || ARRAY(SELECT place FROM given EXCEPT SELECT place FROM moved),
-    claimed = $5
-FROM mark WHERE writer.id = mark.id
-RETURNING refused, ARRAY(SELECT DISTINCT poster FROM answered)
-"""
+    def forget_claims(self, requests: Sequence[Request]) -> None:
+        """Give out none of the claimed tasks: the lease that they hang on is no more."""
+        for place in self.results:
+            if isinstance(requests[place], Claim):
+                self.results[place] = []
 
 
 class Flush:
@@ -196,7 +108,7 @@ class Flush:
             await self._claim(connection)
             await self._conclude(connection, mark)
             if self._changes_queue:
-                self._outcome.queued = await connection.fetchval(COUNT)
+                self._outcome.queued = await connection.fetchval(sql.COUNT)
         return self._outcome
 
     async def recall(self, connection: asyncpg.Connection, mark: Mark) -> Outcome:
@@ -209,13 +121,11 @@ class Flush:
         for place, request in self._all(NewTask):
             if place not in refused:
                 outcome.results[place] = _created(request)
-        rows = await connection.fetch(
-            f"SELECT {LEASE} FROM task WHERE id = ANY ($1) AND node = $2", claimed, self._node
-        )
+        rows = await connection.fetch(sql.CLAIMED, claimed, self._node)
         for place, _ in self._all(Claim):
             outcome.results[place] = [_lease(*row) for row in rows]
         if self._changes_queue:
-            outcome.queued = await connection.fetchval(COUNT)
+            outcome.queued = await connection.fetchval(sql.COUNT)
         return outcome
 
     def _all(self, kind: type) -> list[tuple[int, Any]]:
@@ -235,7 +145,7 @@ class Flush:
         expired = {place: found for place, found in expired.items() if place in creates}
         if expired:
             successors = [creates[place].task_id for place in expired]
-            await connection.execute(EXPIRE, list(expired.values()), successors)
+            await connection.execute(sql.EXPIRE, list(expired.values()), successors)
         rows = [
             (
                 place,
@@ -252,14 +162,12 @@ class Flush:
             )
             for place, task in creates.items()
         ]
-        made = {place for (place,) in await connection.fetch(CREATE, *_columns(rows, 11))}
+        made = {place for (place,) in await connection.fetch(sql.CREATE, *_columns(rows, 11))}
         for place in made:
             outcome.results[place] = _created(creates[place])
         left = {place: task.task_id for place, task in creates.items() if place not in made}
         if left:
-            found = await connection.fetch(
-                "SELECT task_id FROM task WHERE task_id = ANY ($1)", list(left.values())
-            )
+            found = await connection.fetch(sql.TAKEN, list(left.values()))
             taken = {task_id for (task_id,) in found}
             for place, task_id in left.items():
                 if task_id in taken:
@@ -277,7 +185,7 @@ class Flush:
             if task.idempotency_key is not None
         ]
         expired: dict[int, int] = {}
-        for row in await connection.fetch(REPLAYS, *_columns(keyed, 4)) if keyed else ():
+        for row in await connection.fetch(sql.REPLAYS, *_columns(keyed, 4)) if keyed else ():
             place, found, spec, is_fresh, *head = row
             task = creates[place]
             if not is_fresh:
@@ -303,7 +211,7 @@ class Flush:
         ]
         if not wanting:
             return {}
-        queued, first = await connection.fetchrow(f"SELECT ({COUNT}), nextval('ready')")
+        queued, first = await connection.fetchrow(sql.PLACES)
         room = max(0, self._queue_limit - queued)
         for place in wanting[room:]:
             outcome.refusals[place] = base.queue_full(self._queue_limit)
@@ -315,7 +223,7 @@ class Flush:
             if self._node is None or claim.limit <= 0:
                 self._outcome.results[place] = []
                 continue
-            rows = sorted(await connection.fetch(CLAIM, self._node, claim.limit))
+            rows = sorted(await connection.fetch(sql.CLAIM, self._node, claim.limit))
             self._claimed = [row[1] for row in rows]
             self._outcome.results[place] = [_lease(*row[2:]) for row in rows]
 
@@ -332,7 +240,7 @@ class Flush:
         refused = [*outcome.refusals, *outcome.again]
         refused += [place for place, made in outcome.results.items() if _is_replay(made)]
         row = await connection.fetchrow(
-            WRITE,
+            sql.WRITE,
             *mark[:2],
             mark.number,
             refused,
@@ -351,16 +259,11 @@ class Flush:
     async def _explain(self, connection: asyncpg.Connection, fenced: set[int]) -> None:
         """Tell those whose appends did not match where their tasks are."""
         appends = {place: append for place, append in self._all(Append) if place in fenced}
-        rows = await connection.fetch(
-            f"SELECT {HEAD} FROM task WHERE task_id = ANY ($1)",
-            [append.task_id for append in appends.values()],
-        )
+        task_ids = [append.task_id for append in appends.values()]
+        rows = await connection.fetch(sql.HEADS, task_ids)
         heads = {row[0]: to_head(*row) for row in rows}
         for place, append in appends.items():
             self._outcome.refusals[place] = base.fenced(append, heads.get(append.task_id))
-
-
-COUNT: Final = "SELECT count(*) FROM task WHERE ready > 0"
 
 
 def to_head(  # noqa: PLR0917 - a row of the columns HEAD

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from typing import Final
 
 from redis.asyncio import Redis
+from redis.asyncio.connection import parse_url
 from redis.exceptions import RedisError
 
 PAUSE: Final = 0.5  # seconds until the next try to connect
@@ -19,9 +20,14 @@ PING: Final = 10.0  # seconds between looks whether a silent connection is still
 
 
 class RedisBus:
-    """A bus over any server that speaks the protocol of Redis; ``redis://host:port``."""
+    """A bus over any server that speaks the protocol of Redis; ``redis://host:port``.
+
+    Raises:
+        ValueError: The URL is none.
+    """
 
     def __init__(self, url: str) -> None:
+        parse_url(url)
         self._url = url
         self._client: Redis | None = None
 

@@ -173,7 +173,8 @@ class TestLostConnections:
                 return None
             upstream = rng.random() < 0.5
             kind = rng.choice([Kind.CLOSE, Kind.RESET])
-            return Cut(int(rng.expovariate(1 / 4000)) + 1500, kind, upstream=upstream)
+            typical = 8000 if upstream else 1500  # bytes that some flushes take
+            return Cut(int(rng.expovariate(1 / typical)) + 500, kind, upstream=upstream)
 
         proxy = CuttingProxy(server.port, next_cut)
         async with proxy.running():
@@ -309,6 +310,47 @@ class TestAway:
             await store.close()
 
 
+class TestFailOver:
+    async def test_a_standby_takes_over(self, connect):
+        """A store that knows both hosts goes on at the new primary, with all acknowledged events."""
+        with postgres(*QUICK) as primary, primary.standby() as standby:
+            admin = await asyncpg.connect(primary.dsn())
+            await admin.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            await admin.execute("SELECT pg_reload_conf()")
+            synchronous = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"
+            while not await admin.fetchval(synchronous):
+                continue
+            await admin.close()
+            hosts = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
+            store = await connect(f"postgresql://postgres@{hosts}/postgres")
+            seqs = Counter[str]()
+            stopped = asyncio.Event()
+
+            async def write(task_id: str) -> None:
+                head = (await store.create(new_task(task_id))).head
+                while not stopped.is_set():
+                    await store.append(following(head))
+                    head = head._replace(seq=head.seq + 1)
+                    seqs[task_id] = head.seq
+
+            writers = [asyncio.create_task(write(f"t{n}")) for n in range(10)]
+            await _until(lambda: seqs.total() >= 100)
+            await asyncio.to_thread(primary.stop)
+            before = seqs.total()
+            await asyncio.to_thread(standby.promote)
+            # Now that nobody confirms what the new primary commits, it must not wait for anybody.
+            admin = await asyncpg.connect(standby.dsn())
+            await admin.execute("ALTER SYSTEM SET synchronous_standby_names = ''")
+            await admin.execute("SELECT pg_reload_conf()")
+            await admin.close()
+            await _until(lambda: seqs.total() >= before + 100)
+            stopped.set()
+            await asyncio.gather(*writers)
+            for task_id, seq in seqs.items():
+                assert await log_of(store, task_id, 100_000) == numbers(1, seq)
+            await store.close()
+
+
 class TestLease:
     async def test_a_node_that_stood_still_gives_up_first(self, connect, dsn):
         """By its own clock, once, before others may claim; then it has another lease."""
@@ -342,6 +384,32 @@ class TestLease:
         with pytest.raises(Fenced):
             await node.append(following(lease))
         assert lost["lost"] == 1
+
+    async def test_claims_that_outlive_the_lease(self, store, monkeypatch):
+        """What was claimed for a lease that was lost meanwhile is given to nobody here."""
+        write = Flush.write
+
+        async def losing(flush, connection, mark):
+            outcome = await write(flush, connection, mark)
+            store._lease._lose("the test says so")
+            return outcome
+
+        await store.create(new_task("t1", QUEUED))
+        monkeypatch.setattr(Flush, "write", losing)
+        assert await claim(store, "node", 9) == []
+        assert (await head_of(store, "t1")).epoch == 1
+
+    async def test_a_cancelled_claim_gives_back(self, store):
+        """What nobody is there to run can be claimed again, and is not counted as lost."""
+        await store.create(new_task("t1", QUEUED))
+        cancelled = asyncio.create_task(store.claim("node", 9))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.wait({cancelled})
+        async with asyncio.timeout(PATIENCE):
+            while not (leases := await claim(store, "node", 9)):
+                continue
+        assert (leases[0].epoch, leases[0].losses) == (2, 0)
 
     async def test_a_listener_that_fails_loses_nothing_else(self, connect, dsn):
         """Somebody else's fault at the loss does not keep the node from its next lease."""
@@ -454,6 +522,19 @@ class TestOpen:
         """A server that is not there, a database that is not there, a DSN that is none."""
         with pytest.raises(ConfigurationError, match="cannot open the PostgreSQL store"):
             await connect(dsn.replace("PORT", str(server.port)))
+
+    async def test_a_fault_of_the_store_is_told(self, store):
+        """When what must always run ends, that is told once, and nobody waits in vain."""
+        broken: list[BaseException] = []
+        store.on_broken = broken.append
+        store._flusher._settled = lambda *_: 1 / 0
+        waiting = asyncio.ensure_future(store.create(new_task("t1")))
+        await _until(lambda: bool(broken))
+        assert isinstance(broken[0], ZeroDivisionError)
+        with pytest.raises(Unavailable):
+            await waiting
+        with pytest.raises(Unavailable):
+            await store.create(new_task("t2"))
 
     async def test_a_closed_store_is_unavailable(self, connect, dsn):
         """Nothing is written or read any more, and closing twice is closing once."""

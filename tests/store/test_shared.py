@@ -173,11 +173,12 @@ class TestOneTruth:
         await two.claim("two", 1)
         await one.create(new_task("t8", QUEUED))
 
-    async def test_one_of_six_writers_wins(self, doors, capsys):
+    @pytest.mark.parametrize("rounds", [100, pytest.param(1000, marks=pytest.mark.soak)])
+    async def test_one_of_six_writers_wins(self, doors, capsys, rounds):
         """Of writers at three doors behind the same number, one is acknowledged each time."""
         nodes = [await doors.open(name) for name in ("one", "two", "three")]
         lease = await leased(nodes[0])
-        rounds, winners = 100, Counter[int]()
+        winners = Counter[int]()
         for seq in range(1, rounds + 1):
             appends = [
                 following(lease)._replace(expected=seq, events=[b"%d %d" % (seq, writer)])
