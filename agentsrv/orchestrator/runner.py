@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from agentsrv.errors import AgentsrvError, Fenced
+from agentsrv.errors import AgentsrvError, Fenced, Unavailable
 from agentsrv.models import events as e
 from agentsrv.models.commands import Create
 from agentsrv.models.plan import Frontier, Step
@@ -168,6 +168,8 @@ class TaskRunner:
             await work()
         except Fenced:
             pass  # the log is somebody else's
+        except Unavailable:  # what the task needs to know cannot be read: it begins again
+            self.journal.abandon()
         except asyncio.CancelledError:
             own = asyncio.current_task()
             if not self._stopped or (own is not None and own.uncancel()):

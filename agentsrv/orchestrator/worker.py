@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from agentsrv.errors import AgentsrvError
+from agentsrv.errors import AgentsrvError, Unavailable
 from agentsrv.models.commands import Create
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.logs import load_state
@@ -134,12 +134,20 @@ class Worker:
         self._tasks.discard(task)
         self._wake.set()
 
+    async def _load(self, lease: Lease) -> tuple[Create, TaskState]:
+        spec, state = self._prepared.pop(lease.task_id, None) or (None, None)
+        if spec is None or state is None or state.seq != lease.seq:
+            spec = Create.model_validate_json(lease.spec)
+            try:
+                state = await load_state(self._around.store, lease.task_id)
+            except Unavailable:  # this node may live on, and nobody else would run the task
+                await self._around.store.release(lease.task_id, lease.epoch)
+                raise
+        return spec, state
+
     async def _run(self, lease: Lease) -> None:
         try:
-            spec, state = self._prepared.pop(lease.task_id, None) or (None, None)
-            if spec is None or state is None or state.seq != lease.seq:
-                spec = Create.model_validate_json(lease.spec)
-                state = await load_state(self._around.store, lease.task_id)
+            spec, state = await self._load(lease)
             if state.status.is_terminal or self._draining:
                 await self._around.store.release(lease.task_id, lease.epoch)
                 return

@@ -89,9 +89,14 @@ async def cluster(server: Postgres, tmp_path: Path) -> AsyncIterator[Cluster]:
         node.kill()
 
 
-async def told(client: Client, task: str) -> list[Record]:
-    """All events of a task, however often the connection is lost."""
-    return [record async for record in client.events(task)]
+async def told(client: Client, task: str, begun: asyncio.Queue[str] | None = None) -> list[Record]:
+    """All events of a task, however often the connection is lost; tells when the first is there."""
+    log: list[Record] = []
+    async for record in client.events(task):
+        log.append(record)
+        if begun is not None and len(log) == 1:
+            begun.put_nowait(task)
+    return log
 
 
 async def first(client: Client, task: str, event_type: str) -> Record:
@@ -252,8 +257,14 @@ async def test_nodes_go_on_when_postgresql_is_back(
     cluster.start("a", "b")
     async with clients(cluster.url("a"), cluster.url("b")) as (one, two):
         tasks = [await run(one, plan=chain(2), words=150) for _ in range(4)]
-        telling = [asyncio.create_task(told(client, t)) for t in tasks for client in (one, two)]
-        await first(one, tasks[0], "step_started")
+        begun = asyncio.Queue[str]()
+        telling = [
+            asyncio.create_task(told(client, task, begun))
+            for task in tasks
+            for client in (one, two)
+        ]
+        for _ in telling:
+            await begun.get()
         connections = one.hello, two.hello
         server.stop()
         refused = 0

@@ -1,6 +1,10 @@
 import asyncio
 import logging
+from collections.abc import Sequence
 
+import pytest
+
+from agentsrv.errors import Unavailable
 from agentsrv.orchestrator.logs import forget_old
 from tests.orchestrator.cluster import cluster
 from tests.orchestrator.people import only, sleeper
@@ -64,6 +68,43 @@ def test_a_worker_whose_leases_are_over_stops_before_others_begin(caplog):
 
     simulate(story())
     assert "the leases of 1 tasks may be others'; they stop here" in caplog.messages
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_task_whose_log_cannot_be_read_now_is_given_back(resumes):
+    """Its node lives on, so nobody else would take it; nothing of that is a failure of the task."""
+
+    async def story() -> None:
+        async with cluster(Place(latency=0.01), "a") as (here,):
+            here.agent(sleeper)
+            task = await here.create(step("a", "sleeper"))
+            await here.reader.until(task, "step_started")
+            await here.cancel(task)
+            await here.reader.until(task)
+            reading, broken = here.door.read, 3
+
+            async def read(task_id: str, after: int, limit: int) -> Sequence[bytes]:
+                nonlocal broken
+                if broken:
+                    broken -= 1
+                    raise Unavailable("not now")
+                return await reading(task_id, after, limit)
+
+            here.door.read = read  # type: ignore[method-assign]
+            if resumes:
+                task = await here.create(resume_from=task)
+            else:
+                here.worker._prepared.clear()
+                task = await here.create(step("a", "sleeper"), execute=False)
+                here.door.read = reading  # type: ignore[method-assign]
+                await here.execute(task)
+                here.door.read = read  # type: ignore[method-assign]
+            end = await here.reader.until(task)
+            assert end.event_type == "task_completed"
+            assert not broken
+            check_log(await here.log(task))
+
+    simulate(story())
 
 
 def test_old_tasks_are_forgotten_although_the_store_was_away():
