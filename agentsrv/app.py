@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
@@ -51,8 +52,11 @@ SQLITE: Final = "sqlite:///"
 POSTGRES: Final = ("postgresql://", "postgres://")
 RETRIEVED: Final = 300.0  # seconds for which what was retrieved is used again
 
+OnFault = Callable[[BaseException], None]
 F = TypeVar("F", bound=AgentFunction)
 P = TypeVar("P", bound=Planner)
+
+_log = logging.getLogger("agentsrv")
 
 
 class App:
@@ -135,13 +139,19 @@ class App:
             await store.open()
             stack.push_async_callback(store.close)
             broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-            store.on_broken = broken.set_result
+
+            def on_fault(error: BaseException) -> None:
+                if not broken.done():
+                    broken.set_result(error)
+
+            store.on_broken = on_fault
             await library.open()
             stack.push_async_callback(library.close)
             around = self._surroundings(settings, node, store, library, models.llm)
             worker, hub, peers = Worker(around, settings.concurrency), Hub(store), None
             if isinstance(store, SharedStore):
-                peers = await stack.enter_async_context(_among_others(store, worker, hub))
+                others = _among_others(store, worker, hub, on_fault)
+                peers = await stack.enter_async_context(others)
             orchestrator = Orchestrator(
                 store,
                 self.registry,
@@ -154,7 +164,7 @@ class App:
             stack.enter_context(Watchdog(settings.stall_warning))
             if settings.retention is not None:
                 retention = forget_old(store, settings.retention, time.time)
-                await stack.enter_async_context(_beside(retention))
+                await stack.enter_async_context(_beside(retention, on_fault))
             await listener.start()
             if settings.role != "gateway":
                 worker.start()
@@ -195,7 +205,7 @@ class Running:
     port: int
     worker: Worker
     broken: asyncio.Future[BaseException]
-    """Done when the store can no longer be trusted: the process should end and recover."""
+    """Done when the store, or what works with it, is at fault: the process should end."""
 
 
 def node_name() -> str:
@@ -293,18 +303,27 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
 
 
 @asynccontextmanager
-async def _among_others(store: SharedStore, worker: Worker, hub: Hub) -> AsyncIterator[Peers]:
+async def _among_others(
+    store: SharedStore, worker: Worker, hub: Hub, on_fault: OnFault
+) -> AsyncIterator[Peers]:
     """Take part in what other nodes of the store do, within the block."""
     peers, tails = Peers(store, worker), Tails(store, hub, worker.runs, time.time)
     store.on_lost = worker.abandon
-    async with _beside(peers.run()), _beside(tails.run()):
+    async with _beside(peers.run(), on_fault), _beside(tails.run(), on_fault):
         yield peers
 
 
 @asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run ``work`` beside the block, and cancel it at the end."""
+async def _beside(work: Coroutine[Any, Any, None], on_fault: OnFault) -> AsyncIterator[None]:
+    """Run ``work`` beside the block, and cancel it at the end; it must not end before."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a part of the server broke", exc_info=error)
+            on_fault(error)
+
     task = asyncio.create_task(work)
+    task.add_done_callback(ended)
     try:
         yield
     finally:
