@@ -72,6 +72,7 @@ class Tails:
         loop = asyncio.get_running_loop()
         next_sweep = loop.time()
         while True:
+            awaited = max(next_sweep, loop.time())
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(next_sweep):
                     await self._wake.wait()
@@ -79,7 +80,7 @@ class Tails:
             is_due = loop.time() >= next_sweep
             with suppress(AgentsrvError):  # what was told of is found by the next sweep
                 if is_due:
-                    self._store.lag = loop.time() - next_sweep
+                    self._store.lag = max(0.0, loop.time() - awaited)
                     next_sweep = loop.time() + SWEEP
                     await self._sweep()
                 await self._read_on()

@@ -221,3 +221,24 @@ def test_hints_that_make_no_sense_do_no_harm():
             assert other.tails._tails.keys() <= {task}
 
     simulate(story())
+
+
+def test_the_delay_of_the_loop_is_told():
+    """Not that of the store: others look at it to see who is overloaded."""
+
+    async def story() -> None:
+        async with cluster(Place(latency=3), "a") as (here,):
+            all_of(here)
+            loop = asyncio.get_running_loop()
+            await asyncio.sleep(20)
+            assert here.door.lag == pytest.approx(0, abs=0.01)
+            here.door._place.latency = 0
+            await asyncio.sleep(10)
+            loop.call_soon(lambda: setattr(loop, "_now", loop.time() + 1.5))
+            lags = set()
+            for _ in range(100):
+                await asyncio.sleep(0.1)
+                lags.add(round(here.door.lag, 1))
+            assert max(lags) > 0.5
+
+    simulate(story())
