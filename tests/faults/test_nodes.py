@@ -11,24 +11,19 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-import asyncpg
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from agentsrv.client import Client
 from agentsrv.models.events import Record, parse_timestamp
-from agentsrv.models.plan import ExecutionPlan
-from tests.faults.cluster_app import TRACE
 from tests.faults.conftest import Ledger
-from tests.faults.process import ServerProcess
-from tests.orchestrator.world import check_log, step
+from tests.faults.nodes import Cluster, chain, execute, made_cluster, told
+from tests.orchestrator.world import check_log
 from tests.postgres import QUICK, Postgres, postgres, redis
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
-APPLICATION = "tests.faults.cluster_app:app"
 CANCELS = 40
 
 
@@ -39,64 +34,11 @@ def server() -> Iterator[Postgres]:
         yield running
 
 
-class Cluster:
-    """Nodes that share a schema, and a client of each."""
-
-    def __init__(self, folder: Path, dsn: str) -> None:
-        self.folder = folder
-        self.dsn = dsn
-        self.nodes: dict[str, ServerProcess] = {}
-        self.trace = folder / "trace"
-
-    def launch(self, name: str, *options: str) -> ServerProcess:
-        """Begin to start a node."""
-        folder = self.folder / name
-        folder.mkdir(exist_ok=True)
-        node = self.nodes[name] = ServerProcess(
-            folder,
-            APPLICATION,
-            f"--store={self.dsn}",
-            f"--node={name}",
-            "--drain-timeout=0.2",
-            *options,
-            environment={TRACE: str(self.trace)},
-        )
-        node.launch()
-        return node
-
-    def start(self, *names: str, options: Sequence[str] = ()) -> None:
-        """Start nodes, and wait until all accept connections."""
-        for name in names:
-            self.launch(name, *options)
-        for name in names:
-            assert self.nodes[name].wait_until_ready(), self.nodes[name].log.read_text()
-
-    def url(self, name: str) -> str:
-        """Where a node listens."""
-        return self.nodes[name].url
-
-
 @pytest.fixture
 async def cluster(server: Postgres, tmp_path: Path) -> AsyncIterator[Cluster]:
-    """A cluster without nodes as yet; all of them are killed at the end."""
-    schema = f"t{time.monotonic_ns()}"
-    connection = await asyncpg.connect(server.dsn())
-    await connection.execute(f"CREATE SCHEMA {schema}")
-    await connection.close()
-    made = Cluster(tmp_path, server.dsn(schema))
-    yield made
-    for node in made.nodes.values():
-        node.kill()
-
-
-async def told(client: Client, task: str, begun: asyncio.Queue[str] | None = None) -> list[Record]:
-    """All events of a task, however often the connection is lost; tells when the first is there."""
-    log: list[Record] = []
-    async for record in client.events(task):
-        log.append(record)
-        if begun is not None and len(log) == 1:
-            begun.put_nowait(task)
-    return log
+    """A cluster without nodes as yet."""
+    async with made_cluster(server, tmp_path) as made:
+        yield made
 
 
 async def first(client: Client, task: str, event_type: str) -> Record:
@@ -130,23 +72,23 @@ async def test_people_on_a_gateway_reach_what_a_worker_runs(cluster: Cluster, bu
         cluster.start("gate", options=["--role=gateway", *options])
         cluster.start("work", options=["--role=worker", *options])
         (client,) = await stack.enter_async_context(clients(cluster.url("gate")))
-        asked = await run(client, agent="asker", idempotency_key="one")
+        asked = await execute(client, agent="asker", idempotency_key="one")
         question = await first(client, asked, "input_required")
         await client.respond(question.data["input_id"], 7)
         log = await told(client, asked)
         check_log(log)
         assert log[-1].data["final_output"] == "7"
         assert runs_on(log) == ["work"]
-        assert await run(client, agent="asker", idempotency_key="one") == asked
+        assert await execute(client, agent="asker", idempotency_key="one") == asked
 
-        heard = await run(client, agent="listener")
+        heard = await execute(client, agent="listener")
         await first(client, heard, "step_started")
         for word in ("one", "two", "three"):
             await client.send(heard, word)
         log = await told(client, heard)
         assert log[-1].data["final_output"] == "one two three"
 
-        slept = await run(client, agent="sleeper")
+        slept = await execute(client, agent="sleeper")
         await first(client, slept, "step_started")
         assert (await client.status(slept))["status"] == "running"
         task_id = await client.resolve(slept[:10])
@@ -173,7 +115,7 @@ async def test_a_cancel_from_another_node_is_quick(
         (client,) = await stack.enter_async_context(clients(cluster.url("gate")))
         sent = {}
         for _ in range(CANCELS):
-            task = await run(client, agent="sleeper")
+            task = await execute(client, agent="sleeper")
             await first(client, task, "step_started")
             sent[task] = time.monotonic()
             await client.cancel(task)
@@ -197,7 +139,7 @@ async def test_a_client_misses_nothing_when_the_running_node_is_killed(
     """The other node goes on behind the completed steps; nothing is told twice."""
     cluster.start("a", "b")
     async with clients(cluster.url("a"), cluster.url("b")) as both:
-        tasks = [await run(client, plan=chain(3)) for client in both for _ in range(3)]
+        tasks = [await execute(client, plan=chain(3)) for client in both for _ in range(3)]
         victim = (await first(both[0], tasks[0], "task_started")).data["node"]
         client = both[victim == "a"]
         telling = [asyncio.create_task(told(client, task)) for task in tasks]
@@ -230,7 +172,7 @@ async def test_a_stopped_node_finds_its_tasks_in_other_hands(
     """SIGSTOP for longer than a lease: it writes nothing more, says so once, and goes on."""
     cluster.start("a", "b")
     async with clients(cluster.url("a"), cluster.url("b")) as both:
-        task = await run(both[0], plan=chain(3))
+        task = await execute(both[0], plan=chain(3))
         victim = (await first(both[0], task, "task_started")).data["node"]
         stopped, other = both if victim == "a" else both[::-1]
         await first(other, task, "step_completed")
@@ -241,7 +183,7 @@ async def test_a_stopped_node_finds_its_tasks_in_other_hands(
         check_log(log)
         assert len(runs_on(log)) == len(set(runs_on(log))) == 2
         assert await told(stopped, task) == log
-        tasks = [await run(stopped, plan=chain(1)) for _ in range(3)]
+        tasks = [await execute(stopped, plan=chain(1)) for _ in range(3)]
         for late in tasks:
             assert (await told(stopped, late))[-1].event_type == "task_completed"
     text = cluster.nodes[victim].log.read_text()
@@ -256,7 +198,7 @@ async def test_nodes_go_on_when_postgresql_is_back(
     """Clients keep their sockets, nobody is restarted, and nothing acknowledged is lost."""
     cluster.start("a", "b")
     async with clients(cluster.url("a"), cluster.url("b")) as (one, two):
-        tasks = [await run(one, plan=chain(2), words=150) for _ in range(4)]
+        tasks = [await execute(one, plan=chain(2), words=150) for _ in range(4)]
         begun = asyncio.Queue[str]()
         telling = [
             asyncio.create_task(told(client, task, begun))
@@ -279,7 +221,7 @@ async def test_nodes_go_on_when_postgresql_is_back(
         finally:
             server.start()
         logs = await asyncio.gather(*telling)
-        late = await run(two, plan=chain(1))
+        late = await execute(two, plan=chain(1))
         assert (await told(one, late))[-1].event_type == "task_completed"
         assert (one.hello, two.hello) == connections
     for log, same in zip(logs[::2], logs[1::2], strict=True):
@@ -302,7 +244,7 @@ async def test_all_nodes_are_restarted_one_after_the_other(
     async with clients(cluster.url("a"), cluster.url("b")) as both:
         tasks = []
         for client in both:
-            tasks += [await run(client, plan=chain(4)) for _ in range(3)]
+            tasks += [await execute(client, plan=chain(4)) for _ in range(3)]
         telling = [asyncio.create_task(told(client, task)) for client in both for task in tasks]
         for name in ("a", "b"):
             node = cluster.nodes[name]
@@ -323,13 +265,6 @@ async def test_all_nodes_are_restarted_one_after_the_other(
     )
 
 
-async def run(client: Client, *, words: int = 50, **fields: Any) -> str:
-    """Create a task and execute it; return its id."""
-    params = {"words": words} if "plan" in fields else {}
-    reply = await client.create("x", execute=True, params=params, **fields)
-    return str(reply["task_id"])
-
-
 async def ready(url: str) -> int:
     """What a node's /readyz answers."""
     host, _, port = url.removeprefix("ws://").partition(":")
@@ -338,13 +273,6 @@ async def ready(url: str) -> int:
     status = await reader.readline()
     writer.close()
     return int(status.split()[1])
-
-
-def chain(steps: int) -> ExecutionPlan:
-    """Counters, one after the other."""
-    return ExecutionPlan(
-        steps=tuple(step(f"s{n}", "counter", *([f"s{n - 1}"] if n else [])) for n in range(steps))
-    )
 
 
 def seconds(record: Record) -> float:
