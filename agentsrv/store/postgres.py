@@ -40,7 +40,6 @@ from agentsrv.store.shared import Message, News, Node
 
 T = TypeVar("T")
 
-CLOSING: Final = 3.0  # seconds to give leases back; those that are not given back expire
 FORGETTING: Final = 600  # sweeps between looks at what nobody needs any more
 
 _log = logging.getLogger("agentsrv.store")
@@ -139,7 +138,7 @@ class PostgresStore:
         await asyncio.wait(self._tasks)
         self._tasks.clear()
         try:
-            async with asyncio.timeout(CLOSING), self._pool.acquire() as connection:
+            async with link.borrowed(self._pool) as connection:
                 await self._lease.give_back(connection)
         except link.FAILED as error:
             _log.warning("leases were not given back; they expire: %r", error)
@@ -351,7 +350,7 @@ class PostgresStore:
             self.on_ready()
             self.on_inbox()
             try:
-                async with asyncio.timeout(link.ATTEMPT), self._pool.acquire() as connection:
+                async with link.borrowed(self._pool) as connection:
                     reaped, self.queued = await connection.fetchrow(REAP)
                     if sweeps % FORGETTING == 0:
                         await connection.execute(FORGET)

@@ -156,14 +156,16 @@ class Flusher:
                 return
 
     async def _attempt(self, flush: Flush) -> Outcome:
-        async with asyncio.timeout(link.ATTEMPT):
-            if self._connection is None:
-                self._connection = await link.connect(self._dsn, link.WRITER)
-                self._last = await self._find_last(self._connection)
+        is_new = self._connection is None
+        connection = self._connection or await link.connect(self._dsn, link.WRITER)
+        self._connection = connection
+        with link.deadline(connection):
+            if is_new:
+                self._last = await self._find_last(connection)
             mark = Mark(self._writer, self._last, self._number)
             if self._last == self._number:
-                return await flush.recall(self._connection, mark)
-            outcome = await flush.write(self._connection, mark)
+                return await flush.recall(connection, mark)
+            outcome = await flush.write(connection, mark)
             self._last = self._number
             return outcome
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -84,7 +85,6 @@ async def connect_pool(dsn: str) -> asyncpg.Pool:
         min_size=0,
         max_size=POOL,
         timeout=CONNECT,
-        command_timeout=ATTEMPT,
         server_settings=SETTINGS,
         target_session_attrs="read-write",
         max_cached_statement_lifetime=0,
@@ -94,6 +94,31 @@ async def connect_pool(dsn: str) -> asyncpg.Pool:
 
 async def _keep(_: asyncpg.Connection) -> None:
     """Leave a session as it is: nothing here changes one, and resetting it doubles a read."""
+
+
+@contextmanager
+def deadline(connection: asyncpg.Connection) -> Iterator[None]:
+    """Cut the connection off when the block takes longer than ``ATTEMPT``.
+
+    To cancel the block would not do: asyncpg then asks the server to end the statement, and waits
+    for that, over a network that may be just what has failed.
+    """
+    timer = asyncio.get_running_loop().call_later(ATTEMPT, connection.terminate)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@asynccontextmanager
+async def borrowed(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+    """A connection for reading, with a ``deadline``."""
+    connection = await pool.acquire(timeout=ATTEMPT)
+    try:
+        with deadline(connection):
+            yield connection
+    finally:
+        await pool.release(connection, timeout=ATTEMPT)
 
 
 def pauses() -> Callable[[], float]:
@@ -119,7 +144,7 @@ async def reading(
     give_up, pause = clock() + PATIENCE, pauses()
     while True:
         try:
-            async with asyncio.timeout(ATTEMPT), pool.acquire() as connection:
+            async with borrowed(pool) as connection:
                 return await work(connection)
         except AWAY as error:
             if clock() > give_up:

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from agentsrv.errors import ConfigurationError, Fenced, InvalidCommand, Unavailable
+from agentsrv.store import postgres_link as link
 from agentsrv.store.base import Commit, Created, Head
 from agentsrv.store.postgres import PostgresStore
 from agentsrv.store.postgres_flush import MAX_REQUESTS, Operation, take
@@ -191,6 +192,23 @@ class TestLostConnections:
                     f"\n  lost connections: {sum(proxy.cuts.values())}, lost or doubled events: 0"
                 )
             assert sum(proxy.cuts.values()) > 10
+
+    async def test_connections_that_fall_silent(self, connect, server, new_dsn, monkeypatch):
+        """Half-open connections, of which neither end is told, in the midst of a flush."""
+        monkeypatch.setattr(link, "ATTEMPT", 1.0)
+        # Amid the statements of a create, and amid the answers to it.
+        cuts = [Cut(6000, Kind.SILENCE, upstream=True), Cut(900, Kind.SILENCE)]
+        cutting = False
+        proxy = CuttingProxy(server.port, lambda: cuts.pop() if cutting and cuts else None)
+        async with proxy.running():
+            store = await connect(await new_dsn(proxy.port))
+            await leased(store, "t0")
+            store._flusher._drop()
+            cutting = True
+            lengths = await asyncio.gather(*(self._write(store, f"s{n}", 20) for n in range(4)))
+            for number, length in enumerate(lengths):
+                assert await log_of(store, f"s{number}") == numbers(1, length)
+            assert proxy.cuts[Kind.SILENCE] == 2
 
     async def test_cut_off_by_the_server(self, store, admin):
         """Sessions that an administrator ends under load: nothing is lost, nothing twice."""
