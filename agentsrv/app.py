@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -28,7 +30,9 @@ from agentsrv.errors import ConfigurationError
 from agentsrv.orchestrator.hub import Hub
 from agentsrv.orchestrator.logs import forget_old
 from agentsrv.orchestrator.orchestrator import Orchestrator
+from agentsrv.orchestrator.peers import Peers
 from agentsrv.orchestrator.surroundings import OutputLimits, Surroundings
+from agentsrv.orchestrator.tails import Tails
 from agentsrv.orchestrator.worker import Worker
 from agentsrv.server.auth import open_authenticator
 from agentsrv.server.exposure import check_exposure
@@ -38,6 +42,7 @@ from agentsrv.settings import Settings
 from agentsrv.store.base import Store
 from agentsrv.store.memory import MemoryStore
 from agentsrv.store.queue import QueueLimits
+from agentsrv.store.shared import SharedStore
 from agentsrv.store.sqlite import SqliteStore
 from agentsrv.telemetry.export import open_tracing
 from agentsrv.telemetry.watchdog import Watchdog
@@ -47,10 +52,14 @@ if TYPE_CHECKING:
 
 VERSION: Final = version("agentsrv")
 SQLITE: Final = "sqlite:///"
+POSTGRES: Final = ("postgresql://", "postgres://")
 RETRIEVED: Final = 300.0  # seconds for which what was retrieved is used again
 
+OnFault = Callable[[BaseException], None]
 F = TypeVar("F", bound=AgentFunction)
 P = TypeVar("P", bound=Planner)
+
+_log = logging.getLogger("agentsrv")
 
 
 class App:
@@ -129,24 +138,38 @@ class App:
         async with AsyncExitStack() as stack:
             models = await stack.enter_async_context(open_models(settings))
             library = Library(_knowledge_base(settings, models.embedder))
-            store = open_store(settings)
+            node = settings.node or node_name()
+            store = open_store(settings, node)
             await store.open()
             stack.push_async_callback(store.close)
             broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-            store.on_broken = broken.set_result
+
+            def on_fault(error: BaseException) -> None:
+                if not broken.done():
+                    broken.set_result(error)
+
+            store.on_broken = on_fault
             await library.open()
             stack.push_async_callback(library.close)
-            around = self._surroundings(settings, store, library, models.llm)
-            worker = Worker(around, settings.concurrency)
+            around = self._surroundings(settings, node, store, library, models.llm)
+            worker, peers = Worker(around, settings.concurrency), None
+            hub = Hub(store, settings.principal_subscriptions)
             measures = around.measures
             measures.queued, measures.running = lambda: store.queued, lambda: worker.running
             store.on_durable = measures.commits.observe
             if models.llm is not None:
                 measures.model = models.llm.total.counts
+            if isinstance(store, SharedStore):
+                others = _among_others(store, worker, hub, on_fault)
+                peers = await stack.enter_async_context(others)
             orchestrator = Orchestrator(
-                store, self.registry, worker, now=time.time, grace=settings.cancel_grace
+                store,
+                self.registry,
+                worker,
+                now=time.time,
+                grace=settings.cancel_grace,
+                peers=peers,
             )
-            hub = Hub(store, settings.principal_subscriptions)
             listener = Listener(
                 orchestrator, hub, settings, authenticator, measures, version=VERSION
             )
@@ -154,9 +177,10 @@ class App:
             measures.stalls = lambda: watchdog.stalls
             if settings.retention is not None:
                 retention = forget_old(store, settings.retention, time.time)
-                await stack.enter_async_context(_beside(retention))
+                await stack.enter_async_context(_beside(retention, on_fault))
             await listener.start()
-            worker.start()
+            if settings.role != "gateway":
+                worker.start()
             try:
                 yield Running(listener.url, listener.port, worker, broken)
             finally:
@@ -166,10 +190,15 @@ class App:
                 await listener.close()
 
     def _surroundings(
-        self, settings: Settings, store: Store, library: Library, model: LanguageModel | None
+        self,
+        settings: Settings,
+        node: str,
+        store: Store,
+        library: Library,
+        model: LanguageModel | None,
     ) -> Surroundings:
         return Surroundings(
-            node=f"{socket.gethostname()}-{os.getpid()}",
+            node=node,
             store=store,
             registry=self.registry,
             search=library.search,
@@ -190,18 +219,41 @@ class Running:
     port: int
     worker: Worker
     broken: asyncio.Future[BaseException]
-    """Done when the store can no longer be trusted: the process should end and recover."""
+    """Done when the store, or what works with it, is at fault: the process should end."""
 
 
-def open_store(settings: Settings) -> Store:
-    """The store that ``settings.store`` names.
+def node_name() -> str:
+    """A name that no other server has."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+
+
+def open_store(settings: Settings, node: str) -> Store:
+    """The store that ``settings.store`` names, as ``node`` uses it; it is not opened yet.
 
     Raises:
-        ConfigurationError: It names none.
+        ConfigurationError: It names none, the extra for it is not installed, or a setting is for
+            a store that several servers share.
     """
     limits = QueueLimits(
         settings.queue_limit, settings.principal_queued, settings.principal_running
     )
+    if settings.store.startswith(POSTGRES):
+        if find_spec("asyncpg") is None:
+            raise ConfigurationError("the store needs the extra: pip install agentsrv[postgres]")
+        from agentsrv.store.postgres import PostgresStore  # noqa: PLC0415 - an extra
+
+        return PostgresStore(
+            settings.store,
+            node=node,
+            bus=settings.bus,
+            role=settings.role,
+            limits=limits,
+        )
+    if settings.role != "all" or settings.processes > 1 or settings.bus is not None:
+        raise ConfigurationError(
+            f"store is {settings.store!r}; expected postgresql://… with the settings role, bus "
+            "and processes, which are for servers that share a store"
+        )
     if settings.store == "memory:":
         return MemoryStore(limits)
     file = store_file(settings)
@@ -209,7 +261,7 @@ def open_store(settings: Settings) -> Store:
         return SqliteStore(file, limits)
     raise ConfigurationError(
         f"store is {settings.store!r}; expected sqlite:///FILE (a fourth slash begins an "
-        "absolute path) or memory:"
+        "absolute path), memory: or postgresql://USER@HOST/DATABASE"
     )
 
 
@@ -273,9 +325,27 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
 
 
 @asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run ``work`` beside the block, and cancel it at the end."""
+async def _among_others(
+    store: SharedStore, worker: Worker, hub: Hub, on_fault: OnFault
+) -> AsyncIterator[Peers]:
+    """Take part in what other nodes of the store do, within the block."""
+    peers, tails = Peers(store, worker), Tails(store, hub, worker.runs, time.time)
+    store.on_lost = worker.abandon
+    async with _beside(peers.run(), on_fault), _beside(tails.run(), on_fault):
+        yield peers
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None], on_fault: OnFault) -> AsyncIterator[None]:
+    """Run ``work`` beside the block, and cancel it at the end; it must not end before."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a part of the server broke", exc_info=error)
+            on_fault(error)
+
     task = asyncio.create_task(work)
+    task.add_done_callback(ended)
     try:
         yield
     finally:

@@ -30,6 +30,7 @@ def _split(given: Any) -> Any:
 Names = Annotated[tuple[Name, ...], NoDecode, BeforeValidator(_split)]
 Loop = Literal["auto", "asyncio", "uvloop"]
 LogFormat = Literal["auto", "text", "json"]
+Role = Literal["all", "gateway", "worker"]
 
 
 class Settings(BaseSettings):
@@ -97,7 +98,20 @@ class Settings(BaseSettings):
     """Origins whose pages may connect, such as ``https://app.example``, beside the server's own."""
 
     store: str = "sqlite:///agentsrv.db"
-    """Where the log is: ``sqlite:///FILE`` or ``memory:``."""
+    """Where the log is: ``sqlite:///FILE``, ``memory:``, or ``postgresql://…``, which several
+    servers may share."""
+
+    bus: str | None = None
+    """``redis://HOST``, by which servers wake each other in place of PostgreSQL's own NOTIFY."""
+
+    role: Role = "all"
+    """Of servers that share a store: ``gateway`` runs no tasks, ``worker`` takes no clients."""
+
+    node: Name | None = None
+    """Name of this server among them; by default of the machine, the process and at random."""
+
+    processes: Count = 1
+    """Servers on this one port, for a machine's cores; they share a store."""
 
     knowledge: Path | None = None
     """Folder of texts for the retriever; without it the retriever finds nothing."""

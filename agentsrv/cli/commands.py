@@ -101,6 +101,10 @@ def serve(
     if reload:
         rest = [argument for argument in sys.argv[1:] if argument != "--reload"]
         raise typer.Exit(reloading.serve_reloading(rest))
+    if settings.processes > 1:
+        from agentsrv.cli import processes
+
+        raise typer.Exit(processes.serve(target, settings))
     raise typer.Exit(serving.serve(serving.load_app(target), settings))
 
 
@@ -300,7 +304,7 @@ def mcp(url: ReachedUrl = None, token: Token = None, knowledge: Knowledge = None
     _await(offer())
 
 
-for _tool in (tools.index, tools.backup, tools.doctor, tools.schema, tools.bench):
+for _tool in (tools.index, tools.backup, tools.doctor, tools.nodes, tools.schema, tools.bench):
     app.command()(_tool)
 
 

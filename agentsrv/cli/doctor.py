@@ -16,7 +16,14 @@ from typing import Any, Final
 from pydantic_settings import DotEnvSettingsSource, TomlConfigSettingsSource
 
 from agentsrv.agents.knowledge.folder import scan
-from agentsrv.app import knowledge_index, open_models, open_store, store_file
+from agentsrv.app import (
+    POSTGRES,
+    knowledge_index,
+    node_name,
+    open_models,
+    open_store,
+    store_file,
+)
 from agentsrv.cli.exits import Exit
 from agentsrv.cli.options import make_settings
 from agentsrv.cli.serving import loop_factory
@@ -69,7 +76,7 @@ async def examine(given: Mapping[str, Any]) -> AsyncIterator[Finding]:
     try:
         settings = make_settings(**given)
         loop_factory(settings.loop)
-        open_store(settings)
+        open_store(settings, node_name())
     except ConfigurationError as error:
         yield Finding(Level.FAIL, f"settings: {error.message}", "the rest was not checked")
         return
@@ -77,8 +84,9 @@ async def examine(given: Mapping[str, Any]) -> AsyncIterator[Finding]:
     for check in CHECKS:
         for finding in check(settings):
             yield finding
-    async for finding in check_models(settings):
-        yield finding
+    for question in (check_postgres, check_models):
+        async for finding in question(settings):
+            yield finding
 
 
 def check_variables() -> Iterator[Finding]:
@@ -123,6 +131,8 @@ def check_sqlite(_: Settings) -> Iterator[Finding]:
 
 def check_store(settings: Settings) -> Iterator[Finding]:
     """The log, and whether another server has it."""
+    if settings.store.startswith(POSTGRES):
+        return
     path = store_file(settings)
     if path is None:
         yield Finding(
@@ -204,6 +214,26 @@ def check_knowledge(settings: Settings) -> Iterator[Finding]:
         yield Finding(Level.FAIL, f"{told}; {index} cannot be written", "run as the user who may")
     else:
         yield Finding(Level.OK, f"{told}, index {index}")
+
+
+async def check_postgres(settings: Settings) -> AsyncIterator[Finding]:
+    """The database that servers share, and who lives in it."""
+    if not settings.store.startswith(POSTGRES):
+        return
+    from agentsrv.store.postgres_look import look
+
+    try:
+        found = await look(settings.store)
+    except ConfigurationError as error:
+        yield Finding(Level.FAIL, f"store: {error.message}", "look at the address in store")
+        return
+    told = f"store: PostgreSQL {found.version}"
+    if found.nodes is None:
+        yield Finding(Level.OK, f"{told}; its tables will be made")
+        return
+    lives = [node for node in found.nodes if node.left > 0]
+    tasks = sum(node.running for node in lives)
+    yield Finding(Level.OK, f"{told}, nodes: {len(lives)}, tasks that they run: {tasks}")
 
 
 async def check_models(settings: Settings) -> AsyncIterator[Finding]:

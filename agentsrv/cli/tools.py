@@ -91,6 +91,21 @@ def backup(
     print(f"{file}: {megabytes:,.1f} MB, tasks: {found.tasks}, unfinished: {found.unfinished}")
 
 
+def nodes(
+    store: Annotated[
+        str | None,
+        typer.Option("--store", help="postgresql://…; by default the setting of that name."),
+    ] = None,
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print each as a line of JSON.")] = False,
+) -> None:
+    """List the servers that share a store: lease, tasks that they run, delay of their loops."""
+    from agentsrv.cli import nodes
+
+    settings = make_settings(**({} if store is None else {"store": store}))
+    asyncio.run(nodes.run(settings, json=json))
+
+
 def schema(
     *,
     typescript: Annotated[

@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 
 from agentsrv.agents.questions import Question, check_schema
-from agentsrv.errors import AgentsrvError, Fenced, PermanentError, TooLarge
+from agentsrv.errors import Fenced, PermanentError, TooLarge
 from agentsrv.models import events as e
 from agentsrv.models.commands import Respond
 from agentsrv.models.states import TRANSITIONS, refuse
@@ -74,31 +74,26 @@ class Dialogue:
 
     # The people's side.
 
-    async def respond(self, command: Respond, by: str) -> None:
-        """Settle a question; committed when this returns.
+    def respond(self, command: Respond, by: str) -> None:
+        """Settle a question; so it is when the journal has committed.
 
         Raises:
             NotFound, Conflict, InvalidState: It cannot be answered (any more).
             InvalidInput, TooLarge: That is no answer to it; it stays open.
-            Fenced: This worker has lost the task.
         """
-        try:
-            waiters = self._waiters.get(command.input_id)
-            check = None if waiters is None else waiters[0][0].check
-            event = received(self._journal.state, command, by, self._now(), check)
-        except AgentsrvError:
-            await self._journal.commit()  # a refusal, too, tells of what is committed
-            raise
-        self._settle(event)
-        await self._journal.commit()
+        waiters = self._waiters.get(command.input_id)
+        check = None if waiters is None else waiters[0][0].check
+        self._settle(received(self._journal.state, command, by, self._now(), check))
 
-    async def send(self, message: Any, by: str) -> int:
-        """Give the running steps a message; committed when this returns its number in the log.
+    def send(self, message: Any, by: str) -> int:
+        """Give the running steps a message; so it is when the journal has committed.
+
+        Returns:
+            Its number in the log.
 
         Raises:
             InvalidState: The task does not run.
             TooLarge: It has too many messages, or too long ones.
-            Fenced: This worker has lost the task.
         """
         state = self._journal.state
         self._journal.append(sent(state, message, by))
@@ -106,7 +101,6 @@ class Dialogue:
         if self._news is not None:
             self._news.set()
             self._news.clear()
-        await self._journal.commit()
         return seq
 
     def _asked(self, step_id: str, attempt: int, question: Question) -> Asked:

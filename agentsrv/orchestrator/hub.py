@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from agentsrv.errors import Overloaded
@@ -25,13 +26,14 @@ class Hub:
     def __init__(self, store: Store, limit: int | None = None) -> None:
         self.store = store
         self._limit = limit
-        store.on_commit = self._publish
+        store.on_commit = self.publish
         self._by_task: dict[str, list[Subscriber]] = {}
         self._counts: Counter[str] = Counter()
         """How many tasks the subscribers of each principal follow together."""
         self._by_owner: dict[str, set[Subscriber]] = {}
         self._readers: set[asyncio.Task[None]] = set()
         self._bound: dict[str, Subscriber] = {}
+        self._stalled: set[Subscriber] = set()
 
     def follow(self, task_id: str, subscriber: Subscriber) -> None:
         """Tell ``subscriber`` of the task's commits.
@@ -79,6 +81,7 @@ class Hub:
 
     def release(self, subscriber: Subscriber) -> list[str]:
         """The tasks that were to end with ``subscriber``."""
+        self._stalled.discard(subscriber)
         bound = [task_id for task_id, owner in self._bound.items() if owner is subscriber]
         for task_id in bound:
             del self._bound[task_id]
@@ -91,7 +94,36 @@ class Hub:
         task.add_done_callback(self._readers.discard)
         return task
 
-    def _publish(self, commit: Commit) -> None:
+    @property
+    def followed(self) -> Iterable[str]:
+        """The tasks that somebody follows."""
+        return self._by_task.keys()
+
+    @property
+    def owners(self) -> Iterable[str]:
+        """Those of whom somebody follows all tasks."""
+        return self._by_owner.keys()
+
+    def follows(self, task_id: str) -> bool:
+        """Whether somebody follows the task."""
+        return task_id in self._by_task
+
+    def follows_all(self, owner: str) -> bool:
+        """Whether somebody follows all tasks of ``owner``."""
+        return owner in self._by_owner
+
+    def stall(self, subscriber: Subscriber) -> None:
+        """Remember a subscriber that could not read, until ``revive``."""
+        self._stalled.add(subscriber)
+
+    def revive(self) -> None:
+        """Let those that could not read try again: the store can be read."""
+        stalled, self._stalled = self._stalled, set()
+        for subscriber in stalled:
+            subscriber.resume()
+
+    def publish(self, commit: Commit) -> None:
+        """Tell of a commit; those of one task come in their order."""
         if self._bound and commit.events and is_terminal(commit.events[-1]):
             self._bound.pop(commit.task_id, None)
         followers = list(self._by_task.get(commit.task_id, ()))

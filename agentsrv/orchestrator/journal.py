@@ -70,6 +70,7 @@ class Journal:
         self._bodies: list[bytes] = []
         """The encoded events behind ``_handed_over``; empty in the place of one in ``_open``."""
         self._open: dict[str, _Open] = {}
+        self._replies: list[tuple[int, bytes]] = []
         self._characters = 0
         self._waiters: list[asyncio.Future[None]] = []
         self._in_flight: asyncio.Future[None] | None = None
@@ -119,6 +120,13 @@ class Journal:
         self._characters += len(text)
         self.written += len(text)
 
+    def reply(self, number: int, body: bytes) -> None:
+        """Answer a message of the task's inbox, in the append that holds the last event so far.
+
+        Call it in the turn in which that event was added, before anything is awaited.
+        """
+        self._replies.append((number, body))
+
     def mark(self) -> int:
         """The number of the last event added so far; a later piece of text joins none of them."""
         self._close_all()
@@ -165,10 +173,14 @@ class Journal:
         return self._characters > BACKLOG or len(self._bodies) > BACKLOG_EVENTS
 
     def abandon(self) -> None:
-        """Write nothing more, not even what waits: the task goes on from its log elsewhere."""
+        """Write nothing more, not even what waits: the task goes on from its log elsewhere.
+
+        An append that is under way may still be committed; whoever waits for it is told so.
+        """
         self.closed = True
         self._bodies.clear()
         self._open.clear()
+        self._replies.clear()
         self._lose(Fenced(f"task {self._lease.task_id} was given up by this worker"))
 
     def retire(self) -> None:
@@ -199,6 +211,7 @@ class Journal:
         self._close_all()
         self._characters = 0
         bodies, self._bodies = self._bodies, []
+        replies, self._replies = self._replies, []
         self._in_flight_waiters, self._waiters = self._waiters, []
         expected, self._handed_over = self._handed_over, self.state.seq
         append = Append(
@@ -210,6 +223,7 @@ class Journal:
             status=self.state.status,
             at=self._now(),
             state=kept_snapshot(self.state),
+            replies=replies,
         )
         done = self._in_flight = self._store.append(append)
         if done.done():
@@ -242,8 +256,10 @@ class Journal:
             self.closed = True
             if self._on_lost is not None:
                 self._on_lost(error)
-        waiters = self._in_flight_waiters + self._waiters
-        self._in_flight_waiters, self._waiters = [], []
+        waiters, self._waiters = self._waiters, []
+        if self._in_flight is None:
+            waiters += self._in_flight_waiters
+            self._in_flight_waiters = []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(error)

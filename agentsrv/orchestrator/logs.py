@@ -52,5 +52,4 @@ async def forget_old(store: Store, retention: float, now: Callable[[], float]) -
                 await asyncio.sleep(0)
         except AgentsrvError as error:
             _log.error("old tasks are kept: %s", error)
-            return
         await asyncio.sleep(pause)

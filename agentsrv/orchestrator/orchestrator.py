@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import orjson
@@ -28,6 +28,8 @@ from agentsrv.orchestrator import dialogue
 from agentsrv.orchestrator.decisions import Decisions, Result, write
 from agentsrv.orchestrator.endings import CancelRequest
 from agentsrv.orchestrator.logs import load_state
+from agentsrv.orchestrator.peers import Peers
+from agentsrv.orchestrator.steering import Steering, steer
 from agentsrv.orchestrator.subscriptions import Answer
 from agentsrv.orchestrator.worker import Worker
 from agentsrv.store.base import Head, NewTask, Store
@@ -50,10 +52,12 @@ class Orchestrator:
         *,
         now: Callable[[], float],
         grace: float,
+        peers: Peers | None = None,
     ) -> None:
         self._store = store
         self._registry = registry
         self._worker = worker
+        self._peers = peers
         self._now = now
         self._grace = grace
         self._measures = worker.measures
@@ -206,15 +210,12 @@ class Orchestrator:
         answer.keep(task_id)
         grace = self._grace if command.grace is None else command.grace
         request = CancelRequest(command.reason, principal, grace)
+        steering = Cancel(task_id=task_id, reason=command.reason, grace=grace)
 
         async def decide(head: Head) -> Result:
-            runner = self._worker.live(task_id)
-            if runner is None:
-                return await self._cancel_idle(head, request)
-            status, already = await runner.cancel(request)
-            return {"task_id": task_id, "status": status.value, "already": already}
+            return await self._cancel_idle(head, request)
 
-        return await self._decisions.decide(principal, task_id, decide)
+        return await self._steer(principal, task_id, steering, decide)
 
     async def respond(self, principal: str, command: Respond, answer: Answer) -> Result:
         """Settle a question, whether its task runs here at the moment or waits for a worker.
@@ -230,16 +231,12 @@ class Orchestrator:
         answer.keep(task_id)
 
         async def decide(head: Head) -> Result:
-            runner = self._worker.live(task_id)
-            if runner is None:
-                state = await self._decisions.load(head)
-                event = dialogue.received(state, command, principal, self._now())
-                await self._decisions.append(head, state, event)
-            else:
-                await runner.dialogue.respond(command, principal)
+            state = await self._decisions.load(head)
+            event = dialogue.received(state, command, principal, self._now())
+            await self._decisions.append(head, state, event)
             return {"task_id": task_id, "input_id": input_id}
 
-        return await self._decisions.decide(principal, task_id, decide, f"question {input_id!r}")
+        return await self._steer(principal, task_id, command, decide, f"question {input_id!r}")
 
     async def send(self, principal: str, command: Send, answer: Answer) -> Result:
         """Give a message to the steps of a task.
@@ -251,16 +248,12 @@ class Orchestrator:
         answer.keep(task_id)
 
         async def decide(head: Head) -> Result:
-            runner = self._worker.live(task_id)
-            if runner is None:
-                state = await self._decisions.load(head)
-                event = dialogue.sent(state, command.message, principal)
-                seq = (await self._decisions.append(head, state, event))["seq"]
-            else:
-                seq = await runner.dialogue.send(command.message, principal)
-            return {"task_id": task_id, "seq": seq}
+            state = await self._decisions.load(head)
+            event = dialogue.sent(state, command.message, principal)
+            result = await self._decisions.append(head, state, event)
+            return {"task_id": task_id, "seq": result["seq"]}
 
-        return await self._decisions.decide(principal, task_id, decide)
+        return await self._steer(principal, task_id, command, decide)
 
     async def question(self, principal: str, name: str) -> e.InputRequired:
         """The question of that id, or else the one open question of the task of that id.
@@ -362,6 +355,29 @@ class Orchestrator:
             raise InvalidState(
                 f"task {head.task_id} is {head.status}; resume_from needs failed or cancelled"
             )
+
+    async def _steer(
+        self,
+        principal: str,
+        task_id: str,
+        command: Steering,
+        idle: Callable[[Head], Awaitable[Result]],
+        what: str | None = None,
+    ) -> Result:
+        """Hand a command to whoever runs the task; ``idle`` decides it where nobody does."""
+
+        async def decide(head: Head) -> Result:
+            runner = self._worker.live(task_id)
+            if runner is not None:
+                try:
+                    return steer(runner, principal, command)
+                finally:
+                    await runner.journal.commit()  # a refusal, too, tells of what is committed
+            if self._peers is not None and self._peers.hold(head):
+                return await self._peers.ask(head, principal, command)
+            return await idle(head)
+
+        return await self._decisions.decide(principal, task_id, decide, what)
 
     async def _cancel_idle(self, head: Head, request: CancelRequest) -> Result:
         """Cancel a task of which nothing runs."""

@@ -11,7 +11,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from agentsrv.errors import AgentsrvError, Fenced
+from agentsrv.errors import AgentsrvError, Fenced, Unavailable
 from agentsrv.models import events as e
 from agentsrv.models.commands import Create
 from agentsrv.models.plan import Frontier, Step
@@ -133,15 +133,12 @@ class TaskRunner:
         await self.journal.commit()
         return snapshot
 
-    async def cancel(self, request: CancelRequest) -> tuple[TaskStatus, bool]:
-        """Decide the cancellation, commit it and stop the work.
+    def cancel(self, request: CancelRequest) -> tuple[TaskStatus, bool]:
+        """Decide the cancellation; once it is committed, the work is stopped.
 
         Returns:
-            The status, and whether the task was ended or being cancelled already.
-
-        Raises:
-            Fenced: This worker has lost the task.
-            Unavailable: The store cannot tell.
+            The status, and whether the task was ended or being cancelled already; so it is when
+            the journal has committed.
         """
         already = self.journal.closed or self._cancel is not None
         if not already:
@@ -149,15 +146,12 @@ class TaskRunner:
             self._cancelled_at = monotonic()
             if not self._winding_down and self._is_idle:
                 self._cut_off()
+                self._beside(self._measure_end())
             else:
                 event = e.TaskCancelling(request.reason, request.by, request.grace)
                 self.journal.append(event)
                 self._beside(self._stop_for_cancel(request))
-        status = self.state.status
-        await self.journal.commit()
-        if status.is_terminal and not already:
-            self._measure_end()
-        return status, already
+        return self.state.status, already
 
     def abandon(self) -> None:
         """Stop without a word in the log: whoever claims the task next goes on from there."""
@@ -200,6 +194,8 @@ class TaskRunner:
             await work()
         except Fenced:
             pass  # the log is somebody else's
+        except Unavailable:  # what the task needs to know cannot be read: it begins again
+            self.journal.abandon()
         except asyncio.CancelledError:
             own = asyncio.current_task()
             if not self._stopped or (own is not None and own.uncancel()):
@@ -351,13 +347,13 @@ class TaskRunner:
         if not self._winding_down:
             self._winding_down = True
             await self._wind_down(request.grace)
-            with suppress(AgentsrvError):
-                await self.journal.commit()
-                self._measure_end()
+            await self._measure_end()
 
-    def _measure_end(self) -> None:
-        if self._cancelled_at is not None:
-            self._around.measures.cancelled.observe(monotonic() - self._cancelled_at)
+    async def _measure_end(self) -> None:
+        with suppress(AgentsrvError):
+            await self.journal.commit()
+            if self._cancelled_at is not None:
+                self._around.measures.cancelled.observe(monotonic() - self._cancelled_at)
 
     async def _wind_down(self, grace: float) -> None:
         """Cancel the work, give it ``grace`` seconds, and write the terminal event."""

@@ -252,7 +252,11 @@ class Subscriber:
     def notice(self, commit: Commit) -> None:
         """Take a commit of a task that is followed."""
         cursor = self._cursors[commit.task_id]
-        cursor.head = commit.after + len(commit.events)
+        head = commit.after + len(commit.events)
+        if head <= cursor.seq:
+            return  # another node's, which the reader was quicker to find
+        if head > cursor.head:  # noqa: PLR1730 - for each commit: a call less
+            cursor.head = head
         if cursor.seq == commit.after and self._may_deliver(cursor):
             self._deliver(cursor, commit.events)
         elif cursor.seq == commit.after and cursor.task_id in self.held:
@@ -287,7 +291,7 @@ class Subscriber:
                 self._serve(turn, pages)
                 await asyncio.sleep(0)  # others have a turn beside a client that is quick
         except AgentsrvError:
-            pass  # the store cannot be read now; the log waits, and so does the client
+            self._hub.stall(self)  # the log waits, and so does the client
         finally:
             self._reader = None
 

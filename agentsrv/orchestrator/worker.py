@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from agentsrv.errors import AgentsrvError
+from agentsrv.errors import AgentsrvError, Unavailable
 from agentsrv.models.commands import Create
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.logs import load_state
@@ -39,6 +39,7 @@ class Worker:
         around.store.on_ready = self._wake.set
         self._loop_task: asyncio.Task[None] | None = None
         self._draining = False
+        self._is_away = False  # the store gave nothing at the last try
 
     @property
     def measures(self) -> Measures:
@@ -55,6 +56,10 @@ class Worker:
         runner = self._live.get(task_id)
         return None if runner is None or runner.journal.is_lost else runner
 
+    def runs(self, task_id: str) -> bool:
+        """Whether the task runs here and is not lost."""
+        return self.live(task_id) is not None
+
     def prepare(self, spec: Create, state: TaskState) -> None:
         """Keep what is in the log of a task that was queued just now: it need not be read.
 
@@ -67,6 +72,16 @@ class Worker:
     def start(self) -> None:
         """Begin to claim."""
         self._loop_task = asyncio.create_task(self._claim_forever(), name="agentsrv-worker")
+
+    def abandon(self) -> None:
+        """Stop all that runs, without a word in the logs: others may have claimed it.
+
+        It is for stores whose leases end. What stops slowly holds its slot, but writes nothing.
+        """
+        if self._live:
+            _log.error("the leases of %d tasks may be others'; they stop here", len(self._live))
+        for runner in list(self._live.values()):
+            runner.abandon()
 
     async def drain(self, timeout: float) -> int:  # noqa: ASYNC109 - both phases share it
         """Claim nothing more, let tasks end for ``timeout`` seconds, then give up the rest.
@@ -100,11 +115,7 @@ class Worker:
             free = self._concurrency - len(self._tasks)
             leases: Sequence[Lease] = ()
             if free > 0:
-                try:
-                    leases = await self._around.store.claim(self._around.node, free)
-                except AgentsrvError as error:
-                    _log.error("no more tasks are claimed: %s", error)
-                    return
+                leases = await self._claim(free)
             for lease in leases:
                 task = asyncio.create_task(self._run(lease), name=f"task {lease.task_id}")
                 self._tasks.add(task)
@@ -112,16 +123,38 @@ class Worker:
             if len(leases) < free or not free:
                 await self._wake.wait()
 
+    async def _claim(self, free: int) -> Sequence[Lease]:
+        """Claim tasks; none while the store is away, which says when it may give some again."""
+        try:
+            leases = await self._around.store.claim(self._around.node, free)
+        except AgentsrvError as error:
+            if not self._is_away:
+                _log.error("no tasks are claimed: %s", error)
+            self._is_away = True
+            return ()
+        if self._is_away:
+            _log.info("tasks are claimed again")
+        self._is_away = False
+        return leases
+
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._wake.set()
 
+    async def _load(self, lease: Lease) -> tuple[Create, TaskState]:
+        spec, state = self._prepared.pop(lease.task_id, None) or (None, None)
+        if spec is None or state is None or state.seq != lease.seq:
+            spec = Create.model_validate_json(lease.spec)
+            try:
+                state = await load_state(self._around.store, lease.task_id)
+            except Unavailable:  # this node may live on, and nobody else would run the task
+                await self._around.store.release(lease.task_id, lease.epoch)
+                raise
+        return spec, state
+
     async def _run(self, lease: Lease) -> None:
         try:
-            spec, state = self._prepared.pop(lease.task_id, None) or (None, None)
-            if spec is None or state is None or state.seq != lease.seq:
-                spec = Create.model_validate_json(lease.spec)
-                state = await load_state(self._around.store, lease.task_id)
+            spec, state = await self._load(lease)
             if state.status.is_terminal or self._draining:
                 await self._around.store.release(lease.task_id, lease.epoch)
                 return
@@ -131,7 +164,8 @@ class Worker:
             try:
                 await runner.run()
             finally:
-                del self._live[lease.task_id]
+                if self._live.get(lease.task_id) is runner:  # not lost, and claimed anew
+                    del self._live[lease.task_id]
                 if not state.status.is_terminal:
                     await self._around.store.release(lease.task_id, lease.epoch)
         except AgentsrvError as error:

@@ -51,6 +51,7 @@ class Doorkeeper:
         check_ready: Callable[[], Awaitable[None]],
     ) -> None:
         self._authenticator = authenticator
+        self._takes_clients = settings.role != "worker"
         self._pages = pages
         self._metrics = metrics
         self._check_ready = check_ready
@@ -74,6 +75,10 @@ class Doorkeeper:
         if response is None and path not in WEBSOCKET_PATHS:
             return connection.respond(
                 HTTPStatus.NOT_FOUND, f"No WebSocket at {path}; there is one at / and /ws.\n"
+            )
+        if response is None and not self._takes_clients:
+            return connection.respond(
+                HTTPStatus.SERVICE_UNAVAILABLE, "This server only runs tasks; connect to another.\n"
             )
         if response is None:
             response = await self._identify(connection, request)

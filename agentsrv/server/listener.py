@@ -119,6 +119,7 @@ class Listener:
             max_size=settings.max_frame,
             logger=without_quotes(logging.getLogger("agentsrv.websocket")),
             backlog=BACKLOG,
+            reuse_port=settings.processes > 1,
             ssl=tls,
             **handshakes,
         )

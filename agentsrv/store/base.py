@@ -197,7 +197,8 @@ class Store(Protocol):
         Appends of one task must be awaited one after the other.
 
         Raises:
-            Fenced: The epoch is stale or the log is not at ``expected``. Write nothing more.
+            Fenced: The epoch is stale, the log is not at ``expected``, or a message that is
+                answered was answered or taken back before. Write nothing more.
             Overloaded: The task would be queued, and the queue or the owner's part of it is full.
         """
 

@@ -23,6 +23,17 @@ class QueueLimits(NamedTuple):
     running: int | None = None
     """Tasks of one owner that are leased; an owner at its limit is passed over."""
 
+    def check(self, own: int, total: int) -> None:
+        """Return if an owner with ``own`` waiting tasks of ``total`` may have one more.
+
+        Raises:
+            Overloaded: It has too many there, or all have and it has one.
+        """
+        if self.waiting is not None and own >= self.waiting:
+            raise base.queue_full(f"{own} of your tasks")
+        if own and total >= self.total:
+            raise base.queue_full(f"{total} tasks")
+
 
 class TaskQueue:
     """Tasks by id, each in one place: new, in its owner's line, lost, or leased.
@@ -56,13 +67,9 @@ class TaskQueue:
         """Return if a task of the owner may be put into the queue.
 
         Raises:
-            Overloaded: It has too many there, or all have and it has one.
+            Overloaded: See ``QueueLimits.check``.
         """
-        own, limits = self.waiting(owner), self.limits
-        if limits.waiting is not None and own >= limits.waiting:
-            raise base.queue_full(f"{own} of your tasks")
-        if own and self._total >= limits.total:
-            raise base.queue_full(f"{self._total} tasks")
+        self.limits.check(self.waiting(owner), self._total)
 
     def put(self, task_id: str, owner: str) -> None:
         """Queue a new task; it is claimed after the next ``settle`` at the earliest."""

@@ -13,7 +13,7 @@ learned by one is found again by asking, a second later.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from agentsrv.store.base import Store
 
@@ -53,6 +53,7 @@ class Node(NamedTuple):
     """Seconds that its event loop was late, when it last said that it lives."""
 
 
+@runtime_checkable
 class SharedStore(Store, Protocol):
     """A ``Store`` for several nodes; one object of it is one node's door to it.
 

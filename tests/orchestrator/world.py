@@ -78,11 +78,12 @@ class World:
         *,
         concurrency: int = 10,
         grace: float = 5.0,
+        node: str = "node-1",
     ) -> None:
         self.store: Store = store or MemoryStore()
         self.registry = registry or Registry()
         self.around = Surroundings(
-            node="node-1",
+            node=node,
             store=self.store,
             registry=self.registry,
             search=no_passages,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from agentsrv.models.states import TaskStatus
 from agentsrv.store.base import Append, Head, Lease, NewTask, Store
+from agentsrv.store.postgres_lease import Timing
 
 PENDING, QUEUED, RUNNING = TaskStatus.PENDING, TaskStatus.QUEUED, TaskStatus.RUNNING
 COMPLETED, CANCELLED = TaskStatus.COMPLETED, TaskStatus.CANCELLED
 NOW = 1_767_225_600.0
 HOUR = 3600.0
+STILL = Timing(ttl=HOUR, sweep=HOUR)  # of a store to which nothing happens by itself
 
 
 def new_task(
@@ -41,10 +44,10 @@ def numbers(first: int, last: int) -> list[bytes]:
 
 
 async def head_of(store: Store, task_id: str) -> Head:
-    """Where a task stands that is known to be there."""
+    """Where a task stands that is known to be there, whoever holds its lease."""
     head = await store.head(task_id)
     assert head is not None
-    return head
+    return head._replace(node=None)
 
 
 async def log_of(store: Store, task_id: str, limit: int = 1000) -> list[bytes]:
@@ -54,6 +57,17 @@ async def log_of(store: Store, task_id: str, limit: int = 1000) -> list[bytes]:
         assert len(page) <= limit
         log += page
     return log
+
+
+class DeafBus:
+    """A bus that loses everything."""
+
+    async def listen(self, *_: object) -> None:
+        """Hear nothing."""
+        await asyncio.Event().wait()
+
+    async def publish(self, channel: str, payloads: Sequence[bytes]) -> None:
+        """Tell nobody."""
 
 
 async def claim(store: Store, node: str, limit: int) -> list[Lease]:

@@ -10,6 +10,7 @@ from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.base import Commit, Created, Head, Lease, Row, Store
 from agentsrv.store.memory import MemoryStore
+from agentsrv.store.postgres import PostgresStore
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite import SqliteStore
 from tests.store.tasks import (
@@ -20,6 +21,8 @@ from tests.store.tasks import (
     PENDING,
     QUEUED,
     RUNNING,
+    STILL,
+    DeafBus,
     claim,
     following,
     head_of,
@@ -32,28 +35,40 @@ from tests.store.tasks import (
 TERMINAL = [TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 async def make(request, tmp_path):
     """Makes an open store of each kind, with limits; closes them all."""
     opened: list[Store] = []
+    places: dict[Store, tuple[str, QueueLimits]] = {}
+    if request.param == "postgres":
+        new_dsn = request.getfixturevalue("new_dsn")
 
-    async def make(**limits: int) -> Store:
-        store: Store
-        if request.param == "memory":
-            store = MemoryStore(QueueLimits(**limits))
-        else:
-            store = SqliteStore(tmp_path / f"{len(opened)}.db", QueueLimits(**limits))
+    async def opening(store: Store) -> Store:
         await store.open()
         opened.append(store)
         return store
 
+    async def make(**given: int) -> Store:
+        limits = QueueLimits(**given)
+        if request.param == "memory":
+            return await opening(MemoryStore(limits))
+        if request.param == "sqlite":
+            return await opening(SqliteStore(tmp_path / f"{len(opened)}.db", limits))
+        return await connect(await new_dsn(), limits)
+
+    async def connect(dsn: str, limits: QueueLimits) -> Store:
+        store = PostgresStore(dsn, node="node", bus=DeafBus(), limits=limits, timing=STILL)
+        places[store] = dsn, limits
+        return await opening(store)
+
     async def reopen(store: Store) -> Store:
+        if isinstance(store, MemoryStore):
+            await store.open()
+            return store
+        await store.close()
         if isinstance(store, SqliteStore):
-            await store.close()
-            store = SqliteStore(store.path, store._file.queue.limits)
-            opened.append(store)
-        await store.open()
-        return store
+            return await opening(SqliteStore(store.path, store._file.queue.limits))
+        return await connect(*places[store])
 
     make.reopen = reopen  # type: ignore[attr-defined]
     yield make
@@ -158,7 +173,7 @@ class TestCreate:
         before = await head_of(store, "t1")
         (found,) = await outcomes(store.create(new_task("t1", owner=owner, events=[b"x"])))
         assert isinstance(found, type)
-        assert await store.head("t1") == before
+        assert await head_of(store, "t1") == before
         assert await log_of(store, "t1") == numbers(1, 3)
 
     async def test_a_refused_create_leaves_its_key_alone(self, store):
@@ -324,7 +339,7 @@ class TestAppend:
         """After an append the log, the number and the status are those of its events."""
         lease = await leased(store)
         assert await store.append(following(lease, count=3)) is None
-        assert await store.head("t1") == Head("t1", "ann", RUNNING, seq=4, epoch=1)
+        assert await head_of(store, "t1") == Head("t1", "ann", RUNNING, seq=4, epoch=1)
         assert await log_of(store, "t1") == numbers(1, 4)
 
     @pytest.mark.parametrize("status", TERMINAL)
@@ -350,7 +365,7 @@ class TestAppend:
         before = await head_of(store, "t1")
         with pytest.raises(Fenced, match=r"t1 has epoch 1 at event 1; expected epoch"):
             await store.append(following(lease, status, 2, b"state")._replace(**change))
-        assert await store.head("t1") == before
+        assert await head_of(store, "t1") == before
         assert await log_of(store, "t1") == numbers(1, 1)
         assert await store.state("t1") is None
         assert commits == []
@@ -454,7 +469,7 @@ class TestQueue:
         with pytest.raises(Overloaded, match="1 tasks are waiting already") as refusal:
             await store.append(following(before, QUEUED))
         assert refusal.value.retry_after == 1.0
-        assert await store.head("t1") == before
+        assert await head_of(store, "t1") == before
         assert await log_of(store, "t1") == numbers(1, 1)
         assert store.queued == 1
 
@@ -541,7 +556,7 @@ class TestClaim:
         assert await claim(store, "node", 1) == [
             Lease("t1", epoch=1, seq=2, spec=b"spec", owner="bob", losses=0)
         ]
-        assert await store.head("t1") == Head("t1", "bob", QUEUED, seq=2, epoch=1)
+        assert await head_of(store, "t1") == Head("t1", "bob", QUEUED, seq=2, epoch=1)
 
     async def test_the_limit_is_respected(self, store):
         """A claim gives as many as were asked for, and the rest stays."""
@@ -850,7 +865,7 @@ class TestCancelledCaller:
         for _ in range(turns):
             await asyncio.sleep(0)
         done.cancel()
-        assert await store.head("t1") == Head("t1", "ann", COMPLETED, seq=4, epoch=1)
+        assert await head_of(store, "t1") == Head("t1", "ann", COMPLETED, seq=4, epoch=1)
         assert await log_of(store, "t1") == numbers(1, 4)
         assert await store.state("t1") == b"state"
         assert [commit.after for commit in commits] == [1]

@@ -1,0 +1,402 @@
+"""PostgresStore: many nodes, one truth.
+
+Each node has a few connections: the flusher writes by one, the lease beats by another, the bus
+listens on a third, and a small pool reads. What they write and ask is told in their modules; here
+is what they make together.
+
+Unlike an SQLite file, the server may go away and come back. Nothing that was acknowledged is lost
+by that, and nobody has to be started again; ``on_broken`` is called for a fault of this store only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import asyncpg
+
+from agentsrv.errors import ConfigurationError, InvalidCommand, Unavailable
+from agentsrv.models.states import TaskStatus
+from agentsrv.store import base, postgres_read
+from agentsrv.store import postgres_link as link
+from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Span
+from agentsrv.store.bus import Bus, Hint, Hints
+from agentsrv.store.postgres_bus import PostgresBus
+from agentsrv.store.postgres_flush import Flusher, Operation
+from agentsrv.store.postgres_lease import (
+    DEFAULT_TIMING,
+    FORGET,
+    REAP,
+    NodeLease,
+    Timing,
+    boot_clock,
+)
+from agentsrv.store.postgres_schema import bring_up
+from agentsrv.store.postgres_write import Claim, Outcome, Release, Settle, queue
+from agentsrv.store.queue import QueueLimits
+from agentsrv.store.shared import Message, News, Node
+
+T = TypeVar("T")
+
+FORGETTING: Final = 600  # sweeps between looks at what nobody needs any more
+
+_log = logging.getLogger("agentsrv.store")
+
+
+class PostgresStore:
+    """A ``SharedStore`` in a PostgreSQL database, which may have other schemas beside.
+
+    Owns the tasks of asyncio in which it writes, beats, sweeps and listens: born in ``open``,
+    ended in ``close``.
+
+    Args:
+        dsn: ``postgresql://user@host/database``; several hosts where one takes over from another.
+        node: The name that others see; two nodes should not have the same.
+        bus: Where hints go: PostgreSQL itself, or ``redis://host``.
+        role: What the node is for; others see it.
+        limits: Tasks that may wait and run, in the whole cluster. Nodes that queue or claim at the
+            same moment may overshoot them by what they flush then.
+        timing: How long leases are.
+        clock: Seconds of the node's own clock.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        node: str,
+        bus: Bus | str | None = None,
+        role: str = "all",
+        limits: QueueLimits | None = None,
+        timing: Timing = DEFAULT_TIMING,
+        clock: Callable[[], float] = boot_clock,
+    ) -> None:
+        self.node = node
+        self._limits = limits or QueueLimits()
+        self._queued: Mapping[str, int] = {}
+        self._dsn = dsn
+        self._bus = bus
+        self._timing = timing
+        self._clock = clock
+        self._lease = NodeLease(dsn, node, role, timing, clock)
+        self._flusher = Flusher(dsn, self._lease, self._limits, clock, self._settled)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pool: asyncpg.Pool
+        self._hints: Hints
+        self.on_commit = base.ignore_commit
+        self.on_ready = base.ignore_ready
+        self.on_broken = base.ignore_broken
+        self.on_durable = base.ignore_durable
+        self.on_news: Callable[[Sequence[News]], None] = lambda _: None
+        self.on_inbox: Callable[[], None] = base.ignore_ready
+        self.on_lost: Callable[[], None] = base.ignore_ready
+
+    @property
+    def queued(self) -> int:
+        """See ``Store.queued``; other nodes' changes are noticed within a sweep."""
+        return sum(self._queued.values())
+
+    def queued_by(self, owner: str) -> int:
+        """See ``Store.queued_by``."""
+        return self._queued.get(owner, 0)
+
+    @property
+    def lag(self) -> float:
+        """See ``SharedStore.lag``."""
+        return self._lease.lag
+
+    @lag.setter
+    def lag(self, seconds: float) -> None:
+        self._lease.lag = seconds
+
+    async def open(self) -> None:
+        """See ``Store.open``. The schema is made, or brought up to date.
+
+        Raises:
+            ConfigurationError: The server cannot be reached, lets nobody in, or is too old.
+        """
+        try:
+            bus = open_bus(self._bus, self._dsn)
+            connection = await link.connect(self._dsn)
+            try:
+                name = await bring_up(connection)
+                async with connection.transaction():
+                    self._lease.writer = await self._flusher.open(connection)
+                    await self._lease.open(connection)
+                await connection.execute(REAP)
+                self._queued = await queue(connection)
+            finally:
+                connection.terminate()
+        except (*link.FAILED, ValueError, ConfigurationError) as error:
+            raise ConfigurationError(f"cannot open the PostgreSQL store: {error}") from error
+        self._pool = await link.connect_pool(self._dsn)
+        self._lease.on_lost = lambda: self.on_lost()  # noqa: PLW0108 - whoever listens by then
+        channel = f"agentsrv_{name}"
+        self._hints = Hints(bus, self._lease.writer, channel, self._heard, self._missed)
+        self._own(self._flusher.run(), "flusher")
+        self._own(self._lease.run(), "lease")
+        self._own(self._sweep(), "sweep")
+        self._own(self._hints.run(), "hints")
+
+    async def close(self) -> None:
+        """See ``Store.close``. What is still leased can be claimed by others at once."""
+        if not self._tasks:
+            return
+        await self._flusher.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+        self._tasks.clear()
+        try:
+            async with link.borrowed(self._pool) as connection:
+                await self._lease.give_back(connection)
+        except link.FAILED as error:
+            _log.warning("leases were not given back; they expire: %r", error)
+        self._pool.terminate()
+
+    async def create(self, task: NewTask) -> Created:
+        """See ``Store.create``."""
+        if "\0" in task.owner + task.task_id:
+            raise InvalidCommand("a name has U+0000 in it; expected none")
+        task.user_input.encode()  # what is no text is refused here, not amid others in a flush
+        (task.idempotency_key or "").encode()
+        created: Created = await self._flusher.submit(task)
+        return created
+
+    async def head(self, task_id: str) -> Head | None:
+        """See ``Store.head``."""
+        return await self._read_behind((task_id,), partial(postgres_read.head, task_id=task_id))
+
+    async def find(self, owner: str, prefix: str) -> Sequence[str]:
+        """See ``Store.find``."""
+        return await self._read(partial(postgres_read.find, owner=owner, prefix=prefix))
+
+    async def find_key(self, owner: str, idempotency_key: str) -> str | None:
+        """See ``Store.find_key``."""
+        return await self._read(lambda db: postgres_read.find_key(db, owner, idempotency_key))
+
+    async def read(self, task_id: str, after: int, limit: int) -> Sequence[bytes]:
+        """See ``Store.read``."""
+        (log,) = await self.read_each([Span(task_id, after, limit)])
+        return log
+
+    async def read_each(self, spans: Sequence[Span]) -> Sequence[Sequence[bytes]]:
+        """See ``Store.read_each``."""
+        task_ids = [span.task_id for span in spans]
+        return await self._read_behind(task_ids, partial(postgres_read.read_each, spans=spans))
+
+    async def spec(self, task_id: str) -> bytes | None:
+        """See ``Store.spec``."""
+        return await self._read(lambda db: postgres_read.column(db, "spec", task_id))
+
+    async def state(self, task_id: str) -> bytes | None:
+        """See ``Store.state``."""
+        return await self._read(lambda db: postgres_read.column(db, "state", task_id))
+
+    async def list(
+        self, owner: str, status: TaskStatus | None, limit: int, cursor: str | None
+    ) -> Page:
+        """See ``Store.list``."""
+        before = base.parse_cursor(cursor)
+        return await self._read(lambda db: postgres_read.page(db, owner, status, limit, before))
+
+    def append(self, append: Append) -> asyncio.Future[None]:
+        """See ``Store.append``."""
+        return self._flusher.submit(append)
+
+    async def claim(self, node: str, limit: int) -> Sequence[Lease]:  # noqa: ARG002 - see below
+        """See ``Store.claim``. The node is this one, whatever it is called.
+
+        While it has no lease of its own, it gets nothing. A cancelled claim gives back what it got.
+        """
+        leases: Sequence[Lease] = await self._flusher.submit(Claim(limit))
+        return leases
+
+    async def release(self, task_id: str, epoch: int) -> None:
+        """See ``Store.release``."""
+        await self._flusher.submit(Release(task_id, epoch))
+
+    async def purge(self, before: float, limit: int) -> int:
+        """See ``Store.purge``."""
+        return await self._read(lambda db: postgres_read.purge(db, before, limit))
+
+    async def news(self, task_ids: Sequence[str], owners: Sequence[str]) -> Sequence[News]:
+        """See ``SharedStore.news``."""
+        return await self._read(lambda db: postgres_read.news(db, task_ids, owners))
+
+    async def post(self, task_id: str, body: bytes) -> int:
+        """See ``SharedStore.post``.
+
+        Raises:
+            NotFound: There is no such task.
+        """
+        number = await self._read(postgres_read.next_number)
+        poster = self._lease.id
+        holder = await self._read(lambda db: postgres_read.post(db, number, task_id, poster, body))
+        if holder is not None:
+            if holder == self._lease.id:
+                self.on_inbox()
+            else:
+                self._hints.add(inbox=[holder])
+        return number
+
+    async def withdraw(self, number: int) -> bytes | None:
+        """See ``SharedStore.withdraw``."""
+        return await self._read(lambda db: postgres_read.withdraw(db, number))
+
+    async def replies(self, numbers: Sequence[int]) -> Mapping[int, bytes]:
+        """See ``SharedStore.replies``."""
+        return await self._read(lambda db: postgres_read.replies(db, numbers))
+
+    async def inbox(self) -> Sequence[Message]:
+        """See ``SharedStore.inbox``."""
+        lease = self._lease.id
+        if lease is None:
+            return ()
+        return await self._read(lambda db: postgres_read.inbox(db, lease))
+
+    async def settle(self, number: int, reply: bytes) -> None:
+        """See ``SharedStore.settle``."""
+        await self._flusher.submit(Settle(number, reply))
+
+    async def nodes(self) -> Sequence[Node]:
+        """See ``SharedStore.nodes``."""
+        return await self._read(postgres_read.nodes)
+
+    # What happens by itself.
+
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=f"agentsrv-postgres {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """None of these tasks ends by itself: if one does, this store is at fault."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("the store broke", exc_info=error)
+            self._flusher.closed = True
+            self.on_broken(error)
+
+    async def _read(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        if not self._tasks:
+            raise Unavailable("the store is closed")
+        return await link.reading(self._pool, self._clock, work)
+
+    async def _read_behind(self, task_ids: Sequence[str], work: Callable[[Any], Awaitable[T]]) -> T:
+        """Read what was handed over before, even if whoever did so went away."""
+        for task_id in task_ids:
+            await self._flusher.settled(task_id)
+        return await self._read(work)
+
+    def _settled(self, settled: Sequence[tuple[Operation, Any]], outcome: Outcome) -> None:
+        """Tell everybody, here and elsewhere, what a flush has written."""
+        news: list[News] = []
+        is_ready = False
+        for operation, result in settled:
+            request, done = operation.request, operation.done
+            if isinstance(result, Exception):
+                if not done.cancelled():
+                    done.set_exception(result)
+                continue
+            if not done.cancelled():
+                done.set_result(result)
+            match request:
+                case NewTask() if not result.replayed:
+                    self._tell(Commit(request.task_id, request.owner, 0, request.events))
+                    news.append(News(request.task_id, request.owner, len(request.events)))
+                    is_ready |= request.status is TaskStatus.QUEUED
+                case Append():
+                    commit = Commit(
+                        request.task_id, request.owner, request.expected, request.events
+                    )
+                    self._tell(commit)
+                    seq = request.expected + len(request.events)
+                    news.append(News(request.task_id, request.owner, seq))
+                    is_ready |= request.status is TaskStatus.QUEUED
+                    # Its owner may have been at the limit of running tasks.
+                    ends = self._limits.running is not None and request.status.is_terminal
+                    is_ready |= ends and self.queued_by(request.owner) > 0
+                case Release():
+                    is_ready = True
+                case Claim() if done.cancelled():
+                    self._give_back(result)
+        self.on_durable(outcome.seconds)
+        if outcome.queued is not None:
+            self._queued = outcome.queued
+        if is_ready:
+            self.on_ready()
+        if self._lease.id in outcome.posters:
+            self.on_inbox()
+        self._hints.add(news, is_ready=is_ready, replies=outcome.posters)
+
+    def _give_back(self, leases: Sequence[Lease]) -> None:
+        """Let others have what was claimed for somebody who went away meanwhile."""
+        for lease in leases:
+            # If that fails, the sweep of another node finds them when this one is gone.
+            self._flusher.submit(Release(lease.task_id, lease.epoch)).add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )
+
+    def _tell(self, commit: Commit) -> None:
+        try:
+            self.on_commit(commit)
+        except Exception:  # noqa: BLE001 - one listener's fault must not keep the others waiting
+            _log.exception("a listener failed at a commit of task %s", commit.task_id)
+
+    def _heard(self, hint: Hint) -> None:
+        if hint.news:
+            self.on_news(hint.news)
+        if hint.is_ready:
+            self.on_ready()
+        if self._lease.id in hint.inbox or self._lease.id in hint.replies:
+            self.on_inbox()
+
+    def _missed(self) -> None:
+        """Hints were lost: there may be anything."""
+        self.on_ready()
+        self.on_inbox()
+
+    async def _sweep(self) -> None:
+        """Find what no hint has told of, and the tasks of nodes that died."""
+        sweeps = 0
+        while True:
+            await asyncio.sleep(self._timing.sweep)
+            self.on_ready()
+            self.on_inbox()
+            try:
+                async with link.borrowed(self._pool) as connection:
+                    reaped = await connection.fetchval(REAP)
+                    self._queued = await queue(connection)
+                    if sweeps % FORGETTING == 0:
+                        await connection.execute(FORGET)
+            except link.FAILED as error:
+                _log.debug("nothing was swept: %r", error)
+                continue
+            sweeps += 1
+            if reaped:
+                _log.warning("%d tasks of nodes that are gone can be claimed", reaped)
+                self.on_ready()
+                self._hints.add(is_ready=True)
+
+
+def open_bus(bus: Bus | str | None, dsn: str) -> Bus:
+    """The bus that is meant.
+
+    Raises:
+        ConfigurationError: The URL is none of a bus that there is, or the extra is missing.
+    """
+    if bus is None:
+        return PostgresBus(dsn)
+    if not isinstance(bus, str):
+        return bus
+    if not bus.startswith(("redis://", "rediss://", "unix://")):
+        raise ConfigurationError(f"the bus is {bus!r}; expected redis://host:port")
+    try:
+        from agentsrv.store.redis_bus import RedisBus  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        message = "a bus over Redis needs the extra: pip install 'agentsrv[redis]'"
+        raise ConfigurationError(message) from error
+    return RedisBus(bus)

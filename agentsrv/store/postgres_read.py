@@ -1,0 +1,194 @@
+"""What is asked of the PostgreSQL store without writing events: one statement each.
+
+All of them may be done twice, because whoever calls them tries again after a lost connection.
+"""
+
+# ruff: noqa: S608 - statements are put together from constants of this file only
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from asyncpg import Connection
+
+from agentsrv.errors import NotFound
+from agentsrv.models.states import TaskStatus
+from agentsrv.store.base import Head, Page, Row, Span
+from agentsrv.store.postgres_statements import HEAD
+from agentsrv.store.postgres_write import to_head
+from agentsrv.store.shared import NEWS_WITHIN, Message, News, Node
+
+# Rows up to the one that holds the last event that is wanted: it may hold more.
+READ: Final = """
+SELECT place, event.seq, event.body
+FROM unnest($1::text[], $2::bigint[], $3::bigint[])
+    WITH ORDINALITY AS span(task_id, after, wanted, place)
+JOIN task USING (task_id)
+CROSS JOIN LATERAL (
+    SELECT seq, body FROM event WHERE event.task = task.id AND seq > after AND seq <= (
+        SELECT coalesce(min(seq), after + wanted) FROM event
+        WHERE event.task = task.id AND seq >= after + wanted)
+) AS event
+ORDER BY place, seq
+"""
+RECENT: Final = f"clock_timestamp() - make_interval(secs => {NEWS_WITHIN})"
+NEWS: Final = f"""
+SELECT task_id, owner, seq FROM task WHERE task_id = ANY ($1)
+UNION SELECT task_id, owner, seq FROM task
+    WHERE owner = ANY ($2) AND closed_at IS NULL AND at > {RECENT}
+UNION SELECT task_id, owner, seq FROM task
+    WHERE owner = ANY ($2) AND closed_at > {RECENT}
+"""
+POST: Final = """
+INSERT INTO inbox (number, task, poster, body)
+SELECT $1, id, $3, $4 FROM task WHERE task_id = $2
+ON CONFLICT DO NOTHING
+"""
+INBOX: Final = """
+SELECT number, task_id, body FROM task JOIN inbox ON inbox.task = task.id
+WHERE node = $1 AND reply IS NULL AND NOT withdrawn ORDER BY number
+"""
+NODES: Final = """
+SELECT DISTINCT ON (name) name, role, extract(epoch FROM started_at)::float8,
+    extract(epoch FROM expires_at - clock_timestamp())::float8,
+    (SELECT count(*) FROM task WHERE node = node.id), lag
+FROM node ORDER BY name, id DESC
+"""
+PURGE: Final = """
+WITH old AS (
+    SELECT id FROM task WHERE ended_at < $1
+    ORDER BY ended_at LIMIT $2 FOR UPDATE SKIP LOCKED
+), events AS (
+    DELETE FROM event USING old WHERE task = old.id
+), messages AS (
+    DELETE FROM inbox USING old WHERE task = old.id
+), tasks AS (
+    DELETE FROM task USING old WHERE task.id = old.id RETURNING 1
+)
+SELECT count(*) FROM tasks
+"""
+
+
+async def head(db: Connection, task_id: str) -> Head | None:
+    """See ``Store.head``."""
+    row = await db.fetchrow(f"SELECT {HEAD} FROM task WHERE task_id = $1", task_id)
+    return None if row is None else to_head(*row)
+
+
+async def find(db: Connection, owner: str, prefix: str) -> Sequence[str]:
+    """See ``Store.find``."""
+    rows = await db.fetch(
+        "SELECT task_id FROM task WHERE task_id >= $1 AND task_id < $2 AND owner = $3 LIMIT 2",
+        prefix,
+        prefix + "\U0010ffff",
+        owner,
+    )
+    return [task_id for (task_id,) in rows]
+
+
+async def find_key(db: Connection, owner: str, idempotency_key: str) -> str | None:
+    """See ``Store.find_key``."""
+    task_id: str | None = await db.fetchval(
+        "SELECT task_id FROM task WHERE owner = $1 AND idempotency_key = $2",
+        owner,
+        idempotency_key.encode(),
+    )
+    return task_id
+
+
+async def read_each(db: Connection, spans: Sequence[Span]) -> Sequence[Sequence[bytes]]:
+    """See ``Store.read_each``."""
+    found: list[list[bytes]] = [[] for _ in spans]
+    for place, last, body in await db.fetch(READ, *zip(*spans, strict=True)) if spans else ():
+        log, after = found[place - 1], spans[place - 1].after
+        events = body.split(b"\n")
+        known = after - (last - len(events))  # of these; more than 0 in the first row only
+        log += events[max(known, 0) :]
+    return [log[: span.limit] for log, span in zip(found, spans, strict=True)]
+
+
+async def column(db: Connection, name: str, task_id: str) -> bytes | None:
+    """The task's ``spec`` or ``state``."""
+    body: bytes | None = await db.fetchval(f"SELECT {name} FROM task WHERE task_id = $1", task_id)
+    return body
+
+
+async def page(
+    db: Connection, owner: str, status: TaskStatus | None, limit: int, before: int | None
+) -> Page:
+    """See ``Store.list``; ``before`` is the number of the last task listed."""
+    where, values = "owner = $1", [owner]
+    if status is not None:
+        where, values = "owner = $1 AND status = $2", [owner, status.value]
+    place = len(values) + 1
+    async with db.transaction(isolation="repeatable_read", readonly=True):
+        total = await db.fetchval(f"SELECT count(*) FROM task WHERE {where}", *values)
+        rows = await db.fetch(
+            "SELECT id, task_id, status, user_input, created_at FROM task"
+            f" WHERE {where} AND id < ${place} ORDER BY id DESC LIMIT ${place + 1}",
+            *values,
+            (1 << 62) if before is None else before,
+            limit + 1,
+        )
+    found = [Row(row[1], TaskStatus(row[2]), row[3].decode(), row[4]) for row in rows[:limit]]
+    return Page(found, total, str(rows[limit - 1][0]) if len(rows) > limit else None)
+
+
+async def news(db: Connection, task_ids: Sequence[str], owners: Sequence[str]) -> Sequence[News]:
+    """See ``SharedStore.news``."""
+    return [News(*row) for row in await db.fetch(NEWS, task_ids, owners)]
+
+
+async def next_number(db: Connection) -> int:
+    """A number for a message, greater than all before it."""
+    number: int = await db.fetchval("SELECT nextval('message')")
+    return number
+
+
+async def post(
+    db: Connection, number: int, task_id: str, poster: int | None, body: bytes
+) -> int | None:
+    """Put the message with this number into the inbox, once; return the lease it is for.
+
+    Raises:
+        NotFound: There is no such task.
+    """
+    await db.execute(POST, number, task_id, poster, body)
+    row = await db.fetchrow("SELECT node FROM task WHERE task_id = $1", task_id)
+    if row is None:
+        raise NotFound(f"there is no task {task_id}")
+    holder: int | None = row[0]
+    return holder
+
+
+async def withdraw(db: Connection, number: int) -> bytes | None:
+    """See ``SharedStore.withdraw``."""
+    reply: bytes | None = await db.fetchval(
+        "UPDATE inbox SET withdrawn = true WHERE number = $1 RETURNING reply", number
+    )
+    return reply
+
+
+async def replies(db: Connection, numbers: Sequence[int]) -> Mapping[int, bytes]:
+    """See ``SharedStore.replies``."""
+    rows = await db.fetch(
+        "SELECT number, reply FROM inbox WHERE number = ANY ($1) AND reply IS NOT NULL", numbers
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+async def inbox(db: Connection, lease: int) -> Sequence[Message]:
+    """See ``SharedStore.inbox``."""
+    return [Message(*row) for row in await db.fetch(INBOX, lease)]
+
+
+async def nodes(db: Connection) -> Sequence[Node]:
+    """See ``SharedStore.nodes``."""
+    return [Node(*row) for row in await db.fetch(NODES)]
+
+
+async def purge(db: Connection, before: float, limit: int) -> int:
+    """See ``Store.purge``."""
+    forgotten: Any = await db.fetchval(PURGE, before, limit)
+    return int(forgotten)

@@ -1,0 +1,63 @@
+"""RedisBus: hints over the publish and subscribe of a Redis server.
+
+For clusters of many nodes: there each NOTIFY wakes every listener within PostgreSQL. Nothing is
+stored in Redis, and nothing is lost with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from typing import Final
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import parse_url
+from redis.exceptions import RedisError
+
+PAUSE: Final = 0.5  # seconds until the next try to connect
+PING: Final = 10.0  # seconds between looks whether a silent connection is still one
+
+
+class RedisBus:
+    """A bus over any server that speaks the protocol of Redis; ``redis://host:port``.
+
+    Raises:
+        ValueError: The URL is none.
+    """
+
+    def __init__(self, url: str) -> None:
+        parse_url(url)
+        self._url = url
+        self._client: Redis | None = None
+
+    async def listen(
+        self, channel: str, heard: Callable[[bytes], None], missed: Callable[[], None]
+    ) -> None:
+        """See ``Bus.listen``."""
+        while True:
+            client = Redis.from_url(self._url, health_check_interval=int(PING))
+            try:
+                async with aclosing(client), client.pubsub() as subscription:
+                    await subscription.subscribe(channel)
+                    self._client = client
+                    missed()
+                    while True:
+                        message = await subscription.get_message(
+                            ignore_subscribe_messages=True, timeout=PING
+                        )
+                        if message is not None:
+                            heard(message["data"])
+            except (RedisError, OSError):
+                await asyncio.sleep(PAUSE)
+            finally:
+                self._client = None
+
+    async def publish(self, channel: str, payloads: Sequence[bytes]) -> None:
+        """See ``Bus.publish``."""
+        if self._client is None:
+            raise ConnectionError("the bus is not connected")
+        async with self._client.pipeline(transaction=False) as pipeline:
+            for payload in payloads:
+                pipeline.publish(channel, payload)
+            await pipeline.execute()

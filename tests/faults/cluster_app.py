@@ -1,0 +1,53 @@
+"""An application for tests of many nodes: agents that count, ask, listen, and sleep."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from agentsrv import App, Step, StepContext
+
+TRACE = "AGENTSRV_TEST_TRACE"  # the file in which each cancelled sleeper leaves a line
+PIECE = 0.02  # seconds between two words
+
+app = App(builtin=False)
+
+
+@app.agent
+async def counter(step: Step, ctx: StepContext, words: int = 50) -> AsyncIterator[str]:
+    """Write numbers, one after the other."""
+    for number in range(words):
+        yield f"{number} "
+        await asyncio.sleep(PIECE)
+
+
+@app.agent
+async def asker(step: Step, ctx: StepContext) -> str:
+    """Ask for a number."""
+    return str(await ctx.ask("How many?", int))
+
+
+@app.agent
+async def listener(step: Step, ctx: StepContext, messages: int = 3) -> str:
+    """Wait for messages, and tell them."""
+    found: list[str] = []
+    async for message in ctx.messages():
+        found.append(str(message))
+        if len(found) == messages:
+            break
+    return " ".join(found)
+
+
+@app.agent
+async def sleeper(step: Step, ctx: StepContext) -> None:
+    """Sleep until it is cancelled, and leave the time of that; all processes have one clock."""
+    try:
+        await asyncio.sleep(3600)
+    except asyncio.CancelledError:
+        at = time.monotonic()
+        with Path(os.environ[TRACE]).open("a") as trace:  # noqa: ASYNC230 - one line
+            trace.write(f"{ctx.step_key.partition('/')[0]} {at}\n")
+        raise

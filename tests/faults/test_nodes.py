@@ -1,0 +1,280 @@
+"""Real nodes above a real PostgreSQL: they are killed, stopped, restarted, and so is it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import statistics
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from agentsrv.client import Client
+from agentsrv.models.events import Record, parse_timestamp
+from tests.faults.conftest import Ledger
+from tests.faults.nodes import Cluster, chain, execute, made_cluster, told
+from tests.orchestrator.world import check_log
+from tests.postgres import QUICK, Postgres, postgres, redis
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
+CANCELS = 40
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    """The database of all clusters here; each has a schema of its own."""
+    with postgres(*QUICK) as running:
+        yield running
+
+
+@pytest.fixture
+async def cluster(server: Postgres, tmp_path: Path) -> AsyncIterator[Cluster]:
+    """A cluster without nodes as yet."""
+    async with made_cluster(server, tmp_path) as made:
+        yield made
+
+
+async def first(client: Client, task: str, event_type: str) -> Record:
+    """The first event of that type."""
+    async for record in client.events(task):
+        if record.event_type == event_type:
+            return record
+    raise AssertionError(f"there is no {event_type}")
+
+
+def runs_on(log: Sequence[Record]) -> list[str]:
+    """The nodes that a task ran on."""
+    kinds = ("task_started", "task_recovered")
+    return [record.data["node"] for record in log if record.event_type in kinds]
+
+
+@asynccontextmanager
+async def clients(*urls: str) -> AsyncIterator[list[Client]]:
+    """A client of each node."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(Client(url)) for url in urls]
+
+
+@pytest.mark.parametrize("bus", ["postgresql", "redis"])
+async def test_people_on_a_gateway_reach_what_a_worker_runs(cluster: Cluster, bus: str) -> None:
+    """Follow, answer, send, cancel, look, list, by key and by prefix; the worker takes no one."""
+    async with AsyncExitStack() as stack:
+        options = []
+        if bus == "redis":
+            options.append(f"--bus={stack.enter_context(redis())}")
+        cluster.start("gate", options=["--role=gateway", *options])
+        cluster.start("work", options=["--role=worker", *options])
+        (client,) = await stack.enter_async_context(clients(cluster.url("gate")))
+        asked = await execute(client, agent="asker", idempotency_key="one")
+        question = await first(client, asked, "input_required")
+        await client.respond(question.data["input_id"], 7)
+        log = await told(client, asked)
+        check_log(log)
+        assert log[-1].data["final_output"] == "7"
+        assert runs_on(log) == ["work"]
+        assert await execute(client, agent="asker", idempotency_key="one") == asked
+
+        heard = await execute(client, agent="listener")
+        await first(client, heard, "step_started")
+        for word in ("one", "two", "three"):
+            await client.send(heard, word)
+        log = await told(client, heard)
+        assert log[-1].data["final_output"] == "one two three"
+
+        slept = await execute(client, agent="sleeper")
+        await first(client, slept, "step_started")
+        assert (await client.status(slept))["status"] == "running"
+        task_id = await client.resolve(slept[:10])
+        await client.cancel(task_id, reason="enough")
+        log = await told(client, slept)
+        assert log[-1].event_type == "task_cancelled"
+        page = await client.list()
+        assert page["total"] == 3
+        with pytest.raises(InvalidStatus, match="503"):
+            await connect(cluster.url("work"))
+
+
+@pytest.mark.parametrize("bus", ["postgresql", "redis"])
+async def test_a_cancel_from_another_node_is_quick(
+    cluster: Cluster, ledger: Ledger, bus: str
+) -> None:
+    """From the command to the coroutine's CancelledError on the node that runs it."""
+    async with AsyncExitStack() as stack:
+        options = []
+        if bus == "redis":
+            options.append(f"--bus={stack.enter_context(redis())}")
+        cluster.start("gate", options=["--role=gateway", *options])
+        cluster.start("work", options=["--role=worker", *options])
+        (client,) = await stack.enter_async_context(clients(cluster.url("gate")))
+        sent = {}
+        for _ in range(CANCELS):
+            task = await execute(client, agent="sleeper")
+            await first(client, task, "step_started")
+            sent[task] = time.monotonic()
+            await client.cancel(task)
+            assert (await told(client, task))[-1].event_type == "task_cancelled"
+        stopped = dict(line.split() for line in cluster.trace.read_text().splitlines())
+        took = sorted(1000 * (float(stopped[task]) - at) for task, at in sent.items())
+        ledger.record(
+            "P4",
+            faults={f"cancels from another node ({bus})": len(took)},
+            checked={
+                "ms p50": statistics.median(took),
+                "ms p99": took[int(0.99 * len(took))],
+            },
+            violations=CANCELS - len(took),
+        )
+
+
+async def test_a_client_misses_nothing_when_the_running_node_is_killed(
+    cluster: Cluster, ledger: Ledger
+) -> None:
+    """The other node goes on behind the completed steps; nothing is told twice."""
+    cluster.start("a", "b")
+    async with clients(cluster.url("a"), cluster.url("b")) as both:
+        tasks = [await execute(client, plan=chain(3)) for client in both for _ in range(3)]
+        victim = (await first(both[0], tasks[0], "task_started")).data["node"]
+        client = both[victim == "a"]
+        telling = [asyncio.create_task(told(client, task)) for task in tasks]
+        await first(client, tasks[0], "step_completed")
+        cluster.nodes[victim].kill()
+        killed = time.time()
+        logs = await asyncio.gather(*telling)
+    waits = []
+    for log in logs:
+        check_log(log)
+        completed = [r.data["step_id"] for r in log if r.event_type == "step_completed"]
+        assert sorted(completed) == ["s0", "s1", "s2"]
+        recovered = [r for r in log if r.event_type == "task_recovered"]
+        assert [r.data["node"] for r in recovered] == ["b" if victim == "a" else "a"] * len(
+            recovered
+        )
+        waits += [seconds(r) - killed for r in recovered]
+    assert waits
+    ledger.record(
+        "P1, P2, P3",
+        faults={"nodes killed": 1},
+        checked={"tasks": len(logs), "s until they run again, at most": max(waits)},
+        violations=0,
+    )
+
+
+async def test_a_stopped_node_finds_its_tasks_in_other_hands(
+    cluster: Cluster, ledger: Ledger
+) -> None:
+    """SIGSTOP for longer than a lease: it writes nothing more, says so once, and goes on."""
+    cluster.start("a", "b")
+    async with clients(cluster.url("a"), cluster.url("b")) as both:
+        task = await execute(both[0], plan=chain(3))
+        victim = (await first(both[0], task, "task_started")).data["node"]
+        stopped, other = both if victim == "a" else both[::-1]
+        await first(other, task, "step_completed")
+        os.kill(cluster.nodes[victim].pid, signal.SIGSTOP)
+        await first(other, task, "task_recovered")
+        os.kill(cluster.nodes[victim].pid, signal.SIGCONT)
+        log = await told(other, task)
+        check_log(log)
+        assert len(runs_on(log)) == len(set(runs_on(log))) == 2
+        assert await told(stopped, task) == log
+        tasks = [await execute(stopped, plan=chain(1)) for _ in range(3)]
+        for late in tasks:
+            assert (await told(stopped, late))[-1].event_type == "task_completed"
+    text = cluster.nodes[victim].log.read_text()
+    assert text.count("lost its lease") == 1
+    assert text.count("is closed to this worker") <= 1
+    ledger.record("P3", faults={"nodes stopped": 1}, checked={"tasks": 1}, violations=0)
+
+
+async def test_nodes_go_on_when_postgresql_is_back(
+    cluster: Cluster, server: Postgres, ledger: Ledger
+) -> None:
+    """Clients keep their sockets, nobody is restarted, and nothing acknowledged is lost."""
+    cluster.start("a", "b")
+    async with clients(cluster.url("a"), cluster.url("b")) as (one, two):
+        tasks = [await execute(one, plan=chain(2), words=150) for _ in range(4)]
+        begun = asyncio.Queue[str]()
+        telling = [
+            asyncio.create_task(told(client, task, begun))
+            for task in tasks
+            for client in (one, two)
+        ]
+        for _ in telling:
+            await begun.get()
+        connections = one.hello, two.hello
+        server.stop()
+        refused = 0
+        try:
+            async with connect(cluster.url("b")) as socket:
+                await socket.recv()
+                await socket.send('{"command": "list"}')
+                answer = json.loads(await socket.recv())
+                assert (answer["type"], answer["code"]) == ("error", "unavailable")
+                refused += 1
+            assert await ready(cluster.url("b")) == 503
+        finally:
+            server.start()
+        logs = await asyncio.gather(*telling)
+        late = await execute(two, plan=chain(1))
+        assert (await told(one, late))[-1].event_type == "task_completed"
+        assert (one.hello, two.hello) == connections
+    for log, same in zip(logs[::2], logs[1::2], strict=True):
+        check_log(log)
+        assert log == same
+        assert log[-1].event_type == "task_completed"
+    ledger.record(
+        "P1, P2, P3",
+        faults={"PostgreSQL killed": 1},
+        checked={"tasks": len(tasks), "commands refused meanwhile": refused},
+        violations=0,
+    )
+
+
+async def test_all_nodes_are_restarted_one_after_the_other(
+    cluster: Cluster, ledger: Ledger
+) -> None:
+    """Clients reconnect and miss nothing; a drained node's tasks go on at once."""
+    cluster.start("a", "b")
+    async with clients(cluster.url("a"), cluster.url("b")) as both:
+        tasks = []
+        for client in both:
+            tasks += [await execute(client, plan=chain(4)) for _ in range(3)]
+        telling = [asyncio.create_task(told(client, task)) for client in both for task in tasks]
+        for name in ("a", "b"):
+            node = cluster.nodes[name]
+            await asyncio.sleep(0.5)
+            assert await asyncio.to_thread(node.stop) == 0
+            await asyncio.to_thread(node.start)
+        logs = await asyncio.gather(*telling)
+    moves = 0
+    for log in logs:
+        check_log(log)
+        assert log[-1].event_type == "task_completed"
+        moves += len(runs_on(log)) - 1
+    ledger.record(
+        "P8",
+        faults={"nodes restarted": 2},
+        checked={"streams": len(logs), "moves of tasks": moves / 2},
+        violations=0,
+    )
+
+
+async def ready(url: str) -> int:
+    """What a node's /readyz answers."""
+    host, _, port = url.removeprefix("ws://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    status = await reader.readline()
+    writer.close()
+    return int(status.split()[1])
+
+
+def seconds(record: Record) -> float:
+    """When an event happened, in seconds since the epoch."""
+    return parse_timestamp(record.timestamp)
