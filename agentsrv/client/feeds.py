@@ -15,12 +15,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from agentsrv.client.errors import Gap, Interrupted
-from agentsrv.errors import AgentsrvError, SeqAhead
+from agentsrv.errors import AgentsrvError, SeqAhead, Unavailable
 from agentsrv.models.events import Record
 from agentsrv.models.states import TaskStatus
+
+TRY_AGAIN: Final = 1.0  # seconds until a server whose store is away is asked again
 
 Answer = Mapping[str, Any] | AgentsrvError
 """The fields of a reply, or why the command was refused."""
@@ -103,10 +105,14 @@ class Feed:
         """The last event that is known to be in the log."""
         self._changing = False
         """Whether a ``subscribe`` or ``unsubscribe`` is under way: they go one by one."""
+        self._has_begun = False
+        """Whether the task was ever followed: then a server that cannot now may be able later."""
+        self._again: asyncio.TimerHandle | None = None
 
     def begin(self, position: int) -> None:
         """Take note that the server sends what follows event ``position``."""
         self._position = position
+        self._has_begun = True
 
     def take(self, record: Record) -> None:
         """Hand an event on.
@@ -150,6 +156,8 @@ class Feed:
         """Take note that the connection, and the subscription with it, is gone."""
         self._position = None
         self._changing = False
+        if self._again is not None:
+            self._again.cancel()
 
     def fail(self, error: AgentsrvError) -> None:
         """Fail every cursor."""
@@ -166,18 +174,26 @@ class Feed:
     def _subscribed(self, after: int, answer: Answer) -> None:
         if isinstance(answer, Interrupted):
             return
+        if isinstance(answer, Unavailable) and self._has_begun:
+            self._again = asyncio.get_running_loop().call_later(TRY_AGAIN, self._try_again)
+            return
         self._changing = False
         if isinstance(answer, AgentsrvError):
             for cursor in self.cursors:
                 if cursor.wants:
                     cursor.fail(answer)
         else:
+            self._has_begun = True
             self._head = max(self._head, answer["seq"])
             if TaskStatus(answer["status"]).is_terminal:
                 self.end = answer["seq"]
             self._position = None if after == self.end else after
             for cursor in self.cursors:
                 self._check_end(cursor)
+        self.update()
+
+    def _try_again(self) -> None:
+        self._changing = False
         self.update()
 
     def _check_end(self, cursor: Cursor) -> None:

@@ -20,6 +20,7 @@ from agentsrv.errors import (
     InvalidJson,
     Overloaded,
     TooLarge,
+    Unavailable,
 )
 from tests.client.fake import HELLO, T1, FakeServer, Peer, closes, event, forever, idle
 
@@ -303,6 +304,32 @@ async def test_a_hole_in_the_log_is_raised():
         assert [(await anext(events)).seq, (await anext(events)).seq] == [1, 2]
         with pytest.raises(Gap):
             await anext(events)
+
+
+async def test_a_server_whose_store_is_away_is_asked_again(monkeypatch):
+    """Who follows a task notices nothing; who wants to begin is told."""
+    monkeypatch.setattr("agentsrv.client.feeds.TRY_AGAIN", 0.01)
+    away = {"type": "error", "code": "unavailable", "retryable": True, "message": "not now"}
+
+    async def dies(peer):
+        await peer.subscribed(after=0, seq=5)
+        await peer.send(event(1), event(2))
+        await peer.socket.close(1012)
+
+    async def comes_back(peer):
+        for _ in range(2):
+            command = await peer.receive()
+            await peer.send(away | {"command": "subscribe", "id": command["id"]})
+        await peer.subscribed(after=2, seq=5)
+        await peer.send(event(3), event(4), event(5, "task_completed", final_output=""))
+        command = await peer.receive()
+        await peer.send(away | {"command": "subscribe", "id": command["id"]})
+        await answers(peer)
+
+    async with FakeServer(dies, comes_back).running() as server, Client(server.url) as client:
+        assert [record.seq async for record in client.events(T1)] == [1, 2, 3, 4, 5]
+        with pytest.raises(Unavailable, match="not now"):
+            await anext(client.events(T1))
 
 
 async def test_leaving_the_client_ends_what_waits():
