@@ -68,7 +68,7 @@ types: $(STAMP) ## check the types
 
 docs: $(STAMP) ## check the links between the Markdown files, and make a site of them in build/site
 	$(BIN)/python .ci/check_links.py
-	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs --quiet build --config-file .ci/mkdocs.yml
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --config-file .ci/mkdocs.yml
 
 soak: $(STAMP) ## run the tests that take minutes
 	$(PYTEST) -m soak --timeout=3600

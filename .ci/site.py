@@ -12,7 +12,18 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
-SHOWN = ("*.md", "LICENSE", "docs/**/*", "examples/*.*", "examples/*/*.*", "tests/bench/*.py")
+SHOWN = (
+    "*.md",
+    "LICENSE",
+    "docs/**/*",
+    "examples/*.*",
+    "examples/ag-ui/*.*",
+    "examples/cluster/*.*",
+    "examples/deploy/*",
+    "examples/grafana/*",
+    "examples/javascript/*",
+    "tests/bench/*.py",
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MKDOCS = (sys.executable, "-m", "mkdocs", "--quiet", "build", "--config-file=.ci/mkdocs.yml")
+MKDOCS = (sys.executable, "-m", "mkdocs", "build", "--config-file=.ci/mkdocs.yml")
 OWN = re.compile(r"<(?:script|link|img)\b[^>]*\b(?:src|href)=\"?((?!data:)[^\" >:]+)")
 LOADED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=\"?(https?:)?//")
 
