@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 import asyncpg
 
 from agentsrv.errors import ConfigurationError, InvalidCommand, Unavailable
+from agentsrv.models.limits import Use
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base, postgres_read
 from agentsrv.store import postgres_link as link
@@ -261,6 +262,10 @@ class PostgresStore:
     async def settle(self, number: int, reply: bytes) -> None:
         """See ``SharedStore.settle``."""
         await self._flusher.submit(Settle(number, reply))
+
+    async def share(self, uses: Mapping[str, Use]) -> Sequence[Mapping[str, Use]]:
+        """See ``SharedStore.share``."""
+        return await self._read(lambda db: postgres_read.share(db, self._lease.writer, uses))
 
     async def nodes(self) -> Sequence[Node]:
         """See ``SharedStore.nodes``."""
