@@ -15,7 +15,7 @@ from agentsrv.server.gate import Gate
 from agentsrv.settings import Settings
 from agentsrv.store.shared import SWEEP, SharedStore
 
-WORTH: Final = 0.02  # of a limit: whoever uses less of each is not told of
+WORTH: Final = 0.05  # of a limit: who uses less of each is not told of, as most use little
 
 _log = logging.getLogger("agentsrv.door")
 

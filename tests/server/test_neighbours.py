@@ -212,12 +212,12 @@ def test_only_what_matters_is_told():
         for number in range(50):
             await send(node.connect(f"p{number}"), 10, 0.1)
         busy = node.connect("busy")
-        for _ in range(2):
+        for _ in range(5):
             node.connect("ada")
         await send(busy, 50, 3.0)
         (_, told) = node.door._place.uses["n0"]
         assert sorted(told) == ["ada", "busy"]
-        assert told["ada"] == Use(connections=2)
+        assert told["ada"] == Use(connections=5)
         await asyncio.sleep(20.0)
         (_, told) = node.door._place.uses["n0"]
         assert list(told) == ["ada"]
