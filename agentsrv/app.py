@@ -38,6 +38,7 @@ from agentsrv.server.auth import open_authenticator
 from agentsrv.server.exposure import check_exposure
 from agentsrv.server.gate import fill_in
 from agentsrv.server.listener import Listener
+from agentsrv.server.neighbours import Neighbours
 from agentsrv.settings import Settings
 from agentsrv.store.base import Store
 from agentsrv.store.memory import MemoryStore
@@ -178,7 +179,7 @@ class App:
             if settings.retention is not None:
                 retention = forget_old(store, settings.retention, time.time)
                 await stack.enter_async_context(_beside(retention, on_fault))
-            await listener.start()
+            await stack.enter_async_context(_accepting(listener, store, hub, settings, on_fault))
             if settings.role != "gateway":
                 worker.start()
             try:
@@ -333,6 +334,20 @@ async def _among_others(
     store.on_lost = worker.abandon
     async with _beside(peers.run(), on_fault), _beside(tails.run(), on_fault):
         yield peers
+
+
+@asynccontextmanager
+async def _accepting(
+    listener: Listener, store: Store, hub: Hub, settings: Settings, on_fault: OnFault
+) -> AsyncIterator[None]:
+    """Accept clients from here on; within the block their limits are those of all nodes."""
+    await listener.start()
+    if isinstance(store, SharedStore) and settings.role != "worker":
+        neighbours = Neighbours(store, listener.gate, hub, settings)
+        async with _beside(neighbours.run(), on_fault):
+            yield
+    else:
+        yield
 
 
 @asynccontextmanager

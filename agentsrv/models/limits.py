@@ -1,6 +1,34 @@
-"""How often something may be done: pure, with the time as an argument."""
+"""How much of something may be used: pure, with the time as an argument."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Use(NamedTuple):
+    """What a principal uses of one server."""
+
+    connections: int = 0
+    subscriptions: int = 0
+    rate: float = 0.0
+    """Commands a second that it sent lately, refused ones among them."""
+
+
+def part_of(rate: float, others: Sequence[float]) -> float:
+    """What somebody may have of ``rate`` beside others, by what those want of it.
+
+    Who wants little has that, and all who want more have the same. So it is never less than an
+    equal part, and all that others leave; and what everybody has by it of what he wants is
+    together never more than ``rate``.
+    """
+    left, sharing = rate, len(others) + 1
+    for wanted in sorted(others):
+        if wanted >= left / sharing:
+            break
+        left -= wanted
+        sharing -= 1
+    return left / sharing
 
 
 class TokenBucket:
@@ -11,11 +39,17 @@ class TokenBucket:
 
     __slots__ = ("_at", "_burst", "_rate", "_tokens")
 
-    def __init__(self, rate: float, burst: int, now: float) -> None:
+    def __init__(self, rate: float, burst: float, now: float) -> None:
         self._rate = rate
         self._burst = burst
-        self._tokens = float(burst)
+        self._tokens = burst
         self._at = now
+
+    def change(self, rate: float, burst: float, now: float) -> None:
+        """Let another rate and burst hold from now on; a token that is there stays, if it fits."""
+        self._refill(now)
+        self._rate = rate
+        self._burst = burst
 
     def take(self, now: float) -> float:
         """Take a token.
@@ -23,9 +57,12 @@ class TokenBucket:
         Returns:
             0.0, or the seconds until there is one; then none was taken.
         """
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
-        self._at = now
+        self._refill(now)
         if self._tokens >= 1.0:
             self._tokens -= 1.0
             return 0.0
         return (1.0 - self._tokens) / self._rate
+
+    def _refill(self, now: float) -> None:
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from agentsrv.errors import Overloaded
@@ -29,7 +29,8 @@ class Hub:
         store.on_commit = self.publish
         self._by_task: dict[str, list[Subscriber]] = {}
         self._counts: Counter[str] = Counter()
-        """How many tasks the subscribers of each principal follow together."""
+        self.elsewhere: Mapping[str, int] = {}
+        """How many tasks those of each principal follow at other nodes, as far as it is told."""
         self._by_owner: dict[str, set[Subscriber]] = {}
         self._readers: set[asyncio.Task[None]] = set()
         self._bound: dict[str, Subscriber] = {}
@@ -42,9 +43,10 @@ class Hub:
             Overloaded: Its principal follows as many as it may.
         """
         count = self._counts[subscriber.principal]
-        if self._limit is not None and count >= self._limit:
+        total = count + self.elsewhere.get(subscriber.principal, 0)
+        if self._limit is not None and total >= self._limit:
             raise Overloaded(
-                f"you follow {count} tasks, which is the limit; unsubscribe from some, or send "
+                f"you follow {total} tasks, which is the limit; unsubscribe from some, or send "
                 "subscribe: false"
             )
         self._counts[subscriber.principal] = count + 1
@@ -93,6 +95,11 @@ class Hub:
         self._readers.add(task)
         task.add_done_callback(self._readers.discard)
         return task
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many tasks the subscribers of each principal follow together."""
+        return self._counts
 
     @property
     def followed(self) -> Iterable[str]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final
 
 from agentsrv.errors import Overloaded, RateLimited
-from agentsrv.models.limits import TokenBucket
+from agentsrv.models.limits import TokenBucket, Use, part_of
 from agentsrv.settings import Settings
 
 RATE: Final = 500.0  # commands a second of a principal; a task takes one or two
 CONNECTIONS: Final = 100  # of a principal, or of an address that has not said who it is
 NETWORK: Final = 64  # bits of an IPv6 address that one customer has
+MEASURED: Final = 1.0  # seconds over which a rate is measured, at least
 PAUSE: Final = 0.1  # seconds for which a connection is not read behind a command too many
 
 
@@ -36,13 +37,15 @@ def fill_in(settings: Settings, *, is_guarded: bool) -> Settings:
 class Share:
     """What one principal, or one address, uses at the moment: all its connections together."""
 
-    __slots__ = ("_bucket", "_shares", "connections", "name")
+    __slots__ = ("_asked", "_bucket", "_rate", "_shares", "connections", "name")
 
     def __init__(self, name: str, shares: Shares, bucket: TokenBucket | None) -> None:
         self.name = name
         self.connections = 0
         self._shares = shares
         self._bucket = bucket
+        self._asked = 0
+        self._rate = 0.0
 
     def take(self) -> None:
         """Return if one more command may be carried out now.
@@ -53,12 +56,24 @@ class Share:
         """
         if self._bucket is None:
             return
+        self._asked += 1
         wait = self._bucket.take(self._shares.now())
         if wait:
             raise RateLimited(
                 "too many commands; the limits in hello tell how many a second are carried out",
                 retry_after=max(PAUSE, wait),
             )
+
+    def measure(self, seconds: float) -> float:
+        """Commands a second: half of it is of the last ``seconds``, half is what it was before."""
+        self._rate = (self._rate + self._asked / seconds) / 2
+        self._asked = 0
+        return self._rate
+
+    def limit(self, rate: float, burst: float) -> None:
+        """Let this rate hold from now on, where one does."""
+        if self._bucket is not None:
+            self._bucket.change(rate, burst, self._shares.now())
 
     def is_in(self, shares: Shares) -> bool:
         """Whether it is one of these."""
@@ -106,6 +121,8 @@ class Shares:
         self._shares: dict[str, Share] = {}
         self._left: dict[str, float] = {}
         """When those without a connection can be forgotten, the first one first."""
+        self._elsewhere: Mapping[str, Sequence[Use]] = {}
+        self._measured_at = now()
 
     def __len__(self) -> int:
         """How many are remembered."""
@@ -119,12 +136,12 @@ class Shares:
         """
         self._forget()
         share = self._shares.get(name)
+        used = sum(use.connections for use in self._elsewhere.get(name, ()))
+        used += share.connections if share is not None else 0
+        if self._connections is not None and used >= self._connections:
+            raise Overloaded(f"{used} of your connections are open, which is the limit")
         if share is None:
-            share = self._shares[name] = Share(name, self, self._new_bucket())
-        if self._connections is not None and share.connections >= self._connections:
-            raise Overloaded(
-                f"{share.connections} of your connections are open, which is the limit"
-            )
+            share = self._shares[name] = Share(name, self, self._new_bucket(name))
         self._left.pop(name, None)
         share.connections += 1
         return share
@@ -137,6 +154,26 @@ class Shares:
             self._left[share.name] = self.now() + refilled
         self._forget()
 
+    def measure(self, subscriptions: Mapping[str, int]) -> Iterator[tuple[str, Use]]:
+        """What each one uses, of whom there are so many subscriptions.
+
+        Rates are those since this was called last, and a little of before.
+        """
+        self._forget()
+        before, self._measured_at = self._measured_at, self.now()
+        seconds = max(self._measured_at - before, MEASURED)
+        for name, share in self._shares.items():
+            rate = share.measure(seconds)
+            yield name, Use(share.connections, subscriptions.get(name, 0), rate)
+
+    def learn(self, elsewhere: Mapping[str, Sequence[Use]]) -> None:
+        """Count what they use in other places, too, from now on; a rate is divided among all."""
+        before, self._elsewhere = self._elsewhere, elsewhere
+        for name in before.keys() | elsewhere.keys():
+            share = self._shares.get(name)
+            if share is not None and self._rate is not None:
+                share.limit(*self._part(name, self._rate))
+
     def _forget(self) -> None:
         now = self.now()
         while self._left:
@@ -145,8 +182,15 @@ class Shares:
                 return
             del self._left[name], self._shares[name]
 
-    def _new_bucket(self) -> TokenBucket | None:
-        return TokenBucket(self._rate, self._burst, self.now()) if self._rate is not None else None
+    def _new_bucket(self, name: str) -> TokenBucket | None:
+        if self._rate is None:
+            return None
+        return TokenBucket(*self._part(name, self._rate), self.now())
+
+    def _part(self, name: str, rate: float) -> tuple[float, float]:
+        """The rate and the burst that is left of it elsewhere."""
+        part = part_of(rate, [use.rate for use in self._elsewhere.get(name, ())])
+        return part, max(1.0, self._burst * part / rate)
 
 
 class Gate:
@@ -160,7 +204,8 @@ class Gate:
 
     def __init__(self, settings: Settings, sockets: int, now: Callable[[], float]) -> None:
         rate, burst = settings.command_rate, settings.command_burst
-        self._principals = Shares(settings.principal_connections, rate, burst, now)
+        self.principals = Shares(settings.principal_connections, rate, burst, now)
+        """The shares of those who have said who they are."""
         self._strangers = Shares(settings.address_connections, rate, burst, now)
         self._proxied = Shares(None, None, burst, now)
         trusted = settings.trusted_proxies if settings.behind_proxy else ()
@@ -203,7 +248,7 @@ class Gate:
         Raises:
             Overloaded: The principal has as many connections as it may have.
         """
-        return share.move(self._principals, principal)
+        return share.move(self.principals, principal)
 
     def close(self, share: Share) -> None:
         """Take note that a socket has gone."""

@@ -65,6 +65,8 @@ class Listener:
         self._measures = measures
         measures.connections = self._sockets.__len__
         measures.behind = self._count_behind
+        self.gate: Gate
+        """Whose share each socket uses; there is one from ``start`` on."""
         self._server: Server
 
     @property
@@ -93,7 +95,7 @@ class Listener:
             _log.warning(
                 "at most %d connections are taken, because no more files may be open", self._most
             )
-        gate = Gate(settings, self._most + PASSING, asyncio.get_running_loop().time)
+        self.gate = Gate(settings, self._most + PASSING, asyncio.get_running_loop().time)
         handshakes: dict[str, Any] = (
             {"ssl_handshake_timeout": settings.open_timeout} if tls is not None else {}
         )
@@ -101,7 +103,7 @@ class Listener:
             self._handle,
             settings.host,
             settings.port,
-            create_connection=connection_class(gate, self._measures, settings.stall_timeout),
+            create_connection=connection_class(self.gate, self._measures, settings.stall_timeout),
             process_request=Doorkeeper(
                 settings,
                 self._authenticator,

@@ -19,12 +19,13 @@ from typing import Any, Final, TypeVar
 import asyncpg
 
 from agentsrv.errors import ConfigurationError, InvalidCommand, Unavailable
+from agentsrv.models.limits import Use
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base, postgres_read
 from agentsrv.store import postgres_link as link
 from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Span
 from agentsrv.store.bus import Bus, Hint, Hints
-from agentsrv.store.postgres_bus import PostgresBus
+from agentsrv.store.postgres_bus import open_bus
 from agentsrv.store.postgres_flush import Flusher, Operation
 from agentsrv.store.postgres_lease import (
     DEFAULT_TIMING,
@@ -262,6 +263,10 @@ class PostgresStore:
         """See ``SharedStore.settle``."""
         await self._flusher.submit(Settle(number, reply))
 
+    async def share(self, uses: Mapping[str, Use]) -> Sequence[Mapping[str, Use]]:
+        """See ``SharedStore.share``."""
+        return await self._read(lambda db: postgres_read.share(db, self._lease.writer, uses))
+
     async def nodes(self) -> Sequence[Node]:
         """See ``SharedStore.nodes``."""
         return await self._read(postgres_read.nodes)
@@ -380,23 +385,3 @@ class PostgresStore:
                 _log.warning("%d tasks of nodes that are gone can be claimed", reaped)
                 self.on_ready()
                 self._hints.add(is_ready=True)
-
-
-def open_bus(bus: Bus | str | None, dsn: str) -> Bus:
-    """The bus that is meant.
-
-    Raises:
-        ConfigurationError: The URL is none of a bus that there is, or the extra is missing.
-    """
-    if bus is None:
-        return PostgresBus(dsn)
-    if not isinstance(bus, str):
-        return bus
-    if not bus.startswith(("redis://", "rediss://", "unix://")):
-        raise ConfigurationError(f"the bus is {bus!r}; expected redis://host:port")
-    try:
-        from agentsrv.store.redis_bus import RedisBus  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        message = "a bus over Redis needs the extra: pip install 'agentsrv[redis]'"
-        raise ConfigurationError(message) from error
-    return RedisBus(bus)

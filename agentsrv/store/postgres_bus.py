@@ -13,7 +13,9 @@ from typing import Any, Final
 
 import asyncpg
 
+from agentsrv.errors import ConfigurationError
 from agentsrv.store import postgres_link as link
+from agentsrv.store.bus import Bus
 
 PING: Final = 10.0  # seconds between looks whether a silent connection is still one
 NOTIFY: Final = "SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload"
@@ -74,3 +76,23 @@ class PostgresBus:
                 raise ConnectionError("the bus is not connected")
             texts = [payload.decode() for payload in payloads]
             await self._connection.execute(NOTIFY, channel, texts)
+
+
+def open_bus(bus: Bus | str | None, dsn: str) -> Bus:
+    """The bus that is meant.
+
+    Raises:
+        ConfigurationError: The URL is none of a bus that there is, or the extra is missing.
+    """
+    if bus is None:
+        return PostgresBus(dsn)
+    if not isinstance(bus, str):
+        return bus
+    if not bus.startswith(("redis://", "rediss://", "unix://")):
+        raise ConfigurationError(f"the bus is {bus!r}; expected redis://host:port")
+    try:
+        from agentsrv.store.redis_bus import RedisBus  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        message = "a bus over Redis needs the extra: pip install 'agentsrv[redis]'"
+        raise ConfigurationError(message) from error
+    return RedisBus(bus)

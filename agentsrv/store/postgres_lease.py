@@ -63,6 +63,7 @@ SELECT count(*) FROM reaped
 FORGET: Final = f"""
 DELETE FROM node WHERE expires_at < clock_timestamp() - interval '{REMEMBERED}'
     AND NOT EXISTS (SELECT FROM task WHERE task.node = node.id);
+DELETE FROM use WHERE at < clock_timestamp() - interval '{REMEMBERED}';
 DELETE FROM writer WHERE NOT EXISTS (SELECT FROM node WHERE node.writer = writer.id);
 DELETE FROM inbox WHERE at < clock_timestamp() - interval '{ANSWERED}'
     AND (withdrawn OR reply IS NOT NULL)
@@ -187,3 +188,4 @@ class NodeLease:
         if self.id is not None:
             await connection.execute(GIVE_BACK, self.id)
             await connection.execute("DELETE FROM node WHERE id = $1", self.id)
+        await connection.execute("DELETE FROM use WHERE writer = $1", self.writer)

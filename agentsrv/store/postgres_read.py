@@ -13,11 +13,12 @@ from typing import Any, Final
 from asyncpg import Connection
 
 from agentsrv.errors import NotFound
+from agentsrv.models.limits import Use
 from agentsrv.models.states import TaskStatus
 from agentsrv.store.base import Head, Page, Row, Span
 from agentsrv.store.postgres_statements import HEAD
 from agentsrv.store.postgres_write import to_head
-from agentsrv.store.shared import NEWS_WITHIN, Message, News, Node
+from agentsrv.store.shared import NEWS_WITHIN, TOLD_WITHIN, Message, News, Node
 
 # Rows up to the one that holds the last event that is wanted: it may hold more.
 READ: Final = """
@@ -54,6 +55,16 @@ SELECT DISTINCT ON (name) name, role, extract(epoch FROM started_at)::float8,
     extract(epoch FROM expires_at - clock_timestamp())::float8,
     (SELECT count(*) FROM task WHERE node = node.id), lag
 FROM node ORDER BY name, id DESC
+"""
+SHARE: Final = f"""
+WITH told AS (
+    INSERT INTO use VALUES ($1, $2, $3, $4, $5)
+    ON CONFLICT (writer) DO UPDATE SET principals = excluded.principals,
+        connections = excluded.connections, subscriptions = excluded.subscriptions,
+        rates = excluded.rates, at = excluded.at
+)
+SELECT principals, connections, subscriptions, rates FROM use
+WHERE writer <> $1 AND at > clock_timestamp() - make_interval(secs => {TOLD_WITHIN})
 """
 PURGE: Final = """
 WITH old AS (
@@ -181,6 +192,15 @@ async def replies(db: Connection, numbers: Sequence[int]) -> Mapping[int, bytes]
 async def inbox(db: Connection, lease: int) -> Sequence[Message]:
     """See ``SharedStore.inbox``."""
     return [Message(*row) for row in await db.fetch(INBOX, lease)]
+
+
+async def share(
+    db: Connection, writer: int, uses: Mapping[str, Use]
+) -> Sequence[Mapping[str, Use]]:
+    """See ``SharedStore.share``."""
+    columns = [[use[place] for use in uses.values()] for place in range(len(Use._fields))]
+    rows = await db.fetch(SHARE, writer, list(uses), *columns)
+    return [{principal: Use(*use) for principal, *use in zip(*row, strict=True)} for row in rows]
 
 
 async def nodes(db: Connection) -> Sequence[Node]:

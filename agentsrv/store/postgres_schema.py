@@ -31,6 +31,9 @@ LOCK: Final = 0x61677376  # the advisory lock under which steps are applied: "ag
 #
 # Texts that clients make up are bytes: a text of PostgreSQL cannot hold U+0000.
 #
+# A row of use is what a node said last that principals use there. It is worth nothing a few
+# seconds later, so it need not outlive a crash: nothing is logged, and no commit waits for a disk.
+#
 # A writer is one node's process from its start to its end, and where its flushes are; a node is a
 # writer's lease, of which it has another after it lost one.
 FIRST: Final = """
@@ -85,6 +88,14 @@ CREATE TABLE inbox (
 );
 CREATE INDEX inbox_open ON inbox (task) WHERE reply IS NULL AND NOT withdrawn;
 CREATE INDEX inbox_at ON inbox (at);
+CREATE UNLOGGED TABLE use (
+    writer bigint PRIMARY KEY,
+    principals text[] COLLATE "C" NOT NULL,
+    connections integer[] NOT NULL,
+    subscriptions integer[] NOT NULL,
+    rates double precision[] NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (fillfactor = 10);
 CREATE TABLE writer (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     flush bigint NOT NULL DEFAULT 0,

@@ -15,9 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
+from agentsrv.models.limits import Use
 from agentsrv.store.base import Store
 
 SWEEP: Final = 1.0  # seconds until what a lost hint would have told is found by asking
+TOLD_WITHIN: Final = 3.0  # seconds that ``SharedStore.share`` believes what a node told last
 NEWS_WITHIN: Final = 10.0  # seconds that ``SharedStore.news`` looks back over an owner's tasks
 
 
@@ -107,6 +109,13 @@ class SharedStore(Store, Protocol):
 
     async def settle(self, number: int, reply: bytes) -> None:
         """Answer a message that caused no event; those that did are answered by ``append``."""
+
+    async def share(self, uses: Mapping[str, Use]) -> Sequence[Mapping[str, Use]]:
+        """Tell what principals use at this node, and return what each other one has told last.
+
+        It takes the place of what was told before, and holds for ``TOLD_WITHIN`` seconds by the
+        store's clock, or until the node ends in order.
+        """
 
     async def nodes(self) -> Sequence[Node]:
         """The nodes that live, and those that were lost in the last day, by name."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from agentsrv.client import Client
 from agentsrv.models.events import Record, parse_timestamp
@@ -99,6 +99,37 @@ async def test_people_on_a_gateway_reach_what_a_worker_runs(cluster: Cluster, bu
         assert page["total"] == 3
         with pytest.raises(InvalidStatus, match="503"):
             await connect(cluster.url("work"))
+
+
+async def test_the_clients_of_a_dead_node_find_room_at_others(
+    cluster: Cluster, ledger: Ledger
+) -> None:
+    """What they used at it counts at the others while it lives, and not for long afterwards."""
+    cluster.start("one", "two", options=["--principal-connections=2"])
+
+    async def is_admitted() -> bool:
+        async with connect(cluster.url("two")) as socket:
+            try:
+                await socket.recv()
+            except ConnectionClosed:
+                return False
+        return True
+
+    async with AsyncExitStack() as stack, asyncio.timeout(60):
+        for _ in range(2):
+            await stack.enter_async_context(connect(cluster.url("one")))
+        while await is_admitted():
+            continue
+        cluster.nodes["one"].kill()
+        since = time.monotonic()
+        while not await is_admitted():
+            continue
+    ledger.record(
+        "P12",
+        faults={"kill -9": 1},
+        checked={"its clients are admitted elsewhere after, s": round(time.monotonic() - since, 1)},
+        violations=0,
+    )
 
 
 @pytest.mark.parametrize("bus", ["postgresql", "redis"])

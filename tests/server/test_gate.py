@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from agentsrv.errors import Overloaded, RateLimited
+from agentsrv.models.limits import Use
 from agentsrv.server.gate import PAUSE, Gate, Share, Shares, fill_in
 from agentsrv.settings import Settings
 
@@ -96,6 +97,64 @@ def test_nobody_is_remembered_without_a_reason(clock):
     for number in range(1000):
         shares.enter(f"p{number}").leave()
     assert len(shares) == 0
+
+
+def test_connections_elsewhere_count(clock):
+    """Those of all places together; whoever is in stays, and is not counted twice."""
+    shares = Shares(5, None, 1, clock)
+    first = shares.enter("ann")
+    shares.learn({"ann": [Use(1), Use(2)]})
+    shares.enter("ann")
+    with pytest.raises(Overloaded, match="5 of your connections are open"):
+        shares.enter("ann")
+    shares.enter("bob")
+    shares.learn({"ann": [Use(9)]})
+    first.leave()
+    with pytest.raises(Overloaded, match="10 of your connections are open"):
+        shares.enter("ann")
+    shares.learn({})
+    assert shares.enter("ann").connections == 2
+
+
+def test_who_was_refused_for_what_is_elsewhere_is_not_remembered(clock):
+    """Nothing grows by it."""
+    shares = Shares(1, 10.0, 1, clock)
+    shares.learn({f"p{number}": [Use(1)] for number in range(100)})
+    for number in range(100):
+        with pytest.raises(Overloaded):
+            shares.enter(f"p{number}")
+    assert len(shares) == 0
+
+
+def test_a_rate_is_divided_with_what_is_wanted_elsewhere(clock):
+    """For those who are here and for those who come; nobody else has less."""
+    shares = Shares(None, 10.0, 20, clock)
+    here, other = shares.enter("ann"), shares.enter("bob")
+    assert taken(here, 99) == taken(other, 99) == 20
+    shares.learn({"ann": [Use(rate=4.0)], "eve": [Use(rate=500.0)]})
+    clock.seconds += 1.0
+    assert (taken(here, 99), taken(other, 99)) == (6, 10)
+    assert taken(shares.enter("eve"), 99) == 10, "half of a burst"
+    clock.seconds += 60.0
+    assert taken(here, 99) == 12
+    shares.learn({})
+    clock.seconds += 1.0
+    assert taken(here, 99) == 10
+
+
+def test_what_is_used_is_measured(clock):
+    """Connections, subscriptions, and commands a second with the refused ones."""
+    shares = Shares(None, 10.0, 5, clock)
+    ann, _ = shares.enter("ann"), shares.enter("ann")
+    shares.enter("bob")
+    taken(ann, 80)
+    clock.seconds += 2.0
+    assert dict(shares.measure({"bob": 3})) == {"ann": Use(2, 0, 20.0), "bob": Use(1, 3, 0.0)}
+    taken(ann, 30)
+    clock.seconds += 1.0
+    assert dict(shares.measure({})) == {"ann": Use(2, 0, 25.0), "bob": Use(1, 0, 0.0)}
+    clock.seconds += 1.0
+    assert dict(shares.measure({}))["ann"].rate == 12.5
 
 
 def test_sockets_are_counted_whatever_they_are_used_for(clock):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from agentsrv.errors import Fenced, Unavailable
+from agentsrv.models.limits import Use
 from agentsrv.models.states import TaskStatus
 from agentsrv.store.base import (
     Append,
@@ -27,7 +28,7 @@ from agentsrv.store.base import (
 from agentsrv.store.memory import MemoryStore
 from agentsrv.store.postgres_lease import Timing
 from agentsrv.store.queue import QueueLimits
-from agentsrv.store.shared import NEWS_WITHIN, Message, News, Node
+from agentsrv.store.shared import NEWS_WITHIN, TOLD_WITHIN, Message, News, Node
 
 T = TypeVar("T")
 
@@ -75,6 +76,8 @@ class Place(MemoryStore):
         self.started: dict[str, float] = {}
         self.moved: dict[str, float] = {}
         """When each task's log went on."""
+        self.uses: dict[str, tuple[float, Mapping[str, Use]]] = {}
+        """What each node told last of its principals, and when."""
         self.is_away = False
         self._posted = 0
 
@@ -207,6 +210,7 @@ class SharedMemory:
         if not self._is_dead:
             self._place.orphan(of=self.node)
             self._place.leases.pop(self.node, None)
+            self._place.uses.pop(self.node, None)
 
     async def create(self, task: NewTask) -> Created:
         """See ``Store.create``."""
@@ -366,6 +370,17 @@ class SharedMemory:
             self._hint(lambda door: door.on_inbox())
 
         await self._call("settle", settle)
+
+    async def share(self, uses: Mapping[str, Use]) -> Sequence[Mapping[str, Use]]:
+        """See ``SharedStore.share``."""
+
+        def share() -> Sequence[Mapping[str, Use]]:
+            told, at = self._place.uses, asyncio.get_running_loop().time()
+            told[self.node] = (at, uses)
+            since = at - TOLD_WITHIN
+            return [use for node, (at, use) in told.items() if node != self.node and at > since]
+
+        return await self._call("share", share)
 
     async def nodes(self) -> Sequence[Node]:
         """See ``SharedStore.nodes``."""

@@ -8,8 +8,8 @@ import pytest
 
 from agentsrv.errors import ConfigurationError
 from agentsrv.store.bus import MAX_PAYLOAD, Bus, Hint, Hints, decode, encode
-from agentsrv.store.postgres import PostgresStore, open_bus
-from agentsrv.store.postgres_bus import PostgresBus
+from agentsrv.store.postgres import PostgresStore
+from agentsrv.store.postgres_bus import PostgresBus, open_bus
 from agentsrv.store.redis_bus import RedisBus
 from agentsrv.store.shared import News
 from tests.postgres import redis

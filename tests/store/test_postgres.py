@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from agentsrv.errors import ConfigurationError, Fenced, InvalidCommand, Unavailable
+from agentsrv.models.limits import Use
 from agentsrv.store import postgres_link as link
 from agentsrv.store.base import Commit, Created, Head
 from agentsrv.store.postgres import PostgresStore
@@ -161,6 +162,20 @@ class TestLostAnswer:
         (again,) = await claim(store, "node", 9)
         assert again.epoch == 2
         assert await store.replies([number]) == {number: b"no"}
+
+
+async def test_what_nodes_told_of_their_use_goes_with_them(connect, dsn, admin):
+    """A node that was lost leaves nothing behind that grows; who lives is not forgotten."""
+    store = await connect(dsn)
+    await store.share({"ann": Use(1)})
+    await admin.execute(
+        "INSERT INTO use SELECT 0, '{eve}', '{1}', '{0}', '{0}', at - interval '2 days' FROM use"
+    )
+    await connect(dsn, node="other", timing=STILL._replace(sweep=0.05))
+    async with asyncio.timeout(PATIENCE):
+        while await admin.fetchval("SELECT count(*) FROM use") > 1:
+            continue
+    assert await admin.fetchval("SELECT principals FROM use") == ["ann"]
 
 
 class TestLostConnections:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from agentsrv.errors import Fenced, Overloaded
+from agentsrv.models.limits import Use
 from agentsrv.store.base import Store
 from agentsrv.store.postgres import PostgresStore
 from agentsrv.store.postgres_lease import Timing
@@ -404,6 +405,38 @@ class TestLease:
         assert found["one"].left > 0
         assert found["one"].role == "all"
         assert found["one"].started_at <= found["two"].started_at
+
+
+class TestUse:
+    async def test_each_node_learns_what_the_others_told(self, doors, one, two):
+        """The last that each of them told, and not its own."""
+        three = await doors.open("three")
+        assert list(await one.share({"ann": Use(1, 2, 0.5), "bob": Use(3)})) == []
+        assert list(await two.share({})) == [{"ann": Use(1, 2, 0.5), "bob": Use(3)}]
+        assert list(await one.share({"ann": Use(4), "Zoë": Use(rate=7.5)})) == [{}]
+        assert list(await two.share({"ann": Use(5)})) == [{"ann": Use(4), "Zoë": Use(rate=7.5)}]
+        found = await three.share({})
+        assert [use["ann"] for use in sorted(found, key=len)] == [Use(5), Use(4)]
+
+    async def test_who_ends_in_order_uses_nothing_any_more(self, one, two):
+        """Its clients may come to others at once."""
+        await one.share({"ann": Use(1)})
+        assert list(await two.share({})) == [{"ann": Use(1)}]
+        await one.close()
+        assert list(await two.share({})) == []
+
+    async def test_a_dead_node_is_believed_for_some_seconds(self, doors, one, two):
+        """What it told is forgotten then; who goes on telling is believed."""
+        dying = await doors.open("dying")
+        await dying.share({"ann": Use(1)})
+        await doors.kill(dying)
+        assert list(await two.share({})) == [{"ann": Use(1)}]
+        async with asyncio.timeout(PATIENCE):
+            while {"ann": Use(1)} in await two.share({}):
+                await one.share({"bob": Use(2)})
+                await asyncio.sleep(0.1)
+        await one.share({"bob": Use(2)})
+        assert list(await two.share({})) == [{"bob": Use(2)}]
 
 
 async def test_pending_tasks_are_not_claimed_anywhere(one, two):
