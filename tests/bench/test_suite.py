@@ -2,8 +2,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -20,6 +25,7 @@ from agentsrv.server.files import SPARE
 from tests.bench.sizes import TINY
 from tests.server.talk import serving
 
+WORK = "import time\nwhile time.process_time() < 0.1: pass\nprint(flush=True)\ntime.sleep(60)"
 LOCAL = {"tasks", "stored", "replay", *suite.SHARED}  # need servers of the bench's own
 
 
@@ -52,18 +58,19 @@ async def remote(own) -> AsyncIterator[Remote]:
         yield Remote(running.url)
 
 
-async def measured(place: Own | Remote, *names: str) -> Report:
+async def measured(place: Own | Remote, *names: str, rounds: int = TINY.rounds) -> Report:
     """What the probes find."""
     report = Report(lambda _: None)
-    await suite.measure(Bench(place, TINY, report), names)
+    await suite.measure(Bench(place, replace(TINY, rounds=rounds), report), names)
     return report
 
 
 @pytest.mark.parametrize("name", suite.PROBES)
 async def test_every_probe_measures_a_real_server(request, name):
     """Each figure has its rounds, and is a number; those of speed are above nothing."""
-    place = request.getfixturevalue("shared" if name in suite.SHARED else "own")
-    report = await measured(place, name)
+    is_shared = name in suite.SHARED
+    place = request.getfixturevalue("shared" if is_shared else "own")
+    report = await measured(place, name, rounds=1 if is_shared else TINY.rounds)
     assert report.figures
     assert report.notes == []
     for figure in report.figures:
@@ -237,6 +244,19 @@ async def test_the_report_can_be_read_again(own, tmp_path):
     assert [each["key"] for each in found["figures"]] == [each.key for each in report.figures]
     for each in found["figures"]:
         assert each["low"] <= each["median"] <= each["high"]
+
+
+@pytest.mark.skipif(not machine.HAS_PROC, reason="platform: it does not tell what others take")
+def test_what_a_process_and_its_children_compute_is_told():
+    """Of this one it is what it says itself; a child counts while it lives."""
+    before, found = time.process_time(), machine.cpu_seconds(os.getpid())
+    with subprocess.Popen([sys.executable, "-c", WORK], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        taken, beside = machine.cpu_seconds(child.pid), machine.cpu_seconds(os.getpid())
+        child.kill()
+    assert before <= found
+    assert beside - found >= taken >= 0.1
 
 
 def test_fsyncs_are_timed_where_the_store_would_be(tmp_path: Path):
