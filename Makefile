@@ -14,9 +14,11 @@ UV ?= $(or $(shell command -v uv 2>/dev/null),$(wildcard $(BIN)/uv))
 
 # With AGENTSRV_CI set, a skipped test is a failure (.ci/no_skips.py).
 PYTEST := $(if $(AGENTSRV_CI),PYTHONPATH=.ci $(BIN)/python -m pytest -rs -p no_skips,$(BIN)/python -m pytest)
+# Neighbours stay together, for what a module's tests share; who has done its part takes over.
+PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint types docs soak bench figures counts lock clean
+.PHONY: help setup demo serve test cover lint types docs soak bench figures counts lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -55,8 +57,11 @@ demo: $(STAMP) ## start a server, run a task, watch its events
 serve: $(STAMP) ## serve the example's knowledge until Ctrl-C
 	@$(BIN)/agentsrv serve --knowledge examples/knowledge
 
-test: $(STAMP) ## run the tests (without the long ones) and measure coverage
-	$(PYTEST) --cov --cov-report=term
+test: $(STAMP) ## run the tests (without the long ones) on all cores
+	$(PYTEST) $(PARALLEL)
+
+cover: $(STAMP) ## run the same tests, and measure what they cover
+	$(PYTEST) $(PARALLEL) --cov --cov-report=term
 
 lint: $(STAMP) ## check style, format and who imports whom
 	$(BIN)/ruff check .

@@ -22,13 +22,18 @@ USER = "postgres"  # who the server runs as, where the tests are root's: it refu
 QUICK = ("fsync=off", "full_page_writes=off", "synchronous_commit=on")
 
 
-def program(name: str) -> str:
-    """The path of one of PostgreSQL's programs, of the newest version there is."""
+def find(name: str) -> str | None:
+    """The path of one of PostgreSQL's programs, of the newest version there is, if there is one."""
     found = sorted(
         Path("/usr/lib/postgresql").glob(f"*/bin/{name}"),
         key=lambda path: int(re.sub(r"\D", "", path.parts[4]) or 0),
     )
-    path = str(found[-1]) if found else shutil.which(name)
+    return str(found[-1]) if found else shutil.which(name)
+
+
+def program(name: str) -> str:
+    """The path of that program; skips the test without it."""
+    path = find(name)
     if path is None:
         pytest.skip("PostgreSQL is not installed")
     return path
@@ -54,6 +59,13 @@ class Postgres:
         """How to reach a schema in it."""
         port = port or self.port
         return f"postgresql://{USER}@127.0.0.1:{port}/postgres?search_path={schema}"
+
+    def version(self) -> str:
+        """What it is, such as ``PostgreSQL 15.14``."""
+        told = subprocess.run(
+            [program("postgres"), "--version"], check=True, capture_output=True, text=True
+        )
+        return "PostgreSQL " + told.stdout.split()[2]
 
     def start(self) -> None:
         """Return when it answers."""

@@ -41,7 +41,7 @@ async def commit(bench: Bench) -> None:
     async with bench.place.server() as target:
         for _ in range(bench.sizes.rounds):
             rounds.append(await commits(target, bench.sizes.commits))
-            if isinstance(bench.place, Own):
+            if isinstance(bench.place, Own) and not bench.place.is_shared:
                 folder = bench.place.file.parent if bench.place.file else bench.place.folder
                 syncs.append(machine.sync_times(folder, bench.sizes.commits))
     bench.report.add_spread("commit.reply", "create to reply", rounds)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Final
 
 from agentsrv.bench.machine import cpu_seconds
@@ -32,7 +33,7 @@ class Load:
     client_share: float
     """Of one core, that the client took; near 1 it is the client that was measured."""
     server_seconds: float | None
-    """That the server's process computed, where that can be seen."""
+    """That the servers' processes computed, where that can be seen."""
 
     @property
     def tasks_per_second(self) -> float:
@@ -124,8 +125,11 @@ async def run(
     *,
     connections: int = 1,
     make: MakeRunner = Runner,
+    beside: Sequence[Target] = (),
 ) -> Load:
     """Run ``total`` tasks, ``width`` at a time, over so many connections.
+
+    The connections take turns with the target and the servers ``beside`` it.
 
     Raises:
         NoServer: Nobody is there.
@@ -133,8 +137,11 @@ async def run(
     """
     runners = [make(-(-width // connections), -(-total // connections)) for _ in range(connections)]
     try:
-        await asyncio.gather(*(runner.open(target.url) for runner in runners))
-        before = cpu_seconds(target.pid) if target.pid else 0.0
+        servers = (target, *beside)
+        pids = [server.pid for server in servers if server.pid]
+        opening = zip(runners, cycle(servers), strict=False)
+        await asyncio.gather(*(runner.open(server.url) for runner, server in opening))
+        before = sum(map(cpu_seconds, pids))
         client, started = time.process_time(), time.perf_counter()
         await asyncio.gather(*(runner.run() for runner in runners))
         seconds = time.perf_counter() - started
@@ -145,7 +152,7 @@ async def run(
             first=[value for runner in runners for value in runner.first],
             last=[value for runner in runners for value in runner.last],
             client_share=(time.process_time() - client) / seconds,
-            server_seconds=cpu_seconds(target.pid) - before if target.pid else None,
+            server_seconds=sum(map(cpu_seconds, pids)) - before if pids else None,
         )
     finally:
         for runner in runners:

@@ -47,6 +47,12 @@ class Sizes:
     """Events that are in the store before."""
     replayed: int
     """Events of one task."""
+    nodes: tuple[int, ...]
+    """That share a store."""
+    tails: int
+    """Tasks of another node that are followed."""
+    watched: float
+    """Seconds for which they are."""
 
 
 FULL: Final = Sizes(
@@ -66,6 +72,9 @@ FULL: Final = Sizes(
     streamed=1000,
     stored=(0, 1_000_000),
     replayed=1_000_000,
+    nodes=(1, 2, 3),
+    tails=1000,
+    watched=5.0,
 )
 QUICK: Final = Sizes(
     rounds=1,
@@ -84,6 +93,9 @@ QUICK: Final = Sizes(
     streamed=100,
     stored=(0, 50_000),
     replayed=50_000,
+    nodes=(1, 2),
+    tails=1000,
+    watched=2.0,
 )
 
 
@@ -118,6 +130,17 @@ class Bench:
         if not isinstance(self.place, Own):
             raise NotHere("left out: it looks into the server's process or store")
         return self.place
+
+    @property
+    def shared(self) -> Own:
+        """The place, where several servers may have the store.
+
+        Raises:
+            NotHere: They may not, or the server is somebody else's.
+        """
+        if not self.own.is_shared:
+            raise NotHere("left out: servers cannot share the store; expected postgresql://…")
+        return self.own
 
     @property
     def file(self) -> Path:

@@ -8,13 +8,19 @@ from typing import Final
 
 import orjson
 
-from agentsrv.bench import capacity, history, latency, machine
+from agentsrv.bench import capacity, history, latency, machine, scaling
 from agentsrv.bench.figures import Report
 from agentsrv.bench.sizes import Bench, NotHere
 from agentsrv.errors import ConfigurationError
 
 Probe = Callable[[Bench], Awaitable[None]]
 
+SHARED: Final[Mapping[str, Probe]] = {
+    "processes": scaling.processes,
+    "nodes": scaling.nodes,
+    "tails": scaling.tails,
+}
+"""Those that need a store that servers share."""
 PROBES: Final[Mapping[str, Probe]] = {
     "throughput": latency.throughput,
     "commit": latency.commit,
@@ -27,6 +33,7 @@ PROBES: Final[Mapping[str, Probe]] = {
     "tasks": capacity.tasks,
     "stored": history.stored,
     "replay": history.replay,
+    **SHARED,
 }
 
 

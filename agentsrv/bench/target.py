@@ -9,17 +9,21 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from agentsrv.app import SQLITE
+from agentsrv.app import POSTGRES, SQLITE
 from agentsrv.bench.app import app
 from agentsrv.bench.machine import HAS_PROC
 from agentsrv.client import Client
 from agentsrv.errors import ConfigurationError
-from agentsrv.settings import Loop
+from agentsrv.settings import Loop, Role
+
+if TYPE_CHECKING:  # an extra
+    from agentsrv.store.postgres_scratch import Scratch
 
 AGENTS: Final = {agent["name"] for agent in app.registry.described()}
 MEMORY: Final = "memory:"
@@ -41,9 +45,18 @@ class Target:
 
     url: str
     pid: int | None = None
-    """Its process, where it is ours and this system lets us look into it."""
+    """Its process, or the parent of several, where it is ours and this system lets us look."""
     started_in: float = 0.0
     """Seconds from its start until it listened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Servers that share a store."""
+
+    targets: Sequence[Target]
+    schema: Scratch | None = None
+    """Their store, where it is in PostgreSQL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +87,18 @@ class Own:
     """Servers of our own, each started anew with the same store, which is removed behind them.
 
     Args:
-        store: ``memory:``, or ``sqlite:///`` and a file that does not exist; ``None`` for a file
-            in a folder that is made for it.
+        store: ``memory:``; or ``sqlite:///`` and a file that does not exist; or ``postgresql://``
+            and a database, in which each store is a schema of its own; ``None`` for a file in a
+            folder that is made for it.
         loop: The servers' event loop.
 
     Raises:
-        ConfigurationError: The store is another one, or its file exists: it would be somebody's.
+        ConfigurationError: The store is another one, the extra for it is not installed, or its
+            file exists: it would be somebody's.
     """
 
     def __init__(self, store: str | None = None, loop: Loop = "auto") -> None:
-        self._loop = loop
+        self.loop = loop
         self.file: Path | None = None
         """The store's file; ``None`` for a store without one."""
         if store is not None and store.startswith(SQLITE):
@@ -92,13 +107,25 @@ class Own:
                 raise ConfigurationError(
                     f"{self.file} exists; expected a file that the bench may fill and remove"
                 )
+        elif store is not None and store.startswith(POSTGRES):
+            if find_spec("asyncpg") is None:
+                raise ConfigurationError(
+                    "the store needs the extra: pip install agentsrv[postgres]"
+                )
         elif store not in (None, MEMORY):
-            raise ConfigurationError(f"store is {store!r}; expected sqlite:///FILE or memory:")
+            raise ConfigurationError(
+                f"store is {store!r}; expected sqlite:///FILE, memory: or postgresql://…"
+            )
         self._scratch = tempfile.TemporaryDirectory(prefix="agentsrv-bench-")
         self.folder = Path(self._scratch.name)
         if store is None:
             self.file = self.folder / "bench.db"
-        self.store = MEMORY if self.file is None else f"{SQLITE}{self.file}"
+        self.store = store if store and self.file is None else f"{SQLITE}{self.file}"
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several servers may have the store at the same time."""
+        return self.store.startswith(POSTGRES)
 
     @asynccontextmanager
     async def server(self) -> AsyncIterator[Target]:
@@ -107,16 +134,41 @@ class Own:
         Raises:
             ConfigurationError: It does not start.
         """
-        command = [
+        async with self.cluster("all") as cluster:
+            yield cluster.targets[0]
+
+    @asynccontextmanager
+    async def cluster(self, *roles: Role, processes: int = 1) -> AsyncIterator[Cluster]:
+        """A node of each role, each of so many processes on its port, that share a store.
+
+        More than one of either, or a role that is not ``all``, needs a store that ``is_shared``.
+
+        Raises:
+            ConfigurationError: One of them does not start.
+        """
+        async with AsyncExitStack() as stack:
+            schema, store = None, self.store
+            if self.is_shared:
+                from agentsrv.store.postgres_scratch import scratch  # noqa: PLC0415 - an extra
+
+                schema = await stack.enter_async_context(scratch(store))
+                store = schema.dsn
+            stack.callback(self.clear)
+            targets = []
+            for number, role in enumerate(roles):
+                folder = self.folder / f"node-{number}"
+                folder.mkdir(exist_ok=True)
+                command = self._command(store, f"--role={role}", f"--processes={processes}")
+                node = started(command, folder, processes)
+                targets.append(await stack.enter_async_context(node))
+            yield Cluster(targets, schema)
+
+    def _command(self, store: str, *options: str) -> list[str]:
+        return [
             *(sys.executable, "-m", "agentsrv", "serve", "agentsrv.bench.app", "--log-format=text"),
-            *("--port", "0", "--store", self.store, *LIMITS, *PATIENT, "--drain-timeout", "0.1"),
-            *("--max-connections", str(MOST_CONNECTIONS), "--loop", self._loop),
+            *("--port", "0", "--store", store, *LIMITS, *PATIENT, "--drain-timeout", "0.1"),
+            *("--max-connections", str(MOST_CONNECTIONS), "--loop", self.loop, *options),
         ]
-        try:
-            async with started(command, self.folder) as target:
-                yield target
-        finally:
-            self.clear()
 
     def clear(self) -> None:
         """Remove the store's file and what stands beside it."""
@@ -134,8 +186,12 @@ Place = Own | Remote
 
 
 @asynccontextmanager
-async def started(command: Sequence[str], folder: Path) -> AsyncIterator[Target]:
+async def started(
+    command: Sequence[str], folder: Path, processes: int = 1
+) -> AsyncIterator[Target]:
     """Run a server within the block; it writes ``listening on URL`` to its standard error.
+
+    One of several processes writes that as often, and is there when the last one listens.
 
     No variable, ``.env`` or ``agentsrv.toml`` of the user's counts for it. It is stopped by
     SIGTERM, and killed where that does not help.
@@ -151,26 +207,26 @@ async def started(command: Sequence[str], folder: Path) -> AsyncIterator[Target]
             *command, stdin=asyncio.subprocess.DEVNULL, stderr=out, cwd=folder, env=clean
         )
     try:
-        url = await _listening(process, log)
+        url = await _listening(process, log, processes)
         pid = process.pid if HAS_PROC else None
         yield Target(url, pid, time.perf_counter() - before)
     finally:
         await _stop(process)
 
 
-async def _listening(process: asyncio.subprocess.Process, log: Path) -> str:
+async def _listening(process: asyncio.subprocess.Process, log: Path, processes: int) -> str:
     end = time.perf_counter() + STARTS_WITHIN
     while time.perf_counter() < end and process.returncode is None:
-        url = _told_url(log)
+        url = _told_url(log, processes)
         if url is not None:
             return url
         await asyncio.sleep(LOOK_AGAIN)
     raise ConfigurationError(f"the server did not start: {_last_words(log)}")
 
 
-def _told_url(log: Path) -> str | None:
-    _, found, rest = log.read_bytes().partition(LISTENS)
-    return rest.split()[0].decode() if found and b"\n" in rest else None
+def _told_url(log: Path, times: int) -> str | None:
+    told = log.read_bytes().split(LISTENS)[1:]
+    return told[0].split()[0].decode() if len(told) >= times and b"\n" in told[-1] else None
 
 
 def _last_words(log: Path) -> str:

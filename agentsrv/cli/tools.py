@@ -130,7 +130,9 @@ def bench(
     *,
     store: Annotated[
         str | None,
-        typer.Option("--store", help="sqlite:///FILE that does not exist yet, or memory:."),
+        typer.Option(
+            "--store", help="sqlite:///FILE that does not exist yet, memory:, or postgresql://…"
+        ),
     ] = None,
     url: Annotated[
         str | None,
@@ -152,8 +154,8 @@ def bench(
 ) -> None:
     """Measure what a server costs on this machine.
 
-    It starts servers of its own with a store in a scratch folder, which is removed. Without
-    --quick it takes some minutes.
+    It starts servers of its own with a store in a scratch folder, or in a schema of its own in
+    PostgreSQL, which is removed. Without --quick it takes some minutes.
     """
     from agentsrv.bench import suite
     from agentsrv.bench.figures import Report

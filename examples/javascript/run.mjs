@@ -11,7 +11,7 @@ import { Client } from "../../agentsrv/console/client.js";
 const [, , text = "How does async I/O affect throughput?", agent] = process.argv;
 const client = new Client(process.env.AGENTSRV_URL ?? "ws://127.0.0.1:8765", {
   token: process.env.AGENTSRV_TOKEN,
-  attempts: 5,
+  attempts: Number(process.env.AGENTSRV_ATTEMPTS ?? 5),
   onState: ({ name, reason }) => console.error(`(${name}${reason ? `: ${reason}` : ""})`),
 });
 

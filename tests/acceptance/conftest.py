@@ -1,16 +1,17 @@
-"""One server from outside, which all inputs meet, and the figures that tests print at the end."""
+"""One server from outside, which all inputs meet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
 from tests.faults.process import ServerProcess
+from tests.figures import BAD_INPUT
 from tests.server.issuer import AUDIENCE, ISSUER, SECRET
 from tests.server.people import BOTH
 
-FIGURES: list[str] = []
 LENGTHS = [
     pytest.param("short", marks=pytest.mark.timeout(300)),
     pytest.param("long", marks=[pytest.mark.soak, pytest.mark.timeout(3600)]),
@@ -45,15 +46,7 @@ def faults(process: ServerProcess) -> list[str]:
     return [line for line in lines if any(sign in line for sign in signs)]
 
 
-@pytest.fixture(scope="session")
-def figures() -> list[str]:
-    """Lines that are printed when the run ends."""
-    return FIGURES
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the tests have counted."""
-    if FIGURES:
-        terminalreporter.section("bad input")
-        for line in FIGURES:
-            terminalreporter.write_line(line)
+@pytest.fixture
+def note(record_property) -> Callable[[str], None]:
+    """Takes a line that is printed when the run ends."""
+    return partial(record_property, BAD_INPUT)

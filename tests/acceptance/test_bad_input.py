@@ -81,7 +81,7 @@ def resident(server: ServerProcess) -> int:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_each_bad_input_has_its_answer(server, watcher, catalogue, figures, length):
+def test_each_bad_input_has_its_answer(server, watcher, catalogue, note, length):
     """Round after round; the connection that is no part of it lives, and memory stays flat."""
     wrong = try_all(server, watcher, catalogue)
     before = resident(server)
@@ -89,7 +89,7 @@ def test_each_bad_input_has_its_answer(server, watcher, catalogue, figures, leng
         wrong += try_all(server, watcher, catalogue)
     after = resident(server)
     inputs = sum(len(rows) for _, _, rows in catalogue) + len(frames.CUT)
-    figures.append(
+    note(
         f"{inputs} inputs tried in {ROUNDS[length] + 1} rounds, wrongly answered = {len(wrong)}, "
         f"memory {before / 1e6:.1f} MB after the first and {after / 1e6:.1f} MB after the last"
     )

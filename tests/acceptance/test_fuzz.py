@@ -57,7 +57,7 @@ def check(frame: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_any_text_is_a_request_or_has_an_answer(figures, length):
+def test_any_text_is_a_request_or_has_an_answer(note, length):
     """A command that its schema takes, or an error that says what a correct one looks like."""
     tried = 0
 
@@ -87,11 +87,11 @@ def test_any_text_is_a_request_or_has_an_answer(figures, length):
                 assert isinstance(Session(is_authenticated=True).receive(example), Request)
 
     receive()
-    figures.append(f"{tried} texts to a session, each understood or answered as published")
+    note(f"{tried} texts to a session, each understood or answered as published")
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_any_text_to_a_server_has_its_answer(server, figures, length):
+def test_any_text_to_a_server_has_its_answer(server, note, length):
     """What comes back is as published, and the connection or its close code tells the rest."""
     tried, answered = 0, 0
 
@@ -112,11 +112,11 @@ def test_any_text_to_a_server_has_its_answer(server, figures, length):
 
     talk()
     assert faults(server) == []
-    figures.append(f"{tried} texts to a server, {answered} frames back as published, faults = 0")
+    note(f"{tried} texts to a server, {answered} frames back as published, faults = 0")
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_any_bytes_to_a_server_end_well(server, figures, length):
+def test_any_bytes_to_a_server_end_well(server, note, length):
     """With frames as published, then a close code, or the end of what the client had to say."""
     tried, answered = 0, 0
 
@@ -142,4 +142,4 @@ def test_any_bytes_to_a_server_end_well(server, figures, length):
     with Wire(server.port, timeout=PATIENCE, request=handshake()) as wire:
         assert wire.ask(ALIVE)["type"] == "reply"
     assert faults(server) == []
-    figures.append(f"{tried} times any bytes, {answered} frames back as published, faults = 0")
+    note(f"{tried} times any bytes, {answered} frames back as published, faults = 0")

@@ -124,7 +124,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.timeout(2 * PATIENCE)
-def test_each_refusal_to_start_is_one_sentence(folder, figures):
+def test_each_refusal_to_start_is_one_sentence(folder, note):
     """And the exit status of a wrong use; no listener, no stack, and no secret."""
     serve = ["serve", "--port=0", "--store=memory:"]
     lines = [
@@ -148,7 +148,7 @@ def test_each_refusal_to_start_is_one_sentence(folder, figures):
         is_right = told.startswith(f"agentsrv: {refusal.sentence}") and told.count("\n") == 1
         if not is_right or status != USAGE or SECRET.decode()[:-1] in told:
             wrong[name] = (status, told)
-    figures.append(f"{len(REFUSALS)} refusals to start, without their sentence = {len(wrong)}")
+    note(f"{len(REFUSALS)} refusals to start, without their sentence = {len(wrong)}")
     assert wrong == {}
 
 

@@ -14,18 +14,22 @@ from agentsrv.bench.sizes import FULL, QUICK, Bench, Sizes
 from agentsrv.bench.target import Own
 from agentsrv.settings import Loop
 from tests.bench import page, ratios
+from tests.postgres import find, postgres
 
 STORED = (0, 1_000_000, 10_000_000)
 
 
-async def measure(report: Report, sizes: Sizes, loop: Loop) -> None:
+async def measure(report: Report, sizes: Sizes, loop: Loop, dsn: str | None) -> None:
     """The ratios first, while the machine has nothing behind it."""
-    await ratios.measure(report, sizes, loop)
-    place = Own(loop=loop)
-    try:
-        await suite.measure(Bench(place, sizes, report))
-    finally:
-        place.close()
+    shared = {} if dsn is None else {ratios.POSTGRES: dsn}
+    await ratios.measure(report, sizes, loop, {**ratios.OWN, **shared})
+    alone = [name for name in suite.PROBES if name not in suite.SHARED]
+    for store, probes in ((None, alone), *((each, list(suite.SHARED)) for each in shared.values())):
+        place = Own(store, loop)
+        try:
+            await suite.measure(Bench(place, sizes, report), probes)
+        finally:
+            place.close()
 
 
 def main() -> None:
@@ -40,7 +44,13 @@ def main() -> None:
     report = Report(lambda line: print(line, flush=True))
     if given.note:
         report.note(given.note)
-    asyncio.run(measure(report, sizes, given.loop))
+    if find("postgres") is None:
+        report.note("postgres is left out: PostgreSQL is not installed")
+        asyncio.run(measure(report, sizes, given.loop, None))
+    else:
+        with postgres() as server:  # with its defaults, so with fsync
+            report.note(f"postgres is {server.version()} with its defaults, on the same machine")
+            asyncio.run(measure(report, sizes, given.loop, server.dsn()))
     suite.write(report, given.json)
     if given.json == page.FIGURES:
         page.main()

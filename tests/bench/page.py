@@ -16,11 +16,17 @@ from agentsrv.bench.capacity import ACTIVE
 from agentsrv.bench.figures import Figure
 from agentsrv.bench.suite import PROBES
 from tests.bench.plots import Bars
-from tests.bench.ratios import NAMES, OWN
+from tests.bench.ratios import NAMES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 FIGURES = DOCS / "performance.json"
 PAGE = DOCS / "performance.md"
+CANCELS = {
+    "tasks": "asyncio tasks, nothing stored",
+    "memory": "agentsrv, memory",
+    "sqlite": "agentsrv, SQLite",
+    "postgres": "agentsrv, PostgreSQL",
+}
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
 
 
@@ -130,7 +136,8 @@ def cancels(found: Found) -> str:
             found.told(f"yardstick.cancel.{running}.{name}.ratio99"),
         )
         for running in found.sizes("yardstick.cancel.", ".tasks.p50")
-        for name in ("tasks", *OWN)
+        for name in CANCELS
+        if found[f"yardstick.cancel.{running}.{name}.p50"] is not None
     ]
     head = ("server", "running", "cancel p50, ms", "p99, ms", "p50 over tasks", "p99 over tasks")
     return table(head, rows)
@@ -180,6 +187,12 @@ def plots(found: Found) -> dict[str, Bars]:
     """The charts, by the names of their files."""
     widths = found.sizes("yardstick.tasks.")
     present = [name for name in NAMES if found[f"yardstick.tasks.{widths[-1]}.{name}"] is not None]
+    cancelled = found.sizes("yardstick.cancel.", ".tasks.p50")
+    cancels = [
+        name
+        for name in CANCELS
+        if found[f"yardstick.cancel.{cancelled[-1]}.{name}.p50"] is not None
+    ]
     return {
         "ratio": Bars(
             "Tasks per second, as a multiple of the bare server's",
@@ -194,11 +207,11 @@ def plots(found: Found) -> dict[str, Bars]:
             "Cancel to the client's event, p99 in ms",
             {
                 f"{running} running": [
-                    found[f"yardstick.cancel.{running}.{name}.p99"] for name in ("tasks", *OWN)
+                    found[f"yardstick.cancel.{running}.{name}.p99"] for name in cancels
                 ]
-                for running in found.sizes("yardstick.cancel.", ".tasks.p50")
+                for running in cancelled
             },
-            ("asyncio tasks, nothing stored", "agentsrv, memory", "agentsrv, SQLite"),
+            [CANCELS[name] for name in cancels],
             digits=1,
         ),
         "subscribers": Bars(

@@ -14,7 +14,7 @@ BAR = 16
 GAP = 14
 TOP = 56
 LEGEND = 26
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777")
 STYLE = "font-family='sans-serif' font-size='12' fill='#222222'"
 
 

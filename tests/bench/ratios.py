@@ -24,15 +24,18 @@ from tests.bench import peers, servers
 
 T = TypeVar("T")
 
-OWN = {"memory": MEMORY, "sqlite": None}  # agentsrv's stores
-NAMES = ("bare", "corked", *OWN, *peers.NEEDS)
+Stores = Mapping[str, str | None]
+
+OWN: Stores = {"memory": MEMORY, "sqlite": None}  # agentsrv's stores, by what `Own` is given
+POSTGRES = "postgres"  # the store that needs a server of its own, so it has no address here
+NAMES = ("bare", "corked", *OWN, POSTGRES, *peers.NEEDS)
 
 
 @asynccontextmanager
-async def server(name: str, loop: Loop = "auto") -> AsyncIterator[Target]:
+async def server(name: str, loop: Loop = "auto", stores: Stores = OWN) -> AsyncIterator[Target]:
     """A server of ``NAMES``, or the bare one of ``tasks``."""
-    if name in OWN:
-        place = Own(OWN[name], loop)
+    if name in stores:
+        place = Own(stores[name], loop)
         try:
             async with place.server() as target:
                 yield target
@@ -45,25 +48,28 @@ async def server(name: str, loop: Loop = "auto") -> AsyncIterator[Target]:
             yield target
 
 
-async def measure(report: Report, sizes: Sizes, loop: Loop = "auto") -> None:
-    """All rows in which another server stands beside agentsrv."""
-    present = []
-    for name in NAMES:
-        lacking = peers.missing(name) if name in peers.NEEDS else []
-        if lacking:
+async def measure(report: Report, sizes: Sizes, loop: Loop = "auto", stores: Stores = OWN) -> None:
+    """All rows in which another server stands beside agentsrv with each of its ``stores``."""
+    present = ["bare", "corked", *stores]
+    for name in peers.NEEDS:
+        if lacking := peers.missing(name):
             report.note(f"{name} is left out: {', '.join(lacking)} are not installed")
         else:
             present.append(name)
-    await throughput(report, sizes, present, loop)
-    await cancel(report, sizes, loop)
+    await throughput(report, sizes, present, loop, stores)
+    await cancel(report, sizes, loop, stores)
     await idle(report, sizes, loop)
 
 
-async def throughput(report: Report, sizes: Sizes, names: list[str], loop: Loop) -> None:
+async def throughput(
+    report: Report, sizes: Sizes, names: list[str], loop: Loop, stores: Stores
+) -> None:
     """Tasks per second of 14 events, and the ratio to the bare server of the same round."""
     report.title("yardstick: tasks/s of three instant steps, 14 events of about 250 bytes")
     async with AsyncExitStack() as stack:
-        targets = {name: await stack.enter_async_context(server(name, loop)) for name in names}
+        targets = {
+            name: await stack.enter_async_context(server(name, loop, stores)) for name in names
+        }
         for name, target in targets.items():
             await _load(name, target, 10, 50)
         for width, total in sizes.widths.items():
@@ -76,12 +82,14 @@ async def throughput(report: Report, sizes: Sizes, names: list[str], loop: Loop)
                 _report_load(report, f"{name}, {width} at a time:", f"{width}.{name}", found, bare)
 
 
-async def cancel(report: Report, sizes: Sizes, loop: Loop) -> None:
+async def cancel(report: Report, sizes: Sizes, loop: Loop, stores: Stores) -> None:
     """Cancels beside running tasks; the bare server cancels asyncio tasks, and stores nothing."""
     report.title("yardstick: cancel to the client's event")
-    names = ("tasks", *OWN)
+    names = ("tasks", *stores)
     async with AsyncExitStack() as stack:
-        targets = {name: await stack.enter_async_context(server(name, loop)) for name in names}
+        targets = {
+            name: await stack.enter_async_context(server(name, loop, stores)) for name in names
+        }
         for running in sizes.running:
             rounds = await take_turns(
                 sizes.rounds,

@@ -21,4 +21,7 @@ TINY = Sizes(
     streamed=20,
     stored=(0, 280),
     replayed=600,
+    nodes=(1, 2),
+    tails=5,
+    watched=0.1,
 )

@@ -6,8 +6,9 @@ import pytest
 
 from agentsrv.bench import load, wire
 from agentsrv.bench.load import Runner
-from agentsrv.bench.target import Own
+from agentsrv.bench.target import Own, Target
 from agentsrv.bench.wire import Counter, Finder, Refused, command, create
+from agentsrv.client import NoServer
 from tests.bench import ratios
 from tests.bench.servers import frame
 
@@ -103,6 +104,16 @@ async def test_a_load_counts_what_a_real_server_does():
                 )
     finally:
         place.close()
+
+
+async def test_connections_take_turns_with_the_servers():
+    """So the second one needs the second server."""
+    async with ratios.server("bare") as target:
+        nobody = [Target("ws://127.0.0.1:1")]
+        run = await load.run(target, 1, 1, beside=nobody)
+        assert run.tasks == 1
+        with pytest.raises(NoServer, match=r"127\.0\.0\.1:1"):
+            await load.run(target, 2, 2, connections=2, beside=nobody)
 
 
 async def test_a_server_that_goes_away_is_told():

@@ -24,6 +24,27 @@ def test_the_page_is_made_of_its_json(tmp_path: Path):
     assert len([name for name in made if name.endswith(".svg")]) >= 4
 
 
+def test_what_postgres_was_measured_with_has_rows_of_its_own():
+    """And is left out where it was not: the committed figures may be older than these rows."""
+    report = orjson.loads(page.FIGURES.read_bytes())
+    kept = [each for each in report["figures"] if ".postgres." not in f"{each['key']}."]
+    added = [
+        {**each, "key": each["key"].replace(".sqlite", ".postgres"), "values": [4321.0]}
+        for each in kept
+        if ".sqlite" in each["key"] and each["key"].startswith("yardstick.")
+    ]
+    without, beside = (
+        page.Found({**report, "figures": figures}) for figures in (kept, [*kept, *added])
+    )
+    assert "| postgres |" not in "\n".join(page.sections(without))
+    told = "\n".join(page.sections(beside))
+    assert told.count("| postgres | 50 | 4,321 |") == 1
+    assert told.count("| postgres | 200 | 4,321 |") == 1
+    for name in ("ratio", "cancel"):
+        assert "4,321" not in page.plots(without)[name].draw()
+        assert "4,321" in page.plots(beside)[name].draw()
+
+
 def test_only_what_stands_between_the_marks_is_written_anew(tmp_path: Path):
     """The words around the figures stay."""
     target = tmp_path / "performance.md"

@@ -10,15 +10,16 @@ from tests.bench import peers, ratios
 from tests.bench.sizes import TINY
 
 
-async def test_the_yardstick_measures_every_server(monkeypatch):
+async def test_the_yardstick_measures_every_server(monkeypatch, dsn):
     """Ratios beside the bare server for each; a peer that is not installed is named."""
     monkeypatch.setattr(capacity, "SETTLE", 0.01)
     report = Report(lambda _: None)
-    await ratios.measure(report, TINY)
+    stores = {**ratios.OWN, ratios.POSTGRES: dsn}
+    await ratios.measure(report, TINY, stores=stores)
     keys = {figure.key for figure in report.figures}
     for name in ratios.NAMES:
         assert (f"yardstick.ratio.50.{name}" in keys) != any(name in note for note in report.notes)
-    for name in ("tasks", *ratios.OWN):
+    for name in ("tasks", *stores):
         assert {f"yardstick.cancel.3.{name}.ratio50", f"yardstick.cancel.3.{name}.p99"} <= keys
     assert {"yardstick.idle.5.bare", "yardstick.idle.5.memory"} <= keys
     bare = next(figure for figure in report.figures if figure.key == "yardstick.ratio.1.bare")

@@ -2,13 +2,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import asyncpg
 import pytest
 
-from agentsrv.bench import capacity, machine, suite, target
+from agentsrv.bench import capacity, load, machine, suite, target
+from agentsrv.bench.app import EVENTS
 from agentsrv.bench.figures import Report
 from agentsrv.bench.sizes import Bench
 from agentsrv.bench.target import Own, Remote
@@ -18,7 +25,8 @@ from agentsrv.server.files import SPARE
 from tests.bench.sizes import TINY
 from tests.server.talk import serving
 
-LOCAL = {"tasks", "stored", "replay"}  # probes that look into the server's process or store
+WORK = "import time\nwhile time.process_time() < 0.1: pass\nprint(flush=True)\ntime.sleep(60)"
+LOCAL = {"tasks", "stored", "replay", *suite.SHARED}  # need servers of the bench's own
 
 
 @pytest.fixture(autouse=True)
@@ -36,23 +44,33 @@ def own() -> Iterator[Own]:
 
 
 @pytest.fixture
+def shared(dsn) -> Iterator[Own]:
+    """Servers with a store that they can share."""
+    place = Own(dsn)
+    yield place
+    place.close()
+
+
+@pytest.fixture
 async def remote(own) -> AsyncIterator[Remote]:
     """A server that is not the bench's."""
     async with own.server() as running:
         yield Remote(running.url)
 
 
-async def measured(place: Own | Remote, *names: str) -> Report:
+async def measured(place: Own | Remote, *names: str, rounds: int = TINY.rounds) -> Report:
     """What the probes find."""
     report = Report(lambda _: None)
-    await suite.measure(Bench(place, TINY, report), names)
+    await suite.measure(Bench(place, replace(TINY, rounds=rounds), report), names)
     return report
 
 
 @pytest.mark.parametrize("name", suite.PROBES)
-async def test_every_probe_measures_a_real_server(own, name):
+async def test_every_probe_measures_a_real_server(request, name):
     """Each figure has its rounds, and is a number; those of speed are above nothing."""
-    report = await measured(own, name)
+    is_shared = name in suite.SHARED
+    place = request.getfixturevalue("shared" if is_shared else "own")
+    report = await measured(place, name, rounds=1 if is_shared else TINY.rounds)
     assert report.figures
     assert report.notes == []
     for figure in report.figures:
@@ -62,6 +80,64 @@ async def test_every_probe_measures_a_real_server(own, name):
             assert min(figure.values) > 0
     keys = [figure.key for figure in report.figures]
     assert len(keys) == len(set(keys))
+
+
+async def test_a_database_is_measured_and_left_as_it_was(shared, dsn):
+    """Its servers have a schema of their own for as long as they run; the store has no file."""
+    report = await measured(shared, "commit", "stored")
+    assert {figure.key for figure in report.figures} == {"commit.reply.p50", "commit.reply.p99"}
+    assert report.notes == ["stored: left out: the store has no file"]
+    connection = await asyncpg.connect(dsn)
+    schemas = await connection.fetch("SELECT nspname FROM pg_namespace WHERE oid >= 16384")
+    tables = await connection.fetch("SELECT relname FROM pg_class WHERE oid >= 16384")
+    await connection.close()
+    assert [*schemas, *tables] == []
+
+
+async def test_nodes_share_the_work_and_their_commits_are_counted(shared):
+    """What one is asked for, another runs."""
+    async with shared.cluster("worker", "gateway", "gateway") as cluster:
+        assert cluster.schema is not None
+        before = await cluster.schema.flushes()
+        _, gateway, beside = cluster.targets
+        run = await load.run(gateway, 4, 20, connections=4, beside=[beside])
+        assert (run.tasks, run.events) == (20, 20 * EVENTS)
+        assert await cluster.schema.flushes() > before
+
+
+async def test_all_processes_listen_when_the_first_load_comes(shared):
+    """Else one of them would have all connections; what the children compute counts."""
+    async with shared.cluster("all", processes=2) as cluster:
+        told = (shared.folder / "node-0" / "server.log").read_bytes()
+        assert told.count(target.LISTENS) == 2
+        run = await load.run(cluster.targets[0], 4, 200, connections=4)
+        assert run.server_seconds is not None
+        assert run.server_seconds > 0
+
+
+@pytest.mark.parametrize("name", suite.SHARED)
+async def test_a_store_that_cannot_be_shared_is_told(own, name):
+    """With the one that can."""
+    report = await measured(own, name)
+    assert report.figures == []
+    assert report.notes == [
+        f"{name}: left out: servers cannot share the store; expected postgresql://…"
+    ]
+
+
+async def test_a_database_that_is_not_there_is_told():
+    """Before a server is started."""
+    place = Own("postgresql://postgres@127.0.0.1:1/postgres")
+    with pytest.raises(ConfigurationError, match="cannot make a schema in PostgreSQL"):
+        await measured(place, "throughput")
+    place.close()
+
+
+def test_a_missing_extra_is_told(monkeypatch):
+    """With the command that installs it."""
+    monkeypatch.setattr(target, "find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"pip install agentsrv\[postgres\]"):
+        Own("postgresql://127.0.0.1/postgres")
 
 
 @pytest.mark.parametrize("name", suite.PROBES)
@@ -168,6 +244,19 @@ async def test_the_report_can_be_read_again(own, tmp_path):
     assert [each["key"] for each in found["figures"]] == [each.key for each in report.figures]
     for each in found["figures"]:
         assert each["low"] <= each["median"] <= each["high"]
+
+
+@pytest.mark.skipif(not machine.HAS_PROC, reason="platform: it does not tell what others take")
+def test_what_a_process_and_its_children_compute_is_told():
+    """Of this one it is what it says itself; a child counts while it lives."""
+    before, found = time.process_time(), machine.cpu_seconds(os.getpid())
+    with subprocess.Popen([sys.executable, "-c", WORK], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        taken, beside = machine.cpu_seconds(child.pid), machine.cpu_seconds(os.getpid())
+        child.kill()
+    assert before <= found
+    assert beside - found >= taken >= 0.1
 
 
 def test_fsyncs_are_timed_where_the_store_would_be(tmp_path: Path):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
+
+from tests.console.looking import visiting
+from tests.faults.process import ServerProcess
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
 RENDER = """async (pieces) => {
@@ -43,6 +47,14 @@ TEXTS = {
 HOSTILE = ["*" * 30_000, "`" * 30_000, "[" * 30_000, "_a" * 15_000, "# " + " " * 30_000 + "x",
            "|\n" + "-" * 30_000 + "x", "> " * 15_000, "[a](" * 8_000, "- " * 15_000, "\\" * 30_000,
            "```\n" + "x" * 30_000, "http://" * 4_000]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, server: ServerProcess) -> Iterator[Page]:
+    """One for all: the renderer writes beside it."""
+    with visiting(browser, server) as visit:
+        visit.open()
+        yield visit.page
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -28,7 +28,7 @@ STUCK = 400.0  # seconds after which a task that has not ended never will
 PATIENCE = 30.0  # seconds until a client takes its node for dead
 
 
-@pytest.mark.parametrize("seeds", [200, pytest.param(3000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("seeds", [100, pytest.param(3000, marks=pytest.mark.soak)])
 @pytest.mark.timeout(3600)
 def test_a_cluster_keeps_its_promises(seeds: int) -> None:
     """Every seed is another interleaving of faults; a failing one is printed and replays alone."""

@@ -61,7 +61,7 @@ async def test_a_handshake_may_say_who_it_is(handshake):
         assert (await talk.until("task_cancelled"))["data"]["by"] == "ada"
 
 
-@pytest.mark.parametrize("line", [PAST, f"auth {ADA_KEY}"])
+@pytest.mark.parametrize("line", [PAST, f"auth {ADA_KEY}"], ids=["JSON", "line"])
 async def test_the_first_command_may_say_who_it_is(line):
     """Before it, only ping and help are answered; behind it, everything is."""
     async with serving(api_keys=ADA) as server, connect(server.url) as socket:

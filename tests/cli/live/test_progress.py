@@ -15,7 +15,8 @@ def texts(tmp_path):
 
 def test_index_shows_a_bar_that_is_gone_behind_it(texts, tmp_path):
     """And what it has found stays."""
-    with in_terminal("index", str(texts), "--out", str(tmp_path / "i.db")) as terminal:
+    arguments = ("index", str(texts), "--out", str(tmp_path / "i.db"))
+    with in_terminal(*arguments, columns=200) as terminal:  # the line with the path is one
         assert terminal.end() == 0
         assert "━" in terminal.written
         assert "━" not in terminal.text
