@@ -18,7 +18,7 @@ PYTEST := $(if $(AGENTSRV_CI),PYTHONPATH=.ci $(BIN)/python -m pytest -rs -p no_s
 PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test cover lint types docs soak bench figures counts lock clean
+.PHONY: help setup demo serve test lint types docs soak bench figures counts lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -57,11 +57,8 @@ demo: $(STAMP) ## start a server, run a task, watch its events
 serve: $(STAMP) ## serve the example's knowledge until Ctrl-C
 	@$(BIN)/agentsrv serve --knowledge examples/knowledge
 
-test: $(STAMP) ## run the tests (without the long ones) on all cores
-	$(PYTEST) $(PARALLEL)
-
-cover: $(STAMP) ## run the same tests, and measure what they cover
-	$(PYTEST) $(PARALLEL) --cov --cov-report=term
+test: $(STAMP) ## run the tests (without the long ones) on all cores; COVER=1 measures coverage, too
+	$(PYTEST) $(PARALLEL) $(if $(COVER),--cov --cov-report=term)
 
 lint: $(STAMP) ## check style, format and who imports whom
 	$(BIN)/ruff check .
