@@ -29,7 +29,8 @@ async def processes(bench: Bench) -> None:
     for _ in range(bench.sizes.rounds):
         for count, found in runs.items():
             async with own.cluster(ROLE, processes=count) as cluster:
-                found.append(await _loaded(bench, cluster))
+                await _warm(cluster)
+                found.append(await _load(cluster, *bench.sizes.widest))
     for count, found in runs.items():
         key, label = f"processes.{count}", f"{count} on one port:"
         report.add(f"{key}.tasks", f"{label} tasks/s", [run.tasks_per_second for run in found])
@@ -50,8 +51,9 @@ async def nodes(bench: Bench) -> None:
         for _ in range(bench.sizes.rounds):
             for name, (place, count) in shapes.items():
                 async with place.cluster(*repeat(ROLE, count)) as cluster:
+                    await _warm(cluster)
                     before = await _flushes(cluster)
-                    run = await _loaded(bench, cluster)
+                    run = await _load(cluster, *bench.sizes.widest)
                     runs[name].append(run)
                     commits[name].append((await _flushes(cluster) - before) / run.seconds)
     finally:
@@ -85,15 +87,14 @@ async def tails(bench: Bench) -> None:
     bench.report.add(f"tails.{sizes.tails}", label, [cost * 1000 for cost in costs])
 
 
-async def _loaded(bench: Bench, cluster: Cluster) -> Load:
-    """The widest load, behind a small one in which what is made once is made."""
+async def _warm(cluster: Cluster) -> None:
+    """What is made once is made now."""
+    await _load(cluster, CONNECTIONS, 2 * CONNECTIONS)
+
+
+async def _load(cluster: Cluster, width: int, total: int) -> Load:
     target, *beside = cluster.targets
-
-    async def loaded(width: int, total: int) -> Load:
-        return await load.run(target, width, total, connections=CONNECTIONS, beside=beside)
-
-    await loaded(CONNECTIONS, 2 * CONNECTIONS)
-    return await loaded(*max(bench.sizes.widths.items()))
+    return await load.run(target, width, total, connections=CONNECTIONS, beside=beside)
 
 
 async def _flushes(cluster: Cluster) -> int:

@@ -54,6 +54,11 @@ class Sizes:
     watched: float
     """Seconds for which they are."""
 
+    @property
+    def widest(self) -> tuple[int, int]:
+        """The most tasks at a time, and the tasks in a round of it."""
+        return max(self.widths.items())
+
 
 FULL: Final = Sizes(
     rounds=5,
