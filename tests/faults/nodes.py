@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 APPLICATION: Final = "tests.faults.cluster_app:app"
 AT_ONCE: Final = 6  # tasks of a load
+STEPS: Final = 3  # of each of them
 STUCK: Final = 120.0  # seconds that no task of a load takes, whatever is done to the nodes
 AGAIN: Final = 0.1  # seconds until a command is given again that could not be carried out
 
@@ -48,7 +49,7 @@ class Cluster:
         self.trace = folder / "trace"
 
     def launch(self, name: str, *options: str) -> ServerProcess:
-        """Begin to start a node."""
+        """Begin to start a node; a later option counts more, such as another ``--store``."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         node = self.nodes[name] = ServerProcess(
@@ -100,6 +101,14 @@ async def told(client: Client, task: str, begun: asyncio.Queue[str] | None = Non
     return log
 
 
+async def first(client: Client, task: str, event_type: str) -> Record:
+    """The first event of that type."""
+    async for record in client.events(task):
+        if record.event_type == event_type:
+            return record
+    raise AssertionError(f"there is no {event_type}")
+
+
 async def execute(client: Client, *, words: int = 50, **fields: Any) -> str:
     """Create a task and execute it; return its id."""
     params = {"words": words} if "plan" in fields else {}
@@ -107,14 +116,11 @@ async def execute(client: Client, *, words: int = 50, **fields: Any) -> str:
     return str(reply["task_id"])
 
 
-def chain(steps: int) -> ExecutionPlan:
+def chain(steps: int, agent: str = "counter") -> ExecutionPlan:
     """Counters, one after the other."""
     return ExecutionPlan(
-        steps=tuple(step(f"s{n}", "counter", *([f"s{n - 1}"] if n else [])) for n in range(steps))
+        steps=tuple(step(f"s{n}", agent, *([f"s{n - 1}"] if n else [])) for n in range(steps))
     )
-
-
-PLAN: Final = chain(3)  # what each task of a load does
 
 
 @dataclass
@@ -134,7 +140,7 @@ class Told:
             return True
         done = Counter(r.data["step_id"] for r in self.records if r.event_type == "step_completed")
         has_failed = self.records[-1].event_type != "task_completed"
-        return has_failed or done != Counter(each.step_id for each in PLAN.steps)
+        return has_failed or done != Counter(f"s{n}" for n in range(STEPS))
 
     def silence_behind(self, moment: float) -> float | None:
         """Seconds from a moment within to the next event."""
@@ -149,10 +155,11 @@ class Load:
     What is answered ``unavailable`` is asked again; a task that is stuck fails the test.
     """
 
-    def __init__(self, *clients: Client, words: int = 25) -> None:
+    def __init__(self, *clients: Client, agent: str = "counter", words: int = 25) -> None:
         self.told: list[Told] = []
         self.refused = 0
         self._clients = clients
+        self._plan = chain(STEPS, agent)
         self._words = words
         self._is_over = False
 
@@ -197,7 +204,7 @@ class Load:
                 create = partial(
                     execute,
                     client,
-                    plan=PLAN,
+                    plan=self._plan,
                     words=self._words,
                     idempotency_key=uuid.uuid4().hex,
                 )

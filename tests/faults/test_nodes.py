@@ -19,7 +19,7 @@ from websockets.exceptions import InvalidStatus
 from agentsrv.client import Client
 from agentsrv.models.events import Record, parse_timestamp
 from tests.faults.conftest import Ledger
-from tests.faults.nodes import Cluster, chain, execute, made_cluster, told
+from tests.faults.nodes import Cluster, chain, execute, fetch, first, made_cluster, told
 from tests.orchestrator.world import check_log
 from tests.postgres import QUICK, Postgres, postgres, redis
 
@@ -39,14 +39,6 @@ async def cluster(server: Postgres, tmp_path: Path) -> AsyncIterator[Cluster]:
     """A cluster without nodes as yet."""
     async with made_cluster(server, tmp_path) as made:
         yield made
-
-
-async def first(client: Client, task: str, event_type: str) -> Record:
-    """The first event of that type."""
-    async for record in client.events(task):
-        if record.event_type == event_type:
-            return record
-    raise AssertionError(f"there is no {event_type}")
 
 
 def runs_on(log: Sequence[Record]) -> list[str]:
@@ -217,7 +209,7 @@ async def test_nodes_go_on_when_postgresql_is_back(
                 answer = json.loads(await socket.recv())
                 assert (answer["type"], answer["code"]) == ("error", "unavailable")
                 refused += 1
-            assert await ready(cluster.url("b")) == 503
+            assert (await fetch(cluster.url("b"), "/readyz"))[0] == 503
         finally:
             server.start()
         logs = await asyncio.gather(*telling)
@@ -263,16 +255,6 @@ async def test_all_nodes_are_restarted_one_after_the_other(
         checked={"streams": len(logs), "moves of tasks": moves / 2},
         violations=0,
     )
-
-
-async def ready(url: str) -> int:
-    """What a node's /readyz answers."""
-    host, _, port = url.removeprefix("ws://").partition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-    status = await reader.readline()
-    writer.close()
-    return int(status.split()[1])
 
 
 def seconds(record: Record) -> float:
