@@ -41,8 +41,10 @@ async def clinger(step: Step, ctx: StepContext, words: int = 50) -> AsyncIterato
 
 @app.agent
 async def asker(step: Step, ctx: StepContext) -> str:
-    """Ask for a number."""
-    return str(await ctx.ask("How many?", int))
+    """Ask for a number, and leave the time when it was told."""
+    number = await ctx.ask("How many?", int)
+    leave(f"{ctx.step_key.partition('/')[0]} {time.monotonic()}")
+    return str(number)
 
 
 @app.agent

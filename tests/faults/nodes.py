@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -182,6 +183,12 @@ class Load:
     def events(self) -> int:
         """How many were told."""
         return sum(len(told.records) for told in self.told)
+
+    @property
+    def longest_silence(self) -> float:
+        """Seconds between two events of a task, at most."""
+        gaps = (after - before for told in self.told for before, after in pairwise(told.at))
+        return max(gaps)
 
     def recoveries(self) -> list[Record]:
         """Each time that a task went on elsewhere."""
