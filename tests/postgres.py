@@ -81,7 +81,7 @@ class Postgres:
         )
         if self._within:
             with (self.folder / "pg_hba.conf").open("a") as rules:
-                rules.write("host all all samenet trust\n")
+                rules.write("host all,replication all samenet trust\n")
 
     def start(self) -> None:
         """Return when it answers."""

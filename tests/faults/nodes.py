@@ -200,6 +200,12 @@ class Load:
         found = (told.silence_behind(moment) for told in self.told for moment in moments)
         return [silence for silence in found if silence is not None]
 
+    async def goes_on(self, since: float) -> None:
+        """Wait until somebody is told of something that came after that moment."""
+        async with asyncio.timeout(STUCK):
+            while not any(told.at and told.at[-1] > since for told in self.told):
+                await asyncio.sleep(AGAIN)
+
     async def differs(self, client: Client) -> int:
         """How many of the tasks somebody else is told otherwise, now that they have ended."""
         again = [await told(client, each.task_id) for each in self.told]

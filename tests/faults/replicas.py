@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from tests.faults.apart import Network
 from tests.postgres import QUICK, USER, Postgres, folder_of_servers, free_port
 
 NAMES: Final = ("s1", "s2", "s3")
@@ -70,10 +71,11 @@ class Replicas:
 
 
 @contextmanager
-def replicas() -> Iterator[Replicas]:
-    """A primary and its standbys; their folders go with them."""
+def replicas(apart: Network | None = None) -> Iterator[Replicas]:
+    """A primary and its standbys, perhaps in a network of their own; their folders go with them."""
     ports = {name: free_port() for name in NAMES}
-    hosts = f"host={','.join(['127.0.0.1'] * len(ports))} port={','.join(map(str, ports.values()))}"
+    hosts = [apart.place(number) if apart else "127.0.0.1" for number in range(len(NAMES))]
+    conninfo = f"host={','.join(hosts)} port={','.join(map(str, ports.values()))} user={USER}"
     with folder_of_servers() as folder:
         made = Replicas(
             {
@@ -83,12 +85,15 @@ def replicas() -> Iterator[Replicas]:
                     *QUICK,
                     f"synchronous_standby_names={QUORUM}",
                     # A standby looks for the next primary by itself.
-                    f"primary_conninfo={hosts} user={USER} application_name={name}"
-                    " target_session_attrs=read-write",
+                    f"primary_conninfo={conninfo} application_name={name}"
+                    " target_session_attrs=read-write connect_timeout=2",
+                    "wal_receiver_timeout=3s",
                     "wal_retrieve_retry_interval=200ms",
                     "wal_keep_size=256MB",
+                    host=host,
+                    within=apart.within if apart else (),
                 )
-                for name, port in ports.items()
+                for (name, port), host in zip(ports.items(), hosts, strict=True)
             }
         )
         try:

@@ -15,6 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from agentsrv.client import Client
 from examples.cluster.local import nginx
+from tests.faults.apart import network
 from tests.faults.conftest import Ledger
 from tests.faults.nodes import Load, made_cluster
 from tests.faults.replicas import replicas
@@ -26,16 +27,21 @@ REFUSED_WITHIN = 30.0  # seconds; nodes try for two of them
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("silent", [False, True], ids=["killed", "silent"])
 @pytest.mark.timeout(1800)
-async def test_a_standby_takes_over(ledger: Ledger, tmp_path: Path, rounds: int) -> None:
+async def test_a_standby_takes_over(
+    ledger: Ledger, tmp_path: Path, rounds: int, silent: bool
+) -> None:
     """Nothing acknowledged is lost, nobody is told twice, and all sockets are kept.
 
-    Every other standby is promoted so late that all nodes have lost their leases.
+    A primary that is killed ends its connections; one whose machine is gone says nothing any
+    more. Every other standby is promoted so late that all nodes have lost their leases.
     """
     chance, harmed = random.Random(rounds), Counter[str]()
     killed, promoted = list[float](), list[float]()
     async with AsyncExitStack() as stack:
-        database = stack.enter_context(replicas())
+        apart = stack.enter_context(network()) if silent else None
+        database = stack.enter_context(replicas(apart))
         cluster = await stack.enter_async_context(made_cluster(database, tmp_path))
         cluster.start(*NAMES)
         sockets = [await stack.enter_async_context(connect(cluster.url(name))) for name in NAMES]
@@ -49,8 +55,11 @@ async def test_a_standby_takes_over(ledger: Ledger, tmp_path: Path, rounds: int)
             for number in range(rounds):
                 await asyncio.sleep(chance.uniform(2, 4))
                 killed.append(time.monotonic())
-                await asyncio.to_thread(database.primary.kill)
-                harmed["primaries killed"] += 1
+                primary = database.primary
+                if apart is not None:
+                    await asyncio.to_thread(apart.cut, primary.host)
+                await asyncio.to_thread(primary.kill)
+                harmed["primaries silent" if silent else "primaries killed"] += 1
                 answers = await asyncio.gather(*map(listed, sockets))
                 assert [answer.get("code") for answer in answers] == ["unavailable"] * len(NAMES)
                 if number % 2:
@@ -58,6 +67,9 @@ async def test_a_standby_takes_over(ledger: Ledger, tmp_path: Path, rounds: int)
                     harmed["of them replaced after the leases"] += 1
                 promoted.append(time.monotonic())
                 await asyncio.to_thread(database.promote)
+                await load.goes_on(promoted[-1])
+                if apart is not None:
+                    await asyncio.to_thread(apart.heal, primary.host)
                 await asyncio.to_thread(database.rebuild)
         answers = await asyncio.gather(*map(listed, sockets))
         assert [answer["type"] for answer in answers] == ["reply"] * len(NAMES)
