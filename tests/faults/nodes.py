@@ -163,6 +163,7 @@ class Load:
         self._plan = chain(STEPS, agent)
         self._words = words
         self._is_over = False
+        self._news = asyncio.Event()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -200,11 +201,11 @@ class Load:
         found = (told.silence_behind(moment) for told in self.told for moment in moments)
         return [silence for silence in found if silence is not None]
 
-    async def goes_on(self, since: float) -> None:
-        """Wait until somebody is told of something that came after that moment."""
+    async def goes_on(self) -> None:
+        """Wait until somebody is told of something."""
+        self._news.clear()
         async with asyncio.timeout(STUCK):
-            while not any(told.at and told.at[-1] > since for told in self.told):
-                await asyncio.sleep(AGAIN)
+            await self._news.wait()
 
     async def differs(self, client: Client) -> int:
         """How many of the tasks somebody else is told otherwise, now that they have ended."""
@@ -238,6 +239,7 @@ class Load:
         async for record in client.events(told.task_id, after_seq=after):
             told.records.append(record)
             told.at.append(time.monotonic())
+            self._news.set()
 
 
 async def fetch(url: str, path: str) -> tuple[int, str]:
