@@ -18,7 +18,7 @@ import asyncpg
 
 from agentsrv.client import Client
 from agentsrv.errors import Unavailable
-from agentsrv.models.events import Record
+from agentsrv.models.events import Record, parse_timestamp
 from agentsrv.models.plan import ExecutionPlan
 from tests.faults.cluster_app import TRACE
 from tests.faults.process import ServerProcess
@@ -240,6 +240,12 @@ class Load:
             told.records.append(record)
             told.at.append(time.monotonic())
             self._news.set()
+
+
+def wait(at: Sequence[float], record: Record) -> float:
+    """Seconds from the last fault before it."""
+    when = parse_timestamp(record.timestamp)
+    return min(when - each for each in at if each < when)
 
 
 async def fetch(url: str, path: str) -> tuple[int, str]:

@@ -8,16 +8,15 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from agentsrv.client import Client
-from agentsrv.models.events import Record, parse_timestamp
 from examples.cluster.local import nginx
 from tests.faults.conftest import Ledger
-from tests.faults.nodes import Cluster, Load, made_cluster
+from tests.faults.nodes import Cluster, Load, made_cluster, wait
 from tests.postgres import QUICK, postgres
 
 pytestmark = pytest.mark.faults
@@ -72,9 +71,3 @@ async def test_random_nodes_are_killed_and_stopped(
         },
         violations=load.violations,
     )
-
-
-def wait(at: Sequence[float], record: Record) -> float:
-    """Seconds from the event's last fault on."""
-    when = parse_timestamp(record.timestamp)
-    return min(when - each for each in at if each < when)
