@@ -30,8 +30,9 @@ class Network:
 
     def __init__(self, pid: int) -> None:
         self._namespace = f"/proc/{pid}/ns/net"
-        self._link = f"agentsrv{pid}"[-15:]  # unique, and as long as a name may be
-        self._prefix = f"198.18.{pid % 256}"  # for tests of networks, and routed nowhere
+        self._link = f"agentsrv{pid}"
+        # From the addresses for tests of networks, which are routed nowhere.
+        self._prefix = f"198.{18 + pid // 256 % 2}.{pid % 256}"
 
     @property
     def within(self) -> Sequence[str]:

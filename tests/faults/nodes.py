@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, TypeVar
 import asyncpg
 
 from agentsrv.client import Client
-from agentsrv.errors import Unavailable
+from agentsrv.errors import ShuttingDown, Unavailable
 from agentsrv.models.events import Record, parse_timestamp
 from agentsrv.models.plan import ExecutionPlan
 from tests.faults.cluster_app import TRACE
@@ -153,7 +153,7 @@ class Told:
 class Load:
     """Tasks of three steps: a few are always under way, each followed from its start to its end.
 
-    What is answered ``unavailable`` is asked again; a task that is stuck fails the test.
+    What is answered ``unavailable`` or ``shutting_down`` is asked again; a task that is stuck fails the test.
     """
 
     def __init__(self, *clients: Client, agent: str = "counter", words: int = 25) -> None:
@@ -230,7 +230,7 @@ class Load:
         while True:
             try:
                 return await call()
-            except Unavailable:
+            except (ShuttingDown, Unavailable):
                 self.refused += 1
                 await asyncio.sleep(AGAIN)
 
