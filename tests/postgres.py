@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -47,18 +47,46 @@ def free_port() -> int:
 
 
 class Postgres:
-    """A server with a folder of its own; ``start`` and ``stop`` it as often as you like."""
+    """A server with a folder of its own; ``start`` and ``stop`` it as often as you like.
 
-    def __init__(self, folder: Path, port: int, *settings: str) -> None:
+    ``within`` is a command that runs it elsewhere: such as in another network, where it has
+    the address ``host``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        port: int,
+        *settings: str,
+        host: str = "127.0.0.1",
+        within: Sequence[str] = (),
+    ) -> None:
         self.folder = folder
         self.port = port
+        self.host = host
         self.settings = settings
+        self._within = within
         self._process: subprocess.Popen[bytes] | None = None
 
-    def dsn(self, schema: str = "public", port: int | None = None) -> str:
-        """How to reach a schema in it."""
-        port = port or self.port
-        return f"postgresql://{USER}@127.0.0.1:{port}/postgres?search_path={schema}"
+    def dsn(
+        self, schema: str = "public", *, host: str | None = None, port: int | None = None
+    ) -> str:
+        """How to reach a schema in it, perhaps by another address that it has."""
+        place = f"{host or self.host}:{port or self.port}"
+        return f"postgresql://{USER}@{place}/postgres?search_path={schema}"
+
+    def make(self) -> None:
+        """Make its folder, with an empty database."""
+        command = [program("initdb"), "-D", str(self.folder), "-A", "trust", "-U", USER]
+        subprocess.run(
+            [*command, "--encoding=UTF8", "--no-locale", "--no-sync"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            **_as_user(),
+        )
+        if self._within:
+            with (self.folder / "pg_hba.conf").open("a") as rules:
+                rules.write("host all,replication all samenet trust\n")
 
     def version(self) -> str:
         """What it is, such as ``PostgreSQL 15.14``."""
@@ -73,19 +101,17 @@ class Postgres:
         settings = (
             *self.settings,
             f"port={self.port}",
-            "listen_addresses=127.0.0.1",
+            "listen_addresses=*" if self._within else f"listen_addresses={self.host}",
             "unix_socket_directories=",
             "max_connections=200",
         )
-        command = [program("postgres"), "-D", str(self.folder)]
+        command = [*self._within, program("postgres"), "-D", str(self.folder)]
+        who = {"cwd": "/"} if self._within else _as_user()
         with log:
             self._process = subprocess.Popen(
-                command + [f"--{setting}" for setting in settings],
-                stderr=log,
-                stdout=log,
-                **_as_user(),
+                command + [f"--{setting}" for setting in settings], stderr=log, stdout=log, **who
             )
-        ready = [program("pg_isready"), "-q", "-h127.0.0.1", f"-p{self.port}"]
+        ready = [program("pg_isready"), "-q", f"-h{self.host}", f"-p{self.port}"]
         until = time.monotonic() + READY
         while subprocess.call(ready):
             assert self._process.poll() is None, "PostgreSQL ended before it was ready"
@@ -96,18 +122,28 @@ class Postgres:
     def standby(self) -> Iterator[Postgres]:
         """Another server that holds a copy of all that was committed here, and waits."""
         other = Postgres(self.folder.parent / f"standby-{self.port}", free_port(), *self.settings)
-        primary = f"host=127.0.0.1 port={self.port} user={USER} application_name=standby"
-        copy = [program("pg_basebackup"), "-D", str(other.folder)]
-        subprocess.run(
-            [*copy, "-R", "-X", "stream", "--checkpoint=fast", "--no-sync", "-d", primary],
-            check=True,
-            **_as_user(),
-        )
+        self.copy_to(other, "standby")
         other.start()
         try:
             yield other
         finally:
             other.stop()
+
+    def copy_to(self, other: Postgres, name: str) -> None:
+        """Make the folder of ``other``: it will stand by, and be known here by that name."""
+        here = f"host={self.host} port={self.port} user={USER} application_name={name}"
+        copy = [program("pg_basebackup"), "-D", str(other.folder)]
+        subprocess.run(
+            [*copy, "-R", "-X", "stream", "--checkpoint=fast", "--no-sync", "-d", here],
+            check=True,
+            **_as_user(),
+        )
+
+    def ask(self, query: str) -> str:
+        """What one statement yields, as text."""
+        where = ["-h", self.host, "-p", str(self.port), "-U", USER]
+        command = [program("psql"), "-qXAt", *where, "-c", query]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     def promote(self) -> None:
         """Make a standby the primary."""
@@ -116,6 +152,22 @@ class Postgres:
             check=True,
             **_as_user(),
         )
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not ended since."""
+        return self._process is not None
+
+    def kill(self) -> None:
+        """SIGKILL for all of its processes: none of them says or sends another word."""
+        if self._process is not None:
+            pid = self._process.pid
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            for each in (pid, *map(int, children)):
+                with suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
 
     def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
         """End it: SIGQUIT lets everything fall, as a crash would; SIGINT says good-bye."""
@@ -126,25 +178,30 @@ class Postgres:
 
 
 @contextmanager
-def postgres(*settings: str) -> Iterator[Postgres]:
-    """A running server; its folder goes with it."""
+def folder_of_servers() -> Iterator[Path]:
+    """A folder that is theirs, and goes."""
     folder = Path(tempfile.mkdtemp(prefix="agentsrv-postgres-"))
     if os.geteuid() == 0:
         shutil.chown(folder, USER)
-    server = Postgres(folder / "data", free_port(), *settings)
     try:
-        command = [program("initdb"), "-D", str(server.folder), "-A", "trust", "-U", USER]
-        subprocess.run(
-            [*command, "--encoding=UTF8", "--no-locale", "--no-sync"],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            **_as_user(),
-        )
-        server.start()
-        yield server
+        yield folder
     finally:
-        server.stop()
         shutil.rmtree(folder)
+
+
+@contextmanager
+def postgres(
+    *settings: str, host: str = "127.0.0.1", within: Sequence[str] = ()
+) -> Iterator[Postgres]:
+    """A running server; its folder goes with it."""
+    with folder_of_servers() as folder:
+        server = Postgres(folder / "data", free_port(), *settings, host=host, within=within)
+        server.make()
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import asyncpg
 
@@ -15,7 +16,7 @@ from agentsrv.errors import Unavailable
 
 T = TypeVar("T")
 
-CONNECT: Final = 3.0  # seconds to connect: less than a lease, so that another host can be tried
+CONNECT: Final = 3.0  # seconds to connect: less than a lease, so that it can be tried again
 ATTEMPT: Final = 5.0  # seconds for one try of anything: a healthy server needs milliseconds
 PATIENCE: Final = 2.0  # seconds that a call is tried again, however short the lease is
 PAUSE: Final = 0.05  # seconds until the second try; twice as long before each that follows
@@ -64,11 +65,54 @@ _log = logging.getLogger("agentsrv.store")
 async def connect(dsn: str, settings: dict[str, str] = SETTINGS) -> asyncpg.Connection:
     """Connect to the host that takes writes, of those that the DSN names.
 
+    All are tried at once: one that died without a word must not keep us from the others. Those
+    that are not needed are let go, also where the call is cancelled.
+
     Raises:
         AWAY: None of them can be reached.
         asyncpg.PostgresError: The server does not let us in.
         ValueError: The DSN is none.
     """
+    attempts = {asyncio.create_task(_connect(host, settings)) for host in _hosts(dsn)}
+    pending, errors = attempts, list[BaseException]()
+    try:
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for attempt in done:
+                error = attempt.exception()
+                if error is None:
+                    attempts.remove(attempt)
+                    return attempt.result()
+                errors.append(error)
+    finally:
+        for attempt in attempts:
+            attempt.cancel()
+            attempt.add_done_callback(_let_go)
+    # What a server says to us tells more than that another cannot be reached.
+    raise min(errors, key=lambda error: isinstance(error, AWAY))
+
+
+async def connect_pool(dsn: str) -> asyncpg.Pool:
+    """Connections for reading, which are made when they are needed."""
+
+    async def connect_one(*_: Any, **__: Any) -> asyncpg.Connection:
+        return await connect(dsn)
+
+    return await asyncpg.create_pool(
+        dsn, min_size=0, max_size=POOL, connect=connect_one, reset=_keep
+    )
+
+
+def _hosts(dsn: str) -> list[str]:
+    """A DSN for each host that the given one names."""
+    parts = urlsplit(dsn)
+    user, at, hosts = parts.netloc.rpartition("@")
+    if "," not in hosts:
+        return [dsn]
+    return [parts._replace(netloc=user + at + host).geturl() for host in hosts.split(",")]
+
+
+async def _connect(dsn: str, settings: dict[str, str]) -> asyncpg.Connection:
     return await asyncpg.connect(
         dsn,
         timeout=CONNECT,
@@ -78,18 +122,9 @@ async def connect(dsn: str, settings: dict[str, str] = SETTINGS) -> asyncpg.Conn
     )
 
 
-async def connect_pool(dsn: str) -> asyncpg.Pool:
-    """Connections for reading, which are made when they are needed."""
-    return await asyncpg.create_pool(
-        dsn,
-        min_size=0,
-        max_size=POOL,
-        timeout=CONNECT,
-        server_settings=SETTINGS,
-        target_session_attrs="read-write",
-        max_cached_statement_lifetime=0,
-        reset=_keep,
-    )
+def _let_go(attempt: asyncio.Task[asyncpg.Connection]) -> None:
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().terminate()
 
 
 async def _keep(_: asyncpg.Connection) -> None:

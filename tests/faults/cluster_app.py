@@ -1,4 +1,4 @@
-"""An application for tests of many nodes: agents that count, ask, listen, and sleep."""
+"""An application for tests of many nodes: agents that count, cling, ask, listen, and sleep."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agentsrv import App, Step, StepContext
 
-TRACE = "AGENTSRV_TEST_TRACE"  # the file in which each cancelled sleeper leaves a line
+TRACE = "AGENTSRV_TEST_TRACE"  # the file in which agents leave lines
 PIECE = 0.02  # seconds between two words
 
 app = App(builtin=False)
@@ -25,9 +25,26 @@ async def counter(step: Step, ctx: StepContext, words: int = 50) -> AsyncIterato
 
 
 @app.agent
+async def clinger(step: Step, ctx: StepContext, words: int = 50) -> AsyncIterator[str]:
+    """Count, leave when that was, and say something more when it is cancelled."""
+    begun = time.monotonic()
+    try:
+        for number in range(words):
+            yield f"{number} "
+            await asyncio.sleep(PIECE)
+    except asyncio.CancelledError:
+        await ctx.progress(0, words, "late")
+        raise
+    finally:
+        leave(f"{ctx.step_key} {begun} {time.monotonic()}")
+
+
+@app.agent
 async def asker(step: Step, ctx: StepContext) -> str:
-    """Ask for a number."""
-    return str(await ctx.ask("How many?", int))
+    """Ask for a number, and leave the time when it was told."""
+    number = await ctx.ask("How many?", int)
+    leave(f"{ctx.step_key.partition('/')[0]} {time.monotonic()}")
+    return str(number)
 
 
 @app.agent
@@ -43,11 +60,15 @@ async def listener(step: Step, ctx: StepContext, messages: int = 3) -> str:
 
 @app.agent
 async def sleeper(step: Step, ctx: StepContext) -> None:
-    """Sleep until it is cancelled, and leave the time of that; all processes have one clock."""
+    """Sleep until it is cancelled, and leave the time of that."""
     try:
         await asyncio.sleep(3600)
     except asyncio.CancelledError:
-        at = time.monotonic()
-        with Path(os.environ[TRACE]).open("a") as trace:  # noqa: ASYNC230 - one line
-            trace.write(f"{ctx.step_key.partition('/')[0]} {at}\n")
+        leave(f"{ctx.step_key.partition('/')[0]} {time.monotonic()}")
         raise
+
+
+def leave(line: str) -> None:
+    """Add a line to the trace, which all processes share; they have one clock."""
+    with Path(os.environ[TRACE]).open("a") as trace:
+        trace.write(f"{line}\n")

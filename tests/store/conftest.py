@@ -29,7 +29,7 @@ def new_dsn(server):
         connection = await asyncpg.connect(server.dsn())
         await connection.execute(f"CREATE SCHEMA {schema}")
         await connection.close()
-        return str(server.dsn(schema, port))
+        return str(server.dsn(schema, port=port))
 
     return new_dsn
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import socket
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from agentsrv.store.postgres_flush import MAX_REQUESTS, Operation, take
 from agentsrv.store.postgres_schema import FIRST, STEPS, bring_up
 from agentsrv.store.postgres_write import Claim, Flush, Release, Settle
 from tests.faults.network import Cut, CuttingProxy, Kind
-from tests.postgres import QUICK, postgres
+from tests.postgres import QUICK, free_port, postgres
 from tests.store.tasks import (
     COMPLETED,
     HOUR,
@@ -344,6 +345,28 @@ class TestAway:
 
 
 class TestFailOver:
+    async def test_a_host_that_is_silent_keeps_nobody_from_the_others(self, server):
+        """As one whose machine is gone: it is the first that is named, and says nothing."""
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            host = f"127.0.0.1:{silent.getsockname()[1]}"
+            dsn = server.dsn().replace("@", f"@{host},")
+            connection = await link.connect(dsn)
+            assert await connection.fetchval("SELECT 1") == 1
+            connection.terminate()
+            pool = await link.connect_pool(dsn)
+            async with link.borrowed(pool) as connection:
+                assert await connection.fetchval("SELECT 1") == 1
+            pool.terminate()
+
+    async def test_what_a_server_says_counts_more_than_that_another_is_away(self, server):
+        """Whoever cannot be let in is told so, whichever host is first."""
+        here, away = f"127.0.0.1:{server.port}", f"127.0.0.1:{free_port()}"
+        for hosts in (f"{away},{here}", f"{here},{away}"):
+            with pytest.raises(asyncpg.InvalidCatalogNameError):
+                await link.connect(f"postgresql://postgres@{hosts}/nowhere")
+        with pytest.raises(ConnectionRefusedError):
+            await link.connect(f"postgresql://postgres@{away},{away}/postgres")
+
     async def test_a_standby_takes_over(self, connect):
         """A store that knows both hosts goes on at the new primary, with all acknowledged events."""
         with postgres(*QUICK) as primary, primary.standby() as standby:
