@@ -152,17 +152,17 @@ class SyncClient:
         that has ended.
         """
         tasks: list[asyncio.Task[Any]] = []
-        with self._lock:
-            if self._closed:
-                work.close()
-                raise Closed("the client is closed")
-            future = asyncio.run_coroutine_threadsafe(_tracked(work, tasks), self._loop)
-        future.add_done_callback(lambda _: calls.put(None))
         try:
+            with self._lock:
+                if self._closed:
+                    raise Closed("the client is closed")
+                future = asyncio.run_coroutine_threadsafe(_tracked(work, tasks), self._loop)
+            future.add_done_callback(lambda _: calls.put(None))
             while (call := calls.get()) is not None:
                 call()
-        except BaseException:
+        except BaseException:  # which may also come just before or behind the hand-over
             self._cancel(tasks)
+            work.close()
             raise
         try:
             return future.result()
