@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from functools import wraps
 from queue import SimpleQueue
@@ -153,10 +153,7 @@ class SyncClient:
         """
         tasks: list[asyncio.Task[Any]] = []
         try:
-            with self._lock:
-                if self._closed:
-                    raise Closed("the client is closed")
-                future = asyncio.run_coroutine_threadsafe(_tracked(work, tasks), self._loop)
+            future = self._hand_over(_tracked(work, tasks))
             future.add_done_callback(lambda _: calls.put(None))
             while (call := calls.get()) is not None:
                 call()
@@ -168,6 +165,13 @@ class SyncClient:
             return future.result()
         except CancelledError:
             raise Closed("the client is closed") from None
+
+    def _hand_over(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        with self._lock:
+            if self._closed:
+                work.close()
+                raise Closed("the client is closed")
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _handed_over(
         self, function: Callable[..., Any], calls: Calls
