@@ -279,13 +279,20 @@ def agents(json: Json = False, url: Url = running.DEFAULT_URL, token: Token = No
 
 
 @app.command()
-def top(url: Url = running.DEFAULT_URL, token: Token = None) -> None:
+def top(
+    url: Url = running.DEFAULT_URL,
+    token: Token = None,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", help="postgresql://…, to watch the nodes that share it, too."),
+    ] = None,
+) -> None:
     """Watch your tasks on a server; q quits. Without a terminal, tell of them once."""
     from agentsrv.cli.live.top import show
 
     async def watch() -> None:
         async with Client(url, token=token) as client:
-            await show(client, url)
+            await show(client, url, store)
 
     _await(watch())
 

@@ -103,7 +103,7 @@ def nodes(
     from agentsrv.cli import nodes
 
     settings = make_settings(**({} if store is None else {"store": store}))
-    asyncio.run(nodes.run(settings, json=json))
+    asyncio.run(nodes.run(settings.store, json=json))
 
 
 def schema(

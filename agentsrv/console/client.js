@@ -392,7 +392,7 @@ export class Client {
     const isLast = TERMINAL.has(event.event_type);
     if (feed && isNew) feed.head = event.seq;
     if (feed && isLast) feed.isOn = false; // it ended by itself
-    if (isNew && event.event_type.startsWith("task_")) for (const one of this.#watchers) one.take(event);
+    if (isNew && /^(task|input)_/.test(event.event_type)) for (const one of this.#watchers) one.take(event);
     for (const listener of [...(feed?.listeners ?? [])]) {
       if (event.seq !== listener.seq + 1) continue; // it has it, or will be sent those before
       listener.seq = event.seq;

@@ -5,7 +5,6 @@ import { badge, h, perFrame, time } from "./dom.js";
 const ROW = 64; // px, as the style sheet has it
 const MARGIN = 8; // rows kept above and below those in sight
 const PAGE = 500; // rows asked for at once
-const LOOK = 4000; // ms between two looks at who asks: no life-cycle event tells of questions
 const STATUSES = ["pending", "queued", "running", "input_required", "cancelling", "completed", "failed", "cancelled"];
 const AFTER = { created: "pending", started: "running", recovered: "running" }; // others say it themselves
 
@@ -33,7 +32,6 @@ export class Tasks {
       h("div.bar", this.#search, this.#filter), this.#scroller, this.#count);
     new ResizeObserver(() => this.#render()).observe(this.#scroller);
     client.followAll((event) => this.#take(event), () => this.#load());
-    setInterval(() => this.#look(), LOOK);
   }
 
   /** Marks the task whose page is open. */
@@ -70,20 +68,10 @@ export class Tasks {
     }
     if (!row) return;
     const what = event_type.slice("task_".length);
-    row.status = AFTER[what] ?? what;
-    this.#select();
-  }
-
-  async #look() {
-    const isLive = ({ status }) => status === "running" || status === "input_required";
-    const live = this.#rows.filter(isLive);
-    if (!live.length || document.hidden || this.#client.state.name !== "connected") return;
-    const asked = this.#client.command("list", { status: "input_required", limit: PAGE }, { resend: false });
-    const { tasks } = await asked.catch(() => ({}));
-    const asking = new Set(tasks?.map(({ task_id }) => task_id));
-    for (const row of tasks ? live.filter(isLive) : []) {
-      row.status = asking.has(row.task_id) ? "input_required" : "running";
-    }
+    if (event_type === "input_required") row.asks = (row.asks ?? 0) + 1;
+    if (event_type === "input_received") row.asks = Math.max(0, (row.asks ?? 1) - 1);
+    if (event_type.startsWith("input_")) row.status = row.asks ? "input_required" : "running";
+    else row.status = AFTER[what] ?? what;
     this.#select();
   }
 

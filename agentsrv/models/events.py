@@ -335,7 +335,10 @@ def to_record(frame: Mapping[str, Any]) -> Record:
 
 
 def is_life_cycle(body: bytes) -> bool:
-    """Whether an encoded event tells of the task itself, not of a step; without decoding it."""
+    """Whether an encoded event tells of the task's status, not only of a step; without decoding it.
+
+    A task waits for an answer as long as one of its steps does.
+    """
     return body.startswith(_LIFE_CYCLE)
 
 
@@ -367,6 +370,6 @@ def _format_second(second: int) -> str:
 
 _PREFIX: Final = '{"type":"event","event_type":"'
 _HEADS: Final = {event: f'{_PREFIX}{name}","task_id":"' for name, event in EVENTS.items()}
-_LIFE_CYCLE: Final = f"{_PREFIX}task_".encode()
+_LIFE_CYCLE: Final = tuple(f"{_PREFIX}{kind}".encode() for kind in ("task_", "input_"))
 _TERMINAL_TYPES: Final = frozenset(event.event_type for event in TERMINAL_EVENTS)
 _TERMINAL: Final = tuple(f'{_PREFIX}{event.event_type}"'.encode() for event in TERMINAL_EVENTS)

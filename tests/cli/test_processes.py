@@ -199,3 +199,17 @@ def test_a_list_of_nodes_is_for_people_too(dsn):
     heading, *lines = told.stdout.splitlines()
     assert heading.split() == ["NODE", "ROLE", "AGE", "LEASE", "TASKS", "LAG"]
     assert lines
+
+
+def test_top_shows_the_nodes_too(dsn):
+    """Above the tasks, where it is told which store they share."""
+    with serving(f"--store={dsn}", "--node=watched") as running:
+        url = running.until(r"ws://\S+")
+        told = subprocess.run(
+            [*AGENTSRV, "top", f"--url={url}", f"--store={dsn}"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    rows = [line.split() for line in told.stdout.splitlines()]
+    heading = rows.index(["NODE", "ROLE", "AGE", "LEASE", "TASKS", "LAG"])
+    assert any(row[:2] == ["watched", "all"] for row in rows[heading + 1 :])
+    assert ["TASK", "STATUS", "AGE", "STEPS", "WHAT"] in rows[heading + 1 :]

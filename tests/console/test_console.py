@@ -146,7 +146,7 @@ def test_the_list_is_live_filtered_and_searched(page: Page, visit: Visit):
 
 
 def test_the_list_tells_who_asks(page: Page):
-    """Though no life-cycle event does."""
+    """At once, and as long as it is so."""
     start(page, "somebody must answer this", "clerk")
     row = page.locator(".rows li").filter(has_text="somebody must answer this").first
     expect(row).to_contain_text("asks")

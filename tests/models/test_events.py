@@ -83,7 +83,7 @@ def test_the_predicates_agree_with_the_decoded_event(kind, data):
     record = e.decode(body)
     assert e.is_terminal(body) is record.is_terminal is (record.event_type in TERMINAL)
     assert e.is_terminal(body) is isinstance(record.event, e.TERMINAL_EVENTS)
-    assert e.is_life_cycle(body) is record.event_type.startswith("task_")
+    assert e.is_life_cycle(body) is record.event_type.startswith(("task_", "input_"))
 
 
 def test_text_that_looks_like_a_terminal_event_is_none():

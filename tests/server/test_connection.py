@@ -237,6 +237,19 @@ async def test_all_follows_the_life_cycle_of_tasks_from_other_connections():
         assert (await watcher.ask("unsubscribe all"))["type"] == "reply"
 
 
+async def test_all_tells_of_questions_too():
+    """As long as one is open, its task has another status."""
+    async with serving() as server, talking(server) as talk, talking(server) as watcher:
+        await watcher.ask("subscribe all")
+        create = {"command": "create", "task_description": "x", "agent": "asker", "execute": True}
+        task_id = (await talk.ask(create))["task_id"]
+        asked = await watcher.until("input_required")
+        assert asked["task_id"] == task_id
+        await talk.ask({"command": "respond", "input_id": asked["data"]["input_id"], "value": True})
+        assert (await watcher.until("input_received"))["task_id"] == task_id
+        assert (await watcher.until("task_completed"))["task_id"] == task_id
+
+
 async def test_a_client_that_does_not_read_is_dropped_and_loses_nothing():
     """It costs a bounded buffer, it is dropped after the stall time-out, and the log waits."""
     async with serving(stall_timeout=0.3) as server:

@@ -19,12 +19,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from agentsrv.cli import nodes
 from agentsrv.cli.live.tree import MARKS, WAITING, seconds
 from agentsrv.cli.render import shorten
 from agentsrv.client import Client
 from agentsrv.errors import NotFound
 from agentsrv.models.states import StepStatus, TaskStatus
 from agentsrv.protocol.replies import Snapshot, TaskRow
+from agentsrv.store.shared import Node
 
 INTERVAL: Final = 1.0  # seconds between two looks
 WINDOW: Final = 10  # looks over which rates are told
@@ -44,10 +46,15 @@ class Look:
     """Those that are not over, then those that are, the newest first of each."""
     details: Mapping[str, Snapshot]
     """All about the first active ones, by id."""
+    nodes: Sequence[Node] = ()
+    """The servers that share the store, where that was looked at, too."""
 
 
-async def look(client: Client, rows: int, at: datetime) -> Look:
-    """Look at up to ``rows`` tasks, and count all of them."""
+async def look(client: Client, store: str | None, rows: int, at: datetime) -> Look:
+    """Look at up to ``rows`` lines of nodes and tasks, and count all tasks."""
+    servers = () if store is None else await nodes.find(store)
+    if servers:
+        rows = max(rows - len(servers) - 2, 1)
     pages = await asyncio.gather(
         *(client.list(status=status, limit=rows) for status in (*ACTIVE, *ENDED))
     )
@@ -65,7 +72,7 @@ async def look(client: Client, rows: int, at: datetime) -> Look:
         if isinstance(snapshot, BaseException):
             raise snapshot
         details[snapshot["task_id"]] = snapshot
-    return Look(at, totals, shown, details)
+    return Look(at, totals, shown, details, servers)
 
 
 def draw(name: str, looks: Sequence[Look]) -> RenderableType:
@@ -97,19 +104,19 @@ def draw(name: str, looks: Sequence[Look]) -> RenderableType:
             Text(shorten(row["user_input"])),
         )
     head = Text(f"{name}  {_rates(looks)}", no_wrap=True, overflow="ellipsis")
-    return Group(head, counts, Text(), table)
+    return Group(head, counts, Text(), *_servers(last.nodes), table)
 
 
-async def show(client: Client, url: str) -> None:
+async def show(client: Client, url: str, store: str | None = None) -> None:
     """Look and draw again and again, until ``q`` is typed; without a terminal once."""
     server = client.hello["server"]
     name = f"{server['name']} {server['version']} at {url}"
     console = Console()
     if not (sys.stdin.isatty() and console.is_terminal and not console.is_dumb_terminal):
-        console.print(draw(name, [await look(client, console.height, datetime.now(UTC))]))
+        console.print(draw(name, [await look(client, store, console.height, datetime.now(UTC))]))
         return
     with Live(console=console, screen=True, auto_refresh=False, redirect_stderr=False) as live:
-        watching = asyncio.create_task(_watch(client, name, live), name="agentsrv-top")
+        watching = asyncio.create_task(_watch(client, store, name, live), name="agentsrv-top")
         try:
             with _keys(dict.fromkeys((b"q", b"Q"), watching.cancel)):
                 await asyncio.wait({watching})
@@ -119,11 +126,11 @@ async def show(client: Client, url: str) -> None:
         watching.result()
 
 
-async def _watch(client: Client, name: str, live: Live) -> Never:
+async def _watch(client: Client, store: str | None, name: str, live: Live) -> Never:
     looks: deque[Look] = deque(maxlen=WINDOW + 1)
     while True:
         rows = max(live.console.height - HEAD, 1)
-        looks.append(await look(client, rows, datetime.now(UTC)))
+        looks.append(await look(client, store, rows, datetime.now(UTC)))
         live.update(draw(f"{name}  (q quits)", looks), refresh=True)
         await asyncio.sleep(INTERVAL)
 
@@ -144,6 +151,18 @@ def _keys(actions: Mapping[bytes, Callable[[], Any]]) -> Iterator[None]:
     finally:
         loop.remove_reader(descriptor)
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _servers(found: Sequence[Node]) -> Iterator[RenderableType]:
+    """The servers' own table, and an empty line."""
+    if found:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for title in nodes.TITLES:
+            table.add_column(title, no_wrap=True, justify="left" if title == "NODE" else "right")
+        for node in found:
+            table.add_row(*nodes.told(node), style=None if node.left > 0 else "dim")
+        yield table
+        yield Text()
 
 
 def _rates(looks: Sequence[Look]) -> str:

@@ -115,7 +115,8 @@ def test_two_interrupts_detach_and_tell_how_to_come_back(plan_url):
             f"agentsrv: to see what becomes of it: agentsrv tail {task_id} --url {plan_url}" in told
         )
         assert not terminal.is_cursor_hidden
-    assert newest(plan_url)["status"] == "cancelling"
+    # Its step does not stop: where looking takes longer than the grace, the task has ended by now.
+    assert newest(plan_url)["status"] in ("cancelling", "cancelled")
 
 
 def test_tail_shows_a_task_as_run_does(plan_url):
