@@ -131,19 +131,27 @@ class Postgres:
 
     def copy_to(self, other: Postgres, name: str) -> None:
         """Make the folder of ``other``: it will stand by, and be known here by that name."""
-        here = f"host={self.host} port={self.port} user={USER} application_name={name}"
-        copy = [program("pg_basebackup"), "-D", str(other.folder)]
+        copy = [program("pg_basebackup"), "-D", str(other.folder), "-d", self._conninfo(name)]
         subprocess.run(
-            [*copy, "-R", "-X", "stream", "--checkpoint=fast", "--no-sync", "-d", here],
+            [*copy, "-R", "-X", "stream", "--checkpoint=fast", "--no-sync"],
             check=True,
             **_as_user(),
         )
+
+    def follow(self, primary: Postgres, name: str) -> None:
+        """Stand by for another primary than before, and be known there by that name."""
+        self.ask(f"ALTER SYSTEM SET primary_conninfo = '{primary._conninfo(name)}'")
+        self.ask("SELECT pg_reload_conf()")
 
     def ask(self, query: str) -> str:
         """What one statement yields, as text."""
         where = ["-h", self.host, "-p", str(self.port), "-U", USER]
         command = [program("psql"), "-qXAt", *where, "-c", query]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    def _conninfo(self, name: str) -> str:
+        """How a standby of that name reaches it."""
+        return f"host={self.host} port={self.port} user={USER} application_name={name}"
 
     def promote(self) -> None:
         """Make a standby the primary."""

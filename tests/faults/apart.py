@@ -61,8 +61,10 @@ class Network:
         _run("ip", "link", "add", self._link, "type", "veth", *far)
         _run("ip", "address", "add", f"{self._prefix}.1/24", "dev", self._link)
         _run("ip", "link", "set", self._link, "up")
-        for number in range(PLACES):
-            self._inside("ip", "address", "add", f"{self.place(number)}/24", "dev", "far")
+        # What runs there calls from the first of its addresses: so that is none of the places.
+        own = f"{self._prefix}.2"
+        for place in (own, *map(self.place, range(PLACES))):
+            self._inside("ip", "address", "add", f"{place}/24", "dev", "far")
         self._inside("ip", "link", "set", "lo", "up")
         self._inside("ip", "link", "set", "far", "up")
 

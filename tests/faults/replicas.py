@@ -43,14 +43,14 @@ class Replicas:
             self._stand_by(name)
 
     def promote(self) -> None:
-        """Behind the death of the primary: make the standby that has most of it the next."""
-        received = {
-            name: int(server.ask(RECEIVED))
-            for name, server in self._servers.items()
-            if name != self._primary
-        }
+        """Behind the death of the primary: the standby that has most of it is the next."""
+        standbys = {name: each for name, each in self._servers.items() if name != self._primary}
+        received = {name: int(each.ask(RECEIVED)) for name, each in standbys.items()}
         self._primary = max(received, key=received.__getitem__)
         self.primary.promote()
+        # By itself a standby would wait minutes for a primary that is silent.
+        for name in standbys.keys() - {self._primary}:
+            standbys[name].follow(self.primary, name)
 
     def rebuild(self) -> None:
         """Make a standby of the one that died: a new copy."""
@@ -75,7 +75,6 @@ def replicas(apart: Network | None = None) -> Iterator[Replicas]:
     """A primary and its standbys, perhaps in a network of their own; their folders go with them."""
     ports = {name: free_port() for name in NAMES}
     hosts = [apart.place(number) if apart else "127.0.0.1" for number in range(len(NAMES))]
-    conninfo = f"host={','.join(hosts)} port={','.join(map(str, ports.values()))} user={USER}"
     with folder_of_servers() as folder:
         made = Replicas(
             {
@@ -84,10 +83,6 @@ def replicas(apart: Network | None = None) -> Iterator[Replicas]:
                     port,
                     *QUICK,
                     f"synchronous_standby_names={QUORUM}",
-                    # A standby looks for the next primary by itself.
-                    f"primary_conninfo={conninfo} application_name={name}"
-                    " target_session_attrs=read-write connect_timeout=2",
-                    "wal_receiver_timeout=3s",
                     "wal_retrieve_retry_interval=200ms",
                     "wal_keep_size=256MB",
                     host=host,
