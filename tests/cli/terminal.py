@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -83,6 +84,11 @@ class Terminal:
         return True
 
 
+def _listen_to_interrupts() -> None:
+    """A shell lets what it runs in the background ignore them, and so would what that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def in_terminal(
     *arguments: str,
@@ -104,6 +110,7 @@ def in_terminal(
         encoding="utf-8",
         dimensions=(rows, columns),
         env={**os.environ, "TERM": "xterm-256color", **(env or {})},
+        preexec_fn=_listen_to_interrupts,
     )
     try:
         yield Terminal(process, rows, columns)
