@@ -58,7 +58,8 @@ serve: $(STAMP) ## serve the example's knowledge until Ctrl-C
 	@$(BIN)/agentsrv serve --knowledge examples/knowledge
 
 test: $(STAMP) ## run the tests (without the long ones) on all cores; COVER=1 measures coverage, too
-	$(PYTEST) $(PARALLEL) $(if $(COVER),--cov --cov-report=term)
+	$(PYTEST) $(PARALLEL) -m "not soak and not alone" $(if $(COVER),--cov --cov-report=)
+	$(PYTEST) -m "alone and not soak" $(if $(COVER),--cov --cov-append --cov-report=term)
 
 lint: $(STAMP) ## check style, format and who imports whom
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ from tests.faults.nodes import Load, chain, execute, first, made_cluster, measur
 from tests.orchestrator.world import check_log
 from tests.postgres import QUICK, postgres
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.alone]
 NAMES = ("a", "b", "c")
 SHORT = (1.0, 4.0)  # seconds: a lease can be renewed in time
 LONG = (13.0, 15.0)  # seconds: it is over by everybody's clock, and others have taken the tasks
