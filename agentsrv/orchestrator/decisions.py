@@ -90,6 +90,8 @@ class Decisions:
             state=kept_snapshot(state),
         )
         await self._store.append(append)
+        if state.status.is_terminal:
+            self._measures.end(state.agent, state.status.value)
         return {"task_id": head.task_id, "status": state.status.value, "seq": state.seq}
 
 

@@ -18,7 +18,7 @@ from agentsrv.models.events import (
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.logs import kept_snapshot
 from agentsrv.store.base import Append, Lease, Store
-from agentsrv.telemetry.measures import OF_A_PLAN, Measures
+from agentsrv.telemetry.measures import Measures
 
 # What may wait for a commit before a writer must wait too. It is also how long one that never waits
 # of itself holds up the others: a hundred of them take a turn of 10 to 20 ms.
@@ -241,8 +241,7 @@ class Journal:
         if error is not None:
             raise error
         if self.closed and self._lost is None and not self._bodies:  # it held the task's end
-            state = self.state
-            self._measures.ended[state.agent or OF_A_PLAN, state.status.value] += 1
+            self._measures.end(self.state.agent, self.state.status.value)
         waiters, self._in_flight_waiters = self._in_flight_waiters, []
         for waiter in waiters:
             if not waiter.done():

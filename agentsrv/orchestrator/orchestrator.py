@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 import orjson
@@ -24,16 +24,13 @@ from agentsrv.models import events as e
 from agentsrv.models.commands import Cancel, Create, Execute, List, Respond, Send, Subscribe
 from agentsrv.models.states import TaskStatus
 from agentsrv.models.task import TaskState
-from agentsrv.orchestrator import dialogue
 from agentsrv.orchestrator.decisions import Decisions, Result, write
-from agentsrv.orchestrator.endings import CancelRequest
 from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.peers import Peers
-from agentsrv.orchestrator.steering import Steering, steer
+from agentsrv.orchestrator.routing import Router
 from agentsrv.orchestrator.subscriptions import Answer
 from agentsrv.orchestrator.worker import Worker
 from agentsrv.store.base import Head, NewTask, Store
-from agentsrv.telemetry.measures import OF_A_PLAN
 
 READY_WITHIN: Final = 2.0  # seconds that the store has to answer; a commit is under way for some ms
 
@@ -57,11 +54,10 @@ class Orchestrator:
         self._store = store
         self._registry = registry
         self._worker = worker
-        self._peers = peers
         self._now = now
         self._grace = grace
-        self._measures = worker.measures
         self._decisions = Decisions(store, now, worker.measures)
+        self._router = Router(self._decisions, worker, peers, now)
         self._queueing: Counter[str] = Counter()
         self.draining = False
         """Whether new work is refused."""
@@ -209,13 +205,8 @@ class Orchestrator:
         assert task_id is not None
         answer.keep(task_id)
         grace = self._grace if command.grace is None else command.grace
-        request = CancelRequest(command.reason, principal, grace)
         steering = Cancel(task_id=task_id, reason=command.reason, grace=grace)
-
-        async def decide(head: Head) -> Result:
-            return await self._cancel_idle(head, request)
-
-        return await self._steer(principal, task_id, steering, decide)
+        return await self._router.route(principal, task_id, steering)
 
     async def respond(self, principal: str, command: Respond, answer: Answer) -> Result:
         """Settle a question, whether its task runs here at the moment or waits for a worker.
@@ -229,14 +220,7 @@ class Orchestrator:
         input_id = command.input_id
         task_id = input_id.partition("/")[0]
         answer.keep(task_id)
-
-        async def decide(head: Head) -> Result:
-            state = await self._decisions.load(head)
-            event = dialogue.received(state, command, principal, self._now())
-            await self._decisions.append(head, state, event)
-            return {"task_id": task_id, "input_id": input_id}
-
-        return await self._steer(principal, task_id, command, decide, f"question {input_id!r}")
+        return await self._router.route(principal, task_id, command, f"question {input_id!r}")
 
     async def send(self, principal: str, command: Send, answer: Answer) -> Result:
         """Give a message to the steps of a task.
@@ -244,16 +228,8 @@ class Orchestrator:
         Raises:
             NotFound, InvalidState, TooLarge: Nothing was sent.
         """
-        task_id = command.task_id
-        answer.keep(task_id)
-
-        async def decide(head: Head) -> Result:
-            state = await self._decisions.load(head)
-            event = dialogue.sent(state, command.message, principal)
-            result = await self._decisions.append(head, state, event)
-            return {"task_id": task_id, "seq": result["seq"]}
-
-        return await self._steer(principal, task_id, command, decide)
+        answer.keep(command.task_id)
+        return await self._router.route(principal, command.task_id, command)
 
     async def question(self, principal: str, name: str) -> e.InputRequired:
         """The question of that id, or else the one open question of the task of that id.
@@ -355,46 +331,6 @@ class Orchestrator:
             raise InvalidState(
                 f"task {head.task_id} is {head.status}; resume_from needs failed or cancelled"
             )
-
-    async def _steer(
-        self,
-        principal: str,
-        task_id: str,
-        command: Steering,
-        idle: Callable[[Head], Awaitable[Result]],
-        what: str | None = None,
-    ) -> Result:
-        """Hand a command to whoever runs the task; ``idle`` decides it where nobody does."""
-
-        async def decide(head: Head) -> Result:
-            runner = self._worker.live(task_id)
-            if runner is not None:
-                try:
-                    return steer(runner, principal, command)
-                finally:
-                    await runner.journal.commit()  # a refusal, too, tells of what is committed
-            if self._peers is not None and self._peers.hold(head):
-                return await self._peers.ask(head, principal, command)
-            return await idle(head)
-
-        return await self._decisions.decide(principal, task_id, decide, what)
-
-    async def _cancel_idle(self, head: Head, request: CancelRequest) -> Result:
-        """Cancel a task of which nothing runs."""
-        if head.status.is_terminal or head.status is TaskStatus.CANCELLING:
-            return {"task_id": head.task_id, "status": head.status.value, "already": True}
-        event: e.Event
-        if head.status in (TaskStatus.PENDING, TaskStatus.QUEUED):
-            event = e.TaskCancelled(
-                "cancelled", request.reason, request.by, stopped=True, partial_output=""
-            )
-        else:  # its worker is gone; the next one reads the intent and ends the task
-            event = e.TaskCancelling(request.reason, request.by, request.grace)
-        state = await self._decisions.load(head)
-        result = await self._decisions.append(head, state, event)
-        if state.status.is_terminal:
-            self._measures.ended[state.agent or OF_A_PLAN, state.status.value] += 1
-        return {"task_id": head.task_id, "status": result["status"], "already": False}
 
     def _count_queueing(self, principal: str, change: int) -> None:
         """Count what is on its way into the queue, and forget whose nothing is."""

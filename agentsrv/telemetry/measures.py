@@ -92,6 +92,10 @@ class Measures:
         self.model: Callable[[], Mapping[str, int]] = dict
         """What was asked of the language model, by the names of `Usage`."""
 
+    def end(self, agent: str | None, status: str) -> None:
+        """Count a task that ended with ``status``, of one agent or of a plan."""
+        self.ended[agent or OF_A_PLAN, status] += 1
+
 
 def _long() -> Histogram:
     return Histogram(LONG)

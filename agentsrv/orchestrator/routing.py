@@ -1,0 +1,82 @@
+"""Routing: what people want of a task is brought to whoever runs it: here, elsewhere, or nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from agentsrv.models import events as e
+from agentsrv.models.commands import Cancel, Respond
+from agentsrv.models.states import TaskStatus
+from agentsrv.orchestrator import dialogue
+from agentsrv.orchestrator.decisions import Decisions, Result
+from agentsrv.orchestrator.peers import Peers
+from agentsrv.orchestrator.steering import Steering, steer
+from agentsrv.orchestrator.worker import Worker
+from agentsrv.store.base import Head
+
+
+class Router:
+    """Has a steering command carried out where its task is; results tell of what is committed."""
+
+    def __init__(
+        self,
+        decisions: Decisions,
+        worker: Worker,
+        peers: Peers | None,
+        now: Callable[[], float],
+    ) -> None:
+        self._decisions = decisions
+        self._worker = worker
+        self._peers = peers
+        self._now = now
+
+    async def route(
+        self, by: str, task_id: str, command: Steering, what: str | None = None
+    ) -> Result:
+        """Carry a command of the principal ``by`` out, and again where others were first.
+
+        Raises:
+            NotFound: The principal has no such task; ``what`` is what it looked for.
+            AgentsrvError: What the task's state has against the command.
+        """
+
+        async def decide(head: Head) -> Result:
+            runner = self._worker.live(task_id)
+            if runner is not None:
+                try:
+                    return steer(runner, by, command)
+                finally:
+                    await runner.journal.commit()  # a refusal, too, tells of what is committed
+            if self._peers is not None and self._peers.hold(head):
+                return await self._peers.ask(head, by, command)
+            return await self._decide_idle(head, by, command)
+
+        return await self._decisions.decide(by, task_id, decide, what)
+
+    async def _decide_idle(self, head: Head, by: str, command: Steering) -> Result:
+        """Decide on a task of which nothing runs."""
+        if isinstance(command, Cancel):
+            return await self._cancel_idle(head, by, command)
+        state = await self._decisions.load(head)
+        if isinstance(command, Respond):
+            received = dialogue.received(state, command, by, self._now())
+            await self._decisions.append(head, state, received)
+            return {"task_id": head.task_id, "input_id": command.input_id}
+        sent = dialogue.sent(state, command.message, by)
+        result = await self._decisions.append(head, state, sent)
+        return {"task_id": head.task_id, "seq": result["seq"]}
+
+    async def _cancel_idle(self, head: Head, by: str, command: Cancel) -> Result:
+        if head.status.is_terminal or head.status is TaskStatus.CANCELLING:
+            return {"task_id": head.task_id, "status": head.status.value, "already": True}
+        event: e.Event
+        if head.status in (TaskStatus.PENDING, TaskStatus.QUEUED):
+            event = e.TaskCancelled(
+                "cancelled", command.reason, by, stopped=True, partial_output=""
+            )
+        else:  # its worker is gone; the next one reads the intent and ends the task
+            assert command.grace is not None
+            event = e.TaskCancelling(command.reason, by, command.grace)
+        state = await self._decisions.load(head)
+        result = await self._decisions.append(head, state, event)
+        return {"task_id": head.task_id, "status": result["status"], "already": False}
