@@ -23,10 +23,12 @@ from agentsrv.models.plan import ExecutionPlan
 from tests.faults.cluster_app import TRACE
 from tests.faults.process import ServerProcess
 from tests.orchestrator.world import check_log, step
+from tests.postgres import QUICK, postgres
 
 T = TypeVar("T")
 
 APPLICATION: Final = "tests.faults.cluster_app:app"
+NAMES: Final = ("a", "b", "c")
 AT_ONCE: Final = 6  # tasks of a load
 STEPS: Final = 3  # of each of them
 STUCK: Final = 120.0  # seconds that no task of a load takes, whatever is done to the nodes
@@ -90,6 +92,15 @@ async def made_cluster(server: Database, folder: Path) -> AsyncIterator[Cluster]
     finally:
         for node in made.nodes.values():
             node.kill()
+
+
+@asynccontextmanager
+async def three_nodes(folder: Path) -> AsyncIterator[Cluster]:
+    """Those of ``NAMES``, above a database of their own."""
+    with postgres(*QUICK) as server:
+        async with made_cluster(server, folder) as cluster:
+            cluster.start(*NAMES)
+            yield cluster
 
 
 async def told(client: Client, task: str, begun: asyncio.Queue[str] | None = None) -> list[Record]:

@@ -17,12 +17,21 @@ from agentsrv.client import Client
 from agentsrv.models.events import Record
 from tests.faults.apart import network
 from tests.faults.conftest import Ledger
-from tests.faults.nodes import Load, chain, execute, first, made_cluster, measured, told, wait
+from tests.faults.nodes import (
+    NAMES,
+    Load,
+    chain,
+    execute,
+    first,
+    made_cluster,
+    measured,
+    told,
+    wait,
+)
 from tests.orchestrator.world import check_log
 from tests.postgres import QUICK, postgres
 
 pytestmark = [pytest.mark.faults, pytest.mark.alone]
-NAMES = ("a", "b", "c")
 SHORT = (1.0, 4.0)  # seconds: a lease can be renewed in time
 LONG = (13.0, 15.0)  # seconds: it is over by everybody's clock, and others have taken the tasks
 HELD = 600  # words: a step that runs still when its node has to give it up

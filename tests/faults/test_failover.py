@@ -17,11 +17,10 @@ from agentsrv.client import Client
 from examples.cluster.local import nginx
 from tests.faults.apart import network
 from tests.faults.conftest import Ledger
-from tests.faults.nodes import Load, made_cluster
+from tests.faults.nodes import NAMES, Load, made_cluster
 from tests.faults.replicas import replicas
 
 pytestmark = [pytest.mark.faults, pytest.mark.alone]
-NAMES = ("a", "b", "c")
 LATE = 10.0  # seconds: longer than nodes hold what they cannot renew
 REFUSED_WITHIN = 30.0  # seconds; nodes try for two of them
 

@@ -53,16 +53,20 @@ async def clients(*urls: str) -> AsyncIterator[list[Client]]:
         yield [await stack.enter_async_context(Client(url)) for url in urls]
 
 
+@asynccontextmanager
+async def divided(cluster: Cluster, bus: str) -> AsyncIterator[Client]:
+    """A client of ``gate``, which takes clients; ``work`` runs their tasks."""
+    async with AsyncExitStack() as stack:
+        options = [f"--bus={stack.enter_context(redis())}"] if bus == "redis" else []
+        cluster.start("gate", options=["--role=gateway", *options])
+        cluster.start("work", options=["--role=worker", *options])
+        yield await stack.enter_async_context(Client(cluster.url("gate")))
+
+
 @pytest.mark.parametrize("bus", ["postgresql", "redis"])
 async def test_people_on_a_gateway_reach_what_a_worker_runs(cluster: Cluster, bus: str) -> None:
     """Follow, answer, send, cancel, look, list, by key and by prefix; the worker takes no one."""
-    async with AsyncExitStack() as stack:
-        options = []
-        if bus == "redis":
-            options.append(f"--bus={stack.enter_context(redis())}")
-        cluster.start("gate", options=["--role=gateway", *options])
-        cluster.start("work", options=["--role=worker", *options])
-        (client,) = await stack.enter_async_context(clients(cluster.url("gate")))
+    async with divided(cluster, bus) as client:
         asked = await execute(client, agent="asker", idempotency_key="one")
         question = await first(client, asked, "input_required")
         await client.respond(question.data["input_id"], 7)
@@ -130,13 +134,7 @@ async def test_who_steers_from_another_node_is_heard_at_once(
     cluster: Cluster, ledger: Ledger, bus: str, samples: int
 ) -> None:
     """From a command to the coroutine that it is for, on the node that runs it."""
-    async with AsyncExitStack() as stack:
-        options = []
-        if bus == "redis":
-            options.append(f"--bus={stack.enter_context(redis())}")
-        cluster.start("gate", options=["--role=gateway", *options])
-        cluster.start("work", options=["--role=worker", *options])
-        (client,) = await stack.enter_async_context(clients(cluster.url("gate")))
+    async with divided(cluster, bus) as client:
         cancelled, answered = dict[str, float](), dict[str, float]()
         for _ in range(samples):
             task = await execute(client, agent="sleeper")

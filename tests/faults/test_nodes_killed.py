@@ -16,21 +16,17 @@ import pytest
 from agentsrv.client import Client
 from examples.cluster.local import nginx
 from tests.faults.conftest import Ledger
-from tests.faults.nodes import Cluster, Load, made_cluster, wait
-from tests.postgres import QUICK, postgres
+from tests.faults.nodes import NAMES, Cluster, Load, three_nodes, wait
 
 pytestmark = pytest.mark.faults
-NAMES = ("a", "b", "c")
 STOPPED = 13.0  # seconds: longer than a lease
 
 
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    """Three nodes above a database of their own."""
-    with postgres(*QUICK) as server:
-        async with made_cluster(server, tmp_path) as cluster:
-            cluster.start(*NAMES)
-            yield cluster
+    """Three nodes."""
+    async with three_nodes(tmp_path) as cluster:
+        yield cluster
 
 
 @pytest.mark.parametrize("faults", [6, pytest.param(100, marks=pytest.mark.soak)])

@@ -14,31 +14,28 @@ from agentsrv.client import Client
 from examples.cluster.local import nginx
 from tests.faults.conftest import Ledger
 from tests.faults.nodes import (
+    NAMES,
     Cluster,
     Load,
     chain,
     execute,
     first,
-    made_cluster,
     measured,
+    three_nodes,
     told,
 )
 from tests.faults.process import ServerProcess
 from tests.orchestrator.world import check_log
-from tests.postgres import QUICK, postgres
 
 pytestmark = pytest.mark.faults
-NAMES = ("a", "b", "c")
 WORDS = 100  # of each step: two seconds
 
 
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    """Three nodes above a database of their own."""
-    with postgres(*QUICK) as server:
-        async with made_cluster(server, tmp_path) as cluster:
-            cluster.start(*NAMES)
-            yield cluster
+    """Three nodes."""
+    async with three_nodes(tmp_path) as cluster:
+        yield cluster
 
 
 @pytest.fixture

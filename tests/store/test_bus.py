@@ -114,6 +114,16 @@ class TestBus:
             await asyncio.wait([peer.task])
 
 
+async def hear_again(peers: list[Peer]) -> None:
+    """Wait until both know that they may have missed something, and one hears the other; end."""
+    await until(lambda: all(peer.misses == 2 for peer in peers))
+    peers[0].hints.add(is_ready=True)
+    await until(lambda: bool(peers[1].heard))
+    for peer in peers:
+        peer.task.cancel()
+    await asyncio.wait([peer.task for peer in peers])
+
+
 async def test_postgres_listens_again(server):
     """After its connection was lost a node hears again, and is told that it may have missed."""
     peers = [Peer(PostgresBus(server.dsn()), number) for number in (1, 2)]
@@ -123,12 +133,7 @@ async def test_postgres_listens_again(server):
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
     )
     await admin.close()
-    await until(lambda: all(peer.misses == 2 for peer in peers))
-    peers[0].hints.add(is_ready=True)
-    await until(lambda: bool(peers[1].heard))
-    for peer in peers:
-        peer.task.cancel()
-    await asyncio.wait([peer.task for peer in peers])
+    await hear_again(peers)
 
 
 async def test_redis_listens_again():
@@ -138,12 +143,7 @@ async def test_redis_listens_again():
         peers = [Peer(RedisBus(url), number) for number in (1, 2)]
         await until(lambda: all(peer.misses == 1 for peer in peers))
     with redis(port) as url:
-        await until(lambda: all(peer.misses == 2 for peer in peers))
-        peers[0].hints.add(is_ready=True)
-        await until(lambda: bool(peers[1].heard))
-        for peer in peers:
-            peer.task.cancel()
-        await asyncio.wait([peer.task for peer in peers])
+        await hear_again(peers)
 
 
 async def test_a_store_with_a_redis_bus(dsn, redis_url):

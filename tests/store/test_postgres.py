@@ -4,7 +4,8 @@ import asyncio
 import random
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -285,30 +286,37 @@ class TestLostConnections:
             await direct.close()
 
 
+@asynccontextmanager
+async def writing(store: PostgresStore, writers: int) -> AsyncIterator[Counter[str]]:
+    """How far each of so many was acknowledged, who write on within the block; all of it is there."""
+    acknowledged = Counter[str]()
+    stopped = asyncio.Event()
+
+    async def write(task_id: str) -> None:
+        head = (await store.create(new_task(task_id))).head
+        while not stopped.is_set():
+            await store.append(following(head))
+            head = head._replace(seq=head.seq + 1)
+            acknowledged[task_id] = head.seq
+
+    tasks = [asyncio.create_task(write(f"t{n}")) for n in range(writers)]
+    yield acknowledged
+    stopped.set()
+    await asyncio.gather(*tasks)
+    for task_id, seq in acknowledged.items():
+        assert await log_of(store, task_id, 100_000) == numbers(1, seq)
+
+
 class TestAway:
     async def test_a_server_that_falls_and_rises(self, connect):
         """What was acknowledged before a crash is there after it, and writers just go on."""
         with postgres(*QUICK) as server:
             store = await connect(server.dsn())
-            acknowledged = Counter[str]()
-            stopped = asyncio.Event()
-
-            async def write(task_id: str) -> None:
-                head = (await store.create(new_task(task_id))).head
-                while not stopped.is_set():
-                    await store.append(following(head))
-                    head = head._replace(seq=head.seq + 1)
-                    acknowledged[task_id] = head.seq
-
-            writers = [asyncio.create_task(write(f"t{n}")) for n in range(20)]
-            for goal in (200, 400, 600):
-                await _until(lambda goal=goal: acknowledged.total() >= goal)  # type: ignore[misc]
-                await asyncio.to_thread(server.stop)
-                await asyncio.to_thread(server.start)
-            stopped.set()
-            await asyncio.gather(*writers)
-            for task_id, seq in acknowledged.items():
-                assert await log_of(store, task_id, 100_000) == numbers(1, seq)
+            async with writing(store, 20) as acknowledged:
+                for goal in (200, 400, 600):
+                    await _until(lambda goal=goal: acknowledged.total() >= goal)  # type: ignore[misc]
+                    await asyncio.to_thread(server.stop)
+                    await asyncio.to_thread(server.start)
             await store.close()
 
     async def test_a_server_that_stays_away(self, connect, caplog):
@@ -379,31 +387,17 @@ class TestFailOver:
             await admin.close()
             hosts = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
             store = await connect(f"postgresql://postgres@{hosts}/postgres")
-            seqs = Counter[str]()
-            stopped = asyncio.Event()
-
-            async def write(task_id: str) -> None:
-                head = (await store.create(new_task(task_id))).head
-                while not stopped.is_set():
-                    await store.append(following(head))
-                    head = head._replace(seq=head.seq + 1)
-                    seqs[task_id] = head.seq
-
-            writers = [asyncio.create_task(write(f"t{n}")) for n in range(10)]
-            await _until(lambda: seqs.total() >= 100)
-            await asyncio.to_thread(primary.stop)
-            before = seqs.total()
-            await asyncio.to_thread(standby.promote)
-            # Now that nobody confirms what the new primary commits, it must not wait for anybody.
-            admin = await asyncpg.connect(standby.dsn())
-            await admin.execute("ALTER SYSTEM SET synchronous_standby_names = ''")
-            await admin.execute("SELECT pg_reload_conf()")
-            await admin.close()
-            await _until(lambda: seqs.total() >= before + 100)
-            stopped.set()
-            await asyncio.gather(*writers)
-            for task_id, seq in seqs.items():
-                assert await log_of(store, task_id, 100_000) == numbers(1, seq)
+            async with writing(store, 10) as seqs:
+                await _until(lambda: seqs.total() >= 100)
+                await asyncio.to_thread(primary.stop)
+                before = seqs.total()
+                await asyncio.to_thread(standby.promote)
+                # Now that nobody confirms what the new primary commits, it must not wait for anybody.
+                admin = await asyncpg.connect(standby.dsn())
+                await admin.execute("ALTER SYSTEM SET synchronous_standby_names = ''")
+                await admin.execute("SELECT pg_reload_conf()")
+                await admin.close()
+                await _until(lambda: seqs.total() >= before + 100)
             await store.close()
 
 
