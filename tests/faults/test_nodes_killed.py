@@ -29,28 +29,31 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
         yield cluster
 
 
-@pytest.mark.parametrize("faults", [6, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("kills", "stops"), [(4, 1), pytest.param(100, 30, marks=pytest.mark.soak)]
+)
 @pytest.mark.timeout(3600)
 async def test_random_nodes_are_killed_and_stopped(
-    cluster: Cluster, ledger: Ledger, tmp_path: Path, faults: int
+    cluster: Cluster, ledger: Ledger, tmp_path: Path, kills: int, stops: int
 ) -> None:
     """Who follows through the proxy is told each event once; each task ends, and ends once."""
-    chance, harmed = random.Random(faults), Counter[str]()
+    chance, harmed = random.Random(kills), Counter[str]()
+    faults = ["kill -9"] * kills + ["SIGSTOP"] * stops
+    chance.shuffle(faults)
     at: list[float] = []
     ports = [cluster.nodes[name].port for name in NAMES]
     async with nginx(tmp_path, ports) as port, Client(f"ws://127.0.0.1:{port}") as client:
         load = Load(client)
         async with load.running():
-            for _ in range(faults):
+            for fault in faults:
                 await asyncio.sleep(chance.uniform(0.5, 3))
                 node = cluster.nodes[chance.choice(NAMES)]
                 at.append(time.time())
-                if chance.random() < 0.75:
-                    harmed["kill -9"] += 1
+                harmed[fault] += 1
+                if fault == "kill -9":
                     await asyncio.to_thread(node.kill)
                     await asyncio.to_thread(node.start)
                 else:
-                    harmed["SIGSTOP"] += 1
                     os.kill(node.pid, signal.SIGSTOP)
                     await asyncio.sleep(STOPPED)
                     os.kill(node.pid, signal.SIGCONT)
