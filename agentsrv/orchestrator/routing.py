@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from agentsrv.models import events as e
@@ -46,6 +47,7 @@ class Router:
                 try:
                     return steer(runner, by, command)
                 finally:
+                    await asyncio.sleep(0)  # who ends in the next turn ends in the same append
                     await runner.journal.commit()  # a refusal, too, tells of what is committed
             if self._peers is not None and self._peers.hold(head):
                 return await self._peers.ask(head, by, command)

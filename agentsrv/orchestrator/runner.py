@@ -71,14 +71,14 @@ class TaskRunner:
         )
         self._branches: dict[asyncio.Task[None], StepRun | None] = {}
         self._stopped = False  # the branches were cancelled by this runner
-        self._quiet: asyncio.Future[None] | None = None  # done when no branch is left
         self._tasks: set[asyncio.Task[None]] = set()  # all that ``run`` has to wait for
         self._frontier: Frontier
         self._left = 0  # steps that have not settled
         self._cancel: CancelRequest | None = None
         self._failure: Failure | None = None
         self._winding_down = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None  # while the branches are being stopped
         self._span: TaskSpan | None = None  # of this run, where the server is traced
         self._cancelled_at: float | None = None  # of the monotonic clock
 
@@ -114,8 +114,9 @@ class TaskRunner:
                 await asyncio.wait(self._tasks)
             raise
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
+            for timer in (self._deadline, self._patience):
+                if timer is not None:
+                    timer.cancel()
             if not self.state.status.is_terminal:
                 self.journal.abandon()
             self.journal.retire()
@@ -134,24 +135,26 @@ class TaskRunner:
         return snapshot
 
     def cancel(self, request: CancelRequest) -> tuple[TaskStatus, bool]:
-        """Decide the cancellation; once it is committed, the work is stopped.
+        """Decide the cancellation, and stop the work in the same turn of the loop.
+
+        The work does not run on for as long as a commit takes. Should a crash forget the decision,
+        then nobody was told of it, and the task goes on as behind any other crash.
 
         Returns:
             The status, and whether the task was ended or being cancelled already; so it is when
             the journal has committed.
         """
-        already = self.journal.closed or self._cancel is not None
-        if not already:
-            self._cancel = request
-            self._cancelled_at = monotonic()
-            if not self._winding_down and self._is_idle:
-                self._cut_off()
-                self._beside(self._measure_end())
-            else:
-                event = e.TaskCancelling(request.reason, request.by, request.grace)
-                self.journal.append(event)
-                self._beside(self._stop_for_cancel(request))
-        return self.state.status, already
+        if self.journal.closed or self._cancel is not None:
+            return self.state.status, True
+        self._cancel = request
+        self._cancelled_at = monotonic()
+        if not self._winding_down and self._is_idle:
+            self._cut_off()
+            return self.state.status, False
+        if not self._winding_down:
+            self._wind_down(request.grace)  # first: what ends at once is in the decision's append
+        self.journal.append(e.TaskCancelling(request.reason, request.by, request.grace))
+        return self.state.status, False
 
     def abandon(self) -> None:
         """Stop without a word in the log: whoever claims the task next goes on from there."""
@@ -183,10 +186,10 @@ class TaskRunner:
         del self._branches[task]
         if self._branches:
             return
-        if self._quiet is not None:
-            self._quiet.set_result(None)
         if self._cancelled_at is not None:
             self._around.measures.stopped.observe(monotonic() - self._cancelled_at)
+        if self._winding_down:
+            self._end(stopped=True)
 
     async def _branch(self, work: Work) -> None:
         """Do one branch's work; a fault of the server fails the task, never the worker."""
@@ -206,10 +209,11 @@ class TaskRunner:
             message = error.message if isinstance(error, AgentsrvError) else "internal error"
             self._fail(Failure(f"{message} (incident {incident})"))
 
-    def _stop_branches(self) -> None:
+    def _stop_branches(self, but: asyncio.Task[None] | None = None) -> None:
         self._stopped = True
         for task in self._branches:
-            task.cancel()
+            if task is not but:
+                task.cancel()
 
     async def _begin(self) -> None:
         state, journal, node = self.state, self.journal, self._around.node
@@ -249,7 +253,7 @@ class TaskRunner:
         if left <= 0:
             self._fail(failure)
             return False
-        self._timer = asyncio.get_running_loop().call_later(left, self._fail, failure)
+        self._deadline = asyncio.get_running_loop().call_later(left, self._fail, failure)
         return True
 
     async def _earlier(self) -> TaskState | None:
@@ -335,43 +339,35 @@ class TaskRunner:
         """Stop what else runs, then end the task as failed."""
         if self._winding_down or self.journal.closed:
             return
-        self._winding_down = True
         self._failure = failure
-        self._beside(self._wind_down(self._around.grace))
+        # A branch that fails ends by itself.
+        self._wind_down(self._around.grace, but=asyncio.current_task())
 
-    async def _stop_for_cancel(self, request: CancelRequest) -> None:
-        try:
-            await self.journal.commit()
-        except AgentsrvError:
-            return  # the journal is lost, and with it this task
-        if not self._winding_down:
-            self._winding_down = True
-            await self._wind_down(request.grace)
-            await self._measure_end()
-
-    async def _measure_end(self) -> None:
+    async def _measure_end(self, cancelled_at: float) -> None:
         with suppress(AgentsrvError):
             await self.journal.commit()
-            if self._cancelled_at is not None:
-                self._around.measures.cancelled.observe(monotonic() - self._cancelled_at)
+            self._around.measures.cancelled.observe(monotonic() - cancelled_at)
 
-    async def _wind_down(self, grace: float) -> None:
-        """Cancel the work, give it ``grace`` seconds, and write the terminal event."""
-        self._stop_branches()
-        if self._branches:
-            self._quiet = asyncio.get_running_loop().create_future()
-            await asyncio.wait({self._quiet}, timeout=grace)
+    def _wind_down(self, grace: float, but: asyncio.Task[None] | None = None) -> None:
+        """Cancel the work; the terminal event follows its end, or comes in ``grace`` seconds."""
+        self._winding_down = True
+        self._stop_branches(but)
+        self._patience = asyncio.get_running_loop().call_later(grace, self._end_without, grace)
+
+    def _end_without(self, grace: float) -> None:
+        """End the task without those that have not stopped."""
+        if self.journal.closed:
+            return
         late = len(self._branches)
-        self._end(stopped=not late)
-        if late:
-            self._around.measures.orphaned += late
-            _log.warning(
-                "task %s: %d steps still run %s s after they were cancelled; they are cut off",
-                self.state.task_id,
-                late,
-                grace,
-                extra={"about": self.about},
-            )
+        self._end(stopped=False)
+        self._around.measures.orphaned += late
+        _log.warning(
+            "task %s: %d steps still run %s s after they were cancelled; they are cut off",
+            self.state.task_id,
+            late,
+            grace,
+            extra={"about": self.about},
+        )
 
     def _cut_off(self) -> None:
         """End the task while none of its code runs."""
@@ -384,6 +380,8 @@ class TaskRunner:
         ending = self._cancel or self._failure
         if ending is not None and not self.journal.closed:
             write_end(self.journal, ending, stopped=stopped)
+            if self._cancelled_at is not None:
+                self._beside(self._measure_end(self._cancelled_at))
 
     def _on_lost(self, error: AgentsrvError) -> None:
         _log.info("task %s is lost to this worker: %s", self.state.task_id, error)

@@ -15,6 +15,7 @@ from agentsrv.errors import ModelError, PermanentError
 from agentsrv.models.plan import ExecutionPlan, ExplainedPlan, Step
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator import logs
+from tests.orchestrator.people import SlowStore
 from tests.orchestrator.world import World, check_log, crashed, die, running, step
 from tests.simulation import simulate
 
@@ -433,6 +434,40 @@ def test_cancel_reaches_a_running_coroutine():
             "enough", "somebody", True,
         )  # fmt: skip
         check_log(await world.log(task))
+
+    simulate(story())
+
+
+def test_a_cancel_stops_at_once_and_takes_one_commit():
+    """The work does not run on for as long as the commit takes, and its end is in that commit."""
+    at: list[float] = []
+
+    async def sleeps(step: Step, ctx: StepContext) -> str:
+        clock = asyncio.get_running_loop().time
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            at.append(clock())
+            raise
+        return "awake"
+
+    async def story() -> None:
+        clock = asyncio.get_running_loop().time
+        world = World(SlowStore())
+        world.agent(sleeps)
+        async with running(world):
+            task = await world.create(step("a", "sleeps"))
+            await world.reader.until(task, "step_started")
+            await asyncio.sleep(1)  # nothing is being committed
+            asked = clock()
+            result = await world.cancel(task)
+            await world.reader.until(task)
+            assert result["status"] == "cancelling"
+            assert at == [asked]
+            assert clock() - asked == pytest.approx(1.0)
+        assert world.reader.types(task)[-3:] == [
+            "task_cancelling", "step_cancelled", "task_cancelled",
+        ]  # fmt: skip
 
     simulate(story())
 
