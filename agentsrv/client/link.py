@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final, Never, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import orjson
@@ -35,7 +35,13 @@ from agentsrv.client.errors import (
     from_frame,
 )
 from agentsrv.client.feeds import Answer
-from agentsrv.errors import AgentsrvError, ConfigurationError, RateLimited, TooLarge
+from agentsrv.errors import (
+    AgentsrvError,
+    ConfigurationError,
+    RateLimited,
+    ShuttingDown,
+    TooLarge,
+)
 from agentsrv.models.events import Record, to_record
 from agentsrv.protocol import PROTOCOL
 from agentsrv.protocol.replies import Hello
@@ -133,6 +139,7 @@ class Link:
         self._ids = itertools.count(1)
         self._outbox: asyncio.Queue[bytes] | None = None
         self._progress = False
+        self._sent_away = False
         self._reconnect_in = 0.0
 
     def post(
@@ -244,7 +251,7 @@ class Link:
                 self._send(call)
             self._listener.up()
             self.ready.set()
-            await self._read(socket)
+            return await self._read(socket)
         except ConnectionClosed as closed:
             return _verdict(closed)
         except (ValueError, KeyError, TypeError) as error:
@@ -258,10 +265,14 @@ class Link:
             await socket.close()
             socket.transport.abort()
 
-    async def _read(self, socket: ClientConnection) -> Never:
+    async def _read(self, socket: ClientConnection) -> AgentsrvError:
+        """Take what comes, until the server sends us away and nothing is lost by going."""
+        self._sent_away = False
         while True:
             for _ in range(BURST):
                 self._dispatch(orjson.loads(await socket.recv(decode=False)))
+                if self._sent_away and all(call.resend for call in self._calls.values()):
+                    return NoServer("the server is about to stop")
             await asyncio.sleep(0)
 
     def _dispatch(self, frame: dict[str, Any]) -> None:
@@ -290,6 +301,10 @@ class Link:
         if isinstance(answer, RateLimited) and not call.is_line and not call.abandoned:
             wait = answer.retry_after or 0.0
             asyncio.get_running_loop().call_later(wait, self._send_again, number, call.sent)
+            return
+        if isinstance(answer, ShuttingDown) and call.resend and not call.abandoned:
+            call.sent -= 1  # that time counts for nothing; it is sent on the next connection
+            self._sent_away = True
             return
         del self._calls[number]
         if isinstance(answer, AgentsrvError) and call.sent > 1:

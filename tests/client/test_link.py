@@ -85,6 +85,32 @@ async def test_a_command_too_many_is_sent_again():
     assert len({command["id"] for command in server.asked[:3]}) == 1
 
 
+async def test_a_command_too_late_is_sent_again_elsewhere():
+    """A server that is about to stop did not carry it out; the next one will."""
+    waits = Waits(base=0.1)
+
+    async def too_late(peer: Peer) -> None:
+        await peer.send({"type": "goaway", "reason": "drain", "reconnect_in": 1.0})
+        command = await peer.receive()
+        await peer.send(
+            {"type": "error", "command": command["command"], "id": command["id"],
+             "code": "shutting_down", "message": "too late", "retryable": True}
+        )  # fmt: skip
+        await idle(peer)  # it has tasks to wait for
+
+    async def takes(peer: Peer) -> None:
+        await peer.reply(await peer.receive(), task_id=T1, status="queued", seq=2)
+        await answers(peer)
+
+    async with (
+        FakeServer(too_late, takes).running() as server,
+        Client(server.url, waits.options) as client,
+    ):
+        assert (await client.create("late"))["task_id"] == T1
+    assert [command["command"] for command in server.asked] == ["create"] * 2
+    assert waits.seconds == [1.1]
+
+
 async def test_the_wait_before_a_new_connection_grows_to_its_cap():
     """Full jitter: anything up to base, twice that, and so on, never more than the cap."""
     waits = Waits(base=0.1, cap=0.5, attempts=6)
