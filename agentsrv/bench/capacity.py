@@ -87,7 +87,7 @@ async def crowd(target: Target, count: int) -> AsyncIterator[None]:
     try:
         while len(members) < count:
             coming = min(AT_ONCE, count - len(members))
-            members += await asyncio.gather(*(Stream.connect(target.url) for _ in range(coming)))
+            members += await asyncio.gather(*(Stream.connect(target) for _ in range(coming)))
         yield
     finally:
         for member in members:
@@ -107,7 +107,7 @@ async def tasks(bench: Bench) -> None:
             await load.run(target, ACTIVE, sizes.finished_tasks)
             finished.append((resident(target.pid) - before) / sizes.finished_tasks / KIB)
         client = Counter(PROGRESS)
-        await client.open(target.url)
+        await client.open(target)
         before = resident(target.pid)
         client.send(*[create("ticker", events=2, pause=FOREVER)] * sizes.running_tasks)
         await client.until(sizes.running_tasks)
@@ -146,11 +146,11 @@ async def subscribers(bench: Bench) -> None:
 
 async def followed(target: Target, count: int, events: int) -> tuple[float, float]:
     """Seconds until ``count`` subscribers have a task's events, and those the server computed."""
-    owner = await Finder.connect(target.url)
+    owner = await Finder.connect(target)
     fields = {"agent": "ticker", "params": {"events": events}}
     await owner.ask(command("create", task_description="measure", **fields))
     task_id = await owner.task_id()
-    readers = [await Counter(PROGRESS).open(target.url) for _ in range(count)]
+    readers = [await Counter(PROGRESS).open(target) for _ in range(count)]
     for reader in readers:
         reader.send(command("subscribe", task_id=task_id))
     await asyncio.sleep(SETTLE)
@@ -191,7 +191,7 @@ async def streams(bench: Bench) -> None:
 
 async def loop_lag(target: Target, seconds: float) -> float:
     """Milliseconds by which the server's loop is late in so many seconds (99th percentile)."""
-    client = await Finder.connect(target.url)
+    client = await Finder.connect(target)
     client.send(create("lag", seconds=seconds))
     mark = b'"final_output":"'
     found = (await client.find(mark, 12))[len(mark) :]

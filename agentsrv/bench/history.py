@@ -46,7 +46,7 @@ async def replay(bench: Bench) -> None:
     task_id = await fill_one(bench.file, count)
     async with bench.own.server() as target:
         for _ in range(bench.sizes.rounds):
-            client = await Counter().open(target.url)
+            client = await Counter().open(target)
             watch = asyncio.create_task(_peak(target.pid))
             before = time.perf_counter()
             client.send(command("subscribe", task_id=task_id))

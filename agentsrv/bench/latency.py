@@ -51,7 +51,7 @@ async def commit(bench: Bench) -> None:
 
 async def commits(target: Target, count: int) -> list[float]:
     """Seconds from each of ``count`` creates to its reply; the tasks are cancelled behind."""
-    client = await Finder.connect(target.url)
+    client = await Finder.connect(target)
     times, tasks = [], []
     for _ in range(count):
         before = time.perf_counter()
@@ -95,10 +95,10 @@ async def cancel(bench: Bench) -> None:
 async def cancels(target: Target, count: int, running: int) -> list[float]:
     """Seconds from each of ``count`` cancels to ``task_cancelled``, with so many tasks running."""
     beside = Counter(PROGRESS)
-    await beside.open(target.url)
+    await beside.open(target)
     beside.send(*[create("ticker", bound=True, events=1_000_000, pause=TICK)] * (running - 1))
     await beside.until(running - 1)
-    client = await Finder.connect(target.url)
+    client = await Finder.connect(target)
     times = []
     for _ in range(count):
         client.send(create("ticker", events=2, pause=FOREVER))

@@ -140,7 +140,7 @@ async def run(
         servers = (target, *beside)
         pids = [server.pid for server in servers if server.pid]
         opening = zip(runners, cycle(servers), strict=False)
-        await asyncio.gather(*(runner.open(server.url) for runner, server in opening))
+        await asyncio.gather(*(runner.open(server) for runner, server in opening))
         before = sum(map(cpu_seconds, pids))
         client, started = time.process_time(), time.perf_counter()
         await asyncio.gather(*(runner.run() for runner in runners))

@@ -77,7 +77,7 @@ async def tails(bench: Bench) -> None:
         async with bench.shared.cluster("worker", "gateway") as cluster:
             gateway = cluster.targets[1]
             idle = await _share(gateway, sizes.watched)
-            client = await Counter(PROGRESS).open(gateway.url)
+            client = await Counter(PROGRESS).open(gateway)
             client.send(*[create("ticker", events=2, pause=FOREVER)] * sizes.tails)
             await client.until(sizes.tails)
             await asyncio.sleep(SETTLE)

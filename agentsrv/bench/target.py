@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -48,6 +48,8 @@ class Target:
     """Its process, or the parent of several, where it is ours and this system lets us look."""
     started_in: float = 0.0
     """Seconds from its start until it listened."""
+    token: str | None = field(default=None, repr=False)
+    """What the load says who it is by, where the server asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +66,24 @@ class Remote:
     """Where a server is that is not ours: its process and its store cannot be looked into."""
 
     url: str
+    token: str | None = field(default=None, repr=False)
 
     @asynccontextmanager
     async def server(self) -> AsyncIterator[Target]:
         """The server.
 
         Raises:
-            ConfigurationError: It serves another application.
-            NoServer: Nobody answers.
+            ConfigurationError: It serves another application, or the token is none.
+            NoServer, NotAllowed: Nobody answers, or not to that token.
         """
-        async with Client(self.url) as client:
+        async with Client(self.url, token=self.token) as client:
             found = {agent["name"] for agent in await client.agents()}
         if not found >= AGENTS:
             raise ConfigurationError(
                 f"the server at {self.url} has other agents; expected one that was started with "
                 "agentsrv serve agentsrv.bench.app"
             )
-        yield Target(self.url)
+        yield Target(self.url, token=self.token)
 
 
 class Own:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from agentsrv.bench.target import Target
 from agentsrv.client.errors import NoServer, NotAServer
 from agentsrv.errors import AgentsrvError
 
@@ -51,33 +52,34 @@ class Stream(asyncio.Protocol):
         self._transport: asyncio.Transport
 
     @classmethod
-    async def connect(cls, url: str) -> Self:
+    async def connect(cls, target: Target) -> Self:
         """Connect and shake hands.
 
         Raises:
             NoServer: Nobody is there, or it speaks no WebSocket.
         """
-        return await cls().open(url)
+        return await cls().open(target)
 
-    async def open(self, url: str) -> Self:
+    async def open(self, target: Target) -> Self:
         """Connect this one; see ``connect``."""
-        parts = urlsplit(url)
+        url, parts = target.url, urlsplit(target.url)
         is_secure = parts.scheme == "wss"
         host, port = parts.hostname or "127.0.0.1", parts.port or (443 if is_secure else 80)
         try:
             await self._loop.create_connection(lambda: self, host, port, ssl=is_secure or None)
         except OSError as error:
             raise NoServer(f"no server at {url}: {error}") from None
-        self._transport.write(self.greeting(parts.path or "/", parts.netloc))
+        self._transport.write(self.greeting(parts.path or "/", parts.netloc, target.token))
         async with patience(f"an answer to the handshake at {url}"):
             await self.wait()
         return self
 
-    def greeting(self, path: str, host: str) -> bytes:
+    def greeting(self, path: str, host: str, token: str | None) -> bytes:
         """What is sent first."""
         key = base64.b64encode(os.urandom(16)).decode()
+        who = "" if token is None else f"Authorization: Bearer {token}\r\n"
         return (
-            f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\n"
+            f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\n{who}"
             f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
         ).encode()
 

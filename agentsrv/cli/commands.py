@@ -16,7 +16,7 @@ import typer
 from agentsrv.app import VERSION
 from agentsrv.cli import following, keys, reloading, running, serving, tools
 from agentsrv.cli.exits import leave, say
-from agentsrv.cli.options import make_settings, takes_settings
+from agentsrv.cli.options import Token, make_settings, takes_settings
 from agentsrv.cli.prompt import find_question
 from agentsrv.cli.render import shorten
 from agentsrv.client import Client
@@ -47,14 +47,6 @@ ReachedUrl = Annotated[
 Knowledge = Annotated[
     Path | None,
     typer.Option("--knowledge", help="Folder of texts, where this process serves itself."),
-]
-Token = Annotated[
-    str | None,
-    typer.Option(
-        "--token",
-        envvar="AGENTSRV_TOKEN",
-        help="API key or JSON Web Token; better as the variable, which others cannot see.",
-    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Task = Annotated[str, typer.Argument(help="The task's id, or the beginning of it.")]

@@ -19,6 +19,14 @@ from pydantic_settings import SettingsError
 from agentsrv.errors import ConfigurationError
 from agentsrv.settings import Settings
 
+Token = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        envvar="AGENTSRV_TOKEN",
+        help="API key or JSON Web Token; better as the variable, which others cannot see.",
+    ),
+]
 _TYPES: Final = (bool, int, float, Path)  # the rest is text; pydantic reads it
 
 

@@ -12,7 +12,7 @@ import typer
 
 from agentsrv.app import VERSION, knowledge_index, open_models, store_file
 from agentsrv.cli.live.progress import OnProgress, progress
-from agentsrv.cli.options import make_settings, takes_settings
+from agentsrv.cli.options import Token, make_settings, takes_settings
 from agentsrv.errors import ConfigurationError
 
 
@@ -138,6 +138,7 @@ def bench(
         str | None,
         typer.Option("--url", help="A server that serves agentsrv.bench.app, in place of its own."),
     ] = None,
+    token: Token = None,
     loop: Annotated[
         str, typer.Option("--loop", help="The server's event loop: asyncio, uvloop or auto.")
     ] = "auto",
@@ -166,7 +167,7 @@ def bench(
         raise ConfigurationError("--url and --store: expected one of them")
     sizes = limited(QUICK if quick else FULL, connections=connections, stored=stored)
     report = Report(lambda line: print(line, flush=True))
-    place = Own(store, make_settings(loop=loop).loop) if url is None else Remote(url)
+    place = Own(store, make_settings(loop=loop).loop) if url is None else Remote(url, token)
     try:
         with progress() as on_progress:
             asyncio.run(suite.measure(Bench(place, sizes, report), probes or (), on_progress))

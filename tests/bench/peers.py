@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from agentsrv.bench.load import MakeRunner, Runner
+from agentsrv.bench.target import Target
 from agentsrv.cli.serving import loop_factory
 
 NEEDS = {"fastapi": ("fastapi", "uvicorn", "httptools"), "socketio": ("socketio", "uvicorn")}
@@ -141,9 +142,9 @@ def socketio_app() -> Any:
 class HttpRunner(Runner):
     """Posts tasks over one connection; a stream each, so only one task at a time."""
 
-    async def open(self, url: str) -> Self:
+    async def open(self, target: Target) -> Self:
         """Connect; there is nothing to shake hands about."""
-        parts = urlsplit(url)
+        parts = urlsplit(target.url)
         self._opened = True
         await self._loop.create_connection(lambda: self, parts.hostname or "", parts.port or 80)
         self._host = parts.netloc
@@ -162,17 +163,17 @@ class HttpRunner(Runner):
 class SocketIoRunner(Runner):
     """Emits ``create`` over one Socket.IO connection."""
 
-    async def open(self, url: str) -> Self:
+    async def open(self, target: Target) -> Self:
         """Connect, by WebSocket from the beginning."""
         self._greeted = False
-        await super().open(f"{url}/socket.io/")
+        await super().open(Target(f"{target.url}/socket.io/"))
         super().send(b"40")
         await self.wait()
         return self
 
-    def greeting(self, path: str, host: str) -> bytes:
+    def greeting(self, path: str, host: str, token: str | None) -> bytes:
         """With what the transport is chosen by."""
-        return super().greeting(f"{path}?EIO=4&transport=websocket", host)
+        return super().greeting(f"{path}?EIO=4&transport=websocket", host, token)
 
     def send(self, *commands: bytes) -> None:
         """Emit each command."""

@@ -93,7 +93,7 @@ async def test_a_load_counts_what_a_real_server_does():
             assert len(run.first) == len(run.last) == 20
             assert max(run.first) <= max(run.last) <= run.seconds
 
-            client = await Finder.connect(target.url)
+            client = await Finder.connect(target)
             with pytest.raises(Refused, match=r"refuses: .*nobody"):
                 await client.ask(command("create", task_description="x", agent="nobody"))
             client.close()
@@ -119,6 +119,6 @@ async def test_connections_take_turns_with_the_servers():
 async def test_a_server_that_goes_away_is_told():
     """Whoever waits for it does not wait for ever."""
     async with ratios.server("bare") as target:
-        client = await Counter().open(target.url)
+        client = await Counter().open(target)
     with pytest.raises(Refused, match="closed the connection"):
         await client.until(1)

@@ -58,7 +58,7 @@ async def bytes_of_a_task(target) -> int:
     """What the client is sent of one task."""
     from agentsrv.bench.wire import Counter, create
 
-    client = await Counter().open(target.url)
+    client = await Counter().open(target)
     before = client.bytes
     client.send(create())
     await client.until(14)

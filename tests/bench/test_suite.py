@@ -9,19 +9,22 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
 import pytest
 
 from agentsrv.bench import capacity, load, machine, suite, target
-from agentsrv.bench.app import EVENTS
+from agentsrv.bench.app import EVENTS, app
 from agentsrv.bench.figures import Report
 from agentsrv.bench.sizes import Bench
 from agentsrv.bench.target import Own, Remote
-from agentsrv.client import NoServer
+from agentsrv.client import NoServer, NotAllowed
 from agentsrv.errors import ConfigurationError
 from agentsrv.server.files import SPARE
+from agentsrv.server.keys import add_key, make_key
+from agentsrv.settings import Settings
 from tests.bench.sizes import TINY
 from tests.server.talk import serving
 
@@ -159,6 +162,18 @@ async def test_a_server_of_somebody_else_is_measured_from_outside(remote):
     assert {"throughput.1.tasks", "commit.reply.p50", "idle.5.with"} <= keys
     assert not {key for key in keys if "memory" in key or "sync" in key}
     assert [note.partition(":")[0] for note in report.notes] == ["tasks"]
+
+
+async def test_a_server_that_asks_who_is_there_is_told(tmp_path):
+    """By the token that its Python client sends, too."""
+    token, key = make_key("bench", datetime.now(tz=UTC).date())
+    add_key(tmp_path / "keys", key)
+    settings = Settings(port=0, store="memory:", key_file=tmp_path / "keys")
+    async with app.running(settings) as running:
+        report = await measured(Remote(running.url, token), "commit", rounds=1)
+        assert {figure.key for figure in report.figures} == {"commit.reply.p50", "commit.reply.p99"}
+        with pytest.raises(NotAllowed):
+            await measured(Remote(running.url), "commit")
 
 
 async def test_a_server_of_another_application_is_refused():
