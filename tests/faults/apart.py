@@ -23,6 +23,9 @@ from tests.postgres import USER
 
 PLACES: Final = 9  # addresses that others may connect to
 STARTS_WITHIN: Final = 10  # seconds
+PATH: Final = os.pathsep.join(
+    [os.environ.get("PATH", ""), "/usr/sbin"]
+)  # not everybody looks there
 
 
 class Network:
@@ -78,7 +81,7 @@ def network() -> Iterator[Network]:
     if os.geteuid() != 0:
         pytest.skip("platform: only root makes networks")
     for program in ("unshare", "nsenter", "ip", "iptables"):
-        if shutil.which(program) is None:
+        if shutil.which(program, path=PATH) is None:
             pytest.skip(f"{program} is not installed")
     ours = Path("/proc/self/ns/net").readlink()
     # cat ends when its input does: with this process.
@@ -100,4 +103,5 @@ def network() -> Iterator[Network]:
 
 
 def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True)
+    environment = {**os.environ, "PATH": PATH}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
