@@ -164,7 +164,7 @@ class PostgresStore:
             raise InvalidCommand("a name has U+0000 in it; expected none")
         task.user_input.encode()  # what is no text is refused here, not amid others in a flush
         (task.idempotency_key or "").encode()
-        created: Created = await self._flusher.submit(task)
+        created: Created = await self._submit(task)
         return created
 
     async def head(self, task_id: str) -> Head | None:
@@ -206,7 +206,7 @@ class PostgresStore:
 
     def append(self, append: Append) -> asyncio.Future[None]:
         """See ``Store.append``."""
-        return self._flusher.submit(append)
+        return self._submit(append)
 
     async def claim(self, node: str, limit: int) -> Sequence[Lease]:  # noqa: ARG002 - see below
         """See ``Store.claim``. The node is this one, whatever it is called.
@@ -271,6 +271,13 @@ class PostgresStore:
         """See ``SharedStore.nodes``."""
         return await self._read(postgres_read.nodes)
 
+    def _submit(self, request: NewTask | Append) -> asyncio.Future[Any]:
+        """Hand a request over; who claims at once gets what it queues by the same flush."""
+        done = self._flusher.submit(request)
+        if request.status is TaskStatus.QUEUED:
+            self.on_ready()
+        return done
+
     # What happens by itself.
 
     def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -300,6 +307,7 @@ class PostgresStore:
         """Tell everybody, here and elsewhere, what a flush has written."""
         news: list[News] = []
         is_ready = False
+        is_left = bool(outcome.queued)  # by whoever claims here
         for operation, result in settled:
             request, done = operation.request, operation.done
             if isinstance(result, Exception):
@@ -312,7 +320,7 @@ class PostgresStore:
                 case NewTask() if not result.replayed:
                     self._tell(Commit(request.task_id, request.owner, 0, request.events))
                     news.append(News(request.task_id, request.owner, len(request.events)))
-                    is_ready |= request.status is TaskStatus.QUEUED
+                    is_ready |= is_left and request.status is TaskStatus.QUEUED
                 case Append():
                     commit = Commit(
                         request.task_id, request.owner, request.expected, request.events
@@ -320,7 +328,7 @@ class PostgresStore:
                     self._tell(commit)
                     seq = request.expected + len(request.events)
                     news.append(News(request.task_id, request.owner, seq))
-                    is_ready |= request.status is TaskStatus.QUEUED
+                    is_ready |= is_left and request.status is TaskStatus.QUEUED
                     # Its owner may have been at the limit of running tasks.
                     ends = self._limits.running is not None and request.status.is_terminal
                     is_ready |= ends and self.queued_by(request.owner) > 0

@@ -50,7 +50,7 @@ class PostgresBus:
         self, channel: str, hear: Callable[[Any, int, str, str], None], missed: Callable[[], None]
     ) -> None:
         """Listen as long as the connection holds."""
-        connection = await link.connect(self._dsn)
+        connection = await link.connect(self._dsn, link.HINTS)
         try:
             closed = asyncio.Event()
             connection.add_termination_listener(lambda _: closed.set())

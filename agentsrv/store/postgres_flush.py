@@ -117,6 +117,8 @@ class Flusher:
                 self._wake.clear()
                 if not self._waiting:
                     await self._wake.wait()
+                # A turn for who was told of the last flush, or of what is asked for now.
+                await asyncio.sleep(0)
                 self._writing, self._waiting = take(self._waiting)
                 await self._flush(self._writing)
         finally:

@@ -48,6 +48,11 @@ SETTINGS: Final = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
+HINTS: Final = {
+    **SETTINGS,
+    # A NOTIFY is a commit; nobody need wait until the disk, or a standby, has it.
+    "synchronous_commit": "off",
+}
 WRITER: Final = {
     **SETTINGS,
     "jit": "off",

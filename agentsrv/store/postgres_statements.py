@@ -11,7 +11,9 @@ from typing import Final
 
 from agentsrv.store.base import IDEMPOTENCY_TTL
 
-HEAD: Final = "task_id, owner, status, seq, epoch, (SELECT name FROM node WHERE id = task.node)"
+HEAD: Final = (
+    "task_id, owner, status, seq, epoch, (SELECT name FROM node WHERE id = task.node) AS name"
+)
 QUEUE: Final = "SELECT owner, count(*) FROM task WHERE ready > 0 GROUP BY owner"
 CREATE: Final = """
 WITH given AS (
@@ -31,11 +33,22 @@ WITH given AS (
 )
 SELECT place FROM made JOIN given USING (task_id)
 """
-REPLAYS: Final = f"""
-SELECT place, id, spec, task.created_at > given.created_at - {IDEMPOTENCY_TTL}, {HEAD}
-FROM unnest($1::integer[], $2::text[], $3::bytea[], $4::float8[])
-    AS given(place, key_owner, key, created_at)
-JOIN task ON owner = key_owner AND idempotency_key = key
+# A round trip costs more than what is looked up in it: so who waits, the next places in the queue
+# and the tasks that keys stand for are looked up together.
+LOOK: Final = f"""
+SELECT nextval('ready'), waiting.*, used.*
+FROM (SELECT array_agg(owner), array_agg(count) FROM ({QUEUE}) AS line) AS waiting, (
+    SELECT array_agg(place), array_agg(id), array_agg(spec), array_agg(is_fresh),
+        array_agg(task_id), array_agg(owner), array_agg(status), array_agg(seq),
+        array_agg(epoch), array_agg(name)
+    FROM (
+        SELECT place, id, spec, {HEAD},
+            task.created_at > given.created_at - {IDEMPOTENCY_TTL} AS is_fresh
+        FROM unnest($1::integer[], $2::text[], $3::bytea[], $4::float8[])
+            AS given(place, key_owner, key, created_at)
+        JOIN task ON owner = key_owner AND idempotency_key = key
+    ) AS found
+) AS used
 """
 EXPIRE: Final = """
 UPDATE task SET idempotency_key = NULL
@@ -44,7 +57,6 @@ WHERE task.id = given.id AND NOT EXISTS (SELECT FROM task WHERE task_id = succes
 """
 HEADS: Final = f"SELECT {HEAD} FROM task WHERE task_id = ANY ($1)"
 TAKEN: Final = "SELECT task_id FROM task WHERE task_id = ANY ($1)"
-PLACE: Final = "SELECT nextval('ready')"
 LEASE: Final = "task_id, epoch, seq, spec, owner, losses"
 CLAIMED: Final = f"SELECT {LEASE} FROM task WHERE id = ANY ($1) AND node = $2"
 # Lost tasks first, then one of each owner in turn: whoever waits for its turn the longest, which
@@ -128,7 +140,13 @@ WITH mark AS MATERIALIZED (
         AND NOT EXISTS (
             SELECT FROM answer WHERE answer.place = given.place
             AND number NOT IN (SELECT number FROM asked))
-    RETURNING task.id, task.seq, place, body
+    RETURNING task.id, task.seq, task.owner, task.ready, place, body
+), waiting AS (
+    SELECT owner, count(*) FROM (
+        SELECT owner FROM task WHERE task.ready > 0 AND id NOT IN (SELECT id FROM moved)
+        UNION ALL SELECT owner FROM moved WHERE moved.ready > 0
+    ) AS line
+    WHERE $21 GROUP BY owner
 ), logged AS (
     INSERT INTO event SELECT id, seq, body FROM moved WHERE body IS NOT NULL
 ), answered AS (
@@ -147,5 +165,6 @@ UPDATE writer SET
     refused = $4 || ARRAY(SELECT place FROM given EXCEPT SELECT place FROM moved),
     claimed = $5
 FROM mark WHERE writer.id = mark.id
-RETURNING refused, ARRAY(SELECT DISTINCT poster FROM answered)
+RETURNING refused, ARRAY(SELECT DISTINCT poster FROM answered),
+    (SELECT array_agg(owner) FROM waiting), (SELECT array_agg(count) FROM waiting)
 """

@@ -113,8 +113,6 @@ class Flush:
             await self._create(connection)
             await self._claim(connection)
             await self._conclude(connection, mark)
-            if self._changes_queue:
-                self._outcome.queued = await queue(connection)
         return self._outcome
 
     async def recall(self, connection: asyncpg.Connection, mark: Mark) -> Outcome:
@@ -142,8 +140,16 @@ class Flush:
         """Give out places in the queue, and make the tasks that are to be made."""
         outcome = self._outcome
         creates = dict(self._all(NewTask))
-        expired = await self._replay(connection, creates)
-        ready = await self._places(connection)
+        keyed = [
+            (place, task.owner, _key(task), task.created_at)
+            for place, task in creates.items()
+            if task.idempotency_key is not None
+        ]
+        expired: dict[int, int] = {}
+        if keyed or self._queueing():
+            first, owners, counts, *used = await connection.fetchrow(sql.LOOK, *_columns(keyed, 4))
+            expired = self._replay(creates, used)
+            self._give_places(first, _counts(owners, counts))
         for place in creates.keys() & outcome.refusals.keys():
             del creates[place]
         if not creates:
@@ -159,7 +165,7 @@ class Flush:
                 task.owner,
                 task.status.value,
                 len(task.events),
-                ready.get(place),
+                self._ready.get(place),
                 task.user_input.encode(),
                 task.created_at,
                 _key(task),
@@ -181,18 +187,14 @@ class Flush:
                 else:  # the key was used by another node just now
                     outcome.again.append(place)
 
-    async def _replay(
-        self, connection: asyncpg.Connection, creates: dict[int, NewTask]
+    def _replay(
+        self, creates: dict[int, NewTask], used: Sequence[Sequence[Any] | None]
     ) -> dict[int, int]:
         """Answer creates whose key was used; return who must give up the key for which others."""
-        keyed = [
-            (place, task.owner, _key(task), task.created_at)
-            for place, task in creates.items()
-            if task.idempotency_key is not None
-        ]
         expired: dict[int, int] = {}
-        for row in await connection.fetch(sql.REPLAYS, *_columns(keyed, 4)) if keyed else ():
-            place, found, spec, is_fresh, *head = row
+        for place, found, spec, is_fresh, *head in zip(
+            *(column or () for column in used), strict=True
+        ):
             task = creates[place]
             if not is_fresh:
                 expired[place] = found
@@ -204,22 +206,20 @@ class Flush:
                 self._outcome.refusals[place] = base.key_conflict(task.idempotency_key or "")
         return expired
 
-    async def _places(self, connection: asyncpg.Connection) -> dict[int, int]:
-        """Places in the queue for who is to be queued; refuses those for whom there is no room."""
-        outcome = self._outcome
-        wanting = [
+    def _queueing(self) -> list[tuple[int, str]]:
+        """Who is to be queued: places with their owners."""
+        return [
             (place, request.owner)
             for place, request in enumerate(self._requests)
-            if isinstance(request, NewTask | Append)
-            and request.status is TaskStatus.QUEUED
-            and place not in outcome.results
-            and place not in outcome.refusals
+            if isinstance(request, NewTask | Append) and request.status is TaskStatus.QUEUED
         ]
-        if not wanting:
-            return {}
-        queued = await queue(connection)
-        first, total = await connection.fetchval(sql.PLACE), sum(queued.values())
-        for place, owner in wanting:
+
+    def _give_places(self, first: int, queued: dict[str, int]) -> None:
+        """Give places in the queue behind ``first``; refuse those for whom there is no room."""
+        outcome, total = self._outcome, sum(queued.values())
+        for place, owner in self._queueing():
+            if place in outcome.results or place in outcome.refusals:
+                continue
             try:
                 self._limits.check(queued.get(owner, 0), total)
             except Overloaded as refusal:
@@ -228,7 +228,6 @@ class Flush:
             self._ready[place] = first + place
             queued[owner] = queued.get(owner, 0) + 1
             total += 1
-        return self._ready
 
     async def _claim(self, connection: asyncpg.Connection) -> None:
         for place, claim in self._all(Claim):
@@ -261,11 +260,15 @@ class Flush:
             *_columns(rows, 10),
             *_columns(answers, 3),
             *_columns([release for _, release in self._all(Release)], 2),
+            self._changes_queue,
         )
         if row is None:
             raise Stale
-        outcome.posters = [poster for poster in row[1] if poster is not None]
-        fenced = set(row[0]) - set(refused)
+        found, posters, owners, counts = row
+        outcome.posters = [poster for poster in posters if poster is not None]
+        if self._changes_queue:
+            outcome.queued = _counts(owners, counts)
+        fenced = set(found) - set(refused)
         if fenced:
             await self._explain(connection, fenced)
 
@@ -282,6 +285,11 @@ class Flush:
 async def queue(connection: asyncpg.Connection) -> dict[str, int]:
     """How many tasks of each owner wait for their first worker."""
     return dict(map(tuple, await connection.fetch(sql.QUEUE)))
+
+
+def _counts(owners: Sequence[str] | None, counts: Sequence[int] | None) -> dict[str, int]:
+    """Two columns as one; ``None`` is what PostgreSQL makes of no rows."""
+    return dict(zip(owners or (), counts or (), strict=True))
 
 
 def to_head(  # noqa: PLR0917 - a row of the columns HEAD

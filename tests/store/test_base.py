@@ -829,15 +829,18 @@ class TestCallbacks:
         await store.create(new_task("t1"))
         assert calls.total() == 0
         await store.append(following(await head_of(store, "t1"), QUEUED))
-        assert calls.total() == 1
+        rung = calls.total()
+        assert rung > 0
         await store.create(new_task("t2", QUEUED))
-        assert calls.total() == 2
+        assert calls.total() > rung
+        rung = calls.total()
         first, second = await claim(store, "node", 2)
         await store.append(following(first))
-        assert calls.total() == 2
-        await store.release("t1", first.epoch)
-        await store.release("t2", second.epoch)
-        assert calls.total() == 4
+        assert calls.total() == rung
+        for lease in (first, second):
+            await store.release(lease.task_id, lease.epoch)
+            assert calls.total() > rung
+            rung = calls.total()
 
 
 class TestCancelledCaller:

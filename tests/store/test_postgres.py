@@ -15,6 +15,7 @@ from agentsrv.errors import ConfigurationError, Fenced, InvalidCommand, Unavaila
 from agentsrv.models.limits import Use
 from agentsrv.store import postgres_link as link
 from agentsrv.store.base import Commit, Created, Head
+from agentsrv.store.bus import Hint, decode
 from agentsrv.store.postgres import PostgresStore
 from agentsrv.store.postgres_flush import MAX_REQUESTS, Operation, take
 from agentsrv.store.postgres_schema import FIRST, STEPS, bring_up
@@ -70,6 +71,17 @@ async def admin(dsn):
     connection = await asyncpg.connect(dsn)
     yield connection
     await connection.close()
+
+
+class HeardBus(DeafBus):
+    """A bus that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.hints: list[Hint] = []
+
+    async def publish(self, channel, payloads) -> None:
+        """See ``Bus.publish``."""
+        self.hints += map(decode, payloads)
 
 
 class Interrupted:
@@ -339,7 +351,7 @@ class TestAway:
                     store.post("t1", b"x"),
                 )
             ]
-            await asyncio.sleep(0)
+            await _until(lambda: bool(store._flusher._writing))  # it has looked at the clock
             now += 2 * STILL.ttl
             found = await asyncio.gather(*waiting, return_exceptions=True)
             assert [type(each) for each in found] == [Unavailable] * 4
@@ -448,6 +460,22 @@ class TestLease:
         monkeypatch.setattr(Flush, "write", losing)
         assert await claim(store, "node", 9) == []
         assert (await head_of(store, "t1")).epoch == 1
+
+    async def test_who_claims_gets_what_the_same_flush_queues(self, connect, dsn):
+        """So a task runs where it was asked for, and nobody else is told of it."""
+        bus = HeardBus()
+        store = await connect(dsn, bus=bus)
+        claims: list[asyncio.Future[Any]] = []
+        store.on_ready = lambda: claims.append(asyncio.ensure_future(store.claim("node", 1)))
+        before = store._flusher._number
+        await store.create(new_task("t1", QUEUED))
+        assert [lease.task_id for lease in await claims[0]] == ["t1"]
+        assert (len(claims), store._flusher._number) == (1, before + 1)
+        both = asyncio.gather(*(store.create(new_task(name, QUEUED)) for name in ("t2", "t3")))
+        await both
+        await _until(lambda: any(hint.is_ready for hint in bus.hints))
+        told = [[news.task_id for news in hint.news] for hint in bus.hints if not hint.is_ready]
+        assert told == [["t1"]]
 
     async def test_a_cancelled_claim_gives_back(self, store):
         """What nobody is there to run can be claimed again, and is not counted as lost."""
