@@ -213,19 +213,17 @@ class TaskState:
         kind = type(event)
         following = TRANSITIONS[self.status].get(kind) or refuse(self.status, event)
         if kind in STEP_EVENTS:
-            self._step(event.step_id).apply(event)  # type: ignore[attr-defined]
+            step_id: str = event.step_id  # type: ignore[attr-defined]
+            step = self.steps.get(step_id)
+            if step is None:
+                known = ", ".join(self.steps) or "none: there is no plan yet"
+                raise InvalidState(f"found step {step_id!r}; the task's steps are {known}")
+            step.apply(event)
         self.status = following
         if kind in _FOLDS:
             _FOLDS[kind](self, event, timestamp)
         self.updated_at = timestamp
         self.seq += 1
-
-    def _step(self, step_id: str) -> StepState:
-        step = self.steps.get(step_id)
-        if step is None:
-            known = ", ".join(self.steps) or "none: there is no plan yet"
-            raise InvalidState(f"found step {step_id!r}; the task's steps are {known}")
-        return step
 
     @staticmethod
     def _text(step: StepState) -> str:

@@ -52,6 +52,8 @@ class TaskRunner:
         self._lease = lease
         self.about = {"principal": lease.owner, "task_id": lease.task_id}
         """What lines of the log name; see ``logs.about``."""
+        self.state = state
+        """The task as its log tells it, with what waits for its commit."""
         self.journal = Journal(
             around.store,
             lease,
@@ -81,11 +83,6 @@ class TaskRunner:
         self._patience: asyncio.TimerHandle | None = None  # while the branches are being stopped
         self._span: TaskSpan | None = None  # of this run, where the server is traced
         self._cancelled_at: float | None = None  # of the monotonic clock
-
-    @property
-    def state(self) -> TaskState:
-        """The task as its log tells it, with what waits for its commit."""
-        return self.journal.state
 
     async def run(self) -> None:
         """Work until nothing of the task runs any more and its end is durable.

@@ -167,8 +167,14 @@ class StepRun:
             e.StepStarted(step.step_id, attempt, self._agent.name, step.description)
         )
         self._started = monotonic()
-        task = {"principal": self._task.principal, "task_id": self._task.task_id}
-        self._said = logs.about.set({**task, "step_id": step.step_id, "attempt": attempt})
+        self._said = logs.about.set(
+            {
+                "principal": self._task.principal,
+                "task_id": self._task.task_id,
+                "step_id": step.step_id,
+                "attempt": attempt,
+            }
+        )
         if self._task.around.tracing is not None:
             self._span = self._task.around.tracing.attempt(self._agent.name, self._key, attempt)
         loop = asyncio.get_running_loop()
