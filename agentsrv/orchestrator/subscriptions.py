@@ -17,7 +17,7 @@ from agentsrv.models.events import is_life_cycle, is_terminal
 from agentsrv.orchestrator.hub import Hub
 from agentsrv.store.base import Commit, Span
 
-PAGE = 100  # events read from the store at once, of as many tasks as it takes
+PAGE = 256  # events read from the store at once, of as many tasks as it takes: some 64 KiB
 
 
 class Sink(Protocol):
@@ -310,7 +310,9 @@ class Subscriber:
         turn: Turn = []
         room = PAGE
         for cursor in self._lagging:
-            if room and cursor.task_id not in self.held:
+            if not room:
+                break
+            if cursor.task_id not in self.held:
                 end = cursor.head if cursor.target is None else cursor.target
                 limit = min(room, end - cursor.seq)
                 turn.append((cursor, limit))
