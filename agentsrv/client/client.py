@@ -18,12 +18,8 @@ from agentsrv.client.caller import Caller
 from agentsrv.client.errors import Closed, Interrupted, TaskCancelled, TaskFailed
 from agentsrv.client.feeds import Answer, Feeds
 from agentsrv.client.link import Link, Options
-from agentsrv.errors import (
-    ConfigurationError,
-    Conflict,
-    InvalidCommand,
-    InvalidState,
-)
+from agentsrv.client.tokens import Token
+from agentsrv.errors import ConfigurationError, Conflict, InvalidCommand, InvalidState
 from agentsrv.models import events as e
 from agentsrv.models.events import Record
 from agentsrv.models.plan import ExecutionPlan
@@ -67,7 +63,9 @@ class Client:
     Args:
         url: Where the server is, ``ws://HOST:PORT`` or ``wss://…``.
         options: Limits, and the clock, chance and sleep.
-        token: An API key or a JSON Web Token, for a server that asks for one.
+        token: An API key or a JSON Web Token, for a server that asks for one; or a function that
+            gives the one that counts now, asked before each connection. It may be a coroutine
+            function. A connection whose token expires is then followed by another.
 
     Raises:
         ConfigurationError: The URL is none of a WebSocket, or the token cannot be one.
@@ -75,7 +73,7 @@ class Client:
     """
 
     def __init__(
-        self, url: str, options: Options | None = None, *, token: str | None = None
+        self, url: str, options: Options | None = None, *, token: Token | None = None
     ) -> None:
         try:
             parse_uri(url)

@@ -6,55 +6,30 @@ import asyncio
 import itertools
 import logging
 import random
-import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import (
-    ConnectionClosed,
-    InvalidHandshake,
-    InvalidMessage,
-    InvalidStatus,
-)
+from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
+from agentsrv.client import verdicts
 from agentsrv.client.backoff import Reconnect
-from agentsrv.client.errors import (
-    Closed,
-    Interrupted,
-    NoServer,
-    NotAllowed,
-    NotAServer,
-    ProtocolViolation,
-    from_frame,
-)
+from agentsrv.client.errors import Closed, Interrupted, NoServer, ProtocolViolation, from_frame
 from agentsrv.client.feeds import Answer
-from agentsrv.errors import (
-    AgentsrvError,
-    ConfigurationError,
-    RateLimited,
-    ShuttingDown,
-    TooLarge,
-)
+from agentsrv.client.tokens import Token, Tokens
+from agentsrv.errors import AgentsrvError, RateLimited, ShuttingDown, TooLarge
 from agentsrv.models.events import Record, to_record
 from agentsrv.protocol import PROTOCOL
 from agentsrv.protocol.replies import Hello
 from agentsrv.telemetry.library import without_quotes
 
-STALLED: Final = 4408  # close code: this client took nothing for a while; the log waits
-NOT_ALLOWED: Final = (4401, 4403)  # close codes: unauthenticated, origin or host refused
-RECONNECT_AFTER: Final = (1001, 1006, 1011, 1012, 1013, STALLED)
-OUR_COMPLAINTS: Final = (1002, 1003, 1007, 1009)  # close codes that tell of the server's frames
-TRANSIENT_STATUS: Final = (429, 500, 502, 503, 504)  # HTTP, mostly of a proxy in between
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 ENVELOPE: Final = ("type", "command", "id")  # of a reply; the rest is what was asked for
-TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, section 2.1
 CLOSE_TIMEOUT: Final = 2.0  # seconds for a closing handshake
 BURST: Final = 100  # frames handled before the readers of events have a turn
 
@@ -121,7 +96,7 @@ class Link:
     """
 
     def __init__(
-        self, url: str, options: Options, listener: Listener, token: str | None = None
+        self, url: str, options: Options, listener: Listener, token: Token | None = None
     ) -> None:
         self.hello: Hello | None = None
         """The latest greeting."""
@@ -130,9 +105,7 @@ class Link:
         self.ready = asyncio.Event()
         """Set at the first connection, and at the failure."""
         self._url = url
-        if token is not None and not TOKEN.fullmatch(token):
-            raise ConfigurationError("the token is none: it is empty or has wrong characters")
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._tokens = Tokens(token)
         self._options = options
         self._listener = listener
         self._calls: dict[int, Call] = {}
@@ -222,7 +195,7 @@ class Link:
                 socket = await connect(
                     url,
                     subprotocols=[Subprotocol(PROTOCOL)],
-                    additional_headers=self._headers,
+                    additional_headers=await self._tokens.headers(),
                     compression=None,
                     open_timeout=None,
                     ping_interval=options.ping_interval,
@@ -232,12 +205,12 @@ class Link:
                     proxy=None if urlsplit(url).hostname in LOOPBACK else True,
                     logger=without_quotes(_log.getChild("websocket")),
                 )
-                self.hello = _greeting(await socket.recv(decode=False), url)
+                self.hello = verdicts.greeting(await socket.recv(decode=False), url)
                 return socket
         except BaseException as error:
             if socket is not None:
                 socket.transport.abort()
-            refusal = _refusal(error, url)
+            refusal = verdicts.refusal(error, url)
             if refusal is None:
                 raise
             raise refusal from error
@@ -253,7 +226,7 @@ class Link:
             self.ready.set()
             return await self._read(socket)
         except ConnectionClosed as closed:
-            return _verdict(closed)
+            return verdicts.verdict(closed, renews=self._tokens.renews)
         except (ValueError, KeyError, TypeError) as error:
             return ProtocolViolation(f"the server sent a frame that cannot be read: {error!r}")
         finally:
@@ -337,59 +310,6 @@ async def _write(socket: ClientConnection, outbox: asyncio.Queue[bytes]) -> None
             await socket.send(await outbox.get(), text=True)
     except ConnectionClosed:
         pass  # the reader tells
-
-
-def _greeting(body: bytes | str, url: str) -> Hello:
-    try:
-        hello: Hello = orjson.loads(body)
-        if hello["protocol"] == PROTOCOL and isinstance(hello["limits"], dict):
-            if "auth_timeout" in hello["limits"]:
-                raise NotAllowed(f"{url} asks who you are; expected a token")
-            return hello
-        found = repr(hello["protocol"])
-    except (ValueError, KeyError, TypeError):
-        found = "no greeting of agentsrv"
-    raise NotAServer(f"{url} answers with {found}; expected {PROTOCOL!r}")
-
-
-def _refusal(error: BaseException, url: str) -> AgentsrvError | None:
-    """What a failure to connect means; ``None`` where it is none."""
-    match error:
-        case AgentsrvError():
-            return error
-        case ConnectionClosed():
-            return _verdict(error)
-        case InvalidStatus():
-            status = error.response.status_code
-            if status in (401, 403):
-                what = "the token" if status == HTTPStatus.UNAUTHORIZED else "the connection"
-                return NotAllowed(f"{url} refuses {what} (HTTP {status})")
-            kind = NoServer if status in TRANSIENT_STATUS else NotAServer
-            return kind(f"{url} answers with HTTP {status}; expected a WebSocket")
-        case InvalidMessage():
-            return NoServer(f"{url} broke the handshake off, or does not speak HTTP")
-        case InvalidHandshake():
-            return NotAServer(f"{url} does not shake hands: {error}")
-        case TimeoutError():
-            return NoServer(f"no answer from {url} in time")
-        case OSError():
-            return NoServer(f"no server at {url}: {error.strerror or error}")
-        case _:
-            return None
-
-
-def _verdict(closed: ConnectionClosed) -> AgentsrvError:
-    """Whether to connect again after a close: then the error is retryable."""
-    if closed.rcvd is None:
-        if closed.sent is not None and closed.sent.code in OUR_COMPLAINTS:
-            return ProtocolViolation(f"the server's frames cannot be taken: {closed.sent}")
-        return NoServer("the connection was lost")
-    code, reason = closed.rcvd.code, closed.rcvd.reason
-    if code in NOT_ALLOWED:
-        return NotAllowed(f"the server refuses: {reason or code}")
-    if code in RECONNECT_AFTER:
-        return NoServer(f"the server closed the connection ({code} {reason})".rstrip())
-    return Closed(f"the server closed the connection for good ({code} {reason})".rstrip())
 
 
 __all__ = ["Call", "Link", "Listener", "Options"]

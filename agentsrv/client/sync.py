@@ -15,6 +15,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 from agentsrv.client.client import Client
 from agentsrv.client.errors import Closed
 from agentsrv.client.link import Options
+from agentsrv.client.tokens import Token
 from agentsrv.models.events import Record
 from agentsrv.protocol.replies import Hello
 
@@ -61,7 +62,7 @@ class SyncClient:
     Args:
         url: Where the server is, ``ws://HOST:PORT`` or ``wss://…``.
         options: Limits of the connection.
-        token: An API key or a JSON Web Token, for a server that asks for one.
+        token: As that of `Client`; a function is called in the client's thread.
 
     Raises:
         ConfigurationError: The URL is none of a WebSocket, or the token cannot be one.
@@ -69,7 +70,7 @@ class SyncClient:
     """
 
     def __init__(
-        self, url: str, options: Options | None = None, *, token: str | None = None
+        self, url: str, options: Options | None = None, *, token: Token | None = None
     ) -> None:
         self._client = Client(url, options, token=token)
         self._loop = asyncio.new_event_loop()

@@ -62,6 +62,24 @@ def test_a_token_that_cannot_be_one_is_told_without_quoting_it(token):
     assert len(token) < 4 or token not in refused.value.message
 
 
+async def test_a_source_that_gives_no_token_is_asked_again():
+    """Whoever issues them may be away for a moment; what is no token will not become one."""
+    waits = Waits(first_attempts=3)
+    given: list[object] = [OSError("away"), "good", None]
+
+    def current() -> str:
+        token = given.pop(0)
+        if isinstance(token, OSError):
+            raise token
+        return token  # type: ignore[return-value]  # as a careless author would
+
+    async with FakeServer(closes(4401), answers).running() as server:
+        with pytest.raises(ConfigurationError, match="the token is none"):
+            async with Client(server.url, waits.options, token=current) as client:
+                await client.ping()
+        assert (server.connections, len(waits.seconds)) == (1, 2)
+
+
 async def test_a_command_too_many_is_sent_again():
     """It was not carried out, so its caller need not know; one that has gone does."""
     waits = Waits()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -128,6 +129,29 @@ async def test_a_token_that_expires_ends_its_connection(secret_file, monkeypatch
         ahead[0] = 300 + LEEWAY + 10
         assert await closing_code(first) == (4401, "the token does not count any more")
         assert (await renewed.ask("list"))["type"] == "reply"
+
+
+async def test_a_client_that_is_asked_for_tokens_outlives_them(secret_file, monkeypatch):
+    """It comes back with the next one; a stream goes on where it was."""
+    monkeypatch.setattr(entrance, "RECHECK", 0.02)
+    real, ahead, given = time.time, [0.0], []
+    monkeypatch.setattr(time, "time", lambda: real() + ahead[0])
+
+    async def current() -> str:
+        given.append(token(exp=int(time.time()) + 300))
+        return given[-1]
+
+    async with guarded(secret_file) as server, Client(server.url, token=current) as client:
+        first = client.hello["connection_id"]
+        task = await client.create("x", agent="echo")
+        ahead[0] = 300 + LEEWAY + 10
+        async with asyncio.timeout(10):
+            while client.hello["connection_id"] == first:  # noqa: ASYNC110 - as a caller would
+                await asyncio.sleep(0.02)
+        await client.execute(task["task_id"])
+        seqs = [record.seq async for record in client.events(task["task_id"])]
+        assert seqs == list(range(1, len(seqs) + 1))
+    assert len(given) == 2
 
 
 async def test_keys_and_tokens_may_both_be_taken(secret_file):
