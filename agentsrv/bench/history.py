@@ -16,7 +16,7 @@ from agentsrv.bench.sizes import Bench
 from agentsrv.bench.wire import Counter, command
 from agentsrv.models import events as e
 from agentsrv.models.states import TaskStatus
-from agentsrv.server.auth import ANONYMOUS
+from agentsrv.server.identity import ANONYMOUS
 from agentsrv.store.base import Append, NewTask
 from agentsrv.store.sqlite import SqliteStore
 

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
 from agentsrv.errors import ConfigurationError, Unauthenticated
 from agentsrv.models.commands import MAX_TOKEN
+from agentsrv.server.identity import EVERYBODY, NOT_ACCEPTED, Identity
 from agentsrv.server.keys import PREFIX, KeyRing, parse_keys
 from agentsrv.settings import Settings
 
 if TYPE_CHECKING:
     from agentsrv.server.tokens import TokenVerifier
 
-ANONYMOUS: Final = "anonymous"  # who everybody is where nobody is asked
 UNAUTHENTICATED: Final = 4401  # close code: nobody who may be here, or not any more
-NOT_ACCEPTED: Final = "the token is not accepted"  # why is for the log, not for who tries
 SCHEME: Final = "bearer"
 SUBPROTOCOL: Final = "bearer."  # before a token that a browser passes as a subprotocol
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """On whose behalf a connection acts, and until when."""
-
-    principal: str
-    expires_at: float = math.inf
-    """Seconds since the epoch."""
-    key_id: str | None = None
-    """The API key that it rests on, which may be revoked."""
-
-
-EVERYBODY: Final = Identity(ANONYMOUS)
 
 
 class Authenticator:

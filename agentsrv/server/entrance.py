@@ -13,7 +13,8 @@ from agentsrv.errors import InvalidState, Overloaded, Unauthenticated
 from agentsrv.models import commands as c
 from agentsrv.protocol import frames, shell
 from agentsrv.protocol.session import Session
-from agentsrv.server.auth import UNAUTHENTICATED, Authenticator, Identity
+from agentsrv.server.auth import UNAUTHENTICATED, Authenticator
+from agentsrv.server.identity import Identity
 from agentsrv.server.outbox import OutboxConnection
 from agentsrv.server.requests import close, next_request
 

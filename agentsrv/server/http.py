@@ -12,8 +12,9 @@ from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
 from agentsrv.errors import AgentsrvError, Overloaded, Unauthenticated
-from agentsrv.server.auth import EVERYBODY, Authenticator, token_of
+from agentsrv.server.auth import Authenticator, token_of
 from agentsrv.server.exposure import client_address, is_address
+from agentsrv.server.identity import EVERYBODY
 from agentsrv.server.metrics import PATH, MetricsPage
 from agentsrv.server.outbox import OutboxConnection
 from agentsrv.server.pages import Page

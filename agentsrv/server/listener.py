@@ -21,13 +21,14 @@ from agentsrv.protocol.session import Session
 from agentsrv.protocol.strict_json import MAX_DEPTH
 from agentsrv.server import pages
 from agentsrv.server.agui import AguiConnection
-from agentsrv.server.auth import Authenticator, Identity
+from agentsrv.server.auth import Authenticator
 from agentsrv.server.connection import Connection
 from agentsrv.server.entrance import Admission, identify
 from agentsrv.server.exposure import tls_context
 from agentsrv.server.files import allow_connections
 from agentsrv.server.gate import Gate
 from agentsrv.server.http import Doorkeeper
+from agentsrv.server.identity import Identity
 from agentsrv.server.metrics import MetricsPage
 from agentsrv.server.outbox import OutboxConnection, connection_class
 from agentsrv.server.requests import close

@@ -23,8 +23,8 @@ from websockets.datastructures import Headers
 from websockets.protocol import OPEN
 
 from agentsrv.errors import Overloaded
-from agentsrv.server.auth import Identity
 from agentsrv.server.gate import Gate, Share
+from agentsrv.server.identity import Identity
 from agentsrv.telemetry.measures import Measures
 
 FULL: Final = 64 << 10  # bytes in the outbox; with so many it does not wait for the turn's end

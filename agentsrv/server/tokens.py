@@ -8,7 +8,7 @@ from typing import Final
 import jwt
 
 from agentsrv.errors import Unauthenticated
-from agentsrv.server.auth import ANONYMOUS, NOT_ACCEPTED, Identity
+from agentsrv.server.identity import ANONYMOUS, NOT_ACCEPTED, Identity
 from agentsrv.server.keys import RESERVED
 from agentsrv.server.signing_keys import Keys
 

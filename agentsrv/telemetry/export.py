@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from agentsrv.telemetry.tracing import Tracing
 
-SERVICE: Final = "agentsrv"
 FLUSH_WITHIN: Final = 2.0  # seconds that the last spans have to be sent
 WANTED_BY: Final = (
     "OTEL_TRACES_EXPORTER",
@@ -86,6 +85,8 @@ def _provider(environment: Mapping[str, str]) -> TracerProvider:
         BatchSpanProcessor,
         ConsoleSpanExporter,
     )
+
+    from agentsrv.telemetry.tracing import SERVICE  # noqa: PLC0415
 
     wanted = environment.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
     if wanted not in ("otlp", "console"):

@@ -20,7 +20,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from agentsrv.models.states import TaskStatus
 from agentsrv.models.task import TaskState
-from agentsrv.telemetry.export import SERVICE
+
+SERVICE: Final = "agentsrv"
 
 _W3C: Final = TraceContextTextMapPropagator()
 

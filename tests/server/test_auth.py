@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from agentsrv.errors import ConfigurationError, Unauthenticated
-from agentsrv.server.auth import Authenticator, Identity, open_authenticator, token_of
+from agentsrv.server.auth import Authenticator, open_authenticator, token_of
+from agentsrv.server.identity import Identity
 from agentsrv.server.keys import KeyRing, parse_keys
 from agentsrv.settings import Settings
 from tests.server.people import ADA, ADA_KEY
