@@ -153,7 +153,10 @@ WITH mark AS MATERIALIZED (
     UPDATE inbox SET reply = answer.reply
     FROM mark, answer JOIN asked USING (number)
     WHERE inbox.number = answer.number
-        AND (place IS NULL OR place IN (SELECT place FROM moved))
+        AND CASE WHEN place IS NULL THEN NOT EXISTS (
+                SELECT FROM task WHERE task.id = inbox.task AND node IS DISTINCT FROM $22
+                AND node IS NOT NULL)
+            ELSE place IN (SELECT place FROM moved) END
     RETURNING poster
 ), freed AS (
     UPDATE task SET node = NULL, ready = 0

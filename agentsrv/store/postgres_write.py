@@ -261,6 +261,7 @@ class Flush:
             *_columns(answers, 3),
             *_columns([release for _, release in self._all(Release)], 2),
             self._changes_queue,
+            self._node,
         )
         if row is None:
             raise Stale

@@ -108,7 +108,10 @@ class SharedStore(Store, Protocol):
         """The unanswered messages to the tasks whose lease this node holds, in their order."""
 
     async def settle(self, number: int, reply: bytes) -> None:
-        """Answer a message that caused no event; those that did are answered by ``append``."""
+        """Answer a message that caused no event; those that did are answered by ``append``.
+
+        One of a task that another node holds by now stays open: its holder knows better.
+        """
 
     async def share(self, uses: Mapping[str, Use]) -> Sequence[Mapping[str, Use]]:
         """Tell what principals use at this node, and return what each other one has told last.

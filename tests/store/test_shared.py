@@ -340,6 +340,10 @@ class TestInbox:
         await two.claim("two", 1)
         assert [each.number for each in await two.inbox()] == [number]
         assert list(await one.inbox()) == []
+        await one.settle(number, b"no")  # as the one before, which took its time
+        assert await one.replies([number]) == {}
+        await two.settle(number, b"yes")
+        assert await one.replies([number]) == {number: b"yes"}
 
     async def test_messages_and_replies_ring(self, one, two):
         """The holder is told of a message, and the poster of its reply."""
