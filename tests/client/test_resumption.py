@@ -5,7 +5,7 @@ from contextlib import aclosing
 import pytest
 
 from agentsrv.client import Client
-from tests.client.proxy import CuttingProxy
+from tests.proxy import Cut, CuttingProxy, Kind
 
 
 async def follow(client, task_id):
@@ -28,7 +28,7 @@ def check(records, pieces):
 async def test_events_survive_cuts_at_any_byte(server, hasty, seed):
     """Three tasks, two iterators each, connections cut in the midst of frames: all is there."""
     chance = random.Random(seed)
-    proxy = CuttingProxy(server.url, lambda: chance.randrange(200, 20_000))
+    proxy = CuttingProxy(server.port, lambda: Cut(chance.randrange(200, 20_000), Kind.CLOSE))
     async with proxy.running(), Client(proxy.url, hasty) as client:
         created = await asyncio.gather(
             *(
@@ -41,8 +41,8 @@ async def test_events_survive_cuts_at_any_byte(server, hasty, seed):
         )
         for log in logs:
             check(log, 300)
-        assert proxy.cuts > 10
-        print(f"seed {seed}: {proxy.cuts} cuts, {sum(map(len, logs))} events")
+        assert proxy.cuts[Kind.CLOSE] > 10
+        print(f"seed {seed}: {proxy.cuts[Kind.CLOSE]} cuts, {sum(map(len, logs))} events")
 
 
 @pytest.mark.faults
@@ -51,7 +51,7 @@ async def test_commands_are_carried_out_once_over_cuts(server, hasty, seed):
     """Forty tasks are created and executed while answers are cut off: forty run, once each."""
     chance = random.Random(seed)
     # A greeting and the handshake have about 700 bytes: most cuts hit the answers.
-    proxy = CuttingProxy(server.url, lambda: chance.randrange(300, 2500))
+    proxy = CuttingProxy(server.port, lambda: Cut(chance.randrange(300, 2500), Kind.CLOSE))
     async with proxy.running(), Client(proxy.url, hasty) as client:
 
         async def one(number):
@@ -61,7 +61,7 @@ async def test_commands_are_carried_out_once_over_cuts(server, hasty, seed):
             return created["task_id"]
 
         ids = await asyncio.gather(*(one(number) for number in range(40)))
-        assert proxy.cuts > 5
+        assert proxy.cuts[Kind.CLOSE] > 5
     async with Client(server.url) as client:
         assert (await client.list())["total"] == 40
         for log in await asyncio.gather(*(follow(client, task_id) for task_id in ids)):
@@ -71,11 +71,11 @@ async def test_commands_are_carried_out_once_over_cuts(server, hasty, seed):
 @pytest.mark.faults
 async def test_cancel_and_run_survive_cuts(server, hasty):
     """A cancel whose answer is cut off is asked again; run goes on behind its own create."""
-    proxy = CuttingProxy(server.url, lambda: None)
+    proxy = CuttingProxy(server.port, lambda: None)
     async with proxy.running(), Client(proxy.url, hasty) as client:
         for agent in ("chatter", "endless"):
             created = await client.create("Go on", agent=agent, execute=True, subscribe=True)
-            await proxy.cut()
+            proxy.abort()
             if agent == "endless":
                 await client.cancel(created["task_id"], reason="over a cut")
             log = await follow(client, created["task_id"])

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.proxy import CuttingProxy
 from tests.console.agents import app
 from tests.node import npm_folder
+from tests.proxy import Cut, CuttingProxy, Kind
 from tests.server.people import ADA, ADA_KEY
 from tests.server.talk import serving
 
@@ -106,7 +106,7 @@ async def test_cuts_lose_nothing_and_tell_nothing_twice():
     tasks, pieces = 6, 150
     chance = random.Random(7)
     async with serving(app) as server:
-        proxy = CuttingProxy(server.url, lambda: chance.randrange(2_000, 120_000))
+        proxy = CuttingProxy(server.port, lambda: Cut(chance.randrange(2_000, 120_000), Kind.CLOSE))
         async with proxy.running():
             status, out, err = await node(str(CUTTING), proxy.url, str(tasks), str(pieces))
     assert (status, err) == (0, "")
@@ -116,4 +116,4 @@ async def test_cuts_lose_nothing_and_tell_nothing_twice():
     for told in result["told"]:
         assert told["seen"] == list(range(1, told["seq"] + 1))
         assert told["late"] == told["seen"][3:]
-    print(f"{proxy.cuts} cuts, {sum(told['seq'] for told in result['told'])} events")
+    print(f"{proxy.cuts[Kind.CLOSE]} cuts, {sum(told['seq'] for told in result['told'])} events")

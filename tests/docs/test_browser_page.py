@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.client.proxy import CuttingProxy
 from tests.docs.pages import URL, of
 from tests.docs.test_client_page import SHOP
 from tests.node import npm_folder
+from tests.proxy import Cut, CuttingProxy, Kind
 from tests.server.talk import serving
 
 BEFORE = 'import { WebSocket } from "ws";\nglobalThis.WebSocket ??= WebSocket;\n'
@@ -16,17 +16,17 @@ BEFORE = 'import { WebSocket } from "ws";\nglobalThis.WebSocket ??= WebSocket;\n
 
 @pytest.mark.interop
 @pytest.mark.timeout(300)  # the first time it is installed
-@pytest.mark.parametrize("cuts", [(), (1400,)], ids=["whole", "cut"])
+@pytest.mark.parametrize("cuts", [(), (Cut(1400, Kind.CLOSE),)], ids=["whole", "cut"])
 async def test_the_program_prints_what_the_page_shows(cuts, tmp_path):
     """It runs a task, shows its text and answers what it asks, over a lost connection too."""
     (tmp_path / "node_modules").symlink_to(npm_folder("ws", "ws@8.23.0") / "node_modules")
     (function, use), (shown,) = of("browser.md", "js"), of("browser.md", "text")
     names: dict[str, Any] = {"__name__": "shop"}
     exec(SHOP, names)  # noqa: S102 - the page is ours
-    budgets = iter(cuts)
+    coming = iter(cuts)
     async with (
         serving(names["app"]) as server,
-        CuttingProxy(server.url, lambda: next(budgets, None)).running() as proxy,
+        CuttingProxy(server.port, lambda: next(coming, None)).running() as proxy,
     ):
         program = f"{BEFORE}{function}{use.replace(URL, proxy.url)}"
         (tmp_path / "page.mjs").write_text(program)

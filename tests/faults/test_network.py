@@ -33,10 +33,10 @@ from agentsrv.models.plan import Step
 from agentsrv.orchestrator.subscriptions import Subscriber
 from tests.faults.conftest import Ledger
 from tests.faults.measure import eventually, needs_proc, sockets
-from tests.faults.network import Cut, CuttingProxy, Kind
 from tests.faults.process import ServerProcess
 from tests.faults.wire import ConnectionLost, Wire
 from tests.orchestrator.world import OWNER, World, step
+from tests.proxy import Cut, CuttingProxy, Kind
 from tests.simulation import SimulatedLoop
 
 pytestmark = pytest.mark.faults

@@ -20,8 +20,8 @@ from agentsrv.store.postgres import PostgresStore
 from agentsrv.store.postgres_flush import MAX_REQUESTS, Operation, take
 from agentsrv.store.postgres_schema import FIRST, STEPS, bring_up
 from agentsrv.store.postgres_write import Claim, Flush, Release, Settle
-from tests.faults.network import Cut, CuttingProxy, Kind
 from tests.postgres import QUICK, free_port, postgres
+from tests.proxy import Cut, CuttingProxy, Kind
 from tests.store.tasks import (
     COMPLETED,
     HOUR,

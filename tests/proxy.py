@@ -43,9 +43,20 @@ class CuttingProxy:
         self._server_port = server_port
         self._next_cut = next_cut
         self._tasks: set[asyncio.Task[None]] = set()
+        self._sides: set[asyncio.StreamWriter] = set()
         self.port = 0
         self.connections = 0
         self.cuts = dict.fromkeys(Kind, 0)
+
+    @property
+    def url(self) -> str:
+        """Where a WebSocket goes through it."""
+        return f"ws://127.0.0.1:{self.port}"
+
+    def abort(self) -> None:
+        """Cut every connection now."""
+        for side in self._sides:
+            side.transport.abort()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[CuttingProxy]:
@@ -73,6 +84,7 @@ class CuttingProxy:
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
             sides.append(far_writer)
+            self._sides.update(sides)
             up, down = (cut.after if cut and cut.upstream is way else None for way in (True, False))
             pumps.append(asyncio.create_task(_pump(reader, far_writer, up)))
             pumps.append(asyncio.create_task(_pump(far_reader, writer, down)))
@@ -82,6 +94,7 @@ class CuttingProxy:
         except (OSError, asyncio.CancelledError):
             pass  # the server is not there now, or the proxy ends
         finally:
+            self._sides.difference_update(sides)
             for pump in pumps:
                 pump.cancel()
             for side in sides:
