@@ -1,9 +1,9 @@
-"""Agents that ask, a store that takes its time, and short ways to see what was asked."""
+"""Agents that are quick, slow, fail or ask, a store that takes its time, and what was asked."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from agentsrv.agents.base import StepContext
@@ -31,6 +31,29 @@ class SlowStore(MemoryStore):
 
         loop.call_later(1.0, commit)
         return done
+
+
+async def quick(step: Step, ctx: StepContext) -> str:
+    """Answer at once."""
+    return f"{step.step_id} after {', '.join(ctx.outputs) or 'nothing'}"
+
+
+async def slow(step: Step, ctx: StepContext) -> AsyncIterator[str]:
+    """Write a word a second, for a minute."""
+    for number in range(60):
+        yield f"word {number} "
+        await asyncio.sleep(1)
+
+
+def failing(times: int, error: type[BaseException] = ValueError) -> Callable[..., Any]:
+    """An agent that fails so many times before it succeeds."""
+
+    async def agent(step: Step, ctx: StepContext) -> str:
+        if ctx.attempt <= times:
+            raise error(f"attempt {ctx.attempt}")
+        return "at last"
+
+    return agent
 
 
 async def asker(step: Step, ctx: StepContext, wait: float | None = None) -> str:
