@@ -228,6 +228,16 @@ def node_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
 
 
+def need_postgres() -> None:
+    """Return where the extra for PostgreSQL is installed.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if find_spec("asyncpg") is None:
+        raise ConfigurationError("the store needs the extra: pip install agentsrv[postgres]")
+
+
 def open_store(settings: Settings, node: str) -> Store:
     """The store that ``settings.store`` names, as ``node`` uses it; it is not opened yet.
 
@@ -239,8 +249,7 @@ def open_store(settings: Settings, node: str) -> Store:
         settings.queue_limit, settings.principal_queued, settings.principal_running
     )
     if settings.store.startswith(POSTGRES):
-        if find_spec("asyncpg") is None:
-            raise ConfigurationError("the store needs the extra: pip install agentsrv[postgres]")
+        need_postgres()
         from agentsrv.store.postgres import PostgresStore  # noqa: PLC0415 - an extra
 
         return PostgresStore(

@@ -11,11 +11,10 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agentsrv.app import POSTGRES, SQLITE
+from agentsrv.app import POSTGRES, SQLITE, need_postgres
 from agentsrv.bench.app import app
 from agentsrv.bench.machine import HAS_PROC
 from agentsrv.client import Client
@@ -111,10 +110,7 @@ class Own:
                     f"{self.file} exists; expected a file that the bench may fill and remove"
                 )
         elif store is not None and store.startswith(POSTGRES):
-            if find_spec("asyncpg") is None:
-                raise ConfigurationError(
-                    "the store needs the extra: pip install agentsrv[postgres]"
-                )
+            need_postgres()
         elif store not in (None, MEMORY):
             raise ConfigurationError(
                 f"store is {store!r}; expected sqlite:///FILE, memory: or postgresql://…"

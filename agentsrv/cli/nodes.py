@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Final
 
 import orjson
 
-from agentsrv.app import POSTGRES
+from agentsrv.app import POSTGRES, need_postgres
 from agentsrv.cli.exits import say
 from agentsrv.errors import ConfigurationError
 from agentsrv.store.shared import Node
@@ -46,8 +45,7 @@ async def find(store: str) -> Sequence[Node]:
         raise ConfigurationError(
             f"store is {store!r}; expected postgresql://…, which servers may share"
         )
-    if find_spec("asyncpg") is None:
-        raise ConfigurationError("the store needs the extra: pip install agentsrv[postgres]")
+    need_postgres()
     from agentsrv.store.postgres_look import look
 
     return (await look(store)).nodes or ()

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
@@ -23,9 +22,8 @@ from agentsrv.bench.target import Own, Remote
 from agentsrv.client import NoServer, NotAllowed
 from agentsrv.errors import ConfigurationError
 from agentsrv.server.files import SPARE
-from agentsrv.server.keys import add_key, make_key
-from agentsrv.settings import Settings
 from tests.bench.sizes import TINY
+from tests.server.people import ADA, ADA_KEY
 from tests.server.talk import serving
 
 WORK = "import time\nwhile time.process_time() < 0.1: pass\nprint(flush=True)\ntime.sleep(60)"
@@ -138,7 +136,7 @@ async def test_a_database_that_is_not_there_is_told():
 
 def test_a_missing_extra_is_told(monkeypatch):
     """With the command that installs it."""
-    monkeypatch.setattr(target, "find_spec", lambda name: None)
+    monkeypatch.setattr("agentsrv.app.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"pip install agentsrv\[postgres\]"):
         Own("postgresql://127.0.0.1/postgres")
 
@@ -164,13 +162,10 @@ async def test_a_server_of_somebody_else_is_measured_from_outside(remote):
     assert [note.partition(":")[0] for note in report.notes] == ["tasks"]
 
 
-async def test_a_server_that_asks_who_is_there_is_told(tmp_path):
+async def test_a_server_that_asks_who_is_there_is_told():
     """By the token that its Python client sends, too."""
-    token, key = make_key("bench", datetime.now(tz=UTC).date())
-    add_key(tmp_path / "keys", key)
-    settings = Settings(port=0, store="memory:", key_file=tmp_path / "keys")
-    async with app.running(settings) as running:
-        report = await measured(Remote(running.url, token), "commit", rounds=1)
+    async with serving(app, api_keys=ADA) as running:
+        report = await measured(Remote(running.url, ADA_KEY), "commit", rounds=1)
         assert {figure.key for figure in report.figures} == {"commit.reply.p50", "commit.reply.p99"}
         with pytest.raises(NotAllowed):
             await measured(Remote(running.url), "commit")
