@@ -16,12 +16,13 @@ from websockets.exceptions import (
 from agentsrv.client.errors import Closed, NoServer, NotAllowed, NotAServer, ProtocolViolation
 from agentsrv.errors import AgentsrvError
 from agentsrv.protocol import PROTOCOL
+from agentsrv.protocol.closes import CLOSES
 from agentsrv.protocol.replies import Hello
 
-STALLED: Final = 4408  # close code: this client took nothing for a while; the log waits
 UNAUTHENTICATED: Final = 4401  # close code: nobody who may be here, or not any more
 REFUSED: Final = 4403  # close code: the origin or the host is none that may
-RECONNECT_AFTER: Final = (1001, 1006, 1011, 1012, 1013, STALLED)
+# Beside what servers of ours close with: a proxy in between goes away, or there was no close.
+RECONNECT_AFTER: Final = {code for code, close in CLOSES.items() if close.reconnect} | {1001, 1006}
 OUR_COMPLAINTS: Final = (1002, 1003, 1007, 1009)  # close codes that tell of the server's frames
 TRANSIENT_STATUS: Final = (429, 500, 502, 503, 504)  # HTTP, mostly of a proxy in between
 
