@@ -145,10 +145,10 @@ class TaskRunner:
             return self.state.status, True
         self._cancel = request
         self._cancelled_at = monotonic()
-        if not self._winding_down and self._is_idle:
-            self._cut_off()
-            return self.state.status, False
         if not self._winding_down:
+            if self._is_idle:
+                self._cut_off()
+                return self.state.status, False
             self._wind_down(request.grace)  # first: what ends at once is in the decision's append
         self.journal.append(e.TaskCancelling(request.reason, request.by, request.grace))
         return self.state.status, False

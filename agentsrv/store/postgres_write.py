@@ -145,11 +145,12 @@ class Flush:
             for place, task in creates.items()
             if task.idempotency_key is not None
         ]
+        queueing = self._queueing()
         expired: dict[int, int] = {}
-        if keyed or self._queueing():
+        if keyed or queueing:
             first, owners, counts, *used = await connection.fetchrow(sql.LOOK, *_columns(keyed, 4))
             expired = self._replay(creates, used)
-            self._give_places(first, _counts(owners, counts))
+            self._give_places(queueing, first, _counts(owners, counts))
         for place in creates.keys() & outcome.refusals.keys():
             del creates[place]
         if not creates:
@@ -214,10 +215,12 @@ class Flush:
             if isinstance(request, NewTask | Append) and request.status is TaskStatus.QUEUED
         ]
 
-    def _give_places(self, first: int, queued: dict[str, int]) -> None:
+    def _give_places(
+        self, queueing: Sequence[tuple[int, str]], first: int, queued: dict[str, int]
+    ) -> None:
         """Give places in the queue behind ``first``; refuse those for whom there is no room."""
         outcome, total = self._outcome, sum(queued.values())
-        for place, owner in self._queueing():
+        for place, owner in queueing:
             if place in outcome.results or place in outcome.refusals:
                 continue
             try:
