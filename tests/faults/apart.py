@@ -23,9 +23,8 @@ from tests.postgres import USER
 
 PLACES: Final = 9  # addresses that others may connect to
 STARTS_WITHIN: Final = 10  # seconds
-PATH: Final = os.pathsep.join(
-    [os.environ.get("PATH", ""), "/usr/sbin"]
-)  # not everybody looks there
+# Where Debian keeps iptables, not everybody looks.
+PATH: Final = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
 
 
 class Network:

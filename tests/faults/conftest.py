@@ -1,12 +1,16 @@
-"""The ledger of fault tests: what was injected, what was checked, what was violated."""
+"""The ledger of fault tests, and three nodes behind nginx for those that need them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 
 import pytest
 
+from examples.cluster.local import nginx
+from tests.faults.nodes import NAMES, Cluster, made_cluster
 from tests.figures import PROMISE
+from tests.postgres import QUICK, postgres
 
 
 class Ledger:
@@ -40,3 +44,19 @@ class Ledger:
 def ledger(record_property) -> Ledger:
     """Where a fault test puts its figures."""
     return Ledger(record_property)
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    """Three nodes, above a database of their own."""
+    with postgres(*QUICK) as server:
+        async with made_cluster(server, tmp_path) as cluster:
+            cluster.start(*NAMES)
+            yield cluster
+
+
+@pytest.fixture
+async def url(cluster: Cluster, tmp_path: Path) -> AsyncIterator[str]:
+    """Where nginx listens for all of them."""
+    async with nginx(tmp_path, [cluster.nodes[name].port for name in NAMES]) as port:
+        yield f"ws://127.0.0.1:{port}"

@@ -23,7 +23,6 @@ from agentsrv.models.plan import ExecutionPlan
 from tests.faults.cluster_app import TRACE
 from tests.faults.process import ServerProcess
 from tests.orchestrator.world import check_log, step
-from tests.postgres import QUICK, postgres
 
 T = TypeVar("T")
 
@@ -94,15 +93,6 @@ async def made_cluster(server: Database, folder: Path) -> AsyncIterator[Cluster]
             node.kill()
 
 
-@asynccontextmanager
-async def three_nodes(folder: Path) -> AsyncIterator[Cluster]:
-    """Those of ``NAMES``, above a database of their own."""
-    with postgres(*QUICK) as server:
-        async with made_cluster(server, folder) as cluster:
-            cluster.start(*NAMES)
-            yield cluster
-
-
 async def told(client: Client, task: str, begun: asyncio.Queue[str] | None = None) -> list[Record]:
     """All events of a task, however often the connection is lost; tells when the first is there."""
     log: list[Record] = []
@@ -164,7 +154,7 @@ class Told:
 class Load:
     """Tasks of three steps: a few are always under way, each followed from its start to its end.
 
-    What is answered ``unavailable`` or ``shutting_down`` is asked again; a task that is stuck fails the test.
+    What is answered ``unavailable`` is asked again; a task that is stuck fails the test.
     """
 
     def __init__(self, *clients: Client, agent: str = "counter", words: int = 25) -> None:

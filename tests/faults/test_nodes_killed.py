@@ -8,25 +8,15 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from agentsrv.client import Client
-from examples.cluster.local import nginx
 from tests.faults.conftest import Ledger
-from tests.faults.nodes import NAMES, Cluster, Load, three_nodes, wait
+from tests.faults.nodes import NAMES, Cluster, Load, wait
 
 pytestmark = pytest.mark.faults
 STOPPED = 13.0  # seconds: longer than a lease
-
-
-@pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    """Three nodes."""
-    async with three_nodes(tmp_path) as cluster:
-        yield cluster
 
 
 @pytest.mark.parametrize(
@@ -34,15 +24,14 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
 )
 @pytest.mark.timeout(3600)
 async def test_random_nodes_are_killed_and_stopped(
-    cluster: Cluster, ledger: Ledger, tmp_path: Path, kills: int, stops: int
+    cluster: Cluster, url: str, ledger: Ledger, kills: int, stops: int
 ) -> None:
     """Who follows through the proxy is told each event once; each task ends, and ends once."""
     chance, harmed = random.Random(kills), Counter[str]()
     faults = ["kill -9"] * kills + ["SIGSTOP"] * stops
     chance.shuffle(faults)
     at: list[float] = []
-    ports = [cluster.nodes[name].port for name in NAMES]
-    async with nginx(tmp_path, ports) as port, Client(f"ws://127.0.0.1:{port}") as client:
+    async with Client(url) as client:
         load = Load(client)
         async with load.running():
             for fault in faults:

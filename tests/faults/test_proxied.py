@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
-from pathlib import Path
 
 import pytest
 
 from agentsrv.client import Client
-from examples.cluster.local import nginx
 from tests.faults.conftest import Ledger
 from tests.faults.nodes import (
     NAMES,
@@ -21,7 +18,6 @@ from tests.faults.nodes import (
     execute,
     first,
     measured,
-    three_nodes,
     told,
 )
 from tests.faults.process import ServerProcess
@@ -29,20 +25,6 @@ from tests.orchestrator.world import check_log
 
 pytestmark = pytest.mark.faults
 WORDS = 100  # of each step: two seconds
-
-
-@pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    """Three nodes."""
-    async with three_nodes(tmp_path) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-async def url(cluster: Cluster, tmp_path: Path) -> AsyncIterator[str]:
-    """Where nginx listens for all of them."""
-    async with nginx(tmp_path, [cluster.nodes[name].port for name in NAMES]) as port:
-        yield f"ws://127.0.0.1:{port}"
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.soak)])
