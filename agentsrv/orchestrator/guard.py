@@ -25,13 +25,6 @@ def is_authors(error: BaseException) -> bool:
     return True
 
 
-def describe(error: BaseException) -> str:
-    """What the log tells of an author's error."""
-    kind = type(error).__name__
-    text = str(error).encode(errors="replace").decode()
-    return f"{kind}: {text}" if text else kind
-
-
 def _in_task() -> bool:
     try:
         return asyncio.current_task() is not None

@@ -7,12 +7,13 @@ import logging
 
 from agentsrv.agents.base import TaskContext
 from agentsrv.agents.registry import Registry
+from agentsrv.error_text import describe
 from agentsrv.errors import AgentsrvError, InvalidCommand, PermanentError
 from agentsrv.models.commands import Create
 from agentsrv.models.plan import ExecutionPlan
 from agentsrv.models.retry import RetryPolicy
 from agentsrv.models.task import TaskState
-from agentsrv.orchestrator.guard import describe, is_authors
+from agentsrv.orchestrator.guard import is_authors
 from agentsrv.orchestrator.steps import TaskInfo
 
 _log = logging.getLogger("agentsrv.planning")

@@ -17,6 +17,7 @@ import orjson
 
 from agentsrv.agents.base import Agent, StepContext
 from agentsrv.agents.questions import Question
+from agentsrv.error_text import describe
 from agentsrv.errors import AgentsrvError, PermanentError
 from agentsrv.models import events as e
 from agentsrv.models.plan import Step
@@ -25,7 +26,7 @@ from agentsrv.models.states import StepStatus
 from agentsrv.models.task import StepState
 from agentsrv.orchestrator.cache import Found, key_of
 from agentsrv.orchestrator.dialogue import Dialogue
-from agentsrv.orchestrator.guard import describe, is_authors, is_cancelled
+from agentsrv.orchestrator.guard import is_authors, is_cancelled
 from agentsrv.orchestrator.journal import Journal
 from agentsrv.orchestrator.surroundings import Surroundings
 from agentsrv.telemetry import logs
