@@ -63,8 +63,8 @@ def oldest_python() -> str:
     for folder in ("/usr/bin", *os.get_exec_path()):
         python = f"{folder}/{name}"
         if os.access(python, os.X_OK):
-            works = subprocess.run([python, "-c", "import venv, ensurepip"], capture_output=True)
-            if works.returncode == 0:
+            imports = [python, "-c", "import venv, ensurepip"]
+            if subprocess.run(imports, capture_output=True, check=False).returncode == 0:
                 return python
     sys.exit(f"{name} with venv and ensurepip was not found (Debian 12: python3-venv)")
 
@@ -81,18 +81,20 @@ def set_up(python: str, stubs: Path, *, pip: str | None = None, uv: str | None =
             venv = clone / ".venv"
             subprocess.run([python, "-m", "venv", venv], check=True, env=env)
             upgrade = [venv / "bin/pip", "install", "--quiet", "--upgrade"]
-            subprocess.run([*upgrade, f"pip=={pip}" if pip != "newest" else "pip"], env=env)
+            release = "pip" if pip == "newest" else f"pip=={pip}"
+            subprocess.run([*upgrade, release], check=True, env=env)
         env |= {"PIP_FIND_LINKS": str(stubs), "UV_FIND_LINKS": str(stubs)}
         began = time.monotonic()
         for target in ("demo", "setup"):
             command = ["make", f"PYTHON={python}", f"UV={uv or ''}", target]
-            run = subprocess.run(
-                command, cwd=clone, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            run = subprocess.run(command, cwd=clone, env=env, check=False, **pipes)
             if run.returncode or "uv failed" in run.stdout:
                 print(f"{title}: make {target} failed ({run.returncode}):\n{run.stdout}")
                 return False
-            print(f"{title}: make {target} passed after {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"{title}: make {target} passed after {time.monotonic() - began:.0f} s", flush=True
+            )
         versions = {
             name: version
             for name, version in installed(clone / ".venv/bin/python").items()

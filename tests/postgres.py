@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import socket
@@ -15,28 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.programs import require
 
 READY = 30  # seconds that a server has to answer
 USER = "postgres"  # who the server runs as, where the tests are root's: it refuses to be root
 QUICK = ("fsync=off", "full_page_writes=off", "synchronous_commit=on")
-
-
-def find(name: str) -> str | None:
-    """The path of one of PostgreSQL's programs, of the newest version there is, if there is one."""
-    found = sorted(
-        Path("/usr/lib/postgresql").glob(f"*/bin/{name}"),
-        key=lambda path: int(re.sub(r"\D", "", path.parts[4]) or 0),
-    )
-    return str(found[-1]) if found else shutil.which(name)
-
-
-def program(name: str) -> str:
-    """The path of that program; skips the test without it."""
-    path = find(name)
-    if path is None:
-        pytest.skip("PostgreSQL is not installed")
-    return path
 
 
 def free_port() -> int:
@@ -77,7 +59,7 @@ class Postgres:
 
     def make(self) -> None:
         """Make its folder, with an empty database."""
-        command = [program("initdb"), "-D", str(self.folder), "-A", "trust", "-U", USER]
+        command = [require("initdb"), "-D", str(self.folder), "-A", "trust", "-U", USER]
         subprocess.run(
             [*command, "--encoding=UTF8", "--no-locale", "--no-sync"],
             check=True,
@@ -91,7 +73,7 @@ class Postgres:
     def version(self) -> str:
         """What it is, such as ``PostgreSQL 15.14``."""
         told = subprocess.run(
-            [program("postgres"), "--version"], check=True, capture_output=True, text=True
+            [require("postgres"), "--version"], check=True, capture_output=True, text=True
         )
         return "PostgreSQL " + told.stdout.split()[2]
 
@@ -105,13 +87,13 @@ class Postgres:
             "unix_socket_directories=",
             "max_connections=200",
         )
-        command = [*self._within, program("postgres"), "-D", str(self.folder)]
+        command = [*self._within, require("postgres"), "-D", str(self.folder)]
         who = {"cwd": "/"} if self._within else _as_user()
         with log:
             self._process = subprocess.Popen(
                 command + [f"--{setting}" for setting in settings], stderr=log, stdout=log, **who
             )
-        ready = [program("pg_isready"), "-q", f"-h{self.host}", f"-p{self.port}"]
+        ready = [require("pg_isready"), "-q", f"-h{self.host}", f"-p{self.port}"]
         until = time.monotonic() + READY
         while subprocess.call(ready):
             assert self._process.poll() is None, "PostgreSQL ended before it was ready"
@@ -131,7 +113,7 @@ class Postgres:
 
     def copy_to(self, other: Postgres, name: str) -> None:
         """Make the folder of ``other``: it will stand by, and be known here by that name."""
-        copy = [program("pg_basebackup"), "-D", str(other.folder), "-d", self._conninfo(name)]
+        copy = [require("pg_basebackup"), "-D", str(other.folder), "-d", self._conninfo(name)]
         subprocess.run(
             [*copy, "-R", "-X", "stream", "--checkpoint=fast", "--no-sync"],
             check=True,
@@ -146,7 +128,7 @@ class Postgres:
     def ask(self, query: str) -> str:
         """What one statement yields, as text."""
         where = ["-h", self.host, "-p", str(self.port), "-U", USER]
-        command = [program("psql"), "-qXAt", *where, "-c", query]
+        command = [require("psql"), "-qXAt", *where, "-c", query]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     def _conninfo(self, name: str) -> str:
@@ -156,7 +138,7 @@ class Postgres:
     def promote(self) -> None:
         """Make a standby the primary."""
         subprocess.run(
-            [program("pg_ctl"), "promote", "-w", "-s", "-D", str(self.folder)],
+            [require("pg_ctl"), "promote", "-w", "-s", "-D", str(self.folder)],
             check=True,
             **_as_user(),
         )
@@ -215,9 +197,7 @@ def postgres(
 @contextmanager
 def redis(port: int | None = None) -> Iterator[str]:
     """A running Redis; yields its URL."""
-    path = shutil.which("redis-server")
-    if path is None:
-        pytest.skip("Redis is not installed")
+    path = require("redis-server")
     port = port or free_port()
     process = subprocess.Popen(
         [path, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],

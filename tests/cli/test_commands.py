@@ -19,6 +19,7 @@ from agentsrv.protocol.asyncapi import document
 from agentsrv.settings import Settings
 from tests.bench.sizes import TINY
 from tests.cli.terminal import in_terminal
+from tests.programs import require
 
 TEXTS = "examples/knowledge"
 
@@ -402,6 +403,7 @@ def test_schema_prints_the_published_schema(agentsrv):
 )
 def test_bash_completes_commands_and_options(typed, completed):
     """With the script that the command line prints, in a real bash."""
+    require("bash")
     script = (
         'eval "$(agentsrv --show-completion bash)"\n'
         f"COMP_WORDS=({typed}) COMP_CWORD={typed.count(' ')}\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwr
 
 from tests.console.looking import Visit, visiting
 from tests.faults.process import ServerProcess
+from tests.programs import require
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
@@ -24,11 +23,10 @@ WIDE: ViewportSize = {"width": 1280, "height": 820}
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Its own loop runs in it: all tests of a module with it are no coroutines."""
-    if CHROMIUM is None:
-        pytest.skip("chromium is not on the PATH")
+    chromium = require("chromium")
     with sync_playwright() as playwright:
         expect.set_options(timeout=PATIENCE)
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
         browser.close()
 

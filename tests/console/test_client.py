@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import random
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from tests.console.agents import app
 from tests.node import npm_folder
+from tests.programs import require
 from tests.proxy import Cut, CuttingProxy, Kind
 from tests.server.people import ADA, ADA_KEY
 from tests.server.talk import serving
@@ -21,7 +21,6 @@ from tests.server.talk import serving
 pytestmark = [
     pytest.mark.interop,
     pytest.mark.timeout(180),
-    pytest.mark.skipif(shutil.which("node") is None, reason="node is not on the PATH"),
 ]
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "javascript" / "run.mjs"
@@ -30,6 +29,7 @@ TYPESCRIPT = "typescript@7.0.2"
 NODE = ("node", "--experimental-websocket", "--no-warnings")  # what Node 22 has without being told
 CONSUMER = """
 import { Client, type Event } from "ROOT/agentsrv/console/client.js";
+from tests.programs import require
 const client = new Client("ws://127.0.0.1:8765");
 const { task_id } = await client.create({ task_description: "x", execute: true });
 const done: Event | undefined = await client.follow(task_id, (event) => {
@@ -46,6 +46,7 @@ await client.follow(task_id, (event) => event.event_type === "task_queued" && ev
 
 async def node(*arguments: str, **environment: str) -> tuple[int, str, str]:
     """The exit status of a script, what it printed, and what it complained of."""
+    require("node")
     process = await asyncio.create_subprocess_exec(
         *NODE,
         *arguments,

@@ -1,15 +1,13 @@
 """docs/from-http.md: the client that has moved, and the script that reads lines."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.docs.pages import DOCS, of, run
 from tests.listening import listening
+from tests.programs import require
 
 KNOWLEDGE = DOCS.parent / "examples" / "knowledge"
 
@@ -21,9 +19,9 @@ def test_the_program_prints_what_the_page_shows(tmp_path):
         assert run(tmp_path, "moved.py", program, url) == shown
 
 
-@pytest.mark.skipif(shutil.which("jq") is None, reason="the page's command needs jq")
 def test_the_command_prints_a_line_for_each_event(tmp_path):
     """From the first to the last."""
+    require("jq")
     (script,) = of("from-http.md", "sh")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with listening(tmp_path, f"--knowledge={KNOWLEDGE}") as url:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.cluster.local import Missing, program
+from tests.programs import require
 
 ROOT = Path(__file__).parents[2]
 
@@ -13,11 +13,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.timeout(120)
 def test_a_client_behind_nginx_misses_nothing_when_the_running_node_is_killed():
     """PostgreSQL, three nodes and nginx, all real; the task goes on elsewhere."""
-    try:
-        for name in ("postgres", "nginx"):
-            program(name)
-    except Missing as missing:
-        pytest.skip(str(missing))
+    for name in ("postgres", "nginx"):
+        require(name)
     result = subprocess.run(
         [sys.executable, "-m", "examples.cluster.local"],
         cwd=ROOT,

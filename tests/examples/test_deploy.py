@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import ssl
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from websockets.exceptions import InvalidStatus
 
 from agentsrv.settings import Settings
 from tests.faults.process import ServerProcess, free_port, wait_for_port
+from tests.programs import require
 from tests.server.certificates import make_certificate
 from tests.server.people import ADA, ADA_KEY, bearer
 from tests.server.talk import Talk
@@ -117,8 +117,7 @@ def test_the_health_check_of_the_image_tells_whether_the_server_lives(server):
 @pytest.mark.interop
 def test_systemd_accepts_the_unit_and_finds_it_sandboxed(tmp_path):
     """No line that it does not know, and an exposure that it calls OK."""
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("there is no systemd-analyze")
+    require("systemd-analyze")
     unit = tmp_path / "agentsrv.service"
     program = f"{sys.executable} -m agentsrv"
     unit.write_text(
@@ -143,9 +142,7 @@ def test_systemd_accepts_the_unit_and_finds_it_sandboxed(tmp_path):
 @pytest.fixture
 def nginx(server: ServerProcess, tmp_path: Path) -> Iterator[int]:
     """The real one, with the example but for addresses, files and a shorter patience; its port."""
-    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-    if program is None:
-        pytest.skip("there is no nginx")
+    program = require("nginx")
     certificate, key = make_certificate(tmp_path)
     port = free_port()
     changes = {

@@ -1,11 +1,11 @@
 import os
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.examples.sessions import PROGRAMS, WEBSOCKETS, WSCAT, converse, read_document, served
+from tests.programs import require
 
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
@@ -16,9 +16,9 @@ def test_the_document_shows_the_conversation(program):
 
 
 @pytest.mark.interop
-@pytest.mark.skipif(shutil.which("wscat") is None, reason="wscat is not on the PATH (npm i wscat)")
 def test_wscat_is_answered_as_the_document_shows():
     """The same inputs give the same kinds of frames."""
+    require("wscat")
     check(WSCAT)
 
 

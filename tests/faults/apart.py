@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import pytest
 
 from tests.faults.measure import eventually
 from tests.postgres import USER
+from tests.programs import require
 
 PLACES: Final = 9  # addresses that others may connect to
 STARTS_WITHIN: Final = 10  # seconds
@@ -80,8 +80,7 @@ def network() -> Iterator[Network]:
     if os.geteuid() != 0:
         pytest.skip("platform: only root makes networks")
     for program in ("unshare", "nsenter", "ip", "iptables"):
-        if shutil.which(program, path=PATH) is None:
-            pytest.skip(f"{program} is not installed")
+        require(program)
     ours = Path("/proc/self/ns/net").readlink()
     # cat ends when its input does: with this process.
     holder = subprocess.Popen(

@@ -11,6 +11,7 @@ from examples.cluster.local import nginx
 from tests.faults.nodes import NAMES, Cluster, made_cluster
 from tests.figures import PROMISE
 from tests.postgres import QUICK, postgres
+from tests.programs import require
 
 
 class Ledger:
@@ -58,5 +59,6 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
 @pytest.fixture
 async def url(cluster: Cluster, tmp_path: Path) -> AsyncIterator[str]:
     """Where nginx listens for all of them."""
+    require("nginx")
     async with nginx(tmp_path, [cluster.nodes[name].port for name in NAMES]) as port:
         yield f"ws://127.0.0.1:{port}"

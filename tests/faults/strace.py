@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from tests.programs import require
 
 STRACE = ["strace", "-f"]
 FAST = "--seccomp-bpf"  # stops the process in the chosen calls only; loses injected signals
@@ -15,8 +16,7 @@ FAST = "--seccomp-bpf"  # stops the process in the chosen calls only; loses inje
 
 def require_strace() -> None:
     """Skip the test where processes cannot be traced."""
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed")
+    require("strace")
     probe = subprocess.run([*STRACE, "-o", "/dev/null", "true"], capture_output=True, check=False)
     if probe.returncode != 0:
         pytest.skip(f"platform: strace may not trace here: {probe.stderr.decode().strip()}")

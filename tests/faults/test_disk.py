@@ -16,6 +16,7 @@ from tests.faults.load import UNDECIDED, Load, check_told
 from tests.faults.nursery import Nursery
 from tests.faults.process import free_port
 from tests.faults.strace import fail_from, require_strace
+from tests.programs import require
 
 pytestmark = pytest.mark.faults
 SENTENCE = "the store cannot be trusted any more"
@@ -35,7 +36,7 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Grow]]:
     """A disk in memory, and a way to change its size."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "agentsrv-test", str(folder)]
+    mount = [require("mount"), "-t", "tmpfs", "-o", "size=1m", "agentsrv-test", str(folder)]
     mounted = subprocess.run(mount, capture_output=True, check=False)
     if mounted.returncode != 0:
         pytest.skip(f"platform: no disk can be mounted: {mounted.stderr.decode().strip()}")

@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from websockets.asyncio.client import connect
 
 from tests.node import npm_folder
+from tests.programs import require
 from tests.server.talk import serving
 
 HERE = Path(__file__).parent
@@ -39,8 +40,7 @@ pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]  # the first time i
 
 def shell(script: str, folder: Path, *programs: Path) -> None:
     """Run a script with our programs and others on the path."""
-    if shutil.which("jq") is None:
-        pytest.skip("the recipes of the page need jq, and there is none")
+    require("jq")
     path = os.pathsep.join([str(Path(sys.executable).parent), *map(str, programs)])
     environment = {**os.environ, "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
