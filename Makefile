@@ -66,10 +66,10 @@ $(ALL): requirements.lock pyproject.toml
 	@touch $@
 
 demo: $(RUN) ## start a server, run a task, watch its events
-	@$(BIN)/python -m examples.demo
+	@$(BIN)/agentsrv demo
 
 serve: $(RUN) ## serve the example's knowledge until Ctrl-C
-	@$(BIN)/agentsrv serve --knowledge examples/knowledge
+	@$(BIN)/agentsrv serve --knowledge agentsrv/cli/demo/knowledge
 
 test: $(ALL) ## run the tests (without the long ones) on all cores; COVER=1 measures coverage, too
 	$(PYTEST) $(PARALLEL) -m "not soak and not alone" $(if $(COVER),--cov --cov-report=)

@@ -1,6 +1,6 @@
 """Run one task on a server and watch it: the client to copy from.
 
-    agentsrv serve --knowledge examples/knowledge
+    agentsrv serve --knowledge agentsrv/cli/demo/knowledge
     python examples/client.py "How does async I/O affect throughput?"
 
 Lost connections are the client's business: it connects again and goes on where it was.

@@ -1,6 +1,6 @@
 """An agent of your own, in a plan together with the built-in retriever.
 
-agentsrv serve examples.custom_agent:app --knowledge examples/knowledge
+agentsrv serve examples.custom_agent:app --knowledge agentsrv/cli/demo/knowledge
 agentsrv run "Why does back-pressure matter?" --param quotes=2
 """
 

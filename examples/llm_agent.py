@@ -1,7 +1,7 @@
 """An agent that answers with the language model, streamed as it is written.
 
 export AGENTSRV_LLM_URL=http://127.0.0.1:8080/v1 AGENTSRV_LLM_MODEL=my-model
-agentsrv serve examples.llm_agent:app --knowledge examples/knowledge
+agentsrv serve examples.llm_agent:app --knowledge agentsrv/cli/demo/knowledge
 agentsrv run "Why does back-pressure matter?" --agent assistant
 """
 

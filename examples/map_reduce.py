@@ -14,7 +14,7 @@ from typing import Final
 
 from agentsrv import App, ExecutionPlan, PermanentError, Step, StepContext, TaskContext
 
-FOLDER: Final = Path(__file__).parent / "knowledge"
+FOLDER: Final = Path(__file__).parents[1] / "agentsrv/cli/demo/knowledge"
 MAX_FILES: Final = 99  # a plan has at most 100 steps
 MAX_TEXT: Final = 20_000  # characters of a file
 

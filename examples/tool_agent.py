@@ -1,7 +1,7 @@
 """An agent whose language model calls tools: the knowledge base and a calculator.
 
 export AGENTSRV_LLM_URL=http://127.0.0.1:8080/v1 AGENTSRV_LLM_MODEL=my-model
-agentsrv serve examples.tool_agent:app --knowledge examples/knowledge
+agentsrv serve examples.tool_agent:app --knowledge agentsrv/cli/demo/knowledge
 agentsrv run "How much memory do 4000 idle threads take?" --agent researcher
 """
 

@@ -72,6 +72,14 @@ def _common(
 
 
 @app.command()
+def demo() -> None:
+    """Start a server, run one task over a few texts, show its events and report, and stop."""
+    from agentsrv.cli import demo
+
+    raise typer.Exit(demo.main())
+
+
+@app.command()
 @takes_settings
 def serve(
     target: Annotated[

@@ -1,6 +1,6 @@
 // Run a task and watch it, from Node 22 or newer (20: node --experimental-websocket).
 //
-//     agentsrv serve --knowledge examples/knowledge
+//     agentsrv serve --knowledge agentsrv/cli/demo/knowledge
 //     node examples/javascript/run.mjs "How does async I/O affect throughput?"
 
 import { stdin, stdout } from "node:process";

@@ -12,10 +12,10 @@ from agentsrv.agents.planner import report
 from agentsrv.agents.retriever import RetrieverAgent
 from agentsrv.agents.validator import ValidatorAgent
 from agentsrv.agents.writer import WriterAgent
+from agentsrv.cli.demo import KNOWLEDGE
 from agentsrv.models.plan import Step
 from tests.agents.contexts import make_context, run
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "knowledge"
 AGENTS = {
     "retriever": RetrieverAgent(),
     "analyzer": AnalyzerAgent(),
@@ -37,7 +37,7 @@ async def run_steps(
     steps: tuple[Step, ...], task: str, database: Path
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Run steps one after the other on the examples; return their outputs and results."""
-    base = KnowledgeBase(EXAMPLES, database)
+    base = KnowledgeBase(KNOWLEDGE, database)
     await base.refresh()
     outputs: dict[str, str] = {}
     results: dict[str, Any] = {}

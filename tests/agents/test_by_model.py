@@ -7,17 +7,16 @@ import logging
 import subprocess
 import sys
 from contextlib import aclosing, asynccontextmanager, suppress
-from pathlib import Path
 
 import pytest
 
 from agentsrv import App
+from agentsrv.cli.demo import KNOWLEDGE
 from agentsrv.client import Client, Record, TaskCancelled, TaskFailed
 from agentsrv.errors import ConfigurationError, InvalidCommand
 from agentsrv.settings import Settings
 from tests.agents.fake_model import Hang, Raw, fake_model, refusal
 
-KNOWLEDGE = Path(__file__).parents[2] / "examples" / "knowledge"
 TASK = "What are the costs of threads?"
 KEY = "sk-very-secret-0123456789"
 NOTES = "- Threads cost memory [1] and switches [2]."

@@ -7,8 +7,9 @@ from agentsrv.agents.knowledge.markup import plain
 from agentsrv.agents.optimizer import NOTHING_LEFT, SECOND_LOOK, OptimizerAgent
 from agentsrv.agents.planner import research
 from agentsrv.agents.validator import validate
+from agentsrv.cli.demo import KNOWLEDGE
 from tests.agents.contexts import make_context, run
-from tests.agents.reports import EXAMPLES, QUESTIONS, run_steps
+from tests.agents.reports import QUESTIONS, run_steps
 
 TASK = "What are the costs of threads and of unicorns?"
 PASSAGES = [
@@ -131,7 +132,7 @@ async def test_the_research_ends_with_a_report_that_stands_the_test(task, tmp_pa
     told, passages = results["step_005"], results["step_001"]["passages"]
     known = {entry["id"] for entry in passages}
     added = [
-        source | {"text": plain((EXAMPLES / source["source"]).read_text(encoding="utf-8"))}
+        source | {"text": plain((KNOWLEDGE / source["source"]).read_text(encoding="utf-8"))}
         for source in told["sources"]
         if source["id"] not in known
     ]

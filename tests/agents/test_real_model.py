@@ -21,11 +21,12 @@ from agentsrv.agents.llm import Embedder, LanguageModel, connect
 from agentsrv.agents.planner import MAX_PLANNED, NEEDS, BuiltinPlanner, plan_schema
 from agentsrv.agents.report import read, unescape
 from agentsrv.agents.validator import claims
+from agentsrv.cli.demo import KNOWLEDGE
 from agentsrv.client import Client, Record
 from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.settings import Settings
 from tests.agents.contexts import make_context
-from tests.agents.test_by_model import KNOWLEDGE, TASK, of
+from tests.agents.test_by_model import TASK, of
 
 ROOT = Path(__file__).parents[2]
 PLANS = 5

@@ -8,8 +8,9 @@ from agentsrv.agents.knowledge.markup import plain
 from agentsrv.agents.report import escape
 from agentsrv.agents.text import sentences
 from agentsrv.agents.writer import Shape, WriterAgent, compose
+from agentsrv.cli.demo import KNOWLEDGE
 from tests.agents.contexts import make_context, run
-from tests.agents.reports import EXAMPLES, QUESTIONS, report_on
+from tests.agents.reports import QUESTIONS, report_on
 
 CITED = re.compile(r" \[(\d+)\]")
 
@@ -39,7 +40,7 @@ async def test_every_statement_stands_in_the_file_that_it_cites(task, database):
     report, results = await report_on(task, database)
     files = {entry["number"]: entry["source"] for entry in results["step_003"]["sources"]}
     contents = {
-        source: plain((EXAMPLES / source).read_text(encoding="utf-8")) for source in files.values()
+        source: plain((KNOWLEDGE / source).read_text(encoding="utf-8")) for source in files.values()
     }
     count = 0
     for line in body_of(report):

@@ -21,7 +21,7 @@ from tests.bench.sizes import TINY
 from tests.cli.terminal import in_terminal
 from tests.programs import require
 
-TEXTS = "examples/knowledge"
+TEXTS = "agentsrv/cli/demo/knowledge"
 
 
 @pytest.fixture

@@ -5,11 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.docs.pages import DOCS, of, run
+from agentsrv.cli.demo import KNOWLEDGE
+from tests.docs.pages import of, run
 from tests.listening import listening
 from tests.programs import require
-
-KNOWLEDGE = DOCS.parent / "examples" / "knowledge"
 
 
 def test_the_program_prints_what_the_page_shows(tmp_path):

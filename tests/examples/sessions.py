@@ -18,10 +18,11 @@ from typing import Final
 import orjson
 import pexpect
 
+from agentsrv.cli.demo import KNOWLEDGE
 from tests.listening import listening
 
 ROOT: Final = Path(__file__).parents[2]
-KNOWLEDGE: Final = ROOT / "examples/knowledge"
+
 URL: Final = "ws://127.0.0.1:8765"  # that the documents show
 WIDTH: Final = 120  # characters of a frame that are shown
 PATIENCE: Final = 15  # seconds for an answer
@@ -63,7 +64,7 @@ WSCAT: Final = Program(
 [wscat](https://github.com/websockets/wscat) is a WebSocket client for the terminal:
 `npm install -g wscat`. {CAPTURED}
 ```sh
-agentsrv serve --knowledge examples/knowledge
+agentsrv serve --knowledge agentsrv/cli/demo/knowledge
 wscat -c {URL}
 ```
 """,
@@ -94,7 +95,7 @@ WEBSOCKETS: Final = Program(
 the terminal: where agentsrv is installed, so is the command `websockets`.
 {CAPTURED}
 ```sh
-agentsrv serve --knowledge examples/knowledge
+agentsrv serve --knowledge agentsrv/cli/demo/knowledge
 websockets {URL}
 ```
 """,

@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 
 from agentsrv import InputDeclined
+from agentsrv.cli import demo
+from agentsrv.cli.demo import KNOWLEDGE
 from agentsrv.client import Client
 from agentsrv.errors import InvalidCommand
 from agentsrv.models.events import Record
 from agentsrv.settings import Settings
-from examples import approval, cpu_bound, custom_agent, demo
+from examples import approval, cpu_bound, custom_agent
 from examples import client as client_example
 
 ROOT = Path(__file__).parents[2]
-KNOWLEDGE = ROOT / "examples/knowledge"
 
 
 def settings(tmp_path: Path) -> Settings:
@@ -24,11 +25,16 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(port=0, store="memory:", knowledge=KNOWLEDGE, knowledge_index=index)
 
 
-def test_the_demonstration_ends_by_itself_with_exit_status_0():
-    """It shows every event, the report with its sources, and how the server ended."""
-    command = [sys.executable, "-m", "examples.demo"]
+def test_the_demonstration_ends_by_itself_with_exit_status_0(tmp_path):
+    """It shows every event, the report with its sources, and how the server ended.
+
+    Settings of the environment and of the current folder do not apply to its server.
+    """
+    (tmp_path / "agentsrv.toml").write_text('store = "nonsense"')
+    env = {**os.environ, "AGENTSRV_API_KEYS": "ada:secret", "AGENTSRV_KNOWLEDGE": "/nowhere"}
+    command = [sys.executable, "-m", "agentsrv", "demo"]
     result = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=90, check=False
     )
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()

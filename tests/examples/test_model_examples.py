@@ -5,12 +5,12 @@ import json
 
 import pytest
 
+from agentsrv.cli.demo import KNOWLEDGE
 from agentsrv.client import Client, Record, TaskFailed
 from agentsrv.settings import Settings
 from examples import framework_agent, llm_agent, map_reduce, tool_agent
 from tests.agents.contexts import make_context
 from tests.agents.fake_model import Calls, Hang, fake_model, refusal
-from tests.examples.test_examples import KNOWLEDGE
 
 
 @pytest.fixture
