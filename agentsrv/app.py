@@ -26,7 +26,7 @@ from agentsrv.agents.registry import Registry
 from agentsrv.agents.retriever import RetrieverAgent
 from agentsrv.agents.validator import ValidatorAgent
 from agentsrv.agents.writer import WriterAgent
-from agentsrv.errors import ConfigurationError
+from agentsrv.errors import ConfigurationError, missing_extra
 from agentsrv.orchestrator.hub import Hub
 from agentsrv.orchestrator.logs import forget_old
 from agentsrv.orchestrator.orchestrator import Orchestrator
@@ -235,7 +235,7 @@ def need_postgres() -> None:
         ConfigurationError: It is not.
     """
     if find_spec("asyncpg") is None:
-        raise ConfigurationError("the store needs the extra: pip install agentsrv[postgres]")
+        raise ConfigurationError(missing_extra("a store in PostgreSQL", "postgres"))
 
 
 def open_store(settings: Settings, node: str) -> Store:
@@ -322,7 +322,7 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
             f"{settings.embedding_model!r}; expected llm_url together with one of the models"
         )
     if find_spec("openai") is None or find_spec("numpy") is None:
-        raise ConfigurationError("models need the extra: pip install agentsrv[llm]")
+        raise ConfigurationError(missing_extra("a language model", "llm"))
     from agentsrv.agents.llm import Embedder, LanguageModel, connect  # noqa: PLC0415 - an extra
 
     key = settings.llm_key.get_secret_value() if settings.llm_key is not None else None

@@ -37,6 +37,16 @@ class AgentsrvError(Exception):
         self.example = example
 
 
+def missing_extra(subject: str, extra: str) -> str:
+    """Return the message about an optional dependency that is not installed.
+
+    Args:
+        subject: What needs it, such as ``agentsrv mcp``.
+        extra: The extra of the distribution that brings it.
+    """
+    return f"{subject} needs an extra that is not installed: pip install 'agentsrv[{extra}]'"
+
+
 class InvalidJson(AgentsrvError):
     """The frame is not one JSON object, or holds a number that no program reads alike."""
 

@@ -90,5 +90,5 @@ def test_what_is_for_shared_stores_needs_one(setting: dict[str, object]) -> None
 def test_the_store_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error tells which."""
     monkeypatch.setattr("agentsrv.app.find_spec", lambda _: None)
-    with pytest.raises(ConfigurationError, match=r"pip install agentsrv\[postgres\]"):
+    with pytest.raises(ConfigurationError, match=r"pip install 'agentsrv\[postgres\]'"):
         open_store(Settings(store="postgresql://x/x"), "a")

@@ -20,7 +20,7 @@ from agentsrv.cli.options import Token, make_settings, takes_settings
 from agentsrv.cli.prompt import find_question
 from agentsrv.cli.render import shorten
 from agentsrv.client import Client
-from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidCommand
+from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidCommand, missing_extra
 from agentsrv.models.commands import MAX_LIST
 from agentsrv.protocol.shell import read_answer
 
@@ -301,7 +301,7 @@ def top(
 def mcp(url: ReachedUrl = None, token: Token = None, knowledge: Knowledge = None) -> None:
     """Offer run, status, cancel and more as tools of the Model Context Protocol, on stdio."""
     if find_spec("mcp") is None:
-        raise ConfigurationError("agentsrv mcp needs the extra: pip install 'agentsrv[mcp]'")
+        raise ConfigurationError(missing_extra("agentsrv mcp", "mcp"))
     from agentsrv.cli.mcp.server import serve
 
     async def offer() -> None:

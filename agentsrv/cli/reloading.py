@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agentsrv.cli.exits import say
-from agentsrv.errors import ConfigurationError
+from agentsrv.errors import ConfigurationError, missing_extra
 
 DRAIN: Final = "0.5"  # seconds for running tasks; they go on in the next process anyway
 
@@ -33,9 +33,7 @@ def serve_reloading(arguments: Sequence[str]) -> int:
     try:
         watchfiles: Any = importlib.import_module("watchfiles")
     except ImportError:
-        raise ConfigurationError(
-            "--reload needs watchfiles; expected: pip install 'agentsrv[reload]'"
-        ) from None
+        raise ConfigurationError(missing_extra("--reload", "reload")) from None
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

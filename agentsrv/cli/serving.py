@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from agentsrv.app import App, Running
 from agentsrv.cli.exits import Exit, say
-from agentsrv.errors import ConfigurationError
+from agentsrv.errors import ConfigurationError, missing_extra
 from agentsrv.settings import Loop, Settings
 from agentsrv.telemetry import export, logs
 
@@ -87,9 +87,7 @@ def loop_factory(name: Loop) -> Callable[[], asyncio.AbstractEventLoop]:
     except ImportError:
         if name == "auto":
             return asyncio.new_event_loop
-        raise ConfigurationError(
-            "loop is uvloop, which is not installed; expected: pip install 'agentsrv[fast]'"
-        ) from None
+        raise ConfigurationError(missing_extra("the setting loop=uvloop", "fast")) from None
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
     return factory
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
-from agentsrv.errors import ConfigurationError, Unauthenticated
+from agentsrv.errors import ConfigurationError, Unauthenticated, missing_extra
 from agentsrv.models.commands import MAX_TOKEN
 from agentsrv.server.identity import EVERYBODY, NOT_ACCEPTED, Identity
 from agentsrv.server.keys import PREFIX, KeyRing, parse_keys
@@ -92,7 +92,7 @@ async def _open_tokens(settings: Settings) -> TokenVerifier | None:
             "JSON Web Tokens need all three"
         )
     if find_spec("jwt") is None or find_spec("cryptography") is None:
-        raise ConfigurationError("JSON Web Tokens need the extra: pip install 'agentsrv[jwt]'")
+        raise ConfigurationError(missing_extra("authentication by JSON Web Tokens", "jwt"))
     from agentsrv.server.signing_keys import open_keys  # noqa: PLC0415 - an extra
     from agentsrv.server.tokens import TokenVerifier  # noqa: PLC0415 - the same
 

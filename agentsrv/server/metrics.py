@@ -9,7 +9,7 @@ from typing import Final
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
-from agentsrv.errors import Unauthenticated
+from agentsrv.errors import Unauthenticated, missing_extra
 from agentsrv.server.auth import Authenticator, token_of
 from agentsrv.telemetry.measures import Measures
 
@@ -41,7 +41,7 @@ class MetricsPage:
         if find_spec("prometheus_client") is None:
             return connection.respond(
                 HTTPStatus.NOT_IMPLEMENTED,
-                "Metrics need the extra: pip install 'agentsrv[metrics]'\n",
+                missing_extra("/metrics", "metrics") + "\n",
             )
         from agentsrv.telemetry import prometheus  # noqa: PLC0415 - an extra
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from agentsrv.errors import ConfigurationError
+from agentsrv.errors import ConfigurationError, missing_extra
 from agentsrv.store import postgres_link as link
 from agentsrv.store.bus import Bus
 
@@ -93,6 +93,5 @@ def open_bus(bus: Bus | str | None, dsn: str) -> Bus:
     try:
         from agentsrv.store.redis_bus import RedisBus  # noqa: PLC0415 - an extra
     except ImportError as error:
-        message = "a bus over Redis needs the extra: pip install 'agentsrv[redis]'"
-        raise ConfigurationError(message) from error
+        raise ConfigurationError(missing_extra("a bus over Redis", "redis")) from error
     return RedisBus(bus)

@@ -11,6 +11,8 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
+from agentsrv.errors import missing_extra
+
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
@@ -54,7 +56,7 @@ def configure(environment: Mapping[str, str] = os.environ) -> Callable[[], None]
     try:
         provider = _provider(environment)
     except ImportError:
-        _log.warning("spans are asked for, and need the extra: pip install 'agentsrv[tracing]'")
+        _log.warning(missing_extra("sending spans", "tracing"))
         return _nothing
     except ValueError as error:
         _log.warning("spans are asked for, but %s; none is sent", error)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from agentsrv.agents.knowledge.markup import Block, html_blocks, text_blocks
 from agentsrv.agents.text import sentences
+from agentsrv.errors import missing_extra
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -29,7 +30,7 @@ MAX_WORDS = 200  # words in a passage, unless one sentence alone has more
 MAX_SENTENCE_WORDS = 120  # words; a longer "sentence" is a list or a table that lost its form
 MIN_WORDS = 5  # words; a shorter passage says nothing that could be quoted
 MAX_TITLE = 160  # characters
-PDF_MISSING = "PDF needs the extra: pip install 'agentsrv[pdf]'"
+PDF_MISSING = missing_extra("reading PDF", "pdf")
 
 _TEXT = frozenset({".txt", ".text", ".rst", ".adoc", ".asciidoc", ".org", ".me", ".1st"})
 _MARKDOWN = frozenset({".md", ".markdown", ".mdown", ".mkd", ".mdx", ".qmd"})
