@@ -6,7 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
-from datetime import date
+from datetime import UTC, date, datetime
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -59,11 +59,25 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(visit: Visit, serv
     )
     expect(page.locator("#connection-text")).to_contain_text("offline")
     server.start()
-    page.get_by_role("button", name="Try now").click()
     visit.is_connected()
     has_whole_list(page)
     expect(page.locator(".history")).to_contain_text("begins again after a restart of the server")
     expect(page.locator(".rows li").first).to_contain_text("completed")
+
+
+def test_try_now_connects_while_the_next_attempt_is_far(visit: Visit, server: ServerProcess):
+    """The page's clock stands still meanwhile, so that the attempt is the button's."""
+    visit.may_lose = True
+    page = visit.page
+    page.clock.install()
+    visit.open()
+    server.kill()
+    expect(page.locator("#connection-text")).to_contain_text("offline")
+    page.clock.pause_at(datetime.fromtimestamp(page.evaluate("Date.now()") / 1000 + 60, UTC))
+    expect(page.locator("#connection")).to_have_attribute("data-state", "waiting")
+    server.start()
+    page.get_by_role("button", name="Try now").click()
+    visit.is_connected()
 
 
 def test_a_task_is_started_once_though_the_server_was_away(visit: Visit, server: ServerProcess):
