@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
 
 from tests.figures import Figures
 
@@ -12,6 +13,8 @@ from tests.figures import Figures
 def pytest_configure(config: pytest.Config) -> None:
     """Let the figures of tests be printed, by the process that reports."""
     config.pluginmanager.register(Figures())
+    settings.register_profile("no deadline", deadline=None)  # an example is slow on a busy machine
+    settings.load_profile("no deadline")
     if hasattr(config, "workerinput"):
         # Readline, which pytest imports, leaves the size of the terminal to the processes that
         # pytest starts; the terminals that tests open have sizes of their own.

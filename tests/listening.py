@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PATIENCE = 20  # seconds that it has to end
+PATIENCE = 60  # seconds that it has to end
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any, Final
 from tests.faults.wire import HEADER_END, ConnectionLost, Wire, framed
 from tests.server.handshakes import handshake
 
-PATIENCE: Final = 20.0  # seconds for an answer, on a machine that is busy
+PATIENCE: Final = 60.0  # seconds for an answer, on a machine that is busy
 ALIVE: Final = {"command": "ping", "id": "alive?"}
 NOTHING: Final = "nothing"
 

@@ -21,7 +21,7 @@ CHAPTERS = [
     re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
     for text in re.split(r"^## \d", PAGE, flags=re.MULTILINE)[1:]
 ]
-PATIENCE = 30  # seconds that anything may take
+PATIENCE = 60  # seconds that anything may take
 
 
 class Reader:

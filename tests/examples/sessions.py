@@ -25,7 +25,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 URL: Final = "ws://127.0.0.1:8765"  # that the documents show
 WIDTH: Final = 120  # characters of a frame that are shown
-PATIENCE: Final = 15  # seconds for an answer
+PATIENCE: Final = 45  # seconds for an answer
 ESCAPES: Final = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[78])|\r")
 CAPTURED: Final = """\
 This session was captured (`python -m tests.examples.sessions`), not

@@ -1,4 +1,3 @@
-import asyncio
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from agentsrv.models.events import Record
 from agentsrv.settings import Settings
 from examples import approval, cpu_bound, custom_agent
 from examples import client as client_example
+from tests.listening import listening
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,23 +116,11 @@ async def test_long_computations_run_in_processes_of_their_own(tmp_path):
     assert started == ["part_0", "part_1", "part_2", "part_3", "sum"]
 
 
-async def test_the_custom_agent_is_served_by_its_name(tmp_path):
+@pytest.mark.parametrize(
+    ("folder", "target"),
+    [(ROOT, "examples.custom_agent:app"), (ROOT / "examples", "custom_agent:app")],
+)
+def test_the_custom_agent_is_served_by_its_name(folder: Path, target: str):
     """From the checkout, and from its own folder."""
-
-    async def listens(folder: Path, target: str) -> bool:
-        command = [sys.executable, "-m", "agentsrv", "serve", target, "--port=0", "--store=memory:"]
-        process = await asyncio.create_subprocess_exec(
-            *command, cwd=folder, stderr=asyncio.subprocess.PIPE, env={**os.environ}
-        )
-        assert process.stderr is not None
-        line = await process.stderr.readline()
-        process.terminate()
-        await process.communicate()
-        return b"listening on" in line and process.returncode == 0
-
-    assert all(
-        await asyncio.gather(
-            listens(ROOT, "examples.custom_agent:app"),
-            listens(ROOT / "examples", "custom_agent:app"),
-        )
-    )
+    with listening(folder, target) as url:
+        assert url.startswith("ws://")

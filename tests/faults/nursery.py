@@ -23,7 +23,7 @@ from tests.faults.process import free_port, wait_for_port
 
 PR_SET_PTRACER = 0x59616D61  # <sys/prctl.h>; without effect where Yama is not
 PRELOADED = ("agentsrv.cli.commands", "agentsrv.cli.serving", "tests.faults.busy_app")
-ENDS_WITHIN = 30.0  # seconds
+ENDS_WITHIN = 60.0  # seconds
 
 
 class Nursery:

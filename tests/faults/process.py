@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-STARTS_WITHIN = 20.0  # seconds
+STARTS_WITHIN = 60.0  # seconds; a second where the machine is idle
 
 
 class ServerProcess:
@@ -60,6 +60,7 @@ class ServerProcess:
         """Start it and wait until it accepts connections."""
         self.launch()
         if not self.wait_until_ready():
+            self.kill()
             raise RuntimeError(f"the server did not start:\n{self.log.read_text()[-4000:]}")
 
     def launch(self) -> None:

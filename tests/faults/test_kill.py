@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed
 
 from tests.faults.conftest import Ledger
+from tests.faults.load import NO_SERVER
 from tests.faults.process import ServerProcess
 from tests.faults.slow_app import TRACE
 
@@ -22,7 +23,13 @@ Events = dict[str, dict[int, dict[str, Any]]]
 
 
 async def watch(url: str, seen: Events, *, create: int) -> None:
-    """Create tasks or go on with those that were seen; keep all events until all ends."""
+    """Create tasks or follow those that were seen; return when all have ended or the server has."""
+    with suppress(*NO_SERVER):
+        await follow(url, seen, create=create)
+
+
+async def follow(url: str, seen: Events, *, create: int) -> None:
+    """Keep all events of the tasks until each has ended."""
     async with connect(url) as socket:
         for number in range(create):
             command = {"command": "create", "id": number, "task_description": "x", "execute": True}
@@ -30,19 +37,16 @@ async def watch(url: str, seen: Events, *, create: int) -> None:
         for task, events in seen.items():
             command = {"command": "subscribe", "task_id": task, "after_seq": max(events, default=0)}
             await socket.send(json.dumps(command))
-        try:
-            async for message in socket:
-                frame = json.loads(message)
-                if frame["type"] == "reply" and frame["command"] == "create":
-                    seen.setdefault(frame["task_id"], {})
-                elif frame["type"] == "event":
-                    events = seen.setdefault(frame["task_id"], {})
-                    assert frame["seq"] not in events, f"doubled: {frame}"
-                    events[frame["seq"]] = frame
-                if len(seen) == TASKS and all(map(ended, seen.values())):
-                    return
-        except ConnectionClosed:
-            return
+        async for message in socket:
+            frame = json.loads(message)
+            if frame["type"] == "reply" and frame["command"] == "create":
+                seen.setdefault(frame["task_id"], {})
+            elif frame["type"] == "event":
+                events = seen.setdefault(frame["task_id"], {})
+                assert frame["seq"] not in events, f"doubled: {frame}"
+                events[frame["seq"]] = frame
+            if len(seen) == TASKS and all(map(ended, seen.values())):
+                return
 
 
 def ended(events: dict[int, dict[str, Any]]) -> bool:
@@ -59,6 +63,9 @@ async def test_tasks_go_on_after_kill_9(tmp_path: Path, ledger: Ledger) -> None:
     server.start()
     watching = asyncio.create_task(watch(server.url, seen, create=TASKS))
     try:
+        async with asyncio.timeout(60):
+            while len(seen) < TASKS:
+                await asyncio.sleep(0.01)
         for _ in range(3):
             await asyncio.sleep(0.25)
             await asyncio.to_thread(server.kill)
@@ -66,7 +73,7 @@ async def test_tasks_go_on_after_kill_9(tmp_path: Path, ledger: Ledger) -> None:
             await watching
             await asyncio.to_thread(server.start)
             watching = asyncio.create_task(watch(server.url, seen, create=0))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await watching
         log = {}
         async with connect(server.url) as socket:

@@ -23,7 +23,7 @@ from tests.faults.process import ServerProcess
 
 pytestmark = pytest.mark.faults
 TASKS = 8
-ENDS_WITHIN = 30.0  # seconds
+ENDS_WITHIN = 60.0  # seconds
 Data = dict[str, Any]
 
 
