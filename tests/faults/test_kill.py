@@ -14,6 +14,7 @@ from websockets.asyncio.client import connect
 
 from tests.faults.conftest import Ledger
 from tests.faults.load import NO_SERVER
+from tests.faults.measure import eventually
 from tests.faults.process import ServerProcess
 from tests.faults.slow_app import TRACE
 
@@ -63,9 +64,7 @@ async def test_tasks_go_on_after_kill_9(tmp_path: Path, ledger: Ledger) -> None:
     server.start()
     watching = asyncio.create_task(watch(server.url, seen, create=TASKS))
     try:
-        async with asyncio.timeout(60):
-            while len(seen) < TASKS:
-                await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(eventually, lambda: len(seen) == TASKS, 60)
         for _ in range(3):
             await asyncio.sleep(0.25)
             await asyncio.to_thread(server.kill)
