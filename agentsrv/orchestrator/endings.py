@@ -1,8 +1,9 @@
-"""How a task ends before its plan does: cancelled, or failed."""
+"""How a task ends before its plan does: cancelled, failed, or without an event."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final
 
 from agentsrv.models import events as e
@@ -31,6 +32,20 @@ class Failure:
 
 
 Ending = CancelRequest | Failure
+"""An ending that the log tells."""
+
+
+class Departure(Enum):
+    """How a worker leaves a task that goes on elsewhere; the log does not tell."""
+
+    RELEASE = auto()
+    """The worker gives the task back."""
+    LOSS = auto()
+    """Another worker has the task, or the store cannot be used."""
+
+
+RELEASE: Final = Departure.RELEASE
+LOSS: Final = Departure.LOSS
 
 
 def write_end(journal: Journal, ending: Ending, *, stopped: bool) -> None:

@@ -173,15 +173,16 @@ class Journal:
         return self._characters > BACKLOG or len(self._bodies) > BACKLOG_EVENTS
 
     def abandon(self) -> None:
-        """Write nothing more, not even what waits: the task goes on from its log elsewhere.
+        """Write nothing more, not even what waits: the task is recovered from its log.
 
-        An append that is under way may still be committed; whoever waits for it is told so.
+        An append that is under way may still be committed; callers that wait for it are answered.
         """
         self.closed = True
         self._bodies.clear()
         self._open.clear()
         self._replies.clear()
-        self._lose(Fenced(f"task {self._lease.task_id} was given up by this worker"))
+        given_up = Fenced(f"task {self._lease.task_id} was given up by this worker")
+        self._lose(self._lost or given_up)
 
     def retire(self) -> None:
         """Tell nobody any more: then a runner that is done can be freed without a search."""

@@ -13,7 +13,7 @@ from agentsrv.models.commands import Create
 from agentsrv.models.plan import ExecutionPlan
 from agentsrv.models.retry import RetryPolicy
 from agentsrv.models.task import TaskState
-from agentsrv.orchestrator.guard import is_authors
+from agentsrv.orchestrator.guard import is_authors, take_back
 from agentsrv.orchestrator.steps import TaskInfo
 
 _log = logging.getLogger("agentsrv.planning")
@@ -52,8 +52,13 @@ async def make_plan(
         except (InvalidCommand, PermanentError) as error:
             raise PlanningFailed(error.message, failures) from error
         except BaseException as error:
-            if not is_authors(error):
+            if not is_authors(error, stopped=task.stopped):
                 raise
+            own = asyncio.current_task()
+            if own is not None and own.cancelling():
+                await take_back(own)
+            if task.stopped:
+                raise asyncio.CancelledError from error
             failures += 1
             _log.warning("planning of task %s failed", task.task_id, exc_info=True)
             if not policy.allows(failures):

@@ -1,4 +1,51 @@
-"""TaskRunner: one claimed task from where its log ends to its terminal event."""
+"""TaskRunner: runs one claimed task from the end of its log to its terminal event.
+
+Theory of operation
+===================
+
+A task runs until its steps are done or ``stop`` is called. ``stop`` cancels every step under way
+once, in the same turn of the event loop, and waits up to ``grace`` seconds for their code to end;
+then the terminal event is written and says whether all of it has ended (``stopped``). Giving the
+task back and losing it are ``stop`` without the event. There is no other way to end a task and no
+other place that cancels a step.
+
+The life cycle is the field ``phase``:
+
+========= =============== ========================== ===================== ======================
+phase     the steps       the journal                entered by            left for
+========= =============== ========================== ===================== ======================
+RUNNING   start, run      takes events               the constructor       any other phase
+STOPPING  were cancelled  takes what they still      ``stop`` with a       ENDED when the last
+          once            write, and their ends      cancel or a failure   step has ended or the
+                                                                           grace period is over;
+                                                                           RELEASED, LOST
+ENDED     cut off if they holds the terminal event;  ``_complete``,        LOST, if the append is
+          still run       closed                     ``_end``              refused
+RELEASED  were cancelled  closed, nothing waits      ``stop(RELEASE)``:    nothing
+          once                                       drain
+LOST      were cancelled  closed, nothing waits      ``stop(LOSS)``: the   nothing
+          once                                       log has another
+                                                     writer, or the store
+                                                     cannot be used
+========= =============== ========================== ===================== ======================
+
+What follows from the table:
+
+- A step is cancelled at most once, so its clean-up is never interrupted by a second
+  cancellation: only the transition out of RUNNING cancels.
+- A step that waits for an answer, a back-off or its turn is cancelled like any other: the
+  ``finally`` blocks of an agent that asks are code that runs. Only where no attempt is under way
+  in any step does a cancel end the task in the same turn (``_is_idle``).
+- A cancel replaces a failure as the ending of a task that is stopping.
+- ``run`` returns when no code of the task runs any more, whatever the phase: until then the
+  task holds its worker's slot.
+- ``TaskInfo.stopped`` is set before the cancellation and by nothing else. Code that catches
+  ``CancelledError`` asks it, and not ``asyncio.Task.cancelling()``, which an agent changes too.
+
+The steps run in *branches*. The first branch is ``run``'s own asyncio task: a chain of steps
+needs no other. Where more than one step is ready, each of the others begins a branch with an
+asyncio task of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +54,7 @@ import logging
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from enum import Enum, auto
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -18,7 +66,15 @@ from agentsrv.models.plan import Frontier, Step
 from agentsrv.models.states import TaskStatus
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.dialogue import Dialogue
-from agentsrv.orchestrator.endings import CancelRequest, Ending, Failure, write_end
+from agentsrv.orchestrator.endings import (
+    LOSS,
+    RELEASE,
+    CancelRequest,
+    Departure,
+    Ending,
+    Failure,
+    write_end,
+)
 from agentsrv.orchestrator.journal import Journal
 from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.planning import PlanningFailed, make_plan
@@ -35,16 +91,18 @@ Work = Callable[[], Coroutine[Any, Any, None]]
 _log = logging.getLogger("agentsrv.task")
 
 
+class Phase(Enum):
+    """Where a running task is in its life; the table is at the head of this module."""
+
+    RUNNING = auto()
+    STOPPING = auto()
+    ENDED = auto()
+    RELEASED = auto()
+    LOST = auto()
+
+
 class TaskRunner:
-    """One task's work, in branches; ``run`` waits for all of them.
-
-    The first branch is ``run``'s own task of asyncio: a chain of steps needs no other. Where
-    more than one step is ready, each of the others begins a branch with a task of its own.
-
-    A branch is cancelled at most once, directly, so that its step's cleaning up is not
-    interrupted by a second cancellation. A step that does not end within the grace period is
-    cut off from the log by closing the journal; ``run`` goes on until it has really ended.
-    """
+    """Runs one task; see the head of this module for its life cycle."""
 
     def __init__(self, lease: Lease, spec: Create, state: TaskState, around: Surroundings) -> None:
         self._around = around
@@ -71,24 +129,23 @@ class TaskRunner:
             around,
             self.dialogue,
         )
+        self.phase = Phase.RUNNING
+        self._ending: Ending | None = None  # how the task ends, once it is stopping
         self._branches: dict[asyncio.Task[None], StepRun | None] = {}
-        self._stopped = False  # the branches were cancelled by this runner
+        """The step that each branch runs; ``None`` while the plan is made."""
         self._tasks: set[asyncio.Task[None]] = set()  # all that ``run`` has to wait for
         self._frontier: Frontier
         self._left = 0  # steps that have not settled
-        self._cancel: CancelRequest | None = None
-        self._failure: Failure | None = None
-        self._winding_down = False
         self._deadline: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None  # while the branches are being stopped
         self._span: TaskSpan | None = None  # of this run, where the server is traced
         self._cancelled_at: float | None = None  # of the monotonic clock
 
     async def run(self) -> None:
-        """Work until nothing of the task runs any more and its end is durable.
+        """Work until no code of the task runs any more and its end is durable.
 
-        Cancelling this abandons the task: nothing more is written, and whoever claims it next
-        goes on behind its completed steps.
+        Cancelling the call changes nothing: an agent may do it, whose asyncio task this is. Use
+        ``stop``.
         """
         own = asyncio.current_task()
         assert own is not None
@@ -101,21 +158,23 @@ class TaskRunner:
                 await self._branch(self._begin)
             finally:
                 self._branch_ended(own)
-            while self._tasks:
-                await asyncio.wait(self._tasks)
-            with suppress(AgentsrvError):  # lost: somebody else writes the end
-                await self.journal.commit()
-        except asyncio.CancelledError:
-            self.journal.abandon()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
-            raise
+            while True:
+                while own.cancelling():  # by ``stop``, or by an agent
+                    own.uncancel()
+                try:
+                    while self._tasks:
+                        await asyncio.wait(self._tasks)
+                    with suppress(AgentsrvError):  # lost: another worker writes the end
+                        await self.journal.commit()
+                    break
+                except asyncio.CancelledError:  # an agent's
+                    continue
         finally:
             for timer in (self._deadline, self._patience):
                 if timer is not None:
                     timer.cancel()
-            if not self.state.status.is_terminal:
-                self.journal.abandon()
+            if self.phase is not Phase.ENDED:
+                self.stop(RELEASE)
             self.journal.retire()
             if self._span is not None:
                 self._span.end(self.state)
@@ -134,38 +193,65 @@ class TaskRunner:
     def cancel(self, request: CancelRequest) -> tuple[TaskStatus, bool]:
         """Decide the cancellation, and stop the work in the same turn of the loop.
 
-        The work does not run on for as long as a commit takes. Should a crash forget the decision,
-        then nobody was told of it, and the task goes on as behind any other crash.
+        The work does not continue for as long as a commit takes. If a crash forgets the decision,
+        no client has seen it, and the task is recovered like after any other crash.
 
         Returns:
-            The status, and whether the task was ended or being cancelled already; so it is when
-            the journal has committed.
+            The status, and whether the task was ended or being cancelled already; both are
+            durable when the journal has committed.
         """
-        if self.journal.closed or self._cancel is not None:
+        is_over = self.phase not in (Phase.RUNNING, Phase.STOPPING)
+        if is_over or isinstance(self._ending, CancelRequest):
             return self.state.status, True
-        self._cancel = request
         self._cancelled_at = monotonic()
-        if not self._winding_down:
-            if self._is_idle:
-                self._cut_off()
-                return self.state.status, False
-            self._wind_down(request.grace)  # first: what ends at once is in the decision's append
-        self.journal.append(e.TaskCancelling(request.reason, request.by, request.grace))
+        self.stop(request, request.grace)
+        if self.phase is Phase.STOPPING:
+            self.journal.append(e.TaskCancelling(request.reason, request.by, request.grace))
         return self.state.status, False
 
-    def abandon(self) -> None:
-        """Stop without a word in the log: whoever claims the task next goes on from there."""
-        self.journal.abandon()
+    def stop(self, ending: Ending | Departure, grace: float = 0.0) -> None:
+        """End the task other than by completing; cancels the steps if that was not done before.
 
-    @property
-    def waits_for_answers(self) -> bool:
-        """Whether the task stands still until somebody answers."""
-        return self.state.status is TaskStatus.INPUT_REQUIRED and self._is_idle
+        Args:
+            ending: A cancel or a failure, which the log will tell; or ``RELEASE`` or ``LOSS``,
+                after which nothing more is written.
+            grace: Seconds that the steps have to end before the terminal event is written
+                without them.
+        """
+        was = self.phase
+        if isinstance(ending, Departure):
+            if was in (Phase.RELEASED, Phase.LOST):
+                return
+            self.phase = Phase.RELEASED if ending is RELEASE else Phase.LOST
+            self.journal.abandon()
+        elif was is Phase.STOPPING:
+            if isinstance(ending, CancelRequest):
+                self._ending = ending
+            return
+        elif was is Phase.RUNNING:
+            self.phase, self._ending = Phase.STOPPING, ending
+        else:
+            return
+        if was is not Phase.RUNNING:
+            return
+        self._info.stopped = True
+        # The branch that failed, or found that it must be given back, ends by itself.
+        own = None if ending is LOSS else asyncio.current_task()
+        for branch in self._branches:
+            if branch is not own:
+                branch.cancel()
+        if self.phase is not Phase.STOPPING:
+            return
+        if self._is_idle:
+            self._end(stopped=True)
+        else:
+            loop = asyncio.get_running_loop()
+            self._patience = loop.call_later(grace, self._cut_off, grace)
 
     @property
     def _is_idle(self) -> bool:
-        """Whether no code of the task runs: its steps sit out a back-off or wait for answers."""
-        return bool(self._branches) and all(run and run.waiting for run in self._branches.values())
+        """Whether no code of the task runs: no step is in an attempt, and no plan is made."""
+        return all(run and not run.is_attempting for run in self._branches.values())
 
     def _beside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run ``work`` in a task of its own, for which ``run`` waits."""
@@ -185,7 +271,7 @@ class TaskRunner:
             return
         if self._cancelled_at is not None:
             self._around.measures.stopped.observe(monotonic() - self._cancelled_at)
-        if self._winding_down:
+        if self.phase is Phase.STOPPING:
             self._end(stopped=True)
 
     async def _branch(self, work: Work) -> None:
@@ -193,24 +279,18 @@ class TaskRunner:
         try:
             await work()
         except Fenced:
-            pass  # the log is somebody else's
-        except Unavailable:  # what the task needs to know cannot be read: it begins again
-            self.journal.abandon()
+            pass  # the log has another writer
+        except Unavailable as error:  # what the task needs to know cannot be read: it begins again
+            _log.warning("task %s is given back: %s", self.state.task_id, error)
+            self.stop(RELEASE)
         except asyncio.CancelledError:
-            own = asyncio.current_task()
-            if not self._stopped or (own is not None and own.uncancel()):
-                raise  # from outside
+            if not self._info.stopped:  # an agent cancelled its branch after its attempt
+                self._fail(Failure("an agent of the task cancelled the server's own work"))
         except Exception as error:  # noqa: BLE001 - a fault of ours must end in the log
             incident = uuid.uuid4().hex[:12]
             _log.exception("incident %s in task %s", incident, self.state.task_id)
             message = error.message if isinstance(error, AgentsrvError) else "internal error"
             self._fail(Failure(f"{message} (incident {incident})"))
-
-    def _stop_branches(self, but: asyncio.Task[None] | None = None) -> None:
-        self._stopped = True
-        for task in self._branches:
-            if task is not but:
-                task.cancel()
 
     async def _begin(self) -> None:
         state, journal, node = self.state, self.journal, self._around.node
@@ -219,8 +299,8 @@ class TaskRunner:
             journal.append(e.TaskStarted(node, traceparent))
         else:
             ending = recover(journal, node, self._lease.losses, traceparent)
-            if ending is not None:
-                self._end_early(ending)
+            if ending is not None:  # nothing of the task runs yet
+                self.phase, self._ending = Phase.STOPPING, ending
                 return
         if not self._is_in_time():
             return
@@ -259,14 +339,6 @@ class TaskRunner:
             return None
         return await load_state(self._around.store, self._spec.resume_from)
 
-    def _end_early(self, ending: Ending) -> None:
-        """End the task before anything of it runs."""
-        if isinstance(ending, CancelRequest):
-            self._cancel = ending
-            self._end(stopped=True)
-        else:
-            self._fail(ending)
-
     async def _run_steps(self, run: StepRun | None) -> None:
         """Run a step and, one after the other, those that become ready with it."""
         task = asyncio.current_task()
@@ -276,8 +348,8 @@ class TaskRunner:
             try:
                 outcome = await run.run()
             except asyncio.CancelledError:
-                # An abandoned task is not a cancelled one: only a decision may stand in the log.
-                if self._winding_down and not self.journal.closed:
+                # Only a decision is logged: a step of a released task has no end.
+                if self.phase is Phase.STOPPING:
                     self.journal.append(run.cancelled_event)
                 raise
             step_id = run.step.step_id
@@ -293,7 +365,7 @@ class TaskRunner:
 
         Completes the task where no step is left.
         """
-        if self._winding_down or self.journal.closed or self._cancel:
+        if self.phase is not Phase.RUNNING:
             return None
         if not self._left:
             self._complete()
@@ -322,6 +394,7 @@ class TaskRunner:
     def _complete(self) -> None:
         state = self.state
         missing = state.missing_steps
+        self.phase = Phase.ENDED
         self.journal.append(
             e.TaskCompleted(
                 "completed",
@@ -334,26 +407,16 @@ class TaskRunner:
 
     def _fail(self, failure: Failure) -> None:
         """Stop what else runs, then end the task as failed."""
-        if self._winding_down or self.journal.closed:
-            return
-        self._failure = failure
-        # A branch that fails ends by itself.
-        self._wind_down(self._around.grace, but=asyncio.current_task())
+        self.stop(failure, self._around.grace)
 
     async def _measure_end(self, cancelled_at: float) -> None:
         with suppress(AgentsrvError):
             await self.journal.commit()
             self._around.measures.cancelled.observe(monotonic() - cancelled_at)
 
-    def _wind_down(self, grace: float, but: asyncio.Task[None] | None = None) -> None:
-        """Cancel the work; the terminal event follows its end, or comes in ``grace`` seconds."""
-        self._winding_down = True
-        self._stop_branches(but)
-        self._patience = asyncio.get_running_loop().call_later(grace, self._end_without, grace)
-
-    def _end_without(self, grace: float) -> None:
-        """End the task without those that have not stopped."""
-        if self.journal.closed:
+    def _cut_off(self, grace: float) -> None:
+        """End the task without the steps that have not stopped within ``grace`` seconds."""
+        if self.phase is not Phase.STOPPING:
             return
         late = len(self._branches)
         self._end(stopped=False)
@@ -366,20 +429,15 @@ class TaskRunner:
             extra={"about": self.about},
         )
 
-    def _cut_off(self) -> None:
-        """End the task while none of its code runs."""
-        self._winding_down = True
-        self._end(stopped=True)
-        self._stop_branches()
-
     def _end(self, *, stopped: bool) -> None:
-        """Write how the task ends; a cancel counts more than a failure."""
-        ending = self._cancel or self._failure
-        if ending is not None and not self.journal.closed:
-            write_end(self.journal, ending, stopped=stopped)
-            if self._cancelled_at is not None:
-                self._beside(self._measure_end(self._cancelled_at))
+        """Write how a task ends that is stopping."""
+        assert self._ending is not None
+        self.phase = Phase.ENDED
+        write_end(self.journal, self._ending, stopped=stopped)
+        if self._cancelled_at is not None:
+            self._beside(self._measure_end(self._cancelled_at))
 
     def _on_lost(self, error: AgentsrvError) -> None:
-        _log.info("task %s is lost to this worker: %s", self.state.task_id, error)
-        self._stop_branches()
+        if self.phase is not Phase.RELEASED:
+            _log.info("task %s is lost to this worker: %s", self.state.task_id, error)
+            self.stop(LOSS)

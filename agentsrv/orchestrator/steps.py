@@ -11,7 +11,7 @@ from contextvars import Token
 from dataclasses import dataclass
 from enum import Enum, auto
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import orjson
 
@@ -26,7 +26,7 @@ from agentsrv.models.states import StepStatus
 from agentsrv.models.task import StepState
 from agentsrv.orchestrator.cache import Found, key_of
 from agentsrv.orchestrator.dialogue import Dialogue
-from agentsrv.orchestrator.guard import is_authors, is_cancelled
+from agentsrv.orchestrator.guard import is_authors, take_back
 from agentsrv.orchestrator.journal import Journal
 from agentsrv.orchestrator.surroundings import Surroundings
 from agentsrv.telemetry import logs
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from agentsrv.telemetry.tracing import AttemptSpan
 
 MAX_ERROR = 2000  # characters of an error message in the log
+
+# Before Python 3.13 a TaskGroup that failed inside of a time limit makes it raise the latter.
+_EXPIRED: Final = (TimeoutError, asyncio.CancelledError)
 
 _log = logging.getLogger("agentsrv.step")
 
@@ -47,7 +50,7 @@ class Outcome(Enum):
     FAILED = auto()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TaskInfo:
     """What is the same for every step of a task."""
 
@@ -57,6 +60,8 @@ class TaskInfo:
     principal: str
     around: Surroundings
     dialogue: Dialogue
+    stopped: bool = False
+    """Whether ``TaskRunner.stop`` has cancelled the steps; nothing else sets it."""
 
 
 class AttemptFailed(Exception):
@@ -93,9 +98,6 @@ class StepRun:
         dependencies: Mapping[str, StepState],
     ) -> None:
         self.step = step
-        self.waiting = False
-        """Whether none of the step's code runs: it sits out a back-off, or waits for an answer or
-        for its agent to be free."""
         self.state = journal.state.steps[step.step_id]
         """The step as its log tells it."""
         self._agent = agent
@@ -123,21 +125,31 @@ class StepRun:
         state = self.state
         return e.StepCancelled(self.step.step_id, state.attempt, state.output)
 
+    @property
+    def is_attempting(self) -> bool:
+        """Whether an attempt is under way: code of the author runs, or waits for an answer."""
+        return self._said is not None
+
     async def run(self) -> Outcome:
         """Make attempts until one succeeds or none is left.
 
         Raises:
             asyncio.CancelledError: The runner stops the step; what it had written is kept.
         """
+        own = asyncio.current_task()
+        assert own is not None
         while True:
             try:
                 if self._agent.concurrency is None:
                     await self._attempt(self.state.attempt + 1)
                 else:
-                    await self._attempt_in_turn(self._task.around.gate(self._agent))
+                    async with self._task.around.gate(self._agent):
+                        await self._attempt(self.state.attempt + 1)
             except AttemptFailed as failure:
                 self._settle(failure.reason, failure)
-                if is_cancelled():
+                if own.cancelling() and not self._task.stopped:
+                    await take_back(own)
+                if self._task.stopped:
                     raise asyncio.CancelledError from failure
                 if failure.permanent or not self._policy.allows(self.state.failures + 1):
                     return self._fail(failure)
@@ -152,13 +164,9 @@ class StepRun:
                 raise
             else:
                 self._settle("completed")
+                if own.cancelling() and not self._task.stopped:
+                    await take_back(own)
                 return Outcome.COMPLETED
-
-    async def _attempt_in_turn(self, gate: asyncio.Semaphore) -> None:
-        self.waiting = True
-        async with gate:
-            self.waiting = False
-            await self._attempt(self.state.attempt + 1)
 
     async def _attempt(self, attempt: int) -> None:
         """Call the agent once; whatever it raises becomes ``AttemptFailed`` or a cancellation."""
@@ -194,10 +202,10 @@ class StepRun:
         except AttemptFailed:
             raise
         except BaseException as error:
-            if not is_authors(error):
+            if not is_authors(error, stopped=self._task.stopped):
                 raise
             _log.info("step %s failed", self._key, exc_info=True)
-            if limit is not None and limit.expired() and isinstance(error, TimeoutError):
+            if limit is not None and limit.expired() and isinstance(error, _EXPIRED):
                 message = f"no result within {self._timeout} s"
                 raise AttemptFailed(message, reason="timeout") from error
             raise AttemptFailed(
@@ -304,7 +312,6 @@ class StepRun:
         """Stop the attempt's time, for as long as any of its questions is waited for."""
         clock, limit = asyncio.get_running_loop().time, self._limit
         self._asking += 1
-        self.waiting = True
         if limit is not None and self._asking == 1:
             self._left = (limit.when() or 0.0) - clock()
             with suppress(RuntimeError):  # the time was over just before
@@ -313,8 +320,7 @@ class StepRun:
             yield
         finally:
             self._asking -= 1
-            self.waiting = self._asking > 0
-            if limit is not None and not self.waiting:
+            if limit is not None and not self._asking:
                 with suppress(RuntimeError):
                     limit.reschedule(clock() + self._left)
 
@@ -374,9 +380,7 @@ class StepRun:
             )
         )
         self._task.around.measures.retries[self._agent.name, failure.reason] += 1
-        self.waiting = True
         await asyncio.sleep(delay)
-        self.waiting = False
 
 
 def _check(result: Any) -> None:

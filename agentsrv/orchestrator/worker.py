@@ -10,8 +10,9 @@ from typing import Final
 from agentsrv.errors import AgentsrvError, Unavailable
 from agentsrv.models.commands import Create
 from agentsrv.models.task import TaskState
+from agentsrv.orchestrator.endings import LOSS, RELEASE
 from agentsrv.orchestrator.logs import load_state
-from agentsrv.orchestrator.runner import TaskRunner
+from agentsrv.orchestrator.runner import Phase, TaskRunner
 from agentsrv.orchestrator.surroundings import Surroundings
 from agentsrv.store.base import Lease
 from agentsrv.telemetry import logs
@@ -74,22 +75,23 @@ class Worker:
         self._loop_task = asyncio.create_task(self._claim_forever(), name="agentsrv-worker")
 
     def abandon(self) -> None:
-        """Stop all that runs, without a word in the logs: others may have claimed it.
+        """Stop all running tasks without appending events: other nodes may own them by now.
 
-        It is for stores whose leases end. What stops slowly holds its slot, but writes nothing.
+        For stores whose leases expire. A task whose code does not stop keeps its slot, but what
+        it writes is refused.
         """
         if self._live:
             _log.error("the leases of %d tasks may be others'; they stop here", len(self._live))
         for runner in list(self._live.values()):
-            runner.abandon()
+            runner.stop(LOSS)
 
     async def drain(self, timeout: float) -> int:  # noqa: ASYNC109 - both phases share it
-        """Claim nothing more, let tasks end for ``timeout`` seconds, then give up the rest.
+        """Claim nothing more, let tasks end for ``timeout`` seconds, then give the rest back.
 
-        Tasks that wait for answers only are given up at once.
-
-        A task that was given up has no event of it in its log; it goes on behind its completed
-        steps wherever it is claimed next.
+        This includes tasks that wait for an answer: other code of the same step may work in the
+        meantime. A task that was given back has no event of it in its log; it is recovered where
+        it is claimed next. A task that is being stopped already may still write its end within
+        the grace period.
 
         Returns:
             How many tasks still run code that does not stop.
@@ -98,15 +100,15 @@ class Worker:
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.wait({self._loop_task})
-        for runner in list(self._live.values()):
-            if runner.waits_for_answers:  # which may take days
-                runner.abandon()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
         for runner in list(self._live.values()):
-            runner.abandon()
+            if runner.phase is Phase.RUNNING:
+                runner.stop(RELEASE)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._around.grace)
+        for runner in list(self._live.values()):
+            runner.stop(RELEASE)
         return len(self._tasks)
 
     async def _claim_forever(self) -> None:

@@ -12,6 +12,7 @@ from agentsrv.agents.registry import Registry
 from agentsrv.models.commands import Cancel, Create, Execute, Respond, Send, Subscribe
 from agentsrv.models.events import Record, decode
 from agentsrv.models.plan import ExecutionPlan, Step
+from agentsrv.orchestrator.endings import LOSS
 from agentsrv.orchestrator.hub import Hub
 from agentsrv.orchestrator.orchestrator import Orchestrator
 from agentsrv.orchestrator.subscriptions import Subscriber
@@ -174,7 +175,7 @@ def die(world: World) -> None:
     assert world.worker._loop_task is not None
     world.worker._loop_task.cancel()
     for runner in list(world.worker._live.values()):
-        runner.abandon()
+        runner.stop(LOSS)
 
 
 async def no_passages(query: str, limit: int) -> list[Any]:
