@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from agentsrv.errors import AgentsrvError, Unavailable
 from agentsrv.models.commands import Create
+from agentsrv.models.retry import RetryPolicy
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.endings import LOSS, RELEASE
 from agentsrv.orchestrator.logs import load_state
@@ -19,6 +21,8 @@ from agentsrv.telemetry import logs
 from agentsrv.telemetry.measures import Measures
 
 MAX_PREPARED: Final = 1000  # queued tasks of which the state is kept; one costs some 2 KiB
+
+_BACK_OFF: Final = RetryPolicy()
 
 _log = logging.getLogger("agentsrv.worker")
 
@@ -39,7 +43,9 @@ class Worker:
         self._wake = asyncio.Event()
         around.store.on_ready = self._wake.set
         self._loop_task: asyncio.Task[None] | None = None
-        self._draining = False
+        self._draining = asyncio.Event()
+        self._returned: dict[str, int] = {}
+        """How often this worker has given back each task that has not ended here since."""
         self._is_away = False  # the store gave nothing at the last try
 
     @property
@@ -96,7 +102,7 @@ class Worker:
         Returns:
             How many tasks still run code that does not stop.
         """
-        self._draining = True
+        self._draining.set()
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.wait({self._loop_task})
@@ -149,15 +155,15 @@ class Worker:
             spec = Create.model_validate_json(lease.spec)
             try:
                 state = await load_state(self._around.store, lease.task_id)
-            except Unavailable:  # this node may live on, and nobody else would run the task
-                await self._around.store.release(lease.task_id, lease.epoch)
+            except Unavailable:  # this node may live on, and no other would run the task
+                await self._give_back(lease)
                 raise
         return spec, state
 
     async def _run(self, lease: Lease) -> None:
         try:
             spec, state = await self._load(lease)
-            if state.status.is_terminal or self._draining:
+            if state.status.is_terminal or self._draining.is_set():
                 await self._around.store.release(lease.task_id, lease.epoch)
                 return
             runner = TaskRunner(lease, spec, state, self._around)
@@ -168,9 +174,23 @@ class Worker:
             finally:
                 if self._live.get(lease.task_id) is runner:  # not lost, and claimed anew
                     del self._live[lease.task_id]
-                if not state.status.is_terminal:
-                    await self._around.store.release(lease.task_id, lease.epoch)
+                if runner.phase is Phase.ENDED:
+                    self._returned.pop(lease.task_id, None)
+                else:
+                    await self._give_back(lease)
         except AgentsrvError as error:
             _log.warning("task %s: its run broke off: %s", lease.task_id, error)
         except BaseExceptionGroup:
             _log.exception("task %s: its run broke off", lease.task_id)
+
+    async def _give_back(self, lease: Lease) -> None:
+        """Release a lease.
+
+        Outside of a drain the task would be claimed again at once, by this worker or another one,
+        and may break off again. So this worker waits before each release of the same task twice as
+        long as before the last one, up to a minute.
+        """
+        times = self._returned[lease.task_id] = self._returned.get(lease.task_id, 0) + 1
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._draining.wait(), _BACK_OFF.delay(times))
+        await self._around.store.release(lease.task_id, lease.epoch)

@@ -107,6 +107,38 @@ def test_a_task_whose_log_cannot_be_read_now_is_given_back(resumes):
     simulate(story())
 
 
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_task_that_is_given_back_again_and_again_is_claimed_less_and_less(resumes):
+    """A log that can never be read costs a few reads a minute, not hundreds a second."""
+
+    async def story() -> None:
+        async with cluster(Place(latency=0.01), "a") as (here,):
+            here.agent(sleeper)
+            task = await here.create(step("a", "sleeper"))
+            await here.reader.until(task, "step_started")
+            await here.cancel(task)
+            await here.reader.until(task)
+            reads = 0
+
+            async def read(task_id: str, after: int, limit: int) -> Sequence[bytes]:
+                nonlocal reads
+                reads += 1
+                raise Unavailable("not now")
+
+            if resumes:
+                here.door.read = read  # type: ignore[method-assign]
+                await here.create(resume_from=task)
+            else:
+                task = await here.create(step("a", "sleeper"), execute=False)
+                await here.execute(task)
+                here.worker._prepared.clear()
+                here.door.read = read  # type: ignore[method-assign]
+            await asyncio.sleep(600)
+            assert 1 < reads < 40
+
+    simulate(story())
+
+
 def test_old_tasks_are_forgotten_although_the_store_was_away():
     """The next look is as good."""
 
