@@ -9,6 +9,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    FailFast,
     Field,
     JsonValue,
     SecretStr,
@@ -83,7 +84,7 @@ class Create(Command):
     """What becomes of the task when the connection that executed it is gone."""
     resume_from: TaskId | None = None
     """A task that failed or was cancelled; its plan and completed steps are taken over."""
-    metadata: dict[Annotated[str, Field(max_length=128)], Text] = Field(
+    metadata: Annotated[dict[Annotated[str, Field(max_length=128)], Text], FailFast()] = Field(
         default_factory=dict, max_length=64
     )
     """Kept in ``task_created``, not interpreted."""

@@ -51,17 +51,30 @@ class TokenBucket:
         self._rate = rate
         self._burst = burst
 
-    def take(self, now: float) -> float:
-        """Take a token.
+    def take(self, now: float, tokens: float = 1.0) -> float:
+        """Take tokens, or none of them.
+
+        More than ``burst`` are let through when the bucket is full; the rest is then owed.
 
         Returns:
-            0.0, or the seconds until there is one; then none was taken.
+            0.0, or the seconds until there are enough; then none was taken.
         """
         self._refill(now)
-        if self._tokens >= 1.0:
-            self._tokens -= 1.0
-            return 0.0
-        return (1.0 - self._tokens) / self._rate
+        missing = min(tokens, self._burst) - self._tokens
+        if missing > 0:
+            return missing / self._rate
+        self._tokens -= tokens
+        return 0.0
+
+    def charge(self, now: float, tokens: float) -> float:
+        """Take tokens for work that is already done, whether they are there or not.
+
+        Returns:
+            Seconds until what is owed is paid back; 0.0 if nothing is owed.
+        """
+        self._refill(now)
+        self._tokens -= tokens
+        return max(0.0, -self._tokens / self._rate)
 
     def _refill(self, now: float) -> None:
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, model_validator
 
 MAX_STEPS: Final = 100
 MAX_RETRIES: Final = 100
@@ -21,7 +21,7 @@ class Step(BaseModel):
     step_id: StepId
     agent: AgentName
     description: Annotated[str, Field(max_length=4096)] = ""
-    depends_on: tuple[StepId, ...] = ()
+    depends_on: Annotated[tuple[StepId, ...], FailFast()] = ()
     input: JsonValue = None
     """For the agent."""
     max_retries: Annotated[int, Field(ge=0, le=MAX_RETRIES, strict=True)] | None = None
@@ -35,7 +35,7 @@ class ExecutionPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=MAX_STEPS)]
+    steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=MAX_STEPS), FailFast()]
 
     @model_validator(mode="after")
     def _is_acyclic(self) -> Self:

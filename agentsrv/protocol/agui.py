@@ -14,6 +14,7 @@ import orjson
 from pydantic import (
     BaseModel,
     ConfigDict,
+    FailFast,
     Field,
     JsonValue,
     TypeAdapter,
@@ -23,7 +24,7 @@ from pydantic import (
 
 from agentsrv.errors import AgentsrvError, InvalidCommand, Unauthenticated
 from agentsrv.models.commands import Auth, Create, Respond, Text
-from agentsrv.protocol.session import MAX_BAD_FRAMES, MAX_DETAILS, Refusal
+from agentsrv.protocol.session import MAX_BAD_FRAMES, MAX_DETAILS, Refusal, trim
 from agentsrv.protocol.strict_json import parse_object
 
 NAMESPACE: Final = "agentsrv"
@@ -67,10 +68,10 @@ class RunAgentInput(_Input):
 
     thread_id: AguiId = Field(alias="threadId")
     run_id: AguiId = Field(alias="runId")
-    messages: list[dict[str, JsonValue]]
+    messages: Annotated[list[dict[str, JsonValue]], FailFast()]
     state: JsonValue = None
     forwarded_props: JsonValue = Field(default=None, alias="forwardedProps")
-    resume: list[ResumeEntry] = Field(default_factory=list)
+    resume: Annotated[list[ResumeEntry], FailFast()] = Field(default_factory=list)
 
     @property
     def resumed_task(self) -> str | None:
@@ -131,6 +132,7 @@ OPTIONS: Final = ("agent", "params", "plan", "deadline", "resume_from")
 _COMMANDS: Final[TypeAdapter[CancelRun | Auth]] = TypeAdapter(
     Annotated[CancelRun | Auth, Field(discriminator="command")]
 )
+_COMMAND_FIELDS: Final = CancelRun.model_fields.keys() | Auth.model_fields.keys()
 
 
 class AguiSession:
@@ -152,10 +154,15 @@ class AguiSession:
             return Refusal(self.refused(refusal), self._bad_frames >= MAX_BAD_FRAMES)
         self._bad_frames = 0
         if not self.is_authenticated:
-            return Refusal(self.refused(Unauthenticated("the token counts no more")), is_last=False)
+            expired = Unauthenticated("the token is no longer valid")
+            return Refusal(self.refused(expired), is_last=False)
         return frame
 
-    def refused(self, refusal: AgentsrvError, _: Frame | None = None, /) -> bytes:
+    def unread(self, _: str, refusal: AgentsrvError) -> bytes:
+        """The event for a frame that is not even parsed; see ``refused``."""
+        return self.refused(refusal)
+
+    def refused(self, refusal: AgentsrvError) -> bytes:
         """The event that tells of it: ``RUN_ERROR``, or ``CUSTOM`` while a run goes on."""
         more = {"retryable": refusal.retryable}
         for name in ("retry_after", "details"):
@@ -184,7 +191,7 @@ def _read(text: str) -> Frame:
     fields = parse_object(text.strip())
     try:
         if "command" in fields:
-            return _COMMANDS.validate_python(fields)
+            return _COMMANDS.validate_python(trim(fields, _COMMAND_FIELDS))
         return RunAgentInput.model_validate(fields)
     except ValidationError as error:
         raise _invalid(error, "") from None

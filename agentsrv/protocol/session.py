@@ -1,33 +1,55 @@
-"""Session: what one connection may do now. Text in, requests out; no I/O."""
+"""Session: what one connection may do now. Text in, requests out; no I/O.
+
+Work is done only after the right to it is established, and is bounded before it begins:
+
+- A client that is not authenticated may send ``auth``, ``ping`` and ``help``. Its frame is parsed
+  only if it is as small as these commands are; of another one the command's name is read from the
+  beginning of the text (``peek``). Fields of other commands are never validated.
+- ``strict_json`` bounds the number of values and the depth before it parses.
+- pydantic builds an error object for each invalid value and each unknown key. Lists and objects
+  of the models fail at their first invalid element (``FailFast``), and ``_trim`` drops all but a
+  few unknown keys beforehand, so a frame causes some dozens of errors at most.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import islice
+from operator import is_not
 from typing import Any, Final
 
+import orjson
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, from_json
 
 from agentsrv.errors import (
     AgentsrvError,
     InvalidCommand,
     InvalidJson,
+    TooLarge,
     Unauthenticated,
     UnknownCommand,
 )
-from agentsrv.models.commands import ADAPTER, COMMANDS, EXAMPLES, Auth, Command, Help, Ping
+from agentsrv.models.commands import ADAPTER, COMMANDS, EXAMPLES, Command
+from agentsrv.models.plan import MAX_STEPS, ExecutionPlan, Step
 from agentsrv.protocol import frames, shell
 from agentsrv.protocol.strict_json import BYTE_ORDER_MARK, parse_object
 
-OPEN_TO_ALL: Final = (Auth, Ping, Help)
-"""Commands of a connection that has not said who it is."""
+OPEN_TO_ALL: Final = frozenset({"auth", "ping", "help"})
+"""Commands of a connection that is not authenticated."""
+MAX_STRANGER_VALUES: Final = 8  # JSON values, roughly, in a frame before authentication
 MAX_BAD_FRAMES: Final = 20  # in a row; then the connection is closed with 4400
 MAX_ID: Final = 64  # characters of a command's id
 MAX_NAME: Final = 64  # characters of an unknown field that are told back
 MAX_SHOWN: Final = 40  # characters of a wrong value that are told back
 MAX_DETAILS: Final = 10  # complaints told about one command
+HEAD: Final = 1024  # characters of a frame in which its command and id are looked for
+TAIL: Final = 128  # characters of its end in which the id is looked for
+LONG: Final = 1024  # characters of a frame that may have many unknown fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +63,8 @@ class Request:
 
     command: Command
     is_short: bool = False
+    size: int = field(default=0, compare=False)
+    """Characters of its frame."""
 
     @property
     def name(self) -> str:
@@ -72,31 +96,92 @@ class Session:
         fields: dict[str, Any] = {}
         try:
             if stripped[:1] in _JSON_STARTS:
+                if not self.is_authenticated:
+                    _check_is_small(stripped)
                 fields = parse_object(stripped)
-                request = Request(_validate(fields, stripped))
+                if not self.is_authenticated:
+                    _check_is_open(fields.get("command"))
+                request = Request(_validate(fields, stripped), size=len(stripped))
             elif stripped:
-                fields = {"command": stripped.split()[0].lower()}
+                fields = {"command": shell.command_of(stripped)}
+                if not self.is_authenticated:
+                    _check_is_open(fields["command"])
                 line = shell.parse(stripped, self.latest_task)
                 fields = line.fields
-                request = Request(_validate(fields, None), line.is_short)
+                request = Request(_validate(fields, None), line.is_short, len(stripped))
             else:
                 raise InvalidJson("found an empty frame; expected a command", example=_HELP)
+        except Unauthenticated as refusal:
+            return Refusal(self.unread(stripped, refusal), is_last=False)
+        except TooLarge as refusal:
+            return self._count_bad(self.unread(stripped, refusal))
         except AgentsrvError as refusal:
-            self._bad_frames += 1
-            name, command_id = _echo(fields)
-            frame = frames.error(name, command_id, refusal)
-            return Refusal(frame, self._bad_frames >= MAX_BAD_FRAMES)
+            return self._count_bad(frames.error(*_echo(fields), refusal))
         self._bad_frames = 0
-        if not self.is_authenticated and not isinstance(request.command, OPEN_TO_ALL):
-            unknown = Unauthenticated(
-                "this connection has not said who it is", example=EXAMPLES["auth"]
-            )
-            return Refusal(self.refused(unknown, request), is_last=False)
         return request
 
-    def refused(self, refusal: AgentsrvError, request: Request, /) -> bytes:
-        """The frame that tells that a command is not carried out."""
-        return frames.error(request.name, request.command.id, refusal)
+    def unread(self, text: str, refusal: AgentsrvError) -> bytes:
+        """The error frame for a frame that is not parsed; see ``peek`` for what it echoes."""
+        return frames.error(*_echo(peek(text.strip())), refusal)
+
+    def _count_bad(self, frame: bytes) -> Refusal:
+        self._bad_frames += 1
+        return Refusal(frame, self._bad_frames >= MAX_BAD_FRAMES)
+
+
+def peek(text: str) -> dict[str, Any]:
+    """The ``command`` and ``id`` of a frame, found without parsing all of it.
+
+    They are looked for in the first ``HEAD`` characters; an ``id`` also as the last member. Empty
+    where they are elsewhere, or the text is no JSON object.
+    """
+    if text[:1] not in _JSON_STARTS:
+        return {"command": shell.command_of(text)} if text else {}
+    head = text[:HEAD]
+    if len(text) > HEAD:
+        head = head.rpartition(",")[0]  # else a number could be cut, and be another one
+    try:
+        found = from_json(head, allow_partial=True)
+    except ValueError:
+        found = None
+    fields = found if isinstance(found, dict) else {}
+    if "id" not in fields and (last := _LAST_ID.search(text[-TAIL:])) is not None:
+        fields["id"] = orjson.loads(last[1])
+    return fields
+
+
+def _check_is_small(text: str) -> None:
+    """Refuse to parse what is larger than any command of an unauthenticated client.
+
+    Raises:
+        TooLarge: It is one of these commands, with more in it than they have.
+        Unauthenticated: It is something else.
+    """
+    if text.count(",") + text.count("[") + text.count("{") <= MAX_STRANGER_VALUES:
+        return
+    name = peek(text).get("command")
+    if isinstance(name, str) and name in OPEN_TO_ALL:
+        raise TooLarge(
+            f"found {name} with more than {MAX_STRANGER_VALUES} JSON values; expected only the "
+            "fields of the command"
+        )
+    raise _unauthenticated()
+
+
+def _check_is_open(name: object) -> None:
+    """Refuse a command that needs authentication; an unknown one is refused later.
+
+    Raises:
+        Unauthenticated: It needs authentication.
+    """
+    if isinstance(name, str) and name in COMMANDS and name not in OPEN_TO_ALL:
+        raise _unauthenticated()
+
+
+def _unauthenticated() -> Unauthenticated:
+    return Unauthenticated(
+        "this connection is not authenticated; expected auth, ping or help", example=EXAMPLES["auth"]
+    )
 
 
 def _validate(fields: dict[str, Any], text: str | None) -> Command:
@@ -110,6 +195,8 @@ def _validate(fields: dict[str, Any], text: str | None) -> Command:
     if not isinstance(name, str) or name not in COMMANDS:
         found = f"{name[:40]!r}" if isinstance(name, str) else "no command"
         raise UnknownCommand(f"found {found}; expected one of {', '.join(COMMANDS)}", example=_HELP)
+    if text is not None and len(text) > LONG:
+        text = _trim(fields, name, text)
     try:
         # From the text, because JSON is validated by JSON's own rules: arrays become tuples.
         command: Command = (
@@ -118,6 +205,34 @@ def _validate(fields: dict[str, Any], text: str | None) -> Command:
     except ValidationError as error:
         raise _invalid(name, error) from None
     return command
+
+
+def _trim(fields: dict[str, Any], name: str, text: str) -> str | bytes:
+    """The text without most of its unknown fields: pydantic makes an error of each."""
+    kept = trim(fields, COMMANDS[name].model_fields.keys())
+    plan = fields.get("plan")
+    if isinstance(plan, dict):
+        kept_plan = trim(plan, _PLAN_FIELDS)
+        steps = plan.get("steps")
+        if isinstance(steps, list):
+            kept_steps = [
+                trim(step, _STEP_FIELDS) if isinstance(step, dict) else step
+                for step in islice(steps, MAX_STEPS + 1)
+            ]
+            if any(map(is_not, kept_steps, steps)):
+                kept_plan = kept_plan | {"steps": kept_steps}
+        if kept_plan is not plan:
+            kept = kept | {"plan": kept_plan}
+    return text if kept is fields else orjson.dumps(kept)
+
+
+def trim(fields: dict[str, Any], known: AbstractSet[str]) -> dict[str, Any]:
+    """The object with ``MAX_DETAILS`` of its unknown fields, as more are not reported."""
+    if len(fields) <= len(known) + MAX_DETAILS and len(fields.keys() - known) <= MAX_DETAILS:
+        return fields
+    unknown = (name for name in fields if name not in known)
+    kept = known | set(islice(unknown, MAX_DETAILS))
+    return {name: value for name, value in fields.items() if name in kept}
 
 
 def _invalid(name: str, error: ValidationError) -> InvalidCommand:
@@ -176,3 +291,7 @@ _COMPLETE: Final = ("missing", "extra_forbidden", "value_error", "too_long", "to
 """Complaints that tell what was found, or where nothing was."""
 _JSON_STARTS: Final = ("{", "[", '"', BYTE_ORDER_MARK)
 _HELP: Final = {"command": "help"}
+_PLAN_FIELDS: Final = ExecutionPlan.model_fields.keys()
+_STEP_FIELDS: Final = Step.model_fields.keys()
+# Where a scalar is the last member before the last brace, it belongs to the outermost object.
+_LAST_ID: Final = re.compile(r',\s*"id"\s*:\s*("[^"\\]{0,64}"|-?[1-9][0-9]{0,17}|0)\s*\}$')

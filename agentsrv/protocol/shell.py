@@ -12,6 +12,8 @@ from agentsrv.models.commands import EXAMPLES
 from agentsrv.models.events import InputRequired
 from agentsrv.protocol import strict_json
 
+MAX_VERB: Final = 64  # characters of the first word that are looked at
+MAX_WORDS: Final = 99  # of a line that are split off and counted
 MAX_DIGITS: Final = 18  # of a sequence number; what fits 64 bits for certain
 
 
@@ -46,6 +48,12 @@ def parse(line: str, latest: str | None) -> Line:
             example={"command": "help"},
         )
     return syntax.read(rest.strip(), latest)
+
+
+def command_of(line: str) -> str:
+    """The name of the command that a line is for; its first word where there is none."""
+    verb = line.split(None, 1)[0][:MAX_VERB].lower()
+    return "create" if verb == "run" else verb
 
 
 def usage() -> dict[str, str]:
@@ -86,7 +94,7 @@ def _create(*, execute: bool) -> Callable[[str, str | None], Line]:
 
 def _on_task(command: str) -> Callable[[str, str | None], Line]:
     def read(rest: str, latest: str | None) -> Line:
-        words = rest.split()
+        words = rest.split(None, MAX_WORDS)
         if len(words) > 1:
             raise InvalidCommand(f"{command} takes one task id; found {len(words)} words")
         return _task(command, words[0] if words else None, latest)
@@ -97,7 +105,7 @@ def _on_task(command: str) -> Callable[[str, str | None], Line]:
 def _subscribe(rest: str, latest: str | None) -> Line:
     if rest == "all":
         return Line({"command": "subscribe", "all": True})
-    prefix, _, after = (" ".join(rest.split())).partition(" ")
+    prefix, after, *_ = [*rest.split(None, 1), "", ""]
     if after and not (after.isascii() and after.isdigit() and len(after) <= MAX_DIGITS):
         raise InvalidCommand("expected: subscribe [TASK_ID [AFTER_SEQ]], or: subscribe all")
     line = _task("subscribe", prefix or None, latest)

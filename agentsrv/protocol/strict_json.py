@@ -1,15 +1,30 @@
-"""JSON as every program reads it alike: what RFC 8259 leaves open is refused."""
+"""Strict and bounded JSON: everything that RFC 8259 leaves open to the parser is rejected.
+
+Python's parser builds an object per value, and the models build an error per invalid value, so a
+frame of 1 MiB could cost seconds and a gigabyte. Before anything is parsed, the text is therefore
+measured by string methods that run in C:
+
+1. ``text.count(",")`` and the number of brackets are upper bounds of the number of values and of
+   the depth: separators inside strings are counted, too. Nearly all texts pass here.
+2. A text above a bound is stripped of its strings (``_outside_strings``), and what remains is
+   counted exactly. A text with more quotation marks than ``MAX_VALUES`` members need is rejected
+   without that, so the strings that are cut out are bounded as well.
+"""
 
 from __future__ import annotations
 
 import json
+from itertools import accumulate
 from typing import Any, Final, NoReturn
 
-from agentsrv.errors import InvalidJson
+from agentsrv.errors import InvalidJson, TooLarge
 
 MAX_DEPTH: Final = 32  # objects and arrays within each other
+MAX_VALUES: Final = 20_000  # values in one text: objects, arrays and what they contain
+MAX_QUOTES: Final = 4 * MAX_VALUES  # of as many keys and strings
 MAX_INTEGER: Final = (1 << 63) - 1  # what other languages' integers hold
 MAX_DIGITS: Final = 20  # of such an integer, with its sign
+MAX_KEY_SHOWN: Final = 64  # characters of a key in an error
 BYTE_ORDER_MARK: Final = "\ufeff"  # is seen on no screen, so it wants a word
 EXAMPLE: Final = {"command": "create", "task_description": "How does async I/O work?"}
 
@@ -30,11 +45,11 @@ def parse(text: str) -> Any:
     """Parse one JSON value.
 
     Raises:
-        InvalidJson: It is none, is nested too deep, repeats a key, or has a number or a text
-            that not every program can hold.
+        InvalidJson: It is invalid, is nested too deep, repeats a key, or contains a number or a
+            string that not every program can represent.
+        TooLarge: It has more than ``MAX_VALUES`` values.
     """
-    if text.count("{") + text.count("[") > MAX_DEPTH:  # the exact count is ten times as dear
-        _check_depth(text)
+    check_size(text)
     try:
         value = _DECODER.decode(text)
         if "\\u" in text:  # only an escape can hold half of a pair; UTF-8 itself cannot
@@ -48,24 +63,40 @@ def parse(text: str) -> Any:
     return value
 
 
-def _check_depth(text: str) -> None:
-    depth, in_string, escaped = 0, False, False
-    for character in text:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif character == "\\":
-                escaped = True
-            elif character == '"':
-                in_string = False
-        elif character == '"':
-            in_string = True
-        elif character in "{[":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise _invalid(f"nested more than {MAX_DEPTH} deep")
-        elif character in "}]":
-            depth -= 1
+def check_size(text: str) -> None:
+    """Check the number of values and the depth, without parsing.
+
+    Raises:
+        InvalidJson: It is nested more than ``MAX_DEPTH`` deep.
+        TooLarge: It has more than ``MAX_VALUES`` values.
+    """
+    brackets = text.count("{") + text.count("[")
+    if brackets > MAX_DEPTH or (len(text) > MAX_VALUES and text.count(",") >= MAX_VALUES):
+        _check_exactly(text)
+
+
+def _check_exactly(text: str) -> None:
+    """Count only what is not in strings; of a text with too many strings, look at its beginning."""
+    data = text.encode(errors="surrogatepass")
+    if b"\\" in data:
+        data = data.replace(rb"\\", b"").replace(rb"\"", b"")
+    *pieces, last = data.split(b'"', MAX_QUOTES)
+    has_many_strings = b'"' in last
+    outside = b"".join(pieces[::2] if has_many_strings else [*pieces, last][::2])
+    outside = outside.translate(None, b" \t\r\n")
+    brackets = outside.translate(None, _NO_BRACKETS)
+    depths = accumulate(map(_STEPS.__getitem__, brackets[: 2 * MAX_VALUES]))
+    if max(depths, default=0) > MAX_DEPTH:
+        raise _invalid(f"nested more than {MAX_DEPTH} deep")
+    # Each container but an empty one has one element more than it has commas.
+    opened, empty = brackets.count(b"[") + brackets.count(b"{"), outside.count(b"[]")
+    values = 1 + outside.count(b",") + opened - empty - outside.count(b"{}")
+    if values > MAX_VALUES or has_many_strings:
+        found = f"{values:,}" if not has_many_strings else f"more than {MAX_VALUES:,}"
+        raise TooLarge(
+            f"found {found} JSON values in one frame; expected at most {MAX_VALUES:,}: send "
+            "several smaller commands, or long data as one string"
+        )
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -74,7 +105,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _invalid(f"the key {key!r} occurs twice")
+                raise _invalid(f"the key {key[:MAX_KEY_SHOWN]!r} occurs twice")
             seen.add(key)
     return value
 
@@ -100,6 +131,8 @@ def _invalid(message: str) -> InvalidJson:
     return InvalidJson(f"not valid JSON: {message}", example=EXAMPLE)
 
 
+_STEPS: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in _STEPS)
 _KINDS: Final = {
     list: "an array",
     str: "a string",

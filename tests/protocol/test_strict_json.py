@@ -137,7 +137,7 @@ def test_a_frame_of_one_mebibyte_is_read():
     """The largest frame is only a frame."""
     for body in ("x" * MIB, "[]" * (MIB // 2), "é" * MIB):
         assert parse_object('{"a": "' + body + '"}') == {"a": body}
-    many = {"a": list(range(100_000)), "b": [[]] * 100_000}
+    many = {"a": list(range(9_000)), "b": [[]] * 9_000}
     assert parse_object(json.dumps(many)) == many
 
 
