@@ -155,7 +155,8 @@ def _check_is_small(text: str) -> None:
 
     Raises:
         TooLarge: It is one of these commands, with more in it than they have.
-        Unauthenticated: It is something else.
+        UnknownCommand: It is no command.
+        Unauthenticated: It is another command, or one whose name is not at its beginning.
     """
     if text.count(",") + text.count("[") + text.count("{") <= MAX_STRANGER_VALUES:
         return
@@ -165,6 +166,8 @@ def _check_is_small(text: str) -> None:
             f"found {name} with more than {MAX_STRANGER_VALUES} JSON values; expected only the "
             "fields of the command"
         )
+    if len(text) <= HEAD and not (isinstance(name, str) and name in COMMANDS):
+        raise _unknown(name)
     raise _unauthenticated()
 
 
@@ -180,7 +183,8 @@ def _check_is_open(name: object) -> None:
 
 def _unauthenticated() -> Unauthenticated:
     return Unauthenticated(
-        "this connection is not authenticated; expected auth, ping or help", example=EXAMPLES["auth"]
+        "this connection is not authenticated; expected auth, ping or help",
+        example=EXAMPLES["auth"],
     )
 
 
@@ -193,14 +197,14 @@ def _validate(fields: dict[str, Any], text: str | None) -> Command:
     """
     name = fields.get("command")
     if not isinstance(name, str) or name not in COMMANDS:
-        found = f"{name[:40]!r}" if isinstance(name, str) else "no command"
-        raise UnknownCommand(f"found {found}; expected one of {', '.join(COMMANDS)}", example=_HELP)
+        raise _unknown(name)
+    data: str | bytes | None = text
     if text is not None and len(text) > LONG:
-        text = _trim(fields, name, text)
+        data = _trim(fields, name, text)
     try:
         # From the text, because JSON is validated by JSON's own rules: arrays become tuples.
         command: Command = (
-            ADAPTER.validate_json(text) if text is not None else ADAPTER.validate_python(fields)
+            ADAPTER.validate_json(data) if data is not None else ADAPTER.validate_python(fields)
         )
     except ValidationError as error:
         raise _invalid(name, error) from None
@@ -233,6 +237,11 @@ def trim(fields: dict[str, Any], known: AbstractSet[str]) -> dict[str, Any]:
     unknown = (name for name in fields if name not in known)
     kept = known | set(islice(unknown, MAX_DETAILS))
     return {name: value for name, value in fields.items() if name in kept}
+
+
+def _unknown(name: object) -> UnknownCommand:
+    found = f"{name[:40]!r}" if isinstance(name, str) else "no command"
+    return UnknownCommand(f"found {found}; expected one of {', '.join(COMMANDS)}", example=_HELP)
 
 
 def _invalid(name: str, error: ValidationError) -> InvalidCommand:

@@ -18,8 +18,11 @@ from agentsrv.protocol.session import Request, Session
 from agentsrv.server.entrance import Admission
 from agentsrv.server.outbox import OutboxConnection
 from agentsrv.server.requests import next_request
+from agentsrv.server.turns import BYTES_PER_UNIT
 
 MAX_UNDER_WAY: Final = 256  # commands of one connection that are carried out at the same time
+MAX_BYTES_UNDER_WAY: Final = 4 << 20  # of their frames, roughly: large ones are fewer
+LARGE_REPLY: Final = 16 << 10  # bytes of an answer that is charged in addition to its command
 TELLING: Final = (c.Status, c.List, c.Agents, c.Help)
 """Commands with answers that may be large: only one at a time is made."""
 
@@ -106,7 +109,10 @@ class Connection:
             elif isinstance(request.command, TELLING):
                 await self._answer(request)
             else:
-                await self._settle(MAX_UNDER_WAY - 1)
+                most = MAX_UNDER_WAY
+                if request.size > MAX_BYTES_UNDER_WAY // MAX_UNDER_WAY:
+                    most = max(1, MAX_BYTES_UNDER_WAY // request.size)
+                await self._settle(most - 1)
                 task = asyncio.create_task(self._answer(request))
                 self._under_way.add(task)
                 task.add_done_callback(self._under_way.discard)
@@ -122,7 +128,12 @@ class Connection:
             with self._subscriber.answering() as answer:
                 result = await self._carry_out(request, answer)
                 self._session.latest_task = result.get("task_id", self._session.latest_task)
-                self._socket.post([frames.reply(request.name, command_id, result)])
+                reply = frames.reply(request.name, command_id, result)
+                self._socket.post([reply])
+                if len(reply) > LARGE_REPLY:
+                    units = len(reply) / BYTES_PER_UNIT
+                    self._socket.turns.count(units)
+                    self._socket.charge(units)
             self._commands[request.name, ANSWERED] += 1
         except AgentsrvError as refusal:
             self._commands[request.name, refusal.code] += 1

@@ -14,7 +14,7 @@ RATE: Final = 500.0  # commands a second of a principal; a task takes one or two
 CONNECTIONS: Final = 100  # of a principal, or of an address that has not said who it is
 NETWORK: Final = 64  # bits of an IPv6 address that one customer has
 MEASURED: Final = 1.0  # seconds over which a rate is measured, at least
-PAUSE: Final = 0.1  # seconds for which a connection is not read behind a command too many
+PAUSE: Final = 0.1  # seconds for which a connection is not read after a command too many
 
 
 def fill_in(settings: Settings, *, is_guarded: bool) -> Settings:
@@ -44,30 +44,46 @@ class Share:
         self.connections = 0
         self._shares = shares
         self._bucket = bucket
-        self._asked = 0
+        self._asked = 0.0
         self._rate = 0.0
 
-    def take(self) -> None:
-        """Return if one more command may be carried out now.
+    def take(self, cost: float = 1.0) -> None:
+        """Take what a command costs, or nothing.
+
+        Args:
+            cost: Units of work; see ``turns.cost_of``.
 
         Raises:
-            RateLimited: It is one too many. The connection should not be read for ``PAUSE``
+            RateLimited: The command is too much. The connection should not be read for ``PAUSE``
                 seconds, so that refusing costs little.
         """
         if self._bucket is None:
             return
-        self._asked += 1
-        wait = self._bucket.take(self._shares.now())
+        self._asked += cost
+        wait = self._bucket.take(self._shares.now(), cost)
         if wait:
             raise RateLimited(
-                "too many commands; the limits in hello tell how many a second are carried out",
+                "command rate exceeded; hello.limits has the rate, and a large command counts as "
+                "several",
                 retry_after=max(PAUSE, wait),
             )
+
+    def charge(self, cost: float) -> float:
+        """Charge for work that is done, such as the parsing of control frames.
+
+        Returns:
+            Seconds for which the connection should not be read; mostly 0.0.
+        """
+        if self._bucket is None:
+            return 0.0
+        self._asked += cost
+        wait = self._bucket.charge(self._shares.now(), cost)
+        return max(PAUSE, wait) if wait else 0.0
 
     def measure(self, seconds: float) -> float:
         """Commands a second: half of it is of the last ``seconds``, half is what it was before."""
         self._rate = (self._rate + self._asked / seconds) / 2
-        self._asked = 0
+        self._asked = 0.0
         return self._rate
 
     def limit(self, rate: float, burst: float) -> None:

@@ -18,7 +18,7 @@ from agentsrv.orchestrator.orchestrator import Orchestrator
 from agentsrv.protocol import AG_UI, PROTOCOL, frames
 from agentsrv.protocol.agui import AguiSession
 from agentsrv.protocol.session import Session
-from agentsrv.protocol.strict_json import MAX_DEPTH
+from agentsrv.protocol.strict_json import MAX_DEPTH, MAX_VALUES
 from agentsrv.server import pages
 from agentsrv.server.agui import AguiConnection
 from agentsrv.server.auth import Authenticator
@@ -30,8 +30,9 @@ from agentsrv.server.gate import Gate
 from agentsrv.server.http import Doorkeeper
 from agentsrv.server.identity import Identity
 from agentsrv.server.metrics import MetricsPage
-from agentsrv.server.outbox import OutboxConnection, connection_class
+from agentsrv.server.outbox import QUEUE, STRANGER_FRAME, OutboxConnection, connection_class
 from agentsrv.server.requests import close
+from agentsrv.server.turns import Turns
 from agentsrv.settings import Settings
 from agentsrv.telemetry.library import without_quotes
 from agentsrv.telemetry.measures import Measures
@@ -96,7 +97,8 @@ class Listener:
             _log.warning(
                 "at most %d connections are taken, because no more files may be open", self._most
             )
-        self.gate = Gate(settings, self._most + PASSING, asyncio.get_running_loop().time)
+        loop = asyncio.get_running_loop()
+        self.gate = Gate(settings, self._most + PASSING, loop.time)
         handshakes: dict[str, Any] = (
             {"ssl_handshake_timeout": settings.open_timeout} if tls is not None else {}
         )
@@ -104,7 +106,13 @@ class Listener:
             self._handle,
             settings.host,
             settings.port,
-            create_connection=connection_class(self.gate, self._measures, settings.stall_timeout),
+            create_connection=connection_class(
+                self.gate,
+                self._measures,
+                Turns(loop.call_soon),
+                stall_timeout=settings.stall_timeout,
+                max_frame=settings.max_frame,
+            ),
             process_request=Doorkeeper(
                 settings,
                 self._authenticator,
@@ -119,7 +127,8 @@ class Listener:
             ping_interval=settings.ping_interval,
             ping_timeout=settings.ping_timeout,
             close_timeout=CLOSE_TIMEOUT,
-            max_size=settings.max_frame,
+            max_size=min(STRANGER_FRAME, settings.max_frame),  # until the client is authenticated
+            max_queue=QUEUE,
             logger=without_quotes(logging.getLogger("agentsrv.websocket")),
             backlog=BACKLOG,
             reuse_port=settings.processes > 1,
@@ -211,6 +220,7 @@ class Listener:
         limits = {
             "max_frame": settings.max_frame,
             "max_depth": MAX_DEPTH,
+            "max_values": MAX_VALUES,
             "max_description": MAX_DESCRIPTION,
             "queue_limit": settings.queue_limit,
             "command_rate": settings.command_rate,
@@ -224,7 +234,13 @@ class Listener:
             version=self._version,
             connection_id=str(socket.id),
             authenticated=is_known and self._authenticator.is_required,
-            limits=limits if is_known else limits | {"auth_timeout": settings.auth_timeout},
+            limits=limits
+            if is_known
+            else limits
+            | {
+                "auth_timeout": settings.auth_timeout,
+                "max_auth_frame": min(STRANGER_FRAME, settings.max_frame),
+            },
             commands=list(COMMANDS),
         )
 

@@ -1,12 +1,31 @@
-"""OutboxConnection: a WebSocket connection that is written to without waiting.
+"""OutboxConnection: a WebSocket connection that is written to without waiting, and read in turns.
 
-One ``await send()`` per frame costs a coroutine, a drain and a system call each. Here frames
-gather in a list, and one ``transport.write`` at the end of the event loop's turn sends them
-all: measured at eight times the frames per second. Nobody awaits a send, so no cancellation can
-land inside one. What this leans on in ``websockets`` is pinned by a test.
+Theory of operation
+===================
+**Writing.** One ``await send()`` per frame costs a coroutine, a drain and a system call each. Here
+frames are collected in a list, and one ``transport.write`` at the end of the event loop's turn
+sends them all: measured at eight times the frames per second. No caller awaits a send, so no
+cancellation can interrupt one. The transport decides whether there is room: it pauses when its
+buffer and the kernel's are full, and nothing but answers is posted until the client has read some.
 
-Whether there is room is the transport's to say: it pauses when the kernel's buffer and its own
-are full, and nothing but answers is posted until the client has taken some of it.
+**Reading.** ``data_received`` parses up to ``FREE`` bytes at once. More than that is kept in
+``_unread`` and parsed in slices when it is this connection's turn (see ``turns``); meanwhile the
+transport is paused, so there is never more than one chunk. A text frame that is a whole message
+goes to ``recv_messages`` and is charged when it is taken from there. All other frames (ping, pong,
+close, fragments) are charged to the client's rate when they are parsed, and if that is used up, the
+connection rests for a while.
+
+The transport is read only if none of these prevents it (``_read_on``):
+
+| what | set by | cleared by |
+|---|---|---|
+| ``paused``: the client does not read | ``pause_writing`` | ``resume_writing`` |
+| ``recv_messages.paused``: messages wait | the assembler above 16 frames, | the assembler |
+|  for the handler | ``_parse_slice`` above ``MAX_QUEUED`` bytes | when it is empty |
+| ``_rest``: the rate is used up | ``charge`` | its timer |
+| ``_unread``: bytes wait for their turn | ``data_received`` | ``_parse_slice`` |
+
+The attributes and methods of ``websockets`` that this depends on are checked by a test.
 """
 
 from __future__ import annotations
@@ -20,16 +39,21 @@ from typing import Any, Final
 
 from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import Headers
+from websockets.frames import TEXT, Frame
 from websockets.protocol import OPEN
 
 from agentsrv.errors import Overloaded
 from agentsrv.server.gate import Gate, Share
 from agentsrv.server.identity import Identity
+from agentsrv.server.turns import FRAMES_PER_UNIT, FREE, SLICE, Turns
 from agentsrv.telemetry.measures import Measures
 
 FULL: Final = 64 << 10  # bytes in the outbox; with so many it does not wait for the turn's end
 SEND_BUFFER: Final = 64 << 10  # bytes in the kernel; its own default grows to megabytes
 RECEIVE_BUFFER: Final = 64 << 10  # bytes there of a client that is not read; its own grows too
+STRANGER_FRAME: Final = 16 << 10  # bytes of a message from a client that is not authenticated
+QUEUE: Final = (16, 0)  # messages that wait for the handler: above, below; read in between
+MAX_QUEUED: Final = 256 << 10  # bytes of them, after which no more are parsed
 SHORT_FRAME: Final = 125  # bytes whose length fits the header's second byte
 MEDIUM_FRAME: Final = 0xFFFF  # bytes whose length fits two more
 SHORT: Final = 4096  # lengths whose headers are made once; most events are shorter
@@ -38,6 +62,7 @@ PING_JITTER: Final = 0.1  # of the interval, either way: thousands of pings must
 
 
 _NO_HEADERS: Final = Headers()
+_NOTHING: Final = memoryview(b"")
 
 
 class OutboxConnection(ServerConnection):
@@ -47,6 +72,7 @@ class OutboxConnection(ServerConnection):
     # with these among them, each connection would have one of its own, of 1.6 KB.
     __slots__ = (
         *("_bytes", "_outbox", "_timer", "_waiters", "_written"),
+        *("_is_queued", "_rest", "_unread"),
         *("identity", "on_room", "share"),
     )
 
@@ -56,6 +82,10 @@ class OutboxConnection(ServerConnection):
     """Who may come in, and how often."""
     measures: Measures
     """What traffic is counted in."""
+    turns: Turns
+    """When more than ordinary traffic is read and carried out."""
+    max_frame: int
+    """Bytes of a message from an authenticated client."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -66,6 +96,9 @@ class OutboxConnection(ServerConnection):
         self._written = 0
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[None]] = []
+        self._unread: memoryview = _NOTHING
+        self._is_queued = False
+        self._rest: asyncio.TimerHandle | None = None
         self.identity: Identity | None = None
         """Who it is, where the handshake said so."""
         self.share: Share
@@ -88,6 +121,7 @@ class OutboxConnection(ServerConnection):
             Overloaded: The principal has as many connections as it may have.
         """
         self.share = self.gate.of_principal(self.share, identity.principal)
+        self.protocol.max_message_size = self.max_frame
 
     def forget_handshake(self) -> None:
         """Drop the headers of the request and the response, which nobody reads again: 3 KB."""
@@ -116,6 +150,16 @@ class OutboxConnection(ServerConnection):
             waiter: asyncio.Future[None] = self.loop.create_future()
             self._waiters.append(waiter)
             await waiter
+
+    @property
+    def has_more(self) -> bool:
+        """Whether the next message is here already."""
+        return bool(self.recv_messages.frames.queue)
+
+    async def turn(self, units: float) -> None:
+        """Wait until a message of so many units may be carried out."""
+        if not self.turns.take(units):
+            await self.turns.wait(units)
 
     def post(self, frames: Sequence[bytes]) -> None:
         """Send JSON texts at the end of this turn; dropped where the connection is closing."""
@@ -159,19 +203,116 @@ class OutboxConnection(ServerConnection):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         super().connection_made(transport)
-        # The library resumes when its queue of messages is empty, whether we write or not.
-        self.recv_messages.resume = self._resume_reading
+        # The library resumes when its queue of messages is empty, whatever else there is.
+        self.recv_messages.resume = self._read_on
 
     def data_received(self, data: bytes) -> None:
-        """Count what comes."""
+        """Parse what is ordinary now, and the rest in turns."""
         self.measures.received += len(data)
-        super().data_received(data)
+        if self.request is None and not self.protocol.reader.buffer:
+            data = data.lstrip(b"\r\n")  # RFC 9112, section 2.2: empty lines before a request
+        if len(data) <= FREE and not self._unread:
+            self._parse(data)
+            return
+        self._unread = memoryview(bytes(self._unread) + data if self._unread else data)
+        while self._may_parse() and self.turns.take(0.0):
+            self.turns.count(self._parse_slice())
+        if self._unread:
+            self.transport.pause_reading()
+            self._read_on()
+
+    def _parse(self, data: bytes) -> int:
+        """Parse bytes; returns the number of frames in them.
+
+        The same as the library's ``data_received``, with one write for all answers.
+        """
+        protocol = self.protocol
+        protocol.receive_data(data)
+        events = protocol.events_received()
+        if protocol.writes:
+            self._answer()
+        if protocol.state is not OPEN and self.close_deadline is None and protocol.close_expected():
+            self.close_deadline = self.loop.time() + (self.close_timeout or 0.0)
+        others = 0
+        for event in events:
+            if isinstance(event, Frame) and event.opcode is TEXT and event.fin:
+                self.recv_messages.put(event)
+            else:
+                others += isinstance(event, Frame)
+                self.process_event(event)
+        if others:
+            self.charge(others / FRAMES_PER_UNIT)
+        return len(events)
+
+    def _answer(self) -> None:
+        """Write pongs, a close frame or the end of the stream, which the parser made."""
+        writes = self.protocol.writes
+        if b"" not in writes:  # the library's sign for the end of the stream
+            writes[:] = [b"".join(writes)]
+            self._written += len(writes[0])
+        self.send_data()
+
+    def charge(self, units: float) -> None:
+        """Charge for work that was done in addition to a command; rest if that is too much."""
+        seconds = self.share.charge(units)
+        if seconds and self._rest is None and not self.transport.is_closing():
+            self.measures.limited += 1
+            self.transport.pause_reading()
+            self._rest = self.loop.call_later(seconds, self._end_rest)
+
+    def _end_rest(self) -> None:
+        self._rest = None
+        self._read_on()
+
+    def _may_parse(self) -> bool:
+        return bool(
+            self._unread
+            and not self.paused
+            and not self.recv_messages.paused
+            and self._rest is None
+            and not self.transport.is_closing()
+        )
+
+    def _parse_slice(self) -> float:
+        """Parse a slice of what waits; returns the units of work that it was."""
+        data, self._unread = bytes(self._unread[:SLICE]), self._unread[SLICE:]
+        frames = self._parse(data)
+        waiting = self.recv_messages
+        if frames and sum(len(frame.data) for frame in waiting.frames.queue) > MAX_QUEUED:
+            waiting.paused = True
+        return (frames + len(data) / SLICE) / FRAMES_PER_UNIT
+
+    def _take_turn(self) -> float:
+        self._is_queued = False
+        if not self._may_parse():
+            return 0.0
+        units = self._parse_slice()
+        self._read_on()
+        return units
+
+    def _read_on(self) -> None:
+        """Read, or parse what was read, if nothing prevents it."""
+        if self._may_parse():
+            if not self._is_queued:
+                self._is_queued = True
+                self.turns.queue(self._take_turn)
+        elif not (
+            self._unread
+            or self.paused
+            or self.recv_messages.paused
+            or self._rest
+            or self.transport.is_closing()
+        ):
+            self.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of everybody who waits for room."""
+        """Release everything that waits for room."""
         if not hasattr(self, "share"):
             return  # nothing was begun
         self.gate.close(self.share)
+        self._unread = _NOTHING
+        if self._rest is not None:
+            self._rest.cancel()
         super().connection_lost(exc)
         self._stop_timer()
         self._wake()
@@ -183,17 +324,12 @@ class OutboxConnection(ServerConnection):
         self._watch()
 
     def resume_writing(self) -> None:
-        """Go on where the client has taken what was sent."""
+        """Continue when the client has read what was sent."""
         super().resume_writing()
         self._stop_timer()
-        if not self.recv_messages.paused:
-            self.transport.resume_reading()
+        self._read_on()
         self._wake()
         self.on_room()
-
-    def _resume_reading(self) -> None:
-        if not self.paused:
-            self.transport.resume_reading()
 
     @property
     def _taken(self) -> int:
@@ -221,10 +357,16 @@ class OutboxConnection(ServerConnection):
 
 
 def connection_class(
-    gate: Gate, measures: Measures, stall_timeout: float
+    gate: Gate, measures: Measures, turns: Turns, *, stall_timeout: float, max_frame: int
 ) -> type[OutboxConnection]:
     """The class of a listener's connections, which the library makes by itself."""
-    given = {"gate": gate, "measures": measures, "stall_timeout": stall_timeout}
+    given = {
+        "gate": gate,
+        "measures": measures,
+        "turns": turns,
+        "stall_timeout": stall_timeout,
+        "max_frame": max_frame,
+    }
     return type("Connection", (OutboxConnection,), {"__slots__": (), **given})
 
 

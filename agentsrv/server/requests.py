@@ -1,4 +1,4 @@
-"""From a socket to the next command: what is none is answered on the way."""
+"""From a socket to the next command: limits first, then parsing; invalid frames are answered."""
 
 from __future__ import annotations
 
@@ -12,46 +12,53 @@ from agentsrv.errors import AgentsrvError, RateLimited
 from agentsrv.protocol.session import Refusal
 from agentsrv.server.gate import PAUSE
 from agentsrv.server.outbox import OutboxConnection
+from agentsrv.server.turns import CHEAP, SMALL, cost_of
 
 BAD_FRAMES: Final = 4400  # close code: too many frames in a row that were no commands
 
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 
-class Reader(Protocol[R]):
+class Reader(Protocol[R_co]):
     """What reads the frames of one connection: a session."""
 
-    def receive(self, text: str) -> R | Refusal:
+    def receive(self, text: str) -> R_co | Refusal:
         """What a text frame asks for."""
 
-    def refused(self, refusal: AgentsrvError, request: R, /) -> bytes:
-        """The frame that tells that a request is not carried out."""
+    def unread(self, text: str, refusal: AgentsrvError) -> bytes:
+        """The answer to a frame that is refused without being parsed."""
 
 
-async def next_request(socket: OutboxConnection, session: Reader[R]) -> R | None:
+async def next_request(socket: OutboxConnection, session: Reader[R_co]) -> R_co | None:
     """The next command of a client; ``None`` where the connection is over.
 
-    A frame that is none is refused; a binary one, and the last of too many that are none, closes
-    the connection. Every frame counts as a command. One too many is refused, and then nothing is
-    read for a moment, so that whoever goes on is held up and not the others.
+    A message waits until there is room for its answer and it is its turn, and is charged to the
+    client's rate, before it is parsed. One above the rate is refused unparsed, and then nothing is
+    read for ``PAUSE`` seconds, so a flooding client delays only itself. Invalid frames are
+    answered; a binary frame, and the last of too many invalid ones, closes the connection.
     """
     while True:
         try:
             message = await socket.recv()
         except ConnectionClosed:
             return None
-        await socket.room()  # whoever does not read answers is asked nothing more
+        await socket.room()  # a client that does not read its answers is asked nothing more
+        cost = 1 if len(message) <= SMALL else cost_of(message)
+        if socket.has_more or cost > CHEAP:
+            await socket.turn(cost)
         if isinstance(message, bytes):
             await close(socket, CloseCode.UNSUPPORTED_DATA, "expected text frames")
             return None
-        received = session.receive(message)
         try:
-            socket.share.take()
+            socket.share.take(cost)
         except RateLimited as refusal:
             socket.measures.limited += 1
-            if not isinstance(received, Refusal):
-                received = Refusal(session.refused(refusal, received), is_last=False)
+            frame = session.unread(message, refusal)
+            del message  # it may be large, and is not needed while the client waits
             await asyncio.sleep(PAUSE)
+            socket.post([frame])
+            continue
+        received = session.receive(message)
         if not isinstance(received, Refusal):
             return received
         socket.post([received.frame])

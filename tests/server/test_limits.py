@@ -58,6 +58,7 @@ async def test_hello_tells_every_limit():
     assert limits == {
         "max_frame": 1 << 20,
         "max_depth": 32,
+        "max_values": 20_000,
         "max_description": 32_768,
         "queue_limit": 10_000,
         "command_rate": None,
@@ -74,6 +75,7 @@ async def test_hello_tells_every_limit():
         "principal_connections": 100,
         "principal_running": 3,
         "auth_timeout": 5.0,
+        "max_auth_frame": 16_384,
     }
 
 
@@ -112,15 +114,15 @@ async def test_a_command_is_carried_out_again_when_some_time_has_passed():
         assert (await talk.ask("ping"))["type"] == "reply"
 
 
-async def test_frames_that_are_no_commands_count_and_are_still_told():
-    """Else they would be a way around; the twentieth in a row closes as ever."""
+async def test_invalid_frames_count_and_are_not_parsed_above_the_rate():
+    """Otherwise they would be a way around it."""
     async with (
         serving(command_rate=SLOW, command_burst=3) as server,
         talking(server) as talk,
         talking(server) as other,
     ):
         codes = [(await talk.ask("{"))["code"] for _ in range(4)]
-        assert codes == ["invalid_json"] * 4
+        assert codes == ["invalid_json"] * 3 + ["rate_limited"]
         assert (await other.ask("ping"))["code"] == "rate_limited"
 
 
