@@ -22,7 +22,7 @@ The transport is read only if none of these prevents it (``_read_on``):
 | ``paused``: the client does not read | ``pause_writing`` | ``resume_writing`` |
 | ``recv_messages.paused``: messages wait | the assembler above 16 frames, | the assembler |
 |  for the handler | ``_parse_slice`` above ``MAX_QUEUED`` bytes | when it is empty |
-| ``_rest``: the rate is used up | ``charge`` | its timer |
+| ``_rest``: the rate is used up | ``rest`` | its timer |
 | ``_unread``: bytes wait for their turn | ``data_received`` | ``_parse_slice`` |
 
 The attributes and methods of ``websockets`` that this depends on are checked by a test.
@@ -53,6 +53,7 @@ SEND_BUFFER: Final = 64 << 10  # bytes in the kernel; its own default grows to m
 RECEIVE_BUFFER: Final = 64 << 10  # bytes there of a client that is not read; its own grows too
 STRANGER_FRAME: Final = 16 << 10  # bytes of a message from a client that is not authenticated
 QUEUE: Final = (16, 0)  # messages that wait for the handler: above, below; read in between
+MAX_REST: Final = 5.0  # seconds without reading; above, pongs would come too late
 MAX_QUEUED: Final = 256 << 10  # bytes of them, after which no more are parsed
 SHORT_FRAME: Final = 125  # bytes whose length fits the header's second byte
 MEDIUM_FRAME: Final = 0xFFFF  # bytes whose length fits two more
@@ -255,10 +256,15 @@ class OutboxConnection(ServerConnection):
     def charge(self, units: float) -> None:
         """Charge for work that was done in addition to a command; rest if that is too much."""
         seconds = self.share.charge(units)
-        if seconds and self._rest is None and not self.transport.is_closing():
+        if seconds:
             self.measures.limited += 1
+            self.rest(seconds)
+
+    def rest(self, seconds: float) -> None:
+        """Read nothing for so long, but at most for ``MAX_REST``; the client's bytes stay there."""
+        if self._rest is None and not self.transport.is_closing():
             self.transport.pause_reading()
-            self._rest = self.loop.call_later(seconds, self._end_rest)
+            self._rest = self.loop.call_later(min(seconds, MAX_REST), self._end_rest)
 
     def _end_rest(self) -> None:
         self._rest = None

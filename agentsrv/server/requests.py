@@ -11,8 +11,8 @@ from websockets.frames import CloseCode
 from agentsrv.errors import AgentsrvError, RateLimited
 from agentsrv.protocol.session import Refusal
 from agentsrv.server.gate import PAUSE
-from agentsrv.server.outbox import OutboxConnection
-from agentsrv.server.turns import CHEAP, SMALL, cost_of
+from agentsrv.server.outbox import MAX_REST, OutboxConnection
+from agentsrv.server.turns import BYTES_PER_UNIT, CHEAP, SMALL, cost_of
 
 BAD_FRAMES: Final = 4400  # close code: too many frames in a row that were no commands
 
@@ -54,8 +54,11 @@ async def next_request(socket: OutboxConnection, session: Reader[R_co]) -> R_co 
         except RateLimited as refusal:
             socket.measures.limited += 1
             frame = session.unread(message, refusal)
-            del message  # it may be large, and is not needed while the client waits
-            await asyncio.sleep(PAUSE)
+            # Receiving it was work, too; and it is not needed while the client waits.
+            seconds = max(PAUSE, min(socket.share.charge(len(message) // BYTES_PER_UNIT), MAX_REST))
+            del message
+            socket.rest(seconds)
+            await asyncio.sleep(seconds)
             socket.post([frame])
             continue
         received = session.receive(message)
