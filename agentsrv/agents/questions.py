@@ -6,11 +6,12 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Self
+from itertools import islice
+from typing import Any, Final, Self, cast
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
+from pydantic_core import CoreSchema, SchemaValidator, to_jsonable_python
 
 from agentsrv.errors import (
     InputDeclined,
@@ -23,6 +24,8 @@ from agentsrv.models.events import InputReceived
 
 MAX_PROMPT: Final = 32_768  # characters, as of a task's description
 MAX_SHOWN: Final = 80  # characters of a wrong answer that are told back
+MAX_DETAILS: Final = 10  # complaints about one answer
+MAX_SMALL: Final = 2048  # bytes of an answer whose errors are all looked for
 MISSING: Final = "pip install agentsrv[schema]"
 
 Schema = Mapping[str, Any]
@@ -109,9 +112,9 @@ class Question:
             expected = orjson.dumps(self.options).decode()
             raise _invalid(value, [("value", f"expected one of {expected}")])
         try:
-            self.kind.validate_json(orjson.dumps(value), strict=True)
+            _checker(self.kind).validate_json(orjson.dumps(value), strict=True)
         except ValidationError as error:
-            complaints = error.errors(include_url=False, include_input=False)
+            complaints = error.errors(include_url=False, include_input=False)[:MAX_DETAILS]
             told = [(_path(complaint["loc"]), complaint["msg"]) for complaint in complaints]
             raise _invalid(value, told) from None
 
@@ -181,11 +184,14 @@ def check_schema(schema: Schema, value: Any) -> None:
     except ValueError as error:
         reason = str(error).partition("\n")[0]
         raise PermanentError(f"the question's schema is no JSON Schema: {reason}") from None
-    complaints = [
-        (_path(error.instance_path), error.message) for error in validator.iter_errors(value)
-    ]
-    if complaints:
-        raise _invalid(value, complaints)
+    try:
+        validator.validate(value)  # up to the first error: all of them may be tens of thousands
+    except jsonschema_rs.ValidationError as first:
+        errors = [first]
+        if len(orjson.dumps(value)) <= MAX_SMALL:
+            errors = list(islice(validator.iter_errors(value), MAX_DETAILS))
+        complaints = [(_path(error.instance_path), error.message) for error in errors]
+        raise _invalid(value, complaints) from None
 
 
 def _described(
@@ -219,6 +225,27 @@ def _of_type(schema: Any) -> tuple[TypeAdapter[Any], Schema]:
 def _read_type(schema: Any) -> tuple[TypeAdapter[Any], Schema]:
     kind: TypeAdapter[Any] = TypeAdapter(schema)
     return kind, kind.json_schema()
+
+
+@lru_cache(maxsize=128)
+def _checker(kind: TypeAdapter[Any]) -> SchemaValidator:
+    """Validates like ``kind``, but lists and objects stop at their first invalid element.
+
+    An answer of 64 KiB has tens of thousands of elements, and each would be an error object.
+    """
+    # The validators that models already have would be used in place of these schemas.
+    schema = cast("CoreSchema", _failing_fast(kind.core_schema))
+    return SchemaValidator(schema, _use_prebuilt=False)
+
+
+def _failing_fast(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        copy = {name: _failing_fast(value) for name, value in schema.items()}
+        return copy | {"fail_fast": True} if schema.get("type") in _OF_MANY else copy
+    return list(map(_failing_fast, schema)) if isinstance(schema, list) else schema
+
+
+_OF_MANY: Final = ("list", "tuple", "set", "frozenset", "dict", "deque")
 
 
 # Making a JSON Schema leaves reference cycles behind: not at each asking.

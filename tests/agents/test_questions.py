@@ -24,6 +24,20 @@ class Visit(BaseModel):
     colour: Colour = Colour.RED
 
 
+class Pair(BaseModel):
+    """Two errors, if nothing is given."""
+
+    first: str
+    second: str
+
+
+class Tree(BaseModel):
+    """Refers to itself."""
+
+    name: str
+    children: "list[Tree]" = []
+
+
 def question(**asked: Any) -> Question:
     """A question with as few words as a test needs."""
     given: dict[str, Any] = {
@@ -113,6 +127,37 @@ def test_a_long_answer_is_not_told_back_whole():
     with pytest.raises(InvalidInput) as refusal:
         question().check("x" * 10_000)
     assert len(refusal.value.message) < 200
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        (list[str], [1] * 20_000),
+        (tuple[str, ...], [1] * 20_000),
+        (set[int], [""] * 20_000),
+        (dict[str, int], {f"k{number}": "" for number in range(8_000)}),
+        (list[dict[str, list[str]]], [{"a": [1] * 5_000}] * 4),
+        (list[str] | dict[str, int], [1] * 20_000),
+        (Tree, {"name": "a", "children": [{"name": 1}] * 5_000}),
+        ({"type": "array", "items": {"type": "string"}}, [1] * 20_000),
+        ({"type": "object", "additionalProperties": {"type": "string"}}, {str(n): n for n in range(8_000)}),
+    ],
+)  # fmt: skip
+def test_a_large_wrong_answer_stops_at_its_first_errors(schema, value):
+    """Not each of its elements is an error."""
+    if isinstance(schema, dict):
+        pytest.importorskip("jsonschema_rs")
+    with pytest.raises(InvalidInput) as refusal:
+        question(schema=schema).check(value)
+    assert 1 <= len(refusal.value.details or ()) <= 2  # one, or one of each type of a union
+
+
+def test_a_small_wrong_answer_is_told_all_its_errors():
+    """Up to ten."""
+    for schema in (Pair, {"type": "array", "items": {"type": "string"}}):
+        with pytest.raises(InvalidInput) as refusal:
+            question(schema=schema).check([1, 2] if isinstance(schema, dict) else {})
+        assert len(refusal.value.details or ()) == 2
 
 
 def test_a_pattern_does_not_run_away():
