@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 UNAUTHENTICATED: Final = 4401  # close code: nobody who may be here, or not any more
 SCHEME: Final = "bearer"
+OF_PROXIES: Final = frozenset({"basic", "digest", "negotiate", "ntlm"})
+"""Schemes of credentials that are never for this server."""
 SUBPROTOCOL: Final = "bearer."  # before a token that a browser passes as a subprotocol
 
 
@@ -103,6 +105,8 @@ async def _open_tokens(settings: Settings) -> TokenVerifier | None:
 def token_of(authorizations: Sequence[str], subprotocols: Sequence[str]) -> str | None:
     """The token that a handshake brings, if it brings one.
 
+    Credentials for a proxy in front of the server are ignored: browsers send them along.
+
     Args:
         authorizations: Values of its ``Authorization`` headers.
         subprotocols: Values of its ``Sec-WebSocket-Protocol`` headers.
@@ -114,6 +118,8 @@ def token_of(authorizations: Sequence[str], subprotocols: Sequence[str]) -> str 
     tokens = [name[len(SUBPROTOCOL) :] for name in offered if name.startswith(SUBPROTOCOL)]
     for value in authorizations:
         scheme, _, token = value.strip().partition(" ")
+        if scheme.lower() in OF_PROXIES:
+            continue
         if scheme.lower() != SCHEME:
             raise Unauthenticated("expected Authorization: Bearer TOKEN")
         tokens.append(token.strip())

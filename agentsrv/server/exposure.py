@@ -6,11 +6,13 @@ import ssl
 from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 from typing import Final
+from urllib.parse import urlsplit
 
 from agentsrv.errors import ConfigurationError
 from agentsrv.settings import Settings
 
 LOCAL_NAME: Final = "localhost"
+_PORTS: Final = {"http": 80, "https": 443}
 
 
 def check_exposure(settings: Settings, *, is_guarded: bool) -> None:
@@ -21,8 +23,10 @@ def check_exposure(settings: Settings, *, is_guarded: bool) -> None:
         is_guarded: Whether it asks everybody who they are.
 
     Raises:
-        ConfigurationError: Others can reach the address, and nobody is asked or nothing encrypted.
+        ConfigurationError: Others can reach the address without authentication or encryption; or
+            an allowed host or origin is one that no request can have.
     """
+    check_names(settings)
     if (settings.tls_cert is None) != (settings.tls_key is None):
         missing = "tls_key" if settings.tls_key is None else "tls_cert"
         raise ConfigurationError(f"TLS needs a certificate and its key; {missing} is missing")
@@ -42,6 +46,30 @@ def check_exposure(settings: Settings, *, is_guarded: bool) -> None:
             f"{reached}, and the traffic would not be encrypted; expected tls_cert and tls_key, "
             "or behind_proxy where a proxy does it"
         )
+
+
+def check_names(settings: Settings) -> None:
+    """Refuse allowed hosts and origins that can never match.
+
+    Raises:
+        ConfigurationError: It says what was found, and what was probably meant.
+    """
+    for given in settings.allowed_origins:
+        if origin_of(given) is None:
+            host = host_of(given)
+            meant = f"https://{host}" if host is not None else "https://app.example"
+            raise ConfigurationError(
+                f"allowed_origins contains {given!r}, which is not an origin and matches no page; "
+                f"expected scheme://host or scheme://host:port, such as {meant}"
+            )
+    for given in settings.allowed_hosts:
+        if host_of(given) is None:
+            origin = origin_of(given)
+            host = urlsplit(origin).hostname if origin is not None else "agents.example"
+            raise ConfigurationError(
+                f"allowed_hosts contains {given!r}, which is not a host name and matches no "
+                f"request; expected a name or an address, such as {host}"
+            )
 
 
 def is_loopback(host: str) -> bool:
@@ -84,25 +112,73 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
 
 
 def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[str]) -> str:
-    """Whose request it is.
+    """The address of the client that a request comes from.
 
     Args:
         peer: Address at the other end of the connection.
-        forwarded: Values of the ``X-Forwarded-For`` headers, which anybody may have written.
-        trusted: Addresses and networks of our proxies, whose word is taken.
+        forwarded: Values of the ``X-Forwarded-For`` headers. Any client may have written them, and
+            some proxies add the client's port.
+        trusted: Addresses and networks of our proxies, whose entries are believed.
 
     Returns:
-        The last address that none of our proxies has; ``peer`` unless it is one of them.
+        The last address that is not one of our proxies; ``peer`` if it is not one of them.
     """
     networks = [ip_network(name, strict=False) for name in trusted]
-    hops = [hop.strip() for value in forwarded for hop in value.split(",")]
+    hops = [hop for value in forwarded for hop in value.split(",")]
     address = peer
     while hops and any(ip_address(address) in network for network in networks):
-        hop = hops.pop()
-        if not is_address(hop):
+        hop = _address_of(hops.pop())
+        if hop is None:
             break
         address = hop
     return address
+
+
+def _address_of(hop: str) -> str | None:
+    """The address of an entry: ``192.0.2.1``, ``192.0.2.1:80``, ``2001:db8::1``, ``[…]:80``."""
+    host = hop.strip().strip('"').strip()
+    if host.startswith("["):
+        host, _, port = host[1:].partition("]")
+        if port and not port.startswith(":"):
+            return None
+    elif host.count(":") == 1:
+        host = host.partition(":")[0]
+    return host if is_address(host) else None
+
+
+def origin_of(url: str) -> str | None:
+    """An origin as browsers write it: scheme, host and a port that is not the scheme's own.
+
+    Returns:
+        It in lower case; ``None`` if ``url`` is not an origin, or has a path or a user.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    rest = parts.path.strip("/") or parts.query or parts.fragment or parts.username
+    if not parts.scheme or not host or rest or "*" in host or " " in host:
+        return None
+    suffix = "" if port is None or port == _PORTS.get(parts.scheme) else f":{port}"
+    try:
+        name = f"[{host}]" if ":" in host else host.encode("idna").decode()
+    except UnicodeError:
+        return None
+    return f"{parts.scheme}://{name}{suffix}"
+
+
+def host_of(name: str) -> str | None:
+    """The host of a ``Host`` header, or of a setting: without its port, in lower case.
+
+    Returns:
+        ``None`` if it is not a host.
+    """
+    name = name.strip()
+    if name.count(":") > 1 and not name.startswith("["):
+        name = f"[{name}]"
+    origin = origin_of(f"http://{name}")
+    return urlsplit(origin).hostname if origin is not None and "/" not in name else None
 
 
 def _no_password() -> str:

@@ -13,7 +13,7 @@ from websockets.http11 import Request, Response
 
 from agentsrv.errors import AgentsrvError, Overloaded, Unauthenticated
 from agentsrv.server.auth import Authenticator, token_of
-from agentsrv.server.exposure import client_address, is_address
+from agentsrv.server.exposure import client_address, host_of, is_address, origin_of
 from agentsrv.server.identity import EVERYBODY
 from agentsrv.server.metrics import PATH, MetricsPage
 from agentsrv.server.outbox import OutboxConnection
@@ -23,6 +23,7 @@ from agentsrv.settings import Settings
 WEBSOCKET_PATHS: Final = ("/", "/ws")
 METHODS: Final = ("GET", "HEAD")
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+MAX_ORIGIN_LOGGED: Final = 200  # characters
 ANY: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared, not bound
 
 _log = logging.getLogger("agentsrv.door")
@@ -56,8 +57,8 @@ class Doorkeeper:
         self._pages = pages
         self._metrics = metrics
         self._check_ready = check_ready
-        self._hosts = LOOPBACK | {name.lower() for name in (settings.host, *settings.allowed_hosts)}
-        self._origins = {origin.lower().rstrip("/") for origin in settings.allowed_origins}
+        self._hosts = LOOPBACK | {settings.host.lower(), *map(host_of, settings.allowed_hosts)}
+        self._origins = set(map(origin_of, settings.allowed_origins))
         self._schemes = ["http"] if settings.tls_cert is None else ["https"]
         if settings.behind_proxy:
             self._schemes = ["http", "https"]  # whichever the proxy has
@@ -85,8 +86,9 @@ class Doorkeeper:
             response = await self._identify(connection, request)
         if response is not None:
             who, about = self._who(connection, request), {"connection_id": connection.id}
-            told = "refused %s: HTTP %d"
-            _log.info(told, who, response.status_code, extra={"about": about})
+            told = "refused %s: HTTP %d%s"
+            remedy = self._remedy(request)
+            _log.info(told, who, response.status_code, remedy, extra={"about": about})
         return response
 
     async def _identify(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -128,11 +130,26 @@ class Doorkeeper:
                 HTTPStatus.FORBIDDEN,
                 f"{hosts[0]!r} is not a name of this server; its setting allowed_hosts has them.\n",
             )
-        if origins and not self._may_connect(origins[0].lower(), hosts[0].lower()):
-            return connection.respond(
+        if origins and not self._may_connect(origins[0], hosts[0]):
+            response = connection.respond(
                 HTTPStatus.FORBIDDEN, f"Pages of {origins[0]!r} may not use this server.\n"
             )
+            # Browsers hide from a page why its WebSocket failed; this lets it ask, and stop trying.
+            response.headers["Access-Control-Allow-Origin"] = "*"
+            return response
         return None
+
+    def _remedy(self, request: Request) -> str:
+        """What the log adds about an origin that is not allowed; quotes only what is an origin."""
+        host = request.headers.get_all("Host")
+        origin = origin_of(",".join(request.headers.get_all("Origin")))
+        if origin is None or len(host) != 1 or self._may_connect(origin, host[0]):
+            return ""
+        origin = origin[:MAX_ORIGIN_LOGGED]
+        return (
+            f", because pages of {origin} are not allowed; to allow them: "
+            f"allowed_origins (--allowed-origins={origin})"
+        )
 
     async def _plain(self, connection: ServerConnection, request: Request, path: str) -> Response:
         if request.method not in METHODS:
@@ -172,8 +189,10 @@ class Doorkeeper:
         return host in self._hosts or (self._any_address and host is not None and is_address(host))
 
     def _may_connect(self, origin: str, host: str) -> bool:
-        own = {f"{scheme}://{host}" for scheme in self._schemes}
-        return origin in own or origin in self._origins
+        """Whether it is an allowed origin, or the server's own by the name that the client used."""
+        found = origin_of(origin)
+        own = [origin_of(f"{scheme}://{host}") for scheme in self._schemes]
+        return found is not None and (found in own or found in self._origins)
 
 
 def _hostname(url: str) -> str | None:

@@ -77,7 +77,11 @@ async def test_an_empty_list_of_keys_lets_nobody_in():
         ([], ["agentsrv.v1, bearer.abc"], "abc"),
         ([], ["bearer.a.b.c", "agentsrv.v1"], "a.b.c"),
         (["Bearer"], [], ""),
-        (["Basic YTpi"], [], Unauthenticated),
+        (["Basic YTpi"], [], None),  # these are for a proxy in front
+        (["NTLM TlRM"], [], None),
+        (["basic YTpi", "Bearer abc"], [], "abc"),
+        (["Digest username=a"], ["bearer.abc"], "abc"),
+        (["Token abc"], [], Unauthenticated),
         ([""], [], Unauthenticated),
         (["Bearer a", "Bearer a"], [], Unauthenticated),
         (["Bearer a"], ["bearer.a"], Unauthenticated),

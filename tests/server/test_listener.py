@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.typing import Origin
+from websockets.typing import Origin, Subprotocol
 
 from agentsrv.app import Running
+from agentsrv.protocol import PROTOCOL
 from agentsrv.store.sqlite import SqliteStore
 from agentsrv.store.sqlite_log import SqliteLog
-from tests.server.people import ADA
+from tests.server.people import ADA, ADA_KEY
 from tests.server.talk import serving, talking
 
 
@@ -60,14 +61,18 @@ async def test_pages_of_this_server_may_connect_and_others_may_not():
         ("127.0.0.1", "http://app.example", "403"),
         ("127.0.0.1", "https://app.example.evil.example", "403"),
         ("127.0.0.1", "null", "403"),
+        ("second.example", None, "200"),  # set with a port
+        ("127.0.0.1", "https://second.example", "200"),  # set with the port of https
+        ("127.0.0.1", "https://second.example:443", "200"),
+        ("127.0.0.1", "https://second.example:444", "403"),
     ],
 )
 async def test_further_names_and_origins_are_those_that_are_set(host, origin, status):
     """A host or origin counts as a whole; its case does not."""
     lines = [f"Host: {host}"] + ([f"Origin: {origin}"] if origin is not None else [])
     names: dict[str, Any] = {
-        "allowed_hosts": "agents.example",
-        "allowed_origins": "https://app.example",
+        "allowed_hosts": "agents.example,second.example:443",
+        "allowed_origins": "https://app.example,https://second.example:443/",
     }
     async with serving(**names) as server:
         line, _ = await get(server, "\n".join(["GET /healthz HTTP/1.1", *lines, "\n"]))
@@ -83,6 +88,81 @@ async def test_a_server_at_all_addresses_takes_addresses_and_no_names(host, stat
     async with serving(host="0.0.0.0", behind_proxy=True, api_keys=ADA) as server:
         line, _ = await get(server, f"GET /healthz HTTP/1.1\nHost: {host}\n\n")
     assert line.split()[1] == status
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("agents.example:443", "https://agents.example", "200"),
+        ("agents.example", "https://agents.example:443", "200"),
+        ("agents.example:80", "http://agents.example", "200"),
+        ("agents.example:8443", "https://agents.example:8443", "200"),
+        ("AGENTS.example:443", "https://agents.example", "200"),
+        ("agents.example:8443", "https://agents.example", "403"),
+        ("agents.example:80", "https://agents.example", "403"),
+        ("agents.example:443", "http://agents.example", "403"),
+        ("agents.example:443", "https://evil.example", "403"),
+    ],
+)
+async def test_the_port_of_a_scheme_may_be_left_out(host, origin, status):
+    """Some proxies add it to ``Host``; browsers leave it out of ``Origin``."""
+    settings: dict[str, Any] = {
+        "behind_proxy": True, "api_keys": ADA, "allowed_hosts": "agents.example"
+    }  # fmt: skip
+    async with serving(**settings) as server:
+        request = f"GET /healthz HTTP/1.1\nHost: {host}\nOrigin: {origin}\n\n"
+        line, _ = await get(server, request)
+    assert line.split()[1] == status
+
+
+@pytest.mark.parametrize("before", ["\n", "\n\n\n", "\r"])
+async def test_empty_lines_before_a_request_are_ignored(before):
+    """As RFC 9112, section 2.2, wants it."""
+    async with serving() as server:
+        line, _ = await get(server, f"{before}GET /healthz HTTP/1.1\nHost: localhost\n\n")
+    assert line.split()[1] == "200"
+
+
+async def test_an_empty_line_may_come_alone():
+    """In a packet before the request."""
+    async with serving() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        for part in (b"\r", b"\n", b"GET /healthz HT", b"TP/1.1\r\nHost: localhost\r\n\r\n"):
+            writer.write(part)
+            await asyncio.sleep(0.02)
+        assert b" 200 OK" in await reader.readline()
+        writer.close()
+
+
+async def test_credentials_for_a_proxy_in_front_are_ignored():
+    """The browser sends them along; the client authenticates in another way, or by ``auth``."""
+    basic = {"Authorization": "Basic YWRhOmxvdmVsYWNl"}
+    async with serving(api_keys=ADA) as server:
+        async with talking(server, additional_headers=basic) as talk:
+            answer = await talk.ask({"command": "auth", "token": ADA_KEY})
+            assert answer["principal"] == "ada"
+        tokens = [Subprotocol(PROTOCOL), Subprotocol(f"bearer.{ADA_KEY}")]
+        async with talking(server, additional_headers=basic, subprotocols=tokens) as talk:
+            assert (await talk.ask("list"))["type"] == "reply"
+
+
+async def test_a_refused_origin_is_logged_with_the_setting_that_allows_it(caplog):
+    """What is no origin is not quoted."""
+    remedy = (
+        ", because pages of https://app.example are not allowed; to allow them: "
+        "allowed_origins (--allowed-origins=https://app.example)"
+    )
+    caplog.set_level("INFO", "agentsrv.door")
+    async with serving() as server:
+        for origin in ("https://App.example:443", "forged \x85 line"):
+            upgrade = f"GET / HTTP/1.1\nHost: localhost\nUpgrade: websocket\nOrigin: {origin}\n\n"
+            line, answer = await get(server, upgrade)
+            assert line.split()[1] == "403"
+            assert "\r\nAccess-Control-Allow-Origin: *\r\n" in answer  # the page may see why
+    assert caplog.messages == [
+        f"refused 127.0.0.1: HTTP 403{remedy}",
+        "refused 127.0.0.1: HTTP 403",
+    ]
 
 
 async def test_a_refusal_is_logged_with_the_address_that_our_proxy_tells(caplog):
