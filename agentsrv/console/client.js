@@ -32,6 +32,7 @@ const TERMINAL = new Set(["task_completed", "task_failed", "task_cancelled"]);
 const ENDED = new Set(["completed", "failed", "cancelled"]);
 const RECONNECT_AFTER = new Set([1001, 1006, 1011, 1012, 1013, 4408]); // close codes
 const UNAUTHENTICATED = 4401; // close code
+const REFUSED = "the server does not allow this origin";
 const OPEN_TIMEOUT = 10_000; // ms, for the handshake, the greeting and the answer to `auth`
 const BACKOFF = 250; // ms, doubled by each failure
 const MAX_BACKOFF = 15_000; // ms
@@ -262,11 +263,23 @@ export class Client {
     const socket = (this.#socket = new Socket(this.url, [PROTOCOL]));
     this.#timer = setTimeout(() => this.#retry("no answer in time"), OPEN_TIMEOUT);
     socket.onmessage = ({ data }) => this.#receive(data);
+    let isOpen = false;
+    socket.onopen = () => (isOpen = true);
     socket.onclose = ({ code, reason }) => {
       if (code === UNAUTHENTICATED) this.#refuse(reason);
-      else if (RECONNECT_AFTER.has(code)) this.#retry(reason || "no connection");
+      else if (RECONNECT_AFTER.has(code)) {
+        this.#retry(reason || "no connection");
+        isOpen || this.#askWhy();
+      }
       else this.close(`the server closed the connection for good (${code} ${reason})`);
     };
+  }
+
+  /** Stops trying if the page's origin is refused, which a browser does not tell by itself. */
+  async #askWhy() {
+    try {
+      if ((await fetch(this.url.replace(/^ws/i, "http"))).status === 403) this.close(REFUSED);
+    } catch {} // no server, or no refusal
   }
 
   /** @param {State} state */

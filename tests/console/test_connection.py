@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
+import threading
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -18,6 +23,7 @@ from tests.faults.process import ServerProcess
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(180)]
 ITEMS = 100
+CLIENT = Path(__file__).parents[2] / "agentsrv" / "console" / "client.js"
 
 
 @pytest.fixture
@@ -197,3 +203,57 @@ def test_the_console_is_for_narrow_screens_too(browser: Browser, server: ServerP
                 .filter((node) => node.scrollWidth > node.clientWidth).map((node) => node.tagName)"""
             )
             assert wide == []
+
+
+OBSERVE = """async ([library, url]) => {
+    const { Client } = await import(library);
+    const states = [];
+    await new Promise((resolve) => {
+        const onState = ({ name, reason }) => {
+            states.push(name);
+            if (name === "closed" || states.length > 9) resolve(states.push(reason));
+        };
+        new Client(url, { onState });
+    });
+    return states;
+}"""
+
+
+@pytest.fixture
+def elsewhere(tmp_path) -> Iterator[str]:
+    """The origin of other pages, which has the client's file, too."""
+    (tmp_path / "pages").mkdir()
+    shutil.copy(CLIENT, tmp_path / "pages")
+    handler = partial(Quiet, directory=str(tmp_path / "pages"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as pages:
+        thread = threading.Thread(target=pages.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{pages.server_port}"
+        pages.shutdown()
+        thread.join()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files without a line for each."""
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_page_of_a_refused_origin_stops_trying(browser: Browser, server, elsewhere):
+    """A browser says only that there is no connection, so the client asks for the reason."""
+    page = browser.new_page()
+    page.goto(f"{elsewhere}/client.js")
+    states = page.evaluate(OBSERVE, [f"{elsewhere}/client.js", server.url])
+    page.close()
+    assert states == ["connecting", "waiting", "closed", "the server does not allow this origin"]
+
+
+def test_a_page_without_a_server_tries_again(browser: Browser, server, elsewhere):
+    """No server is no refusal."""
+    server.kill()
+    page = browser.new_page()
+    page.goto(f"{elsewhere}/client.js")
+    states = page.evaluate(OBSERVE, [f"{elsewhere}/client.js", server.url])
+    page.close()
+    assert "closed" not in states
