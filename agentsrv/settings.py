@@ -152,7 +152,8 @@ class Settings(BaseSettings):
     number where nobody is asked. Beyond, they are answered ``rate_limited``."""
 
     command_burst: Count = 2_000
-    """Commands that a principal may send at once, before its rate counts."""
+    """Commands that a principal may send at once, before its rate counts; large ones count as
+    several."""
 
     principal_connections: Count | None = None
     """Connections of one principal; by default 100 where clients say who they are."""
@@ -200,7 +201,8 @@ class Settings(BaseSettings):
     """Whose token ``/metrics`` is shown to, where anybody is asked for one."""
 
     max_frame: Annotated[int, Field(ge=1024)] = 1 << 20
-    """Bytes of one frame from a client; a plan of 100 steps is about 40 KiB."""
+    """Bytes of one message from an authenticated client, 16 KiB from others; a plan of 100 steps is
+    about 40 KiB."""
 
     max_connections: Count = 10_000
     """Open connections; one costs 10 to 15 KiB, and fewer are taken where the system allows the

@@ -18,7 +18,11 @@ CLOSES: Final[dict[int, Close]] = {
     1002: Close("what is no frame of a client by RFC 6455", reconnect=False),
     1003: Close("a binary frame", reconnect=False),
     1007: Close("a text frame that is not UTF-8", reconnect=False),
-    1009: Close("a frame over `max_frame`, or one in more than 4096 fragments", reconnect=False),
+    1009: Close(
+        "a message over `max_frame`, or over 16 KiB before authentication, or one in more than "
+        "4096 fragments",
+        reconnect=False,
+    ),
     1011: Close("a fault of the server, or no pong in time", reconnect=True),
     1012: Close("the server stops or restarts", reconnect=True),
     1013: Close(

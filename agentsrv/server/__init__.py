@@ -1,1 +1,24 @@
-"""Sockets: the listener, the connections, and plain HTTP on the same port."""
+"""The listener: sockets, HTTP, authentication and connections.
+
+The limits for what a client sends, in the order in which they apply, and where:
+
+1. sockets in all, and of each address       ``Gate.open``, from ``connection_made``
+2. time for the handshake, size of headers   ``websockets``, by ``Listener.start``
+3. ``Host`` and ``Origin``                   ``Doorkeeper``
+4. connections of the address or principal   ``Doorkeeper``, ``Listener._handle``
+5. connections in all                        ``Listener._check_room``
+6. time until authentication                 ``entrance.identify``
+7. bytes of a message                        ``STRANGER_FRAME``, ``max_frame`` of the settings
+8. turns of the event loop                   ``Turns``: bytes in ``data_received``, messages below
+9. pings, pongs and fragments                ``OutboxConnection.charge``
+10. bytes and messages that wait             ``QUEUE``, ``MAX_QUEUED``
+
+and then, for each message, in ``next_request``, ``Session.receive`` and ``Connection``:
+
+11. room for the answer                      ``OutboxConnection.room``
+12. rate of the address or principal         ``Share.take``, by ``cost_of``
+13. JSON values and depth                    ``strict_json.check_size``
+14. authentication                           ``Session.receive``
+15. commands under way, and their bytes      ``Connection._receive``
+16. subscriptions, the queue, running tasks  ``agentsrv.orchestrator``, ``agentsrv.store``
+"""

@@ -221,7 +221,8 @@ async def test_each_frame_has_the_fields_that_the_page_names():
         assert set(seen[kind]) - {"type"} <= set(names(rows[kind][2])), kind
     assert set(seen["hello"]["server"]) <= set(names(rows["hello"][2]))
     assert set(seen["hello"]["limits"]) <= set(names(section("Frames")))
-    assert set(seen["hello"]["limits"]) - {"max_depth", "max_description"} <= set(limits())
+    of_frames = {"max_depth", "max_values", "max_description"}
+    assert set(seen["hello"]["limits"]) - of_frames <= set(limits())
     assert set(rows) == {*seen, "goaway"}
 
 
