@@ -34,14 +34,14 @@ from agentsrv.errors import (
     Unauthenticated,
     UnknownCommand,
 )
-from agentsrv.models.commands import ADAPTER, COMMANDS, EXAMPLES, Command
+from agentsrv.models.commands import ADAPTER, COMMANDS, EXAMPLES, Auth, Command, Help, Ping
 from agentsrv.models.plan import MAX_STEPS, ExecutionPlan, Step
 from agentsrv.protocol import frames, shell
 from agentsrv.protocol.strict_json import BYTE_ORDER_MARK, parse_object
 
-OPEN_TO_ALL: Final = frozenset({"auth", "ping", "help"})
+OPEN_TO_ALL: Final = (Auth, Ping, Help)
 """Commands of a connection that is not authenticated."""
-MAX_STRANGER_VALUES: Final = 8  # JSON values, roughly, in a frame before authentication
+MAX_STRANGER_VALUES: Final = 32  # JSON values, roughly, in a frame before authentication
 MAX_BAD_FRAMES: Final = 20  # in a row; then the connection is closed with 4400
 MAX_ID: Final = 64  # characters of a command's id
 MAX_NAME: Final = 64  # characters of an unknown field that are told back
@@ -161,7 +161,7 @@ def _check_is_small(text: str) -> None:
     if text.count(",") + text.count("[") + text.count("{") <= MAX_STRANGER_VALUES:
         return
     name = peek(text).get("command")
-    if isinstance(name, str) and name in OPEN_TO_ALL:
+    if isinstance(name, str) and name in _OPEN:
         raise TooLarge(
             f"found {name} with more than {MAX_STRANGER_VALUES} JSON values; expected only the "
             "fields of the command"
@@ -177,7 +177,7 @@ def _check_is_open(name: object) -> None:
     Raises:
         Unauthenticated: It needs authentication.
     """
-    if isinstance(name, str) and name in COMMANDS and name not in OPEN_TO_ALL:
+    if isinstance(name, str) and name in COMMANDS and name not in _OPEN:
         raise _unauthenticated()
 
 
@@ -300,6 +300,7 @@ _COMPLETE: Final = ("missing", "extra_forbidden", "value_error", "too_long", "to
 """Complaints that tell what was found, or where nothing was."""
 _JSON_STARTS: Final = ("{", "[", '"', BYTE_ORDER_MARK)
 _HELP: Final = {"command": "help"}
+_OPEN: Final = frozenset(kind.model_fields["command"].default for kind in OPEN_TO_ALL)
 _PLAN_FIELDS: Final = ExecutionPlan.model_fields.keys()
 _STEP_FIELDS: Final = Step.model_fields.keys()
 # Where a scalar is the last member before the last brace, it belongs to the outermost object.

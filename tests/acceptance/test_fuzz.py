@@ -25,7 +25,9 @@ from tests.server.handshakes import handshake
 TEXTS_TO_A_SESSION: Final = {"short": 500, "long": 10_000}
 TEXTS_TO_A_SERVER: Final = {"short": 100, "long": 2_000}
 BYTES_TO_A_SERVER: Final = {"short": 100, "long": 5_000}
-OF_A_SESSION: Final = {"invalid_json", "unknown_command", "invalid_command", "unauthenticated"}
+OF_A_SESSION: Final = {
+    *("invalid_json", "unknown_command", "invalid_command", "unauthenticated", "too_large")
+}
 LATEST: Final = "3f2a9c0d1b7e4a65"
 MESSAGES: Final = st.lists(TEXTS.map(text), min_size=1, max_size=4).map(b"".join)
 FRAMES: Final = MESSAGES | st.builds(framed, st.integers(0, 15), st.binary(max_size=200))

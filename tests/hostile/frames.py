@@ -14,10 +14,10 @@ from tests.faults.wire import PING, PONG, TEXT, framed
 MIB: Final = 1 << 20
 CONTINUATION: Final = 0x0
 UNFINISHED: Final = 0x7F  # what is left of a header's first byte when FIN is cleared
-STRANGER, CLIENT = "stranger", "client"
-"""Who sends it: a connection that is not authenticated, or one that is."""
-
 Sender = Literal["stranger", "client"]
+"""Who sends it: a connection that is not authenticated, or one that is."""
+STRANGER: Final = "stranger"
+CLIENT: Final = "client"
 
 
 def many(piece: str, count: int) -> str:
