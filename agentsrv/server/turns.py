@@ -34,7 +34,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-PER_TURN: Final = 32.0  # units of work in a turn, for all that is not ordinary
+PER_TURN: Final = 16.0  # units of work in a turn, for all that is not ordinary
 FREE: Final = 256  # bytes that are parsed at once; 42 empty frames
 SLICE: Final = 1024  # bytes that are parsed as one portion; 170 empty frames
 FRAMES_PER_UNIT: Final = 32  # frames that are parsed for a unit, whatever their kind

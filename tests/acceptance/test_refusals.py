@@ -70,6 +70,20 @@ REFUSALS: Final = {
         ("--tls-cert=cert.pem", "--tls-key=key.pem"),
         f"tls_cert is 'cert.pem', tls_key 'key.pem'; {NO_PAIR}the key has a password",
     ),
+    "an origin without a scheme": Refusal(
+        ("--allowed-origins=app.example",),
+        "allowed_origins contains 'app.example', which is not an origin and matches no page; "
+        "expected scheme://host or scheme://host:port, such as https://app.example",
+    ),
+    "all origins": Refusal(
+        ("--allowed-origins=*",),
+        "allowed_origins contains '*', which is not an origin and matches no page; ",
+    ),
+    "a host with a scheme": Refusal(
+        ("--allowed-hosts=https://app.example",),
+        "allowed_hosts contains 'https://app.example', which is not a host name and matches no "
+        "request; expected a name or an address, such as app.example",
+    ),
     "keys that are none": Refusal((), "api_keys, line 1: expected", keys="nonsense"),
     "a key in place of its hash": Refusal((), "api_keys, line 1: expected", keys="agentsrv_1_2"),
     "a key file that is not there": Refusal(

@@ -214,7 +214,7 @@ def strangers() -> Rows:
     rows = framed(
         {
             f"{name}, of a stranger": (
-                json.dumps(EXAMPLES[name]), "unauthenticated", "has not said who it is",
+                json.dumps(EXAMPLES[name]), "unauthenticated", "is not authenticated",
             )
             for name in GUARDED
         }
