@@ -18,7 +18,11 @@ A portion is a slice of bytes to parse (``OutboxConnection``), or one message to
 (``next_request``). While nobody waits and units are left, a portion is done at once: a single
 client that sends a thousand commands in one write loses no time. After that the portions wait in a
 queue, in the order in which they came, and one that is not its connection's last goes to the end:
-connections are served in rotation. ``_begin`` runs once in a turn in which something was counted.
+connections are served in rotation.
+
+An ordinary command needs three turns: its bytes are read, its handler runs, its answer is written.
+So after a turn of portions there are ``BETWEEN`` turns without, which are short: the command waits
+for one turn of portions, and not for one at each of its steps.
 
 A connection that waits is not read, so its client is slowed down by TCP. It holds at most one
 portion of each kind here.
@@ -35,6 +39,7 @@ from collections.abc import Callable
 from typing import Final
 
 PER_TURN: Final = 16.0  # units of work in a turn, for all that is not ordinary
+BETWEEN: Final = 3  # turns without portions between two with them
 FREE: Final = 256  # bytes that are parsed at once; 42 empty frames
 SLICE: Final = 1024  # bytes that are parsed as one portion; 170 empty frames
 FRAMES_PER_UNIT: Final = 32  # frames that are parsed for a unit, whatever their kind
@@ -68,6 +73,7 @@ class Turns:
         self._left = PER_TURN
         self._waiting: deque[Callable[[], float]] = deque()
         self._is_scheduled = False
+        self._between = 0
 
     def take(self, units: float) -> bool:
         """Whether a portion may be done now. If not, nothing is counted, and it has to wait."""
@@ -107,6 +113,10 @@ class Turns:
 
     def _begin(self) -> None:
         """Begin a turn: do what waits, as far as the units of the turn go."""
+        if self._between:
+            self._between -= 1
+            self._schedule()
+            return
         left = PER_TURN
         waiting = self._waiting
         while waiting and left > 0:
@@ -115,4 +125,5 @@ class Turns:
         # Portions queue others, so this is looked at once, after all of them.
         self._is_scheduled = False
         if waiting:
+            self._between = BETWEEN
             self._schedule()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +11,9 @@ import pytest
 from websockets.server import ServerProtocol
 
 from agentsrv.server.gate import Gate, fill_in
-from agentsrv.server.outbox import MAX_REST, OutboxConnection, connection_class
+from agentsrv.server.outbox import OutboxConnection, connection_class
 from agentsrv.server.turns import (
+    BETWEEN,
     BYTES_PER_UNIT,
     FRAMES_PER_UNIT,
     FREE,
@@ -75,7 +75,7 @@ def turns(loop: HandLoop) -> Turns:
 def test_a_portion_is_done_at_once_until_the_turn_is_used_up(loop, turns):
     """And again in the next turn."""
     for _ in range(3):
-        assert [turns.take(8.0) for _ in range(6)] == [True] * 4 + [False] * 2
+        assert [turns.take(PER_TURN / 4) for _ in range(6)] == [True] * 4 + [False] * 2
         assert loop.turn() == 1
     assert loop.turn() == 0  # nothing was counted, so there is nothing to reset
 
@@ -106,6 +106,25 @@ def test_portions_wait_in_rotation(loop, turns):
         assert len(done) - before <= 4
     assert "".join(done) == "abcabababababababab"
     assert turns.take(1.0)
+
+
+def test_between_two_turns_of_portions_there_are_some_without(loop, turns):
+    """In which others are read, carried out and answered."""
+    done: list[int] = []
+
+    def portion() -> float:
+        done.append(len(done))
+        turns.queue(portion)
+        return PER_TURN
+
+    turns.queue(portion)
+    found = []
+    for _ in range(3 * (BETWEEN + 1)):
+        before = len(done)
+        assert loop.turn() == 1
+        assert not turns.take(1.0)
+        found.append(len(done) - before)
+    assert found == [1, *[0] * BETWEEN] * 3
 
 
 async def test_one_that_is_cancelled_takes_nothing_from_others(loop, turns):
@@ -173,7 +192,7 @@ class Peer:
     """A connection of that loop, and how many frames it has parsed."""
 
     def __init__(self, turns: Turns, *, is_guarded: bool) -> None:
-        gate = Gate(fill_in(LIMITS, is_guarded=is_guarded), 100, time.monotonic)
+        gate = Gate(fill_in(LIMITS, is_guarded=is_guarded), 100, lambda: 100.0)
         kind = connection_class(gate, Measures(), turns, stall_timeout=10, max_frame=MIB)
         self.connection: OutboxConnection = kind(
             ServerProtocol(max_size=MIB), Server(), ping_interval=None
@@ -258,7 +277,6 @@ async def test_frames_of_each_kind_are_charged(loop, turns, flood, frames):
             peer.connection.recv_messages.maybe_resume()
     rest = peer.connection._rest
     assert rest is not None
-    assert 0 < rest.when() - asyncio.get_running_loop().time() <= MAX_REST
     assert not peer.transport.is_reading
     assert peer.frames < 2 * allowed
     rest.cancel()
