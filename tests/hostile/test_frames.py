@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from websockets.asyncio.client import connect
 
 from agentsrv.errors import InvalidCommand
 from agentsrv.protocol import session, strict_json
@@ -179,3 +180,9 @@ def test_the_largest_frame_of_a_stranger_is_read(server):
         body = b'{"command":"ping"' + b" " * (STRANGER_FRAME - 18) + b"}"
         wire.socket.sendall(framed(TEXT, body))
         assert answer(wire) == "reply"
+
+
+async def test_compression_is_not_negotiated(server):
+    """So a message is never larger than what was received."""
+    async with connect(f"ws://127.0.0.1:{server.port}", compression="deflate") as socket:
+        assert socket.protocol.extensions == []

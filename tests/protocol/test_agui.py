@@ -187,3 +187,26 @@ def test_any_state_and_any_props_are_another_s(value):
 def test_every_refusal_is_an_event_of_ag_ui():
     """Also one with nothing but a message."""
     EVENTS.validate_python(json.loads(AguiSession().refused(NotFound("no such task"))))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [1] * 19_000},
+        {"messages": [], "resume": [{}] * 19_000},
+        {"messages": [], "resume": [1] * 19_000},
+    ],
+    ids=["messages", "empty answers", "answers"],
+)
+def test_a_large_invalid_frame_stops_at_its_first_errors(fields):
+    """Not each of its elements is an error."""
+    given = {"threadId": "t", "runId": "r"} | fields
+    assert len(refused(given)["metadata"]["agentsrv"]["details"]) <= 2
+
+
+def test_of_many_unknown_fields_a_few_are_reported():
+    """They are dropped before they become errors."""
+    given = {"command": "cancel"} | {f"k{number}": 1 for number in range(19_000)}
+    assert len(refused(given)["metadata"]["agentsrv"]["details"]) == 10
+    many = {"threadId": "t", "runId": "r", "messages": [[]] * 20_001}
+    assert refused(many)["code"] == "too_large"

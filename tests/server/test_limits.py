@@ -14,7 +14,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from agentsrv.app import Running
-from agentsrv.server import files, listener
+from agentsrv.server import files, listener, outbox
+from tests.hostile.frames import dense_plan
 from tests.server.people import ADA_KEY, BOB_KEY, BOTH, bearer
 from tests.server.talk import Talk, serving, talking
 
@@ -124,6 +125,31 @@ async def test_invalid_frames_count_and_are_not_parsed_above_the_rate():
         codes = [(await talk.ask("{"))["code"] for _ in range(4)]
         assert codes == ["invalid_json"] * 3 + ["rate_limited"]
         assert (await other.ask("ping"))["code"] == "rate_limited"
+
+
+async def test_a_large_answer_counts_as_several_commands(monkeypatch):
+    """By its length; then nothing is read for a while."""
+    monkeypatch.setattr(outbox, "MAX_REST", 0.05)
+    async with (
+        serving(command_rate=SLOW, command_burst=4) as server,
+        talking(server) as talk,
+    ):
+        params = {"times": 50_000}
+        task = {"task_description": "x", "agent": "echo", "params": params, "execute": True}
+        created = await talk.ask({"command": "create"} | task)
+        await talk.until("task_completed")
+        status = await talk.ask({"command": "status", "task_id": created["task_id"]})
+        assert len(json.dumps(status)) > 3 * 16_384
+        assert (await talk.ask("ping"))["code"] == "rate_limited"
+
+
+async def test_a_large_command_counts_as_several():
+    """By its length and its values; it passes when there was nothing before it."""
+    async with serving(command_rate=SLOW, command_burst=10) as server, talking(server) as talk:
+        assert (await talk.ask(dense_plan()))["type"] == "reply"
+        refused = await talk.ask(dense_plan())
+        assert (refused["code"], refused["command"], refused["id"]) == ("rate_limited", "create", 7)
+        assert (await talk.ask("ping"))["code"] == "rate_limited"
 
 
 async def test_a_stranger_is_limited_too():
