@@ -10,11 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import orjson
 import typer
 
 from agentsrv.app import VERSION
-from agentsrv.cli import following, keys, reloading, running, serving, tools
+from agentsrv.cli import following, keys, reloading, running, serving, streams, tools
 from agentsrv.cli.exits import leave, say
 from agentsrv.cli.options import Token, make_settings, takes_settings
 from agentsrv.cli.prompt import find_question
@@ -55,10 +54,14 @@ _WIDTH: Final = 120  # columns of a list that is not shown on a terminal
 
 
 def main() -> None:
-    """Run the command line; errors are told in one sentence."""
+    """Run the command line; an error is printed as one sentence."""
     try:
-        app()
-    except (AgentsrvError, OSError) as error:
+        with streams.guarded():
+            try:
+                app()
+            except (AgentsrvError, OSError) as error:
+                leave(error)
+    except streams.OutputLost as error:
         leave(error)
 
 
@@ -97,6 +100,7 @@ def serve(
     Every option is also a variable AGENTSRV_..., a line of .env and a key of agentsrv.toml;
     the command line counts most, then the environment, .env and agentsrv.toml.
     """
+    streams.release()
     settings = make_settings(**given)
     if reload:
         rest = [argument for argument in sys.argv[1:] if argument != "--reload"]
@@ -131,7 +135,7 @@ def run(
 ) -> None:
     """Run one task: events on stderr, the result on stdout. Ctrl-C cancels it."""
     params = running.parse_params(param or [])
-    job = running.Job(text, agent, params, json, timeout)
+    job = running.Job(streams.typed(text, "TEXT"), agent, params, json, timeout)
     raise typer.Exit(_await(running.run(job, url, token, knowledge)))
 
 
@@ -159,7 +163,7 @@ def status(
         async with Client(url, token=token) as client:
             found = await client.status(await client.resolve(task))
         if json:
-            print(orjson.dumps(found).decode())
+            print(streams.as_json(found))
             return
         print(f"task {found['task_id']}: {found['status']}")
         print(f"  {shorten(found['user_input'])}")
@@ -201,7 +205,7 @@ def list_tasks(
                         f"{row['task_id']}  {row['status']:9}  {row['created_at']}  "
                         f"{row['user_input']}"
                     )
-                    print(orjson.dumps(row).decode() if json else shorten(line, _columns()))
+                    print(streams.as_json(row) if json else shorten(line, _columns()))
                 left, cursor = left - len(page["tasks"]), page["next_cursor"]
                 if not left or cursor is None:
                     break
@@ -250,7 +254,9 @@ def respond(
     async def ask() -> None:
         async with Client(url, token=token) as client:
             asked = await find_question(client, question)
-            value = None if answer is None else read_answer(answer, asked)
+            value = (
+                None if answer is None else read_answer(streams.typed(answer, "the answer"), asked)
+            )
             reply = await client.respond(asked.input_id, value, decline=decline)
         print(f"question {reply['input_id']} is {'declined' if decline else 'answered'}")
 
@@ -265,7 +271,7 @@ def agents(json: Json = False, url: Url = running.DEFAULT_URL, token: Token = No
         async with Client(url, token=token) as client:
             found = await client.agents()
         if json:
-            print(orjson.dumps(found).decode())
+            print(streams.as_json(found))
             return
         for agent in found:
             print(f"{agent['name']}: {agent['description']}")

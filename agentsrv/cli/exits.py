@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from enum import IntEnum
 from typing import NoReturn
 
+from agentsrv.cli.streams import OutputLost, forget_output
 from agentsrv.client import NoServer, NotAllowed, TaskCancelled
 from agentsrv.errors import (
     AgentsrvError,
@@ -14,6 +16,7 @@ from agentsrv.errors import (
     InvalidInput,
     NotFound,
 )
+from agentsrv.telemetry.visible import visible_text
 
 
 class Exit(IntEnum):
@@ -25,12 +28,18 @@ class Exit(IntEnum):
     NO_SERVER = 3
     NOT_ALLOWED = 4
     TIME_OUT = 5
+    OUTPUT_LOST = 74
     CANCELLED = 130
+    READER_GONE = 141
 
 
 def code_of(error: AgentsrvError) -> Exit:
     """The exit code of an error."""
     match error:
+        case OutputLost(is_quiet=True):
+            return Exit.READER_GONE
+        case OutputLost():
+            return Exit.OUTPUT_LOST
         case NoServer():
             return Exit.NO_SERVER
         case NotAllowed() | AgentsrvError(code="unauthenticated"):
@@ -44,7 +53,11 @@ def code_of(error: AgentsrvError) -> Exit:
 
 
 def leave(error: AgentsrvError | OSError) -> NoReturn:
-    """Tell the error on stderr and exit."""
+    """Print the error to stderr and exit."""
+    if isinstance(error, OutputLost):
+        forget_output()
+        if error.is_quiet:
+            sys.exit(Exit.READER_GONE)
     if isinstance(error, AgentsrvError):
         say(error.message)
         for detail in (error.details or [])[1:]:  # the first one is the message
@@ -56,5 +69,7 @@ def leave(error: AgentsrvError | OSError) -> NoReturn:
 
 
 def say(text: str) -> None:
-    """Tell the user something that is not the result."""
-    print(f"agentsrv: {text}", file=sys.stderr, flush=True)
+    """Print a sentence to stderr; further lines of it are indented."""
+    lines = visible_text(text).replace("\n", "\n  ")
+    with suppress(OSError):  # stderr cannot be written: the exit code is all that is left
+        print(f"agentsrv: {lines}", file=sys.stderr, flush=True)

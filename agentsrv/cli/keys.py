@@ -6,11 +6,11 @@ import datetime as dt
 from pathlib import Path
 from typing import Annotated
 
-import orjson
 import typer
 
 from agentsrv.cli.exits import say
 from agentsrv.cli.options import make_settings
+from agentsrv.cli.streams import as_json
 from agentsrv.errors import ConfigurationError, NotFound
 from agentsrv.server.keys import add_key, make_key, read_keys, revoke_key
 
@@ -50,7 +50,7 @@ def list_keys(
     for key in read_keys(_file(key_file)).values():
         if json:
             fields = {name: value for name, value in key._asdict().items() if name != "digest"}
-            print(orjson.dumps(fields).decode())
+            print(as_json(fields))
         else:
             end = f", revoked {key.revoked}" if key.revoked is not None else ""
             print(f"{key.key_id}  {key.principal}  created {key.created}{end}")

@@ -6,10 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-import orjson
-
 from agentsrv.app import POSTGRES, need_postgres
 from agentsrv.cli.exits import say
+from agentsrv.cli.streams import as_json
 from agentsrv.errors import ConfigurationError
 from agentsrv.store.shared import Node
 
@@ -30,7 +29,7 @@ async def run(store: str, *, json: bool) -> None:
     if not json:
         print(LINE.format(*TITLES))
     for node in nodes:
-        print(orjson.dumps(node._asdict()).decode() if json else LINE.format(*told(node)))
+        print(as_json(node._asdict()) if json else LINE.format(*told(node)))
 
 
 async def find(store: str) -> Sequence[Node]:

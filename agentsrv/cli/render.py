@@ -11,6 +11,7 @@ from agentsrv.cli.exits import say
 from agentsrv.client import Record
 from agentsrv.errors import AgentsrvError
 from agentsrv.models import events as e
+from agentsrv.telemetry.visible import visible
 
 MAX_LINE = 160  # characters of a line that tells of an event
 
@@ -27,14 +28,9 @@ def describe(record: Record) -> str:
 
 
 def shorten(text: str, most: int = MAX_LINE) -> str:
-    """One line of at most ``most`` characters."""
-    line = " ".join(text.split())
+    """One line of at most ``most`` characters, with nothing that a terminal acts upon."""
+    line = visible(" ".join(text.split()))
     return line if len(line) <= most else f"{line[: most - 1]}…"
-
-
-def as_json(record: Record) -> str:
-    """The event as one line of JSON, with the fields of its frame."""
-    return orjson.dumps(record).decode()
 
 
 def _task(event: e.Event) -> str:

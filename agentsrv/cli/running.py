@@ -19,6 +19,7 @@ from agentsrv.cli.exits import Exit, say
 from agentsrv.cli.options import make_settings
 from agentsrv.cli.prompt import Prompt
 from agentsrv.cli.screen import Screen, shown
+from agentsrv.cli.streams import typed
 from agentsrv.client import Client, NoServer, Record, TaskCancelled
 from agentsrv.errors import ConfigurationError, NotFound
 
@@ -50,7 +51,7 @@ def parse_params(given: list[str]) -> dict[str, Any]:
     """
     params: dict[str, Any] = {}
     for text in given:
-        name, equals, value = text.partition("=")
+        name, equals, value = typed(text, "--param").partition("=")
         if not (name and equals):
             raise ConfigurationError(f"--param {text!r}; expected NAME=VALUE")
         try:

@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Protocol
 
 from agentsrv.cli.exits import say
-from agentsrv.cli.render import Printer, Result, as_json
+from agentsrv.cli.render import Printer, Result
+from agentsrv.cli.streams import as_json
 from agentsrv.client import Record
 
 
@@ -73,9 +74,8 @@ async def shown(*, json: bool) -> AsyncIterator[Screen]:
         finally:
             printer.close()
         return
-    from rich.console import Console
-
+    from agentsrv.cli.live.console import console_of
     from agentsrv.cli.live.display import Display
 
-    async with Display.open(Console(file=sys.stderr), result) as display:
+    async with Display.open(console_of(sys.stderr), result) as display:
         yield display

@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import orjson
 import typer
 
 from agentsrv.app import VERSION, knowledge_index, open_models, store_file
 from agentsrv.cli.live.progress import OnProgress, progress
 from agentsrv.cli.options import Token, make_settings, takes_settings
+from agentsrv.cli.streams import as_json
 from agentsrv.errors import ConfigurationError
 
 
@@ -119,7 +119,7 @@ def schema(
     if typescript:
         print(declarations(document(VERSION)), end="")
         return
-    print(orjson.dumps(document(VERSION), option=orjson.OPT_INDENT_2).decode())
+    print(as_json(document(VERSION), indent=True))
 
 
 def bench(

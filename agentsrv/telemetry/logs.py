@@ -8,7 +8,6 @@ libraries and of authors name it too.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -19,6 +18,7 @@ from typing import Final, TextIO
 import orjson
 
 from agentsrv.settings import LogFormat
+from agentsrv.telemetry.visible import visible, visible_text
 
 QUIET: Final = ("agentsrv.websocket", "httpx2")
 """Loggers with a line for each connection, or for each request to a model: from warnings on."""
@@ -41,12 +41,12 @@ class TextFormatter(logging.Formatter):
         """Return the line, without its end."""
         at = datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M:%S")  # noqa: DTZ006 - people's own
         line = f"{at},{record.msecs:03.0f} {record.levelname:7} {record.name}: "
-        line += escaped(record.getMessage())
+        line += visible(record.getMessage())
         fields = _fields(record)
         if fields:
-            line += f" [{' '.join(f'{name}={escaped(str(fields[name]))}' for name in fields)}]"
+            line += f" [{' '.join(f'{name}={visible(str(fields[name]))}' for name in fields)}]"
         for part in _traceback(self, record).splitlines():
-            line += f"\n{INDENT}{escaped(part)}"
+            line += f"\n{INDENT}{visible(part)}"
         return line
 
 
@@ -60,13 +60,13 @@ class JsonFormatter(logging.Formatter):
             "time": at.replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _printable(record.getMessage()),
+            "message": visible_text(record.getMessage()),
         }
         for name, value in _fields(record).items():
-            line[name] = value if isinstance(value, int) else _printable(str(value))
+            line[name] = value if isinstance(value, int) else visible_text(str(value))
         trace = _traceback(self, record)
         if trace:
-            line["traceback"] = _printable(trace)
+            line["traceback"] = visible_text(trace)
         return orjson.dumps(line).decode()
 
 
@@ -81,28 +81,6 @@ def configure(wanted: LogFormat, stream: TextIO) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def escaped(text: str) -> str:
-    """``text`` on one line: control characters, and what cannot be encoded, as Python writes them.
-
-    So are the signs that turn the direction of writing, which make a line look like another.
-    """
-    return _UNSAFE.sub(_escape, text)
-
-
-def _printable(text: str) -> str:
-    """``text`` for JSON, which has signs of its own for line ends and tabs."""
-    return _UNSAFE_IN_JSON.sub(_escape, text)
-
-
-_BEYOND: Final = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-_UNSAFE: Final = re.compile(f"[\x00-\x1f{_BEYOND}]")
-_UNSAFE_IN_JSON: Final = re.compile(f"[\x00-\x08\x0b\x0c\x0e-\x1f{_BEYOND}]")
-
-
-def _escape(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode()
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, object]:

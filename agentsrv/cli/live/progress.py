@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from agentsrv.cli.exits import say
 from agentsrv.cli.screen import is_live
+from agentsrv.telemetry.visible import visible
 
 OnProgress = Callable[[float, float, str], None]
 """Takes how much is done, of how much, and what that is."""
@@ -26,21 +27,22 @@ def progress() -> Iterator[OnProgress | None]:
     if not is_live():
         yield lambda _done, _total, message: say(message)
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from agentsrv.cli.live.console import console_of
 
     with Progress(
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.description}", markup=False),
-        console=Console(file=sys.stderr),
+        console=console_of(sys.stderr),
         transient=True,
         redirect_stdout=sys.stdout.isatty(),  # else it is not on this terminal
     ) as bars:
         bar = bars.add_task("", total=None)
 
         def show(done: float, total: float, message: str) -> None:
-            bars.update(bar, completed=done, total=total, description=message)
+            bars.update(bar, completed=done, total=total, description=visible(message))
 
         yield show

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Never
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from agentsrv.cli import nodes
+from agentsrv.cli.live.console import console_of
 from agentsrv.cli.live.tree import MARKS, WAITING, seconds
 from agentsrv.cli.render import shorten
 from agentsrv.client import Client
@@ -27,6 +28,7 @@ from agentsrv.errors import NotFound
 from agentsrv.models.states import StepStatus, TaskStatus
 from agentsrv.protocol.replies import Snapshot, TaskRow
 from agentsrv.store.shared import Node
+from agentsrv.telemetry.visible import visible
 
 INTERVAL: Final = 1.0  # seconds between two looks
 WINDOW: Final = 10  # looks over which rates are told
@@ -97,7 +99,7 @@ def draw(name: str, looks: Sequence[Look]) -> RenderableType:
         mark, style = _mark(row["status"])
         age = (last.at - datetime.fromisoformat(row["created_at"])).total_seconds()
         table.add_row(
-            row["task_id"],
+            visible(row["task_id"]),
             Text.assemble((mark, style), f" {_words(row['status'])}"),
             seconds(max(age, 0.0)),
             _steps(last.details.get(row["task_id"])),
@@ -110,8 +112,8 @@ def draw(name: str, looks: Sequence[Look]) -> RenderableType:
 async def show(client: Client, url: str, store: str | None = None) -> None:
     """Look and draw again and again, until ``q`` is typed; without a terminal once."""
     server = client.hello["server"]
-    name = f"{server['name']} {server['version']} at {url}"
-    console = Console()
+    name = visible(f"{server['name']} {server['version']} at {url}")
+    console = console_of(sys.stdout)
     if not (sys.stdin.isatty() and console.is_terminal and not console.is_dumb_terminal):
         console.print(draw(name, [await look(client, store, console.height, datetime.now(UTC))]))
         return
@@ -160,7 +162,7 @@ def _servers(found: Sequence[Node]) -> Iterator[RenderableType]:
         for title in nodes.TITLES:
             table.add_column(title, no_wrap=True, justify="left" if title == "NODE" else "right")
         for node in found:
-            table.add_row(*nodes.told(node), style=None if node.left > 0 else "dim")
+            table.add_row(*map(visible, nodes.told(node)), style=None if node.left > 0 else "dim")
         yield table
         yield Text()
 
@@ -185,7 +187,7 @@ def _steps(snapshot: Snapshot | None) -> str:
         for step in steps
         if step["status"] in (StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.INPUT_REQUIRED)
     ]
-    return " ".join([f"{done}/{len(steps)}", *busy[:1]])
+    return visible(" ".join([f"{done}/{len(steps)}", *busy[:1]]))
 
 
 def _mark(status: str) -> tuple[str, str]:
@@ -194,4 +196,4 @@ def _mark(status: str) -> tuple[str, str]:
 
 
 def _words(status: str) -> str:
-    return "asks" if status == TaskStatus.INPUT_REQUIRED else str(status)
+    return "asks" if status == TaskStatus.INPUT_REQUIRED else visible(status)

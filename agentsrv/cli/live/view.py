@@ -10,6 +10,7 @@ from agentsrv.client import Record
 from agentsrv.errors import AgentsrvError
 from agentsrv.models import events as e
 from agentsrv.models.states import StepStatus, TaskStatus
+from agentsrv.telemetry.visible import visible
 
 
 @dataclass(slots=True)
@@ -72,7 +73,7 @@ class TaskView:
             self._take_task(event, record, at)
 
     def _take_task(self, event: e.Event, record: Record, at: datetime) -> None:
-        self.task_id = record.task_id
+        self.task_id = visible(record.task_id)
         match event:
             case e.TaskCreated():
                 self.title = " ".join(event.task_description.split())
@@ -84,9 +85,9 @@ class TaskView:
             case e.PlanCreated():
                 self.steps = {
                     planned["step_id"]: StepView(
-                        planned["step_id"],
-                        planned["agent"],
-                        tuple(planned["depends_on"]),
+                        visible(planned["step_id"]),
+                        visible(planned["agent"]),
+                        tuple(map(visible, planned["depends_on"])),
                         planned["max_retries"] + 1,
                     )
                     for planned in event.steps
@@ -110,26 +111,27 @@ class TaskView:
                 step.status, step.attempt = StepStatus.RUNNING, event.attempt
                 step.began, step.doing = at, ""
             case e.StepProgress():
-                step.doing = describe_step(event)
+                step.doing = shorten(describe_step(event))
             case e.PartialOutput():
-                step.doing = event.output.rstrip().rpartition("\n")[2] or step.doing
+                step.doing = shorten(event.output.rstrip().rpartition("\n")[2]) or step.doing
             case e.StepRetrying():
                 step.status, step.doing = StepStatus.RETRYING, ""
                 step.troubles.append(f"attempt {event.attempt}: {shorten(event.error_message)}")
             case e.InputRequired():
-                step.status, step.doing = StepStatus.INPUT_REQUIRED, f"asks: {event.prompt}"
+                step.status = StepStatus.INPUT_REQUIRED
+                step.doing = shorten(f"asks: {event.prompt}")
             case e.InputReceived():
-                step.status, step.doing = StepStatus.RUNNING, describe_step(event)
+                step.status, step.doing = StepStatus.RUNNING, shorten(describe_step(event))
             case e.StepCompleted():
                 self._end(step, StepStatus.COMPLETED, event.duration)
             case e.StepFailed():
                 self._end(step, StepStatus.FAILED, _seconds(step.began, at))
-                step.troubles.append(describe_step(event))
+                step.troubles.append(shorten(describe_step(event)))
             case e.StepCancelled():
                 self._end(step, StepStatus.CANCELLED, _seconds(step.began, at))
             case e.StepSkipped():
                 self._end(step, StepStatus.SKIPPED, None)
-                step.troubles.append(describe_step(event))
+                step.troubles.append(shorten(describe_step(event)))
             case _:
                 pass
 

@@ -1,0 +1,172 @@
+r"""The process's standard streams: safe on a terminal, and never a traceback when they fail.
+
+Theory of operation. `guarded` surrounds the whole command line.
+
+- A descriptor 0, 1 or 2 that is closed is opened on ``/dev/null``, so that no socket or database
+  gets its number. For stdout it is opened for reading: writing then fails as it should, because
+  the result has been lost. What nobody can be shown on stderr is dropped.
+- A character that the stream's encoding lacks is written as an escape (``\u2713``). JSON is
+  written in ASCII there, so that it stays JSON.
+- On a terminal all text passes `visible_text`: whatever is printed, by this program or by a
+  library, has no escape sequences. Rich's own sequences are written to the stream that `raw`
+  returns; the texts that Rich is given are made visible where they are put together.
+- Where stdout is not a terminal, text is written as it is: a result in a file is the result.
+- A write to stdout that fails raises `OutputLost`, which `exits.leave` turns into an exit code:
+  141 without a sentence where the reader of a pipe has gone, 74 otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final, TextIO, cast
+
+import orjson
+
+from agentsrv.errors import AgentsrvError, InvalidCommand
+from agentsrv.telemetry.visible import visible_json, visible_text
+
+STDIN, STDOUT, STDERR = range(3)
+NARROW: Final = "backslashreplace"  # how a character is written that the encoding lacks
+
+
+class OutputLost(AgentsrvError):
+    """Standard output cannot be written."""
+
+    code = "output_lost"
+
+    def __init__(self, message: str, *, is_quiet: bool = False) -> None:
+        super().__init__(message)
+        self.is_quiet = is_quiet
+        """Whether the reader of a pipe has gone, which is no fault."""
+
+
+class _Guarded:
+    """A text stream whose writes are visible on a terminal, and whose failures are known."""
+
+    def __init__(self, stream: TextIO, *, must_arrive: bool) -> None:
+        self.stream = stream
+        self._must_arrive = must_arrive
+        self._is_terminal = stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write ``text``, and report its length."""
+        with self._failures():
+            self.stream.write(visible_text(text) if self._is_terminal else text)
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """Write each of ``lines``."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Pass on what has been written."""
+        with self._failures():
+            self.stream.flush()
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if self._must_arrive:
+                raise OutputLost(
+                    f"standard output cannot be written: {error.strerror or error}",
+                    is_quiet=isinstance(error, BrokenPipeError),
+                ) from error
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Guard ``sys.stdout`` and ``sys.stderr`` within the block.
+
+    Raises:
+        OutputLost: What was printed could not be written.
+    """
+    _open_missing()
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        with suppress(AttributeError):  # a test's own stream
+            cast("Any", stream).reconfigure(errors=NARROW)
+    sys.stdout = cast("TextIO", _Guarded(before[0], must_arrive=True))
+    sys.stderr = cast("TextIO", _Guarded(before[1], must_arrive=False))
+    try:
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            sys.stdout.flush()
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def release() -> None:
+    """Give the streams back to the application that is served: what it prints is its own."""
+    sys.stdout, sys.stderr = raw(sys.stdout), raw(sys.stderr)
+
+
+def raw(stream: TextIO) -> TextIO:
+    """The stream itself, for a library that writes escape sequences of its own."""
+    return stream.stream if isinstance(stream, _Guarded) else stream
+
+
+def as_json(value: Any, *, indent: bool = False) -> str:
+    """``value`` as JSON for stdout, in visible characters that its encoding has."""
+    text = orjson.dumps(value, option=orjson.OPT_INDENT_2 if indent else None).decode()
+    lines = map(visible_json, text.split("\n"))  # within a string a line end is an escape
+    text = "\n".join(lines)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        import json
+
+        text = json.dumps(orjson.loads(text), indent=2 if indent else None)
+    return text
+
+
+def typed(text: str, what: str) -> str:
+    """An argument of the command line as text, whatever encoding the locale names.
+
+    Raises:
+        InvalidCommand: Its bytes are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:  # bytes that the locale's encoding has not: Python keeps them as half surrogates
+            return os.fsencode(text).decode()
+        except UnicodeError as error:
+            raise InvalidCommand(
+                f"{what} has bytes that are not UTF-8 ({error}); expected UTF-8 text"
+            ) from None
+    return text
+
+
+def forget_output() -> None:
+    """Drop what stdout still holds, so that the interpreter does not complain of it at its end."""
+    with suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, STDOUT)
+        os.close(null)
+
+
+def _open_missing() -> None:
+    modes = {STDIN: os.O_RDONLY, STDOUT: os.O_RDONLY, STDERR: os.O_WRONLY}
+    for descriptor, mode in modes.items():
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, mode)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+            os.set_inheritable(descriptor, True)  # noqa: FBT003 - takes no name
+    sys.stdin = sys.stdin or os.fdopen(STDIN, encoding="utf-8", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(STDOUT, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(STDERR, "w", encoding="utf-8", closefd=False)
