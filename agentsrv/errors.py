@@ -6,7 +6,7 @@ the wire and in the client.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 
 class AgentsrvError(Exception):
@@ -19,8 +19,8 @@ class AgentsrvError(Exception):
         example: A correct command, where showing one helps.
     """
 
-    code: ClassVar[str] = "internal"
-    retryable: ClassVar[bool] = False
+    code: str = "internal"
+    retryable: bool = False
 
     def __init__(
         self,
@@ -35,6 +35,10 @@ class AgentsrvError(Exception):
         self.retry_after = retry_after
         self.details = details
         self.example = example
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy with all fields, whatever arguments a subclass's constructor takes."""
+        return _restored, (type(self), self.args, self.__dict__)
 
 
 def missing_extra(subject: str, extra: str) -> str:
@@ -194,6 +198,15 @@ BY_CODE: dict[str, type[AgentsrvError]] = {
     )
 }
 """The errors that a server sends, by their wire code."""
+
+
+def _restored(
+    kind: type[AgentsrvError], args: tuple[Any, ...], fields: dict[str, Any]
+) -> AgentsrvError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
 
 
 def by_code(code: str) -> type[AgentsrvError]:

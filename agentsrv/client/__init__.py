@@ -4,6 +4,7 @@ from agentsrv.client.answers import OnInput
 from agentsrv.client.backoff import Reconnect
 from agentsrv.client.client import Client
 from agentsrv.client.errors import (
+    ClientUsageError,
     Closed,
     Gap,
     Interrupted,
@@ -14,13 +15,14 @@ from agentsrv.client.errors import (
     TaskCancelled,
     TaskFailed,
 )
-from agentsrv.client.link import Options
+from agentsrv.client.link import Options, Outage
 from agentsrv.client.sync import SyncClient
 from agentsrv.client.texts import Texts
 from agentsrv.models.events import Record
 
 __all__ = [
     "Client",
+    "ClientUsageError",
     "Closed",
     "Gap",
     "Interrupted",
@@ -29,6 +31,7 @@ __all__ = [
     "NotAllowed",
     "OnInput",
     "Options",
+    "Outage",
     "ProtocolViolation",
     "Reconnect",
     "Record",

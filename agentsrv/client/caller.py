@@ -62,6 +62,7 @@ class Caller:
     async def _wait(
         self, post: Callable[[Callable[[Answer], None]], Call], on_reply: OnReply | None = None
     ) -> Mapping[str, Any]:
+        self._link.check()
         waiting: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
 
         def settle(answer: Answer) -> None:

@@ -17,7 +17,7 @@ from agentsrv.client.answers import OnInput, answering
 from agentsrv.client.caller import Caller
 from agentsrv.client.errors import Closed, Interrupted, TaskCancelled, TaskFailed
 from agentsrv.client.feeds import Answer, Feeds
-from agentsrv.client.link import Link, Options
+from agentsrv.client.link import Link, OnConnection, Options
 from agentsrv.client.tokens import Token
 from agentsrv.errors import ConfigurationError, Conflict, InvalidCommand, InvalidState
 from agentsrv.models import events as e
@@ -70,6 +70,8 @@ class Client:
     Raises:
         ConfigurationError: The URL is none of a WebSocket, or the token cannot be one.
         NoServer, NotAServer, NotAllowed: On entering: there is no connection to be had.
+        ClientUsageError: Of every method: the client was not entered, or is used in another event
+            loop, or in a child of ``os.fork()``.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Client:
     ) -> None:
         try:
             parse_uri(url)
-        except InvalidURI:
+        except (InvalidURI, ValueError):  # also of a port or a name that cannot be one
             raise ConfigurationError(
                 f"the URL is {url!r}; expected one like ws://127.0.0.1:8765"
             ) from None
@@ -88,7 +90,7 @@ class Client:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._link.run(), name="agentsrv-client")
+        self._task = self._link.start()
         try:
             await self._link.ready.wait()
         except BaseException:
@@ -108,8 +110,15 @@ class Client:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connection; to do it again changes nothing."""
-        if self._task is not None:
+        """Close the connection; to do it again changes nothing.
+
+        In a child of ``os.fork()`` nothing is closed: the connection is the parent's.
+
+        Raises:
+            ClientUsageError: The client belongs to another event loop.
+        """
+        if self._task is not None and not self._link.is_forked:
+            self._link.check_loop()
             self._task.cancel()
             await asyncio.wait({self._task})
 
@@ -119,6 +128,19 @@ class Client:
         if self._link.hello is None:
             raise Closed("the client is not connected; use it within async with")
         return self._link.hello
+
+    @property
+    def on_connection(self) -> OnConnection | None:
+        """Called with an `Outage` when the connection is lost and after each failed attempt.
+
+        Called with ``None`` when the connection is back. It must not wait; what it raises is
+        logged.
+        """
+        return self._link.on_connection
+
+    @on_connection.setter
+    def on_connection(self, function: OnConnection | None) -> None:
+        self._link.on_connection = function
 
     # Commands.
 
@@ -311,8 +333,7 @@ class Client:
             SeqAhead: ``after_seq`` lies beyond the log.
             Overloaded: You follow as many tasks as the server allows.
         """
-        if self._link.failure is not None:
-            raise self._link.failure
+        self._link.check()
         cursor = self._feeds.open(task_id, after_seq)
         try:
             while (record := await cursor.next()) is not None:

@@ -34,6 +34,15 @@ class Closed(AgentsrvError):
     code = "closed"
 
 
+class ClientUsageError(AgentsrvError):
+    """The client is used where it has no connection.
+
+    Outside ``async with``, in another event loop, in a child of ``os.fork()``, or entered twice.
+    """
+
+    code = "client_usage"
+
+
 class ProtocolViolation(AgentsrvError):
     """The server sent what the protocol does not allow, or more than the client takes."""
 
@@ -81,13 +90,12 @@ class TaskCancelled(AgentsrvError):
 
 def from_frame(frame: Mapping[str, Any]) -> AgentsrvError:
     """The error that an ``error`` frame tells, as the class of its code."""
-    code, retryable = str(frame["code"]), bool(frame["retryable"])
-    kind = by_code(code)
-    if (kind.code, kind.retryable) != (code, retryable):  # a newer server's
-        kind = type(kind.__name__, (kind,), {"code": code, "retryable": retryable})
-    return kind(
+    code = str(frame["code"])
+    error = by_code(code)(
         str(frame["message"]),
         retry_after=frame.get("retry_after"),
         details=frame.get("details"),
         example=frame.get("example"),
     )
+    error.code, error.retryable = code, bool(frame["retryable"])  # a newer server's may differ
+    return error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -19,10 +20,17 @@ from websockets.typing import Subprotocol
 
 from agentsrv.client import verdicts
 from agentsrv.client.backoff import Reconnect
-from agentsrv.client.errors import Closed, Interrupted, NoServer, ProtocolViolation, from_frame
+from agentsrv.client.errors import (
+    ClientUsageError,
+    Closed,
+    Interrupted,
+    NoServer,
+    ProtocolViolation,
+    from_frame,
+)
 from agentsrv.client.feeds import Answer
 from agentsrv.client.tokens import Token, Tokens
-from agentsrv.errors import AgentsrvError, RateLimited, ShuttingDown, TooLarge
+from agentsrv.errors import AgentsrvError, InvalidCommand, RateLimited, ShuttingDown, TooLarge
 from agentsrv.models.events import Record, to_record
 from agentsrv.protocol import PROTOCOL
 from agentsrv.protocol.replies import Hello
@@ -52,6 +60,22 @@ class Options:
     random: Callable[[float, float], float] = random.uniform
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     clock: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """A connection that was lost and is not back yet."""
+
+    reason: str
+    """Why the connection ended, or why the latest attempt failed."""
+    since: float
+    """When it was lost, by ``Options.clock``."""
+    retry_in: float
+    """Seconds until the next attempt."""
+
+
+OnConnection = Callable[[Outage | None], None]
+"""Called when the connection is lost, after each failed attempt, and with ``None`` at its return."""
 
 
 class Listener(Protocol):
@@ -104,6 +128,10 @@ class Link:
         """Why there will be no other connection."""
         self.ready = asyncio.Event()
         """Set at the first connection, and at the failure."""
+        self.on_connection: OnConnection | None = None
+        self._process: int | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lost_at: float | None = None
         self._url = url
         self._tokens = Tokens(token)
         self._options = options
@@ -114,6 +142,54 @@ class Link:
         self._progress = False
         self._sent_away = False
         self._reconnect_in = 0.0
+
+    def start(self) -> asyncio.Task[None]:
+        """Begin to connect, in the running event loop and this process only.
+
+        Raises:
+            ClientUsageError: It was started before.
+        """
+        if self._loop is not None:
+            raise ClientUsageError("the client was entered before; make another Client")
+        self._loop, self._process = asyncio.get_running_loop(), os.getpid()
+        return self._loop.create_task(self.run(), name="agentsrv-client")
+
+    def check(self) -> None:
+        """Check that a command can be answered here.
+
+        Raises:
+            ClientUsageError: It was not started, or in another process or event loop.
+            AgentsrvError: There will be no other connection.
+        """
+        if self._loop is None:
+            raise ClientUsageError(
+                "the client is not connected; use it within `async with Client(...) as client`"
+            )
+        if self.is_forked:
+            raise ClientUsageError(
+                f"the client belongs to process {self._process}, and this is its child "
+                f"{os.getpid()}; make another Client after os.fork()"
+            )
+        if self.failure is not None:
+            raise self.failure
+        self.check_loop()
+
+    def check_loop(self) -> None:
+        """Check that the running event loop is that of the connection.
+
+        Raises:
+            ClientUsageError: It is another one.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            raise ClientUsageError(
+                "the client belongs to another event loop; make one Client in each loop, or "
+                "use SyncClient from any thread"
+            )
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a child of the one that connected."""
+        return self._process is not None and self._process != os.getpid()
 
     def post(
         self, fields: dict[str, Any], settle: Callable[[Answer], None], *, resend: bool
@@ -131,7 +207,11 @@ class Link:
 
     def post_line(self, line: str, settle: Callable[[Answer], None]) -> Call:
         """Send a command line that only reads; see `post`."""
-        return self._post(next(self._ids), Call(line.encode(), settle, resend=True, is_line=True))
+        try:
+            body = line.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidCommand(f"{line!r} is not a text: {error}") from None
+        return self._post(next(self._ids), Call(body, settle, resend=True, is_line=True))
 
     def fail(self, error: AgentsrvError) -> None:
         """End everything with ``error``; the first one counts."""
@@ -162,9 +242,24 @@ class Link:
                     self.fail(error)
                     return
                 _log.debug("%s; connecting again (failure %d)", error, failures)
-                await self._options.sleep(self._delay(failures))
+                delay = self._delay(failures)
+                if was_up:
+                    self._lose(error.message, delay)
+                await self._options.sleep(delay)
         finally:
             self.fail(Closed("the client is closed"))
+
+    def _lose(self, reason: str, retry_in: float) -> None:
+        if self._lost_at is None:
+            self._lost_at = self._options.clock()
+        self._report(Outage(reason, self._lost_at, retry_in))
+
+    def _report(self, outage: Outage | None) -> None:
+        if self.on_connection is not None:
+            try:
+                self.on_connection(outage)
+            except Exception:  # noqa: BLE001 - logged; the connection does not depend on it
+                _log.exception("on_connection failed")
 
     def _post(self, number: int, call: Call) -> Call:
         if self.failure is not None:
@@ -224,9 +319,12 @@ class Link:
                 self._send(call)
             self._listener.up()
             self.ready.set()
+            if self._lost_at is not None:
+                self._lost_at = None
+                self._report(None)
             return await self._read(socket)
         except ConnectionClosed as closed:
-            return verdicts.verdict(closed, renews=self._tokens.renews)
+            return verdicts.verdict(closed, self._url, renews=self._tokens.renews)
         except (ValueError, KeyError, TypeError) as error:
             return ProtocolViolation(f"the server sent a frame that cannot be read: {error!r}")
         finally:
@@ -266,7 +364,7 @@ class Link:
     def _settle(self, number: int | None, answer: Answer) -> None:
         self._progress = True
         if number is None:
-            number = next((key for key, call in self._calls.items() if call.is_line), None)
+            number = self._unnamed(answer)
         call = self._calls.get(number) if number is not None else None
         if call is None or number is None:
             _log.warning("an answer to no command of this client: %s", answer)
@@ -283,6 +381,18 @@ class Link:
         if isinstance(answer, AgentsrvError) and call.sent > 1:
             answer.__cause__ = Interrupted("the first answer was lost with its connection")
         call.settle(answer)
+
+    def _unnamed(self, answer: Answer) -> int | None:
+        """The command that an answer without an id belongs to.
+
+        A reply belongs to the oldest command line, as only these have no id. An error may also
+        be about a frame that the server could not read: then it is the oldest command's, because
+        a connection's commands are answered in their order.
+        """
+        sent = [key for key, call in self._calls.items() if call.sent]
+        lines = (key for key in sent if self._calls[key].is_line)
+        oldest = sent[0] if sent and isinstance(answer, AgentsrvError) else None
+        return next(lines, oldest)
 
     def _send_again(self, number: int, sent: int) -> None:
         """Send a command that was not carried out, unless a new connection has done so."""
@@ -312,4 +422,4 @@ async def _write(socket: ClientConnection, outbox: asyncio.Queue[bytes]) -> None
         pass  # the reader tells
 
 
-__all__ = ["Call", "Link", "Listener", "Options"]
+__all__ = ["Call", "Link", "Listener", "OnConnection", "Options", "Outage"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+import warnings
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
@@ -13,7 +15,7 @@ from types import TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 from agentsrv.client.client import Client
-from agentsrv.client.errors import Closed
+from agentsrv.client.errors import ClientUsageError, Closed
 from agentsrv.client.link import Options
 from agentsrv.client.tokens import Token
 from agentsrv.models.events import Record
@@ -59,6 +61,10 @@ class SyncClient:
     Owns a thread with an event loop, which ends with `close`. Ctrl-C ends a call as a cancellation
     would: what was asked may have been carried out or not, and a task of ``run`` goes on.
 
+    A client that is dropped without `close` gives a `ResourceWarning` and ends its thread; it does
+    not hold up the end of the program. In a child of ``os.fork()`` every method raises
+    `ClientUsageError`, and `close` leaves the parent's connection alone.
+
     Args:
         url: Where the server is, ``ws://HOST:PORT`` or ``wss://…``.
         options: Limits of the connection.
@@ -76,8 +82,9 @@ class SyncClient:
         self._loop = asyncio.new_event_loop()
         self._lock = threading.Lock()  # nothing is given to the loop behind its end
         self._closed = False
+        self._process = os.getpid()
         self._thread = threading.Thread(
-            target=self._loop.run_forever, name="agentsrv-client", daemon=True
+            target=_run, args=(self._loop,), name="agentsrv-client", daemon=True
         )
         self._thread.start()
         try:
@@ -101,16 +108,31 @@ class SyncClient:
         """Close the connection, and end the calls of other threads by `Closed`; tasks go on.
 
         To do it again changes nothing.
+
+        Raises:
+            ClientUsageError: It is called by the client's own thread.
         """
+        if self._process != os.getpid():
+            self._closed = True
+            return
+        self._check_thread()
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            ended = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+            ended = asyncio.run_coroutine_threadsafe(_end(self._client), self._loop)
         ended.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_closed", True) or self._process != os.getpid():
+            return
+        self._closed = True
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+        with suppress(RuntimeError):  # the interpreter ends, and the thread with it
+            ended = asyncio.run_coroutine_threadsafe(_end(self._client), self._loop)
+            ended.add_done_callback(_stop(self._loop))
 
     @property
     def hello(self) -> Hello:
@@ -154,6 +176,11 @@ class SyncClient:
         """
         tasks: list[asyncio.Task[Any]] = []
         try:
+            self._check_usable()
+        except ClientUsageError:
+            work.close()
+            raise
+        try:
             future = self._hand_over(_tracked(work, tasks))
             future.add_done_callback(lambda _: calls.put(None))
             while (call := calls.get()) is not None:
@@ -166,6 +193,21 @@ class SyncClient:
             return future.result()
         except CancelledError:
             raise Closed("the client is closed") from None
+
+    def _check_usable(self) -> None:
+        self._check_thread()
+        if self._process != os.getpid():
+            raise ClientUsageError(
+                f"the client belongs to process {self._process}, and this is its child "
+                f"{os.getpid()}; make another SyncClient after os.fork()"
+            )
+
+    def _check_thread(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise ClientUsageError(
+                "the client's own thread cannot wait for the client; a token function must not "
+                "use the client that it belongs to"
+            )
 
     def _hand_over(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         with self._lock:
@@ -207,14 +249,29 @@ class SyncClient:
             ended = asyncio.run_coroutine_threadsafe(_cancelled(tasks), self._loop)
         ended.result()
 
-    async def _end(self) -> None:
-        await self._client.aclose()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        if others:
-            _, late = await asyncio.wait(others, timeout=LAST_CHANCE)
-            for task in late:
-                task.cancel()
-            await asyncio.wait(others)
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _stop(loop: asyncio.AbstractEventLoop) -> Callable[[Future[None]], None]:
+    def stop(_: Future[None]) -> None:
+        loop.stop()
+
+    return stop
+
+
+async def _end(client: Client) -> None:
+    await client.aclose()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        _, late = await asyncio.wait(others, timeout=LAST_CHANCE)
+        for task in late:
+            task.cancel()
+        await asyncio.wait(others)
 
 
 async def _tracked(work: Coroutine[Any, Any, T], tasks: list[asyncio.Task[Any]]) -> T:

@@ -7,7 +7,7 @@ zero-width characters hide in it. Parsing such sequences is fragile, because ter
 about where they end, and a sequence may be split over two pieces of text. So nothing is parsed:
 each dangerous character is replaced by its escape as Python writes it (``\x1b``, ``\u202e``),
 which is plain ASCII. Without its first character a sequence is text like any other. The replacement
-works character by character, so pieces may be treated one by one, and a second pass changes nothing.
+works character by character: pieces may be treated one by one, and a second pass changes nothing.
 
 Replaced are: C0 and C1 controls and DEL, bidirectional controls, line and paragraph separators,
 invisible format characters and fillers, tag characters, and halves of surrogate pairs, which cannot

@@ -1,0 +1,172 @@
+"""Standard streams in every state: closed, full, without a reader, of another encoding.
+
+Never a traceback, never a success without its output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from agentsrv import App
+from agentsrv.settings import Settings
+from tests.cli.conftest import in_a_thread
+
+app = App(builtin=False)
+TEXT = "✓ done: naïve 😀"
+BAD = b"caf\xe9"
+
+
+@app.agent
+async def speaker(step, ctx, size: int = 1, name: str = ""):
+    """Say something."""
+    yield TEXT * size + name
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """A server of the agent above."""
+
+    @asynccontextmanager
+    async def serving() -> AsyncIterator[str]:
+        settings = Settings(port=0, store="memory:", drain_timeout=0.01)
+        async with app.running(settings) as running:
+            yield running.url
+
+    yield from in_a_thread(serving)
+
+
+def shell(script: str, server: str, **environment: str) -> tuple[int, bytes, bytes]:
+    """The exit code, stdout and stderr of a script in which ``$AGENTSRV`` is the command."""
+    command = [
+        "bash",
+        "-o",
+        "pipefail",
+        "-c",
+        script.replace("$AGENTSRV", f"{sys.executable} -m agentsrv"),
+    ]
+    known = {**os.environ, "AGENTSRV_URL": server, **environment}
+    done = subprocess.run(command, capture_output=True, env=known, check=False, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+RUN = "$AGENTSRV run hello --agent speaker"
+ENDS = {
+    "stdout closed": (f"{RUN} >&-", 74, b"standard output cannot be written: Bad file descriptor"),
+    "stdout full": (f"{RUN} > /dev/full", 74, b"standard output cannot be written: No space left"),
+    "stdout full, JSON": (f"{RUN} --json > /dev/full", 74, b"No space left"),
+    "stdout full, list": ("$AGENTSRV list > /dev/full", 74, b"No space left"),
+    "stdout full, help": ("$AGENTSRV --help > /dev/full", 74, b"No space left"),
+    "stdout full, version": ("$AGENTSRV --version > /dev/full", 74, b"No space left"),
+    "stdout full, schema": ("$AGENTSRV schema > /dev/full", 74, b"No space left"),
+    "stdin closed": (f"{RUN} <&-", 0, b"task completed"),
+    "stderr closed": (f"{RUN} 2>&-", 0, b""),
+    "stderr full": (f"{RUN} 2> /dev/full", 0, b""),
+    "stderr closed, an error": ("$AGENTSRV tail nowhere 2>&-", 2, b""),
+    "all closed": (f"{RUN} <&- >&- 2>&-", 74, b""),
+    "all closed, an error": ("$AGENTSRV tail nowhere <&- >&- 2>&-", 2, b""),
+    "reader gone": ("$AGENTSRV schema | head -c 1 > /dev/null", 141, b""),
+    "reader gone, JSON": (f"{RUN} --param size=50000 --json | head -n 1 > /dev/null", 141, None),
+    "reader gone, result": (f"{RUN} --param size=50000 | head -c 1 > /dev/null", 141, None),
+    "reader gone at once, list": ("$AGENTSRV list | true", 141, b""),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_stream_that_fails_ends_in_a_sentence_and_a_code(name, server):
+    script, code, told = ENDS[name]
+    shell(RUN, server)
+    found, _, err = shell(script, server)
+    assert b"Traceback" not in err
+    assert b"Exception ignored" not in err
+    assert found == code, err
+    assert told is None or told in err
+    if code == 141:
+        assert b"standard output" not in err
+
+
+ENCODINGS = {
+    "cp1252": (
+        {"PYTHONIOENCODING": "cp1252"},
+        "\\u2713 done: naïve \\U0001f600\n".encode("cp1252"),
+    ),
+    "ascii": ({"PYTHONIOENCODING": "ascii"}, b"\\u2713 done: na\\xefve \\U0001f600\n"),
+    "latin-1, strict": (
+        {"PYTHONIOENCODING": "latin-1:strict"},
+        "\\u2713 done: naïve \\U0001f600\n".encode("latin-1"),
+    ),
+    "UTF-16": ({"PYTHONIOENCODING": "utf-16-le"}, f"{TEXT}\n".encode("utf-16-le")),
+    "the C locale": ({"LC_ALL": "C"}, f"{TEXT}\n".encode()),
+    "the C locale, taken at its word": (
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        b"\\u2713 done: na\\xefve \\U0001f600\n",
+    ),
+    "no UTF-8 mode": ({"LC_ALL": "C.UTF-8", "PYTHONUTF8": "0"}, f"{TEXT}\n".encode()),
+}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_what_an_encoding_lacks_is_written_as_an_escape(name, server):
+    environment, out = ENCODINGS[name]
+    assert shell(RUN, server, **environment)[:2] == (0, out)
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODINGS if name != "UTF-16"])
+@pytest.mark.parametrize(
+    "command", [f"{RUN} --json", "$AGENTSRV list --json --limit 1", "$AGENTSRV agents --json"]
+)
+def test_json_stays_json_in_each_encoding(name, command, server):
+    environment = ENCODINGS[name][0]
+    encoding = environment.get("PYTHONIOENCODING", "utf-8").partition(":")[0]
+    code, out, _ = shell(f"{RUN} --param name=✓é 2>&- >&2; {command}", server, **environment)
+    lines = [json.loads(line) for line in out.decode(encoding).splitlines()]
+    assert code == 0
+    if "run" in command:
+        assert lines[-1]["data"]["final_output"] == TEXT
+
+
+BYTES = {
+    "text": [b"run", BAD],
+    "parameter": [b"run", b"x", b"--param", b"name=" + BAD],
+    "name of a parameter": [b"run", b"x", b"--param", BAD + b"=1"],
+    "agent": [b"run", b"x", b"--agent", BAD],
+    "id": [b"tail", BAD],
+    "id for status": [b"status", BAD],
+    "id for cancel": [b"cancel", BAD],
+    "reason": [b"cancel", b"0123456789abcdef", b"--reason", BAD],
+    "question": [b"respond", BAD, b"yes"],
+    "answer": [b"respond", b"0123456789abcdef/a/1", BAD],
+    "status": [b"list", b"--status", BAD],
+    "URL": [b"list", b"--url", b"ws://" + BAD],
+    "path of a URL": [b"list", b"--url", b"ws://127.0.0.1:1/" + BAD],
+    "token": [b"list", b"--token", BAD],
+    "command": [BAD],
+    "option": [b"list", b"--" + BAD],
+    "folder": [b"index", BAD],
+    "store": [b"backup", BAD, b"--store", b"sqlite:///" + BAD],
+}
+
+
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
+@pytest.mark.parametrize("name", BYTES)
+def test_arguments_of_any_bytes_end_in_a_sentence(name, locale, server, tmp_path):
+    environment = {**os.environ, "AGENTSRV_URL": server, "LC_ALL": locale}
+    command = [sys.executable.encode(), b"-m", b"agentsrv", *BYTES[name]]
+    done = subprocess.run(command, capture_output=True, env=environment, check=False, cwd=tmp_path)
+    assert done.returncode in (1, 2, 3), done.stderr
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.strip()
+
+
+def test_utf_8_arguments_arrive_where_the_locale_is_ascii(server):
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code, _, err = shell(f"{RUN} --param name=✓", server, **environment)
+    assert (code, b"Traceback" in err) == (0, False)
+    code, out, _ = shell("$AGENTSRV run 'é ✓' --agent speaker --json | head -n 1", server)
+    assert json.loads(out)["data"]["task_description"] == "é ✓"
