@@ -64,7 +64,7 @@ function signIn(reason) {
 }
 
 $("retry").onclick = () => client.reconnect();
-addEventListener("online", () => client.reconnect());
+addEventListener("online", () => client.state.name === "closed" || client.reconnect());
 setInterval(() => client.state.name === "waiting" && showState(), 500);
 $("sign-out").onclick = () => {
   sessionStorage.removeItem(TOKEN);

@@ -24,6 +24,8 @@
  * @property {number} [attempts] Connections in a row that may fail; by default without end.
  * @property {number} [silence] ms without a frame until the server is asked for a sign of life, and
  *   as many again until the connection counts as lost; 15,000.
+ * @property {boolean} [bigints] Integers beyond 2^53 arrive as `BigInt`; else they are rounded, and
+ *   the first one is reported by `console.warn`.
  * @property {typeof WebSocket} [WebSocket] The class, where there is no global one.
  */
 
@@ -37,6 +39,9 @@ const OPEN_TIMEOUT = 10_000; // ms, for the handshake, the greeting and the answ
 const BACKOFF = 250; // ms, doubled by each failure
 const MAX_BACKOFF = 15_000; // ms
 const ONCE = { resend: false };
+const MAX_DEPTH = 32; // objects and arrays within each other, as the server takes them
+const SETTLED = new Set(["conflict", "invalid_state", "not_found"]); // a question that is closed
+const TOKENS = /"[^"\\]*(?:\\.[^"\\]*)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/gs; // strings and numbers of JSON
 
 /** A refusal of the server, by its `code`; or `closed` and `interrupted`, of the client. */
 export class AgentsrvError extends Error {
@@ -65,6 +70,57 @@ export class TaskEnded extends Error {
   }
 }
 
+/** Thrown by `onInput` to decline a question. */
+export class InputDeclined extends Error {}
+
+/**
+ * `value` as JSON that loses nothing: what JSON.stringify leaves out or changes is refused with its
+ * place. A property that is `undefined` is left out; a `Date` and what has `toJSON` is what that
+ * returns; a `BigInt` is an integer of up to 64 bits.
+ *
+ * @param {any} value @param {string} [path] @param {unknown[]} [above]
+ * @returns {string}
+ */
+function encode(value, path = "", above = []) {
+  const refuse = (/** @type {unknown} */ found, /** @type {string} */ expected) => {
+    const message = `${path || "the command"}: found ${found}; expected ${expected}`;
+    throw new AgentsrvError({ code: "invalid_command", message });
+  };
+  if (typeof value === "bigint") {
+    return BigInt.asIntN(64, value) === value ? String(value) : refuse("an integer beyond 64 bits", "at most 64 bits");
+  }
+  if (value instanceof Date && Number.isNaN(value.getTime())) refuse("an invalid date", "a valid one");
+  if (typeof value?.toJSON === "function") value = value.toJSON();
+  if (value === null || typeof value === "boolean") return String(value);
+  if (typeof value === "string") {
+    return /\p{Cs}/u.test(value) ? refuse("half of a surrogate pair", "whole characters") : JSON.stringify(value);
+  }
+  if (typeof value === "number") {
+    if (!Number.isFinite(value)) refuse(value, "a finite number");
+    if (!Number.isInteger(value) || Number.isSafeInteger(value)) return JSON.stringify(value);
+    if (Math.abs(value) >= 2 ** 63) return value.toExponential(); // which no reader takes for an integer
+    refuse(`${value}, which may be rounded`, "a BigInt, or at most 2^53");
+  }
+  if (typeof value !== "object") refuse(value === undefined ? "undefined" : `a ${typeof value}`, "a JSON value");
+  if (above.includes(value)) refuse("a value that contains itself", "one without a cycle");
+  if (above.length === MAX_DEPTH) refuse(`more than ${MAX_DEPTH} levels`, "fewer");
+  const inside = (/** @type {any} */ one, /** @type {unknown} */ name) => encode(one, path ? `${path}.${name}` : `${name}`, [...above, value]);
+  if (Array.isArray(value)) return `[${Array.from(value, inside).join()}]`; // holes are undefined
+  const kind = Object.prototype.toString.call(value).slice(8, -1);
+  if (kind !== "Object") refuse(`a ${kind}`, "an object of fields, an array or a value with toJSON");
+  const fields = Object.entries(value).filter(([, one]) => one !== undefined);
+  return `{${fields.map(([name, one]) => `${encode(name, path)}:${inside(one, name)}`).join()}}`;
+}
+
+/** Calls a function of the program; what it throws is reported and disturbs nothing else. */
+function tell(/** @type {Function | undefined} */ listener, /** @type {unknown[]} */ ...values) {
+  try {
+    listener?.(...values);
+  } catch (error) {
+    (globalThis.reportError ?? console.error)(error);
+  }
+}
+
 /** 128 random bits in hex; crypto.randomUUID is missing where a page came without encryption. */
 export function newKey() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
@@ -87,6 +143,9 @@ export class Client {
   #failures = 0;
   #reconnectIn = 0; // seconds, as the server asked for
   #heard = 0; // when the last frame came
+  #maxFrame = Infinity; // bytes of a frame that the server takes
+  #mark = newKey(); // before integers that are to become a BigInt: nobody else can know it
+  #hasRounded = false;
   /** @type {any} */ #timer;
 
   /** @param {string | URL} url Such as `ws://127.0.0.1:8765`. @param {Options} [options] */
@@ -102,6 +161,7 @@ export class Client {
 
   /** Ends the connection; whoever waits fails with `closed`. Tasks on the server go on. */
   close(reason = "the client is closed") {
+    if (this.state.name === "closed") return;
     this.#hangUp();
     this.#enter({ name: "closed", reason });
     const error = new AgentsrvError({ code: "closed", message: reason });
@@ -118,6 +178,7 @@ export class Client {
 
   /** Connects anew and at once: where the network is known to be back. */
   reconnect() {
+    this.#checkOpen();
     this.#failures = 0;
     this.#lose();
     this.#connect();
@@ -129,31 +190,44 @@ export class Client {
    * @template {keyof Replies} Name
    * @param {Name} command
    * @param {Omit<Commands[Name], "command" | "id">} [fields]
-   * @param {{resend?: boolean}} [how] Without `resend` it fails with `interrupted` where the
-   *   connection is lost before the answer.
-   * @returns {Promise<Replies[Name]>} Fails with an `AgentsrvError`.
+   * @param {{resend?: boolean, signal?: AbortSignal}} [how] Without `resend` it fails with
+   *   `interrupted` where the connection is lost before the answer. `signal` ends the waiting: a
+   *   command that was not sent by then is never sent.
+   * @returns {Promise<Replies[Name]>} Fails with an `AgentsrvError`; a value that JSON cannot hold, or
+   *   a frame above the server's limit, is refused before anything is sent.
    */
-  command(command, fields, { resend = true } = {}) {
+  command(command, fields, { resend = true, signal } = {}) {
     return new Promise((resolve, reject) => {
-      if (this.state.name === "closed") {
-        throw new AgentsrvError({ code: "closed", message: this.state.reason });
-      }
+      signal?.throwIfAborted();
+      this.#checkOpen();
       const id = ++this.#id;
-      const text = JSON.stringify({ command, id, ...fields });
-      const call = { text, resend, sent: 0, resolve, reject };
+      const text = encode(Object.assign({ command, id }, fields, { command, id }));
+      const abort = () => (this.#calls.delete(id), call.reject(signal?.reason));
+      const leave = () => signal?.removeEventListener("abort", abort);
+      const call = {
+        id, text, resend, sent: 0,
+        resolve: (/** @type {any} */ reply) => (leave(), resolve(reply)),
+        reject: (/** @type {unknown} */ error) => (leave(), reject(error)),
+      };
+      signal?.addEventListener("abort", abort);
       this.#calls.set(id, call);
       if (this.state.name === "connected") this.#send(call);
     });
   }
 
+  #checkOpen() {
+    if (this.state.name !== "closed") return;
+    throw new AgentsrvError({ code: "closed", message: this.state.reason });
+  }
+
   /** Makes a task, once: without an `idempotency_key` it is given one. @param {CreateFields} fields */
-  create(fields) {
-    return this.command("create", { idempotency_key: newKey(), subscribe: false, ...fields });
+  create(fields, /** @type {{signal?: AbortSignal}} */ how = {}) {
+    return this.command("create", { idempotency_key: newKey(), subscribe: false, ...fields }, how);
   }
 
   /** Answers a question. @param {string} input_id @param {unknown} value */
   respond(input_id, value) {
-    return this.#settle(this.command("respond", { input_id, value }));
+    return this.#settle(this.command("respond", { input_id, value: value ?? null }));
   }
 
   /** Declines to answer a question. @param {string} input_id */
@@ -163,6 +237,10 @@ export class Client {
 
   /** Gives a running task's agents a message. @param {string} task_id @param {unknown} message */
   send(task_id, message) {
+    if (message === undefined) {
+      const told = "message: found undefined; expected a JSON value";
+      return Promise.reject(new AgentsrvError({ code: "invalid_command", message: told }));
+    }
     return this.command("send", { task_id, message }, ONCE);
   }
 
@@ -177,9 +255,7 @@ export class Client {
   follow(task_id, take, { after = 0, signal } = {}) {
     return new Promise((resolve, reject) => {
       signal?.throwIfAborted();
-      if (this.state.name === "closed") {
-        throw new AgentsrvError({ code: "closed", message: this.state.reason });
-      }
+      this.#checkOpen();
       const feed = this.#feeds.get(task_id) ?? { task_id, head: 0, listeners: new Set() };
       this.#feeds.set(task_id, feed);
       const leave = () => {
@@ -225,6 +301,7 @@ export class Client {
    * @param {(event: Event) => void} take @param {() => void} up
    */
   followAll(take, up) {
+    this.#checkOpen();
     const watcher = { take, up };
     this.#watchers.add(watcher);
     if (this.state.name === "connected") this.#watch();
@@ -237,29 +314,69 @@ export class Client {
    *
    * @param {string} task_description
    * @param {Partial<CreateFields> & {onEvent?: (event: Event) => void, signal?: AbortSignal,
-   *   onInput?: (question: import("./protocol.d.ts").InputRequired) => unknown}} [options] `onInput`
-   *   returns the answer or a promise of it; `signal` ends the waiting, not the task.
+   *   onInput?: (question: import("./protocol.d.ts").InputRequired, refusal?: AgentsrvError) =>
+   *   unknown}} [options] `onInput` returns the answer or a promise of it, or throws `InputDeclined`;
+   *   it is called again with the server's refusal of an answer. `signal` ends the waiting; a task
+   *   that exists by then goes on.
    */
   async run(task_description, { onEvent, onInput, signal, ...fields } = {}) {
-    const { task_id } = await this.create({ ...fields, task_description, execute: true });
+    const { task_id } = await this.create({ ...fields, task_description, execute: true }, { signal });
+    const open = new Set(); // questions that wait for an answer
     const last = await new Promise((resolve, reject) => {
       const take = (/** @type {Event} */ event) => {
         onEvent?.(event);
+        if (event.event_type === "input_received") open.delete(event.data.input_id);
         if (event.event_type !== "input_required" || !onInput) return;
-        const answer = async () => this.respond(event.data.input_id, await onInput(event.data));
-        answer().catch((error) => error.code === "conflict" || reject(error));
+        open.add(event.data.input_id);
+        this.#answerQuestion(event.data, onInput, open).catch(reject);
       };
-      this.follow(task_id, take, { signal }).then(resolve, reject);
+      const end = () => open.clear();
+      this.follow(task_id, take, { signal }).finally(end).then(resolve, reject);
     });
     if (last.event_type !== "task_completed") throw new TaskEnded(last);
     return { task_id, .../** @type {import("./protocol.d.ts").TaskCompleted} */ (last.data) };
   }
 
+  /**
+   * Asks for the answer to a question until the server takes one, or the question is closed.
+   * @param {import("./protocol.d.ts").InputRequired} question @param {Function} onInput
+   * @param {Set<string>} open
+   */
+  async #answerQuestion(question, onInput, open) {
+    const { input_id } = question;
+    for (let refusal; open.has(input_id); ) {
+      /** @type {() => Promise<unknown>} */ let settle;
+      try {
+        const value = await onInput(question, refusal);
+        settle = () => this.respond(input_id, value);
+      } catch (error) {
+        if (!(error instanceof InputDeclined)) throw error;
+        settle = () => this.decline(input_id);
+      }
+      while (open.has(input_id)) {
+        try {
+          await settle();
+          return;
+        } catch (error) {
+          const { code, retryable, retryAfter = 1 } = /** @type {AgentsrvError} */ (error);
+          if (SETTLED.has(code)) return;
+          if (code === "invalid_input") {
+            refusal = error;
+            break;
+          }
+          if (!retryable || code === "interrupted") throw error;
+          await new Promise((done) => setTimeout(done, retryAfter * 1000));
+        }
+      }
+    }
+  }
+
   // The connection.
 
   #connect() {
-    this.#enter({ name: "connecting" });
     const Socket = this.options.WebSocket ?? globalThis.WebSocket;
+    if (!Socket) throw new Error("there is no WebSocket here; expected the option WebSocket, or Node 22");
+    this.#enter({ name: "connecting" });
     const socket = (this.#socket = new Socket(this.url, [PROTOCOL]));
     this.#timer = setTimeout(() => this.#retry("no answer in time"), OPEN_TIMEOUT);
     socket.onmessage = ({ data }) => this.#receive(data);
@@ -285,7 +402,7 @@ export class Client {
   /** @param {State} state */
   #enter(state) {
     this.state = state;
-    this.options.onState?.(state);
+    tell(this.options.onState, state);
   }
 
   /** Lets go of the socket without waiting for it: it may be dead. */
@@ -326,16 +443,41 @@ export class Client {
 
   #receive(/** @type {string} */ text) {
     this.#heard = Date.now();
-    this.options.onFrame?.("in", text);
-    const frame = JSON.parse(text);
+    tell(this.options.onFrame, "in", text);
+    let frame;
+    try {
+      frame = this.#decode(text);
+      frame.type;
+    } catch (error) {
+      return this.close(`the server sent a frame that cannot be read: ${error}`);
+    }
     if (frame.type === "hello") this.#greet(frame);
     else if (frame.type === "event") this.#event(frame);
     else if (frame.type === "goaway") this.#reconnectIn = frame.reconnect_in;
     else if (frame.type === "reply" || frame.type === "error") this.#answer(frame);
   }
 
+  /** Parses a frame; keeps integers that a number cannot hold, or reports the first one. */
+  #decode(/** @type {string} */ text) {
+    if (!/\d{16}/.test(text)) return JSON.parse(text);
+    const isUnsafe = (/** @type {string} */ token) => /^-?\d+$/.test(token) && !Number.isSafeInteger(Number(token));
+    if (!this.options.bigints) {
+      const found = this.#hasRounded ? undefined : text.match(TOKENS)?.find(isUnsafe);
+      if (found) {
+        this.#hasRounded = true;
+        console.warn(`agentsrv: the integer ${found} is rounded; the option bigints keeps such integers`);
+      }
+      return JSON.parse(text);
+    }
+    const marked = text.replace(TOKENS, (token) => (isUnsafe(token) ? `"${this.#mark}${token}"` : token));
+    const revive = (/** @type {string} */ _, /** @type {unknown} */ value) =>
+      typeof value === "string" && value.startsWith(this.#mark) ? BigInt(value.slice(this.#mark.length)) : value;
+    return JSON.parse(marked, revive);
+  }
+
   #greet(/** @type {import("./protocol.d.ts").HelloFrame} */ { protocol, limits }) {
     if (protocol !== PROTOCOL) return this.close(`the server speaks ${protocol}`);
+    this.#maxFrame = limits.max_frame ?? Infinity;
     if (limits.auth_timeout === undefined) return this.#ready();
     const { token } = this.options;
     if (!token) return this.#refuse("");
@@ -348,9 +490,9 @@ export class Client {
       if (code === "unauthenticated") this.#refuse(message);
       else if (code !== "interrupted" && code !== "closed") this.#retry(message);
     };
-    this.#calls.set(0, { text, resend: false, sent: 1, resolve, reject });
+    this.#calls.set(0, { id: 0, text, resend: false, sent: 1, resolve, reject });
     this.#socket?.send(text);
-    this.options.onFrame?.("out", text.replace(JSON.stringify(token), '"…"'));
+    tell(this.options.onFrame, "out", text.replace(JSON.stringify(token), '"…"'));
   }
 
   #ready() {
@@ -374,16 +516,26 @@ export class Client {
   }
 
   #send(/** @type {any} */ call) {
+    const size = call.text.length * 3 < this.#maxFrame ? 0 : new TextEncoder().encode(call.text).length;
+    if (size > this.#maxFrame) {
+      this.#calls.delete(call.id);
+      const message = `the command has ${size} bytes; the server takes ${this.#maxFrame}`;
+      return call.reject(new AgentsrvError({ code: "too_large", message }));
+    }
     call.sent += 1;
     this.#socket?.send(call.text);
-    this.options.onFrame?.("out", call.text);
+    tell(this.options.onFrame, "out", call.text);
   }
 
   #answer(/** @type {any} */ frame) {
-    const call = this.#calls.get(frame.id);
+    // An error without an id is about a frame that the server could not read. It answers the commands
+    // of a connection in their order, so that was the oldest.
+    const isUnnamed = frame.type === "error" && (frame.id ?? null) === null;
+    const oldest = () => [...this.#calls.values()].find(({ sent }) => sent);
+    const call = isUnnamed ? oldest() : this.#calls.get(frame.id);
     if (!call) return;
     this.#failures = 0;
-    this.#calls.delete(frame.id);
+    this.#calls.delete(call.id);
     if (frame.type === "reply") return call.resolve(frame);
     const error = new AgentsrvError(frame);
     error.resent = call.sent > 1;
@@ -405,7 +557,7 @@ export class Client {
     const isLast = TERMINAL.has(event.event_type);
     if (feed && isNew) feed.head = event.seq;
     if (feed && isLast) feed.isOn = false; // it ended by itself
-    if (isNew && /^(task|input)_/.test(event.event_type)) for (const one of this.#watchers) one.take(event);
+    if (isNew && /^(task|input)_/.test(event.event_type)) for (const one of this.#watchers) tell(one.take, event);
     for (const listener of [...(feed?.listeners ?? [])]) {
       if (event.seq !== listener.seq + 1) continue; // it has it, or will be sent those before
       listener.seq = event.seq;
@@ -451,6 +603,6 @@ export class Client {
 
   #watch() {
     const asked = this.command("subscribe", { all: true }, ONCE);
-    asked.then(() => this.#watchers.forEach((one) => one.up())).catch(() => {});
+    asked.then(() => this.#watchers.forEach((one) => tell(one.up))).catch(() => {});
   }
 }
