@@ -14,13 +14,14 @@ import typer
 
 from agentsrv.app import VERSION
 from agentsrv.cli import following, keys, reloading, running, serving, streams, tools
-from agentsrv.cli.exits import leave, say
+from agentsrv.cli.exits import leave, say, use_json
 from agentsrv.cli.options import Token, make_settings, takes_settings
 from agentsrv.cli.prompt import find_question
-from agentsrv.cli.render import shorten
+from agentsrv.cli.render import parse_status, shorten, status_word
 from agentsrv.client import Client
 from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidCommand, missing_extra
 from agentsrv.models.commands import MAX_LIST
+from agentsrv.protocol.replies import TaskRow
 from agentsrv.protocol.shell import read_answer
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 app.add_typer(keys.app, name="keys")
@@ -47,14 +49,16 @@ Knowledge = Annotated[
     Path | None,
     typer.Option("--knowledge", help="Folder of texts, where this process serves itself."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Json = Annotated[bool, typer.Option("--json", callback=use_json, help="Print JSON.")]
 Task = Annotated[str, typer.Argument(help="The task's id, or the beginning of it.")]
 
+_NARROW: Final = 70  # columns, below which a list has no times
 _WIDTH: Final = 120  # columns of a list that is not shown on a terminal
 
 
 def main() -> None:
-    """Run the command line; an error is printed as one sentence."""
+    """Run the command line; an error is printed as one sentence, or as JSON with ``--json``."""
+    use_json(wanted=False)
     try:
         with streams.guarded():
             try:
@@ -114,7 +118,9 @@ def serve(
 
 @app.command()
 def run(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What is to be done.")],
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help="What is to be done; - reads it from stdin.")
+    ],
     *,
     agent: Annotated[
         str | None, typer.Option("--agent", help="The one agent that does it.")
@@ -124,7 +130,10 @@ def run(
         typer.Option("--param", metavar="NAME=VALUE", help="For the agents: JSON or a string."),
     ] = None,
     json: Annotated[
-        bool, typer.Option("--json", help="Print each event as a line of JSON instead.")
+        bool,
+        typer.Option(
+            "--json", callback=use_json, help="Print each event as a line of JSON instead."
+        ),
     ] = False,
     timeout: Annotated[
         float | None, typer.Option("--timeout", min=0, help="Seconds, then cancel the task.")
@@ -135,7 +144,8 @@ def run(
 ) -> None:
     """Run one task: events on stderr, the result on stdout. Ctrl-C cancels it."""
     params = running.parse_params(param or [])
-    job = running.Job(streams.typed(text, "TEXT"), agent, params, json, timeout)
+    text = streams.read_stdin() if text == "-" else streams.typed(text, "TEXT")
+    job = running.Job(text, agent, params, json, timeout)
     raise typer.Exit(_await(running.run(job, url, token, knowledge)))
 
 
@@ -165,13 +175,13 @@ def status(
         if json:
             print(streams.as_json(found))
             return
-        print(f"task {found['task_id']}: {found['status']}")
+        print(f"task {found['task_id']}: {status_word(found['status'])}")
         print(f"  {shorten(found['user_input'])}")
         print(f"  created {found['created_at']}, updated {found['updated_at']}")
         print(f"  {found['seq']} events{', degraded' if found['degraded'] else ''}")
         for step in found["steps"]:
             attempt = f", attempt {step['attempt']}" if step["attempt"] > 1 else ""
-            print(f"  {step['step_id']} {step['agent']}: {step['status']}{attempt}")
+            print(f"  {step['step_id']} {step['agent']}: {status_word(step['status'])}{attempt}")
             if step["error_message"]:
                 print(f"    {shorten(step['error_message'])}")
         for asked in found["inputs"]:
@@ -189,23 +199,22 @@ def status(
 def list_tasks(
     status: Annotated[str | None, typer.Option("--status", help="Only tasks in it.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Tasks at most.")] = 50,
-    json: Annotated[bool, typer.Option("--json", help="Print each task as JSON.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", callback=use_json, help="Print each task as JSON.")
+    ] = False,
     url: Url = running.DEFAULT_URL,
     token: Token = None,
 ) -> None:
     """List tasks, the newest first."""
+    wanted = None if status is None else parse_status(status)
 
     async def ask() -> None:
         left, cursor = limit, None
         async with Client(url, token=token) as client:
             while True:
-                page = await client.list(status=status, limit=min(left, MAX_LIST), cursor=cursor)
+                page = await client.list(status=wanted, limit=min(left, MAX_LIST), cursor=cursor)
                 for row in page["tasks"]:
-                    line = (
-                        f"{row['task_id']}  {row['status']:9}  {row['created_at']}  "
-                        f"{row['user_input']}"
-                    )
-                    print(streams.as_json(row) if json else shorten(line, _columns()))
+                    print(streams.as_json(row) if json else _row(row, _columns()))
                 left, cursor = left - len(page["tasks"]), page["next_cursor"]
                 if not left or cursor is None:
                     break
@@ -319,6 +328,15 @@ def mcp(url: ReachedUrl = None, token: Token = None, knowledge: Knowledge = None
 
 for _tool in (tools.index, tools.backup, tools.doctor, tools.nodes, tools.schema, tools.bench):
     app.command()(_tool)
+
+
+def _row(row: TaskRow, columns: int) -> str:
+    """A line of a list; in a narrow terminal the text counts more than the time."""
+    word = f"{status_word(row['status']):9}"
+    if columns < _NARROW:
+        return shorten(f"{row['task_id'][:8]}  {word}  {row['user_input']}", columns)
+    line = f"{row['task_id']}  {word}  {row['created_at']}  {row['user_input']}"
+    return shorten(line, columns)
 
 
 def _columns() -> int:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import NoReturn
 
-from agentsrv.cli.streams import OutputLost, forget_output
+from agentsrv.cli.streams import OutputLost, as_json, forget_output
 from agentsrv.client import NoServer, NotAllowed, TaskCancelled
 from agentsrv.errors import (
     AgentsrvError,
@@ -52,12 +52,28 @@ def code_of(error: AgentsrvError) -> Exit:
             return Exit.FAILED
 
 
+_json = False
+
+
+def use_json(wanted: bool) -> bool:
+    """Print errors as JSON from now on, where that is ``wanted``; returns ``wanted``."""
+    global _json  # noqa: PLW0603 - the process has one command line
+    _json = wanted
+    return wanted
+
+
 def leave(error: AgentsrvError | OSError) -> NoReturn:
     """Print the error to stderr and exit."""
     if isinstance(error, OutputLost):
         forget_output()
         if error.is_quiet:
             sys.exit(Exit.READER_GONE)
+    if isinstance(error, AgentsrvError) and _json:
+        names = ("code", "message", "retryable", "retry_after", "details")
+        told = {name: getattr(error, name) for name in names}
+        with suppress(OSError):
+            print(as_json({"error": told}), file=sys.stderr, flush=True)
+        sys.exit(code_of(error))
     if isinstance(error, AgentsrvError):
         say(error.message)
         for detail in (error.details or [])[1:]:  # the first one is the message

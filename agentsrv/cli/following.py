@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
+from agentsrv.cli.connection import watched
 from agentsrv.cli.exits import Exit
 from agentsrv.cli.prompt import Prompt
 from agentsrv.cli.render import Printer
@@ -29,7 +30,8 @@ async def tail(prefix: str, after: int, json: bool, url: str, token: str | None)
         _screen(json=json, whole=not after) as (screen, on_input),
     ):
         task_id = await client.resolve(prefix)
-        return await _follow(client, task_id, after, screen, on_input)
+        async with watched(client, screen.tell):
+            return await _follow(client, task_id, after, screen, on_input)
 
 
 @asynccontextmanager

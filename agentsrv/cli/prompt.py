@@ -6,9 +6,11 @@ import asyncio
 import os
 import sys
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
+
+import orjson
 
 from agentsrv.cli.exits import say
 from agentsrv.client import Client
@@ -17,6 +19,10 @@ from agentsrv.models.events import InputRequired
 from agentsrv.protocol.shell import read_answer
 
 LINE: Final = 4096  # bytes; a terminal gives no longer line at once
+
+
+class Left(Exception):
+    """The user leaves a question to others."""
 
 
 class Prompt:
@@ -29,6 +35,21 @@ class Prompt:
     def __init__(self, pause: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self._pause = pause
         self._turn = asyncio.Lock()
+        self._open: InputRequired | None = None
+        self._has_warned = False
+
+    def warn(self) -> bool:
+        """Say what can be done instead of Ctrl-C; return whether a question was open.
+
+        Only the first time for each question: then Ctrl-C means what it means elsewhere.
+        """
+        if self._open is None or self._has_warned:
+            return False
+        self._has_warned = True
+        print(file=sys.stderr)
+        say("answer, type leave to leave it open, or Ctrl-C again to cancel")
+        print(_wording(self._open), end="", file=sys.stderr, flush=True)
+        return True
 
     @staticmethod
     def is_possible() -> bool:
@@ -43,10 +64,15 @@ class Prompt:
 
         Raises:
             InputDeclined: ``decline`` is typed, or Ctrl-D.
+            Left: ``leave`` is typed, where `warn` has offered it.
         """
         async with self._turn:
+            self._has_warned = False
             line = await self._ask(asked, refusal)
+            has_warned = self._has_warned
         text = line.strip()
+        if has_warned and text.lower() == "leave":
+            raise Left
         if not line or text.lower() == "decline":
             raise InputDeclined("declined at the terminal")
         if not text and asked.default is not None:
@@ -59,11 +85,14 @@ class Prompt:
                 say(refusal.message)
             termios.tcflush(sys.stdin, termios.TCIFLUSH)
             print(_wording(asked), end="", file=sys.stderr, flush=True)
+            self._open = asked
             try:
                 return await _read_line()
             except asyncio.CancelledError:
                 print(file=sys.stderr)
                 raise
+            finally:
+                self._open = None
 
 
 async def find_question(client: Client, name: str) -> InputRequired:
@@ -92,10 +121,24 @@ def _wording(asked: InputRequired) -> str:
         hints.append(" | ".join(map(str, asked.options)))
     elif asked.schema.get("type") == "boolean":
         hints.append("yes | no")
+    fields = asked.schema.get("properties")
+    if asked.options is None and isinstance(fields, dict):
+        hints.append(
+            f"JSON: {{{', '.join(_field(name, fields, asked.schema) for name in fields)}}}"
+        )
     hints.append("decline")
     if asked.default is not None:
         hints.append(f"Enter for {asked.default}")
     return f"{asked.step_id}: {asked.prompt} [{', '.join(hints)}] "
+
+
+def _field(name: str, fields: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    """One field of an object that is asked for: its name, its type, and whether it is needed."""
+    field = fields[name] if isinstance(fields[name], dict) else {}
+    kind = "|".join(map(str, field["enum"])) if "enum" in field else field.get("type", "any")
+    is_needed = name in schema.get("required", ())
+    default = f" = {orjson.dumps(field['default']).decode()}" if "default" in field else "?"
+    return f'"{name}": {kind}{"" if is_needed else default}'
 
 
 async def _read_line() -> str:

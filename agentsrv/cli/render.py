@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from difflib import get_close_matches
 from typing import TextIO
 
 import orjson
 
 from agentsrv.cli.exits import say
 from agentsrv.client import Record
-from agentsrv.errors import AgentsrvError
+from agentsrv.errors import AgentsrvError, InvalidCommand
 from agentsrv.models import events as e
+from agentsrv.models.states import TaskStatus
 from agentsrv.telemetry.visible import visible
 
 MAX_LINE = 160  # characters of a line that tells of an event
@@ -25,6 +27,26 @@ def describe(record: Record) -> str:
     step = getattr(event, "step_id", None)
     told = describe_step(event) if step else _task(event)
     return shorten(f"{step} {told}" if step else told)
+
+
+def status_word(status: str) -> str:
+    """A status of a task or step as people read it, the same word as in the console."""
+    return "asks" if status == TaskStatus.INPUT_REQUIRED else str(status)
+
+
+def parse_status(word: str) -> TaskStatus:
+    """The status that ``word`` names.
+
+    Raises:
+        InvalidCommand: There is none of that name.
+    """
+    known = {status_word(status): status for status in TaskStatus}
+    known |= {str(status): status for status in TaskStatus}
+    if word in known:
+        return known[word]
+    alike = get_close_matches(word, known, 1)
+    hint = f"did you mean {alike[0]}?" if alike else f"expected one of {', '.join(known)}"
+    raise InvalidCommand(f"no status {word!r}; {hint}")
 
 
 def shorten(text: str, most: int = MAX_LINE) -> str:

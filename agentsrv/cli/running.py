@@ -15,9 +15,10 @@ from typing import Any, Final
 import orjson
 
 from agentsrv.app import App
+from agentsrv.cli.connection import watched
 from agentsrv.cli.exits import Exit, say
 from agentsrv.cli.options import make_settings
-from agentsrv.cli.prompt import Prompt
+from agentsrv.cli.prompt import Left, Prompt
 from agentsrv.cli.screen import Screen, shown
 from agentsrv.cli.streams import typed
 from agentsrv.client import Client, NoServer, Record, TaskCancelled
@@ -89,16 +90,17 @@ async def reached(
     client = Client(url or DEFAULT_URL, token=token)
     try:
         await client.__aenter__()
-    except NoServer:
+    except NoServer as refusal:
         if url is not None:
             raise
+        found = refusal.message
     else:
         try:
             yield Place(client, url or DEFAULT_URL, is_lasting=True)
         finally:
             await client.aclose()
         return
-    say(f"no server at {DEFAULT_URL}; this process serves itself, and forgets the task afterwards")
+    say(f"{found}; this process serves itself, and forgets the task afterwards")
     given = {"knowledge": knowledge} if knowledge is not None else {}
     settings = make_settings(host="127.0.0.1", port=0, store="memory:", **given, **_UNGUARDED)
     async with App().running(settings) as running, Client(running.url) as client:
@@ -108,14 +110,18 @@ async def reached(
 class _Stop:
     """Cancels the task on the server, at Ctrl-C or when the time is over.
 
-    A second Ctrl-C ends this process at once, and leaves the task to a server that goes on.
+    A second Ctrl-C ends this process at once, and leaves the task to a server that goes on. At a
+    question the first one only says what can be done.
     """
 
-    def __init__(self, place: Place, screen: Screen, key: str, timeout: float | None) -> None:
+    def __init__(
+        self, place: Place, screen: Screen, prompt: Prompt, key: str, timeout: float | None
+    ) -> None:
         self.timed_out = False
         self.task_id: str | None = None
         self._place = place
         self._screen = screen
+        self._prompt = prompt
         self._key = key
         self._cancelling: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
@@ -133,17 +139,20 @@ class _Stop:
     def _interrupt(self) -> None:
         if self._cancelling is not None:
             self._screen.close()
-            self._tell_how_to_come_back()
+            self.tell_how_to_come_back("interrupted again")
             os._exit(Exit.CANCELLED)
+        if self._prompt.warn():
+            return
         more = "leave it to the server" if self._place.is_lasting else "exit at once"
         self._screen.tell(f"cancelling the task; once more to {more}")
         self._begin("interrupted")
 
-    def _tell_how_to_come_back(self) -> None:
+    def tell_how_to_come_back(self, why: str) -> None:
+        """Say what becomes of a task that is not waited for any more."""
         if not self._place.is_lasting:
-            say("interrupted again: the task ends with this process")
+            say(f"{why}: the task ends with this process")
             return
-        say("interrupted again: the task is left to the server")
+        say(f"{why}: the task is left to the server")
         if self.task_id is not None:
             url = self._place.url
             is_usual = url == os.environ.get("AGENTSRV_URL", DEFAULT_URL)
@@ -170,21 +179,27 @@ class _Stop:
 
 async def _run(place: Place, screen: Screen, job: Job) -> int:
     key = uuid.uuid4().hex  # names the task to ``cancel`` before its id is known
-    stop = _Stop(place, screen, key, job.timeout)
+    prompt = Prompt(screen.pause)
+    stop = _Stop(place, screen, prompt, key, job.timeout)
 
     def show(record: Record) -> None:
         stop.task_id = record.task_id
         screen.event(record)
 
     try:
-        completed = await place.client.run(
-            job.text,
-            on_event=show,
-            on_input=Prompt(screen.pause).ask if Prompt.is_possible() else None,
-            agent=job.agent,
-            params=job.params,
-            idempotency_key=key,
-        )
+        async with watched(place.client, screen.tell):
+            completed = await place.client.run(
+                job.text,
+                on_event=show,
+                on_input=prompt.ask if Prompt.is_possible() else None,
+                agent=job.agent,
+                params=job.params,
+                idempotency_key=key,
+            )
+    except Left:
+        screen.close()
+        stop.tell_how_to_come_back("the question stays open")
+        return Exit.CANCELLED
     except TaskCancelled:
         if not stop.timed_out:
             raise

@@ -148,6 +148,18 @@ def typed(text: str, what: str) -> str:
     return text
 
 
+def read_stdin() -> str:
+    """All of standard input, which must be UTF-8.
+
+    Raises:
+        InvalidCommand: It is not.
+    """
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeError as error:
+        raise InvalidCommand(f"standard input is not UTF-8 ({error}); expected text") from None
+
+
 def forget_output() -> None:
     """Drop what stdout still holds, so that the interpreter does not complain of it at its end."""
     with suppress(OSError):

@@ -61,7 +61,8 @@ class Client:
     them and, by `Closed`, every command and iterator; tasks on the server go on. One event loop's.
 
     Args:
-        url: Where the server is, ``ws://HOST:PORT`` or ``wss://…``.
+        url: Where the server is, ``ws://HOST:PORT`` or ``wss://…``; ``http`` and ``https`` mean the
+            same.
         options: Limits, and the clock, chance and sleep.
         token: An API key or a JSON Web Token, for a server that asks for one; or a function that
             gives the one that counts now, asked before each connection. It may be a coroutine
@@ -77,6 +78,9 @@ class Client:
     def __init__(
         self, url: str, options: Options | None = None, *, token: Token | None = None
     ) -> None:
+        scheme, _, rest = url.partition("://")
+        if scheme in ("http", "https"):  # as browsers show the same address
+            url = f"{scheme.replace('http', 'ws')}://{rest}"
         try:
             parse_uri(url)
         except (InvalidURI, ValueError):  # also of a port or a name that cannot be one

@@ -75,7 +75,7 @@ class Outage:
 
 
 OnConnection = Callable[[Outage | None], None]
-"""Called when the connection is lost, after each failed attempt, and with ``None`` at its return."""
+"""Called when the connection is lost, after each failed attempt, and with ``None`` at its end."""
 
 
 class Listener(Protocol):

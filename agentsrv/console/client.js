@@ -477,7 +477,7 @@ export class Client {
 
   #greet(/** @type {import("./protocol.d.ts").HelloFrame} */ { protocol, limits }) {
     if (protocol !== PROTOCOL) return this.close(`the server speaks ${protocol}`);
-    this.#maxFrame = limits.max_frame ?? Infinity;
+    this.#maxFrame = Number(limits.max_frame ?? Infinity);
     if (limits.auth_timeout === undefined) return this.#ready();
     const { token } = this.options;
     if (!token) return this.#refuse("");

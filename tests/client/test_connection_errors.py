@@ -200,7 +200,7 @@ async def test_a_proxy_that_refuses_is_named(monkeypatch, tmp_path):
             await Client("ws://agents.example:80").__aenter__()
 
 
-WRONG = ["", "127.0.0.1:8765", "http://x", "ws://", "ws://x:99999", "ws://x:port", "ws://[::1", "ws://\udce9",
+WRONG = ["", "127.0.0.1:8765", "ftp://x", "ws://", "ws://x:99999", "ws://x:port", "ws://[::1", "ws://\udce9",
          "ws://x/\udce9", "ws://x#a"]  # fmt: skip
 
 

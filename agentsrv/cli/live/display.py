@@ -15,11 +15,13 @@ from rich.live import Live
 from agentsrv.cli.exits import say
 from agentsrv.cli.live.tree import PlanTree
 from agentsrv.cli.live.view import TaskView
+from agentsrv.cli.prompt import Prompt
 from agentsrv.cli.render import Result, describe
 from agentsrv.client import Record
 from agentsrv.models import events as e
 
 REDRAW: Final = 0.1  # seconds between two drawings
+_QUIET: Final = (e.StepProgress.event_type,)
 
 
 class Display:
@@ -78,6 +80,10 @@ class Display:
         if not self._is_streaming:
             self._start()
             return
+        if record.event_type in _QUIET or (
+            record.event_type == e.InputRequired.event_type and Prompt.is_possible()
+        ):
+            return  # progress would add a line each time, and the prompt shows the question
         self._break()
         if record.event_type == e.StepRetrying.event_type:
             self._is_streaming = False

@@ -20,9 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from agentsrv.cli import nodes
+from agentsrv.cli.connection import watched
 from agentsrv.cli.live.console import console_of
 from agentsrv.cli.live.tree import MARKS, WAITING, seconds
-from agentsrv.cli.render import shorten
+from agentsrv.cli.render import shorten, status_word
 from agentsrv.client import Client
 from agentsrv.errors import NotFound
 from agentsrv.models.states import StepStatus, TaskStatus
@@ -33,6 +34,7 @@ from agentsrv.telemetry.visible import visible
 INTERVAL: Final = 1.0  # seconds between two looks
 WINDOW: Final = 10  # looks over which rates are told
 DETAILED: Final = 10  # active tasks whose steps are looked at
+NARROW: Final = 70  # columns
 HEAD: Final = 5  # lines above the tasks, and the last one of the screen
 ACTIVE: Final = tuple(status for status in TaskStatus if not status.is_terminal)
 ENDED: Final = tuple(status for status in TaskStatus if status.is_terminal)
@@ -77,8 +79,12 @@ async def look(client: Client, store: str | None, rows: int, at: datetime) -> Lo
     return Look(at, totals, shown, details, servers)
 
 
-def draw(name: str, looks: Sequence[Look]) -> RenderableType:
-    """The screen for the last of ``looks``; the others are there for the rates."""
+def draw(name: str, looks: Sequence[Look], width: int = 80) -> RenderableType:
+    """The screen for the last of ``looks``; the others are there for the rates.
+
+    Where it is less than ``NARROW`` columns wide, ids are shortened and two columns are left out.
+    """
+    is_narrow = width < NARROW
     last = looks[-1]
     counts = Text(no_wrap=True, overflow="ellipsis")
     for status, total in last.totals.items():
@@ -94,17 +100,19 @@ def draw(name: str, looks: Sequence[Look]) -> RenderableType:
         ("STEPS", {"no_wrap": True}),
         ("WHAT", {"no_wrap": True, "ratio": 1}),
     ):
+        if is_narrow and title in ("AGE", "STEPS"):
+            continue
         table.add_column(title, overflow="ellipsis", header_style="dim", **options)
     for row in last.rows:
         mark, style = _mark(row["status"])
         age = (last.at - datetime.fromisoformat(row["created_at"])).total_seconds()
-        table.add_row(
-            visible(row["task_id"]),
-            Text.assemble((mark, style), f" {_words(row['status'])}"),
-            seconds(max(age, 0.0)),
-            _steps(last.details.get(row["task_id"])),
-            Text(shorten(row["user_input"])),
-        )
+        state = Text.assemble((mark, style), f" {_words(row['status'])}")
+        what = Text(shorten(row["user_input"]))
+        if is_narrow:
+            table.add_row(visible(row["task_id"][:8]), state, what)
+            continue
+        steps = _steps(last.details.get(row["task_id"]))
+        table.add_row(visible(row["task_id"]), state, seconds(max(age, 0.0)), steps, what)
     head = Text(f"{name}  {_rates(looks)}", no_wrap=True, overflow="ellipsis")
     return Group(head, counts, Text(), *_servers(last.nodes), table)
 
@@ -115,7 +123,8 @@ async def show(client: Client, url: str, store: str | None = None) -> None:
     name = visible(f"{server['name']} {server['version']} at {url}")
     console = console_of(sys.stdout)
     if not (sys.stdin.isatty() and console.is_terminal and not console.is_dumb_terminal):
-        console.print(draw(name, [await look(client, store, console.height, datetime.now(UTC))]))
+        found = await look(client, store, console.height, datetime.now(UTC))
+        console.print(draw(name, [found], console.width))
         return
     with Live(console=console, screen=True, auto_refresh=False, redirect_stderr=False) as live:
         watching = asyncio.create_task(_watch(client, store, name, live), name="agentsrv-top")
@@ -130,11 +139,21 @@ async def show(client: Client, url: str, store: str | None = None) -> None:
 
 async def _watch(client: Client, store: str | None, name: str, live: Live) -> Never:
     looks: deque[Look] = deque(maxlen=WINDOW + 1)
-    while True:
-        rows = max(live.console.height - HEAD, 1)
-        looks.append(await look(client, store, rows, datetime.now(UTC)))
-        live.update(draw(f"{name}  (q quits)", looks), refresh=True)
-        await asyncio.sleep(INTERVAL)
+
+    def show_trouble(_: str) -> None:
+        """Say on the last screen that it is not current any more, or draw it as it was."""
+        title = f"{name}  {watch.trouble}; trying again" if watch.trouble else name
+        if looks:
+            screen = draw(visible(title), looks, live.console.width)
+            live.update(screen, refresh=True)
+
+    async with watched(client, show_trouble) as watch:
+        while True:
+            rows = max(live.console.height - HEAD, 1)
+            looks.append(await look(client, store, rows, datetime.now(UTC)))
+            screen = draw(f"{name}  (q quits)", looks, live.console.width)
+            live.update(screen, refresh=True)
+            await asyncio.sleep(INTERVAL)
 
 
 @contextmanager
@@ -196,4 +215,4 @@ def _mark(status: str) -> tuple[str, str]:
 
 
 def _words(status: str) -> str:
-    return "asks" if status == TaskStatus.INPUT_REQUIRED else visible(status)
+    return visible(status_word(status))

@@ -45,7 +45,8 @@ class PlanTree:
     Attributes:
         view: What is known of the task.
         now: The time, from which running steps' times are told.
-        turn: Counts the drawings, and turns the spinners; ``None`` for one that stays.
+        turn: Counts the drawings, and turns the spinners; ``None`` for one that stays, which has no
+            times of what still runs.
     """
 
     view: TaskView
@@ -86,7 +87,7 @@ class PlanTree:
         facts = [view.task_id]
         if view.status is not TaskStatus.RUNNING:
             facts.append(view.told)
-        if not view.status.is_terminal and view.began is not None:
+        if not view.status.is_terminal and view.began is not None and self.turn is not None:
             facts.append(self._since(view.began))
         told = "  ".join(facts)
         line = self._mark(view.status, options)
@@ -103,7 +104,7 @@ class PlanTree:
             facts.append(f"attempt {step.attempt} of {step.attempts}")
         if step.took is not None:
             facts.append(f"{step.took:.2f} s" if step.took < MINUTE else seconds(step.took))
-        elif step.is_active and step.began is not None:
+        elif step.is_active and step.began is not None and self.turn is not None:
             facts.append(self._since(step.began))
         return line.append("".join(f"  {fact}" for fact in facts), "dim")
 

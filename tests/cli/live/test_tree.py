@@ -59,7 +59,7 @@ def test_a_task_without_a_plan_is_its_description_and_its_time():
     running = seen(CREATED, STARTED)
     assert drawn(running) == ["⠋ Tell me  t1  1:30 min"]
     assert drawn(running, turn=1) == ["⠙ Tell me  t1  1:30 min"]
-    assert drawn(running, turn=None) == ["▸ Tell me  t1  1:30 min"]
+    assert drawn(running, turn=None) == ["▸ Tell me  t1"]
 
 
 def test_steps_hang_from_the_last_of_those_that_they_wait_for():
