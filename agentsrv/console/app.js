@@ -1,7 +1,7 @@
 // The console: one connection, and what of it is shown.
 
 import { Client } from "./client.js";
-import { h, labelled, say, wording } from "./dom.js";
+import { clock, confirm, h, labelled, say, wording } from "./dom.js";
 import { TaskLog } from "./fold.js";
 import { Frames } from "./frames.js";
 import { showStart } from "./start.js";
@@ -39,12 +39,33 @@ function showState() {
   $("connection").title = reason ?? "";
   say($("connection-text"), words[name] ?? name);
   $("retry").hidden = name !== "waiting";
-  $("sign-out").hidden = !client.options.token;
+  $("sign-out").hidden = !client.options.token || name === "unauthenticated";
+  showOutage(name, left);
   const isOut = document.body.classList.contains("signed-out");
   document.body.classList.toggle("signed-out", name === "unauthenticated" || (isOut && name !== "connected"));
   if (name === "unauthenticated") signIn(reason);
   if (name === "connected" && isOut) route();
 }
+
+const SENT = { create: "New task", execute: "Start", cancel: "Cancel", respond: "Answer", send: "Message" };
+let lostAt = 0;
+
+/** A band while there is no connection: since when, what is shown, what will be sent. */
+function showOutage(name, left) {
+  if (name === "connected" || name === "unauthenticated") lostAt = 0;
+  else if (hasBeenConnected) lostAt ||= Date.now();
+  hasBeenConnected ||= name === "connected";
+  clock.stoppedAt = lostAt;
+  $("outage").hidden = !lostAt;
+  if (!lostAt) return;
+  const gone = Math.round((Date.now() - lostAt) / 1000);
+  const queued = client.pending.map((command) => SENT[command]).filter(Boolean);
+  say($("outage-state"), name === "closed" ? "The connection has ended." : "No connection. Tasks continue on the server.");
+  say($("outage-facts"), [`Shown as of ${new Date(lostAt).toLocaleTimeString()}, ${gone} s ago.`,
+    left > 0 && `Next try in ${left} s.`,
+    queued.length > 0 && `Will be sent: ${queued.join(", ")}.`].filter(Boolean).join(" "));
+}
+let hasBeenConnected = false;
 
 function signIn(reason) {
   leave();
@@ -65,7 +86,7 @@ function signIn(reason) {
 
 $("retry").onclick = () => client.reconnect();
 addEventListener("online", () => client.state.name === "closed" || client.reconnect());
-setInterval(() => client.state.name === "waiting" && showState(), 500);
+setInterval(() => client.state.name === "connected" || showState(), 500);
 $("sign-out").onclick = () => {
   sessionStorage.removeItem(TOKEN);
   location.reload();
@@ -80,6 +101,7 @@ async function route() {
   document.body.dataset.page = page || "tasks";
   document.title = "agentsrv";
   tasks.mark(page === "task" ? task_id : "");
+  arrange();
   const root = $("page");
   if (page === "task") {
     leave = showTask(root, client, task_id);
@@ -111,6 +133,34 @@ $("skip").onclick = (event) => {
   event.preventDefault();
   $("page").focus();
 };
+
+// Where the list is all that is shown, it is the page.
+
+const narrow = matchMedia("(max-width: 48rem)");
+function arrange() {
+  const isAlone = narrow.matches && document.body.dataset.page === "tasks";
+  $("tasks").setAttribute("role", isAlone ? "main" : "navigation");
+  $("tasks-title").setAttribute("aria-level", isAlone ? 1 : 2);
+}
+narrow.addEventListener("change", arrange);
+
+// Keys, while nothing is typed.
+
+const KEYS = {
+  "/": ["search the tasks", () => tasks.search()],
+  n: ["new task", () => (location.hash = "#/new")],
+  j: ["next task", () => tasks.step(1)],
+  k: ["previous task", () => tasks.step(-1)],
+  a: ["answer: to the first question", () => document.querySelector(".question :is(input, select, textarea, button)")?.focus()],
+  "?": ["these keys", () => confirm("Keys", h("dl.keys", Object.entries(KEYS).flatMap(([key, [what]]) =>
+    [h("dt", h("kbd", key)), h("dd", what)])), "Close", () => {})],
+};
+addEventListener("keydown", (event) => {
+  const isTyping = event.target.closest?.("input, select, textarea, dialog");
+  if (isTyping || event.ctrlKey || event.metaKey || event.altKey || !KEYS[event.key]) return;
+  event.preventDefault();
+  KEYS[event.key][1]();
+});
 
 // Frames and colours.
 

@@ -205,7 +205,7 @@ export class Client {
       const abort = () => (this.#calls.delete(id), call.reject(signal?.reason));
       const leave = () => signal?.removeEventListener("abort", abort);
       const call = {
-        id, text, resend, sent: 0,
+        id, command, text, resend, sent: 0,
         resolve: (/** @type {any} */ reply) => (leave(), resolve(reply)),
         reject: (/** @type {unknown} */ error) => (leave(), reject(error)),
       };
@@ -218,6 +218,11 @@ export class Client {
   #checkOpen() {
     if (this.state.name !== "closed") return;
     throw new AgentsrvError({ code: "closed", message: this.state.reason });
+  }
+
+  /** The names of the commands that wait for an answer, in their order. */
+  get pending() {
+    return [...this.#calls.values()].map(({ command }) => command);
   }
 
   /** Makes a task, once: without an `idempotency_key` it is given one. @param {CreateFields} fields */
@@ -490,7 +495,7 @@ export class Client {
       if (code === "unauthenticated") this.#refuse(message);
       else if (code !== "interrupted" && code !== "closed") this.#retry(message);
     };
-    this.#calls.set(0, { id: 0, text, resend: false, sent: 1, resolve, reject });
+    this.#calls.set(0, { id: 0, command: "auth", text, resend: false, sent: 1, resolve, reject });
     this.#socket?.send(text);
     tell(this.options.onFrame, "out", text.replace(JSON.stringify(token), '"…"'));
   }

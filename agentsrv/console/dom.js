@@ -65,10 +65,32 @@ export function seconds(value) {
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-/** Seconds from one timestamp to another, or until now. */
-export const between = (start, end) => Math.max(0, (end ? Date.parse(end) : Date.now()) - Date.parse(start)) / 1000;
+/** The time that the page shows: it stands still while there is no connection. */
+export const clock = { stoppedAt: 0 };
 
-/** An error of the server in words, with what it has against single fields. */
-export function wording({ message, details = [] }) {
-  return [message, ...details.map(({ field, reason }) => `${field}: ${reason}`)].join("\n");
+/** Seconds from one timestamp to another, or until now. */
+export const between = (start, end) => Math.max(0, (end ? Date.parse(end) : clock.stoppedAt || Date.now()) - Date.parse(start)) / 1000;
+
+/**
+ * An error of the server in words, with the other fields that it refuses: the message has the first.
+ * A field that is refused only because one within it is says nothing new.
+ */
+export function wording({ message, details }) {
+  const others = (details ?? []).slice(1)
+    .filter(({ field }) => !details.some((one) => one.field.startsWith(`${field}.`)));
+  return [message, ...others.map(({ field, reason }) => `${field}: ${reason}`)].join("\n");
+}
+
+/** Asks in a dialog: `fields` are shown above the button `word`, which calls `done`. */
+export function confirm(title, fields, word, done) {
+  const onsubmit = (event) => {
+    event.preventDefault();
+    dialog.close();
+    done();
+  };
+  const dialog = h("dialog", { "aria-label": title, onclose: () => dialog.remove() },
+    h("form", { onsubmit }, h("h2", title), fields,
+      h("p.actions", h("button.main", word), button("Back", () => dialog.close()))));
+  document.body.append(dialog);
+  dialog.showModal();
 }

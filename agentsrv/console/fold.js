@@ -11,7 +11,10 @@ export class TaskLog {
   description = "";
   agent = null;
   params = {};
+  metadata = {};
   error = "";
+  /** The frames of the code in which the task's step failed, as far as the server tells. */
+  traceback = [];
   steps = new Map();
   questions = new Map();
   /** What happened: `at`, `text`, `kind`. */
@@ -47,6 +50,7 @@ export class TaskLog {
         this.description = data.task_description;
         this.agent = data.agent;
         this.params = data.params;
+        this.metadata = data.metadata ?? {};
         add("Created");
         break;
       case "task_queued":
@@ -79,7 +83,7 @@ export class TaskLog {
         this.onText(step, data.output);
         break;
       case "step_retrying":
-        Object.assign(step, { status: "retrying", text: "", error: data.error_message });
+        Object.assign(step, { status: "retrying", text: "", error: data.error_message, traceback: data.traceback ?? [] });
         add(data.reason === "recovered"
           ? `${name} begins again after a restart of the server`
           : `${name} failed, attempt ${data.next_attempt} in ${data.retry_in} s: ${data.error_message}`, "warn");
@@ -92,7 +96,7 @@ export class TaskLog {
         break;
       case "step_failed":
         close("failed");
-        step.error = data.error_message;
+        Object.assign(step, { error: data.error_message, traceback: data.traceback ?? [] });
         add(`${name} failed${data.degraded ? ", the plan goes on without it" : ""}: ${data.error_message}`, "bad");
         break;
       case "step_skipped":
@@ -145,6 +149,7 @@ export class TaskLog {
     this.status = data.status;
     this.endedAt = timestamp;
     this.error = data.error_message ?? "";
+    this.traceback = this.steps.get(data.failed_step)?.traceback ?? [];
     this.questions.clear();
     if (data.status === "completed") add(`Completed${data.degraded ? `, without ${data.missing_steps.join(", ")}` : ""}`, "good");
     else if (data.status === "failed") add(`Failed: ${this.error}`, "bad");

@@ -59,6 +59,18 @@ export function draw(root, steps, pick) {
     Object.assign(node.style, { left: `${left}px`, top: `${top}px` });
     return [step, node];
   });
+  // One stop for Tab; arrows go from step to step.
+  nodes.forEach(([, node], at) => {
+    node.tabIndex = at ? -1 : 0;
+    node.addEventListener("keydown", (event) => {
+      const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      const next = nodes[at + by]?.[1];
+      if (!next) return;
+      event.preventDefault();
+      for (const [, one] of nodes) one.tabIndex = one === next ? 0 : -1;
+      next.focus();
+    });
+  });
   svg.setAttribute("aria-hidden", true);
   const plane = h("div.plane", svg, nodes.map(([, node]) => node));
   for (const box of [plane, svg]) Object.assign(box.style, { width: `${width}px`, height: `${height}px` });

@@ -15,7 +15,7 @@ export async function showStart(root, client, from) {
     onkeydown: (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && form.requestSubmit(),
   });
   const who = h("select", { id: "agent" }, h("option", { value: PLANNER }, "The server’s planner"));
-  const plan = h("textarea.code", { id: "plan", rows: 8, value: from?.steps.size ? planOf(from) : EXAMPLE });
+  const plan = h("textarea.code", { id: "plan", rows: 8, value: from?.steps.size ? planOf(from) : "" });
   const planBox = labelled("Plan, as JSON", plan);
   const paramsBox = h("div");
   const deadline = field({ type: "number", minimum: 0 }, "Seconds that it may take", { needed: false });
@@ -63,12 +63,15 @@ export async function showStart(root, client, from) {
   choose();
   who.addEventListener("change", choose);
   ({ agents } = await client.command("agents"));
+  plan.value ||= example(agents);
   who.append(...agents.map(({ name }) => h("option", { value: name }, name)), h("option", { value: PLAN }, "A plan of my own"));
   if (from?.agent) who.value = from.agent;
   choose();
 }
 
-const EXAMPLE = JSON.stringify({ steps: [{ step_id: "first", agent: "…", depends_on: [] }] }, null, 2);
+/** A plan that the server takes: a step of its first agent. */
+const example = (agents) =>
+  JSON.stringify({ steps: [{ step_id: "first", agent: agents[0]?.name ?? "", depends_on: [] }] }, null, 2);
 const OF_A_STEP = ["step_id", "agent", "description", "depends_on", "input", "max_retries", "timeout"];
 
 /** The plan that a task had, as a client may send it. */

@@ -1,6 +1,6 @@
 // A task's page: its plan, questions, output and history, as its log grows.
 
-import { badge, between, button, h, labelled, perFrame, say, seconds, time, wording } from "./dom.js";
+import { badge, between, button, confirm, h, labelled, perFrame, say, seconds, time, wording } from "./dom.js";
 import { hasEnded, TaskLog } from "./fold.js";
 import { field } from "./form.js";
 import { draw } from "./graph.js";
@@ -15,6 +15,8 @@ export function showTask(root, client, task_id) {
   const title = h("h1", { tabindex: -1 }, "…");
   const facts = h("p.facts");
   const error = h("p.error", { role: "alert" });
+  const trace = h("div", { hidden: true });
+  const input = h("details.input", { hidden: true }, h("summary", "Input"));
   const actions = h("div.actions");
   const questions = h("div.questions");
   const graph = h("div.scroll.graph", { tabindex: 0, role: "group", "aria-label": "Plan" });
@@ -26,7 +28,7 @@ export function showTask(root, client, task_id) {
   const history = h("ol.history");
   const plan = h("section", { hidden: true }, h("h2", "Plan"), graph);
   const written = h("section", { hidden: true }, h("div.bar", heading, back), about, output, results);
-  root.replaceChildren(h("article", title, facts, actions, error, questions, plan, written,
+  root.replaceChildren(h("article", title, facts, actions, error, trace, questions, input, plan, written,
     h("section", h("h2", "History"), history)));
 
   // What may be done.
@@ -35,8 +37,10 @@ export function showTask(root, client, task_id) {
     error.textContent = "";
     try {
       await work();
+      return true;
     } catch (refusal) {
       error.textContent = wording(refusal);
+      return false;
     }
   };
   const command = (name, fields) => attempt(() => client.command(name, { task_id, ...fields }));
@@ -79,7 +83,12 @@ export function showTask(root, client, task_id) {
   let update; // of the graph
   const render = perFrame(() => {
     say(title, log.description || "…");
-    document.title = `${log.description.slice(0, 60)} · agentsrv`;
+    const asks = log.questions.size ? `(${log.questions.size}) ` : "";
+    document.title = `${asks}${log.description.slice(0, 60)} · agentsrv`;
+    if (log.createdAt && input.hidden) {
+      input.hidden = false;
+      input.append(h("pre", { tabindex: 0 }, inputOf(log)));
+    }
     if (facts.dataset.status !== log.status) {
       facts.dataset.status = log.status;
       facts.replaceChildren(badge(log.status), h("code", task_id), log.createdAt ? time(log.createdAt) : "", h("span"));
@@ -87,22 +96,35 @@ export function showTask(root, client, task_id) {
     }
     say(facts.lastChild, log.startedAt ? seconds(between(log.startedAt, log.endedAt)) : "");
     if (log.error) say(error, log.error);
+    if (log.traceback.length && trace.hidden) {
+      trace.hidden = false;
+      trace.append(framesOf(log.traceback));
+    }
     if (log.steps.size && !update) {
       update = draw(graph, log.steps, pick);
       plan.hidden = log.steps.size < 2;
-      written.hidden = false;
       pick(null);
     }
     update?.(picked);
-    for (const [id, card] of cards) if (!log.questions.has(id)) (card.remove(), cards.delete(id));
+    let hadFocus = false;
+    for (const [id, card] of cards) {
+      if (log.questions.has(id)) continue;
+      hadFocus ||= card.contains(document.activeElement) || card.isSettled;
+      card.remove();
+      cards.delete(id);
+    }
     for (const [id, asked] of log.questions) {
       if (cards.has(id)) continue;
       cards.set(id, question(asked, client, attempt));
       questions.append(cards.get(id));
     }
+    if (hadFocus) (questions.querySelector("input, select, textarea, button") ?? title).focus();
     say(heading, picked?.step_id ?? "Output");
     back.hidden = !picked;
-    say(about, picked ? [picked.agent, picked.description, picked.error].filter(Boolean).join("\n") : "");
+    const trouble = picked?.error !== log.error && picked?.error; // the task's own is said above
+    say(about, picked ? [picked.agent, picked.description, trouble].filter(Boolean).join("\n") : "");
+    const isEmpty = hasEnded(log.status) && !picked && !shown().some(({ text, result }) => text || result != null);
+    written.hidden = !log.steps.size || isEmpty;
     const key = shown().map((step) => `${step.step_id} ${step.status}`).join();
     if (results.dataset.key !== key) results.replaceChildren(...shown().flatMap(resultsOf));
     results.dataset.key = key;
@@ -137,7 +159,7 @@ export function showTask(root, client, task_id) {
     }
   };
   follow();
-  const clock = setInterval(() => hasEnded(log.status) || render(), 1000);
+  const clock = setInterval(() => hasEnded(log.status) || client.state.name !== "connected" || render(), 1000);
   return () => {
     clearInterval(clock);
     leaving.abort();
@@ -158,37 +180,75 @@ function resultsOf({ step_id, result, text }) {
   return sources ? [sources, all] : [all];
 }
 
-/** A question as a form. */
-function question({ input_id, step_id, prompt, schema, options, expires_at, default: value }, client, attempt) {
-  const answer = field(options ? { enum: options } : schema, "Answer", { value: value ?? undefined });
+/** What the task was given, for people to read and to copy. */
+function inputOf({ description, agent, params, metadata }) {
+  const given = { params, metadata };
+  const values = Object.entries(given).filter(([, one]) => Object.keys(one ?? {}).length);
+  const parts = values.map(([name, one]) => `${name}: ${JSON.stringify(one, null, 2)}`);
+  return [description, agent && `agent: ${agent}`, ...parts].filter(Boolean).join("\n\n").slice(0, 100_000);
+}
+
+/** The frames of a traceback, the innermost last; only the author's own are open. */
+function framesOf(frames) {
+  const line = ({ file, line, function: name, code, own }) =>
+    h("li", { class: own ? "own" : "soft" }, h("code", `${file}:${line} ${name}`), code && h("pre", code));
+  const own = frames.filter((frame) => frame.own).at(-1);
+  return h("section.trace", own && h("ol", line(own)),
+    h("details", h("summary", `Traceback (${frames.length} frames)`), h("ol", frames.map(line))));
+}
+
+const MOST_BUTTONS = 4; // options that are buttons; more are a list to choose from
+
+/** A question as a form: buttons where there is little to choose from, else fields. */
+function question(asked, client, attempt) {
+  const { input_id, step_id, prompt, schema, options, expires_at, default: value } = asked;
   const prose = h("div");
   new Markdown(prose).append(prompt);
-  const send = h("button.main", "Answer");
-  const settle = async (work) => {
-    send.disabled = true;
-    await attempt(work);
-    send.disabled = false;
+  const state = h("span.soft", { role: "status" });
+  const settle = async (work, word) => {
+    for (const one of form.querySelectorAll("button")) one.disabled = true;
+    state.textContent = client.state.name === "connected" ? "" : `${word}: will be sent when the connection is back`;
+    form.isSettled = true;
+    const isTaken = await attempt(work);
+    form.isSettled = isTaken;
+    state.textContent = "";
+    for (const one of form.querySelectorAll("button")) one.disabled = false;
+    if (!isTaken) form.querySelector("input, select, textarea, button")?.focus();
   };
-  const onsubmit = (event) => {
-    event.preventDefault();
-    settle(() => client.respond(input_id, answer.read() ?? null));
-  };
-  return h("form.question", { onsubmit, "aria-label": `Question of ${step_id}` },
-    h("p.soft", `${step_id} asks`, expires_at && [", until ", time(expires_at)]), prose, answer.node,
-    h("p.actions", send, button("Decline", () => settle(() => client.decline(input_id)))));
+  const choices = options ?? (schema.type === "boolean" ? [true, false] : null);
+  const words = { true: "Yes", false: "No" };
+  const decline = button("Decline…", () => confirm("Decline to answer",
+    h("p", DECLINED[asked.on_decline] ?? DECLINED.fails), DECLINE[asked.on_decline] ?? DECLINE.fails,
+    () => settle(() => client.decline(input_id), "Decline")));
+  const about = h("p.soft", `${step_id} asks`, expires_at && [", until ", time(expires_at)]);
+  const label = { "aria-label": `Question of ${step_id}` };
+  let form;
+  if (choices && choices.length <= MOST_BUTTONS) {
+    const choose = (one) => h("button.main", {
+      type: "button", onclick: () => settle(() => client.respond(input_id, one), "Answer"),
+    }, `${words[one] ?? one}`, one === value && " (default)");
+    form = h("form.question", label, about, prose, h("p.actions", choices.map(choose), decline), state);
+  } else {
+    const answer = field(options ? { enum: options } : schema, "Answer", { value: value ?? undefined });
+    const onsubmit = (event) => {
+      event.preventDefault();
+      settle(() => client.respond(input_id, answer.read() ?? null), "Answer");
+    };
+    const onkeydown = (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && form.requestSubmit();
+    form = h("form.question", { onsubmit, onkeydown, ...label }, about, prose, answer.node,
+      h("p.actions", h("button.main", "Answer"), h("span.soft", "or Ctrl+Enter"), decline), state);
+  }
+  return form;
 }
+
+const DECLINED = {
+  fails: "The step that asks fails, and with it the task: steps that run are cancelled.",
+  continues: "The step goes on without an answer.",
+};
+const DECLINE = { fails: "Decline: this step fails", continues: "Decline" };
 
 /** Asks for a line of text in a dialog. */
 function ask(title, label, word, done) {
   const input = h("input", { id: "asked", maxlength: 1024 });
-  const onsubmit = (event) => {
-    event.preventDefault();
-    dialog.close();
-    done(input.value);
-  };
-  const dialog = h("dialog", { "aria-label": title, onclose: () => dialog.remove() },
-    h("form", { onsubmit }, h("h2", title), labelled(label, input),
-      h("p.actions", h("button.main", word), button("Back", () => dialog.close()))));
-  document.body.append(dialog);
-  dialog.showModal();
+  confirm(title, labelled(label, input), word, () => done(input.value));
 }

@@ -6,6 +6,7 @@ const ROW = 64; // px, as the style sheet has it
 const MARGIN = 8; // rows kept above and below those in sight
 const PAGE = 500; // rows asked for at once
 const STATUSES = ["pending", "queued", "running", "input_required", "cancelling", "completed", "failed", "cancelled"];
+const ASKING = new Set(["running", "input_required"]); // statuses that questions change
 const AFTER = { created: "pending", started: "running", recovered: "running" }; // others say it themselves
 
 export class Tasks {
@@ -20,7 +21,11 @@ export class Tasks {
   #nodes = new Map();
   #search = h("input", { type: "search", placeholder: "Search", "aria-label": "Search tasks", oninput: () => this.#select() });
   #filter = h("select", { "aria-label": "Status", onchange: () => this.#load() });
-  #list = h("ul.rows", { onkeydown: (event) => this.#move(event) });
+  #active = ""; // the row that Tab comes to
+  #list = h("ul.rows", {
+    onkeydown: (event) => this.#move(event),
+    onfocusin: ({ target }) => this.#activate(target.closest("li")),
+  });
   #scroller = h("div.scroller", { onscroll: () => this.#render() }, this.#list);
   #count = h("p.soft.count", { role: "status" });
 
@@ -28,7 +33,7 @@ export class Tasks {
     this.#client = client;
     this.#filter.append(h("option", { value: "" }, "All"),
       ...STATUSES.map((value) => h("option", { value }, badge(value).textContent)));
-    root.append(h("div.bar", h("h2", "Tasks"), h("a.main", { href: "#/new" }, "New task")),
+    root.append(h("div.bar", h("div.title", { id: "tasks-title", role: "heading", "aria-level": 2 }, "Tasks"), h("a.main", { href: "#/new" }, "New task")),
       h("div.bar", this.#search, this.#filter), this.#scroller, this.#count);
     new ResizeObserver(() => this.#render()).observe(this.#scroller);
     client.followAll((event) => this.#take(event), () => this.#load());
@@ -38,6 +43,17 @@ export class Tasks {
   mark(task_id) {
     this.#current = task_id;
     this.#render();
+  }
+
+  /** Puts the focus into the search. */
+  search() {
+    this.#search.focus();
+  }
+
+  /** Puts the focus on the row `by` rows below the one that had it. */
+  step(by) {
+    const at = this.#view.findIndex(({ task_id }) => task_id === this.#active);
+    this.#focus(Math.min(Math.max(at + by, 0), this.#view.length - 1));
   }
 
   async #load(cursor) {
@@ -58,21 +74,39 @@ export class Tasks {
     }
   }
 
-  #take({ event_type, task_id, timestamp, data }) {
+  #take({ event_type, task_id, seq, timestamp, data }) {
     let row = this.#known.get(task_id);
     if (!row && event_type === "task_created") {
-      row = { task_id, user_input: data.task_description, created_at: timestamp };
+      row = { task_id, user_input: data.task_description, created_at: timestamp, asks: 0 };
       this.#known.set(task_id, row);
       this.#rows.unshift(row);
       this.#total += 1;
     }
     if (!row) return;
-    const what = event_type.slice("task_".length);
-    if (event_type === "input_required") row.asks = (row.asks ?? 0) + 1;
-    if (event_type === "input_received") row.asks = Math.max(0, (row.asks ?? 1) - 1);
-    if (event_type.startsWith("input_")) row.status = row.asks ? "input_required" : "running";
-    else row.status = AFTER[what] ?? what;
+    row.seq = seq;
+    if (!event_type.startsWith("input_")) {
+      const what = event_type.slice("task_".length);
+      row.status = AFTER[what] ?? what;
+      row.asks = 0;
+    } else if (row.asks === undefined && row.status === "input_required") {
+      this.#countQuestions(row); // a row of the list does not tell how many it asks
+    } else {
+      row.asks = Math.max(0, (row.asks ?? 0) + (event_type === "input_required" ? 1 : -1));
+      if (ASKING.has(row.status)) row.status = row.asks ? "input_required" : "running";
+    }
     this.#select();
+  }
+
+  /** Asks the server how many questions of a task are open, unless it is told otherwise meanwhile. */
+  async #countQuestions(row) {
+    try {
+      const found = await this.#client.command("status", { task_id: row.task_id });
+      if (found.seq < row.seq) return this.#countQuestions(row);
+      Object.assign(row, { status: found.status, asks: found.inputs.length });
+      this.#select();
+    } catch {
+      // The task is gone, or the connection: then the list is loaded again.
+    }
   }
 
   #select = perFrame(() => {
@@ -89,7 +123,15 @@ export class Tasks {
     const { scrollTop, clientHeight } = this.#scroller;
     const end = Math.min(this.#view.length, Math.ceil((scrollTop + clientHeight) / ROW) + MARGIN);
     const nodes = new Map();
-    for (let at = Math.max(0, Math.floor(scrollTop / ROW) - MARGIN); at < end; at++) {
+    const start = Math.max(0, Math.floor(scrollTop / ROW) - MARGIN);
+    const places = Array.from({ length: Math.max(0, end - start) }, (_, at) => start + at);
+    // The row that has the focus stays, wherever it is: else the focus would fall to the page.
+    const focused = this.#list.contains(document.activeElement) ? document.activeElement.closest("li") : null;
+    const held = focused ? this.#view.findIndex(({ task_id }) => task_id === focused.dataset.id) : -1;
+    if (held >= 0 && held < start) places.unshift(held);
+    if (held >= end) places.push(held);
+    const tabbable = this.#view.some(({ task_id }) => task_id === this.#active) ? this.#active : this.#view[start]?.task_id;
+    for (const at of places) {
       const row = this.#view[at];
       const node = this.#nodes.get(row.task_id) ?? this.#row(row);
       const link = node.firstChild;
@@ -99,12 +141,14 @@ export class Tasks {
       }
       if (row.task_id === this.#current) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
+      link.tabIndex = row.task_id === tabbable ? 0 : -1; // one stop for Tab; arrows go from row to row
       node.style.top = `${at * ROW}px`;
       node.setAttribute("aria-posinset", at + 1);
       node.setAttribute("aria-setsize", this.#view.length);
       nodes.set(row.task_id, node);
     }
     for (const [id, node] of this.#nodes) if (!nodes.has(id)) node.remove();
+    if (focused && held < 0) this.#search.focus(); // what had the focus was filtered away
     let place = this.#list.firstChild;
     for (const node of nodes.values()) {
       if (node === place) place = place.nextSibling;
@@ -120,7 +164,7 @@ export class Tasks {
 
   #row({ task_id, status, user_input, created_at }) {
     const about = h("span.about", badge(status), time(created_at));
-    return h("li", h("a", { href: `#/task/${task_id}` }, h("span.what", user_input), about));
+    return h("li", { "data-id": task_id }, h("a", { href: `#/task/${task_id}` }, h("span.what", user_input), about));
   }
 
   /** Up and Down go from row to row. */
@@ -128,7 +172,22 @@ export class Tasks {
     const by = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (!by) return;
     event.preventDefault();
-    const at = Number(event.target.parentNode.getAttribute("aria-posinset")) - 1 + by;
-    this.#nodes.get(this.#view[at]?.task_id)?.firstChild.focus();
+    this.#activate(event.target.closest("li"));
+    this.step(by);
+  }
+
+  #activate(node) {
+    if (node) this.#active = node.dataset.id;
+  }
+
+  #focus(at) {
+    const row = this.#view[at];
+    if (!row) return;
+    this.#active = row.task_id;
+    const { scrollTop, clientHeight } = this.#scroller;
+    if (at * ROW < scrollTop) this.#scroller.scrollTop = at * ROW;
+    else if ((at + 1) * ROW > scrollTop + clientHeight) this.#scroller.scrollTop = (at + 1) * ROW - clientHeight;
+    this.#show();
+    this.#nodes.get(row.task_id)?.firstChild.focus({ preventScroll: true });
   }
 }

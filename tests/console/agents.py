@@ -58,6 +58,13 @@ async def clerk(step: Step, ctx: StepContext) -> str:
 
 
 @app.agent
+async def twice(step: Step, ctx: StepContext) -> str:
+    """Ask two questions at a time."""
+    first, second = await asyncio.gather(ctx.ask("One?", key="one"), ctx.ask("Two?", key="two"))
+    return f"{first} {second}"
+
+
+@app.agent
 async def broken(step: Step, ctx: StepContext) -> str:
     """Fail for good."""
     raise PermanentError(f"out of paper {TRICK}")

@@ -20,14 +20,13 @@ def test_a_task_is_started_watched_and_answered(page: Page):
     question = page.get_by_role("form", name="Question of order")
     expect(question.locator("li")).to_have_text(["one", "two"])
     has_status(page, "input_required")
-    question.get_by_label("Answer").select_option("Yes")
-    question.get_by_role("button", name="Answer").click()
+    question.get_by_role("button", name="Yes").click()
     expect(question).to_contain_text("How many?")
     question.get_by_label("Answer").fill("3")
     question.get_by_role("button", name="Answer").click()
     expect(question).to_contain_text("Of which size?")
-    question.get_by_label("Answer").select_option("large")
-    question.get_by_role("button", name="Answer").click()
+    expect(page).to_have_title(re.compile(r"^\(1\) How does"))
+    question.get_by_role("button", name="large").click()
     has_status(page, "completed")
     expect(question).to_have_count(0)
     expect(page.locator(".output li")).to_have_count(20)
@@ -45,9 +44,14 @@ def test_a_task_is_started_watched_and_answered(page: Page):
 
 
 def test_a_question_may_be_declined(page: Page):
-    """The agent decides what that means: here its step fails."""
+    """A dialog says what that does before it is done."""
     start(page, "order", "clerk")
-    page.get_by_role("button", name="Decline").click()
+    page.get_by_role("button", name="Decline…").click()
+    expect(page.get_by_role("dialog")).to_contain_text("The step that asks fails")
+    page.get_by_role("dialog").get_by_role("button", name="Back").click()
+    has_status(page, "input_required")
+    page.get_by_role("button", name="Decline…").click()
+    page.get_by_role("dialog").get_by_role("button", name="Decline: this step fails").click()
     has_status(page, "failed")
     expect(page.locator(".history")).to_contain_text("answered step_001: declined")
 
@@ -55,9 +59,9 @@ def test_a_question_may_be_declined(page: Page):
 def test_an_answer_that_is_none_is_told(page: Page):
     """The question stays open."""
     start(page, "order", "clerk")
-    page.get_by_label("Answer").select_option("Yes")
-    page.get_by_role("button", name="Answer").click()
+    page.get_by_role("button", name="Yes").click()
     expect(page.locator(".question")).to_contain_text("How many?")
+    expect(page.get_by_label("Answer")).to_be_focused()
     page.get_by_role("button", name="Answer").click()  # required: the browser holds it back
     expect(page.locator(".question input:invalid")).to_have_count(1)
     has_status(page, "input_required")
@@ -150,7 +154,8 @@ def test_the_list_tells_who_asks(page: Page):
     start(page, "somebody must answer this", "clerk")
     row = page.locator(".rows li").filter(has_text="somebody must answer this").first
     expect(row).to_contain_text("asks")
-    page.get_by_role("button", name="Decline").click()
+    page.get_by_role("button", name="Decline…").click()
+    page.get_by_role("dialog").get_by_role("button", name="Decline: this step fails").click()
     expect(row).to_contain_text("failed")
 
 
