@@ -7,12 +7,13 @@ has no words for them: ``cancel`` and ``auth``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
 import orjson
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     FailFast,
     Field,
@@ -35,6 +36,7 @@ EXAMPLE: Final = {
     "messages": [{"id": "1", "role": "user", "content": "How does async I/O affect throughput?"}],
 }
 
+Fields = dict[str, JsonValue]
 AguiId = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -44,6 +46,11 @@ class _Input(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+def _no_null(empty: Callable[[], object]) -> BeforeValidator:
+    """``null`` means the same as a field that is left out: front ends write all their fields."""
+    return BeforeValidator(lambda value: empty() if value is None else value)
+
+
 class ResumeEntry(_Input):
     """An answer to a question, which is an interrupt in AG-UI's words."""
 
@@ -51,16 +58,25 @@ class ResumeEntry(_Input):
     status: Literal["resolved", "cancelled"]
     payload: JsonValue = None
 
-    @property
-    def command(self) -> Respond:
-        """The same as a command; an abandoned question is declined."""
+    def command(self, place: int) -> Respond:
+        """The same as a command; an abandoned question is declined.
+
+        Raises:
+            InvalidCommand: There is no such question; ``place`` is where the entry is.
+        """
+        try:
+            return self._command()
+        except ValidationError as error:
+            raise in_words_of_front_end(_invalid(error, ""), place) from None
+
+    def _command(self) -> Respond:
         if self.status == "cancelled":
             return Respond(input_id=self.interrupt_id, action="decline")
         return Respond(input_id=self.interrupt_id, value=self.payload)
 
 
 class _ForwardedProps(_Input):
-    agentsrv: dict[str, JsonValue] = Field(default_factory=dict)
+    agentsrv: Annotated[Fields, _no_null(dict)] = Field(default_factory=dict)
 
 
 class RunAgentInput(_Input):
@@ -71,7 +87,7 @@ class RunAgentInput(_Input):
     messages: Annotated[list[dict[str, JsonValue]], FailFast()]
     state: JsonValue = None
     forwarded_props: JsonValue = Field(default=None, alias="forwardedProps")
-    resume: Annotated[list[ResumeEntry], FailFast()] = Field(default_factory=list)
+    resume: Annotated[list[ResumeEntry], FailFast(), _no_null(list)] = Field(default_factory=list)
 
     @property
     def resumed_task(self) -> str | None:
@@ -106,7 +122,7 @@ class RunAgentInput(_Input):
         try:
             return Create.model_validate_json(orjson.dumps(options | fields))
         except ValidationError as error:
-            raise _invalid(error, where) from None
+            raise in_words_of_front_end(_invalid(error, "")) from None
 
     def _options(self) -> dict[str, JsonValue]:
         if not isinstance(self.forwarded_props, dict):
@@ -182,6 +198,32 @@ class AguiSession:
         )
 
 
+def in_words_of_front_end(refusal: AgentsrvError, place: int = 0) -> AgentsrvError:
+    """The refusal of a command, with the fields that the front end wrote in place of the command's.
+
+    Args:
+        refusal: Of a command that was made of a `RunAgentInput`; it is changed.
+        place: Of the entry of ``resume`` that the command was made of.
+    """
+    ours = {name: f"forwardedProps.{NAMESPACE}.{name}" for name in OPTIONS}
+    names = ours | {
+        "task_description": "messages",
+        "metadata.ag-ui.threadId": "threadId",
+        "metadata.ag-ui.runId": "runId",
+        "input_id": f"resume.{place}.interruptId",
+        "value": f"resume.{place}.payload",
+    }
+    refusal.example = None  # of a command
+    for detail in refusal.details or []:
+        field = detail["field"]
+        name = next((name for name in names if f"{field}.".startswith(f"{name}.")), None)
+        if name is not None:
+            detail["field"] = names[name] + field.removeprefix(name)
+            refusal.message = refusal.message.replace(f"{field}:", f"{detail['field']}:", 1)
+    refusal.args = (refusal.message,)
+    return refusal
+
+
 def custom(name: str, value: Any) -> bytes:
     """An event that AG-UI has no type for."""
     return orjson.dumps({"type": "CUSTOM", "name": f"{NAMESPACE}.{name}", "value": value})
@@ -216,7 +258,10 @@ def _latest_text(messages: Sequence[Mapping[str, Any]]) -> str:
 def _invalid(error: ValidationError, where: str) -> InvalidCommand:
     details = []
     for complaint in error.errors(include_url=False)[:MAX_DETAILS]:
-        path = ".".join(str(part)[:64] for part in (where, *complaint["loc"]) if part != "")
+        parts = [where, *complaint["loc"]]
+        if parts[1:2] in (["cancel"], ["auth"]):  # which of our commands it is, no field
+            del parts[1]
+        path = ".".join(str(part)[:64] for part in parts if part != "")
         details.append({"field": path, "reason": complaint["msg"].removeprefix("Value error, ")})
     first = details[0]
     example = EXAMPLE if not where else None

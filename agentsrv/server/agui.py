@@ -12,8 +12,16 @@ from agentsrv.errors import AgentsrvError, Conflict, Internal, InvalidState
 from agentsrv.models import commands as c
 from agentsrv.orchestrator.hub import Hub
 from agentsrv.orchestrator.orchestrator import Orchestrator
-from agentsrv.orchestrator.subscriptions import Subscriber
-from agentsrv.protocol.agui import AguiSession, CancelRun, Frame, RunAgentInput, custom
+from agentsrv.orchestrator.subscriptions import Answer, Subscriber
+from agentsrv.protocol.agui import (
+    AguiSession,
+    CancelRun,
+    Frame,
+    ResumeEntry,
+    RunAgentInput,
+    custom,
+    in_words_of_front_end,
+)
 from agentsrv.protocol.agui_events import AguiRun
 from agentsrv.server.entrance import Admission
 from agentsrv.server.outbox import OutboxConnection
@@ -108,18 +116,32 @@ class AguiConnection:
         with self._subscriber.answering() as answer:
             task_id = given.resumed_task
             if task_id is None:
-                created = await self._orchestrator.create(self._principal, given.create(), answer)
+                command = given.create()
+                try:
+                    created = await self._orchestrator.create(self._principal, command, answer)
+                except AgentsrvError as refusal:
+                    raise in_words_of_front_end(refusal) from None
                 task_id = str(created["task_id"])
             else:
-                for entry in given.resume:
-                    # What is settled is no fault: by this run before, by somebody, by its time.
+                for place, entry in enumerate(given.resume):
+                    # A question that is settled is no error: by this run before, by another
+                    # client, or by its time.
                     with suppress(Conflict, InvalidState):
-                        await self._orchestrator.respond(self._principal, entry.command, answer)
+                        await self._respond(entry, place, answer)
                 follow = c.Subscribe(task_id=task_id)
                 await self._orchestrator.subscribe(self._principal, follow, answer)
             self._run = AguiRun(given, task_id)
             self._session.is_running = True
             self._post(self._run, self._run.start())
+
+    async def _respond(self, entry: ResumeEntry, place: int, answer: Answer) -> None:
+        command = entry.command(place)
+        try:
+            await self._orchestrator.respond(self._principal, command, answer)
+        except (Conflict, InvalidState):
+            raise
+        except AgentsrvError as refusal:
+            raise in_words_of_front_end(refusal, place) from None
 
     async def _cancel(self, frame: CancelRun) -> None:
         if self._run is None:

@@ -75,8 +75,8 @@ def test_a_run_is_the_same_task_by_its_thread_and_its_id():
     [
         ({"messages": []}, "found none of a user"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "found none of a user"),
-        ({"messages": [{"role": "user", "content": ""}]}, "task_description"),
-        ({"messages": [{"role": "user", "content": "x" * 32_769}]}, "task_description"),
+        ({"messages": [{"role": "user", "content": ""}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "x" * 32_769}]}, "messages"),
         ({"messages": [{"role": "user"}]}, "more than text"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "more than text"),
         ({"forwardedProps": {"agentsrv": {"agnt": "x"}}}, "forwardedProps.agentsrv.agnt"),
@@ -100,7 +100,7 @@ def test_answers_to_interrupts_are_answers_to_questions():
         ]
     )
     assert given.resumed_task == "ab"
-    assert [entry.command for entry in given.resume] == [
+    assert [entry.command(0) for entry in given.resume] == [
         Respond(input_id="ab/s/1", value={"yes": True}),
         Respond(input_id="ab/s/2", action="decline"),
     ]

@@ -316,3 +316,85 @@ async def test_a_front_end_that_does_not_read_loses_nothing():
             await talk.log(front.state["agentsrv"]["task_id"])
         await take(socket, front)
         assert len(front.texts[0]) == 300 * 3000
+
+
+LONG = "x" * 257
+NULLS: list[dict[str, Any]] = [
+    {"resume": None},
+    {"state": None, "forwardedProps": None},
+    {"tools": None, "context": None},
+]
+FIELDS = [
+    ({"threadId": LONG}, "threadId"),
+    ({"runId": ""}, "runId"),
+    ({"messages": None}, "messages"),
+    ({"messages": []}, "messages"),
+    ({"messages": [{"role": "user", "content": "x" * 40_000}]}, "messages"),
+    ({"messages": [{"role": "user", "content": ""}]}, "messages"),
+    ({"resume": 1}, "resume"),
+    ({"resume": [{"status": "resolved"}]}, "resume.0.interruptId"),
+    ({"resume": [{"interruptId": "a/b/1", "status": "no"}]}, "resume.0.status"),
+    (
+        {
+            "resume": [
+                {"interruptId": "a/b/1", "status": "resolved"},
+                {"interruptId": LONG, "status": "resolved"},
+            ]
+        },
+        "resume.1.interruptId",
+    ),
+    (by("nobody"), "forwardedProps.agentsrv.agent"),
+    (by("echo", times="many"), "forwardedProps.agentsrv.params.times"),
+    ({"forwardedProps": {"agentsrv": 1}}, "forwardedProps.agentsrv"),
+    ({"forwardedProps": {"agentsrv": {"deadline": "soon"}}}, "forwardedProps.agentsrv.deadline"),
+    (
+        {"forwardedProps": {"agentsrv": {"plan": {"steps": []}}}},
+        "forwardedProps.agentsrv.plan.steps",
+    ),
+    (
+        {"forwardedProps": {"agentsrv": {"plan": {"steps": [{"step_id": "a"}]}}}},
+        "forwardedProps.agentsrv.plan.steps.0.agent",
+    ),
+    ({"forwardedProps": {"agentsrv": {"colour": 1}}}, "forwardedProps.agentsrv.colour"),
+]
+
+
+@pytest.mark.parametrize("fields", [*NULLS, {"forwardedProps": {"agentsrv": None}}])
+async def test_null_is_what_is_left_out(fields):
+    """Front ends write all fields that AG-UI has."""
+    async with serving() as server, fronting(server) as socket:
+        front = Front("Hello.")
+        given = front.run_input("r1", **({} if "forwardedProps" in fields else by("echo")))
+        await send(socket, given | fields)
+        if "forwardedProps" in fields:
+            first = json.loads(await socket.recv())
+            assert first["type"] != "RUN_ERROR" or "null" not in first["message"]
+            return
+        assert (await take(socket, front))["result"] == "Hello."
+
+
+@pytest.mark.parametrize(("fields", "named"), FIELDS)
+async def test_a_refusal_names_the_field_that_the_front_end_wrote(fields, named):
+    """In the message and in the details, wherever it was found."""
+    async with serving() as server, fronting(server) as socket:
+        await send(socket, Front("Hello.").run_input("r1") | fields)
+        refused = json.loads(await socket.recv())
+    assert refused["type"] == "RUN_ERROR"
+    assert refused["code"] == "invalid_command"
+    details = refused["metadata"]["agentsrv"].get("details")
+    assert not details or details[0]["field"] == named
+    assert details or named in refused["message"]
+    assert "task_description" not in json.dumps(refused)
+
+
+async def test_an_answer_that_does_not_fit_names_the_payload():
+    """By the place of its entry."""
+    async with serving() as server, fronting(server) as socket:
+        front = Front()
+        await send(socket, front.run_input("r1", **by("asker")))
+        (interrupt,) = (await take(socket, front))["outcome"]["interrupts"]
+        resume = [{"interruptId": interrupt["id"], "status": "resolved", "payload": "perhaps"}]
+        await send(socket, front.run_input("r2", resume=resume))
+        refused = json.loads(await socket.recv())
+    assert refused["code"] == "invalid_input"
+    assert refused["metadata"]["agentsrv"]["details"][0]["field"] == "resume.0.payload"
