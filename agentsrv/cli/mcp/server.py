@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import select
 import signal
 import threading
@@ -16,7 +18,7 @@ from typing import Annotated, Any, Final
 import orjson
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp_types import CallToolResult, ToolAnnotations
+from mcp_types import CallToolResult, InputRequiredResult, ToolAnnotations
 from pydantic import Field
 
 from agentsrv.app import VERSION
@@ -34,8 +36,25 @@ question waits for its answer: put it to the user, do not invent it."""
 
 STDIN: Final = 0
 CHUNK: Final = 65_536  # bytes
+HALF: Final = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair, which an escape in JSON can hold and UTF-8 cannot."""
+HALF_MARK: Final = "\ufdd0"
+"""Stands for a half until the call is refused: a code point that is never a character."""
 
 TaskId = Annotated[str, Field(description="The task's id, or the beginning of it.")]
+
+
+class _Server(MCPServer):
+    """Refuses arguments that no command can carry; the call is answered."""
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Any = None
+    ) -> CallToolResult | InputRequiredResult:
+        if HALF_MARK in json.dumps(arguments, ensure_ascii=False):
+            raise ToolError(
+                "an argument has half of a surrogate pair; expected whole Unicode characters"
+            )
+        return await super().call_tool(name, arguments, context)
 
 
 class Tools:
@@ -46,7 +65,7 @@ class Tools:
 
     def server(self) -> MCPServer:
         """A server that offers the tools."""
-        server = MCPServer(
+        server = _Server(
             "agentsrv", version=VERSION, instructions=INSTRUCTIONS, log_level="WARNING"
         )
         for tool, hints in (
@@ -153,7 +172,8 @@ async def serve(client: Client) -> None:
 def _relay_stdin() -> Callable[[], object]:
     """Put a pipe in the place of stdin; return what ends it as the end of stdin would.
 
-    The SDK reads in a thread that waits for a line, which no signal and no cancellation ends.
+    The SDK reads in a thread that waits for a line, which no signal and no cancellation ends. It
+    drops a line with half of a surrogate pair without an answer, so such a half is replaced here.
     """
     source = os.dup(STDIN)
     reader, writer = os.pipe()
@@ -162,15 +182,30 @@ def _relay_stdin() -> Callable[[], object]:
     os.close(reader)
 
     def relay() -> None:
-        while end not in select.select([source, end], [], [])[0]:
-            data = os.read(source, CHUNK)
-            if not data:
-                break
-            os.write(writer, data)
-        os.close(writer)
+        with os.fdopen(writer, "wb", buffering=0) as lines:
+            rest = b""
+            while end not in select.select([source, end], [], [])[0]:
+                data = os.read(source, CHUNK)
+                if not data:
+                    break
+                *whole, rest = (rest + data).split(b"\n") if b"\n" in data else (rest + data,)
+                for line in whole:
+                    lines.write(without_halves(line) + b"\n")
+            lines.write(rest)
 
     threading.Thread(target=relay, name="agentsrv-stdin", daemon=True).start()
     return partial(os.write, ending, b"\0")
+
+
+def without_halves(line: bytes) -> bytes:
+    """A line of JSON in which each half of a surrogate pair is `HALF_MARK`; others as they are."""
+    if b"\\ud" not in line.lower():
+        return line
+    try:
+        text = json.dumps(json.loads(line), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return line  # the SDK answers what is not JSON
+    return HALF.sub(HALF_MARK, text).encode() if HALF.search(text) else line
 
 
 @contextmanager

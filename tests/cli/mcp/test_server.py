@@ -267,6 +267,52 @@ async def test_a_server_of_its_own_serves_where_there_is_none(tmp_path, monkeypa
         assert "leaves and hot water" in text_of(result)
 
 
+HALVES = [
+    {"name": "run", "arguments": {"text": "a\ud83d"}},
+    {"name": "run", "arguments": {"text": "a", "params": {"name": ["\udc00"]}}},
+    {"name": "run", "arguments": {"text": "a", "params": {"\ud83d": 1}}},
+    {"name": "respond", "arguments": {"question": "0123456789abcdef/a/1", "answer": "\ud83d"}},
+    {"name": "status", "arguments": {"task": "\ud83d"}},
+    {"name": "cancel", "arguments": {"task": "0123456789abcdef", "reason": "\ud83dx"}},
+]
+
+
+async def test_a_call_with_half_a_surrogate_pair_is_answered(url):
+    """By an error that says what is wrong; the next call is carried out."""
+    initialize = {
+        "protocolVersion": "2025-06-18",
+        "capabilities": {},
+        "clientInfo": {"name": "t", "version": "0"},
+    }
+    emoji = {
+        "name": "run",
+        "arguments": {"text": "a", "agent": "greeter", "params": {"name": "😀 \\ud83d"}},
+    }
+    lines = [message(1, "initialize", initialize), message(None, "notifications/initialized")]
+    lines += [
+        message(number, "tools/call", call) for number, call in enumerate([*HALVES, emoji], 2)
+    ]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "agentsrv", "mcp", "--url", url,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("".join(lines).encode())
+    answers: dict[int, Any] = {}
+    async with asyncio.timeout(60):
+        while len(answers) < len(HALVES) + 2:
+            answer = json.loads(await process.stdout.readline())
+            if "id" in answer:
+                answers[answer["id"]] = answer["result"]
+    process.stdin.close()
+    await process.communicate()
+    for number in range(2, 2 + len(HALVES)):
+        assert answers[number]["isError"]
+        assert "half of a surrogate pair" in answers[number]["content"][0]["text"]
+    assert answers[2 + len(HALVES)]["content"][0]["text"] == "Hello 😀 \\ud83d"
+
+
 @pytest.mark.parametrize("signal", ["\x03", None], ids=["Ctrl-C", "SIGTERM"])
 async def test_a_signal_ends_it_as_the_end_of_stdin_does(url, signal):
     """Though it waits for a line; the task of a call is cancelled first."""
