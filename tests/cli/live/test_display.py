@@ -32,7 +32,7 @@ def test_run_shows_the_plan_as_a_tree_and_the_text_below_it(plan_url):
         assert lines[2] == "      attempt 1: RuntimeError: the line is busy"
         assert lines[3].startswith("    ├── ✓ left look  0.")
         assert lines[4].startswith("    └── ✓ right look  0.")
-        assert lines[5].startswith("        └── ▸ last write  after left, right  0.")
+        assert lines[5].startswith("        └── ▸ last write  after left, right")
         assert lines[6:8] == ["One", "Two"]
         assert lines[-1].startswith("task completed in")
         assert not terminal.is_cursor_hidden
