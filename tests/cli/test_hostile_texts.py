@@ -29,7 +29,7 @@ app = App(builtin=False)
 
 @app.agent
 async def speaker(step, ctx, name: str = EVIL):
-    """Say EVIL\x1b]52;c;cm0gLXJm\x07 things."""
+    """Say EVIL\x1b]52;c;cm0gLXJm\x07 things."""  # noqa: D301 - the characters themselves
     await ctx.progress(1, 2, EVIL)
     yield EVIL
     yield f"{EVIL}\n"
@@ -83,7 +83,7 @@ def server() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def tasks(server: str) -> dict[str, str]:
     """The id of a task of each agent."""
-    from agentsrv.client import Client, TaskFailed
+    from agentsrv.client import Client
 
     async def make() -> dict[str, str]:
         async with Client(server) as client:
@@ -124,6 +124,7 @@ SHOWN = {
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_a_command_shows_it_and_does_not_execute_it(name, server, tasks, tmp_path, monkeypatch):
+    """Each command that shows texts of other people."""
     monkeypatch.chdir(tmp_path)
     arguments, environment, code = SHOWN[name]
     arguments = [
@@ -138,6 +139,7 @@ def test_a_command_shows_it_and_does_not_execute_it(name, server, tasks, tmp_pat
 
 
 def test_a_question_is_shown_and_not_executed(server):
+    """At the prompt."""
     with in_terminal("run", EVIL, "--agent", "asker", env={"AGENTSRV_URL": server}) as terminal:
         terminal.wait_for("decline, Enter for no")
         terminal.type("\n")
@@ -147,6 +149,7 @@ def test_a_question_is_shown_and_not_executed(server):
 
 
 def test_top_shows_it_and_does_not_execute_it(server, tasks):
+    """Beside the escape sequences that draw the screen."""
     with in_terminal("top", columns=200, env={"AGENTSRV_URL": server}) as terminal:
         terminal.wait_for(MARK)
         terminal.type("q")
@@ -172,6 +175,7 @@ def test_a_server_is_not_trusted_either(script, code, monkeypatch):
 
 
 def test_in_a_pipe_the_result_is_what_the_agent_wrote(server):
+    """Byte for byte."""
     command = [sys.executable, "-m", "agentsrv", "run", "x", "--agent", "speaker", "--url", server]
     done = subprocess.run(command, capture_output=True, check=True)
     assert done.stdout.decode() == f"{EVIL}{EVIL}\n"

@@ -80,6 +80,7 @@ ENDS = {
 
 @pytest.mark.parametrize("name", ENDS)
 def test_a_stream_that_fails_ends_in_a_sentence_and_a_code(name, server):
+    """The sentence goes to stderr, where there is one."""
     script, code, told = ENDS[name]
     shell(RUN, server)
     found, _, err = shell(script, server)
@@ -113,6 +114,7 @@ ENCODINGS = {
 
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_what_an_encoding_lacks_is_written_as_an_escape(name, server):
+    """Everything else is written as it is."""
     environment, out = ENCODINGS[name]
     assert shell(RUN, server, **environment)[:2] == (0, out)
 
@@ -122,6 +124,7 @@ def test_what_an_encoding_lacks_is_written_as_an_escape(name, server):
     "command", [f"{RUN} --json", "$AGENTSRV list --json --limit 1", "$AGENTSRV agents --json"]
 )
 def test_json_stays_json_in_each_encoding(name, command, server):
+    """With the same values."""
     environment = ENCODINGS[name][0]
     encoding = environment.get("PYTHONIOENCODING", "utf-8").partition(":")[0]
     code, out, _ = shell(f"{RUN} --param name=✓é 2>&- >&2; {command}", server, **environment)
@@ -156,6 +159,7 @@ BYTES = {
 @pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
 @pytest.mark.parametrize("name", BYTES)
 def test_arguments_of_any_bytes_end_in_a_sentence(name, locale, server, tmp_path):
+    """Whichever argument has them, and whatever the locale is."""
     environment = {**os.environ, "AGENTSRV_URL": server, "LC_ALL": locale}
     command = [sys.executable.encode(), b"-m", b"agentsrv", *BYTES[name]]
     done = subprocess.run(command, capture_output=True, env=environment, check=False, cwd=tmp_path)
@@ -165,6 +169,7 @@ def test_arguments_of_any_bytes_end_in_a_sentence(name, locale, server, tmp_path
 
 
 def test_utf_8_arguments_arrive_where_the_locale_is_ascii(server):
+    """As they were typed."""
     environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     code, _, err = shell(f"{RUN} --param name=✓", server, **environment)
     assert (code, b"Traceback" in err) == (0, False)

@@ -46,6 +46,7 @@ def says(data: bytes, *, waits: bool = True) -> Serving:
 
 
 def http(status: str, *headers: str, body: str = "") -> Serving:
+    """A server that answers with one HTTP response."""
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", body]
     return says("\r\n".join(lines).encode())
 
@@ -78,6 +79,7 @@ async def tls(folder: Path) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def nobody(_: Path) -> AsyncIterator[int]:
+    """A port on which nothing listens."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         yield found.getsockname()[1]  # bound and not listening: nobody else can take it
@@ -85,6 +87,7 @@ async def nobody(_: Path) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def silent(_: Path) -> AsyncIterator[int]:
+    """A port that accepts connections and says nothing."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         found.listen()
@@ -100,6 +103,8 @@ async def websocket(_: Path) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def other_subprotocol(_: Path) -> AsyncIterator[int]:
+    """A WebSocket server that speaks another subprotocol."""
+
     def choose(*_: object) -> str:
         return "graphql"
 
@@ -157,6 +162,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 async def test_it_names_the_address_what_was_found_and_what_to_try(name, tmp_path):
+    """And no password."""
     case = CASES[name]
     options = Options(open_timeout=0.5 if case.serving is silent else 10.0)
     async with case.serving(tmp_path) as port:
@@ -181,6 +187,7 @@ PROXIES = {
 
 @pytest.mark.parametrize("name", PROXIES)
 async def test_a_proxy_of_the_environment_is_named(name, monkeypatch):
+    """It is what fails, not the server."""
     proxy, error, found = PROXIES[name]
     for variable in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(variable, proxy)
@@ -191,6 +198,7 @@ async def test_a_proxy_of_the_environment_is_named(name, monkeypatch):
 
 
 async def test_a_proxy_that_refuses_is_named(monkeypatch, tmp_path):
+    """With its status."""
     for variable in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     async with http("407 Proxy Authentication Required")(tmp_path) as port:
@@ -206,11 +214,13 @@ WRONG = ["", "127.0.0.1:8765", "ftp://x", "ws://", "ws://x:99999", "ws://x:port"
 
 @pytest.mark.parametrize("url", WRONG)
 def test_what_is_no_url_is_refused_before(url):
+    """When the client is made."""
     with pytest.raises(ConfigurationError, match="expected one like ws://"):
         Client(url)
 
 
 def test_an_address_has_no_secrets():
+    """Neither a password nor a query."""
     assert address("wss://ada:secret@x.example:1/a?token=secret#secret") == "wss://x.example:1/a"
     assert address("ws://[::1]:8765") == "ws://[::1]:8765"
 

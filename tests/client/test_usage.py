@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import aclosing
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -53,6 +53,7 @@ async def use(client: Client, name: str) -> None:
 
 
 def test_every_method_is_listed():
+    """A new method of the client belongs in the list."""
     methods = {
         name
         for name, method in inspect.getmembers(Client, inspect.isfunction)
@@ -66,12 +67,14 @@ EVERY = [*COMMANDS, "events"]
 
 @pytest.mark.parametrize("name", EVERY)
 async def test_a_client_that_was_not_entered(name, server):
+    """It is refused at once, and does not wait."""
     with pytest.raises(ClientUsageError, match="async with"):
         await use(Client(server.url), name)
 
 
 @pytest.mark.parametrize("name", EVERY)
 async def test_a_client_that_was_closed(name, server):
+    """Likewise; closing again changes nothing."""
     async with Client(server.url) as client:
         pass
     with pytest.raises(Closed):
@@ -81,6 +84,8 @@ async def test_a_client_that_was_closed(name, server):
 
 @pytest.mark.parametrize("name", EVERY)
 async def test_a_client_of_another_event_loop(name, client):
+    """It is refused there, and usable here."""
+
     def elsewhere() -> None:
         asyncio.run(use(client, name))
 
@@ -90,18 +95,21 @@ async def test_a_client_of_another_event_loop(name, client):
 
 
 async def test_closing_from_another_event_loop(client):
+    """Refused likewise."""
     with pytest.raises(ClientUsageError, match="another event loop"):
         await asyncio.to_thread(lambda: asyncio.run(client.aclose()))
     assert await client.ping() >= 0
 
 
 async def test_a_client_is_entered_once(client):
+    """A second connection needs a second client."""
     with pytest.raises(ClientUsageError, match="entered before"):
         await client.__aenter__()
     assert await client.ping() >= 0
 
 
 async def test_a_child_of_fork_is_refused_and_leaves_the_connection_alone(client):
+    """Each method is refused in the child; the parent goes on."""
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -129,6 +137,8 @@ async def test_a_child_of_fork_is_refused_and_leaves_the_connection_alone(client
 
 
 async def test_a_sync_client_in_a_child_of_fork_or_in_its_own_thread(server):
+    """Both would wait for ever."""
+
     def in_child(client: SyncClient, queue: Any) -> None:
         try:
             client.ping()
@@ -172,10 +182,12 @@ print(client.ping() >= 0, flush=True)
 
 
 async def test_a_sync_client_that_is_dropped_warns_and_ends_its_thread(server):
+    """As files and sockets do."""
+
     def work() -> None:
         client = SyncClient(server.url)
         thread = client._thread
-        with pytest.warns(ResourceWarning, match="unclosed <agentsrv.client.sync.SyncClient"):
+        with pytest.warns(ResourceWarning, match="unclosed <agentsrv"):  # noqa: PT031
             del client
             gc.collect()
         thread.join()
@@ -185,6 +197,7 @@ async def test_a_sync_client_that_is_dropped_warns_and_ends_its_thread(server):
 
 
 async def test_a_sync_client_that_is_never_closed_does_not_hold_up_the_end(server):
+    """The program ends, with a warning."""
     command = [sys.executable, "-W", "always", "-c", DROPPED, server.url]
     done = await asyncio.to_thread(
         subprocess.run, command, capture_output=True, text=True, timeout=30
@@ -211,6 +224,7 @@ async def test_a_cancelled_call_leaves_the_client_usable(name, server):
 
 
 async def test_closing_an_iterator_unsubscribes(server):
+    """By ``contextlib.aclosing``."""
     async with Client(server.url) as client:
         task_id = (await client.create("x", agent="endless", execute=True))["task_id"]
         async with aclosing(client.events(task_id)) as events:
@@ -243,9 +257,9 @@ def every_error() -> Iterator[type[AgentsrvError]]:
 def made(kind: type[AgentsrvError]) -> AgentsrvError:
     """An instance with all fields set."""
     if kind is TaskFailed:
-        error: AgentsrvError = TaskFailed("0123", sample(e.TaskFailed))
+        error: AgentsrvError = TaskFailed("0123", cast("e.TaskFailed", sample(e.TaskFailed)))
     elif kind is TaskCancelled:
-        error = TaskCancelled("0123", sample(e.TaskCancelled))
+        error = TaskCancelled("0123", cast("e.TaskCancelled", sample(e.TaskCancelled)))
     else:
         error = kind.__new__(kind)
         AgentsrvError.__init__(error, "found x; expected y")
@@ -260,9 +274,11 @@ def made(kind: type[AgentsrvError]) -> AgentsrvError:
     "kind", sorted(set(every_error()), key=str), ids=lambda kind: kind.__name__
 )
 @pytest.mark.parametrize(
-    "travel", [lambda x: pickle.loads(pickle.dumps(x)), copy.copy, copy.deepcopy]
+    "travel",
+    [lambda x: pickle.loads(pickle.dumps(x)), copy.copy, copy.deepcopy],  # noqa: S301
 )
 def test_every_error_survives_pickle_and_copy(kind, travel):
+    """With its class, its arguments and all its fields."""
     error = made(kind)
     other = travel(error)
     assert type(other) is kind
@@ -271,8 +287,9 @@ def test_every_error_survives_pickle_and_copy(kind, travel):
 
 
 def test_an_error_of_a_newer_server_survives_too():
+    """Its code is no class of ours."""
     error = from_frame({"code": "teapot", "retryable": True, "message": "short", "retry_after": 2})
-    other = pickle.loads(pickle.dumps(error))
+    other = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
     assert (other.code, other.retryable, other.message, other.retry_after) == (
         "teapot",
         True,

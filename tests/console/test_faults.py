@@ -146,7 +146,9 @@ def test_small_screens_have_a_list_a_landmark_and_a_heading(browser, server, wid
     with visiting(browser, server, viewport={"width": width, "height": height}) as visit:
         visit.open()
         page = visit.page
-        assert page.locator(".scroller").bounding_box()["height"] >= 120
+        box = page.locator(".scroller").bounding_box()
+        assert box is not None
+        assert box["height"] >= 120
         expect(page.get_by_role("main")).to_have_count(1)
         expect(page.get_by_role("heading", level=1)).to_have_count(1)
         assert page.evaluate("document.documentElement.scrollWidth") <= width

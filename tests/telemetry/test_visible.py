@@ -41,13 +41,14 @@ DANGEROUS = [
     ("interlinear annotation", "\ufff9a\ufffab\ufffb"),
 ]
 HARMLESS = [
-    "plain text", "naïve café ✓ → …", "日本語 한국어", "שלום עולם", "مرحبا", "می\u200cخواهم",
+    "plain text", "naïve café ✓ → …", "日本語 한국어", "שלום עולם", "مرحبا", "می\u200cرود",
     "क्\u200dष", "👩\u200d🚀 ❤️\u200d🔥 👍🏽", "a\u0301", "\U0001f600",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("_", "text"), DANGEROUS)
 def test_a_dangerous_character_is_written_as_an_escape(_, text):
+    """As Python writes it; JSON means the same as before."""
     shown = visible(text)
     assert shown == visible(shown)
     assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp", "Cn")]
@@ -58,10 +59,12 @@ def test_a_dangerous_character_is_written_as_an_escape(_, text):
 
 @pytest.mark.parametrize("text", HARMLESS)
 def test_harmless_text_stays_as_it_is(text):
+    """Also where joiners and direction belong to the script."""
     assert visible(text) == visible_text(text) == text
 
 
 def test_line_ends_and_tabs_stay_in_a_text_and_not_in_a_line():
+    """A line cannot become two."""
     assert visible_text("a\tb\r\nc\n") == "a\tb\r\nc\n"
     assert visible("a\tb\r\nc\n") == "a\\tb\\r\\nc\\n"
 
