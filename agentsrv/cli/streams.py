@@ -107,8 +107,15 @@ def guarded() -> Iterator[None]:
 
 
 def release() -> None:
-    """Give the streams back to the application that is served: what it prints is its own."""
+    """Give the streams back to the application that is served: what it prints is its own.
+
+    A stdout that was closed takes what is printed and drops it: an agent's ``print`` must not fail.
+    """
     sys.stdout, sys.stderr = raw(sys.stdout), raw(sys.stderr)
+    try:
+        os.write(STDOUT, b"")
+    except OSError:
+        forget_output()
 
 
 def raw(stream: TextIO) -> TextIO:

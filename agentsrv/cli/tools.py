@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from agentsrv.app import VERSION, knowledge_index, open_models, store_file
+from agentsrv.cli.exits import use_json
 from agentsrv.cli.live.progress import OnProgress, progress
 from agentsrv.cli.options import Token, make_settings, takes_settings
 from agentsrv.cli.streams import as_json
@@ -97,7 +98,9 @@ def nodes(
         typer.Option("--store", help="postgresql://…; by default the setting of that name."),
     ] = None,
     *,
-    json: Annotated[bool, typer.Option("--json", help="Print each as a line of JSON.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", callback=use_json, help="Print each as a line of JSON.")
+    ] = False,
 ) -> None:
     """List the servers that share a store: lease, tasks that they run, delay of their loops."""
     from agentsrv.cli import nodes

@@ -175,3 +175,23 @@ def test_utf_8_arguments_arrive_where_the_locale_is_ascii(server):
     assert (code, b"Traceback" in err) == (0, False)
     code, out, _ = shell("$AGENTSRV run 'é ✓' --agent speaker --json | head -n 1", server)
     assert json.loads(out)["data"]["task_description"] == "é ✓"
+
+
+SERVED = """
+import sys
+from agentsrv.cli import streams
+with streams.guarded():
+    streams.release()
+    print("an agent prints")
+    print("\\x1b[32m", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("streams", ["", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_what_an_application_prints_is_its_own(streams):
+    """Served with a closed stdout it prints without an error, and in colour where it likes."""
+    command = f"{sys.executable} -c '{SERVED}' {streams}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (b"" if ">&-" in streams.split() else b"an agent prints\n")
+    assert done.stderr == (b"" if "2>&-" in streams.split() else b"\x1b[32m\n")
