@@ -86,7 +86,7 @@ function signIn(reason) {
 
 $("retry").onclick = () => client.reconnect();
 addEventListener("online", () => client.state.name === "closed" || client.reconnect());
-setInterval(() => client.state.name === "connected" || showState(), 500);
+setInterval(() => ["waiting", "connecting"].includes(client.state.name) && showState(), 500);
 $("sign-out").onclick = () => {
   sessionStorage.removeItem(TOKEN);
   location.reload();

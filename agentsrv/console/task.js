@@ -80,6 +80,7 @@ export function showTask(root, client, task_id) {
   log.onText = (step, piece) => (piece === null ? streams.get(step)?.reset() : streams.get(step)?.append(piece));
 
   const cards = new Map(); // of open questions
+  let isAnswering = false; // whether the last one was answered here, and no other has come yet
   let update; // of the graph
   const render = perFrame(() => {
     say(title, log.description || "…");
@@ -118,7 +119,10 @@ export function showTask(root, client, task_id) {
       cards.set(id, question(asked, client, attempt));
       questions.append(cards.get(id));
     }
-    if (hadFocus) (questions.querySelector("input, select, textarea, button") ?? title).focus();
+    // Who has answered goes on with the next question, also with one that comes a moment later.
+    const next = questions.querySelector("input, select, textarea, button");
+    if (hadFocus || (isAnswering && next && document.activeElement === title)) (next ?? title).focus();
+    isAnswering = !next && (hadFocus || isAnswering);
     say(heading, picked?.step_id ?? "Output");
     back.hidden = !picked;
     const trouble = picked?.error !== log.error && picked?.error; // the task's own is said above
