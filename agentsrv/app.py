@@ -27,12 +27,14 @@ from agentsrv.agents.retriever import RetrieverAgent
 from agentsrv.agents.validator import ValidatorAgent
 from agentsrv.agents.writer import WriterAgent
 from agentsrv.errors import ConfigurationError, missing_extra
+from agentsrv.models.retry import LOCAL_BASE
 from agentsrv.orchestrator.hub import Hub
 from agentsrv.orchestrator.logs import forget_old
 from agentsrv.orchestrator.orchestrator import Orchestrator
 from agentsrv.orchestrator.peers import Peers
 from agentsrv.orchestrator.surroundings import OutputLimits, Surroundings
 from agentsrv.orchestrator.tails import Tails
+from agentsrv.orchestrator.vault import Vault
 from agentsrv.orchestrator.worker import Worker
 from agentsrv.server.auth import open_authenticator
 from agentsrv.server.exposure import check_exposure
@@ -77,12 +79,38 @@ class App:
             self.registry.planner = self._builtin_planner.plan
             for agent in (
                 Agent.of(
-                    RetrieverAgent().run, name="retriever", on_failure="degrade", cache=RETRIEVED
+                    RetrieverAgent().run,
+                    name="retriever",
+                    on_failure="degrade",
+                    cache=RETRIEVED,
+                    retry_base=LOCAL_BASE,
+                    retry_jitter=False,
                 ),
-                Agent.of(AnalyzerAgent().run, name="analyzer"),
-                Agent.of(WriterAgent().run, name="writer"),
-                Agent.of(ValidatorAgent().run, name="validator", on_failure="degrade"),
-                Agent.of(OptimizerAgent().run, name="optimizer"),
+                Agent.of(
+                    AnalyzerAgent().run,
+                    name="analyzer",
+                    retry_base=LOCAL_BASE,
+                    retry_jitter=False,
+                ),
+                Agent.of(
+                    WriterAgent().run,
+                    name="writer",
+                    retry_base=LOCAL_BASE,
+                    retry_jitter=False,
+                ),
+                Agent.of(
+                    ValidatorAgent().run,
+                    name="validator",
+                    on_failure="degrade",
+                    retry_base=LOCAL_BASE,
+                    retry_jitter=False,
+                ),
+                Agent.of(
+                    OptimizerAgent().run,
+                    name="optimizer",
+                    retry_base=LOCAL_BASE,
+                    retry_jitter=False,
+                ),
             ):
                 self.registry.add(agent)
 
@@ -90,22 +118,36 @@ class App:
     def agent(self, function: F, /) -> F: ...
 
     @overload
-    def agent(self, /, **options: Unpack[AgentOptions]) -> Callable[[F], F]: ...
+    def agent(
+        self, name: str | None = None, /, **options: Unpack[AgentOptions]
+    ) -> Callable[[F], F]: ...
 
     def agent(
-        self, function: F | None = None, /, **options: Unpack[AgentOptions]
+        self, function: F | str | None = None, /, **options: Unpack[AgentOptions]
     ) -> F | Callable[[F], F]:
         """Register an agent; the function is returned unchanged.
 
-        Used as ``@app.agent`` or, with the options of ``AgentOptions``, as ``@app.agent(...)``.
+        Used as ``@app.agent``, ``@app.agent("name")`` or ``@app.agent(name="name", retries=0)``.
 
         Args:
-            function: ``async def`` or async generator taking ``(step, ctx, ...)``.
-            options: What there is to say about it.
+            function: An async function or generator, also a bound method, a partial or an object
+                that can be called; or the agent's name.
+            options: See ``AgentOptions``.
 
         Raises:
-            ConfigurationError: The function or an option cannot be taken.
+            ConfigurationError: The function, a parameter or an option cannot be taken; the message
+                names the agent and which.
         """
+        if isinstance(function, str):
+            if "name" in options:
+                raise ConfigurationError(
+                    f"agent {function!r} is also given name={options['name']!r}; expected one name"
+                )
+            options["name"] = function
+            function = None
+        if function is not None and options:
+            self.registry.add(Agent.of(function, **options))
+            return function
 
         def register(run: F) -> F:
             self.registry.add(Agent.of(run, **options))
@@ -152,7 +194,8 @@ class App:
             store.on_broken = on_fault
             await library.open()
             stack.push_async_callback(library.close)
-            around = self._surroundings(settings, node, store, library, models.llm)
+            vault = await open_vault(settings)
+            around = self._surroundings(settings, node, store, library, models.llm, vault=vault)
             worker, peers = Worker(around, settings.concurrency), None
             hub = Hub(store, settings.principal_subscriptions)
             measures = around.measures
@@ -197,7 +240,10 @@ class App:
         store: Store,
         library: Library,
         model: LanguageModel | None,
+        *,
+        vault: Vault,
     ) -> Surroundings:
+        self.registry.max_plan = settings.max_plan
         return Surroundings(
             node=node,
             store=store,
@@ -205,7 +251,11 @@ class App:
             search=library.search,
             now=time.time,
             grace=settings.cancel_grace,
-            limits=OutputLimits(settings.max_step_output, settings.max_task_output),
+            limits=OutputLimits(
+                settings.max_step_output, settings.max_task_output, settings.max_result
+            ),
+            tracebacks=settings.tracebacks == "on",
+            vault=vault,
             model=model,
             tracing=open_tracing(),
         )
@@ -273,6 +323,19 @@ def open_store(settings: Settings, node: str) -> Store:
         f"store is {settings.store!r}; expected sqlite:///FILE (a fourth slash begins an "
         "absolute path), memory: or postgresql://USER@HOST/DATABASE"
     )
+
+
+async def open_vault(settings: Settings) -> Vault:
+    """What encrypts the answers to secret questions, by ``settings``."""
+    key = settings.secret_key
+    file = store_file(settings)
+    vault = Vault(
+        None if key is None else key.get_secret_value(),
+        None if file is None else file.with_name(f"{file.name}.key"),
+        is_shared=settings.store.startswith(POSTGRES),
+    )
+    await asyncio.to_thread(vault.load)
+    return vault
 
 
 def store_file(settings: Settings) -> Path | None:

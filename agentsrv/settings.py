@@ -101,6 +101,10 @@ class Settings(BaseSettings):
     """Where the log is: ``sqlite:///FILE``, ``memory:``, or ``postgresql://…``, which several
     servers may share."""
 
+    secret_key: Annotated[SecretStr, Field(min_length=32)] | None = None
+    """Key for answers to secret questions, of 32 characters or more, the same on all nodes; by
+    default it is in a file beside the SQLite store, made at first use."""
+
     bus: str | None = None
     """``redis://HOST``, by which servers wake each other in place of PostgreSQL's own NOTIFY."""
 
@@ -182,10 +186,19 @@ class Settings(BaseSettings):
     """Seconds that an ended task is kept; without it, for ever. A key of it ends with it."""
 
     max_step_output: Count = 1 << 20
-    """Characters that one attempt of a step may write; beyond, the step fails with them."""
+    """Characters that one attempt of a step may write; longer output is cut and the step fails."""
 
     max_task_output: Count = 10 << 20
     """Characters that the steps of one task may write together."""
+
+    max_result: Annotated[int, Field(ge=1024)] = 250_000
+    """Bytes of JSON of a step's result; with a larger one the step fails."""
+
+    max_plan: Annotated[int, Field(ge=1024)] = 500_000
+    """Bytes of JSON of a plan; a larger one is refused."""
+
+    tracebacks: Literal["on", "off"] = "on"
+    """Whether events carry the tracebacks of agents' errors; the log always has them."""
 
     stall_warning: Seconds = 1.0
     """Seconds that the event loop may be blocked before the log shows by what."""

@@ -23,7 +23,7 @@ framework_agent = Agent(instructions="Write a short poem about what the user nam
 @app.agent
 async def poet(step: Step, ctx: StepContext) -> AsyncIterator[str]:  # noqa: ARG001
     """Write a short poem."""
-    if ctx.llm is None:
+    if not ctx.llm:
         raise PermanentError("there is no language model; expected settings llm_url and llm_model")
     model = OpenAIChatModel(ctx.llm.model, provider=OpenAIProvider(openai_client=ctx.llm.client))
     async with framework_agent.run_stream(ctx.task_description, model=model) as answer:

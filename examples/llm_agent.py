@@ -23,7 +23,7 @@ async def assistant(
     tone: Literal["plain", "friendly"] = "plain",
 ) -> AsyncIterator[str]:
     """Answer a question with the language model, from the knowledge base."""
-    if ctx.llm is None:
+    if not ctx.llm:
         raise PermanentError("there is no language model; expected settings llm_url and llm_model")
     passages = await ctx.search(ctx.task_description, 3)
     known = "\n\n".join(f"[{passage.source}] {passage.text}" for passage in passages)

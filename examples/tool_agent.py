@@ -70,7 +70,7 @@ async def call(name: str, arguments: str, ctx: StepContext) -> str:
 @app.agent(retries=2, timeout=120)
 async def researcher(step: Step, ctx: StepContext) -> str:  # noqa: ARG001
     """Answer a question with a language model that may search and calculate."""
-    if ctx.llm is None:
+    if not ctx.llm:
         raise PermanentError("there is no language model; expected settings llm_url and llm_model")
     messages: list[dict[str, Any]] = [{"role": "user", "content": ctx.task_description}]
     used: list[str] = []

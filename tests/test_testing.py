@@ -65,7 +65,7 @@ def test_a_clock_is_wound_through_the_back_off():
     clock, script = ManualClock(), Script(ValueError("no"))
 
     async def story() -> None:
-        async with serving(app_of(script, retry_base=10)) as client:
+        async with serving(app_of(script, retry_base=10, retry_jitter=False)) as client:
             task = await client.create("x", agent="actor", execute=True)
             await clock.advance(0)
             for seconds, attempts in ((9.9, 1), (0.1, 2), (19.9, 2), (0.1, 3), (39.9, 3)):
@@ -85,7 +85,9 @@ def test_what_falls_due_on_the_way_happens_in_its_order():
     clock, script = ManualClock(), Script(["a", 10, "b", 10, "c"])
 
     async def story() -> list[str]:
-        async with serving(app_of(script, timeout=15), ping_interval=3600) as client:
+        async with serving(
+            app_of(script, timeout=15, retry_base=0.1, retry_jitter=False), ping_interval=3600
+        ) as client:
             task = await client.create("x", agent="actor", execute=True)
             await clock.advance(60)
             return await kinds_of(client, task["task_id"])

@@ -80,7 +80,7 @@ class AnalyzerAgent:
             ctx.log.warning("step %s has no passages to analyze", step.step_id)
         analysis = await asyncio.to_thread(analyze, ctx.task_description, retrieval, statements)
         llm = ctx.llm
-        if llm is None or not (retrieval and retrieval["passages"]):
+        if not llm or not (retrieval and retrieval["passages"]):
             for paragraph in describe(analysis):
                 yield paragraph
         else:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import inspect
 import logging
+import os
+import re
+import sys
+import textwrap
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import (
     TYPE_CHECKING,
+    Annotated,
     Any,
+    Final,
     Literal,
     Protocol,
     TypedDict,
@@ -19,11 +28,15 @@ from typing import (
     overload,
 )
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from agentsrv.agents.isolation import Isolation, isolated
-from agentsrv.agents.params import Parameters
+from agentsrv.agents.naming import nearest
+from agentsrv.agents.params import Parameters, Slot, base_function
 from agentsrv.agents.questions import Ask, Mailbox, Messages, Question
-from agentsrv.errors import ConfigurationError
-from agentsrv.models.plan import ExecutionPlan
+from agentsrv.agents.values import Copies, copies
+from agentsrv.errors import ConfigurationError, PermanentError
+from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.models.retry import RETRIES, RETRY_BASE, RetryPolicy
 
 if TYPE_CHECKING:
@@ -39,23 +52,41 @@ Search = Callable[[str, int], Awaitable["list[Passage]"]]
 
 T = TypeVar("T")
 
+MAX_LOG_LINE: Final = 10_000  # characters of a message in the log
+
 _log = logging.getLogger("agentsrv.agent")
+
+
+def _shorten(record: logging.LogRecord) -> bool:
+    """Cut a message that is too long for a line of the log; see `logging.Filter`."""
+    try:
+        message = record.getMessage()
+    except Exception:  # noqa: BLE001 - the formatter reports it
+        return True
+    if len(message) > MAX_LOG_LINE:
+        record.msg = f"{message[:MAX_LOG_LINE]}… (cut: {len(message)} characters)"
+        record.args = ()
+    return True
+
+
+_log.addFilter(_shorten)
 
 
 class Progress(Protocol):
     """Where a step's progress goes."""
 
-    async def __call__(self, done: float, total: float | None, message: str) -> None:
-        """Put one ``step_progress`` into the log."""
+    async def __call__(self, done: Any, total: Any, message: Any) -> None:
+        """Append one ``step_progress`` event."""
 
 
 @dataclass(eq=False)
-class TaskContext:
+class TaskContext(Copies):
     """What a planner is handed: the task, the knowledge base and the language model."""
 
     task_id: str
     task_description: str
     params: Mapping[str, Any]
+    """The task's params: a copy of this context's own."""
     principal: str
     searcher: Search = field(repr=False)
     model: LanguageModel | None = field(default=None, repr=False, kw_only=True)
@@ -66,12 +97,15 @@ class TaskContext:
         return logging.LoggerAdapter(_log, {"task_id": self.task_id})
 
     @cached_property
-    def llm(self) -> LanguageModel | None:
-        """The configured language model, or None where there is none.
+    def llm(self) -> LanguageModel | NoModel:
+        """The configured language model.
 
-        Its connections are shared by all steps; its ``usage`` counts this attempt only.
+        Its connections are shared by all steps; its ``usage`` counts this attempt only. Without a
+        model ``bool(ctx.llm)`` is false, and any other use raises a `PermanentError`.
         """
-        return None if self.model is None else self.model.counting()
+        if self.model is None:
+            return NoModel()
+        return self.model.counting()
 
     async def search(self, query: str, limit: int = 5) -> list[Passage]:
         """Return up to ``limit`` passages of the knowledge base, the best first.
@@ -84,9 +118,27 @@ class TaskContext:
         return await self.searcher(query, limit)
 
 
+copies(TaskContext, "params")
+
+
+class NoModel:
+    """``ctx.llm`` of a server without a language model: false, and an error at its first use."""
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise PermanentError(
+            f"found a use of ctx.llm.{name} without a language model; set llm_url and llm_model, "
+            "or look at `if ctx.llm:` first"
+        )
+
+
 @dataclass(eq=False)
 class StepContext(TaskContext):
-    """What an agent is handed beside its step."""
+    """What an agent is given in addition to its step."""
 
     attempt: int
     """Attempts count from 1."""
@@ -95,10 +147,12 @@ class StepContext(TaskContext):
     outputs: Mapping[str, str]
     """Texts of the completed dependencies, by step id."""
     results: Mapping[str, Any]
-    """Structured results of the completed dependencies, by step id."""
+    """Structured results of the completed dependencies, by step id: copies of its own."""
     reporter: Progress = field(repr=False)
     asker: Ask = field(repr=False)
     mailbox: Mailbox = field(repr=False)
+    step: Step = field(default=None, kw_only=True)  # type: ignore[assignment]
+    """The step that the attempt is for."""
     result: Any = None
     _asked: int = field(default=0, init=False, repr=False)
     """Questions without a key of their own, so far."""
@@ -115,11 +169,16 @@ class StepContext(TaskContext):
         return threading.Event()
 
     def set_result(self, value: Any) -> None:
-        """Give the step a structured result; it must be JSON."""
+        """Give the step a structured result: JSON, or what pydantic writes as JSON."""
         self.result = value
 
     async def progress(self, done: float, total: float | None = None, message: str = "") -> None:
-        """Tell the task's subscribers how far the step is; waits while the log is behind."""
+        """Report how far the step is, to the task's subscribers.
+
+        A report never fails a step. Numbers of any library are taken; what is no number, NaN and
+        infinity are reported as ``null``, a negative ``done`` as 0 and one beyond ``total`` as
+        ``total``. The message is cut at 2,000 characters. Waits while commits are behind.
+        """
         await self.reporter(done, total, message)
 
     @overload
@@ -174,8 +233,11 @@ class StepContext(TaskContext):
 
         Args:
             prompt: What people read, up to 32,768 characters.
-            schema: What the answer must be: a type, as pydantic reads it, or a JSON Schema.
-            options: The answer must be one of these; ``schema`` may then be left out.
+            schema: What the answer must be: a type, as pydantic reads it, or a JSON Schema. The
+                answer to a `SecretStr`, or to a schema with ``writeOnly``, is encrypted in the
+                log; only this call returns it.
+            options: The answer must be one of these; ``schema`` may then be left out, and the
+                option itself is returned, such as the member of an enum.
             default: The answer where nobody gives one within ``timeout``; ``None`` for none.
             timeout: Seconds from the first asking.
             key: Names the question within its step. By default it is the question's number
@@ -190,6 +252,8 @@ class StepContext(TaskContext):
         """
         if key is None:
             self._asked += 1
+        elif not isinstance(key, str):
+            raise PermanentError(f"the question's key is {key!r}; expected text")
         question = Question.of(
             prompt,
             key=self._asked if key is None else key,
@@ -209,8 +273,11 @@ class StepContext(TaskContext):
         return Messages(self.mailbox)
 
 
+copies(StepContext, "outputs", "results")
+
+
 class AgentOptions(TypedDict, total=False):
-    """What an author may say about an agent."""
+    """Options of an agent."""
 
     name: str | None
     """By default the function's name."""
@@ -219,7 +286,11 @@ class AgentOptions(TypedDict, total=False):
     retries: int
     """Attempts after the first; 3 by default."""
     retry_base: float
-    """Seconds before the first retry, doubled before each further one; 0.1 by default."""
+    """Seconds before the first retry, doubled before each further one; 1.0 by default."""
+    retry_jitter: bool
+    """Whether each wait is shortened at random, by up to half; by default it is."""
+    retry_on: Sequence[type[BaseException]]
+    """Programming errors that are retried all the same, such as ``[TypeError]``."""
     timeout: float | None
     """Seconds that one attempt may take; by default without limit."""
     on_failure: OnFailure
@@ -234,17 +305,27 @@ class AgentOptions(TypedDict, total=False):
     """Steps of this agent that run at the same time, over all tasks; by default without limit."""
 
 
+SLOTS: Final = (Slot("step", (Step,)), Slot("ctx", (StepContext, TaskContext)))
+"""The parameters of an agent's function that the server fills."""
+PLANNER_SLOTS: Final = (
+    Slot("task_description", is_text=True),
+    Slot("ctx", (TaskContext, StepContext)),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Agent:
     """A registered agent: the author's function and its options.
 
     Attributes:
-        run: ``async def`` whose return value is the step's result, or an async generator whose
-            ``str`` pieces are streamed.
+        run: Takes ``(step, ctx, **params)``: ``async def`` whose return value is the step's
+            result, or an async generator whose ``str`` pieces are streamed.
         timeout: Seconds that one attempt may take; ``None`` for no limit.
-        on_failure: Whether the task fails with the step, or goes on without it.
+        on_failure: Whether the task fails with the step, or continues without it.
         cache: Seconds for which a result is used again; ``None`` for never.
         concurrency: Steps that run at the same time; ``None`` for no limit.
+        retry_on: Programming errors that are retried.
+        origin: Module and name of the author's function, for errors.
     """
 
     name: str
@@ -256,66 +337,189 @@ class Agent:
     on_failure: OnFailure
     cache: float | None
     concurrency: int | None
+    retry_on: tuple[type[BaseException], ...]
+    origin: str
+    home: str
+    """Folder of the function's file, with the separator; empty if it has none."""
 
     @classmethod
     def of(cls, run: AgentFunction, **options: Unpack[AgentOptions]) -> Agent:
-        """Take an author's function.
+        """Take an author's function: a function, a bound method, a partial or a callable object.
 
         Raises:
-            ConfigurationError: The function does not fit its isolation, lacks the parameters
-                ``step`` and ``ctx``, or an option is out of its limits.
+            ConfigurationError: The function does not fit its isolation, a parameter cannot be
+                filled, or an option is unknown or out of its limits. The message names the agent,
+                and the parameter or option.
         """
-        name = options.get("name") or str(getattr(run, "__name__", repr(run)))
-        params = Parameters.of(run, f"agent {name!r}", {"StepContext": StepContext})
-        retry = RetryPolicy(options.get("retries", RETRIES), options.get("retry_base", RETRY_BASE))
-        timeout, cache = options.get("timeout"), options.get("cache")
-        concurrency = options.get("concurrency")
-        on_failure = options.get("on_failure", "fail")
-        if retry.retries < 0 or retry.base < 0 or (timeout is not None and timeout <= 0):
+        label = f"agent {options.get('name') or _name_of(run)!r}"
+        checked = _checked(options, label)
+        name = checked.name or _name_of(run)
+        run = _callable(run, label)
+        if not _NAME.fullmatch(name):
             raise ConfigurationError(
-                f"agent {name!r} has retries={retry.retries}, retry_base={retry.base}, "
-                f"timeout={timeout}; expected retries and retry_base of 0 or more and a "
-                "timeout above 0 (seconds) or None"
+                f"{label} has a name that no plan can have; expected name='…' with 1 to 64 of "
+                "letters, digits, '_', '.' and '-'"
             )
-        if on_failure not in ("fail", "degrade"):
-            raise ConfigurationError(
-                f"agent {name!r} has on_failure={on_failure!r}; expected 'fail' or 'degrade'"
-            )
-        if (cache is not None and cache <= 0) or (concurrency is not None and concurrency < 1):
-            raise ConfigurationError(
-                f"agent {name!r} has cache={cache}, concurrency={concurrency}; expected cache "
-                "above 0 (seconds) and concurrency of 1 or more, or None"
-            )
+        params = Parameters.of(run, label, SLOTS)
+        runnable = _runnable(run, params, name, checked.isolation)
         return cls(
             name=name,
-            description=options.get("description")
-            or (inspect.getdoc(run) or "").partition("\n")[0],
-            run=_runnable(run, name, options.get("isolation", "task")),
+            description=checked.description or _description(run),
+            run=runnable,
             params=params,
-            retry=retry,
-            timeout=timeout,
-            on_failure=on_failure,
-            cache=cache,
-            concurrency=concurrency,
+            retry=RetryPolicy(checked.retries, checked.retry_base, jitter=checked.retry_jitter),
+            timeout=options.get("timeout"),
+            on_failure=checked.on_failure,
+            cache=checked.cache,
+            concurrency=checked.concurrency,
+            retry_on=checked.retry_on,
+            origin=_origin(run),
+            home=_home(run),
         )
 
 
-def _runnable(run: AgentFunction, name: str, isolation: Isolation) -> AgentFunction:
-    """The function as the runner calls it: async, or an async generator."""
-    is_async = inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run)
-    if isolation == "task" and is_async:
-        return run
+Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""Seconds above 0."""
+
+
+class _Options(BaseModel):
+    """`AgentOptions` as they are checked."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    name: str | None = None
+    description: str | None = None
+    retries: Annotated[int, Field(ge=0, strict=True)] = RETRIES
+    retry_base: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = RETRY_BASE
+    retry_jitter: Annotated[bool, Field(strict=True)] = True
+    retry_on: tuple[type[BaseException], ...] = ()
+    timeout: Annotated[Above, Field(strict=True)] | None = None
+    on_failure: OnFailure = "fail"
+    isolation: Isolation = "task"
+    cache: Annotated[Above, Field(strict=True)] | None = None
+    concurrency: Annotated[int, Field(ge=1, strict=True)] | None = None
+
+
+def _checked(options: Mapping[str, Any], label: str) -> _Options:
+    """The options with their defaults.
+
+    Raises:
+        ConfigurationError: One is unknown or out of its limits.
+    """
+    for name in options:
+        if name not in _Options.model_fields:
+            raise ConfigurationError(
+                f"{label} has an unknown option {name!r}; "
+                + nearest(name, _Options.model_fields, "options")
+            )
+    try:
+        return _Options.model_validate(options)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        name = str(found["loc"][0])
+        expected = found["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        raise ConfigurationError(
+            f"{label} has {name}={options.get(name)!r}; expected {expected}"
+        ) from error
+
+
+def _name_of(run: Any) -> str:
+    """The name of an agent whose author gives none: the function's, or the object's class."""
+    function = run
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__name__", None)
+    return str(name if name is not None else type(function).__name__)
+
+
+def _origin(run: Any) -> str:
+    function = base_function(run)
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
+
+
+def _home(run: Any) -> str:
+    code = getattr(base_function(run), "__code__", None)
+    folder = "" if code is None else os.path.dirname(code.co_filename)  # noqa: PTH120 - of text
+    return folder and folder + os.sep
+
+
+def _callable(run: Any, label: str) -> AgentFunction:
+    """Refuse what cannot be called as an agent.
+
+    Raises:
+        ConfigurationError: It says what to register instead.
+    """
+    if isinstance(run, staticmethod):
+        run = run.__func__
+    if isinstance(run, classmethod):
+        raise ConfigurationError(
+            f"{label} is a class method in the body of its class; register the bound method "
+            "after the class: app.agent(Class.method)"
+        )
+    if isinstance(run, type):
+        raise ConfigurationError(
+            f"{label} is the class {run.__qualname__}; expected a function, or an object of the "
+            "class that can be called: app.agent(Class())"
+        )
+    if not callable(run):
+        raise ConfigurationError(f"{label} is {run!r}; expected a function")
+    if inspect.isfunction(run) and next(iter(inspect.signature(run).parameters), "") in _SELF:
+        raise ConfigurationError(
+            f"{label} is the method {run.__qualname__} of no object; register the bound method: "
+            "app.agent(Class().method)"
+        )
+    return run  # type: ignore[no-any-return]
+
+
+_SELF: Final = ("self", "cls")
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def _description(run: AgentFunction) -> str:
+    """The first line of the docstring; under ``-OO`` it is read from the source, if it is there."""
+    function = base_function(run)
+    shown = run if inspect.isroutine(run) or not isinstance(run, functools.partial) else function
+    text = shown.__doc__ or _source_doc(shown, function) or function.__doc__ or ""
+    return inspect.cleandoc(text).strip().partition("\n")[0]
+
+
+def _source_doc(*places: Any) -> str | None:
+    """The docstring in the source of the first of ``places`` that has one."""
+    if sys.flags.optimize < 2:  # noqa: PLR2004 - -OO, which drops docstrings
+        return None
+    for place in places:
+        source = place if inspect.isroutine(place) or inspect.isclass(place) else type(place)
+        with suppress(OSError, TypeError, SyntaxError, IndexError):
+            (node, *_) = ast.parse(textwrap.dedent(inspect.getsource(source))).body
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and (
+                doc := ast.get_docstring(node)
+            ):
+                return doc
+    return None
+
+
+def is_async(run: AgentFunction) -> bool:
+    """Whether calling ``run`` gives an awaitable or an async iterator."""
+    return any(
+        inspect.iscoroutinefunction(form) or inspect.isasyncgenfunction(form)
+        for form in (run, getattr(run, "__call__", None), base_function(run))  # noqa: B004 - its kind
+    )
+
+
+def _runnable(
+    run: AgentFunction, params: Parameters, name: str, isolation: Isolation
+) -> AgentFunction:
+    """The function as an attempt calls it: with (step, ctx, **params); async or a generator."""
+    is_async_function = is_async(run)
+    if isolation == "task" and is_async_function:
+        return params.adapted(run)
     if isolation == "task":
         raise ConfigurationError(
             f"agent {name!r} is {run!r}; expected an async function or async generator, "
             "or isolation='thread' or 'process'"
         )
-    if isolation not in ("thread", "process"):
-        raise ConfigurationError(
-            f"agent {name!r} has isolation={isolation!r}; expected 'task', 'thread' or 'process'"
-        )
-    if is_async or inspect.isgeneratorfunction(run):
+    if is_async_function or inspect.isgeneratorfunction(base_function(run)):
         raise ConfigurationError(
             f"agent {name!r} is {run!r}; isolation={isolation!r} takes a plain function"
         )
-    return isolated(run, isolation)
+    return isolated(params.adapted(run), isolation)

@@ -1,75 +1,410 @@
-"""Parameters: what a function takes out of a task's ``params``, and what it refuses."""
+"""Parameters of an author's function: the two that the server fills, and those of a task's params.
+
+An agent's function may have a parameter for its `Step` and one for its `StepContext`, in any
+order, or neither. A parameter is one of them if it has its name (``step``, ``ctx``) or its type,
+or if it is among the first two and has neither annotation nor default. All other parameters are
+filled from the task's ``params``. They become the fields of one pydantic model, which validates
+``params`` and is published as JSON Schema.
+
+The model's fields have names of their own (``p0``, ``p1``, …) and the parameter's name, or the
+alias that the author gives it, as alias. So a parameter may be called ``schema``, ``copy`` or
+``model_config``, which are attributes of every model.
+
+Annotations are evaluated one by one: that of the return value, and those of parameters that the
+server fills, are not needed. Where a name is not global, the enclosing function's variables and
+those of the code that registers the agent are looked at.
+"""
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from inspect import Parameter
+from typing import Annotated, Any, Final, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+import typing_extensions
+from pydantic import (
+    AliasChoices,
+    AliasPath,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+)
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from agentsrv.error_text import describe
 from agentsrv.errors import ConfigurationError
 
-GIVEN = 2  # parameters that the server fills: (step, ctx) of an agent, (text, ctx) of a planner
+_PORTABLE_FROM: Final = (3, 12)  # before it pydantic refuses typing.TypedDict
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A parameter that the server fills.
+
+    Attributes:
+        name: The parameter's name.
+        types: Its possible annotations, whatever its name.
+        is_text: Whether the first parameter is this one, whatever its name, if it is a ``str``.
+    """
+
+    name: str
+    types: tuple[type, ...] = ()
+    is_text: bool = False
+
+    def is_type(self, annotation: Any) -> bool:
+        """Whether ``annotation``, evaluated or as text, is one of the types."""
+        if isinstance(annotation, str):
+            return annotation.rpartition(".")[2] in {kind.__name__ for kind in self.types}
+        return annotation in self.types
+
+
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """How a function is called whose parameters are not ``(first, second, **params)``.
+
+    Attributes:
+        by_place: What is passed by position: a slot's number, or a param's name.
+        by_name: Slots that are passed by name: the parameter and the slot's number.
+    """
+
+    by_place: tuple[int | str, ...]
+    by_name: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """The named parameters behind the first two of an author's function, as pydantic reads them."""
+    """The parameters of a function that a task's ``params`` fill.
+
+    Attributes:
+        model: Validates ``params``.
+        names: The params, by the names that clients use.
+        takes_all: Whether the function has ``**params`` and so takes those of any other name.
+        fields: Each parameter and its field of ``model``.
+        passing: ``None`` for a function of ``(first, second, **params)``.
+    """
 
     model: type[BaseModel]
     names: tuple[str, ...]
+    takes_all: bool
+    fields: tuple[tuple[str, str], ...]
+    passing: Passing | None
 
     @classmethod
-    def of(cls, run: Callable[..., Any], label: str, names: Mapping[str, Any]) -> Parameters:
-        """Take the parameters of ``run``.
+    def of(cls, run: Callable[..., Any], label: str, slots: Sequence[Slot]) -> Parameters:
+        """Read the parameters of ``run``.
 
         Args:
             run: The author's function.
-            label: What to call it in an error, such as ``agent 'writer'``.
-            names: What its annotations may use without having imported it.
+            label: What an error calls it, such as ``agent 'writer'``.
+            slots: The two parameters that the server fills.
 
         Raises:
-            ConfigurationError: It has fewer than two parameters, or unnamed ones behind them.
+            ConfigurationError: A parameter cannot be filled; the message names it.
         """
-        parameters = list(inspect.signature(run).parameters.values())
-        if len(parameters) < GIVEN:
+        try:
+            parameters = list(inspect.signature(run).parameters.values())
+        except (TypeError, ValueError) as error:
             raise ConfigurationError(
-                f"{label} takes {len(parameters)} parameters; expected (step, ctx, ...) of an "
-                "agent, (task_description, ctx, ...) of a planner"
-            )
-        own: dict[str, Any] = {}
-        hints = get_type_hints(run, include_extras=True, localns=dict(names))
-        for parameter in parameters[GIVEN:]:
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                f"{label} is {run!r}; expected a function with a signature: {error}"
+            ) from error
+        filled = _filled(parameters, slots)
+        rest: Any = None
+        fields: dict[str, Any] = {}
+        for parameter in parameters:
+            if parameter.name in filled:
+                continue
+            if parameter.kind is Parameter.VAR_POSITIONAL:
                 raise ConfigurationError(
-                    f"{label} takes *{parameter.name}; expected named parameters, "
-                    "which are published and validated"
+                    f"{label} takes *{parameter.name}; expected named parameters, which are "
+                    "published and validated, or **params for params of any name"
                 )
-            default = ... if parameter.default is parameter.empty else parameter.default
-            own[parameter.name] = (hints.get(parameter.name, Any), Field(default=default))
-        config = ConfigDict(extra="forbid")
-        model = create_model(f"{run.__name__}_params", __config__=config, **own)
-        return cls(model, tuple(own))
+            place = f"{label}, parameter {parameter.name!r}"
+            annotation = _evaluate(run, parameter.annotation, place)
+            if parameter.kind is Parameter.VAR_KEYWORD:
+                rest = annotation
+            else:
+                fields[parameter.name] = _field(parameter, annotation, place)
+        model = _model(label, fields, rest)
+        names = tuple(name for field in fields.values() for name in _names_of(field))
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ConfigurationError(f"{label} has two parameters that take the param {twice!r}")
+        own = tuple((name, f"p{number}") for number, name in enumerate(fields))
+        return cls(model, names, rest is not None, own, _passing(parameters, filled))
+
+    def adapted(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """``run`` as a function of ``(first, second, **params)``; ``run`` itself if it is one."""
+        return run if self.passing is None else Adapter(run, self.passing)
 
     def arguments(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The keyword arguments that the function takes out of a task's ``params``.
+        """The keyword arguments for the function.
 
         Raises:
             ValidationError: A value is wrong, or one without a default is missing.
         """
-        if not self.names:
+        if self.takes_all:
+            valid = self.model.model_validate(dict(params))
+            return {name: getattr(valid, field) for name, field in self.fields} | (
+                valid.model_extra or {}
+            )
+        if not self.fields:
             return {}
         given = {name: params[name] for name in self.names if name in params}
         valid = self.model.model_validate(given)
-        return {name: getattr(valid, name) for name in self.names}
+        return {name: getattr(valid, field) for name, field in self.fields}
 
     def complaints(self, params: Mapping[str, Any]) -> list[ErrorDetails]:
-        """What is wrong with ``params`` for the function; empty where nothing is."""
+        """What is wrong with ``params`` for the function; empty if nothing is."""
         try:
             self.arguments(params)
         except ValidationError as error:
             return error.errors(include_url=False)
         return []
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A function as one of ``(first, second, **params)``; it can be pickled if the function can."""
+
+    run: Callable[..., Any]
+    passing: Passing
+
+    def __call__(self, *slots: Any, **params: Any) -> Any:
+        """Call the function."""
+        given = [
+            slots[place] if isinstance(place, int) else params.pop(place)
+            for place in self.passing.by_place
+        ]
+        named = {name: slots[number] for name, number in self.passing.by_name}
+        return self.run(*given, **named, **params)
+
+
+def base_function(run: Any) -> Any:
+    """The function behind partials, methods, decorators and objects that can be called."""
+    while True:
+        if isinstance(run, functools.partial):
+            run = run.func
+        elif isinstance(run, (staticmethod, classmethod)) or inspect.ismethod(run):
+            run = run.__func__
+        elif hasattr(run, "__wrapped__"):
+            run = run.__wrapped__
+        elif isinstance(run, type) or inspect.isroutine(run) or not callable(run):
+            return run
+        else:
+            run = type(run).__call__
+
+
+def portable(annotation: Any) -> Any:
+    """``annotation`` with each ``typing.TypedDict`` as one that pydantic takes before Python 3.12.
+
+    Other annotations are returned unchanged.
+    """
+    if sys.version_info >= _PORTABLE_FROM:
+        return annotation
+    if typing.is_typeddict(annotation) and type(annotation).__module__ == "typing":
+        return _portable_dict(annotation)
+    arguments = get_args(annotation)
+    if not arguments or get_origin(annotation) is typing.Literal:
+        return annotation
+    if get_origin(annotation) is Annotated:
+        inner = portable(arguments[0])
+        return annotation if inner is arguments[0] else Annotated[(inner, *arguments[1:])]
+    changed = tuple(map(portable, arguments))
+    if all(new is old for new, old in zip(changed, arguments, strict=True)):
+        return annotation
+    if isinstance(annotation, types.UnionType):
+        return typing.Union[changed]  # noqa: UP007 - of as many as there are
+    if isinstance(annotation, types.GenericAlias):
+        origin: Any = get_origin(annotation)
+        return origin[changed]
+    return annotation.copy_with(changed)
+
+
+@functools.cache
+def _portable_dict(kind: Any) -> Any:
+    """A ``typing_extensions.TypedDict`` of the same fields."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    fields = {
+        name: typing_extensions.Required[portable(hint)]
+        if name in kind.__required_keys__
+        else typing_extensions.NotRequired[portable(hint)]
+        for name, hint in hints.items()
+    }
+    make: Any = typing_extensions.TypedDict
+    made = make(kind.__name__, fields)
+    made.__doc__, made.__module__ = kind.__doc__, kind.__module__
+    if hasattr(kind, "__pydantic_config__"):
+        made.__pydantic_config__ = kind.__pydantic_config__
+    return made
+
+
+def _filled(parameters: Sequence[Parameter], slots: Sequence[Slot]) -> dict[str, int]:
+    """Which parameters are slots, with the slot's number."""
+    filled: dict[str, int] = {}
+
+    def fill(parameter: Parameter, number: int) -> None:
+        if parameter.name not in filled and number not in filled.values():
+            filled[parameter.name] = number
+
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    for parameter in named:
+        for number, slot in enumerate(slots):
+            if parameter.name == slot.name or slot.is_type(parameter.annotation):
+                fill(parameter, number)
+    first = named[0] if named else None
+    if slots[0].is_text and first is not None and first.annotation in (str, "str"):
+        fill(first, 0)
+    for parameter in named[: len(slots)]:
+        if parameter.annotation is parameter.empty and parameter.default is parameter.empty:
+            for number in range(len(slots)):
+                fill(parameter, number)
+    return filled
+
+
+def _passing(parameters: Sequence[Parameter], filled: Mapping[str, int]) -> Passing | None:
+    only = [p.name for p in parameters if p.kind is Parameter.POSITIONAL_ONLY]
+    leading = [
+        filled.get(p.name)
+        for p in parameters[:2]
+        if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if leading == [0, 1] and len(only) <= len(leading):
+        return None
+    return Passing(
+        by_place=tuple(filled.get(name, name) for name in only),
+        by_name=tuple((name, slot) for name, slot in filled.items() if name not in only),
+    )
+
+
+def _evaluate(run: Callable[..., Any], annotation: Any, place: str) -> Any:
+    """An annotation, also one that is text or has text in it.
+
+    Raises:
+        ConfigurationError: A name in it is not defined, or it is no annotation.
+    """
+    if annotation is Parameter.empty:
+        return Any
+    holder = types.SimpleNamespace(__annotations__={"it": annotation})
+    failure: Exception | None = None
+    for variables in _scopes(run):
+        try:
+            hints = typing.get_type_hints(holder, *variables, include_extras=True)
+            return portable(hints["it"])
+        except NameError as error:
+            failure = failure or error
+        except Exception as error:
+            raise ConfigurationError(
+                f"{place}: the annotation {annotation!r} cannot be evaluated: {describe(error)}"
+            ) from error
+    raise ConfigurationError(
+        f"{place}: the annotation {annotation!r} cannot be evaluated: {failure}; "
+        "import it outside `if TYPE_CHECKING:`, or define it at the top of the module"
+    ) from failure
+
+
+def _scopes(run: Callable[..., Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Global and local variables to look for an annotation's names in, in this order."""
+    function = base_function(run)
+    module = getattr(function, "__globals__", {})
+    local = {kind.__name__: kind for kind in getattr(function, "__type_params__", ())}
+    if inspect.isfunction(function):
+        local |= inspect.getclosurevars(function).nonlocals
+    yield module, local
+    frame = sys._getframe()  # noqa: SLF001 - there is no other way to the caller's variables
+    caller: types.FrameType | None = frame
+    while caller is not None:
+        if caller.f_globals is module and caller.f_locals is not module:
+            yield module, {**caller.f_locals, **local}
+        caller = caller.f_back
+
+
+def _field(parameter: Parameter, annotation: Any, place: str) -> tuple[Any, Any]:
+    """The parameter as a field: annotation and default, published by alias or name."""
+    default = ... if parameter.default is parameter.empty else parameter.default
+    info = (
+        FieldInfo.from_annotation(annotation)
+        if default is ...
+        else FieldInfo.from_annotated_attribute(annotation, default)
+    )
+    alias = info.validation_alias or info.alias
+    if info.init is False or info.exclude:
+        raise ConfigurationError(f"{place}: found Field(init=False) or exclude; params are input")
+    if alias is None:
+        annotation = Annotated[annotation, Field(alias=parameter.name)]
+    return annotation, default
+
+
+def _names_of(field: tuple[Any, Any]) -> list[str]:
+    """The params that a field reads."""
+    annotation, default = field
+    info = (
+        FieldInfo.from_annotation(annotation)
+        if default is ...
+        else FieldInfo.from_annotated_attribute(annotation, default)
+    )
+    alias = info.validation_alias or info.alias
+    choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
+    return [
+        str(choice.path[0]) if isinstance(choice, AliasPath) else str(choice) for choice in choices
+    ]
+
+
+def _model(label: str, fields: Mapping[str, tuple[Any, Any]], rest: Any) -> type[BaseModel]:
+    """The model of the fields; ``rest`` is the annotation of ``**params``, if there is one."""
+    try:
+        model = _make_model(label, list(fields.values()), rest)
+    except Exception as error:
+        for name, field in fields.items():
+            _check_alone(f"{label}, parameter {name!r}", field)
+        raise ConfigurationError(f"{label}: {describe(error)}") from error
+    for name, field in fields.items():
+        if field[1] is not ...:
+            _check_alone(f"{label}, parameter {name!r}", field)
+    return model
+
+
+def _make_model(label: str, fields: Sequence[tuple[Any, Any]], rest: Any) -> type[BaseModel]:
+    class Base(BaseModel):
+        model_config = ConfigDict(
+            extra="forbid" if rest is None else "allow", validate_default=True
+        )
+
+    if rest is not None:
+        Base.__annotations__["__pydantic_extra__"] = dict[str, rest]
+    Base.__doc__ = None
+    own: dict[str, Any] = {f"p{number}": field for number, field in enumerate(fields)}
+    name = re.sub(r"\W+", "_", label.partition(" ")[2] or label).strip("_")
+    model = create_model(f"{name}_params", __base__=Base, **own)
+    model.model_json_schema()  # what is published
+    return model
+
+
+def _check_alone(place: str, field: tuple[Any, Any]) -> None:
+    """Refuse a type that pydantic cannot validate, or a default that is not of the type.
+
+    Raises:
+        ConfigurationError: It names the parameter.
+    """
+    try:
+        model = _make_model("agent x", [field], None)
+        model.model_validate({})
+    except ValidationError as error:
+        for complaint in error.errors(include_url=False):
+            if complaint["type"] != "missing":
+                raise ConfigurationError(
+                    f"{place}: the default is {field[1]!r}: {complaint['msg']}"
+                ) from error
+    except Exception as error:
+        raise ConfigurationError(
+            f"{place}: {field[0]!r} cannot be validated: {describe(error)}"
+        ) from error

@@ -63,7 +63,7 @@ class BuiltinPlanner:
         """
         name = plan or self.default
         llm = ctx.llm
-        if name != "auto" or llm is None:
+        if name != "auto" or not llm:
             steps = research(task_description) if name == "research" else report(task_description)
             return ExplainedPlan(steps=steps, planned_by="rules")
         made, problem = await self._ask(llm, ctx)

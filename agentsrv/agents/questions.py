@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -11,8 +19,10 @@ from typing import Any, Final, Self, cast
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, SchemaValidator, to_jsonable_python
+from pydantic_core import CoreSchema, SchemaValidator
 
+from agentsrv.agents.params import portable
+from agentsrv.agents.values import ValueRefusedError, copied, to_json
 from agentsrv.errors import (
     InputDeclined,
     InputExpired,
@@ -21,6 +31,7 @@ from agentsrv.errors import (
     Unavailable,
 )
 from agentsrv.models.events import InputReceived
+from agentsrv.models.text import joined
 
 MAX_PROMPT: Final = 32_768  # characters, as of a task's description
 MAX_SHOWN: Final = 80  # characters of a wrong answer that are told back
@@ -45,7 +56,11 @@ class Question:
     timeout: float | None
     """Seconds from the first asking."""
     kind: TypeAdapter[Any] | None
-    """What reads the answer; ``None`` where a JSON Schema was given."""
+    """Validates and reads the answer; ``None`` for a JSON Schema."""
+    members: Sequence[tuple[Any, Any]]
+    """The options as JSON and as the author gave them, if no schema was given."""
+    is_secret: bool
+    """Whether only the agent may see the answer."""
 
     @classmethod
     def of(
@@ -63,6 +78,9 @@ class Question:
         Raises:
             PermanentError: The question cannot be asked so.
         """
+        if not isinstance(prompt, str):
+            raise PermanentError(f"the question's prompt is {prompt!r}; expected text")
+        prompt = prompt if prompt.isascii() else joined(prompt)
         if isinstance(key, str) and not _KEY.fullmatch(key):
             raise PermanentError(
                 f"the question's key is {key!r}; expected 1 to 64 of letters, digits, "
@@ -72,19 +90,26 @@ class Question:
             raise PermanentError(
                 f"the question's prompt has {len(prompt)} characters; expected 1 to {MAX_PROMPT}"
             )
-        if timeout is not None and timeout <= 0:
-            raise PermanentError(f"the question's timeout is {timeout}; expected seconds above 0")
-        kind, described = _described(schema, options)
+        if timeout is not None and not (_is_number(timeout) and 0 < timeout < math.inf):
+            raise PermanentError(f"the question's timeout is {timeout!r}; expected seconds above 0")
+        members = None if options is None else _members(options)
+        kind, described = _described(schema, None if members is None else [m[0] for m in members])
         question = cls(
             key=str(key),
             is_numbered=isinstance(key, int),
             prompt=prompt,
             schema=described,
-            options=to_jsonable_python(options),
-            default=to_jsonable_python(default),
+            options=None if members is None else [json for json, _ in members],
+            default=_json(default, "default"),
             timeout=timeout,
             kind=kind,
+            members=tuple(members or ()) if schema is bool or schema is Any else (),
+            is_secret=is_secret(described),
         )
+        if question.is_secret and default is not None:
+            raise PermanentError(
+                "the question asks for a secret; expected no default, which is public"
+            )
         try:
             if kind is None:
                 check_schema(question.schema, None)
@@ -92,11 +117,14 @@ class Question:
             pass  # None need not be an answer, but the schema is one
         except Unavailable:
             raise PermanentError(f"a schema in JSON needs the extra: {MISSING}") from None
-        if default is not None:
+        for name, value in [
+            *(("default", question.default) for _ in range(default is not None)),
+            *(("options", option) for option in question.options or ()),
+        ]:
             try:
-                question.check(question.default)
+                question.check(value)
             except InvalidInput as error:
-                raise PermanentError(f"the question's default: {error.message}") from error
+                raise PermanentError(f"the question's {name}: {error.message}") from error
         return question
 
     def check(self, value: Any) -> None:
@@ -105,6 +133,9 @@ class Question:
         Raises:
             InvalidInput: It tells what was found and what was expected.
         """
+        if self.is_secret:
+            self._check_secret(value)
+            return
         if self.kind is None:
             check_schema(self.schema, value)
             return
@@ -118,8 +149,23 @@ class Question:
             told = [(_path(complaint["loc"]), complaint["msg"]) for complaint in complaints]
             raise _invalid(value, told) from None
 
+    def _check_secret(self, value: Any) -> None:
+        """As ``check``, with an error that does not repeat any of the value."""
+        try:
+            if self.kind is None:
+                check_schema(self.schema, value)
+            else:
+                _checker(self.kind).validate_json(orjson.dumps(value), strict=True)
+        except (InvalidInput, ValidationError):
+            reason = "the answer does not fit the question's schema; it is not repeated here"
+            raise InvalidInput(
+                reason, details=[{"field": "value", "reason": "does not fit the schema"}]
+            ) from None
+
     def read(self, answer: InputReceived) -> Any:
         """The answer as the type that was asked for; JSON where that was a JSON Schema.
+
+        Without a schema it is the option that the author gave, such as a member of an enum.
 
         Raises:
             InputDeclined: It was declined.
@@ -130,13 +176,19 @@ class Question:
             raise InputDeclined(f"{answer.by} declined to answer: {self.prompt[:MAX_SHOWN]}")
         if answer.action == "expire" and answer.value is None:
             raise InputExpired(f"nobody answered in time: {self.prompt[:MAX_SHOWN]}")
+        for json, member in self.members:
+            if _canonical(json) == _canonical(answer.value):
+                return copied(json) if isinstance(member, (dict, list)) else member
         if self.kind is None:
-            return answer.value
+            return copied(answer.value)
         try:
             return self.kind.validate_json(orjson.dumps(answer.value))
         except ValidationError as error:
+            if self.is_secret:
+                message = "the secret answer in the log does not fit this question's schema"
+                raise PermanentError(message) from None
             raise PermanentError(
-                f"the answer in the log, {_shown(answer.value)}, is none to this question: {error}"
+                f"the answer in the log, {_shown(answer.value)}, does not fit the question: {error}"
             ) from error
 
 
@@ -156,7 +208,41 @@ class Messages(AsyncIterator[Any]):
     async def __anext__(self) -> Any:
         message = await self._mailbox(self._read)
         self._read += 1
-        return message
+        return copied(message)  # every reader has its own
+
+
+def is_secret(schema: Any) -> bool:
+    """Whether a JSON Schema asks for a secret: it has ``writeOnly``, at any depth."""
+    if isinstance(schema, Mapping):
+        return schema.get("writeOnly") is True or any(map(is_secret, schema.values()))
+    return isinstance(schema, (list, tuple)) and any(map(is_secret, schema))
+
+
+def _members(options: Any) -> list[tuple[Any, Any]]:
+    """The options as JSON and as given.
+
+    Raises:
+        PermanentError: The list is empty, or an option has no form as JSON.
+    """
+    if isinstance(options, (str, bytes, Mapping)) or not isinstance(options, Iterable):
+        raise PermanentError(f"the question's options are {options!r}; expected a list of them")
+    given = list(options)
+    if not given:
+        raise PermanentError("the question's options are empty; expected at least one")
+    return list(zip(_json(given, "options"), given, strict=True))
+
+
+def _json(value: Any, name: str) -> Any:
+    if value is None:
+        return None
+    try:
+        return to_json(value, name)
+    except ValueRefusedError as error:
+        raise PermanentError(f"the question's {error}") from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_schema(schema: Schema, value: Any) -> None:
@@ -204,7 +290,7 @@ def _described(
     """
     if options is not None and schema is bool:  # which is what it is where it was left out
         schema = Any
-    narrowed = {} if options is None else {"enum": to_jsonable_python(options)}
+    narrowed = {} if options is None else {"enum": options}
     if isinstance(schema, Mapping):
         return None, {**schema, **narrowed}
     try:
@@ -223,7 +309,7 @@ def _of_type(schema: Any) -> tuple[TypeAdapter[Any], Schema]:
 
 
 def _read_type(schema: Any) -> tuple[TypeAdapter[Any], Schema]:
-    kind: TypeAdapter[Any] = TypeAdapter(schema)
+    kind: TypeAdapter[Any] = TypeAdapter(portable(schema))
     return kind, kind.json_schema()
 
 

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-from agentsrv.agents.base import Agent, Planner, TaskContext
+import orjson
+
+from agentsrv.agents.base import PLANNER_SLOTS, Agent, Planner, TaskContext, is_async
+from agentsrv.agents.naming import nearest
 from agentsrv.agents.params import Parameters
+from agentsrv.agents.values import to_json
 from agentsrv.errors import ConfigurationError, InvalidCommand
 from agentsrv.models.plan import ExecutionPlan, Step
 
+MAX_PLAN: Final = 500_000  # bytes of JSON
+_STEP_SIZE: Final = 256  # bytes of a step's names, numbers and punctuation
+
 
 class Registry:
-    """Agents by name, and the planner that is asked where a task brings no plan."""
+    """Agents by name, and the planner that is asked if a task brings no plan."""
 
     def __init__(self) -> None:
+        self.max_plan = MAX_PLAN
+        """Bytes of JSON of a plan."""
         self._agents: dict[str, Agent] = {}
         self._planner: Planner | None = None
+        self._ask: Planner | None = None  # the planner as it is called
         self._planner_params: Parameters | None = None
 
     def add(self, agent: Agent) -> None:
@@ -25,37 +35,50 @@ class Registry:
         Raises:
             ConfigurationError: The name is taken.
         """
-        if agent.name in self._agents:
-            raise ConfigurationError(f"an agent {agent.name!r} exists; names must be unique")
+        other = self._agents.get(agent.name)
+        if other is not None:
+            raise ConfigurationError(
+                f"agent {agent.name!r} is registered twice: as {other.origin} and as "
+                f"{agent.origin}; expected one of them, or another name='…'"
+            )
         self._agents[agent.name] = agent
 
     @property
     def planner(self) -> Planner | None:
-        """Whoever plans each task that brings no plan.
+        """The function that plans each task that brings no plan.
 
         Raises:
-            ConfigurationError: What it is set to does not take ``(task_description, ctx, ...)``.
+            ConfigurationError: It is set to something that is not async, or a parameter of it
+                cannot be filled.
         """
         return self._planner
 
     @planner.setter
     def planner(self, planner: Planner) -> None:
-        self._planner_params = Parameters.of(planner, "the planner", {"TaskContext": TaskContext})
+        if not is_async(planner):
+            raise ConfigurationError(f"the planner is {planner!r}; expected an async function")
+        self._planner_params = Parameters.of(planner, "the planner", PLANNER_SLOTS)
+        self._ask = self._planner_params.adapted(planner)
         self._planner = planner
 
     async def ask_planner(self, ctx: TaskContext) -> ExecutionPlan:
-        """The planner's plan for the task of ``ctx``; whatever the planner raises is passed on.
+        """The planner's plan for the task of ``ctx``, with its inputs in the log's form.
 
         Raises:
             InvalidCommand: There is no planner.
             TypeError: It returned something else than a plan.
+            Exception: Whatever the planner raises.
         """
-        if self._planner is None or self._planner_params is None:
+        if self._ask is None or self._planner_params is None:
             raise InvalidCommand("the application has no planner; create needs an agent or a plan")
-        arguments = self._planner_params.arguments(ctx.params)
-        plan = await self._planner(ctx.task_description, ctx, **arguments)
+        own = self._planner_params
+        arguments = own.arguments(ctx.params) if own.fields or own.takes_all else {}
+        plan = await self._ask(ctx.task_description, ctx, **arguments)
         if not isinstance(plan, ExecutionPlan):
             raise TypeError(f"the planner returned {type(plan).__name__}; expected ExecutionPlan")
+        for step in plan.steps:
+            if type(step.input) in (dict, list):  # which the planner may change later
+                return _own(plan)
         return plan
 
     def __getitem__(self, name: str) -> Agent:
@@ -91,21 +114,55 @@ class Registry:
         return plan
 
     def check_plan(self, plan: ExecutionPlan) -> None:
-        """Refuse a plan with an agent that is not here.
+        """Refuse a plan with an unknown agent, or one that is too large for a frame.
 
         Raises:
-            InvalidCommand: It names the agents that there are.
+            InvalidCommand: It names the agents that there are, or the limit.
         """
+        size = 0
         for step in plan.steps:
             if step.agent not in self._agents:
                 known = ", ".join(sorted(self._agents)) or "none"
                 raise InvalidCommand(
-                    f"step {step.step_id!r} wants agent {step.agent!r}; there are: {known}",
+                    f"step {step.step_id!r} wants agent {step.agent!r}; "
+                    f"{nearest(step.agent, self._agents, 'agents')}",
                     details=[{"field": "agent", "reason": f"one of: {known}"}],
                 )
+            size += _STEP_SIZE + len(step.description.encode()) + 68 * len(step.depends_on)
+            if step.input is not None:
+                size += len(orjson.dumps(step.input))
+        if size > self.max_plan:
+            raise InvalidCommand(
+                f"the plan has about {size} bytes of JSON; expected at most {self.max_plan}",
+                details=[{"field": "plan", "reason": f"more than {self.max_plan} bytes"}],
+            )
+
+    def check_names(self, params: Mapping[str, Any], plan: ExecutionPlan | None) -> None:
+        """Refuse params that no agent of the plan takes.
+
+        Without a plan all agents and the planner count. An agent with ``**params`` takes all.
+
+        Raises:
+            InvalidCommand: It names the param, and the one that is like it.
+        """
+        if plan is None:
+            takers = [agent.params for agent in self._agents.values()]
+            takers += [self._planner_params] if self._planner_params is not None else []
+        else:
+            takers = [self._agents[name].params for name in {step.agent for step in plan.steps}]
+        known = {name for taker in takers for name in taker.names}
+        unknown = [name for name in params if name not in known]
+        if not unknown or any(taker.takes_all for taker in takers):
+            return
+        details = [
+            {"field": f"params.{name}", "reason": f"unknown; {nearest(name, known, 'params')}"}
+            for name in unknown
+        ]
+        first = details[0]
+        raise InvalidCommand(f"{first['field']}: {first['reason']}", details=details)
 
     def check_params(self, params: Mapping[str, Any], plan: ExecutionPlan | None) -> None:
-        """Refuse params that the plan's agents cannot take.
+        """Refuse values that the plan's agents cannot take.
 
         A task whose plan is still to be made is refused what the planner cannot take, and a
         value that every agent with a parameter of that name would refuse.
@@ -138,3 +195,12 @@ class Registry:
             for taker in takers
         ]
         return complaints[0] if complaints and all(complaints) else []
+
+
+def _own(plan: ExecutionPlan) -> ExecutionPlan:
+    """The plan with its inputs in the log's form."""
+    steps = tuple(
+        step.model_copy(update={"input": to_json(step.input, f"{step.step_id}.input")})
+        for step in plan.steps
+    )
+    return plan.model_copy(update={"steps": steps})

@@ -56,7 +56,7 @@ class ValidatorAgent:
         text, told = report
         passages = retrieval["passages"]
         findings = await asyncio.to_thread(validate, ctx.task_description, text, told, passages)
-        if ctx.llm is not None and findings["statements"]:
+        if ctx.llm and findings["statements"]:
             await _judge(ctx.llm, ctx.task_description, passages, findings)
         ctx.set_result(findings)
         for paragraph in describe(findings):

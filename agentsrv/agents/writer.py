@@ -74,7 +74,7 @@ class WriterAgent:
         """
         analysis = analysis_of(ctx.results)
         retrieval = retrieval_of(ctx.results)
-        if ctx.llm is not None and analysis and retrieval and retrieval["passages"]:
+        if ctx.llm and analysis and retrieval and retrieval["passages"]:
             async with aclosing(_by_model(ctx, ctx.llm, analysis, retrieval["passages"])) as pieces:
                 async for piece in pieces:
                     yield piece

@@ -91,8 +91,9 @@ def describe_step(event: e.Event) -> str:
             again = f", attempt {event.attempt}" if event.attempt > 1 else ""
             return f"started: {event.agent}{again} - {event.description}"
         case e.StepProgress():
+            done = f"{event.done:g}" if event.done is not None else "?"
             total = f"/{event.total:g}" if event.total is not None else ""
-            return f"{event.done:g}{total} {event.message}"
+            return f"{done}{total} {event.message}"
         case e.PartialOutput():
             return f"wrote {len(event.output)} characters at {event.offset}: {event.output}"
         case e.StepRetrying():

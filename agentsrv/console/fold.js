@@ -75,7 +75,7 @@ export class TaskLog {
         break;
       case "step_progress":
         step.progress = data;
-        last("progress", `${name}: ${data.done}${data.total ? ` of ${data.total}` : ""} ${data.message}`);
+        last("progress", `${name}: ${data.done ?? "?"}${data.total ? ` of ${data.total}` : ""} ${data.message}`);
         break;
       case "partial_output":
         step.text += data.output;

@@ -482,6 +482,7 @@ export interface StepFailed {
   retry_count: number;
   partial_output: string;
   degraded: boolean;
+  traceback?: Array<TracebackFrame> | null;
 }
 
 /** The last attempt failed; `degraded` where the plan goes on without the step. */
@@ -495,16 +496,19 @@ export interface StepFailedEvent {
   data: StepFailed;
 }
 
-/** The agent says how far it is. */
+/** The agent reports how far it is.
+
+Whatever is given becomes valid: what is no finite number is ``None``, ``done`` is from 0 to
+``total``, ``total`` above 0, the message text of at most 2,000 characters. */
 export interface StepProgress {
   step_id: string;
   attempt: number;
-  done: number;
+  done: number | null;
   total: number | null;
   message: string;
 }
 
-/** The agent says how far it is. */
+/** The agent reports how far it is. Whatever is given becomes valid: what is no finite number is `None`, `done` is from 0 to `total`, `total` above 0, the message text of at most 2,000 characters. */
 export interface StepProgressEvent {
   type: "event";
   event_type: "step_progress";
@@ -524,6 +528,7 @@ export interface StepRetrying {
   error_message: string;
   retry_count: number;
   reason: "error" | "timeout" | "recovered";
+  traceback?: Array<TracebackFrame> | null;
 }
 
 /** An attempt failed and another will follow in `retry_in` seconds. */
@@ -776,6 +781,19 @@ export interface TaskStartedEvent {
 
 /** Where a task is between its creation and its one terminal event. */
 export type TaskStatus = "pending" | "queued" | "running" | "input_required" | "cancelling" | "completed" | "failed" | "cancelled";
+
+/** One frame of an agent's error; ``file`` is relative to the application.
+
+``own`` tells the application's lines from those of libraries. Of a group of errors, the last
+frame of each inner error has ``error``, its description. */
+export interface TracebackFrame {
+  file: string;
+  line: number;
+  function: string;
+  code: string;
+  own: boolean;
+  error?: string;
+}
 
 /** Receive no more events of a task, or of all tasks. */
 export interface Unsubscribe {

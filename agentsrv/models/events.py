@@ -8,21 +8,49 @@ fast as slots.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, ClassVar, Final, Literal
+from typing import (
+    Any,
+    ClassVar,
+    Final,
+    Literal,
+    NotRequired,  # pydantic needs them before Python 3.12
+)
 
 import orjson
+from typing_extensions import TypedDict
 
 from agentsrv.errors import AgentsrvError
+from agentsrv.models.text import joined
+
+MAX_MESSAGE: Final = 2000  # characters of a progress message
+_NUMBERS: Final = (int, float)
+_MOST: Final = 2**53  # beyond it a float is no exact count
 
 
 class Event:
     """Something that happened to a task; the subclass says what."""
 
     event_type: ClassVar[str]
+
+
+class TracebackFrame(TypedDict):
+    """One frame of an agent's error; ``file`` is relative to the application.
+
+    ``own`` tells the application's lines from those of libraries. Of a group of errors, the last
+    frame of each inner error has ``error``, its description.
+    """
+
+    file: str
+    line: int
+    function: str
+    code: str
+    own: bool
+    error: NotRequired[str]
 
 
 @dataclass
@@ -78,16 +106,36 @@ class StepStarted(Event):
     description: str
 
 
-@dataclass
+@dataclass(init=False)
 class StepProgress(Event):
-    """The agent says how far it is."""
+    """The agent reports how far it is.
+
+    Whatever is given becomes valid: what is no finite number is ``None``, ``done`` is from 0 to
+    ``total``, ``total`` above 0, the message text of at most 2,000 characters.
+    """
 
     event_type = "step_progress"
     step_id: str
     attempt: int
-    done: float
+    done: float | None
     total: float | None
     message: str
+
+    def __init__(self, step_id: str, attempt: int, done: Any, total: Any, message: Any) -> None:
+        if not (
+            type(done) in _NUMBERS
+            and (total is None or (type(total) in _NUMBERS and total > 0))
+            and 0 <= done <= (_MOST if total is None else total) <= _MOST
+            and type(message) is str
+            and len(message) <= MAX_MESSAGE
+            and message.isascii()
+        ):
+            done, total, message = _progress(done, total, message)
+        self.step_id = step_id
+        self.attempt = attempt
+        self.done = done
+        self.total = total
+        self.message = message
 
 
 @dataclass
@@ -113,6 +161,7 @@ class StepRetrying(Event):
     error_message: str
     retry_count: int
     reason: Literal["error", "timeout", "recovered"]
+    traceback: Sequence[TracebackFrame] | None = None
 
 
 @dataclass
@@ -139,6 +188,7 @@ class StepFailed(Event):
     retry_count: int
     partial_output: str
     degraded: bool
+    traceback: Sequence[TracebackFrame] | None = None
 
 
 @dataclass
@@ -298,6 +348,39 @@ class Record:
     def is_terminal(self) -> bool:
         """Whether the task's log ends here."""
         return self.event_type in _TERMINAL_TYPES
+
+
+def _number(value: Any) -> float | None:
+    """A number of any library as a float or an int that every program reads; else ``None``."""
+    if type(value) is int and -_MOST <= value <= _MOST:
+        return value
+    if value is None or isinstance(value, (str, bytes, bytearray)):
+        return None
+    try:
+        number = float(value)
+    except Exception:  # noqa: BLE001 - the author's own __float__
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _progress(done: Any, total: Any, message: Any) -> tuple[float | None, float | None, str]:
+    most = _number(total)
+    most = None if most is None or most <= 0 else most
+    number = _number(done)
+    if number is not None:
+        number = max(number, 0)
+        number = number if most is None else min(number, most)
+    return number, most, _message(message)
+
+
+def _message(value: Any) -> str:
+    if value is None:
+        return ""
+    try:
+        text = str(value)
+    except Exception:  # noqa: BLE001 - the author's own __str__
+        text = type(value).__name__
+    return joined(text[:MAX_MESSAGE])
 
 
 def encode(event: Event, task_id: str, seq: int, timestamp: str) -> bytes:

@@ -20,6 +20,9 @@ from agentsrv.models.states import (
     refuse,
 )
 
+MAX_OUTPUT: Final = 1_000_000  # bytes of a text in one event, as JSON: no frame exceeds 1 MiB
+_NOTE: Final = 100  # bytes of the note at the end of a text that was cut
+
 
 @dataclass(slots=True)
 class Question:
@@ -136,11 +139,12 @@ class TaskState:
     def written(self) -> str:
         """What there is of the final output: the texts of the plan's sinks, in its order.
 
-        A sink that has a structured result and no text stands there as JSON.
+        The result of a sink that has one and no text is included as JSON. Output that is too long
+        for an event is cut; see `fitted`.
         """
         sinks = self.plan.sinks if self.plan else []
         texts = (self._text(self.steps[step.step_id]) for step in sinks)
-        return "\n\n".join(text for text in texts if text)
+        return fitted("\n\n".join(text for text in texts if text))
 
     @property
     def inputs(self) -> list[e.InputRequired]:
@@ -367,6 +371,22 @@ _FOLDS: Final[dict[type[e.Event], Callable[[TaskState, Any, str], None]]] = {
     e.TaskCompleted: _completed,
     e.TaskFailed: _failed,
 }
+
+
+def fitted(text: str) -> str:
+    """``text``, cut if it is longer than ``MAX_OUTPUT`` as JSON, with a note of its length.
+
+    The events ``partial_output`` have all of it.
+    """
+    if len(text) <= MAX_OUTPUT // 6:  # a character has at most 6 bytes
+        return text
+    size, most = len(orjson.dumps(text)), MAX_OUTPUT - _NOTE
+    if size <= MAX_OUTPUT:
+        return text
+    kept = text[: len(text) * most // size]
+    while len(orjson.dumps(kept)) > most:
+        kept = kept[: len(kept) * 9 // 10]
+    return f"{kept}\n\n[cut: the whole text has {len(text)} characters]"
 
 
 def _since(timestamp: str | None, now: float) -> float:

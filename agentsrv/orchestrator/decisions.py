@@ -67,6 +67,10 @@ class Decisions:
             raise Fenced(f"task {head.task_id} went on from event {head.seq} to {state.seq}")
         return state
 
+    async def latest(self, task_id: str) -> TaskState:
+        """The state of a task as far as it is committed now; others may be writing it."""
+        return await load_state(self._store, task_id)
+
     async def append(self, head: Head, state: TaskState, *events: e.Event) -> Result:
         """Append to a task that nobody runs, behind the state that was decided on.
 

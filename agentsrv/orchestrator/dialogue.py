@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import orjson
 
-from agentsrv.agents.questions import Question, check_schema
+from agentsrv.agents.questions import Question, check_schema, is_secret
 from agentsrv.errors import Fenced, PermanentError, TooLarge
 from agentsrv.models import events as e
 from agentsrv.models.commands import Respond
@@ -16,6 +17,7 @@ from agentsrv.models.states import TRANSITIONS, refuse
 from agentsrv.models.task import Question as Asked
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.journal import Journal
+from agentsrv.orchestrator.vault import Vault, texts_of
 
 MAX_QUESTIONS: Final = 100  # of one step: an agent that asks in a loop is stopped
 MAX_ANSWER: Final = 1 << 16  # bytes of JSON
@@ -34,9 +36,14 @@ class Dialogue:
     behind when it is cancelled.
     """
 
-    def __init__(self, journal: Journal, now: Callable[[], float]) -> None:
+    def __init__(
+        self, journal: Journal, now: Callable[[], float], vault: Vault | None = None
+    ) -> None:
         self._journal = journal
         self._now = now
+        self._vault = vault or Vault()
+        self.secrets: set[str] = set()
+        """Texts of the secret answers that agents were given: not for logs and events."""
         self._waiters: dict[str, list[_Waiter]] = {}
         self._news: asyncio.Event | None = None
 
@@ -48,15 +55,25 @@ class Dialogue:
         Cancelling the call leaves the question open.
 
         Raises:
-            PermanentError: Its number is that of another question, or there are too many.
-            Fenced: The task has ended, or is in other hands.
+            PermanentError: Its number is that of another question, there are too many, or it asks
+                for a secret that cannot be encrypted or decrypted here.
+            Fenced: The task has ended, or another node runs it.
         """
+        if question.is_secret:
+            if self._vault.needs_file:
+                await asyncio.to_thread(self._vault.prepare)
+            else:
+                self._vault.prepare()
         asked = self._asked(step_id, attempt, question)
         if asked.answer is None:
             await self._settled(asked.asked, question)
         await self._journal.commit()  # an agent must not act on what a crash would undo
         assert asked.answer is not None
-        return asked.answer
+        if not question.is_secret:
+            return asked.answer
+        value = self._vault.open(asked.asked.input_id, asked.answer.value)
+        self.secrets.update(texts_of(value))
+        return replace(asked.answer, value=value)
 
     async def message(self, number: int) -> Any:
         """Wait for the task's message of that number, counted from 0.
@@ -83,7 +100,7 @@ class Dialogue:
         """
         waiters = self._waiters.get(command.input_id)
         check = None if waiters is None else waiters[0][0].check
-        self._settle(received(self._journal.state, command, by, self._now(), check))
+        self._settle(received(self._journal.state, command, by, self._now(), self._vault, check))
 
     def send(self, message: Any, by: str) -> int:
         """Give the running steps a message; so it is when the journal has committed.
@@ -167,11 +184,12 @@ class Dialogue:
                 waiting.set_result(None)
 
 
-def received(
+def received(  # noqa: PLR0917 - each is what the event is made of
     state: TaskState,
     command: Respond,
     by: str,
     now: float,
+    vault: Vault,
     check: Callable[[Any], None] | None = None,
 ) -> e.InputReceived:
     """The event that settles a question, as a client wants it settled.
@@ -181,22 +199,29 @@ def received(
         command: The answer.
         by: Whose it is.
         now: Seconds since the epoch.
-        check: Refuses a value that is none; by default the schema that was published does.
+        vault: Encrypts the value of a secret question.
+        check: Validates the value. Defaults to the question's published JSON Schema.
 
     Raises:
         NotFound, Conflict, InvalidState: The question cannot be answered (any more).
         InvalidInput, TooLarge: That is no answer to it.
     """
     asked = state.question(command.input_id, now)
+    value: Any = command.value
     if command.action == "accept":
-        size = len(orjson.dumps(command.value))
+        is_hidden = is_secret(asked.schema)
+        if is_hidden:  # another node has encrypted it for the way
+            value = vault.open(asked.input_id, value)
+        size = len(orjson.dumps(value))
         if size > MAX_ANSWER:
             raise TooLarge(f"the value has {size} bytes; expected at most {MAX_ANSWER}")
         if check is None:
-            check_schema(asked.schema, command.value)
+            check_schema(asked.schema, value)
         else:
-            check(command.value)
-    return e.InputReceived(asked.input_id, asked.step_id, command.action, command.value, by)
+            check(value)
+        if is_hidden:
+            value = vault.seal(asked.input_id, value)
+    return e.InputReceived(asked.input_id, asked.step_id, command.action, value, by)
 
 
 def sent(state: TaskState, message: Any, by: str) -> e.MessageReceived:

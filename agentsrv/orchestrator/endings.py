@@ -8,6 +8,7 @@ from typing import Final
 
 from agentsrv.models import events as e
 from agentsrv.models.states import StepStatus
+from agentsrv.models.task import fitted
 from agentsrv.orchestrator.journal import Journal
 
 _UNDER_WAY: Final = (StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.INPUT_REQUIRED)
@@ -56,7 +57,7 @@ def write_end(journal: Journal, ending: Ending, *, stopped: bool) -> None:
     state = journal.state
     for step in list(state.steps.values()):
         if step.status in _UNDER_WAY:
-            journal.append(e.StepCancelled(step.step.step_id, step.attempt, step.output))
+            journal.append(e.StepCancelled(step.step.step_id, step.attempt, fitted(step.output)))
     if isinstance(ending, CancelRequest):
         reason, by = ending.reason, ending.by
         journal.append(e.TaskCancelled("cancelled", reason, by, stopped, state.written))

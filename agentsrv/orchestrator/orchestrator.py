@@ -75,6 +75,8 @@ class Orchestrator:
         plan = self._registry.given_plan(command.agent, command.plan)
         if plan is None and command.resume_from is None and self._registry.planner is None:
             raise InvalidCommand("the server has no planner; expected an agent or a plan")
+        if command.params and command.resume_from is None:
+            self._registry.check_names(command.params, plan)
         self._registry.check_params(command.params, plan)
         if command.resume_from is not None:
             await self._check_resumable(principal, command)

@@ -7,12 +7,12 @@ import logging
 
 from agentsrv.agents.base import TaskContext
 from agentsrv.agents.registry import Registry
-from agentsrv.error_text import describe
 from agentsrv.errors import AgentsrvError, InvalidCommand, PermanentError
 from agentsrv.models.commands import Create
 from agentsrv.models.plan import ExecutionPlan
 from agentsrv.models.retry import RetryPolicy
 from agentsrv.models.task import TaskState
+from agentsrv.orchestrator.failures import examine
 from agentsrv.orchestrator.guard import is_authors, take_back
 from agentsrv.orchestrator.steps import TaskInfo
 
@@ -60,11 +60,11 @@ async def make_plan(
             if task.stopped:
                 raise asyncio.CancelledError from error
             failures += 1
-            _log.warning("planning of task %s failed", task.task_id, exc_info=True)
-            if not policy.allows(failures):
-                raise PlanningFailed(describe(error), failures - 1) from error
-            wanted = error.retry_after if isinstance(error, AgentsrvError) else None
-            await asyncio.sleep(policy.delay(failures, wanted))
+            found = examine(error)
+            _log.error("planning of task %s failed", task.task_id, exc_info=True)
+            if found.permanent or not policy.allows(failures):
+                raise PlanningFailed(found.message, failures - 1) from error
+            await asyncio.sleep(policy.delay(failures, found.retry_after))
         else:
             return plan
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from agentsrv.agents.questions import is_secret
 from agentsrv.models import events as e
 from agentsrv.models.commands import Cancel, Respond
 from agentsrv.models.states import TaskStatus
@@ -50,7 +51,7 @@ class Router:
                     await asyncio.sleep(0)  # who ends in the next turn ends in the same append
                     await runner.journal.commit()  # a refusal, too, tells of what is committed
             if self._peers is not None and self._peers.hold(head):
-                return await self._peers.ask(head, by, command)
+                return await self._peers.ask(head, by, await self._sealed(command))
             return await self._decide_idle(head, by, command)
 
         return await self._decisions.decide(by, task_id, decide, what)
@@ -61,12 +62,24 @@ class Router:
             return await self._cancel_idle(head, by, command)
         state = await self._decisions.load(head)
         if isinstance(command, Respond):
-            received = dialogue.received(state, command, by, self._now())
+            received = dialogue.received(state, command, by, self._now(), self._worker.vault)
             await self._decisions.append(head, state, received)
             return {"task_id": head.task_id, "input_id": command.input_id}
         sent = dialogue.sent(state, command.message, by)
         result = await self._decisions.append(head, state, sent)
         return {"task_id": head.task_id, "seq": result["seq"]}
+
+    async def _sealed(self, command: Steering) -> Steering:
+        """The command as other nodes may store it: with a secret answer encrypted."""
+        if not isinstance(command, Respond) or command.action != "accept":
+            return command
+        state = await self._decisions.latest(command.input_id.partition("/")[0])
+        for step in state.steps.values():
+            question = step.questions.get(command.input_id)
+            if question is not None and is_secret(question.asked.schema):
+                sealed = self._worker.vault.seal(command.input_id, command.value)
+                return command.model_copy(update={"value": sealed})
+        return command
 
     async def _cancel_idle(self, head: Head, by: str, command: Cancel) -> Result:
         if head.status.is_terminal or head.status is TaskStatus.CANCELLING:

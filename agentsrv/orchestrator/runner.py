@@ -120,7 +120,7 @@ class TaskRunner:
             on_lost=self._on_lost,
             measures=around.measures,
         )
-        self.dialogue = Dialogue(self.journal, around.now)
+        self.dialogue = Dialogue(self.journal, around.now, around.vault)
         self._info = TaskInfo(
             lease.task_id,
             spec.task_description,

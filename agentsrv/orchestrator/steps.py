@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from contextvars import Token
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-import orjson
-
 from agentsrv.agents.base import Agent, StepContext
 from agentsrv.agents.questions import Question
-from agentsrv.error_text import describe
-from agentsrv.errors import AgentsrvError, PermanentError
+from agentsrv.agents.values import ValueRefusedError, copied, to_json
 from agentsrv.models import events as e
 from agentsrv.models.plan import Step
-from agentsrv.models.retry import RetryPolicy
 from agentsrv.models.states import StepStatus
-from agentsrv.models.task import StepState
+from agentsrv.models.task import StepState, fitted
+from agentsrv.models.text import REPLACEMENT, joined, split
 from agentsrv.orchestrator.cache import Found, key_of
 from agentsrv.orchestrator.dialogue import Dialogue
+from agentsrv.orchestrator.failures import examine, log_failure
 from agentsrv.orchestrator.guard import is_authors, take_back
 from agentsrv.orchestrator.journal import Journal
 from agentsrv.orchestrator.surroundings import Surroundings
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
     from agentsrv.telemetry.tracing import AttemptSpan
 
 MAX_ERROR = 2000  # characters of an error message in the log
+MAX_PIECE = 64_000  # characters of one event of output: no frame exceeds 1 MiB
 
 # Before Python 3.13 a TaskGroup that failed inside of a time limit makes it raise the latter.
 _EXPIRED: Final = (TimeoutError, asyncio.CancelledError)
@@ -74,9 +73,11 @@ class AttemptFailed(Exception):
         permanent: bool = False,
         reason: Literal["error", "timeout"] = "error",
         retry_after: float | None = None,
+        traceback: list[e.TracebackFrame] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message[:MAX_ERROR]
+        self.traceback = traceback
         self.permanent = permanent
         self.reason = reason
         self.retry_after = retry_after
@@ -108,10 +109,14 @@ class StepRun:
         self._policy = (
             agent.retry
             if step.max_retries is None
-            else RetryPolicy(step.max_retries, agent.retry.base)
+            else replace(agent.retry, retries=step.max_retries)
         )
         self._timeout = agent.timeout if step.timeout is None else step.timeout
+        self._has_params = bool(agent.params.fields) or agent.params.takes_all
         self._offset = 0
+        self._half = ""  # a first half of a surrogate pair, which waits for the second one
+        self._has_halves = False  # and it was logged
+        self._has_reported = False  # a report that was not valid; and it was logged
         self._limit: asyncio.Timeout | None = None  # of the attempt that runs
         self._left = 0.0  # seconds of it when the first open question was asked
         self._asking = 0  # questions that are waited for
@@ -123,7 +128,7 @@ class StepRun:
     def cancelled_event(self) -> e.StepCancelled:
         """What the log says when the step is stopped now."""
         state = self.state
-        return e.StepCancelled(self.step.step_id, state.attempt, state.output)
+        return e.StepCancelled(self.step.step_id, state.attempt, fitted(state.output))
 
     @property
     def is_attempting(self) -> bool:
@@ -204,16 +209,20 @@ class StepRun:
         except BaseException as error:
             if not is_authors(error, stopped=self._task.stopped):
                 raise
-            _log.info("step %s failed", self._key, exc_info=True)
+            why = examine(error, self._agent, self._task.dialogue.secrets)
+            log_failure(_log, self._key, error, why, self._task.dialogue.secrets)
+            shown = why.traceback if self._task.around.tracebacks else None
             if limit is not None and limit.expired() and isinstance(error, _EXPIRED):
                 message = f"no result within {self._timeout} s"
-                raise AttemptFailed(message, reason="timeout") from error
+                raise AttemptFailed(message, reason="timeout", traceback=shown) from error
             raise AttemptFailed(
-                describe(error),
-                permanent=isinstance(error, PermanentError),
-                retry_after=error.retry_after if isinstance(error, AgentsrvError) else None,
+                why.message,
+                permanent=why.permanent,
+                retry_after=why.retry_after,
+                traceback=shown,
             ) from error
-        _check(result)
+        if result is not None:
+            result = _check(result, self._task.around.limits.result)
         duration = round(loop.time() - started, 6)
         self._journal.append(
             e.StepCompleted(
@@ -255,53 +264,82 @@ class StepRun:
         return True
 
     async def _call(self, context: StepContext) -> Any:
-        arguments = self._agent.params.arguments(self._task.params)
-        running = self._agent.run(self.step, context, **arguments)
+        self._half = ""
+        arguments = self._agent.params.arguments(context.params) if self._has_params else {}
+        running = self._agent.run(context.step, context, **arguments)
         if hasattr(running, "__aiter__"):
             async with aclosing(running) as pieces:
                 async for piece in pieces:
                     self._write(context.attempt, piece)
                     if self._journal.is_full:
                         await self._journal.relieve()
-            return context.result
-        value = await running
+            value = None
+        else:
+            value = await running
         if isinstance(value, str):
             self._write(context.attempt, value)
-            return context.result
+            value = None
+        if self._half:
+            self._write(context.attempt, "", is_last=True)
         return context.result if value is None else value
 
-    def _write(self, attempt: int, piece: object) -> None:
+    def _write(self, attempt: int, piece: object, *, is_last: bool = False) -> None:
         if not isinstance(piece, str):
             kind = type(piece).__name__
-            raise AttemptFailed(f"the agent yielded {kind}; expected str", permanent=True)
+            message = f"the agent yielded {kind}; expected str; ctx.set_result takes other values"
+            raise AttemptFailed(message, permanent=True)
+        if self._half or not piece.isascii():
+            piece = self._joined(piece, is_last=is_last)
         if not piece:
             return
-        if not piece.isascii():
-            try:
-                piece.encode()
-            except UnicodeEncodeError as error:
-                message = f"the agent's text is not Unicode: {error}"
-                raise AttemptFailed(message, permanent=True) from error
         limits = self._task.around.limits
         room = min(limits.step - self._offset, limits.task - self._journal.written)
         kept = piece if len(piece) <= room else piece[: max(room, 0)]
-        if kept:
-            self._journal.write(self.step.step_id, attempt, self._offset, kept)
-            self._offset += len(kept)
+        for start in range(0, len(kept), MAX_PIECE):
+            part = kept if len(kept) <= MAX_PIECE else kept[start : start + MAX_PIECE]
+            self._journal.write(self.step.step_id, attempt, self._offset, part)
+            self._offset += len(part)
+            if part is not kept:
+                self._journal.mark()
         if len(kept) < len(piece):
             message = (
                 f"the output is too long: a step may write {limits.step} characters "
-                f"and a task {limits.task}; the rest is cut off"
+                f"(max_step_output) and a task {limits.task} (max_task_output); the rest is cut off"
             )
             raise AttemptFailed(message, permanent=True)
 
-    async def _report(self, done: float, total: float | None, message: str) -> None:
-        attempt = self.state.attempt
-        self._journal.append(
-            e.StepProgress(self.step.step_id, attempt, done, total, message[:MAX_ERROR])
-        )
+    def _joined(self, piece: str, *, is_last: bool) -> str:
+        """A piece with its surrogate pairs joined; half a pair at its end waits for the next."""
+        text = self._half + piece
+        whole, self._half = (joined(text), "") if is_last else split(text)
+        if whole.count(REPLACEMENT) > text.count(REPLACEMENT) and not self._has_halves:
+            self._has_halves = True
+            _log.warning(
+                "step %s: the agent's text has half a surrogate pair; it is replaced by U+FFFD",
+                self._key,
+            )
+        return whole
+
+    async def _report(self, done: Any, total: Any, message: Any) -> None:
+        event = e.StepProgress(self.step.step_id, self.state.attempt, done, total, message)
+        if event.done is not done or event.total is not total or event.message is not message:
+            self._log_report(event, done, total, message)
+        self._journal.append(event)
         if self._journal.is_full:
             await self._journal.relieve()
+
+    def _log_report(self, event: e.StepProgress, done: Any, total: Any, message: Any) -> None:
+        """Log, once for a step, that a report is not what the agent gave."""
+        if self._has_reported:
+            return
+        self._has_reported = True
+        _log.warning(
+            "step %s: a progress report of (%s) is logged as (%r, %r, %.80r); expected numbers "
+            "from 0 to the total, and a message of at most %d characters",
+            self._key,
+            ", ".join(type(value).__name__ for value in (done, total, message)),
+            *(event.done, event.total, event.message, e.MAX_MESSAGE),
+        )
 
     async def _ask(self, question: Question) -> e.InputReceived:
         with self._standing_still():
@@ -325,13 +363,7 @@ class StepRun:
                     limit.reschedule(clock() + self._left)
 
     def _context(self, attempt: int) -> StepContext:
-        task = self._task
-        outputs: dict[str, str] = {}
-        results: dict[str, Any] = {}
-        for step_id, state in self._dependencies.items():
-            if state.status is StepStatus.COMPLETED:
-                output = outputs[step_id] = state.output
-                results[step_id] = output if state.result is None else state.result
+        task, step = self._task, self.step
         return StepContext(
             task_id=task.task_id,
             task_description=task.description,
@@ -341,11 +373,12 @@ class StepRun:
             model=task.around.model,
             attempt=attempt,
             step_key=self._key,
-            outputs=outputs,
-            results=results,
+            outputs=partial(_outputs, self._dependencies),  # type: ignore[arg-type]
+            results=partial(_results, self._dependencies),  # type: ignore[arg-type]
             reporter=self._report,
             asker=self._ask,
             mailbox=task.dialogue.message,
+            step=step if type(step.input) not in _SHARED else _own(step),
         )
 
     def _fail(self, failure: AttemptFailed) -> Outcome:
@@ -359,8 +392,9 @@ class StepRun:
                 state.attempt,
                 failure.message,
                 state.failures,
-                state.output,
+                fitted(state.output),
                 degraded,
+                failure.traceback,
             )
         )
         return Outcome.DEGRADED if degraded else Outcome.FAILED
@@ -377,19 +411,44 @@ class StepRun:
                 failure.message,
                 retry,
                 failure.reason,
+                failure.traceback,
             )
         )
         self._task.around.measures.retries[self._agent.name, failure.reason] += 1
         await asyncio.sleep(delay)
 
 
-def _check(result: Any) -> None:
-    """Refuse a result that the log cannot hold: JSON as every program reads it."""
-    if result is None:
-        return
+_SHARED: Final = (dict, list)  # inputs that an agent can change
+
+
+def _own(step: Step) -> Step:
+    """The step with a copy of its input."""
+    return step.model_copy(update={"input": copied(step.input)})
+
+
+def _outputs(dependencies: Mapping[str, StepState]) -> dict[str, str]:
+    return {
+        step_id: state.output
+        for step_id, state in dependencies.items()
+        if state.status is StepStatus.COMPLETED
+    }
+
+
+def _results(dependencies: Mapping[str, StepState]) -> dict[str, Any]:
+    return {
+        step_id: state.output if state.result is None else state.result
+        for step_id, state in dependencies.items()
+        if state.status is StepStatus.COMPLETED
+    }
+
+
+def _check(result: Any, max_bytes: int) -> Any:
+    """The result in the log's form.
+
+    Raises:
+        AttemptFailed: It cannot be written as JSON, or is too large.
+    """
     try:
-        json.dumps(result, allow_nan=False)  # orjson would write NaN as null
-        orjson.dumps(result)
-    except (TypeError, ValueError, RecursionError) as error:
-        message = f"the agent's result is not JSON: {error}"
-        raise AttemptFailed(message, permanent=True) from error
+        return to_json(result, "result", max_bytes)
+    except ValueRefusedError as error:
+        raise AttemptFailed(f"the agent's result is refused: {error}", permanent=True) from error

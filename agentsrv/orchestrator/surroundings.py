@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from agentsrv.agents.base import Agent, Search
 from agentsrv.agents.registry import Registry
 from agentsrv.orchestrator.cache import ResultCache
+from agentsrv.orchestrator.vault import Vault
 from agentsrv.store.base import Store
 from agentsrv.telemetry.measures import Measures
 
@@ -17,13 +18,22 @@ if TYPE_CHECKING:
     from agentsrv.agents.llm import LanguageModel
     from agentsrv.telemetry.tracing import Tracing
 
+MAX_RESULT: Final = 250_000  # bytes of JSON
+
 
 @dataclass(frozen=True, slots=True)
 class OutputLimits:
-    """How many characters may be written: by an attempt of a step, and by a task in all."""
+    """Limits of what agents write.
+
+    Attributes:
+        step: Characters of text of one attempt.
+        task: Characters of text of all attempts of a task.
+        result: Bytes of JSON of a step's result.
+    """
 
     step: int
     task: int
+    result: int = MAX_RESULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,10 @@ class Surroundings:
     """Seconds that stopped steps have to end."""
     limits: OutputLimits
     model: LanguageModel | None = None
+    tracebacks: bool = True
+    """Whether events carry the tracebacks of agents' errors."""
+    vault: Vault = field(default_factory=Vault)
+    """Encrypts the answers to secret questions."""
     measures: Measures = field(default_factory=Measures)
     tracing: Tracing | None = None
     cache: ResultCache = field(default_factory=ResultCache)

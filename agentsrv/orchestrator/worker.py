@@ -16,6 +16,7 @@ from agentsrv.orchestrator.endings import LOSS, RELEASE
 from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.runner import Phase, TaskRunner
 from agentsrv.orchestrator.surroundings import Surroundings
+from agentsrv.orchestrator.vault import Vault
 from agentsrv.store.base import Lease
 from agentsrv.telemetry import logs
 from agentsrv.telemetry.measures import Measures
@@ -57,6 +58,11 @@ class Worker:
     def running(self) -> int:
         """Slots that are taken."""
         return len(self._tasks)
+
+    @property
+    def vault(self) -> Vault:
+        """Encrypts the answers to secret questions."""
+        return self._around.vault
 
     def live(self, task_id: str) -> TaskRunner | None:
         """The task's runner, where it runs here and is not lost."""

@@ -131,7 +131,7 @@ class AguiRun:
             case "partial_output":
                 yield from self._write(step_id, data)
             case "step_progress":
-                progress = {name: data[name] for name in ("done", "total", "message")}
+                progress = {name: data.get(name) for name in ("done", "total", "message")}
                 yield _delta({f"steps/{step_id}/progress": progress})
             case "step_retrying":
                 yield from self._drop(step_id, data["attempt"])

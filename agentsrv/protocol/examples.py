@@ -23,6 +23,15 @@ _PLAN: Final = ExecutionPlan(
     )
 )
 
+_TRACEBACK: Final[list[e.TracebackFrame]] = [
+    {
+        "file": "my_agents.py",
+        "line": 12,
+        "function": "retriever",
+        "code": "passages = await fetch(url)",
+        "own": True,
+    }
+]
 EVENTS: Final[Mapping[str, e.Event]] = {
     event.event_type: event
     for event in (
@@ -33,9 +42,9 @@ EVENTS: Final[Mapping[str, e.Event]] = {
         e.StepStarted("step_001", 1, "retriever", "Find passages"),
         e.StepProgress("step_001", 1, 1.0, 2.0, "1 of 2 folders"),
         e.PartialOutput("step_001", 1, 0, "Async I/O "),
-        e.StepRetrying("step_001", 1, 2, 0.1, "no route to host", 1, "error"),
+        e.StepRetrying("step_001", 1, 2, 0.1, "no route to host", 1, "error", _TRACEBACK),
         e.StepCompleted("step_001", 2, "completed", {"passages": 12}, False, 0.25),  # noqa: FBT003 - in the order of the wire
-        e.StepFailed("step_001", 4, "no route to host", 3, "Async", True),  # noqa: FBT003 - likewise
+        e.StepFailed("step_001", 4, "no route to host", 3, "Async", True, _TRACEBACK),  # noqa: FBT003 - likewise
         e.StepSkipped("step_002", "the task has failed"),
         e.StepCancelled("step_002", 1, "Async I/O raises"),
         e.InputRequired(

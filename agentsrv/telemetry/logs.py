@@ -17,6 +17,7 @@ from typing import Final, TextIO
 
 import orjson
 
+from agentsrv.error_text import redact
 from agentsrv.settings import LogFormat
 from agentsrv.telemetry.visible import visible, visible_text
 
@@ -99,4 +100,4 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
         parts.append(formatter.formatException(record.exc_info))
     if record.stack_info:
         parts.append(formatter.formatStack(record.stack_info))
-    return "\n".join(parts)
+    return redact("\n".join(parts))

@@ -23,7 +23,7 @@ def tell(step: Step, ctx: StepContext) -> None:
 
 def has_model(step: Step, ctx: StepContext) -> str:
     """Tell whether there is a language model."""
-    return str(ctx.llm is not None)
+    return str(bool(ctx.llm))
 
 
 def fail(step: Step, ctx: StepContext) -> str:

@@ -3,6 +3,7 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
+from agentsrv.agents.base import PLANNER_SLOTS, SLOTS
 from agentsrv.agents.params import Parameters
 from agentsrv.errors import ConfigurationError
 
@@ -14,7 +15,7 @@ async def agent(step, ctx, times: Annotated[int, Field(le=3)], word: str = "yes"
 @pytest.fixture
 def parameters():
     """Those of the function above."""
-    return Parameters.of(agent, "agent 'agent'", {})
+    return Parameters.of(agent, "agent 'agent'", SLOTS)
 
 
 def test_only_what_a_function_names_is_handed_to_it(parameters):
@@ -33,10 +34,7 @@ def test_a_wrong_value_and_a_missing_one_are_complaints(parameters):
     ]
 
 
-@pytest.mark.parametrize(
-    "function", [lambda step: None, lambda step, ctx, *rest: None, lambda step, ctx, **rest: None]
-)
-def test_a_function_needs_two_parameters_and_named_ones(function):
-    """What it is called stands in the error."""
-    with pytest.raises(ConfigurationError, match="the planner takes"):
-        Parameters.of(function, "the planner", {})
+def test_positional_parameters_without_a_name_are_refused():
+    """The error says which, and of what."""
+    with pytest.raises(ConfigurationError, match=r"the planner takes \*rest"):
+        Parameters.of(lambda task, ctx, *rest: None, "the planner", PLANNER_SLOTS)

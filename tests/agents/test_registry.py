@@ -56,5 +56,5 @@ def test_what_the_planner_cannot_take_is_refused(registry, params, field):
 
 def test_a_planner_of_another_shape_is_refused(registry):
     """When it is registered."""
-    with pytest.raises(ConfigurationError, match="the planner takes 1 parameters"):
+    with pytest.raises(ConfigurationError, match="expected an async function"):
         registry.planner = lambda task: None

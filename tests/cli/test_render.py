@@ -130,3 +130,18 @@ def test_in_a_pipe_the_result_stands_alone():
     printer.output("Report")
     assert result.getvalue() == "Report\n"
     assert lines.getvalue().endswith("b writes:\nReport\n")
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "line"),
+    [
+        ("50%", None, "step s: ? half"),
+        (None, 10, "step s: ?/10 half"),
+        ([1], "x", "step s: ? half"),
+        (5, 0, "step s: 5 half"),
+    ],
+)
+def test_progress_that_an_older_server_stored_is_read(done, total, line):
+    """Values outside the schema are shown as unknown."""
+    data = {"step_id": "s", "attempt": 1, "done": done, "total": total, "message": "half"}
+    assert describe(Record("step_progress", "t", 1, "", data)).endswith(line.partition(": ")[2])

@@ -52,6 +52,7 @@ _BY_ANNOTATION: dict[str, st.SearchStrategy[Any]] = {
     "Sequence[str]": st.lists(st.text(), max_size=3),
     "Sequence[Any] | None": st.none() | st.lists(JSON, max_size=3),
     "Sequence[Mapping[str, Any]]": st.lists(OBJECTS, max_size=3),
+    "Sequence[TracebackFrame] | None": st.none() | st.lists(OBJECTS, max_size=3),
     "Literal['error', 'timeout', 'recovered']": st.sampled_from(["error", "timeout", "recovered"]),
 }
 

@@ -21,9 +21,11 @@ PROTOCOL = {
     "step_started": "step_id attempt agent description",
     "step_progress": "step_id attempt done total message",
     "partial_output": "step_id attempt offset output",
-    "step_retrying": ("step_id attempt next_attempt retry_in error_message retry_count reason"),
+    "step_retrying": (
+        "step_id attempt next_attempt retry_in error_message retry_count reason traceback"
+    ),
     "step_completed": "step_id attempt status result cached duration",
-    "step_failed": "step_id attempt error_message retry_count partial_output degraded",
+    "step_failed": "step_id attempt error_message retry_count partial_output degraded traceback",
     "step_skipped": "step_id reason",
     "step_cancelled": "step_id attempt partial_output",
     "input_required": "input_id step_id attempt prompt schema options default expires_at",

@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 
 from agentsrv.errors import Conflict, InvalidState, NotFound
 from agentsrv.models import events as e
+from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.models.states import (
     STEP_TRANSITIONS,
     TRANSITIONS,
     StepStatus,
     TaskStatus,
 )
-from agentsrv.models.task import Question, StepState, TaskState
+from agentsrv.models.task import MAX_OUTPUT, Question, StepState, TaskState, fitted
 from tests.models.samples import AT, STEPS, sample
 
 KINDS = pytest.mark.parametrize("kind", e.EVENTS.values(), ids=lambda kind: kind.__name__)
@@ -580,3 +581,16 @@ def test_elapsed_counts_from_the_first_start():
     state.apply(e.TaskStarted("node-1"), "1970-01-01T00:16:40.500Z")
     assert state.elapsed(1002.0) == 1.5
     assert state.elapsed(1.0) == 0.0
+
+
+@pytest.mark.parametrize("piece", ["a", "😀", "\n", "\0", "a\0😀", "a" * 900 + "😀" * 100])
+def test_a_long_output_is_cut_and_says_so(piece):
+    """So that the event that ends a task or a step fits into a frame of 1 MiB."""
+    steps = [Step(step_id=f"s{number}", agent="a") for number in range(5)]
+    state = TaskState("t", plan=ExecutionPlan(steps=tuple(steps)))
+    text = piece * (900_000 // len(piece))
+    state.steps = {step.step_id: StepState(step, pieces=[text]) for step in steps}
+    whole = 5 * len(text) + 8
+    assert state.written.endswith(f"[cut: the whole text has {whole} characters]")
+    assert 800_000 < len(orjson.dumps(state.written)) <= MAX_OUTPUT
+    assert fitted(text[: 900_000 // 6]) == text[: 900_000 // 6]

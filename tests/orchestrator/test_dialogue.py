@@ -505,7 +505,7 @@ def test_an_answer_to_another_schema_fails_the_step_for_good():
             task = await world.create(step("a", "agent"))
             await world.respond(await question(world, task), "many")
             end = await world.reader.until(task)
-        assert 'the answer in the log, "many", is none' in end.data["error_message"]
+        assert 'the answer in the log, "many", does not fit' in end.data["error_message"]
         assert world.reader.types(task).count("step_started") == 2
 
     simulate(story())

@@ -151,7 +151,7 @@ def test_anothers_task_is_not_found():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"agent": "nobody"}, "wants agent 'nobody'; there are: endless, quick"),
+        ({"agent": "nobody"}, "wants agent 'nobody'; the agents are endless, quick"),
         ({"plan": ExecutionPlan(steps=(step("a", "nobody"),))}, "wants agent 'nobody'"),
         ({"agent": "quick", "plan": ExecutionPlan(steps=(step("a", "quick"),))}, "found both"),
         ({"agent": "quick", "params": {"times": "many"}}, "params.times: Input should be"),

@@ -159,7 +159,7 @@ def test_endless_output_is_cut_off(size, steps, written):
             end = await world.reader.until(task)
             snapshot = await world.status(task)
         assert end.event_type == "task_failed"
-        assert "1000 characters and a task 3000" in end.data["error_message"]
+        assert "1000 characters (max_step_output) and a task 3000" in end.data["error_message"]
         assert [len(s["output"]) for s in snapshot["steps"]] == written
         assert world.reader.types(task).count("step_retrying") == 0
 

@@ -214,7 +214,7 @@ def test_one_failure_stops_the_other_branches():
     ("agent", "reason"),
     [
         (lambda: 7, "yielded int; expected str"),
-        (lambda: "\ud800", "not Unicode"),
+        (lambda: b"x", "yielded bytes; expected str"),
     ],
 )
 def test_a_wrong_piece_fails_the_step(agent, reason):
@@ -237,7 +237,7 @@ def test_a_wrong_piece_fails_the_step(agent, reason):
     simulate(story())
 
 
-@pytest.mark.parametrize("value", [float("nan"), {1, 2}, {"a": object()}, 1 << 70, b"bytes"])
+@pytest.mark.parametrize("value", [float("nan"), {"a": object()}, 1 << 70, (x for x in "a")])
 def test_a_result_that_is_no_json_fails_the_step(value):
     """The log holds only what every program reads alike."""
 
@@ -251,7 +251,7 @@ def test_a_result_that_is_no_json_fails_the_step(value):
             task = await world.create(step("a", "agent"))
             end = await world.reader.until(task)
         assert end.event_type == "task_failed"
-        assert "not JSON" in end.data["error_message"]
+        assert "result is refused: result" in end.data["error_message"]
 
     simulate(story())
 
@@ -344,7 +344,8 @@ def test_a_planner_is_asked_again():
         async with running(world):
             task = await world.create()
             assert (await world.reader.until(task)).event_type == "task_completed"
-        assert asked == pytest.approx([0, 0.1, 7.1])
+        assert 0.5 <= asked[1] <= 1.0
+        assert asked[2] - asked[1] == pytest.approx(7.0)
 
     simulate(story())
 

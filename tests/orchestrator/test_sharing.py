@@ -80,7 +80,7 @@ def test_another_question_is_asked_anew(other):
     """Whatever the agent can see makes a difference, and so does who asks."""
     calls = 0
 
-    async def costly(step: Step, ctx: StepContext) -> str:
+    async def costly(step: Step, ctx: StepContext, depth: int = 1) -> str:
         nonlocal calls
         calls += 1
         return "found"

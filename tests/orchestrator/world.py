@@ -101,7 +101,8 @@ class World:
         self.subscriber = Subscriber(self.hub, self.reader, OWNER)
 
     def agent(self, run: AgentFunction, **options: Any) -> None:
-        """Register an agent."""
+        """Register an agent; by default it is retried after 0.1, 0.2 and 0.4 s."""
+        options = {"retry_base": 0.1, "retry_jitter": False, **options}
         typed: AgentOptions = options  # type: ignore[assignment]
         self.registry.add(Agent.of(run, **typed))
 

@@ -62,7 +62,6 @@ def working_app():
 
     @app.agent
     async def modeller(step: Step, ctx: StepContext) -> str:
-        assert ctx.llm is not None
         return await ctx.llm.complete([{"role": "user", "content": "Hello"}])
 
     return app
