@@ -389,11 +389,11 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
     from agentsrv.agents.llm import Embedder, LanguageModel, connect  # noqa: PLC0415 - an extra
 
     key = settings.llm_key.get_secret_value() if settings.llm_key is not None else None
-    async with connect(settings.llm_url, key, settings.llm_timeout) as client:
+    async with connect(settings.llm_url, key, settings.llm_timeout) as endpoint:
         chat, vectors, tracing = settings.llm_model, settings.embedding_model, open_tracing()
         yield Models(
-            LanguageModel(client, chat, settings.llm_max_tokens, tracing) if chat else None,
-            Embedder(client, vectors, tracing) if vectors else None,
+            LanguageModel(endpoint, chat, settings.llm_max_tokens, tracing) if chat else None,
+            Embedder(endpoint, vectors, tracing) if vectors else None,
         )
 
 

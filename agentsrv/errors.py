@@ -170,7 +170,36 @@ class KnowledgeError(AgentsrvError):
 
 
 class ModelError(AgentsrvError):
-    """The endpoint of the language model failed; another attempt may succeed."""
+    """The endpoint of the language model failed; another attempt may succeed.
+
+    Args:
+        message: What happened, with the endpoint's own words.
+        status: The HTTP status, or the code that the endpoint put into its answer.
+        retry_after: Seconds that the endpoint asks to wait.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.status = status
+
+
+class ModelRefused(ModelError, PermanentError):
+    """The endpoint or the model refused the request; the step fails without another attempt."""
+
+
+class ModelTruncated(ModelRefused):
+    """The answer was cut off at the token limit; another attempt would end the same way.
+
+    Args:
+        message: What happened.
+        text: The text so far.
+    """
+
+    def __init__(self, message: str, *, text: str) -> None:
+        super().__init__(message)
+        self.text = text
 
 
 class ConfigurationError(AgentsrvError):

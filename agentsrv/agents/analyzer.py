@@ -21,6 +21,7 @@ from agentsrv.agents.base import StepContext
 from agentsrv.agents.extract import Graph, Sentence, leans, quality, relevance, specificity
 from agentsrv.agents.knowledge.documents import default_title, is_changelog
 from agentsrv.agents.text import Term, sentences, shorten, stems, terms
+from agentsrv.errors import ModelTruncated
 from agentsrv.models.plan import Step
 
 MAX_SENTENCES = 300  # that are compared with each other: 45,000 pairs, about 0.1 s
@@ -35,6 +36,7 @@ MAX_THEMES = 8
 SHARED_BY = 2  # statements that a theme needs, passages that a key term needs
 ALIKE = 0.12  # average similarity from which a statement joins a theme
 KEY_TERMS = 12
+CUT_OFF = "(Cut off here: the model's answer reached its token limit.)"
 SHOWN_STATEMENTS = 3  # of a theme, in the analysis that a person reads
 
 _NUMBER = re.compile(r"^(?:\d+\.)*\d*\s+")
@@ -85,9 +87,15 @@ class AnalyzerAgent:
                 yield paragraph
         else:
             messages = prompts.analysis(ctx.task_description, retrieval["passages"])
-            async with aclosing(llm.stream(messages)) as pieces:
-                async for piece in pieces:
-                    yield piece
+            try:
+                async with aclosing(llm.stream(messages)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+            except ModelTruncated as error:
+                if not error.text.strip():
+                    raise
+                ctx.log.warning("step %s: %s", step.step_id, error.message)
+                yield f"\n\n{CUT_OFF}\n"
             analysis["usage"] = llm.usage.counts()
         ctx.set_result(analysis)
 

@@ -1,57 +1,422 @@
-"""Language models and embeddings, from any OpenAI-compatible endpoint.
+"""Language models and embeddings from any OpenAI-compatible endpoint.
+
+Theory of operation. An `Endpoint` owns the HTTP client of one base URL. Requests are made here;
+every byte of an answer is read by `agentsrv.agents.endpoint_answers`, whose result is checked.
+`Endpoint.post` turns whatever HTTP does into `ModelError`, follows no redirect and bounds the time
+of an exchange: ``timeout`` seconds without a byte, and ``timeout * PATIENCE`` seconds without
+content, so that neither silence nor an endless trickle holds a step.
+
+Endpoints differ in the options that they take. When a refusal names an option of `OPTIONAL`, that
+option is left out (``max_completion_tokens`` is sent as ``max_tokens`` first), the request is
+repeated at once, and the endpoint remembers it for that model: later requests leave it out from
+the beginning. A refusal of the option's value is not such a case.
+
+Nothing of the environment is sent: no ``OPENAI_*`` variable is read. The proxies of the
+environment are used, except for endpoints on this machine.
 
 This module needs the extra ``llm``; nothing else imports it before a model is configured.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import asyncio
+import inspect
+import logging
+import os
+import re
+import ssl
+import zlib
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from functools import cache, cached_property
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
+from urllib.parse import parse_qsl, urlsplit
 
+import httpx2
 import openai
-from openai.types import CompletionUsage
+import orjson
+from openai.resources.chat.completions import AsyncCompletions
 from openai.types.chat import ChatCompletion
+from pydantic import BaseModel
 
-from agentsrv.agents.text import shorten
-from agentsrv.errors import AgentsrvError, ModelError, PermanentError
+from agentsrv.agents.endpoint_answers import (
+    MAX_ERROR,
+    MAX_VECTORS,
+    Answer,
+    AnswerReader,
+    Piece,
+    Tokens,
+    json_text,
+    read_vectors,
+    refused,
+)
+from agentsrv.error_text import describe, redact
+from agentsrv.errors import ConfigurationError, ModelError
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from agentsrv.telemetry.tracing import ModelSpan, Tracing
 
-MAX_TOLD = 500  # characters of an endpoint's own words in an error
 NO_KEY: Final = "none"  # the official client insists on one; servers without keys ignore it
-PASSING: Final = frozenset(
-    {
-        HTTPStatus.REQUEST_TIMEOUT,
-        HTTPStatus.CONFLICT,
-        HTTPStatus.TOO_EARLY,
-        HTTPStatus.TOO_MANY_REQUESTS,
-    }
+PATIENCE: Final = 10  # times the timeout that an answer may take without content
+TURN: Final = 32  # chunks of a body after which other work of the loop has a turn
+INFLATED: Final = 64 << 10  # bytes that are decompressed at once
+CONNECTIONS: Final = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
+PATHS: Final = ("/chat/completions", "/completions", "/embeddings")
+LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+OPTIONAL: Final = {
+    "max_completion_tokens": ("max_completion_tokens",),
+    "max_tokens": ("max_tokens",),
+    "stream_options": ("stream_options", "include_usage"),
+    "response_format": ("response_format", "json_schema", "structured output"),
+    "temperature": ("temperature",),
+    "encoding_format": ("encoding_format",),
+}
+"""Options that an endpoint may not take, and the words by which its refusals name them."""
+ADAPTED: Final = frozenset({400, 404, 415, 422, 500, 501})
+"""Statuses of a refusal that may be about an option."""
+_VALUE_REFUSED: Final = re.compile(
+    r"too (?:large|many|long|high|small|low)|exceed|at (?:most|least)|(?:less|greater) than"
+    r"|out of range|between",
+    re.IGNORECASE,
 )
-"""The refusals of the client's own making (4xx) that another attempt may mend."""
+_TRANSPORT: Final = frozenset({"self", "extra_headers", "extra_query", "extra_body", "timeout"})
 
 Message = Mapping[str, Any]
 """One message of a chat, as the endpoint takes it: ``role``, ``content`` and the like."""
 
+_log = logging.getLogger("agentsrv.llm")
 
-def connect(url: str, key: str | None, timeout: float) -> openai.AsyncOpenAI:
-    """Return a client of the endpoint at ``url``; close it with ``await client.close()``.
 
-    It opens connections as they are needed and shares them among all who use it. It does not
-    retry: a step's retries are the server's.
+def connect(url: str, key: str | None, timeout: float) -> Endpoint:
+    """Return the endpoint at ``url``; close it with ``await endpoint.close()``.
+
+    It opens connections as they are needed and shares them among all steps. It does not retry:
+    the retries of a step are the server's.
 
     Args:
-        url: The base URL, to which ``/chat/completions`` and ``/embeddings`` are added.
-        key: What the endpoint knows us by; sent to nobody else.
+        url: The base URL, to which ``/chat/completions`` and ``/embeddings`` are added. A query
+            is sent with each request.
+        key: Sent to this endpoint only, as a bearer token. White space around it is dropped.
         timeout: Seconds without a byte from the endpoint until a request has failed.
+
+    Raises:
+        ConfigurationError: The URL, the key, or a proxy of the environment cannot be used.
     """
-    return openai.AsyncOpenAI(base_url=url, api_key=key or NO_KEY, timeout=timeout, max_retries=0)
+    return Endpoint(url, key, timeout)
+
+
+class Endpoint:
+    """An OpenAI-compatible endpoint: its address, its key and its connections.
+
+    Attributes:
+        address: ``HOST:PORT``, for messages.
+        url: The base URL without its query.
+    """
+
+    def __init__(self, url: str, key: str | None, timeout: float) -> None:
+        self._key = clean_key(key)
+        self.url, self._query = base_url(url, self._key)
+        self.address = f"{self.url.host}:{self.url.port or _port(self.url)}"
+        self._timeout = timeout
+        self._dropped: dict[str, set[str]] = {}
+        try:
+            self._http = httpx2.AsyncClient(
+                timeout=timeout,
+                limits=CONNECTIONS,
+                follow_redirects=False,
+                trust_env=self.url.host not in LOOPBACK,  # proxies do not know this machine
+                verify=_trusted(self.url),
+            )
+        except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
+            raise ConfigurationError(
+                "the environment's proxy or certificates cannot be used for the model's endpoint "
+                f"(HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE): {describe(error)}; expected "
+                "an http:// or https:// proxy and an existing file, or the endpoint's host in "
+                "NO_PROXY"
+            ) from None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    @cached_property
+    def client(self) -> openai.AsyncOpenAI:
+        """The official client of this endpoint, on the same connections."""
+        client = openai.AsyncOpenAI(
+            base_url=str(self.url),
+            api_key=self._key or NO_KEY,
+            max_retries=0,
+            timeout=self._timeout,
+            default_query=dict(parse_qsl(self._query)),
+            http_client=self._http,
+        )
+        # it reads these from OPENAI_* variables, which are meant for another endpoint
+        client.organization = client.project = client.admin_api_key = client.webhook_secret = None
+        client._custom_headers = {}  # noqa: SLF001 - OPENAI_CUSTOM_HEADERS; there is no option
+        return client
+
+    def patience(self) -> Patience:
+        """A new time limit for one exchange."""
+        return Patience(self._timeout * PATIENCE)
+
+    async def post(
+        self, path: str, body: Mapping[str, Any], patience: Patience
+    ) -> AsyncGenerator[bytes, None]:
+        """Send a request and yield the body of its answer, decompressed, as it arrives.
+
+        Close the generator to end the exchange. ``patience`` is to be renewed with each content.
+
+        Raises:
+            ModelError: The endpoint cannot be reached, is silent, breaks off, or answers with
+                another status than 2xx; `ModelRefused` if that is final.
+        """
+        content = orjson.dumps(body, default=_plain)
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        if self._key is not None:
+            headers["authorization"] = f"Bearer {self._key}"
+        url = f"{str(self.url).rstrip('/')}{path}{'?' if self._query else ''}{self._query}"
+        request = self._http.build_request("POST", url, content=content, headers=headers)
+        response: httpx2.Response | None = None
+        try:
+            async with patience.limit():
+                response = await self._http.send(request, stream=True)
+            chunks, received = response.aiter_raw(), 0
+            inflate = _inflater(response.headers.get("content-encoding", ""))
+            is_good = HTTPStatus(200) <= response.status_code < HTTPStatus(300)
+            told = b""
+            while True:
+                async with patience.limit():
+                    chunk = await anext(chunks, None)
+                if chunk is None:
+                    break
+                received += 1
+                if received % TURN == 0:
+                    await asyncio.sleep(0)
+                for part in inflate(chunk):
+                    if is_good:
+                        yield part
+                    elif len(told) < MAX_ERROR:
+                        told += part
+                if not is_good and len(told) >= MAX_ERROR:
+                    break
+        except ModelError:
+            raise
+        except TimeoutError:
+            raise ModelError(
+                f"the model's endpoint at {self.address} was silent for too long: it sent bytes "
+                f"but no content for {patience.seconds:g} s ({PATIENCE} times llm_timeout)"
+            ) from None
+        except httpx2.TimeoutException:
+            raise ModelError(
+                f"the model's endpoint at {self.address} was silent for too long (llm_timeout is "
+                f"{self._timeout:g} s)"
+            ) from None
+        except httpx2.ConnectError as error:
+            raise self._redacted(ModelError(self._unreachable(error))) from None
+        except Exception as error:  # noqa: BLE001 - whatever an endpoint makes the HTTP client raise
+            raise self._redacted(
+                ModelError(
+                    f"the exchange with the model's endpoint at {self.address} broke off: "
+                    f"{describe(error)}"
+                )
+            ) from None
+        finally:
+            if response is not None:
+                await response.aclose()
+        if not is_good:
+            raise refused(response.status_code, response.headers, self._without_key(told))
+
+    def adapted(self, model: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``request`` without the options that the endpoint does not take for ``model``."""
+        dropped = self._dropped.get(model, set())
+        adapted = {name: value for name, value in request.items() if name not in dropped}
+        if "max_completion_tokens" in dropped & request.keys() and "max_tokens" not in dropped:
+            adapted.setdefault("max_tokens", request["max_completion_tokens"])
+        return adapted
+
+    def adapts(self, model: str, sent: Mapping[str, Any], error: ModelError) -> bool:
+        """Whether ``error`` refuses an option of the request ``sent``; it is left out from then."""
+        if error.status not in ADAPTED or _VALUE_REFUSED.search(error.message):
+            return False
+        words = error.message.lower()
+        for option, names in OPTIONAL.items():
+            if option in sent and any(name in words for name in names):
+                self._dropped.setdefault(model, set()).add(option)
+                _log.warning(
+                    "the model %s at %s does not take %s; it is left out from now on: %s",
+                    model, self.address, option, error.message,
+                )  # fmt: skip
+                return True
+        return False
+
+    def guarded(self) -> AbstractContextManager[None]:
+        """Within the block, `ModelError` is raised without the key."""
+        return _Guard(self._redacted)
+
+    def _unreachable(self, error: BaseException) -> str:
+        reason: BaseException = error
+        seen = 0
+        while (cause := reason.__cause__ or reason.__context__) is not None and seen < PATIENCE:
+            reason, seen = cause, seen + 1
+        told = f"no connection to the model's endpoint at {self.address}: {describe(reason)}"
+        if "CERTIFICATE_VERIFY_FAILED" in told:
+            told += "; for a certificate of your own set SSL_CERT_FILE to the file of its CA"
+        return told
+
+    def _without_key(self, body: bytes) -> bytes:
+        return body if self._key is None else body.replace(self._key.encode(), b"***")
+
+    def _redacted(self, error: ModelError) -> ModelError:
+        message = error.message
+        if self._key is not None:
+            message = message.replace(self._key, "***")
+        message = redact(message)
+        if message != error.message:
+            error.message, error.args = message, (message,)
+        return error
+
+
+class Patience:
+    """Seconds that an endpoint has for the next content of its answer."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.renew()
+
+    def renew(self) -> None:
+        """Content has arrived: count from now on."""
+        self._deadline = asyncio.get_running_loop().time() + self.seconds
+
+    def limit(self) -> asyncio.Timeout:
+        """The time limit of one wait."""
+        return asyncio.timeout_at(self._deadline)
+
+
+@dataclass(slots=True)
+class _Guard(AbstractContextManager[None]):
+    change: Callable[[ModelError], ModelError]
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, ModelError):
+            self.change(error)
+
+
+def clean_key(key: str | None) -> str | None:
+    """Return the key without white space around it; None if nothing is left.
+
+    Raises:
+        ConfigurationError: It contains characters that HTTP headers do not allow.
+    """
+    key = (key or "").strip()
+    if not key.isascii() or any(not "!" <= char <= "~" for char in key):
+        raise ConfigurationError(
+            "llm_key contains characters that HTTP headers do not allow; expected printable ASCII "
+            "without spaces or line ends inside"
+        )
+    return key or None
+
+
+def base_url(url: str, key: str | None) -> tuple[httpx2.URL, str]:
+    """Return the base URL of an endpoint and its query.
+
+    The path of a chat or of embeddings at its end is dropped, and so is a fragment.
+
+    Raises:
+        ConfigurationError: It is not an http URL with a host.
+    """
+    given = url.strip()
+    parts, found = urlsplit(""), httpx2.URL("")
+    try:
+        parts = urlsplit(given)
+        found = httpx2.URL(given)
+        is_usable = parts.scheme in ("http", "https") and re.search(r"\s", given) is None
+        is_usable = is_usable and bool(parts.hostname)
+        is_usable = is_usable and (parts.port is None or parts.port > 0)
+    except (ValueError, httpx2.InvalidURL):
+        is_usable = False
+    if not is_usable:
+        raise ConfigurationError(
+            f"llm_url is {redact(url)!r}; expected the base URL of an endpoint with its scheme, "
+            "such as http://127.0.0.1:8080/v1"
+        )
+    if found.userinfo and key is not None:
+        raise ConfigurationError(
+            "llm_url has a user name and llm_key is set; expected one of them: both would be the "
+            "Authorization header"
+        )
+    path = parts.path.rstrip("/")
+    ending = next((path_ for path_ in PATHS if path.endswith(path_)), "")
+    path = path.removesuffix(ending).rstrip("/")
+    return found.copy_with(path=path or "/", query=None, fragment=None), parts.query
+
+
+def _trusted(url: httpx2.URL) -> ssl.SSLContext | bool:
+    """What the certificate of the endpoint is checked with."""
+    if url.scheme != "https":
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used; reading the CAs takes 50 ms
+    file = os.environ.get("SSL_CERT_FILE")  # also for this machine, where no proxy is used
+    return ssl.create_default_context(cafile=file) if file else True
+
+
+def _port(url: httpx2.URL) -> int:
+    return 443 if url.scheme == "https" else 80
+
+
+def _plain(value: Any) -> Any:
+    """What JSON lacks in a request: the models of pydantic that the official client returns."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_unset=True, exclude={"reasoning_content"})
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _inflater(encoding: str) -> Callable[[bytes], Iterator[bytes]]:
+    """Return what decompresses a body in pieces of at most `INFLATED` bytes.
+
+    Raises:
+        ModelError: The encoding is not one that can be read in bounded memory.
+    """
+    match encoding.strip().lower():
+        case "" | "identity":
+            return lambda data: iter((data,))
+        case "gzip" | "x-gzip" | "deflate":
+            stream = zlib.decompressobj(wbits=47)
+        case _:
+            raise ModelError(
+                f"the model's endpoint compressed its answer by {encoding[:50]!r}; expected gzip "
+                "or nothing"
+            )
+
+    def inflate(data: bytes) -> Iterator[bytes]:
+        while data:
+            try:
+                part = stream.decompress(data, INFLATED)
+            except zlib.error as error:
+                raise ModelError(f"the answer of the model's endpoint is broken: {error}") from None
+            if part:
+                yield part
+            data = stream.unconsumed_tail
+
+    return inflate
 
 
 @dataclass(slots=True)
@@ -70,13 +435,13 @@ class Usage:
     completion_tokens: int = 0
     truncated: int = 0
 
-    def add(self, told: CompletionUsage | None, finish_reason: str | None) -> None:
+    def add(self, tokens: Tokens | None, finish_reason: str) -> None:
         """Count one answer; an endpoint that tells no tokens counts as 0."""
         self.requests += 1
         self.truncated += finish_reason == "length"
-        if told is not None:
-            self.prompt_tokens += told.prompt_tokens or 0
-            self.completion_tokens += told.completion_tokens or 0
+        if tokens is not None:
+            self.prompt_tokens += tokens.prompt
+            self.completion_tokens += tokens.completion
 
     def counts(self) -> dict[str, int]:
         """The counts by name, as a step's result tells them."""
@@ -85,20 +450,22 @@ class Usage:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LanguageModel:
-    """A chat model behind an OpenAI-compatible endpoint: the client and the name in one.
+    """A chat model behind an OpenAI-compatible endpoint.
 
     All calls take ``messages`` as the endpoint does, and any further option of its
-    ``/chat/completions`` by name (``temperature``, ``tools``, ...). They raise
+    ``/chat/completions`` by name (``temperature``, ``tools``, …); parameters that only this
+    endpoint has go into ``extra_body``. They raise
 
     - `ModelError` where another attempt may succeed: the endpoint is overloaded (with
       ``retry_after``, if it says so), broken, silent or out of reach, or its answer makes no sense;
-    - `PermanentError` where none will: a wrong key, model or request.
+    - `ModelRefused`, which is both a `ModelError` and a `PermanentError`, where it cannot: a wrong
+      key, model or request, a refusal of the model or of a content filter;
+    - `ModelTruncated`, a `ModelRefused` with the text so far: the answer reached the token limit.
 
     Cancelling a call closes its HTTP exchange, so the endpoint can stop working on it.
 
     Attributes:
-        client: The official client, for everything that is not here, and for other libraries;
-            it raises its own errors.
+        endpoint: Where the model is.
         model: The name of the model.
         max_tokens: Tokens of one answer, at most.
         tracing: Makes a span of each request, where the server is traced.
@@ -106,29 +473,29 @@ class LanguageModel:
         total: Counts what all that came of one ``counting`` were used for.
     """
 
-    client: openai.AsyncOpenAI
+    endpoint: Endpoint
     model: str
     max_tokens: int
     tracing: Tracing | None = None
     usage: Usage = field(default_factory=Usage)
     total: Usage = field(default_factory=Usage)
 
+    @property
+    def client(self) -> openai.AsyncOpenAI:
+        """The official client of the endpoint, for other libraries; it raises its own errors."""
+        return self.endpoint.client
+
     def counting(self) -> LanguageModel:
         """The same model with a count of its own, which begins at 0."""
         return replace(self, usage=Usage())
 
     async def create(self, messages: Sequence[Message], **options: Any) -> ChatCompletion:
-        """Return the endpoint's whole answer, for example with ``tools`` among the options."""
-        request = self._request(messages, options)
-        with _translated(self.client), self._span(request) as span:
-            answer: ChatCompletion = await self.client.chat.completions.create(**request)
-            choices = getattr(answer, "choices", None)  # the client takes anything for an answer
-            if not (isinstance(choices, list) and choices and choices[0].message):
-                raise ModelError("the model's endpoint sent something that is no chat completion")
-            self._count(answer.usage, answer.choices[0].finish_reason, span)
-            if span is not None:
-                span.tell(response__id=answer.id, response__model=answer.model)
-        return answer
+        """Return the endpoint's whole answer, for example with ``tools`` among the options.
+
+        It has one choice. Reasoning is in its message's ``reasoning_content``, never in its
+        ``content``. An answer that was cut off has the ``finish_reason`` ``length``.
+        """
+        return _completion(await self._answer(messages, options), self.model)
 
     async def complete(
         self,
@@ -136,12 +503,12 @@ class LanguageModel:
         schema: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> str:
-        """Return the text of the answer.
+        """Return the text of the answer, without reasoning.
 
         Args:
             messages: The chat so far.
-            schema: JSON Schema that the text is to follow. Not every endpoint obeys it, and an
-                answer that is cut off at ``max_tokens`` never does: validate the text.
+            schema: JSON Schema that the text is to follow; JSON in a code fence is taken out of
+                it. Not every endpoint obeys a schema: validate the text.
             options: Further options of the endpoint.
         """
         if schema is not None:
@@ -149,63 +516,157 @@ class LanguageModel:
                 "type": "json_schema",
                 "json_schema": {"name": "answer", "strict": True, "schema": schema},
             }
-        text = (await self.create(messages, **options)).choices[0].message.content
-        if not text:
-            raise ModelError("the model answered without a text")
-        return text
+        answer = await self._answer(messages, options)
+        with self.endpoint.guarded():
+            answer.check_text()
+        return answer.text if schema is None else json_text(answer.text)
 
     async def stream(
-        self, messages: Sequence[Message], **options: Any
+        self,
+        messages: Sequence[Message],
+        on_reasoning: Callable[[str], None] | None = None,
+        **options: Any,
     ) -> AsyncGenerator[str, None]:
         """Yield the text of the answer as it is written, in pieces of at least one character.
 
-        A stream that ends before the model has finished is a `ModelError`. Use it through
+        An answer that is not a whole text is an error at its end. Use it through
         `contextlib.aclosing`: closing it closes the HTTP exchange.
+
+        Args:
+            messages: The chat so far.
+            on_reasoning: Called with each piece of the model's reasoning, which is never yielded.
+            options: Further options of the endpoint.
         """
         request = self._request(messages, options)
         request |= {"stream": True, "stream_options": {"include_usage": True}}
-        usage: CompletionUsage | None = None
-        finish_reason: str | None = None
-        with _translated(self.client), self._span(request) as span:
-            async with await self.client.chat.completions.create(**request) as chunks:
-                async for chunk in chunks:
-                    usage = chunk.usage or usage
-                    for choice in chunk.choices or ():
-                        finish_reason = choice.finish_reason or finish_reason
-                        if choice.delta.content:
-                            yield choice.delta.content
-            if finish_reason is None:
-                raise ModelError("the stream ended before the model had finished")
-            self._count(usage, finish_reason, span)
+        with self._span(request) as span:
+            answer = Answer()
+            async with aclosing(self._pieces(request)) as pieces:
+                async for piece, answer in pieces:  # noqa: B007 - the last one counts
+                    if piece.reasoning and on_reasoning is not None:
+                        on_reasoning(piece.reasoning)
+                    if piece.text:
+                        yield piece.text
+            with self.endpoint.guarded():
+                self._count(answer, span)
+                answer.check_text()
+
+    async def _answer(self, messages: Sequence[Message], options: Mapping[str, Any]) -> Answer:
+        request = self._request(messages, options)
+        with self._span(request) as span:
+            answer = Answer()
+            async with aclosing(self._pieces(request)) as pieces:
+                async for _, answer in pieces:  # noqa: B007 - the last one counts
+                    pass
+            with self.endpoint.guarded():
+                self._count(answer, span)
+        return answer
+
+    async def _pieces(
+        self, request: Mapping[str, Any]
+    ) -> AsyncGenerator[tuple[Piece, Answer], None]:
+        """Yield each piece of the answer with the answer so far; the last piece is empty."""
+        model = str(request["model"])
+        while True:
+            reader, has_begun = AnswerReader(), False
+            sent, patience = self.endpoint.adapted(model, request), self.endpoint.patience()
+            exchange = self.endpoint.post("/chat/completions", sent, patience)
+            try:
+                with self.endpoint.guarded():
+                    async with aclosing(exchange) as chunks:
+                        async for data in chunks:
+                            for piece in reader.feed(data):
+                                has_begun = True
+                                yield piece, reader.answer
+                                patience.renew()
+                            if reader.done:
+                                break
+                    for piece in reader.finish():
+                        yield piece, reader.answer
+            except ModelError as error:
+                if has_begun or not self.endpoint.adapts(model, sent, error):
+                    raise
+            else:
+                yield Piece("", ""), reader.answer
+                return
 
     def _request(self, messages: Sequence[Message], options: Mapping[str, Any]) -> dict[str, Any]:
-        own = {"model": self.model, "max_completion_tokens": self.max_tokens}
-        return own | dict(options) | {"messages": list(messages)}
+        for name in options:
+            if name not in _known_options():
+                raise TypeError(
+                    f"unexpected option {name!r}; parameters that only some endpoints have go into "
+                    "extra_body"
+                )
+        given = dict(options)
+        extra = given.pop("extra_body", None) or {}
+        own: dict[str, Any] = {"model": self.model}
+        if "max_tokens" not in given:
+            own["max_completion_tokens"] = self.max_tokens
+        return own | given | dict(extra) | {"messages": list(messages)}
 
     def _span(self, request: Mapping[str, Any]) -> AbstractContextManager[ModelSpan | None]:
         if self.tracing is None:
             return nullcontext()
-        return self.tracing.model_call("chat", request["model"], self.client.base_url, request)
+        return self.tracing.model_call("chat", request["model"], self.endpoint.url, request)
 
-    def _count(
-        self, told: CompletionUsage | None, finish_reason: str, span: ModelSpan | None
-    ) -> None:
-        self.usage.add(told, finish_reason)
-        self.total.add(told, finish_reason)
+    def _count(self, answer: Answer, span: ModelSpan | None) -> None:
+        """Count an answer that is whole.
+
+        Raises:
+            ModelError: It is not.
+        """
+        answer.check_end()
+        self.usage.add(answer.tokens, answer.kind)
+        self.total.add(answer.tokens, answer.kind)
         if span is not None:
-            span.tell(response__finish_reasons=[finish_reason])
-            if told is not None:
+            span.tell(
+                response__id=answer.id or None,
+                response__model=answer.model or None,
+                response__finish_reasons=[answer.kind],
+            )
+            if answer.tokens is not None:
                 span.tell(
-                    usage__input_tokens=told.prompt_tokens,
-                    usage__output_tokens=told.completion_tokens,
+                    usage__input_tokens=answer.tokens.prompt,
+                    usage__output_tokens=answer.tokens.completion,
                 )
+
+
+@cache
+def _known_options() -> frozenset[str]:
+    """The options that the official client knows, and ``extra_body``."""
+    known = inspect.signature(AsyncCompletions.create).parameters
+    return frozenset(known) - _TRANSPORT | {"extra_body"}
+
+
+def _completion(answer: Answer, model: str) -> ChatCompletion:
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text or None}
+    if answer.tool_calls:
+        message["tool_calls"] = answer.tool_calls
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    completion: dict[str, Any] = {
+        "id": answer.id,
+        "object": "chat.completion",
+        "created": 0,
+        "model": answer.model or model,
+        "choices": [
+            {"index": 0, "finish_reason": answer.kind, "message": message, "logprobs": None}
+        ],
+    }
+    if answer.tokens is not None:
+        completion["usage"] = {
+            "prompt_tokens": answer.tokens.prompt,
+            "completion_tokens": answer.tokens.completion,
+            "total_tokens": answer.tokens.prompt + answer.tokens.completion,
+        }
+    return ChatCompletion.model_validate(completion)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Embedder:
     """An embedding model behind an OpenAI-compatible endpoint; errors as of `LanguageModel`."""
 
-    client: openai.AsyncOpenAI
+    endpoint: Endpoint
     model: str
     tracing: Tracing | None = None
 
@@ -214,68 +675,26 @@ class Embedder:
         span = (
             nullcontext()
             if self.tracing is None
-            else self.tracing.model_call("embeddings", self.model, self.client.base_url)
+            else self.tracing.model_call("embeddings", self.model, self.endpoint.url)
         )
-        with _translated(self.client), span:
-            answer = await self.client.embeddings.create(
-                model=self.model, input=list(texts), encoding_format="float"
-            )
-            by_place = {entry.index: entry.embedding for entry in answer.data or ()}
-            vectors = [by_place[place] for place in range(len(texts))]
-        if len({len(vector) for vector in vectors}) > 1 or not all(
-            vector and all(map(math.isfinite, vector)) for vector in vectors
-        ):
-            raise ModelError("the embedding endpoint sent vectors that cannot be compared")
-        return vectors
+        request = {"model": self.model, "input": list(texts), "encoding_format": "float"}
+        with span, self.endpoint.guarded():
+            while True:
+                sent = self.endpoint.adapted(self.model, request)
+                try:
+                    return read_vectors(await self._body(sent), len(texts))
+                except ModelError as error:
+                    if not self.endpoint.adapts(self.model, sent, error):
+                        raise
 
-
-@contextmanager
-def _translated(client: openai.AsyncOpenAI) -> Iterator[None]:
-    """Raise the official client's errors as ours, without its key, whoever repeats it."""
-    try:
-        yield
-    except openai.APIStatusError as error:
-        raise _refusal(error, client.api_key) from None
-    except openai.APITimeoutError:
-        raise ModelError("the model's endpoint was silent for too long") from None
-    except openai.APIConnectionError as error:
-        cause = error.__cause__ or error
-        raise ModelError(f"no connection to the model's endpoint: {cause!r}") from None
-    except openai.APIError as error:
-        told = _shown(error.message, client.api_key)
-        raise ModelError(f"the model's endpoint reports: {told}") from None
-    except (ValueError, AttributeError, KeyError) as error:
-        # JSON that is none, or that has another shape than the official client takes for granted
-        told = _shown(f"{type(error).__name__}: {error}", client.api_key)
-        raise ModelError(f"the answer of the model's endpoint makes no sense: {told}") from None
-
-
-def _refusal(error: openai.APIStatusError, key: str) -> AgentsrvError:
-    status = error.status_code
-    body = error.body if isinstance(error.body, dict) else {}
-    told = _shown(str(body.get("message") or error.message), key)
-    message = f"the model's endpoint answered {status}: {told}"
-    if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR and (
-        status not in PASSING
-    ):
-        return PermanentError(message)
-    return ModelError(message, retry_after=_retry_after(error.response.headers.get("retry-after")))
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Read the header of RFC 9110, section 10.2.3: seconds or a date; None where it is neither."""
-    if value is None:
-        return None
-    try:
-        if value.strip().isdigit():
-            return float(value)
-        return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)
-    except (ValueError, TypeError):  # no date; or one without a zone
-        return None
-
-
-def _shown(text: str, key: str) -> str:
-    """Return an endpoint's own words on one line, short, and without our key."""
-    if key != NO_KEY:
-        text = text.replace(key, "***")
-    return shorten(text, MAX_TOLD)
+    async def _body(self, request: Mapping[str, Any]) -> bytes:
+        body = bytearray()
+        exchange = self.endpoint.post("/embeddings", request, self.endpoint.patience())
+        async with aclosing(exchange) as chunks:
+            async for data in chunks:
+                body += data
+                if len(body) > MAX_VECTORS:
+                    raise ModelError(
+                        f"the embedding endpoint sent more than {MAX_VECTORS:,} bytes at once"
+                    )
+        return bytes(body)

@@ -11,7 +11,7 @@ from agentsrv.agents import prompts
 from agentsrv.agents.base import TaskContext
 from agentsrv.agents.registry import Registry
 from agentsrv.agents.text import shorten, terms
-from agentsrv.errors import InvalidCommand
+from agentsrv.errors import InvalidCommand, ModelTruncated
 from agentsrv.models.plan import ExecutionPlan, ExplainedPlan, Step
 
 if TYPE_CHECKING:
@@ -69,15 +69,15 @@ class BuiltinPlanner:
         made, problem = await self._ask(llm, ctx)
         if made is not None:
             return ExplainedPlan(steps=made.steps, planned_by="model")
-        ctx.log.warning("the model's plans were invalid: %s", problem)
+        ctx.log.warning("the rules plan: %s", problem)
         return ExplainedPlan(
             steps=report(task_description),
             planned_by="rules",
-            reason=f"the model's plan was invalid {ASKED} times: {problem}",
+            reason=problem,
         )
 
     async def _ask(self, llm: LanguageModel, ctx: TaskContext) -> tuple[ExecutionPlan | None, str]:
-        """The model's plan, or None and what is wrong with its last one."""
+        """The model's plan, or None and why there is none."""
         agents = [
             agent
             for agent in self._registry.described()
@@ -87,8 +87,9 @@ class BuiltinPlanner:
         messages = prompts.planning(ctx.task_description, agents, NEEDS, MAX_PLANNED)
         problem = ""
         for _ in range(ASKED):
-            answer = await llm.complete(messages, schema)
+            answer = ""
             try:
+                answer = await llm.complete(messages, schema)
                 made = ExecutionPlan.model_validate_json(answer)
                 self._registry.check_plan(made)
                 check_needs(made)
@@ -98,11 +99,13 @@ class BuiltinPlanner:
                 problem = f"{place}: {complaint['msg']}" if place else complaint["msg"]
             except InvalidCommand as error:
                 problem = error.message
+            except ModelTruncated as error:
+                return None, f"the model's plan was cut off: {shorten(error.message, MAX_REASON)}"
             else:
                 return made, ""
             problem = shorten(problem, MAX_REASON)
             messages = [*messages, *prompts.mending(answer, problem)]
-        return None, problem
+        return None, f"the model's plan was invalid {ASKED} times: {problem}"
 
 
 def check_needs(plan: ExecutionPlan) -> None:

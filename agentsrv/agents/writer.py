@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from agentsrv.agents import prompts
-from agentsrv.agents.analyzer import as_sentence, retrieval_of
+from agentsrv.agents.analyzer import CUT_OFF, as_sentence, retrieval_of
 from agentsrv.agents.base import StepContext
+from agentsrv.agents.endpoint_answers import Unfenced
 from agentsrv.agents.extract import Graph
 from agentsrv.agents.report import (
     INDIRECT,
@@ -25,6 +26,7 @@ from agentsrv.agents.report import (
     read,
 )
 from agentsrv.agents.text import shorten
+from agentsrv.errors import ModelTruncated
 from agentsrv.models.plan import Step
 
 if TYPE_CHECKING:
@@ -99,13 +101,25 @@ async def _by_model(
         text for step_id, text in ctx.outputs.items() if ctx.results[step_id] is analysis
     )
     yield title_of(ctx.task_description)
-    body = ""
-    async with aclosing(
-        llm.stream(prompts.report(ctx.task_description, passages, notes))
-    ) as pieces:
-        async for piece in pieces:
-            body += piece
-            yield piece
+    body, unfenced, is_cut_off = "", Unfenced(), False
+    try:
+        async with aclosing(
+            llm.stream(prompts.report(ctx.task_description, passages, notes))
+        ) as pieces:
+            async for piece in pieces:
+                if shown := unfenced.feed(piece):
+                    body += shown
+                    yield shown
+    except ModelTruncated as error:
+        if not error.text.strip():
+            raise
+        ctx.log.warning("the report is cut off: %s", error.message)
+        is_cut_off = True
+    if rest := unfenced.end():
+        body += rest
+        yield rest
+    if is_cut_off:
+        yield f"\n\n{CUT_OFF}"
     blocks = read(body)
     known = {passage["id"]: passage for passage in passages}
     citations = Citations(

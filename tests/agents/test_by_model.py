@@ -83,6 +83,28 @@ async def test_the_model_analyzes_and_writes(fake, tmp_path, caplog):
     assert asked.headers["authorization"] == f"Bearer {KEY}"
 
 
+async def test_reasoning_and_a_fence_are_no_part_of_a_report(fake, tmp_path):
+    """Wherever they are cut into pieces."""
+    fake.script(f"<think>hm</think>{NOTES}", f"<think>so</think>\n```markdown\n{REPORT}\n```\n")
+    async with served(fake, tmp_path) as client:
+        records = await log_of(client)
+    final = of(records, "task_completed")[0]["final_output"]
+    assert final.startswith(f"# {TASK}\n\n{REPORT}\n\n\n## Sources")
+    assert f"<notes>\n{NOTES}\n</notes>" in fake.requests[1].prompt
+
+
+async def test_a_report_that_was_cut_off_says_so(fake, tmp_path):
+    """The text so far is kept: another attempt would be cut off as well."""
+    delta = {"index": 0, "delta": {"content": "Threads cost memory [1] and"}}
+    cut = f"data: {json.dumps({'choices': [delta | {'finish_reason': 'length'}]})}\n\n"
+    fake.script(NOTES, Raw(cut, kind="text/event-stream"))
+    async with served(fake, tmp_path) as client:
+        records = await log_of(client)
+    final = of(records, "task_completed")[0]["final_output"]
+    assert "Threads cost memory [1] and\n\n(Cut off here: the model's answer" in final
+    assert of(records, "step_completed", "step_003")[0]["result"]["usage"]["truncated"] == 1
+
+
 async def test_the_plan_says_who_made_it(fake, tmp_path):
     """The model, or the rules and why."""
     plan = {"step_id": "a", "agent": "retriever", "description": "Look", "depends_on": []}
@@ -171,7 +193,8 @@ async def test_silence_is_retried(fake, tmp_path):
     async with served(fake, tmp_path, llm_timeout=0.1) as client:
         records = await log_of(client)
     errors = {retry["error_message"] for retry in of(records, "step_retrying", "step_003")}
-    assert errors == {"ModelError: the model's endpoint was silent for too long"}
+    (error,) = errors
+    assert "was silent for too long (llm_timeout is 0.1 s)" in error
     assert of(records, "task_completed")
 
 
@@ -182,7 +205,7 @@ async def test_what_no_retry_mends_fails_the_task(fake, tmp_path, status):
     async with served(fake, tmp_path) as client:
         (failed,) = of(await log_of(client), "task_failed")
     assert (failed["failed_step"], failed["retry_count"]) == ("step_002", 0)
-    assert f"PermanentError: the model's endpoint answered {status}" in failed["error_message"]
+    assert f"ModelRefused: the model's endpoint answered {status}" in failed["error_message"]
     assert len(fake.requests) == 1
 
 

@@ -14,7 +14,7 @@ from agentsrv.agents.planner import (
 from agentsrv.errors import ModelError, PermanentError
 from agentsrv.models.plan import ExecutionPlan
 from tests.agents.contexts import make_context
-from tests.agents.fake_model import fake_model, refusal
+from tests.agents.fake_model import Raw, fake_model, refusal
 
 TASK = "What are the costs of threads?"
 AGENTS = {"retriever", "analyzer", "writer", "validator", "optimizer"}
@@ -115,6 +115,36 @@ INVALID = {
     "nothing to work on": (answer(SINGLE, WRITER), "'two' of writer has no step of analyzer"),
     "a field too many": (answer(SINGLE | {"mood": "good"}), "mood"),
 }
+
+
+WRAPPED = {
+    "a fence": "```json\n{}\n```",
+    "a fence without a language": "```\n{}\n```",
+    "a fence between sentences": "Here is the plan:\n\n```json\n{}\n```\n\nAsk me for more.",
+    "a fence that is not closed": "```json\n{}",
+    "sentences": "Gladly! {} That is all.",
+    "a thought": "<think>{{}} or [1]? Hm.</think>\n{}",
+    "a thought and a fence": "<think>hm</think>\n```json\n{}\n```",
+}
+
+
+@pytest.mark.parametrize("form", WRAPPED.values(), ids=WRAPPED)
+async def test_a_plan_may_be_wrapped(planner, fake, ctx, form):
+    """In a code fence, in sentences, after a thought."""
+    fake.script(form.replace("{{}}", "{ }").replace("{}", answer(SINGLE)))
+    made = await planner.plan(TASK, ctx)
+    assert made.origin == ("model", None)
+    assert len(fake.requests) == 1
+
+
+async def test_a_plan_that_was_cut_off_is_made_by_the_rules(planner, fake, ctx):
+    """Another answer would be cut off as well."""
+    choice = {"index": 0, "message": {"content": '{"steps": ['}, "finish_reason": "length"}
+    fake.script(Raw(json.dumps({"choices": [choice]})))
+    by, reason = (await planner.plan(TASK, ctx)).origin
+    assert by == "rules"
+    assert "cut off at the token limit" in reason
+    assert len(fake.requests) == 1
 
 
 @pytest.mark.parametrize(("text", "problem"), INVALID.values(), ids=INVALID)
