@@ -145,7 +145,8 @@ def analyze(task: str, retrieval: Json | None, limit: int) -> Json:
 def coverage(wanted: Mapping[str, Term], passages: Sequence[Json], retrieval: Json | None) -> Json:
     """Return which terms of the task nothing, only other texts or only one file speaks of."""
     unknown = set(stems(" ".join(retrieval.get("unknown_terms", [])))) if retrieval else set()
-    files = {stem: mentioning(stem, passages) for stem in wanted}
+    mentioned = mentions(passages)
+    files = {stem: mentioned.get(stem, set()) for stem in wanted}
     kinds: dict[str, list[str]] = {"not_covered": [], "apart": [], "single_source": []}
     for stem, term in wanted.items():
         if not files[stem]:
@@ -287,14 +288,14 @@ def key_terms(passages: Iterable[Json], wanted: Mapping[str, Term]) -> list[str]
     return [written[stem].most_common(1)[0][0] for stem in common[:KEY_TERMS]]
 
 
-def mentioning(stem: str, passages: Iterable[Json]) -> set[str]:
-    """Return the files that mention ``stem`` in a passage, its headings or their own name."""
-    return {
-        passage["source"]
-        for passage in passages
-        if stem in stems(f"{passage['title']} {passage['source'].replace('_', ' ')}")
-        or stem in stems(passage["text"])
-    }
+def mentions(passages: Iterable[Json]) -> dict[str, set[str]]:
+    """Return for each stem the files that mention it in a passage, its headings or their name."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for passage in passages:
+        about = f"{passage['title']} {passage['source'].replace('_', ' ')}"
+        for stem in {*stems(about), *stems(passage["text"])}:
+            found[stem].add(passage["source"])
+    return found
 
 
 def describe(analysis: Json) -> Iterable[str]:

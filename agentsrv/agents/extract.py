@@ -24,6 +24,7 @@ from agentsrv.agents.knowledge.documents import is_prose
 
 MIN_STATEMENT_WORDS = 5
 MAX_STATEMENT_WORDS = 48
+MAX_STATEMENT = 2_000  # characters
 DAMPING = 0.7  # d: how much the question counts against the other sentences (0 to 1)
 TOLERANCE = 1e-6  # change of the ranks at which the iteration ends
 MAX_ITERATIONS = 60  # at d = 0.7 the error shrinks to 0.3 in each: 12 are enough
@@ -91,6 +92,8 @@ class Sentence:
 
 def quality(text: str) -> float:
     """Return how well ``text`` stands on its own as a statement: 0 (not at all) to 1."""
+    if len(text) > MAX_STATEMENT:
+        return 0.0
     count = len(text.split())
     if not MIN_STATEMENT_WORDS <= count <= MAX_STATEMENT_WORDS:
         return 0.0

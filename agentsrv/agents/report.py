@@ -24,9 +24,9 @@ MIN_STEMS: Final = 3  # content words that an uncited sentence needs to state so
 # an underscore inside a word is no markup
 _SPECIAL = re.compile(r"[\\`*\[\]<]|(?<![^\W_])_|_(?![^\W_])")
 _ESCAPED = re.compile(r"\\([\\`*\[\]<_])")
-_CITATIONS = re.compile(r"(?:\s*(?<!\\)\[\d{1,6}(?:\s*,\s*\d{1,6})*\])+")
+_CITATIONS = re.compile(r"(?:\s*+(?<!\\)\[\d{1,6}(?:\s*+,\s*+\d{1,6})*+\])++")
 _NUMBER = re.compile(r"\d+")
-_EARLY = re.compile(rf"({_CITATIONS.pattern})\s*([.!?]+)(?=\s|$)")
+_STOP = re.compile(r"\s*+([.!?]++)(?=\s|$)")
 _ITEM = re.compile(r"\s*(?:[-*+]|\d+[.)])\s+")
 _HEADING = re.compile(r" {0,3}#{1,6}\s")
 _ROW = re.compile(r"\s*\|")
@@ -135,7 +135,7 @@ def _prose(lines: Sequence[str]) -> Block:
 
 def _statements(text: str) -> Iterator[Statement]:
     """Split ``text`` into sentences; a citation counts for all of them since the one before it."""
-    text = _EARLY.sub(r"\2\1", text)  # "so it is [1]." -> "so it is. [1]"
+    text = _stops_first(text)
     place = 0
     for match in _CITATIONS.finditer(text):
         cites = tuple(dict.fromkeys(map(int, _NUMBER.findall(match[0]))))
@@ -144,6 +144,17 @@ def _statements(text: str) -> Iterator[Statement]:
         place = match.end()
     for sentence in sentences(text[place:]):
         yield Statement(sentence, ())
+
+
+def _stops_first(text: str) -> str:
+    """Return ``text`` with citations after the full stop: "so it is [1]." is "so it is. [1]"."""
+    parts, place = [], 0
+    for match in _CITATIONS.finditer(text):
+        stop = _STOP.match(text, match.end())
+        if stop is not None:
+            parts += [text[place : match.start()], stop[1], match[0]]
+            place = stop.end()
+    return "".join([*parts, text[place:]])
 
 
 def cited(blocks: Iterable[Block]) -> list[int]:

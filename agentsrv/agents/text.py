@@ -67,12 +67,16 @@ _SPELLINGS = {word: group for group in SPELLINGS for word in group}
 _WORD = re.compile(
     r"[iI]/[oO](?![a-z])|(?:[bB]ack-(?:off|pressure)|[tT]ime-out)s?(?!\w)|[^\W_]+(?:['’][^\W_]+)*"
 )
-_BOUNDARY = re.compile(r"([.!?…]+[\"'”’)\]]*)\s+(?=[\"'“‘(\[]*[^\Wa-z_])")
+# possessive, and from the first full stop only: linear also on a text of nothing but full stops
+_BOUNDARY = re.compile(r"(?<![.!?…])([.!?…]++[\"'”’)\]]*+)\s++(?=[\"'“‘(\[]*+[^\Wa-z_])")
 _PARAGRAPH = re.compile(r"\n[^\S\n]*\n")
 _ABBREVIATIONS = frozenset(
     "al approx ca cf ch chap co corp dept dr e.g ed eds eg eq est fig figs i.e ie inc incl jr ltd"
     " misc mr mrs ms p para pp prof ref resp sect sr st vol vols vs".split()
 )
+
+
+MAX_WORD = 64  # letters; more is data. It bounds what the caches hold, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +113,16 @@ def stems(text: str) -> list[str]:
     return [stem for word in words(text) if (stem := content_stem(word))]
 
 
-@lru_cache(maxsize=1 << 16)
 def content_stem(word: str) -> str:
-    """Return the stem of ``word``, or the empty string for a stop-word or a lone letter."""
+    """Return the stem of ``word``, or the empty string for a word that is not a content word.
+
+    That is a stop-word, a lone letter, or more than `MAX_WORD` letters.
+    """
+    return _content_stem(word) if len(word) <= MAX_WORD else ""
+
+
+@lru_cache(maxsize=1 << 16)
+def _content_stem(word: str) -> str:
     folded = fold(word)
     if folded in STOP_WORDS or len(folded) == 1:
         return ""
@@ -124,9 +135,13 @@ def spellings(word: str) -> tuple[str, ...]:
     return _SPELLINGS.get(word, (word,))
 
 
-@lru_cache(maxsize=1 << 16)
 def fold(word: str) -> str:
     """Return ``word`` in lower case, without accents and with a straight apostrophe."""
+    return _fold(word) if len(word) <= MAX_WORD else _fold.__wrapped__(word)
+
+
+@lru_cache(maxsize=1 << 16)
+def _fold(word: str) -> str:
     if word.isascii():
         return word.lower()
     decomposed = unicodedata.normalize("NFKD", word.replace("’", "'")).casefold()

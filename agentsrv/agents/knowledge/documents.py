@@ -9,6 +9,7 @@ be read is an `Unreadable` with the reason, never another exception.
 from __future__ import annotations
 
 import io
+import os
 import re
 import stat
 import zlib
@@ -114,10 +115,20 @@ def read_document(path: Path, name: str) -> Document:
             blocks = html_blocks(text)
         else:
             blocks = text_blocks(text, markdown=suffix in _MARKDOWN)
-    chunks = tuple(pack(blocks, default_title(name)))
+    chunks, length = [], 0
+    for chunk in pack(blocks, default_title(name)):
+        length += len(chunk.text)
+        if length > MAX_FILE_BYTES:
+            raise Unreadable(f"more than {MAX_FILE_BYTES >> 20} MiB of text")
+        chunks.append(Chunk(_encodable(chunk.title), _encodable(chunk.text), chunk.line))
     if not chunks:
         raise Unreadable("no prose in it")
-    return Document(chunks, len(data))
+    return Document(tuple(chunks), len(data))
+
+
+def _encodable(text: str) -> str:
+    """Return ``text`` without halves of surrogate pairs, which a PDF may have."""
+    return text.encode(errors="replace").decode()
 
 
 def default_title(name: str) -> str:
@@ -135,13 +146,13 @@ def _suffix(name: str) -> str:
 def _read(path: Path, *, gzipped: bool, limit: int) -> bytes:
     maximum = f"larger than {MAX_FILE_BYTES >> 20} MiB"
     try:
-        status = path.stat()
-        # before opening: a FIFO would wait for its writer
-        if not stat.S_ISREG(status.st_mode):
-            raise Unreadable("not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise Unreadable(maximum)
-        with path.open("rb") as file:
+        # a FIFO would wait for its writer; and what was listed may have been replaced
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Unreadable("not a regular file")
+            if status.st_size > MAX_FILE_BYTES:
+                raise Unreadable(maximum)
             data = file.read(MAX_FILE_BYTES + 1)
         if gzipped:
             data = zlib.decompressobj(wbits=31).decompress(data, limit or MAX_FILE_BYTES + 1)

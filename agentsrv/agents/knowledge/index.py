@@ -14,14 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from agentsrv.agents.knowledge.documents import (
-    PDF_MISSING,
-    Chunk,
-    Unreadable,
-    is_changelog,
-    read_document,
-)
+from agentsrv.agents.knowledge.documents import PDF_MISSING, Chunk, Unreadable, is_changelog
 from agentsrv.agents.knowledge.folder import FoundFile
+from agentsrv.agents.knowledge.reading import Read
 from agentsrv.agents.text import words
 from agentsrv.errors import KnowledgeError
 
@@ -88,6 +83,16 @@ class Difference:
     added: list[FoundFile]
     changed: list[FoundFile]
     removed: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a file gave: its passages and size, or the reason why there are none."""
+
+    file: FoundFile
+    chunks: tuple[Chunk, ...]
+    size: int
+    reason: str | None
 
 
 class Index:
@@ -202,37 +207,45 @@ class Index:
             for name in names:
                 self._forget(name)
 
-    def read(self, folder: Path, files: Sequence[FoundFile], seconds: float) -> int:
-        """Read the first of ``files`` for about ``seconds``, in one transaction.
+    def read(self, folder: Path, files: Sequence[FoundFile], seconds: float, read: Read) -> int:
+        """Read the first of ``files`` by ``read`` for about ``seconds``, and keep them.
+
+        They are kept in one transaction, which begins when all of them are read.
 
         Returns:
             How many were read, at least one; a file that cannot be read counts, its reason is
             kept. All of them are in the index when this returns, or none is.
         """
         deadline = time.monotonic() + seconds
-        count = 0
+        found: list[_Read] = []
+        for file in files:
+            found.append(_read(folder, file, read))
+            if time.monotonic() > deadline:
+                break
         with self._transaction():
-            for file in files:
-                self._forget(file.name)
-                self._read(folder, file)
-                count += 1
-                if time.monotonic() > deadline:
-                    break
-        return count
+            for one in found:
+                self._forget(one.file.name)
+                self._keep(one)
+        return len(found)
 
-    def _read(self, folder: Path, file: FoundFile) -> None:
-        chunks: tuple[Chunk, ...] = ()
-        size, reason = 0, file.reason or None
-        if reason is None:
-            try:
-                document = read_document(folder / file.name, file.name)
-                chunks, size = document.chunks, document.size
-            except Unreadable as error:
-                reason = str(error)
+    def interrupt(self) -> None:
+        """End the statement that another thread executes, if any, by an error."""
+        self._connection.interrupt()
+
+    def _keep(self, found: _Read) -> None:
+        file, chunks = found.file, found.chunks
         cursor = self._connection.execute(
             "INSERT INTO file (name, size, mtime_ns, factor, bytes, passages, reason)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (file.name, file.size, file.mtime_ns, _factor(file.name), size, len(chunks), reason),
+            (
+                file.name,
+                file.size,
+                file.mtime_ns,
+                _factor(file.name),
+                found.size,
+                len(chunks),
+                found.reason,
+            ),
         )
         place = " ".join(words(file.name.replace("_", " ")))
         for chunk in chunks:
@@ -334,6 +347,16 @@ class Index:
             values,
         )
         return [Candidate(*row) for row in rows]
+
+
+def _read(folder: Path, file: FoundFile, read: Read) -> _Read:
+    if file.reason:
+        return _Read(file, (), 0, file.reason)
+    try:
+        document = read(folder / file.name, file.name)
+    except Unreadable as error:
+        return _Read(file, (), 0, str(error))
+    return _Read(file, document.chunks, document.size, None)
 
 
 def _factor(name: str) -> float:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Final
 
 from agentsrv.agents.knowledge.ranking import Passage
 from agentsrv.agents.knowledge.search import KnowledgeBase
 from agentsrv.errors import AgentsrvError, KnowledgeError
+
+PATIENCE: Final = 30.0  # seconds that searches wait for the folder to be read
 
 _log = logging.getLogger("agentsrv.knowledge")
 
@@ -16,11 +19,12 @@ class Library:
     """What a server searches: ``base``, or nothing.
 
     Owns a task between `open` and `close`, which reads what is new in the folder and then gives
-    it vectors. Searches wait for the reading only.
+    it vectors. Searches wait for the reading, at most `PATIENCE` seconds, and not for vectors.
     """
 
     def __init__(self, base: KnowledgeBase | None) -> None:
         self._base = base
+        self._patience = PATIENCE
         self._reading: asyncio.Task[None] | None = None
         self._embedding: asyncio.Task[None] | None = None
 
@@ -31,10 +35,13 @@ class Library:
             self._embedding = asyncio.create_task(self._embed(self._base, self._reading))
 
     async def search(self, query: str, limit: int) -> list[Passage]:
-        """Search, as soon as the folder is read."""
+        """Search as soon as the folder is read; after `PATIENCE` seconds, what was read by then."""
         if self._base is None or self._reading is None:
             return []
-        await asyncio.shield(self._reading)
+        done, _ = await asyncio.wait({self._reading}, timeout=self._patience)
+        if not done and self._patience:
+            self._patience = 0.0
+            _log.warning("searches do not wait any longer for the folder to be read")
         return await self._base.search(query, limit)
 
     async def close(self) -> None:

@@ -7,12 +7,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 
 from agentsrv.agents.knowledge.index import Candidate, Index
 from agentsrv.agents.text import Term, content_stem, fold, spellings, terms, word_at
 
 MAX_QUERY_TERMS = 16  # the rarest words of a long query; more add time and little else
+MAX_TERMS = 1_000  # of a query, which are looked up
 CANDIDATES = 48  # passages that BM25 hands to the ranking that looks inside them
 PAIRED = 6  # terms of which two must stand in a passage, at first
 ENOUGH = 2  # times the wanted passages: with fewer, one term has to do
@@ -80,7 +81,7 @@ def _hybrid(index: Index, ranked: Sequence[Ranked], nearest: Sequence[int]) -> l
 def weigh(index: Index, found: Iterable[Term]) -> dict[Term, float]:
     """Return the `MAX_QUERY_TERMS` rarest terms with their inverse document frequency."""
     passages = index.size()
-    distinct = {term.stem: term for term in found}
+    distinct = {term.stem: term for term in islice(found, MAX_TERMS)}
     weights = {
         term: math.log(1 + passages / (1 + index.frequency(stem)))
         for stem, term in distinct.items()

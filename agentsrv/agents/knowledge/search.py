@@ -24,7 +24,9 @@ from typing import Protocol, TypeVar
 from agentsrv.agents.knowledge.folder import FoundFile, scan
 from agentsrv.agents.knowledge.index import Index
 from agentsrv.agents.knowledge.ranking import CANDIDATES, Passage, find
+from agentsrv.agents.knowledge.reading import DocumentReader
 from agentsrv.agents.text import terms
+from agentsrv.error_text import describe
 from agentsrv.errors import AgentsrvError, KnowledgeError, ModelError
 
 OnProgress = Callable[[int, int, str], Awaitable[None]]
@@ -93,14 +95,16 @@ class IndexReport:
 class KnowledgeBase:
     """The documents below ``folder``, searchable through the index file ``database``.
 
-    Nothing is opened before the first call. Owns two threads, one that writes and one that
-    reads, so that searches go on while the folder is read; `close` ends them.
+    Nothing is opened before the first call. Owns two threads, one that writes the index and one
+    that searches it, so that searches work while the folder is read, and while there are files to
+    read a process that reads them; `close` ends them.
 
     Args:
         folder: Where the documents are.
         database: The file of the index.
         embedder: What gives passages and queries vectors; without it only words count.
         now: A clock that never goes back, in seconds.
+        documents: Reads the files.
     """
 
     def __init__(
@@ -110,7 +114,10 @@ class KnowledgeBase:
         embedder: Embeds | None = None,
         *,
         now: Callable[[], float] = time.monotonic,
+        documents: DocumentReader | None = None,
     ) -> None:
+        self._documents = documents or DocumentReader()
+        self._vectors_failed = False
         self._folder = folder
         self._embedder = embedder
         self._now = now
@@ -143,6 +150,7 @@ class KnowledgeBase:
                 done += await write(partial(self._read, files=queue[done:]))
                 if on_progress is not None:
                     await on_progress(done, total, f"read {done} of {total} files")
+            await write(lambda _: self._documents.rest())
             if total + len(difference.removed) >= OPTIMIZE_FROM:
                 await write(Index.optimize)
             files, passages, size = await write(Index.totals)
@@ -160,7 +168,7 @@ class KnowledgeBase:
         )
 
     def _read(self, index: Index, files: Sequence[FoundFile]) -> int:
-        return index.read(self._folder.resolve(), files, BATCH_SECONDS)
+        return index.read(self._folder.resolve(), files, BATCH_SECONDS, self._documents.read)
 
     async def embed(self) -> int:
         """Give a vector to each passage that has none of the embedding model yet, in batches.
@@ -192,8 +200,8 @@ class KnowledgeBase:
         to those of others. With an embedding model, passages that are near to the query in
         meaning come first too. Empty where nothing matches or nothing was indexed yet.
 
-        An embedding model that fails or takes long is a warning in the log, and only the words
-        count, in this search and those of the next `EMBED_PAUSE` seconds.
+        An embedding model that fails or takes long is a warning in the log, once until it works
+        again, and only the words count, in this search and those of the next `EMBED_PAUSE` seconds.
 
         Raises:
             KnowledgeError: The index cannot be read, or was closed.
@@ -204,11 +212,13 @@ class KnowledgeBase:
         vector = await self._vector(self._embedder, query)
         if vector is not None:
             try:
-                return await self._reader.call(
+                found = await self._reader.call(
                     lambda index: find(
                         index, query, limit, index.vectors(name).nearest(vector, CANDIDATES)
                     )
                 )
+                self._vectors_failed = False
+                return found
             except ModelError as error:
                 self._without_vectors(error)
         return await self._reader.call(lambda index: find(index, query, limit))
@@ -226,14 +236,23 @@ class KnowledgeBase:
 
     def _without_vectors(self, error: Exception) -> None:
         self._embed_from = self._now() + EMBED_PAUSE
-        _log.warning("searching by words only for %g s: %r", EMBED_PAUSE, error)
+        if not self._vectors_failed:
+            self._vectors_failed = True
+            _log.warning(
+                "searching by words only, until the embedding model works again (it is asked every "
+                "%g s): %s",
+                EMBED_PAUSE,
+                describe(error),
+            )
 
     async def close(self) -> None:
-        """Close the index and end the threads, after what they are doing now.
+        """Close the index, end the threads and the process that reads files.
 
-        A refresh or search that comes later is a `KnowledgeError`. A cancelled call may leave
+        What they are doing is broken off; a file that is being read is read at the next start. A
+        refresh or search that comes later is a `KnowledgeError`. A cancelled call may leave
         the reading thread open; call it again.
         """
+        self._documents.close()
         await self._writer.close()
         await self._reader.close()
 
@@ -298,6 +317,8 @@ class _Desk:
         if self._closed:
             return
         self._closed = True
+        if self._index is not None:
+            self._index.interrupt()
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._shut)
         finally:

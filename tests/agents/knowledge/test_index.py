@@ -2,6 +2,7 @@ import sqlite3
 
 import pytest
 
+from agentsrv.agents.knowledge.documents import read_document
 from agentsrv.agents.knowledge.folder import scan
 from agentsrv.agents.knowledge.index import APPLICATION_ID, Index
 from agentsrv.errors import KnowledgeError
@@ -81,7 +82,7 @@ def test_the_file_says_whose_it_is(tmp_path):
     assert header == APPLICATION_ID.to_bytes(4, "big")
 
 
-def test_a_failed_batch_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_batch_leaves_nothing(tmp_path):
     """A transaction that is broken off changes nothing."""
     (tmp_path / "a.txt").write_text("The server waits for the next request.")
     index = Index(tmp_path / "index.db")
@@ -90,10 +91,8 @@ def test_a_failed_batch_leaves_nothing(tmp_path, monkeypatch):
     def fails(path, name):
         raise MemoryError
 
-    monkeypatch.setattr("agentsrv.agents.knowledge.index.read_document", fails)
     with pytest.raises(MemoryError):
-        index.read(tmp_path, files, 1.0)
-    monkeypatch.undo()
-    assert index.read(tmp_path, files, 1.0) == 1
+        index.read(tmp_path, files, 1.0, fails)
+    assert index.read(tmp_path, files, 1.0, read_document) == 1
     assert index.totals()[:2] == (1, 1)
     index.close()

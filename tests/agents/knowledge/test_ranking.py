@@ -2,6 +2,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agentsrv.agents.knowledge.documents import read_document
 from agentsrv.agents.knowledge.folder import scan
 from agentsrv.agents.knowledge.index import Index
 from agentsrv.agents.knowledge.ranking import find, fuse, match_any, match_pairs
@@ -17,7 +18,7 @@ def index(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     (folder / "a.md").write_text(f"# Threads\n\n{THREADS}\n\n# Queues\n\n{QUEUES}\n")
     index = Index(tmp_path_factory.mktemp("index") / "knowledge.db")
-    index.read(folder, scan(folder), 10.0)
+    index.read(folder, scan(folder), 10.0, read_document)
     yield index
     index.close()
 

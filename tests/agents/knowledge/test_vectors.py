@@ -1,5 +1,6 @@
 import pytest
 
+from agentsrv.agents.knowledge.documents import read_document
 from agentsrv.agents.knowledge.folder import scan
 from agentsrv.agents.knowledge.index import Index
 from agentsrv.errors import ModelError
@@ -25,7 +26,7 @@ def folder(tmp_path):
 def index(folder, tmp_path):
     """The index that is written."""
     index = Index(tmp_path / "index.db")
-    index.read(folder, scan(folder), 10.0)
+    index.read(folder, scan(folder), 10.0, read_document)
     yield index
     index.close()
 
