@@ -43,8 +43,8 @@ class Authenticator:
         """Whether anybody is asked at all; if not, everybody is ``anonymous``."""
         return self._keys is not None or self._tokens is not None
 
-    async def identify(self, token: str) -> Identity:
-        """Whose token it is.
+    async def identify(self, token: str, source: str = "") -> Identity:
+        """Whose token it is, which came from the address ``source``.
 
         Raises:
             Unauthenticated: It is nobody's. The error does not quote it.
@@ -58,7 +58,7 @@ class Authenticator:
             if key is not None:
                 return Identity(key.principal, key_id=key.key_id)
         elif self._tokens is not None:
-            return await self._tokens.identify(token)
+            return await self._tokens.identify(token, source)
         raise Unauthenticated(NOT_ACCEPTED)
 
     def remaining(self, identity: Identity) -> float:

@@ -56,7 +56,8 @@ async def _ask(
         command, result = request.command, dict[str, Any]()
         if isinstance(command, c.Auth):
             try:
-                identity = await authenticator.identify(command.token.get_secret_value())
+                token = command.token.get_secret_value()
+                identity = await authenticator.identify(token, socket.share.name)
                 socket.identify(identity)
             except (Unauthenticated, Overloaded) as refusal:
                 socket.measures.commands[request.name, refusal.code] += 1

@@ -103,7 +103,8 @@ class Doorkeeper:
                 headers.get_all("Authorization"), headers.get_all("Sec-WebSocket-Protocol")
             )
             if token is not None:
-                connection.identity = await self._authenticator.identify(token)
+                source = self._who(connection, request)
+                connection.identity = await self._authenticator.identify(token, source)
             else:
                 connection.locate(self._who(connection, request))
         except Overloaded as refusal:

@@ -31,23 +31,23 @@ class TokenVerifier:
         self._issuer = issuer
         self._audience = audience
 
-    async def identify(self, token: str) -> Identity:
-        """Whose token it is.
+    async def identify(self, token: str, source: str = "") -> Identity:
+        """Whose token it is, which came from the address ``source``.
 
         Raises:
             Unauthenticated: It is not accepted. The log tells why, the error only if it has
                 expired.
         """
         try:
-            return await self._verify(token)
+            return await self._verify(token, source)
         except jwt.ExpiredSignatureError:
             raise Unauthenticated("the token has expired") from None
         except Exception as error:  # noqa: BLE001 - whatever a stranger's bytes make a parser raise
             _log.info("a token was refused: %s", type(error).__name__)
             raise Unauthenticated(NOT_ACCEPTED) from None
 
-    async def _verify(self, token: str) -> Identity:
-        key = await self._keys.find(jwt.get_unverified_header(token).get("kid"))
+    async def _verify(self, token: str, source: str) -> Identity:
+        key = await self._keys.find(jwt.get_unverified_header(token).get("kid"), source)
         if key is None:
             raise jwt.InvalidKeyError
         claims = jwt.decode(

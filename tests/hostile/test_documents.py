@@ -151,7 +151,7 @@ async def test_closing_does_not_wait_for_a_bad_file(tmp_path):
     documents = DocumentReader(cpu_seconds=1e6, wall_seconds=1e6)
     base = KnowledgeBase(folder, tmp_path / "index.db", documents=documents)
     refresh = asyncio.create_task(base.refresh())
-    while documents._child is None:
+    while documents._child is None:  # noqa: ASYNC110 - it is set in a thread
         await asyncio.sleep(0)
     await base.close()
     with pytest.raises(KnowledgeError, match="is closed"):

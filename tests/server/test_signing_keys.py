@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agentsrv.errors import ConfigurationError
 from agentsrv.server.signing_keys import (
+    INTERVAL,
+    LAST_GOOD,
     MAX_SET,
-    PATIENCE,
     STALE,
+    THREADS,
+    UNKNOWN,
+    WINDOW,
     KeySet,
     OneKey,
     open_keys,
@@ -78,13 +85,34 @@ def test_a_set_has_the_keys_for_its_algorithm():
     assert set(found) == {"one", "two"}
 
 
+def test_a_key_that_will_not_do_is_passed_over(caplog):
+    """With a warning: the others of the set still count, and of two with one id the first."""
+    jwk_private = jwt.get_algorithm_by_name("RS256").to_jwk(RSA, as_dict=True)
+    found = parse_set(
+        key_set(
+            jwk("RS256", SMALL, "small"),
+            {"kty": "RSA", "kid": "broken"},
+            jwk_private | {"kid": "private", "key_ops": None, "use": "sig"},
+            jwk("RS256", RSA, "good"),
+            jwk("RS256", private_key("RS256", 1), "good"),
+            jwk("RS256", RSA, None),
+        ),
+        "RS256",
+    )
+    assert set(found) == {"good", None}
+    assert found["good"].public_numbers() == RSA.public_key().public_numbers()
+    assert caplog.text.count("it is passed over") == 3
+
+
 @pytest.mark.parametrize(
     ("data", "error", "sentence"),
     [
         (b"nonsense", ValueError, "Expecting value"),
         (b"[]", ValueError, "expected a JSON object with keys"),
         (b'{"keys": {}}', ValueError, "expected a JSON object with keys"),
-        (b'{"keys": [1, {"kty": "RSA", "kid": "a"}]}', ValueError, "a key cannot be used"),
+        (b'{"keys": [1, {"kty": "RSA", "kid": "a"}]}', ConfigurationError, "that cannot be used"),
+        (b'{"keys": [{"kty": "RSA", "n": 1, "e": []}]}', ConfigurationError, "that cannot be used"),
+        (key_set(jwk("HS256", SECRET, "a")), ConfigurationError, "no key for RS256"),
         (key_set(), ConfigurationError, "no key for RS256"),
         (key_set(jwk("RS256", SMALL, "a")), ConfigurationError, "1024 bits"),
     ],
@@ -95,35 +123,181 @@ def test_a_set_that_will_not_do_is_refused(data, error, sentence):
         parse_set(data, "RS256")
 
 
-async def test_a_set_is_read_again_when_a_key_is_missing_or_it_is_old(caplog):
-    """But not for each stranger who names a key; a failure leaves what was read before."""
-    now, reads = [1000.0], list[int]()
-    content: list[Callable[[], bytes]] = [lambda: key_set(jwk("HS256", SECRET, "a"))]
+class Issuer:
+    """Publishes keys, on a clock that only moves when somebody sleeps."""
 
-    def load() -> bytes:
-        reads.append(1)
-        return content[0]()
+    def __init__(self, *keys: dict[str, object]) -> None:
+        self.time = 1000.0
+        self.requests = 0
+        self.answer: Callable[[], bytes] = lambda: key_set(*keys)
 
-    keys = KeySet(load, "HS256", lambda: now[0])
-    await keys.read()
-    content[0] = lambda: key_set(jwk("HS256", SECRET, "b"))
-    for _ in range(10):
-        assert await keys.find("../../etc/passwd") is None
-        assert await keys.find("a") == SECRET
-    assert len(reads) == 1
-    now[0] += PATIENCE + 1
-    assert await asyncio.gather(*(keys.find("b") for _ in range(10))) == [SECRET] * 10
-    assert len(reads) == 2
-    assert await keys.find("a") is None
+    def load(self) -> bytes:
+        """One request."""
+        self.requests += 1
+        return self.answer()
 
-    def fail() -> bytes:
-        raise OSError("no answer")
+    async def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        self.time += seconds
+        await asyncio.sleep(0)
 
-    content[0] = fail
-    now[0] += STALE + 1
-    assert await keys.find("b") == SECRET
-    assert "no answer; the keys that were read before still count" in caplog.text
-    assert len(reads) == 3
+    async def keys(self) -> KeySet:
+        """Its keys, read once."""
+        keys = KeySet(self.load, "HS256", lambda: self.time, self.sleep)
+        await keys.read()
+        return keys
+
+
+OLD, NEW = jwk("HS256", SECRET, "old"), jwk("HS256", SECRET[::-1], "new")
+
+
+async def test_a_new_key_is_found_by_the_login_that_needs_it():
+    """All logins that need one share a request."""
+    issuer = Issuer(OLD)
+    keys = await issuer.keys()
+    issuer.answer = lambda: key_set(OLD, NEW)
+    assert await asyncio.gather(*(keys.find("new") for _ in range(10))) == [SECRET[::-1]] * 10
+    assert issuer.requests == 2
+
+
+async def test_strangers_do_not_use_up_the_requests():
+    """However many there are, a new key is found; they are refused without a request each."""
+    issuer = Issuer(OLD)
+    keys = await issuer.keys()
+    for number in range(10):
+        found = await asyncio.gather(*(keys.find(f"{number}.{n}") for n in range(100)))
+        assert found == [None] * 100
+    assert issuer.requests <= 21
+    issuer.answer = lambda: key_set(OLD, NEW)
+    begun = issuer.time
+    assert await keys.find("new") == SECRET[::-1]
+    assert issuer.time - begun <= INTERVAL
+
+
+async def test_an_address_of_strangers_does_not_wait():
+    """It is refused at once for a minute; others are not, and its own good tokens are not."""
+    issuer = Issuer(OLD)
+    keys = await issuer.keys()
+    for _ in range(UNKNOWN):
+        assert await keys.find("none", "192.0.2.1") is None
+    requests = issuer.requests
+    assert await keys.find("none", "192.0.2.1") is None
+    assert await keys.find("old", "192.0.2.1") == SECRET
+    assert issuer.requests == requests
+    assert await keys.find("none", "192.0.2.2") is None
+    assert issuer.requests > requests
+    issuer.time += WINDOW
+    requests = issuer.requests
+    assert await keys.find("none", "192.0.2.1") is None
+    assert issuer.requests > requests
+
+
+async def test_what_is_known_of_addresses_is_bounded(monkeypatch):
+    """The oldest is forgotten."""
+    monkeypatch.setattr("agentsrv.server.signing_keys.SOURCES", 10)
+    keys = await Issuer(OLD).keys()
+    for number in range(30):
+        await keys.find("none", f"192.0.2.{number}")
+    assert len(keys._unknown) == 10
+
+
+async def test_known_keys_never_wait_for_the_issuer(monkeypatch):
+    """Not while it hangs, not for a set that is old, not beside a stranger who waits."""
+    monkeypatch.setattr("agentsrv.server.signing_keys.WAIT", 0.1)
+    issuer, may = Issuer(OLD), threading.Event()
+    keys = await issuer.keys()
+
+    def hang() -> bytes:
+        may.wait()
+        return key_set(OLD)
+
+    issuer.answer = hang
+    try:
+        stranger = asyncio.create_task(keys.find("none"))
+        while issuer.requests < 2:  # noqa: ASYNC110 - it is counted in a thread
+            await asyncio.sleep(0)
+        issuer.time += STALE + 1
+        for _ in range(1000):
+            find = keys.find("old")
+            with pytest.raises(StopIteration) as found:  # it ends without a turn of the loop
+                find.send(None)
+            assert found.value.value == SECRET
+        assert await stranger is None
+    finally:
+        may.set()
+
+
+async def test_a_set_that_is_old_is_read_again_in_the_background():
+    """By the first login after that."""
+    issuer = Issuer(OLD)
+    keys = await issuer.keys()
+    issuer.answer = lambda: key_set(NEW)
+    issuer.time += STALE + 1
+    assert await keys.find("old") == SECRET
+    assert await keys.find("new") == SECRET[::-1]
+    assert await keys.find("old") is None
+
+
+def fail() -> bytes:
+    """What an issuer that is down does."""
+    raise OSError("no answer")
+
+
+FAILURES: dict[str, Callable[[], bytes]] = {
+    "down": fail,
+    "a page": lambda: b"<html>log in</html>",
+    "nothing": lambda: b"",
+    "no keys": lambda: b'{"keys": []}',
+    "no key for the algorithm": lambda: key_set(jwk("RS256", RSA, "old")),
+    "weak keys": lambda: key_set(jwk("HS256", b"x" * 8, "old")),
+    "nested": lambda: b'{"keys":' + b"[" * 100_000,
+    "too many keys": lambda: key_set(*[OLD] * 1001),
+    "not UTF-8": lambda: b'{"keys": "\xff"}',
+    "an integer of many digits": lambda: b'{"keys": ' + b"9" * 10_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+async def test_the_last_good_keys_count_for_a_day(name, caplog):
+    """Whatever the issuer answers; the log says so once."""
+    caplog.set_level(logging.INFO, "agentsrv.door")
+    issuer = Issuer(OLD)
+    keys = await issuer.keys()
+    issuer.answer = FAILURES[name]
+    for _ in range(3):
+        issuer.time += STALE + 1
+        assert await keys.find("new") is None
+        assert await keys.find("old") == SECRET
+    assert caplog.text.count("the keys that were read before count for up to 24 hours") == 1
+    issuer.time += LAST_GOOD
+    assert await keys.find("old") is None
+    issuer.answer = lambda: key_set(OLD)
+    assert await keys.find("old") == SECRET
+    assert "jwt_jwks is read again" in caplog.text
+
+
+async def test_requests_that_never_end_are_left_behind(monkeypatch):
+    """A few of them; nothing waits for them, and no further ones begin."""
+    monkeypatch.setattr("agentsrv.server.signing_keys.FETCH_TIMEOUT", 0.05)
+    issuer, may = Issuer(OLD), threading.Event()
+    keys = await issuer.keys()
+
+    def hang() -> bytes:
+        may.wait()
+        return key_set(NEW)
+
+    issuer.answer = hang
+    try:
+        for _ in range(THREADS + 3):
+            assert await keys.find("new") is None
+        assert issuer.requests == 1 + THREADS
+        assert await keys.find("old") == SECRET
+    finally:
+        may.set()
+    while keys._threads:  # noqa: ASYNC110 - they end by themselves
+        await asyncio.sleep(0)
+    issuer.answer = lambda: key_set(NEW)
+    assert await keys.find("new") == SECRET[::-1]
 
 
 async def test_a_token_that_names_no_key_means_the_only_one():
