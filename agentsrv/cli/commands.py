@@ -15,10 +15,10 @@ import typer
 from agentsrv.app import VERSION
 from agentsrv.cli import following, keys, reloading, running, serving, streams, tools
 from agentsrv.cli.exits import leave, say, use_json
-from agentsrv.cli.options import Token, make_settings, takes_settings
+from agentsrv.cli.options import Ca, Token, make_settings, takes_settings
 from agentsrv.cli.prompt import find_question
 from agentsrv.cli.render import parse_status, shorten, status_word
-from agentsrv.client import Client
+from agentsrv.client import Client, Options
 from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidCommand, missing_extra
 from agentsrv.models.commands import MAX_LIST
 from agentsrv.protocol.replies import TaskRow
@@ -140,37 +140,44 @@ def run(
     ] = None,
     url: ReachedUrl = None,
     token: Token = None,
+    ca: Ca = None,
     knowledge: Knowledge = None,
 ) -> None:
     """Run one task: events on stderr, the result on stdout. Ctrl-C cancels it."""
     params = running.parse_params(param or [])
     text = streams.read_stdin() if text == "-" else streams.typed(text, "TEXT")
     job = running.Job(text, agent, params, json, timeout)
-    raise typer.Exit(_await(running.run(job, url, token, knowledge)))
+    raise typer.Exit(_await(running.run(job, url, token, ca, knowledge)))
 
 
 @app.command()
 def tail(
     task: Task,
+    *,
     after: Annotated[
         int, typer.Option("--after", min=0, help="Number of the last event seen.")
     ] = 0,
     json: Json = False,
     url: Url = running.DEFAULT_URL,
     token: Token = None,
+    ca: Ca = None,
 ) -> None:
     """Follow a task's events until it ends; exit as the task did. On a terminal as `run` does."""
-    raise typer.Exit(_await(following.tail(task, after, json, url, token)))
+    raise typer.Exit(_await(following.tail(task, after, json, url, token, ca)))
 
 
 @app.command()
 def status(
-    task: Task, json: Json = False, url: Url = running.DEFAULT_URL, token: Token = None
+    task: Task,
+    json: Json = False,
+    url: Url = running.DEFAULT_URL,
+    token: Token = None,
+    ca: Ca = None,
 ) -> None:
     """Tell all about a task."""
 
     async def ask() -> None:
-        async with Client(url, token=token) as client:
+        async with Client(url, Options(ca=ca), token=token) as client:
             found = await client.status(await client.resolve(task))
         if json:
             print(streams.as_json(found))
@@ -197,6 +204,7 @@ def status(
 
 @app.command("list")
 def list_tasks(
+    *,
     status: Annotated[str | None, typer.Option("--status", help="Only tasks in it.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Tasks at most.")] = 50,
     json: Annotated[
@@ -204,13 +212,14 @@ def list_tasks(
     ] = False,
     url: Url = running.DEFAULT_URL,
     token: Token = None,
+    ca: Ca = None,
 ) -> None:
     """List tasks, the newest first."""
     wanted = None if status is None else parse_status(status)
 
     async def ask() -> None:
         left, cursor = limit, None
-        async with Client(url, token=token) as client:
+        async with Client(url, Options(ca=ca), token=token) as client:
             while True:
                 page = await client.list(status=wanted, limit=min(left, MAX_LIST), cursor=cursor)
                 for row in page["tasks"]:
@@ -230,11 +239,12 @@ def cancel(
     reason: Annotated[str | None, typer.Option("--reason", help="Told in the log.")] = None,
     url: Url = running.DEFAULT_URL,
     token: Token = None,
+    ca: Ca = None,
 ) -> None:
     """Stop a task."""
 
     async def ask() -> None:
-        async with Client(url, token=token) as client:
+        async with Client(url, Options(ca=ca), token=token) as client:
             reply = await client.cancel(await client.resolve(task), reason=reason)
         already = " already" if reply["already"] else ""
         print(f"task {reply['task_id']} is {reply['status']}{already}")
@@ -255,13 +265,14 @@ def respond(
     decline: Annotated[bool, typer.Option("--decline", help="Refuse to answer.")] = False,
     url: Url = running.DEFAULT_URL,
     token: Token = None,
+    ca: Ca = None,
 ) -> None:
     """Answer an agent's question."""
     if (answer is None) is not decline:
         raise InvalidCommand("expected an answer, or --decline")
 
     async def ask() -> None:
-        async with Client(url, token=token) as client:
+        async with Client(url, Options(ca=ca), token=token) as client:
             asked = await find_question(client, question)
             value = (
                 None if answer is None else read_answer(streams.typed(answer, "the answer"), asked)
@@ -273,11 +284,13 @@ def respond(
 
 
 @app.command()
-def agents(json: Json = False, url: Url = running.DEFAULT_URL, token: Token = None) -> None:
+def agents(
+    json: Json = False, url: Url = running.DEFAULT_URL, token: Token = None, ca: Ca = None
+) -> None:
     """Tell which agents the server has, and their parameters."""
 
     async def ask() -> None:
-        async with Client(url, token=token) as client:
+        async with Client(url, Options(ca=ca), token=token) as client:
             found = await client.agents()
         if json:
             print(streams.as_json(found))
@@ -297,6 +310,7 @@ def agents(json: Json = False, url: Url = running.DEFAULT_URL, token: Token = No
 def top(
     url: Url = running.DEFAULT_URL,
     token: Token = None,
+    ca: Ca = None,
     store: Annotated[
         str | None,
         typer.Option("--store", help="postgresql://…, to watch the nodes that share it, too."),
@@ -306,21 +320,23 @@ def top(
     from agentsrv.cli.live.top import show
 
     async def watch() -> None:
-        async with Client(url, token=token) as client:
+        async with Client(url, Options(ca=ca), token=token) as client:
             await show(client, url, store)
 
     _await(watch())
 
 
 @app.command()
-def mcp(url: ReachedUrl = None, token: Token = None, knowledge: Knowledge = None) -> None:
+def mcp(
+    url: ReachedUrl = None, token: Token = None, ca: Ca = None, knowledge: Knowledge = None
+) -> None:
     """Offer run, status, cancel and more as tools of the Model Context Protocol, on stdio."""
     if find_spec("mcp") is None:
         raise ConfigurationError(missing_extra("agentsrv mcp", "mcp"))
     from agentsrv.cli.mcp.server import serve
 
     async def offer() -> None:
-        async with running.reached(url, token, knowledge) as place:
+        async with running.reached(url, token, ca, knowledge) as place:
             await serve(place.client)
 
     _await(offer())

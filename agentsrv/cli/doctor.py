@@ -35,7 +35,7 @@ from agentsrv.store.sqlite_log import WAL_LIMIT
 from agentsrv.store.sqlite_look import OLDEST, is_in_use, look
 
 PREFIX: Final = "AGENTSRV_"
-OTHERS: Final = ("TOKEN", "URL")  # variables of the command line that are no settings
+OTHERS: Final = ("CA", "TOKEN", "URL")  # variables of the command line that are no settings
 SCARCE: Final = 1 << 30  # bytes of free disk space
 ANSWER: Final = 16  # tokens of the answer that a model is asked for
 

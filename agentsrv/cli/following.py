@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 from agentsrv.cli.connection import watched
@@ -12,21 +13,23 @@ from agentsrv.cli.exits import Exit
 from agentsrv.cli.prompt import Prompt
 from agentsrv.cli.render import Printer
 from agentsrv.cli.screen import JsonLines, Screen, is_live, shown
-from agentsrv.client import Client, OnInput
+from agentsrv.client import Client, OnInput, Options
 from agentsrv.client.answers import answering
 from agentsrv.models import events as e
 
 _ENDS: Final = {"task_completed": Exit.DONE, "task_failed": Exit.FAILED}
 
 
-async def tail(prefix: str, after: int, json: bool, url: str, token: str | None) -> int:
+async def tail(  # noqa: PLR0917 - as the command line gives them
+    prefix: str, after: int, json: bool, url: str, token: str | None, ca: Path | None
+) -> int:
     """Show a task behind event ``after`` until it ends; return the exit code.
 
     Whole and on a terminal it looks as it does for ``run``, and what it asks can be answered.
     Ctrl-C leaves the task alone.
     """
     async with (
-        Client(url, token=token) as client,
+        Client(url, Options(ca=ca), token=token) as client,
         _screen(json=json, whole=not after) as (screen, on_input),
     ):
         task_id = await client.resolve(prefix)

@@ -27,6 +27,15 @@ Token = Annotated[
         help="API key or JSON Web Token; better as the variable, which others cannot see.",
     ),
 ]
+Ca = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca",
+        metavar="FILE",
+        envvar="AGENTSRV_CA",
+        help="PEM file of the CAs to trust for wss://, in place of the system's.",
+    ),
+]
 _TYPES: Final = (bool, int, float, Path)  # the rest is text; pydantic reads it
 
 

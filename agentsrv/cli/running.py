@@ -21,7 +21,7 @@ from agentsrv.cli.options import make_settings
 from agentsrv.cli.prompt import Left, Prompt
 from agentsrv.cli.screen import Screen, shown
 from agentsrv.cli.streams import typed
-from agentsrv.client import Client, NoServer, Record, TaskCancelled
+from agentsrv.client import Client, NoServer, Options, Record, TaskCancelled
 from agentsrv.errors import ConfigurationError, NotFound
 
 DEFAULT_URL: Final = "ws://127.0.0.1:8765"
@@ -62,9 +62,11 @@ def parse_params(given: list[str]) -> dict[str, Any]:
     return params
 
 
-async def run(job: Job, url: str | None, token: str | None, knowledge: Path | None) -> int:
+async def run(
+    job: Job, url: str | None, token: str | None, ca: Path | None, knowledge: Path | None
+) -> int:
     """Run one task; return the exit code."""
-    async with reached(url, token, knowledge) as place, shown(json=job.as_json) as screen:
+    async with reached(url, token, ca, knowledge) as place, shown(json=job.as_json) as screen:
         return await _run(place, screen, job)
 
 
@@ -80,14 +82,14 @@ class Place:
 
 @asynccontextmanager
 async def reached(
-    url: str | None, token: str | None, knowledge: Path | None
+    url: str | None, token: str | None, ca: Path | None, knowledge: Path | None
 ) -> AsyncIterator[Place]:
     """A client of the server at ``url``; without a URL, of the usual one or one in here.
 
     Raises:
         NoServer: Nobody answers at the ``url`` that was given.
     """
-    client = Client(url or DEFAULT_URL, token=token)
+    client = Client(url or DEFAULT_URL, Options(ca=ca), token=token)
     try:
         await client.__aenter__()
     except NoServer as refusal:

@@ -69,7 +69,8 @@ class Client:
             function. A connection whose token expires is then followed by another.
 
     Raises:
-        ConfigurationError: The URL is none of a WebSocket, or the token cannot be one.
+        ConfigurationError: The URL is not one of a WebSocket, or the token or the file of the CA
+            cannot be used.
         NoServer, NotAServer, NotAllowed: On entering: there is no connection to be had.
         ClientUsageError: Of every method: the client was not entered, or is used in another event
             loop, or in a child of ``os.fork()``.

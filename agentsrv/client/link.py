@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -30,6 +31,7 @@ from agentsrv.client.errors import (
 )
 from agentsrv.client.feeds import Answer
 from agentsrv.client.tokens import Token, Tokens
+from agentsrv.client.trust import tls_context
 from agentsrv.errors import AgentsrvError, InvalidCommand, RateLimited, ShuttingDown, TooLarge
 from agentsrv.models.events import Record, to_record
 from agentsrv.protocol import PROTOCOL
@@ -54,6 +56,8 @@ class Options:
     """Seconds between pings; a connection that answers none for as long again is dropped."""
     max_frame: int = 64 << 20
     """Bytes of one frame from the server; a snapshot holds all that a task's steps wrote."""
+    ca: Path | str | None = None
+    """PEM file of the CAs that are trusted, in place of the system's; for ``wss://``."""
     buffer: int = 1000
     """Events kept for each iterator that does not take them; the rest waits in the log."""
     reconnect: Reconnect = field(default_factory=Reconnect)
@@ -116,7 +120,7 @@ class Link:
     Everything else returns at once. Commands wait here while there is no connection.
 
     Raises:
-        ConfigurationError: The token cannot be one.
+        ConfigurationError: The token cannot be one, or the file of the CA cannot be used.
     """
 
     def __init__(
@@ -133,6 +137,7 @@ class Link:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lost_at: float | None = None
         self._url = url
+        self._tls = tls_context(url, options.ca)
         self._tokens = Tokens(token)
         self._options = options
         self._listener = listener
@@ -297,6 +302,7 @@ class Link:
                     ping_timeout=options.ping_interval,
                     close_timeout=CLOSE_TIMEOUT,
                     max_size=options.max_frame,
+                    ssl=self._tls,
                     proxy=None if urlsplit(url).hostname in LOOPBACK else True,
                     logger=without_quotes(_log.getChild("websocket")),
                 )

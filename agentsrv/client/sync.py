@@ -71,7 +71,8 @@ class SyncClient:
         token: As that of `Client`; a function is called in the client's thread.
 
     Raises:
-        ConfigurationError: The URL is none of a WebSocket, or the token cannot be one.
+        ConfigurationError: The URL is not one of a WebSocket, or the token or the file of the CA
+            cannot be used.
         NoServer, NotAServer, NotAllowed: There is no connection to be had.
     """
 

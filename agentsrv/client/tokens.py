@@ -51,6 +51,9 @@ class Tokens:
 
 
 def _headers(token: object) -> dict[str, str]:
-    if not isinstance(token, str) or not TOKEN.fullmatch(token):
-        raise ConfigurationError("the token is none: it is empty or has wrong characters")
-    return {"Authorization": f"Bearer {token}"}
+    text = token.strip() if isinstance(token, str) else ""  # a file ends with a line end
+    if not TOKEN.fullmatch(text):
+        raise ConfigurationError(
+            "invalid token: it is empty or contains characters that HTTP headers do not allow"
+        )
+    return {"Authorization": f"Bearer {text}"}

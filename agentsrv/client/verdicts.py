@@ -28,6 +28,7 @@ from websockets.exceptions import (
 )
 
 from agentsrv.client.errors import Closed, NoServer, NotAllowed, NotAServer, ProtocolViolation
+from agentsrv.client.trust import untrusted
 from agentsrv.errors import AgentsrvError, ConfigurationError
 from agentsrv.protocol import PROTOCOL
 from agentsrv.protocol.closes import CLOSES
@@ -124,6 +125,8 @@ def refusal(error: BaseException, url: str) -> AgentsrvError | None:
             )
         case InvalidHandshake():
             return NotAServer(f"{where}: the handshake is not that of a WebSocket: {error}; {LOOK}")
+        case ssl.SSLCertVerificationError():
+            return NotAServer(untrusted(error, where))
         case ssl.SSLError():
             return _tls(error, where)
         case TimeoutError():

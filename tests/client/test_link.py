@@ -54,12 +54,17 @@ async def goes_away(peer: Peer) -> None:
     await peer.socket.close(1012, "restart")
 
 
-@pytest.mark.parametrize("token", ["", "a b", "a\n", "ä", "a, bearer.b", "=", "a\r\nX: y"])
+@pytest.mark.parametrize("token", ["", "\n", "a b", "a\nb", "ä", "a, bearer.b", "=", "a\r\nX: y"])
 def test_a_token_that_cannot_be_one_is_told_without_quoting_it(token):
     """Before there is a connection: it would be another header."""
-    with pytest.raises(ConfigurationError, match="the token is none") as refused:
+    with pytest.raises(ConfigurationError, match="invalid token") as refused:
         Client("ws://127.0.0.1:1", token=token)
     assert len(token) < 4 or token not in refused.value.message
+
+
+async def test_white_space_around_a_token_is_dropped():
+    """A file ends with a line end."""
+    assert await Tokens(" a.b\r\n").headers() == {"Authorization": "Bearer a.b"}
 
 
 async def test_a_source_that_gives_no_token_is_asked_again():
@@ -74,7 +79,7 @@ async def test_a_source_that_gives_no_token_is_asked_again():
         return token  # type: ignore[return-value]  # as a careless author would
 
     async with FakeServer(closes(4401), answers).running() as server:
-        with pytest.raises(ConfigurationError, match="the token is none"):
+        with pytest.raises(ConfigurationError, match="invalid token"):
             async with Client(server.url, waits.options, token=current) as client:
                 await client.ping()
         assert (server.connections, len(waits.seconds)) == (1, 2)
