@@ -13,6 +13,7 @@ from agentsrv.client import (
     ProtocolViolation,
     Reconnect,
 )
+from agentsrv.client.tokens import Tokens
 from agentsrv.errors import (
     AgentsrvError,
     ConfigurationError,
