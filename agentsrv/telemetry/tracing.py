@@ -84,7 +84,7 @@ class ModelSpan:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if isinstance(error, Exception):
-            status = getattr(error, "status_code", None)
+            status = getattr(error, "status", None)
             self._span.set_attribute("error.type", str(status or type(error).__qualname__))
             self._span.set_status(StatusCode.ERROR)
         self._span.end()

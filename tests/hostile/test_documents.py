@@ -158,6 +158,18 @@ async def test_closing_does_not_wait_for_a_bad_file(tmp_path):
         await refresh
 
 
+async def test_closing_leaves_no_process_behind(tmp_path):
+    """Neither an idle one; pytest reports pipes that are not closed."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_bytes(SENTENCE)
+    documents = DocumentReader()
+    documents.read(tmp_path / "docs" / "a.txt", "a.txt")
+    child = documents._child
+    assert child is not None
+    await KnowledgeBase(tmp_path / "docs", tmp_path / "index.db", documents=documents).close()
+    assert child.returncode == -signal.SIGKILL
+
+
 def test_sigterm_ends_a_server_that_reads_a_bad_file(tmp_path):
     """At once; it was neither the file's budget nor its end that was waited for."""
     folder = tmp_path / "docs"
@@ -193,9 +205,10 @@ ANSWER = """if True:
     from agentsrv.agents.knowledge.index import Index
     from agentsrv.agents.knowledge.ranking import find
     from agentsrv.agents.retriever import _fitting, _missing
+    from tests.agents.test_by_model import KNOWLEDGE
     from tests.hostile.documents import LENGTH, QUESTIONS
 
-    folder = Path("examples/knowledge").resolve()
+    folder = KNOWLEDGE
     index = Index(Path(tempfile.mkdtemp()) / "index.db")
     index.read(folder, scan(folder), 1e9, read_document)
     known = _fitting(find(index, "the costs of threads", 12))

@@ -89,13 +89,16 @@ class DocumentReader:
         return Document(tuple(Chunk(*chunk) for chunk in answer["chunks"]), answer["size"])
 
     def rest(self) -> None:
-        """End the child; the next `read` starts another."""
+        """End the child, which is idle, and release its pipes; the next `read` starts another."""
         child, self._child = self._child, None
         if child is not None:
             _end(child)
 
     def close(self) -> None:
-        """End the child and refuse further files; a `read` that is under way raises."""
+        """End the child and refuse further files; a `read` that is under way raises.
+
+        Call `rest` when it has, to release the child's pipes.
+        """
         self._closed = True
         child = self._child
         if child is not None:

@@ -255,6 +255,7 @@ class KnowledgeBase:
         self._documents.close()
         await self._writer.close()
         await self._reader.close()
+        await asyncio.to_thread(self._documents.rest)
 
 
 async def _vectors(
