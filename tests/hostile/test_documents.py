@@ -205,7 +205,7 @@ ANSWER = """if True:
     from agentsrv.agents.knowledge.index import Index
     from agentsrv.agents.knowledge.ranking import find
     from agentsrv.agents.retriever import _fitting, _missing
-    from tests.agents.test_by_model import KNOWLEDGE
+    from agentsrv.cli.demo import KNOWLEDGE
     from tests.hostile.documents import LENGTH, QUESTIONS
 
     folder = KNOWLEDGE
