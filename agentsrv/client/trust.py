@@ -34,9 +34,9 @@ def tls_context(url: str, ca: Path | str | None) -> ssl.SSLContext | None:
         ) from None
 
 
-def untrusted(error: ssl.SSLCertVerificationError, url: str) -> str:
-    """Say why the certificate of the server at ``url`` is refused, and what to do."""
-    told = f"the certificate of {url} is not trusted: {error.verify_message}"
+def untrusted(error: ssl.SSLCertVerificationError, where: str) -> str:
+    """Say why the certificate of the server at ``where`` is refused, and what to do."""
+    told = f"{where}: the certificate is not trusted: {error.verify_message}"
     if "match" in error.verify_message:  # it is for another name or address
         return f"{told}; connect by a name that the certificate has"
     file = os.environ.get(VARIABLE)

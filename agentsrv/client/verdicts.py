@@ -125,8 +125,6 @@ def refusal(error: BaseException, url: str) -> AgentsrvError | None:
             )
         case InvalidHandshake():
             return NotAServer(f"{where}: the handshake is not that of a WebSocket: {error}; {LOOK}")
-        case ssl.SSLCertVerificationError():
-            return NotAServer(untrusted(error, where))
         case ssl.SSLError():
             return _tls(error, where)
         case TimeoutError():
@@ -203,10 +201,7 @@ def _foreign(error: InvalidMessage, url: str, where: str) -> AgentsrvError:
 
 def _tls(error: ssl.SSLError, where: str) -> AgentsrvError:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return NoServer(
-            f"{where}: the certificate is not trusted: {error.verify_message}; set SSL_CERT_FILE "
-            "to a file with the certificate of its authority"
-        )
+        return NoServer(untrusted(error, where))
     if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
         return NoServer(f"{where}: found a port without TLS; try ws://, or {LOOK}")
     return NoServer(
