@@ -18,7 +18,7 @@ from agentsrv.client import Client, Outage
 from agentsrv.errors import AgentsrvError
 
 PULSE: Final = 1.0  # seconds between two pings, and for the answer to each
-GOES_ON = "the task continues on the server"
+GOES_ON: Final = "the task continues on the server"
 
 
 class ConnectionWatch:
@@ -86,7 +86,7 @@ async def _ping(client: Client, watch: ConnectionWatch) -> None:
                 watch.silent()
             await answer
         except AgentsrvError:
-            return  # whoever waits for the task is told
+            return  # the command that waits for the task raises it
         finally:
             answer.cancel()
         watch.answered()

@@ -38,7 +38,7 @@ def parse_status(word: str) -> TaskStatus:
     """The status that ``word`` names.
 
     Raises:
-        InvalidCommand: There is none of that name.
+        InvalidCommand: No status has that name.
     """
     known = {status_word(status): status for status in TaskStatus}
     known |= {str(status): status for status in TaskStatus}

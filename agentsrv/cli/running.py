@@ -112,7 +112,7 @@ async def reached(
 class _Stop:
     """Cancels the task on the server, at Ctrl-C or when the time is over.
 
-    A second Ctrl-C ends this process at once, and leaves the task to a server that goes on. At a
+    A second Ctrl-C ends this process at once, and leaves the task to a server that continues. At a
     question the first one only says what can be done.
     """
 

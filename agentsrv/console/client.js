@@ -322,7 +322,7 @@ export class Client {
    *   onInput?: (question: import("./protocol.d.ts").InputRequired, refusal?: AgentsrvError) =>
    *   unknown}} [options] `onInput` returns the answer or a promise of it, or throws `InputDeclined`;
    *   it is called again with the server's refusal of an answer. `signal` ends the waiting; a task
-   *   that exists by then goes on.
+   *   that exists by then continues.
    */
   async run(task_description, { onEvent, onInput, signal, ...fields } = {}) {
     const { task_id } = await this.create({ ...fields, task_description, execute: true }, { signal });

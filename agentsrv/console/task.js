@@ -119,7 +119,7 @@ export function showTask(root, client, task_id) {
       cards.set(id, question(asked, client, attempt));
       questions.append(cards.get(id));
     }
-    // Who has answered goes on with the next question, also with one that comes a moment later.
+    // After an answer the focus moves to the next question, also to one that comes a moment later.
     const next = questions.querySelector("input, select, textarea, button");
     if (hadFocus || (isAnswering && next && document.activeElement === title)) (next ?? title).focus();
     isAnswering = !next && (hadFocus || isAnswering);
@@ -247,7 +247,7 @@ function question(asked, client, attempt) {
 
 const DECLINED = {
   fails: "The step that asks fails, and with it the task: steps that run are cancelled.",
-  continues: "The step goes on without an answer.",
+  continues: "The step continues without an answer.",
 };
 const DECLINE = { fails: "Decline: this step fails", continues: "Decline" };
 

@@ -109,7 +109,7 @@ async def test_a_client_is_entered_once(client):
 
 
 async def test_a_child_of_fork_is_refused_and_leaves_the_connection_alone(client):
-    """Each method is refused in the child; the parent goes on."""
+    """Each method is refused in the child; the parent continues."""
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
