@@ -181,3 +181,14 @@ def test_the_example_of_a_plan_is_one_that_the_server_takes(page: Page):
     page.get_by_label("Done by").select_option("A plan of my own")
     page.get_by_role("button", name="Start").click()
     has_status(page, "completed")
+
+
+def test_a_text_that_turns_the_direction_turns_no_other(page: Page):
+    """A description with an override, and a line of 30,000 characters without a space."""
+    start(page, "\u202e" + "x" * 30_000, "writer", pieces=1)
+    has_status(page, "completed")
+    find = "[...document.querySelectorAll('.history li span, .facts code, .rows .what')]"
+    kinds = page.evaluate(f"{find}.map((node) => getComputedStyle(node).unicodeBidi)")
+    assert kinds
+    assert set(kinds) == {"isolate"}
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
