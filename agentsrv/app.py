@@ -22,6 +22,7 @@ from agentsrv.agents.knowledge import KnowledgeBase
 from agentsrv.agents.knowledge.library import Library
 from agentsrv.agents.optimizer import OptimizerAgent
 from agentsrv.agents.planner import BuiltinPlanner
+from agentsrv.agents.process import ProcessPool, refuse_in_worker
 from agentsrv.agents.registry import Registry
 from agentsrv.agents.retriever import RetrieverAgent
 from agentsrv.agents.validator import ValidatorAgent
@@ -36,7 +37,7 @@ from agentsrv.orchestrator.surroundings import OutputLimits, Surroundings
 from agentsrv.orchestrator.tails import Tails
 from agentsrv.orchestrator.vault import Vault
 from agentsrv.orchestrator.worker import Worker
-from agentsrv.server.auth import open_authenticator
+from agentsrv.server.auth import Authenticator, open_authenticator
 from agentsrv.server.exposure import check_exposure
 from agentsrv.server.gate import fill_in
 from agentsrv.server.listener import Listener
@@ -173,11 +174,9 @@ class App:
                 strangers could come in or listen in.
             OSError: The address cannot be listened on.
         """
-        settings = Settings() if settings is None else settings
+        refuse_in_worker()
+        settings, authenticator = await _check(Settings() if settings is None else settings)
         self._builtin_planner.default = settings.default_plan
-        authenticator = await open_authenticator(settings, time.time)
-        check_exposure(settings, is_guarded=authenticator.is_required)
-        settings = fill_in(settings, is_guarded=authenticator.is_required)
         async with AsyncExitStack() as stack:
             models = await stack.enter_async_context(open_models(settings))
             library = Library(_knowledge_base(settings, models.embedder))
@@ -195,7 +194,11 @@ class App:
             await library.open()
             stack.push_async_callback(library.close)
             vault = await open_vault(settings)
-            around = self._surroundings(settings, node, store, library, models.llm, vault=vault)
+            processes = ProcessPool(self.registry.process_functions, settings.max_step_output)
+            await stack.enter_async_context(processes)
+            around = self._surroundings(
+                settings, node, store, library, models.llm, vault=vault, processes=processes
+            )
             worker, peers = Worker(around, settings.concurrency), None
             hub = Hub(store, settings.principal_subscriptions)
             measures = around.measures
@@ -242,6 +245,7 @@ class App:
         model: LanguageModel | None,
         *,
         vault: Vault,
+        processes: ProcessPool,
     ) -> Surroundings:
         self.registry.max_plan = settings.max_plan
         return Surroundings(
@@ -258,6 +262,7 @@ class App:
             vault=vault,
             model=model,
             tracing=open_tracing(),
+            processes=processes,
         )
 
 
@@ -271,6 +276,17 @@ class Running:
     worker: Worker
     broken: asyncio.Future[BaseException]
     """Done when the store, or what works with it, is at fault: the process should end."""
+
+
+async def _check(settings: Settings) -> tuple[Settings, Authenticator]:
+    """Open what authenticates clients; return it with the settings that depend on it.
+
+    Raises:
+        ConfigurationError: The settings would let unauthenticated clients in from outside.
+    """
+    authenticator = await open_authenticator(settings, time.time)
+    check_exposure(settings, is_guarded=authenticator.is_required)
+    return fill_in(settings, is_guarded=authenticator.is_required), authenticator
 
 
 def node_name() -> str:

@@ -202,6 +202,10 @@ class ModelTruncated(ModelRefused):
         self.text = text
 
 
+class AgentProcessError(AgentsrvError):
+    """The process of an agent ended before the agent returned, or could not be started."""
+
+
 class ConfigurationError(AgentsrvError):
     """A setting, an option or an application module is wrong; the server does not start."""
 

@@ -42,6 +42,7 @@ from agentsrv.models.retry import RETRIES, RETRY_BASE, RetryPolicy
 if TYPE_CHECKING:
     from agentsrv.agents.knowledge import Passage
     from agentsrv.agents.llm import LanguageModel
+    from agentsrv.agents.process import ProcessPool
 
 OnFailure = Literal["fail", "degrade"]
 AgentFunction = Callable[..., Any]
@@ -153,6 +154,7 @@ class StepContext(TaskContext):
     mailbox: Mailbox = field(repr=False)
     step: Step = field(default=None, kw_only=True)  # type: ignore[assignment]
     """The step that the attempt is for."""
+    processes: ProcessPool | None = field(default=None, repr=False)
     result: Any = None
     _asked: int = field(default=0, init=False, repr=False)
     """Questions without a key of their own, so far."""
@@ -522,4 +524,5 @@ def _runnable(
         raise ConfigurationError(
             f"agent {name!r} is {run!r}; isolation={isolation!r} takes a plain function"
         )
-    return isolated(params.adapted(run), isolation)
+    # A process finds the function by its name, and adapts it there.
+    return isolated(run if isolation == "process" else params.adapted(run), isolation)

@@ -11,6 +11,7 @@ from agentsrv.agents.base import PLANNER_SLOTS, Agent, Planner, TaskContext, is_
 from agentsrv.agents.naming import nearest
 from agentsrv.agents.params import Parameters
 from agentsrv.agents.values import to_json
+from agentsrv.agents.process import ProcessFunction
 from agentsrv.errors import ConfigurationError, InvalidCommand
 from agentsrv.models.plan import ExecutionPlan, Step
 
@@ -94,6 +95,12 @@ class Registry:
             }
             for agent in self._agents.values()
         ]
+
+    @property
+    def process_functions(self) -> list[ProcessFunction]:
+        """The functions of agents that run in processes of their own."""
+        runs = [agent.run for agent in self._agents.values()]
+        return [run for run in runs if isinstance(run, ProcessFunction)]
 
     def retries(self, name: str) -> int:
         """An agent's default number of retries."""

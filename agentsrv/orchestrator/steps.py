@@ -379,6 +379,7 @@ class StepRun:
             asker=self._ask,
             mailbox=task.dialogue.message,
             step=step if type(step.input) not in _SHARED else _own(step),
+            processes=task.around.processes,
         )
 
     def _fail(self, failure: AttemptFailed) -> Outcome:

@@ -16,6 +16,7 @@ from agentsrv.telemetry.measures import Measures
 
 if TYPE_CHECKING:
     from agentsrv.agents.llm import LanguageModel
+    from agentsrv.agents.process import ProcessPool
     from agentsrv.telemetry.tracing import Tracing
 
 MAX_RESULT: Final = 250_000  # bytes of JSON
@@ -56,6 +57,7 @@ class Surroundings:
     """Encrypts the answers to secret questions."""
     measures: Measures = field(default_factory=Measures)
     tracing: Tracing | None = None
+    processes: ProcessPool | None = None
     cache: ResultCache = field(default_factory=ResultCache)
     gates: dict[str, asyncio.Semaphore] = field(default_factory=dict)
     """By the name of an agent with a ``concurrency`` of its own; made when first needed."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from pathlib import Path
 
 from agentsrv import PermanentError, Step, StepContext
 
@@ -38,13 +37,6 @@ def ask(step: Step, ctx: StepContext, message: bool = False) -> str:
         return str(await anext(ctx.messages()) if message else await ctx.ask("May I?"))
 
     return asyncio.run(speak())
-
-
-def spin(step: Step, ctx: StepContext, trace: str = "") -> str:
-    """Write the process id into a file, and compute for ever."""
-    Path(trace).write_text(str(os.getpid()))
-    while True:
-        pass
 
 
 def polite(step: Step, ctx: StepContext) -> str:

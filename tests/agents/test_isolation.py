@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -78,13 +77,6 @@ def test_a_function_must_fit_its_isolation(function, isolation, told):
         Agent.of(function, isolation=isolation)
 
 
-def test_processes_without_the_extra_say_what_to_install(monkeypatch):
-    """The refusal names the extra."""
-    monkeypatch.setitem(sys.modules, "anyio", None)
-    with pytest.raises(ConfigurationError, match=r"agentsrv\[process\]"):
-        Agent.of(plain.add, isolation="process")
-
-
 @pytest.mark.parametrize("isolation", ["thread", "process"])
 async def test_a_plain_function_is_an_agent(isolation):
     """Its params are validated, its value is the result, and what it raises fails the step."""
@@ -94,10 +86,14 @@ async def test_a_plain_function_is_an_agent(isolation):
             await client.run("x", agent="fail")
 
 
-@pytest.mark.parametrize("isolation", ["thread", "process"])
 @pytest.mark.parametrize(
-    ("message", "reason"),
-    [(False, "no questions from a thread or process: 'May I"), (True, "no messages in a thread")],
+    ("isolation", "message", "reason"),
+    [
+        ("thread", False, "no questions from a thread: 'May I"),
+        ("thread", True, "no messages in a thread"),
+        ("process", False, "ctx.ask is not available"),
+        ("process", True, "ctx.messages is not available"),
+    ],
 )
 async def test_people_cannot_be_spoken_to_from_elsewhere(isolation, message, reason):
     """What belongs to the event loop is refused, instead of being used from outside of it."""
@@ -124,29 +120,6 @@ async def test_the_language_model_stays_in_its_process(isolation, has_model, mon
     monkeypatch.setenv("AGENTSRV_LLM_MODEL", "none")
     async with served(plain.has_model, isolation=isolation) as client:
         assert (await client.run("x", agent="has_model")).final_output == has_model
-
-
-async def test_an_endless_process_is_killed_at_cancel(tmp_path):
-    """It is gone within the grace period, and the next one works."""
-    async with served(plain.spin, plain.add, isolation="process") as client:
-        task = await begun(client, "spin", trace=str(tmp_path / "pid"))
-        pid = int(await until(tmp_path / "pid"))
-        await client.cancel(task)
-        end = await last(client, task)
-        assert (end.event_type, end.data["stopped"]) == ("task_cancelled", True)
-        assert not Path(f"/proc/{pid}").exists()  # noqa: ASYNC240
-        assert (await client.run("x", agent="add")).final_output == "3"
-
-
-async def test_an_endless_process_is_killed_at_its_time_out(tmp_path):
-    """The attempt fails, and no process is left."""
-    # In which the process must start, too, however busy the machine is.
-    options = {"isolation": "process", "timeout": 4.0, "retries": 0}
-    async with served(plain.spin, **options) as client:
-        with pytest.raises(TaskFailed, match=r"no result within 4\.0 s"):
-            await client.run("x", agent="spin", params={"trace": str(tmp_path / "pid")})
-        pid = int((tmp_path / "pid").read_text())
-        assert not Path(f"/proc/{pid}").exists()  # noqa: ASYNC240
 
 
 async def test_a_thread_is_asked_to_stop():

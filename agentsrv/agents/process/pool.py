@@ -1,0 +1,337 @@
+"""The pool: starts the fork server when it is needed, and runs attempts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
+
+from agentsrv.agents.process import system, wire
+from agentsrv.agents.process.attempt import START_SECONDS, Attempt, Handler
+from agentsrv.agents.process.output import LogBudget, OutputReader
+from agentsrv.errors import AgentProcessError, ConfigurationError, PermanentError
+
+if TYPE_CHECKING:
+    from agentsrv.agents.base import StepContext
+    from agentsrv.models.plan import Step
+
+STARTING_AT_ONCE: Final = 8
+"""Attempts for which a process is being forked; the others wait."""
+LINES_AT_ONCE: Final = 2000
+LINES_PER_SECOND: Final = 500
+LEAVING_SECONDS: Final = 2.0
+"""For the fork server to exit, before it is killed."""
+BOOT: Final = (
+    "import json, sys; setup = json.loads(sys.argv[1]); sys.path[:] = setup['path']; "
+    "from agentsrv.agents.process.forkserver import main; main(setup)"
+)
+
+_log = logging.getLogger("agentsrv.processes")
+
+
+def refuse_in_worker() -> None:
+    """Refuse to serve in a process that imports the application for its agents.
+
+    Raises:
+        ConfigurationError: This is such a process.
+    """
+    if system.is_worker:
+        raise ConfigurationError(
+            "a module that defines agents with isolation='process' starts a server when it is "
+            "imported; expected: if __name__ == '__main__': before the call"
+        )
+
+
+class ProcessFunction:
+    """A plain function whose calls each run in a process of their own."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self.run = run
+
+    async def __call__(self, step: Step, ctx: StepContext, **_: Any) -> Any:
+        """Call the function in a process; see `Attempt.run`.
+
+        The params are validated again there, from ``ctx.params``.
+        """
+        if ctx.processes is None:
+            raise RuntimeError("an agent with isolation='process' runs within App.running only")
+        return await ctx.processes.call(self, step, ctx)
+
+    @cached_property
+    def place(self) -> tuple[str, str]:
+        """The module and the name by which another process finds the function.
+
+        Raises:
+            PermanentError: Another function, or none, has that name.
+        """
+        module, name = self.run.__module__, self.run.__qualname__
+        found: Any = sys.modules.get(module)
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if found is not self.run:
+            raise PermanentError(
+                f"the agent's function {name} cannot be found by its name in the module {module}; "
+                "with isolation='process', expected a function at the top of a module, and no "
+                "decorator above @app.agent"
+            )
+        return module, name
+
+
+class ProcessPool:
+    """Runs functions in processes of their own, for one application, within ``async with``.
+
+    Args:
+        functions: Those that the fork server imports ahead.
+        max_text: Characters of a returned text that are read; what is longer is cut behind the
+            piece that exceeds it.
+    """
+
+    def __init__(self, functions: Iterable[ProcessFunction], max_text: int) -> None:
+        self._functions = [(each.run.__module__, each.run.__qualname__) for each in functions]
+        self._max_text = max_text
+        self._starting = asyncio.Semaphore(STARTING_AT_ONCE)
+        self._server: _ForkServerProcess | None = None
+        self._starter: asyncio.Task[None] | None = None
+        self._budget = LogBudget(asyncio.get_running_loop().time, LINES_AT_ONCE, LINES_PER_SECOND)
+        self._attempts: set[Attempt] = set()
+
+    async def __aenter__(self) -> Self:
+        """Start the fork server ahead of the first attempt, if there are functions for it."""
+        if self._functions:
+            self._start_server()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Kill what still runs, and end the fork server."""
+        for attempt in tuple(self._attempts):
+            attempt.close()
+        if self._starter is not None:
+            self._starter.cancel()
+            await asyncio.wait({self._starter})
+        if self._server is not None:
+            await self._server.close()
+
+    async def call(self, function: ProcessFunction, step: Step, ctx: StepContext) -> Any:
+        """Call ``function`` in a fresh process; return what it returned.
+
+        A result that it set is set on ``ctx``. Cancelling the call kills the process.
+
+        Raises:
+            PermanentError: The function cannot be found by another process, or its input is too
+                large.
+            AgentProcessError: The process ended, or could not be started.
+            AgentsrvError: The function raised.
+        """
+        job = _job(function, step, ctx)
+        budget = LogBudget(asyncio.get_running_loop().time, parent=self._budget)
+        attempt = Attempt({"progress": _progress(ctx)}, budget, self._max_text)
+        self._attempts.add(attempt)
+        try:
+            async with self._starting:
+                if not await attempt.start(self._hand_over):
+                    self._give_up()
+            text, result = await attempt.run(job)
+        finally:
+            self._attempts.discard(attempt)
+            attempt.close()
+            budget.report()
+        ctx.set_result(result)
+        return text
+
+    def _start_server(self) -> asyncio.Task[None]:
+        """The task that starts the fork server; the one under way, if there is one."""
+        if self._starter is None or self._starter.done():
+            self._starter = asyncio.get_running_loop().create_task(self._replace_server())
+            self._starter.add_done_callback(_retrieve)
+        return self._starter
+
+    async def _replace_server(self) -> None:
+        for preload in (True, False):  # the import of the application may end the process
+            if self._server is not None:
+                await self._server.close()
+            self._server = _ForkServerProcess(self._functions, preload=preload)
+            if await self._server.is_ready():
+                return
+        raise AgentProcessError(
+            "the process that starts agents' processes ended when it started; its output is in "
+            "the log"
+        )
+
+    def _give_up(self) -> NoReturn:
+        """Kill the fork server, which does not answer; the next attempt starts a new one."""
+        if self._server is not None:
+            self._server.kill()
+        raise AgentProcessError(
+            f"the agent's process did not start within {START_SECONDS:g} s; the process that "
+            "should have started it was killed"
+        )
+
+    async def _hand_over(self, descriptors: list[int]) -> None:
+        """Send the descriptors of one attempt to the fork server, to a new one if it has ended."""
+        while self._server is None or not await self._server.send(descriptors):
+            await asyncio.shield(self._start_server())
+
+
+class _ForkServerProcess:
+    """The fork server, as the server sees it.
+
+    A thread starts it and waits for its end: the kernel signals the death of the parent when the
+    thread ends that started the process, and children need no SIGCHLD handler, which is the
+    application's.
+    """
+
+    def __init__(self, functions: list[tuple[str, str]], *, preload: bool) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connection, theirs = socket.socketpair()
+        self._connection.settimeout(0)
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._outputs: list[OutputReader] = []
+        self._sending = asyncio.Lock()
+        self._is_ready = False
+        self._is_closing = False
+        main = sys.modules["__main__"]
+        spec = getattr(main, "__spec__", None)
+        path = getattr(main, "__file__", None)
+        setup = {
+            "connection": theirs.fileno(),
+            "path": [str(Path(entry).absolute()) for entry in sys.path],  # "" is the folder
+            "argv": sys.argv,
+            "main_name": spec.name if spec is not None else None,
+            "main_path": str(Path(path).absolute()) if path and Path(path).is_file() else None,
+            "functions": functions,
+            "preload": preload,
+        }
+        pipes = [os.pipe(), os.pipe()]
+        budget = LogBudget(self._loop.time)
+        for (ours, _), stream in zip(pipes, ("stdout", "stderr"), strict=True):
+            self._outputs.append(OutputReader(ours, stream, budget))
+        flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - as multiprocessing does
+        command = [sys.executable, *flags, "-c", BOOT, json.dumps(setup)]
+
+        def live() -> None:
+            try:
+                with theirs:
+                    self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=pipes[0][1],
+                        stderr=pipes[1][1],
+                        pass_fds=[theirs.fileno()],
+                        start_new_session=True,
+                    )
+            except OSError:
+                _log.exception("the process that starts agents' processes cannot be started")
+            for _, other in pipes:
+                os.close(other)
+            if self._process is not None:
+                if self._is_closing:
+                    self._process.kill()
+                self._process.wait()
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._on_end)
+
+        self._thread = threading.Thread(target=live, name="agentsrv-forkserver", daemon=True)
+        self._thread.start()
+
+    async def is_ready(self) -> bool:
+        """Wait until it has imported the application; return whether it has."""
+        with suppress(ConnectionError):
+            self._is_ready = await self._loop.sock_recv(self._connection, 1) == b"r"
+        return self._is_ready
+
+    async def send(self, descriptors: list[int]) -> bool:
+        """Give it the descriptors of one attempt; return whether it took them."""
+        async with self._sending:
+            while self._is_ready:
+                try:
+                    socket.send_fds(self._connection, [b"f"], descriptors)
+                except BlockingIOError:
+                    await self._writable()
+                except OSError:  # it has ended
+                    self._is_ready = False
+                else:
+                    return True
+        return False
+
+    async def close(self) -> None:
+        """End it; it is killed if it does not end by itself."""
+        self._is_closing = True
+        self._connection.close()
+        try:
+            if self._is_ready:
+                await asyncio.wait({self._ended}, timeout=LEAVING_SECONDS)
+            if not self._ended.done() and self._process is not None:
+                self._process.kill()
+            await asyncio.wait({self._ended})
+        finally:
+            for output in self._outputs:
+                output.close()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._is_ready = False
+        if self._process is not None:
+            self._process.kill()
+
+    async def _writable(self) -> None:
+        ready = asyncio.Event()
+        self._loop.add_writer(self._connection, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            self._loop.remove_writer(self._connection)
+
+    def _on_end(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+
+def _job(function: ProcessFunction, step: Step, ctx: StepContext) -> bytes:
+    """The message that begins an attempt."""
+    module, name = function.place
+    context = {
+        "task_id": ctx.task_id,
+        "task_description": ctx.task_description,
+        "params": dict(ctx.params),
+        "principal": ctx.principal,
+        "attempt": ctx.attempt,
+        "step_key": ctx.step_key,
+        "outputs": dict(ctx.outputs),
+        "results": dict(ctx.results),
+    }
+    job = {
+        "module": module,
+        "function": name,
+        "step": step.model_dump(mode="json"),
+        "context": context,
+    }
+    try:
+        return wire.frame({"job": job}, wire.MAX_JOB_BYTES)
+    except ValueError as error:
+        raise PermanentError(
+            f"params, outputs and results for the agent's process: {error}"
+        ) from error
+
+
+def _progress(ctx: StepContext) -> Handler:
+    async def progress(arguments: dict[str, Any]) -> None:
+        await ctx.progress(**arguments)
+
+    return progress
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Take the error of a start that no attempt awaits."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,82 @@
+"""Calls of the operating system that processes need: descendants, signals, descriptors."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+IS_LINUX: Final = sys.platform == "linux"
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_PARENT: Final = 1  # place of the parent's id in /proc/PID/stat, after the name in parentheses
+
+is_worker = False
+"""Whether this process is a fork server, or was forked by one."""
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Send ``number`` to this process when the thread that created it ends. Linux only."""
+    _prctl(_PR_SET_PDEATHSIG, number)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends (a subreaper). Linux only."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    if IS_LINUX:
+        with suppress(OSError, AttributeError):  # no libc by that name
+            ctypes.CDLL(None).prctl(option, ctypes.c_ulong(value), 0, 0, 0)
+
+
+def children() -> Iterator[int]:
+    """The children of this process, including zombies; none where there is no ``/proc``."""
+    own = str(os.getpid()).encode()
+    with suppress(OSError):
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with suppress(OSError, IndexError):  # it has ended
+                    line = (entry / "stat").read_bytes()
+                    if line.rpartition(b")")[2].split()[_PARENT] == own:
+                        yield int(entry.name)
+
+
+def thread_count() -> int:
+    """Threads of this process, including those that Python does not know where that is told."""
+    try:
+        return len(list(Path("/proc/self/task").iterdir()))
+    except OSError:
+        return threading.active_count()
+
+
+def open_descriptors() -> set[int]:
+    """The open descriptors of this process."""
+    found = {int(entry.name) for entry in Path("/dev/fd").iterdir()}
+    for descriptor in tuple(found):  # one of them was that of the listing
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            found.discard(descriptor)
+    return found
+
+
+def describe_end(status: int) -> str:
+    """How a process ended, of the status that ``os.waitpid`` gives: ``ended with …``."""
+    code = os.waitstatus_to_exitcode(status)
+    if code == 0:
+        return "ended with exit status 0 before the agent returned"
+    if code > 0:
+        return f"ended with exit status {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"was killed by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
