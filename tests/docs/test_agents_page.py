@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,11 @@ AWAITED = {"cancel": "partial_output", "respond": "input_required", "send": "ste
 SCRIPTS = [blocks for _, blocks in PROGRAMS if "__main__" in blocks[0][1]]
 
 
-def load(program: str, name: str) -> App:
-    """Execute a program of the page as a module and return its app."""
-    namespace: dict[str, Any] = {"__name__": name}
-    exec(compile(program, name, "exec"), namespace)  # noqa: S102 - the page is ours
-    app = namespace["app"]
+def load(program: str, folder: Path) -> App:
+    """Import a program of the page as a module, as its processes do, and return its app."""
+    name = f"page_{uuid.uuid4().hex}"
+    (folder / f"{name}.py").write_text(program)
+    app = importlib.import_module(name).app
     assert isinstance(app, App)
     return app
 
@@ -52,7 +54,7 @@ async def run(talk: Talk, frames: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("title", "blocks"), SERVED, ids=[title for title, _ in SERVED])
-async def test_each_program_does_what_the_page_shows(title, blocks):
+async def test_each_program_does_what_the_page_shows(title, blocks, monkeypatch, tmp_path):
     """The program is served, the frames below it are sent, and the last event is the one shown."""
     (kind, program), *rest = blocks
     *frames, shown = [json.loads(block) for _, block in rest]
@@ -62,7 +64,8 @@ async def test_each_program_does_what_the_page_shows(title, blocks):
     async with fake_model() as fake:
         fake.script("A short text.")
         settings = fake.settings(drain_timeout=0.2, cancel_grace=1)
-        async with load(program, title).running(settings) as server, talking(server) as talk:
+        monkeypatch.syspath_prepend(tmp_path)
+        async with load(program, tmp_path).running(settings) as server, talking(server) as talk:
             last = await run(talk, frames)
     assert last["event_type"] == shown["event_type"], last
     assert last["data"] | shown["data"] == last["data"]
@@ -89,5 +92,5 @@ def test_every_option_and_every_name_of_the_context_is_told():
         StepContext.__dataclass_fields__
     )
     # How the server hands things in and out.
-    hidden = {"result", "reporter", "searcher", "model", "asker", "mailbox"}
+    hidden = {"result", "reporter", "searcher", "model", "asker", "mailbox", "processes"}
     assert {name for name in public if not name.startswith("_")} - hidden <= told
