@@ -10,8 +10,8 @@ import orjson
 from agentsrv.agents.base import PLANNER_SLOTS, Agent, Planner, TaskContext, is_async
 from agentsrv.agents.naming import nearest
 from agentsrv.agents.params import Parameters
-from agentsrv.agents.values import to_json
 from agentsrv.agents.process import ProcessFunction
+from agentsrv.agents.values import to_json
 from agentsrv.errors import ConfigurationError, InvalidCommand
 from agentsrv.models.plan import ExecutionPlan, Step
 

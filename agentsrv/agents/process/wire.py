@@ -10,12 +10,12 @@ From the worker: ``{"log": {…}}``, ``{"request": ID, "method": …, "arguments
 
 from __future__ import annotations
 
-import json
 import struct
 from typing import Any, Final
 
 import orjson
 
+from agentsrv.agents.values import ValueRefusedError, to_json
 from agentsrv.error_text import describe
 from agentsrv.errors import AgentsrvError, PermanentError
 
@@ -51,16 +51,9 @@ def checked(result: Any) -> Any:
         PermanentError: It is not JSON, or larger than a message.
     """
     try:
-        json.dumps(result, allow_nan=False)  # orjson would write NaN as null
-        size = len(orjson.dumps(result))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise PermanentError(f"the agent's result is not JSON: {error}") from None
-    if size > MAX_RESULT_BYTES:
-        raise PermanentError(
-            f"the agent's result has {size} bytes of JSON; expected at most {MAX_RESULT_BYTES} "
-            "from a process: store it elsewhere and return where it is"
-        )
-    return result
+        return to_json(result, "result", MAX_RESULT_BYTES)
+    except ValueRefusedError as error:
+        raise PermanentError(f"the agent's result is refused: {error}") from None
 
 
 def failure(error: BaseException, traceback: str = "") -> dict[str, Any]:

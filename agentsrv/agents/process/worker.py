@@ -20,11 +20,12 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 import orjson
 
-from agentsrv.agents.base import StepContext
+from agentsrv.agents.base import SLOTS, StepContext
 from agentsrv.agents.params import Parameters
 from agentsrv.agents.process import wire
 from agentsrv.errors import AgentsrvError, ConfigurationError, PermanentError
 from agentsrv.models.plan import Step
+from agentsrv.models.text import joined
 
 MAIN: Final = "__main__"
 AS_MAIN: Final = "__mp_main__"  # the name that multiprocessing gives the imported main module
@@ -66,8 +67,8 @@ class Application:
             found: Any = self._import(module)
             for part in name.split("."):
                 found = getattr(found, part)
-            context = {"StepContext": StepContext}
-            loaded = Loaded(found, Parameters.of(found, f"agent {name!r}", context))
+            params = Parameters.of(found, f"agent {name!r}", SLOTS)
+            loaded = Loaded(params.adapted(found), params)
             self._loaded[module, name] = loaded
         return loaded
 
@@ -273,7 +274,12 @@ def _do(job: dict[str, Any], channel: Channel, application: Application) -> int:
             logging.root.addHandler(to_server)
         step = Step.model_validate(job["step"])
         ctx = WorkerContext(
-            **job["context"], searcher=_nothing, reporter=_nothing, asker=_nothing, mailbox=_nothing
+            **job["context"],
+            step=step,
+            searcher=_nothing,
+            reporter=_nothing,
+            asker=_nothing,
+            mailbox=_nothing,
         )
         ctx.channel = channel
         value = function.run(step, ctx, **function.params.arguments(ctx.params))
@@ -281,8 +287,9 @@ def _do(job: dict[str, Any], channel: Channel, application: Application) -> int:
             return os.EX_OK
         result = ctx.result
         if isinstance(value, str):
+            value = joined(value)
             for start in range(0, len(value), wire.PIECE_CHARACTERS):
-                _send_text(channel, value[start : start + wire.PIECE_CHARACTERS])
+                channel.send({"text": value[start : start + wire.PIECE_CHARACTERS]})
         elif value is not None:
             result = value
         outcome = {"done": {"result": wire.checked(result)}}
@@ -294,14 +301,6 @@ def _do(job: dict[str, Any], channel: Channel, application: Application) -> int:
         outcome = {"failed": wire.failure(error, traceback.format_exc())}
     channel.send(outcome)
     return os.EX_OK
-
-
-def _send_text(channel: Channel, piece: str) -> None:
-    try:
-        piece.encode()
-    except UnicodeEncodeError as error:
-        raise PermanentError(f"the agent's text is not Unicode: {error}") from error
-    channel.send({"text": piece})
 
 
 def _exit_status(error: SystemExit) -> int:
