@@ -295,7 +295,7 @@ async def test_what_processes_do_not_have_is_refused(server: Server) -> None:
 
 async def test_texts_come_whole(server: Server) -> None:
     """Also those that take several messages."""
-    for size in (0, 1, 65_535, 65_536, 65_537, 1_000_000):
+    for size in (0, 1, 65_535, 65_536, 65_537, 200_000):
         result = await server.client.run("x", agent="big", params={"size": size})
         assert result.final_output == "ä" * size
 
