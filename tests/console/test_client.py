@@ -29,7 +29,6 @@ TYPESCRIPT = "typescript@7.0.2"
 NODE = ("node", "--experimental-websocket", "--no-warnings")  # what Node 22 has without being told
 CONSUMER = """
 import { Client, type Event } from "ROOT/agentsrv/console/client.js";
-from tests.programs import require
 const client = new Client("ws://127.0.0.1:8765");
 const { task_id } = await client.create({ task_description: "x", execute: true });
 const done: Event | undefined = await client.follow(task_id, (event) => {
