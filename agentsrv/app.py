@@ -27,6 +27,7 @@ from agentsrv.agents.registry import Registry
 from agentsrv.agents.retriever import RetrieverAgent
 from agentsrv.agents.validator import ValidatorAgent
 from agentsrv.agents.writer import WriterAgent
+from agentsrv.error_text import redact
 from agentsrv.errors import ConfigurationError, missing_extra
 from agentsrv.models.retry import LOCAL_BASE
 from agentsrv.orchestrator.hub import Hub
@@ -327,8 +328,8 @@ def open_store(settings: Settings, node: str) -> Store:
         )
     if settings.role != "all" or settings.processes > 1 or settings.bus is not None:
         raise ConfigurationError(
-            f"store is {settings.store!r}; expected postgresql://… with the settings role, bus "
-            "and processes, which are for servers that share a store"
+            f"store is {redact(settings.store)!r}; expected postgresql://… with the settings role, "
+            "bus and processes, which are for servers that share a store"
         )
     if settings.store == "memory:":
         return MemoryStore(limits)
@@ -336,7 +337,7 @@ def open_store(settings: Settings, node: str) -> Store:
     if file is not None:
         return SqliteStore(file, limits)
     raise ConfigurationError(
-        f"store is {settings.store!r}; expected sqlite:///FILE (a fourth slash begins an "
+        f"store is {redact(settings.store)!r}; expected sqlite:///FILE (a fourth slash begins an "
         "absolute path), memory: or postgresql://USER@HOST/DATABASE"
     )
 
@@ -355,9 +356,29 @@ async def open_vault(settings: Settings) -> Vault:
 
 
 def store_file(settings: Settings) -> Path | None:
-    """The SQLite file that ``settings.store`` names, if it names one."""
+    """The SQLite file that ``settings.store`` names, if it names one.
+
+    Raises:
+        ConfigurationError: No file can have that name.
+    """
     name = settings.store.removeprefix(SQLITE)
-    return Path(name) if name and name != settings.store else None
+    if not name or name == settings.store:
+        return None
+    if ":memory:" in name or name.startswith("file:"):
+        raise ConfigurationError(
+            f"store is {settings.store!r}; expected a file's name, or memory: for a store that is "
+            "lost with the process"
+        )
+    if "?" in name or "\0" in name:
+        raise ConfigurationError(
+            f"store is {settings.store!r}; expected a file's name without ? and U+0000: there are "
+            "no parameters"
+        )
+    if Path(name).name in {"", ".."}:
+        raise ConfigurationError(
+            f"store is {settings.store!r}, which is a folder; expected a file in it"
+        )
+    return Path(name)
 
 
 def knowledge_index(settings: Settings) -> Path:

@@ -139,6 +139,10 @@ class Unavailable(AgentsrvError):
     retryable = True
 
 
+class Damaged(Unavailable):
+    """The task's log cannot be read: its part of the store is damaged. Other tasks are not."""
+
+
 class Internal(AgentsrvError):
     """The server has a fault; the message carries the incident's id, the log its stack."""
 

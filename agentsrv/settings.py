@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     allowed_origins: Names = ()
     """Origins whose pages may connect, such as ``https://app.example``, beside the server's own."""
 
-    store: str = "sqlite:///agentsrv.db"
+    store: str = Field("sqlite:///agentsrv.db", repr=False)
     """Where the log is: ``sqlite:///FILE``, ``memory:``, or ``postgresql://…``, which several
     servers may share."""
 
@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     """Key for answers to secret questions, of 32 characters or more, the same on all nodes; by
     default it is in a file beside the SQLite store, made at first use."""
 
-    bus: str | None = None
+    bus: str | None = Field(None, repr=False)
     """``redis://HOST``, by which servers wake each other in place of PostgreSQL's own NOTIFY."""
 
     role: Role = "all"

@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final
 
 from pydantic_settings import DotEnvSettingsSource, TomlConfigSettingsSource
@@ -31,12 +32,15 @@ from agentsrv.errors import AgentsrvError, ConfigurationError
 from agentsrv.server.files import SPARE
 from agentsrv.server.listener import PASSING
 from agentsrv.settings import Settings
+from agentsrv.store.sqlite import LONG_LOG
+from agentsrv.store.sqlite_file import beside, check_place, holder_of, writer_of
 from agentsrv.store.sqlite_log import WAL_LIMIT
-from agentsrv.store.sqlite_look import OLDEST, is_in_use, look
+from agentsrv.store.sqlite_look import OLDEST, Damage, find_damage, look
 
 PREFIX: Final = "AGENTSRV_"
 OTHERS: Final = ("CA", "TOKEN", "URL")  # variables of the command line that are no settings
 SCARCE: Final = 1 << 30  # bytes of free disk space
+NAMED: Final = 5  # damaged tasks whose ids are printed
 ANSWER: Final = 16  # tokens of the answer that a model is asked for
 
 
@@ -142,6 +146,11 @@ def check_store(settings: Settings) -> Iterator[Finding]:
     if not path.parent.is_dir():
         yield Finding(Level.FAIL, f"store: no folder {path.parent}", f"mkdir -p {path.parent}")
         return
+    try:
+        check_place(path)
+    except ConfigurationError as error:
+        yield Finding(Level.FAIL, f"store: {error.message}", "set store to another file")
+        return
     if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         yield Finding(Level.FAIL, f"store: {path} cannot be written", "run as the user who may")
         return
@@ -149,19 +158,61 @@ def check_store(settings: Settings) -> Iterator[Finding]:
         yield Finding(Level.OK, f"store: {path} will be made")
         return
     try:
-        found, in_use = look(path), is_in_use(path)
+        found, holder = look(path), holder_of(path)
     except (ConfigurationError, OSError) as error:
-        yield Finding(Level.FAIL, f"store: {path}: {error}", "set store to another file")
+        advice = "restore a backup, or set store to another file"
+        yield Finding(Level.FAIL, f"store: {path}: {error}", advice)
         return
     told = f"store: {path}, tasks: {found.tasks}, unfinished: {found.unfinished}"
-    if in_use:
-        yield Finding(Level.WARN, f"{told}; a server uses it", "another one would not start")
+    if holder is not None:
+        yield Finding(
+            Level.WARN, f"{told}; a server{holder} uses it", "another one would not start"
+        )
     elif found.is_old:
         yield Finding(
             Level.WARN, f"{told}, by an older version", "agentsrv backup FILE, before you start"
         )
     else:
         yield Finding(Level.OK, told)
+    yield from _check_file(path, holder)
+
+
+def _check_file(path: Path, holder: str | None) -> Iterator[Finding]:
+    """What is wrong with a store that can be opened."""
+    writer = writer_of(path)
+    if writer is not None and f"(process {writer})" not in (holder or ""):
+        yield Finding(
+            Level.WARN,
+            f"lock: process {writer} is writing to {path}; a server waits for it",
+            "wait until that program has ended, or end it",
+        )
+    names = path.stat().st_nlink
+    if names > 1:
+        yield Finding(
+            Level.WARN,
+            f"links: {path} has {names} names; a write-ahead log belongs to one of them only",
+            "remove the other hard links: a server that starts by another name misses events",
+        )
+    log = beside(path, "-wal")
+    if log.exists() and log.stat().st_size > LONG_LOG:
+        yield Finding(
+            Level.WARN,
+            f"write-ahead log: {log.stat().st_size / 1e6:,.0f} MB",
+            f"find the program that reads the store for long: lsof {path}",
+        )
+    try:
+        damage = find_damage(path)
+    except ConfigurationError as error:
+        damage = Damage(error.message, [])
+    if damage.tasks or damage.reason:
+        named = ", ".join(damage.tasks[:NAMED]) or "none that can be named"
+        more = f" and {len(damage.tasks) - NAMED} more" if len(damage.tasks) > NAMED else ""
+        reason = damage.reason or "events are not what was written"
+        yield Finding(
+            Level.FAIL,
+            f"damage: {path}: {reason}; tasks that cannot be read: {named}{more}",
+            "the other tasks run; look at the disk, and restore a copy made by agentsrv backup",
+        )
 
 
 def check_disk(settings: Settings) -> Iterator[Finding]:

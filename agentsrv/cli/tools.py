@@ -14,6 +14,7 @@ from agentsrv.cli.exits import use_json
 from agentsrv.cli.live.progress import OnProgress, progress
 from agentsrv.cli.options import Token, make_settings, takes_settings
 from agentsrv.cli.streams import as_json
+from agentsrv.error_text import redact
 from agentsrv.errors import ConfigurationError
 
 
@@ -86,7 +87,7 @@ def backup(
     settings = make_settings(**({"store": store} if store is not None else {}))
     source = store_file(settings)
     if source is None:
-        raise ConfigurationError(f"store is {settings.store!r}; expected sqlite:///FILE")
+        raise ConfigurationError(f"store is {redact(settings.store)!r}; expected sqlite:///FILE")
     found = back_up(source, file)
     megabytes = file.stat().st_size / 1e6
     print(f"{file}: {megabytes:,.1f} MB, tasks: {found.tasks}, unfinished: {found.unfinished}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from agentsrv.errors import Fenced, NotFound, Unavailable
@@ -13,6 +15,7 @@ from agentsrv.store.base import Append, Head, Store
 from agentsrv.telemetry.measures import Measures
 
 MAX_DECISIONS: Final = 20  # times a decision is made again because another writer was first
+COMMIT_TIMEOUT: Final = 15.0  # seconds that a client waits for a commit: longer than a lease
 
 Result = dict[str, Any]
 
@@ -24,6 +27,15 @@ class Decisions:
         self._store = store
         self._now = now
         self._measures = measures
+
+    def check_writable(self) -> None:
+        """Return unless the store is known to take no writes.
+
+        Raises:
+            Unavailable: It takes none; nothing was changed.
+        """
+        if self._store.trouble is not None:
+            raise Unavailable(self._store.trouble)
 
     async def decide(
         self,
@@ -97,6 +109,22 @@ class Decisions:
         if state.status.is_terminal:
             self._measures.end(state.agent, state.status.value)
         return {"task_id": head.task_id, "status": state.status.value, "seq": state.seq}
+
+
+@asynccontextmanager
+async def committing() -> AsyncIterator[None]:
+    """Wait for a running task's commit within the block, but not for ever.
+
+    Raises:
+        Unavailable: The store has not committed; it may still do so.
+    """
+    try:
+        async with asyncio.timeout(COMMIT_TIMEOUT):
+            yield
+    except TimeoutError:
+        raise Unavailable(
+            f"the store has not committed within {COMMIT_TIMEOUT:g} s; the outcome is unknown"
+        ) from None
 
 
 def write(state: TaskState, events: Sequence[e.Event], now: float) -> list[bytes]:

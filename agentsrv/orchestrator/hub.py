@@ -27,6 +27,7 @@ class Hub:
         self.store = store
         self._limit = limit
         store.on_commit = self.publish
+        store.on_resumed = self.revive
         self._by_task: dict[str, list[Subscriber]] = {}
         self._counts: Counter[str] = Counter()
         self.elsewhere: Mapping[str, int] = {}

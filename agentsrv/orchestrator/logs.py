@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import orjson
 
+from agentsrv.error_text import describe
 from agentsrv.errors import AgentsrvError, InvalidState
 from agentsrv.models.task import TaskState
-from agentsrv.store.base import Store
+from agentsrv.store.base import Store, damaged
 
 PAGE = 500  # events read at once when a log is folded
 SNAPSHOT_FROM = 64  # events; the snapshot of an ended task with fewer is folded when asked for
@@ -18,13 +19,15 @@ PURGE_BATCH = 100  # tasks forgotten in one transaction: others' commits wait fo
 PURGE_EVERY = 60.0  # seconds between looks at what is old
 
 _log = logging.getLogger("agentsrv.retention")
+_store_log = logging.getLogger("agentsrv.store")
 
 
 async def load_state(store: Store, task_id: str) -> TaskState:
     """Fold a task's whole log.
 
     Raises:
-        InvalidState: There is no such task, or its log is damaged.
+        InvalidState: There is no such task.
+        Damaged: Its log cannot be read, or does not hold what was written.
     """
     log: list[bytes] = []
     while page := await store.read(task_id, len(log), PAGE):
@@ -33,7 +36,17 @@ async def load_state(store: Store, task_id: str) -> TaskState:
             break
     if not log:
         raise InvalidState(f"task {task_id} has no log")
-    return TaskState.fold(task_id, log)
+    try:
+        return TaskState.fold(task_id, log)
+    except (InvalidState, ValueError, TypeError, LookupError) as error:
+        refusal = damaged(task_id)
+        _store_log.error(
+            "the log of task %s does not hold what was written: %s; `agentsrv doctor` looks for "
+            "more, `agentsrv backup` is where copies come from",
+            task_id,
+            describe(error),
+        )
+        raise refusal from error
 
 
 def kept_snapshot(state: TaskState) -> bytes | None:

@@ -24,7 +24,7 @@ from agentsrv.models import events as e
 from agentsrv.models.commands import Cancel, Create, Execute, List, Respond, Send, Subscribe
 from agentsrv.models.states import TaskStatus
 from agentsrv.models.task import TaskState
-from agentsrv.orchestrator.decisions import Decisions, Result, write
+from agentsrv.orchestrator.decisions import Decisions, Result, committing, write
 from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.peers import Peers
 from agentsrv.orchestrator.routing import Router
@@ -166,7 +166,8 @@ class Orchestrator:
         runner = self._worker.live(task_id)
         if runner is not None and not head.status.is_terminal:
             try:
-                return await runner.snapshot()
+                async with committing():
+                    return await runner.snapshot()
             except Fenced:
                 pass  # the task has gone elsewhere; its log tells
         state = await self._store.state(task_id) if head.status.is_terminal else None
@@ -303,6 +304,8 @@ class Orchestrator:
             Unavailable: The store takes no writes, or does not answer.
         """
         self._check_open()
+        if self._store.trouble is not None:
+            raise Unavailable(self._store.trouble)
         try:
             async with asyncio.timeout(READY_WITHIN):
                 await self._store.head("")

@@ -10,7 +10,7 @@ from agentsrv.models import events as e
 from agentsrv.models.commands import Cancel, Respond
 from agentsrv.models.states import TaskStatus
 from agentsrv.orchestrator import dialogue
-from agentsrv.orchestrator.decisions import Decisions, Result
+from agentsrv.orchestrator.decisions import Decisions, Result, committing
 from agentsrv.orchestrator.peers import Peers
 from agentsrv.orchestrator.steering import Steering, steer
 from agentsrv.orchestrator.worker import Worker
@@ -45,11 +45,13 @@ class Router:
         async def decide(head: Head) -> Result:
             runner = self._worker.live(task_id)
             if runner is not None:
+                self._decisions.check_writable()
                 try:
                     return steer(runner, by, command)
                 finally:
                     await asyncio.sleep(0)  # who ends in the next turn ends in the same append
-                    await runner.journal.commit()  # a refusal, too, tells of what is committed
+                    async with committing():  # a refusal, too, tells of what is committed
+                        await runner.journal.commit()
             if self._peers is not None and self._peers.hold(head):
                 return await self._peers.ask(head, by, await self._sealed(command))
             return await self._decide_idle(head, by, command)

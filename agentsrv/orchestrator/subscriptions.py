@@ -15,7 +15,7 @@ from typing import Protocol, Self
 from agentsrv.errors import AgentsrvError
 from agentsrv.models.events import is_life_cycle, is_terminal
 from agentsrv.orchestrator.hub import Hub
-from agentsrv.store.base import Commit, Span
+from agentsrv.store.base import Commit, Span, damaged
 
 PAGE = 256  # events read from the store at once, of as many tasks as it takes: some 64 KiB
 
@@ -32,6 +32,9 @@ class Sink(Protocol):
 
     def caught_up(self, task_id: str, seq: int) -> None:
         """Take note that all was delivered that was logged when a subscription began."""
+
+    def refused(self, refusal: AgentsrvError) -> None:
+        """Take note that a task cannot be followed any more; the error says which and why."""
 
 
 @dataclass(slots=True, eq=False)
@@ -322,13 +325,16 @@ class Subscriber:
             self._lagging[cursor] = None
         return turn
 
-    def _serve(self, turn: Turn, pages: Sequence[Sequence[bytes]]) -> None:
+    def _serve(self, turn: Turn, pages: Sequence[Sequence[bytes] | None]) -> None:
         """Deliver what was read; what finds no room is read again."""
         for (cursor, limit), events in zip(turn, pages, strict=True):
             if not self._sink.has_room:
                 return
             # It may have been given up or replaced meanwhile.
             if cursor in self._lagging and cursor.task_id not in self.held:
+                if events is None:
+                    self._drop(cursor)
+                    continue
                 if limit and not events:
                     cursor.head = cursor.seq  # the log is gone: it was too old to keep
                 self._deliver(cursor, events)
@@ -349,6 +355,15 @@ class Subscriber:
             self._life_cycles.pop(cursor.task_id, None)
         elif cursor.ended and cursor.seq >= cursor.head and not cursor.life_cycle:
             self.unsubscribe(cursor.task_id)
+
+    def _drop(self, cursor: _Cursor) -> None:
+        """Give up a task whose log cannot be read; the others are delivered."""
+        if cursor.life_cycle:
+            self._lagging.pop(cursor, None)
+            self._life_cycles.pop(cursor.task_id, None)
+        else:
+            self.unsubscribe(cursor.task_id)
+        self._sink.refused(damaged(cursor.task_id))
 
     def _tell(self, cursor: _Cursor) -> None:
         assert cursor.target is not None

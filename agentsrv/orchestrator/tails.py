@@ -169,7 +169,9 @@ class Tails:
             self._news = told | self._news
             raise
         for (news, tail), span, events in zip(turn, spans, pages, strict=True):
-            if events:
+            if (
+                events
+            ):  # not where the log is damaged: it is not asked for again until there is news
                 self._continue(news, tail, Commit(news.task_id, news.owner, span.after, events))
 
     def _begin(self, news: News) -> _Tail:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from agentsrv.errors import AgentsrvError, Unavailable
+from agentsrv.errors import AgentsrvError, Damaged, Unavailable
 from agentsrv.models.commands import Create
 from agentsrv.models.retry import RetryPolicy
 from agentsrv.models.task import TaskState
@@ -17,7 +17,7 @@ from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.runner import Phase, TaskRunner
 from agentsrv.orchestrator.surroundings import Surroundings
 from agentsrv.orchestrator.vault import Vault
-from agentsrv.store.base import Lease
+from agentsrv.store.base import Lease, damaged
 from agentsrv.telemetry import logs
 from agentsrv.telemetry.measures import Measures
 
@@ -161,9 +161,13 @@ class Worker:
             spec = Create.model_validate_json(lease.spec)
             try:
                 state = await load_state(self._around.store, lease.task_id)
+            except Damaged:  # it stays leased: whoever claims it next could not read it either
+                raise
             except Unavailable:  # this node may live on, and no other would run the task
                 await self._give_back(lease)
                 raise
+            if state.seq < lease.seq:
+                raise damaged(lease.task_id)
         return spec, state
 
     async def _run(self, lease: Lease) -> None:

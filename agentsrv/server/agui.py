@@ -79,6 +79,11 @@ class AguiConnection:
         if self._run is not None:
             self._post(self._run, self._run.caught_up())
 
+    def refused(self, refusal: AgentsrvError) -> None:
+        """See ``Sink.refused``."""
+        self._session.is_running = False
+        self._socket.post([self._session.refused(refusal)])
+
     def _post(self, run: AguiRun, events: Sequence[bytes]) -> None:
         if events:
             self._socket.post(events)

@@ -101,6 +101,10 @@ class Connection:
         """See ``Sink.caught_up``."""
         self._socket.post([frames.caught_up(task_id, seq)])
 
+    def refused(self, refusal: AgentsrvError) -> None:
+        """See ``Sink.refused``."""
+        self._socket.post([frames.error("subscribe", None, refusal)])
+
     async def _receive(self) -> None:
         while (request := await next_request(self._socket, self._session)) is not None:
             if request.command.id is None:

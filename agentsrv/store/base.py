@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from agentsrv.errors import Conflict, Fenced, InvalidCommand, Overloaded, Unavailable
+from agentsrv.errors import Conflict, Damaged, Fenced, InvalidCommand, Overloaded, Unavailable
 from agentsrv.models.states import TaskStatus
 
 IDEMPOTENCY_TTL: Final = 86_400.0  # seconds that a key stands for the task it created
@@ -139,6 +139,15 @@ class Store(Protocol):
     on_durable: Callable[[float], None]
     """Called in the event loop after each transaction, with the seconds that it took."""
 
+    trouble: str | None
+    """Why nothing can be written now; ``None`` while all is well, or as long as that is unknown.
+
+    While it is set, running tasks wait for their appends, and clients should be refused.
+    """
+
+    on_resumed: Callable[[], None]
+    """Called in the event loop when ``trouble`` is over: what could not be read can be."""
+
     on_broken: Callable[[BaseException], None]
     """Called once, in the event loop, when the store can no longer be trusted to write."""
 
@@ -171,10 +180,14 @@ class Store(Protocol):
         """The id of the owner's task with that idempotency key."""
 
     async def read(self, task_id: str, after: int, limit: int) -> Sequence[bytes]:
-        """Up to ``limit`` events that follow number ``after``, in order and without a hole."""
+        """Up to ``limit`` events that follow number ``after``, in order and without a hole.
 
-    async def read_each(self, spans: Sequence[Span]) -> Sequence[Sequence[bytes]]:
-        """Read from several logs at once, each as ``read`` does."""
+        Raises:
+            Damaged: The log cannot be read.
+        """
+
+    async def read_each(self, spans: Sequence[Span]) -> Sequence[Sequence[bytes] | None]:
+        """Read from several logs at once, each as ``read`` does; ``None`` for a damaged one."""
 
     async def spec(self, task_id: str) -> bytes | None:
         """The command that created the task."""
@@ -244,6 +257,10 @@ def ignore_durable(_: float, /) -> None:
     """Before anybody measures."""
 
 
+def ignore_resumed() -> None:
+    """Default ``on_resumed`` callback: does nothing."""
+
+
 def ignore_broken(_: BaseException, /) -> None:
     """Before anybody cares."""
 
@@ -258,6 +275,14 @@ def queue_full(found: str) -> Overloaded:
     return Overloaded(
         f"{found} are waiting already, which is the limit; try again later",
         retry_after=QUEUE_RETRY_AFTER,
+    )
+
+
+def damaged(task_id: str) -> Damaged:
+    """The refusal of a task whose part of the store cannot be read."""
+    return Damaged(
+        f"task {task_id} cannot be read: its part of the store is damaged; the operator is told by "
+        "the server's log and by `agentsrv doctor`"
     )
 
 

@@ -40,6 +40,8 @@ class MemoryStore:
         self.on_ready = base.ignore_ready
         self.on_durable = base.ignore_durable  # nothing is
         self.on_broken = base.ignore_broken
+        self.on_resumed = base.ignore_resumed
+        self.trouble: str | None = None  # it has none
 
     async def open(self) -> None:
         """See ``Store.open``."""

@@ -90,6 +90,8 @@ class PostgresStore:
         self.on_commit = base.ignore_commit
         self.on_ready = base.ignore_ready
         self.on_broken = base.ignore_broken
+        self.on_resumed = base.ignore_resumed
+        self.trouble: str | None = None
         self.on_durable = base.ignore_durable
         self.on_news: Callable[[Sequence[News]], None] = lambda _: None
         self.on_inbox: Callable[[], None] = base.ignore_ready

@@ -7,6 +7,7 @@ nothing of logs.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from agentsrv.store import base
@@ -99,6 +100,12 @@ class TaskQueue:
             self._line_up(owner)
             claimed.append(task_id)
         return claimed
+
+    def unclaim(self, claimed: Sequence[str]) -> None:
+        """Take ``claim`` back: these tasks are the next to be claimed, in the same order."""
+        for task_id in reversed(claimed):
+            self.lose(task_id, self._leased[task_id])
+            self._lost.move_to_end(task_id, last=False)
 
     def lose(self, task_id: str, owner: str) -> None:
         """Offer a task that lost its worker; what was leased is so no longer."""

@@ -9,6 +9,33 @@ loop to give it back, up to 5 ms, before the next.
 There is a single connection because SQLite before 3.51.3 can corrupt a write-ahead log that two
 connections checkpoint, and ``synchronous=FULL`` because ``NORMAL`` forgets commits at a power
 cut.
+
+Theory of operation of a store that cannot write.
+
+``sqlite_faults`` says what an error means. One that passes (another program's lock, a full disk,
+a file that was moved away) makes the store wait: ``_wait`` is set, and what was executed but not
+committed is held. A timer lets the thread try again, every ``FIRST_RETRY`` to ``LAST_RETRY``
+seconds; between the tries the loop uses the connection to read. While it waits:
+
+    reads                                   are answered: committed events are readable. Not so
+                                            where the file was moved: what was committed there
+                                            may not be found again
+    appends of running tasks, releases,     wait as long as the store does: a running task loses
+    claims                                  nothing, and goes on where it was
+    creates, appends of tasks that do not   wait ``TOLERATED`` seconds, because most locks are gone
+    run, purges                             by then; afterwards they are refused as ``Unavailable``
+
+After ``TOLERATED`` seconds the wait is announced: ``trouble`` is set, ``/readyz`` answers 503, and
+the log says why and what to do. When the store writes again, what was held is committed first and
+acknowledged in its order. Errors that do not pass end the store (``_break``): nothing more is
+written or acknowledged, and the server ends with status 1.
+
+                  error that passes                   another try fails
+      writing ------------------------> waiting <-------------------+
+         ^                                 |  |                     |
+         |     the other try succeeds      |  +---------------------+
+         +---------------------------------+
+      writing or waiting, and an error that does not pass: broken. ``close``: closed.
 """
 
 from __future__ import annotations
@@ -16,25 +43,40 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
+from agentsrv.error_text import describe
 from agentsrv.errors import AgentsrvError, Unavailable
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Span
 from agentsrv.store.queue import QueueLimits
-from agentsrv.store.sqlite_log import SqliteLog
+from agentsrv.store.sqlite_faults import Fault, MovedError, fault_of, hint_for
+from agentsrv.store.sqlite_file import StoreInUseError
+from agentsrv.store.sqlite_log import WAL_LIMIT, SqliteLog
 
 T = TypeVar("T")
 Work = Callable[[SqliteLog], T]
 
 MAX_ROWS = 2000  # events written in one turn of the loop: some 5 ms
+FIRST_RETRY: Final = 0.05  # seconds until a store that waits tries again; then twice as long each
+LAST_RETRY: Final = 0.5  # seconds
+TOLERATED: Final = 2.0  # seconds that a store waits before clients are refused
+OPEN_PATIENCE: Final = (
+    20.0  # seconds that ``open`` waits; a supervisor then starts the server again
+)
+CHECK_EVERY: Final = 1.0  # seconds between looks at the file of a store that is idle
+LONG_LOG: Final = 4 * WAL_LIMIT  # bytes of a write-ahead log that somebody keeps from shrinking
+CLOSED: Final = Unavailable("the store is closed")
+REFUSALS: Final = (AgentsrvError, ValueError, TypeError, OverflowError, sqlite3.DataError)
+"""Errors of one operation: values that SQLite cannot take are refused before they are written."""
 
 _log = logging.getLogger("agentsrv.store")
 
@@ -48,6 +90,11 @@ class _Operation:
     """Whether it may take milliseconds, and so runs in the thread."""
     is_early: bool = False
     """Whether its result may be told before the commit."""
+    writes: bool = False
+    task_id: str | None = None
+    """The task that it is about, if it is about one."""
+    is_patient: bool = False
+    """Whether it waits as long as the store does, because a running task depends on it."""
 
 
 Outcome = tuple[_Operation, Any, Exception | None]
@@ -55,12 +102,24 @@ Outcome = tuple[_Operation, Any, Exception | None]
 Outcomes = list[Outcome]
 
 
+@dataclass(slots=True, eq=False)
+class _Wait:
+    """The store waits for something to pass."""
+
+    error: BaseException
+    since: float
+    """Of the monotonic clock."""
+    pause: float = FIRST_RETRY
+    held: Outcomes = field(default_factory=list)
+    """What was executed and waits for its commit."""
+
+
 class SqliteStore:
     """The default store: durable, embedded, for one server at a time.
 
-    The thread is born in ``open`` and ends in ``close``; while it works, the loop leaves the
-    connection alone. After an error of the disk or of SQLite nothing more is written or
-    acknowledged: what a failed ``fsync`` left behind can only be known by opening the file anew.
+    The thread starts in ``open`` and ends in ``close``; while it works, the loop does not use the
+    connection. After a failed write or sync nothing more is written or acknowledged: what a failed
+    ``fsync`` left behind is only known after the file was opened anew.
     """
 
     def __init__(self, path: Path, limits: QueueLimits | None = None) -> None:
@@ -70,6 +129,12 @@ class SqliteStore:
         self._busy = False
         self._scheduled = False
         self._broken: BaseException | None = None
+        self._wait: _Wait | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._has_long_log = False
+        self._checked = 0.0
+        self.trouble: str | None = None
+        """See ``Store.trouble``."""
         self._since: float | None = None
         """When the transaction that is under way was begun, of the monotonic clock."""
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -78,19 +143,39 @@ class SqliteStore:
         self.on_ready = base.ignore_ready
         self.on_durable = base.ignore_durable
         self.on_broken = base.ignore_broken
+        self.on_resumed = base.ignore_resumed
 
     async def open(self) -> None:
         """See ``Store.open``."""
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._file.open)
+        give_up, is_told = monotonic() + OPEN_PATIENCE, False
+        while True:
+            try:
+                await asyncio.to_thread(self._file.open)
+                break
+            except StoreInUseError:
+                raise
+            except Unavailable as error:
+                if monotonic() > give_up:
+                    raise
+                if not is_told:
+                    _log.warning("%s; waiting up to %g s for it", error, OPEN_PATIENCE)
+                is_told = True
+            await asyncio.sleep(LAST_RETRY)
+        if is_told:
+            _log.info("the store %s is open", self.path)
         self._thread.start()
 
     async def close(self) -> None:
         """See ``Store.close``."""
         if self._thread.is_alive():
+            if self._wait is not None:
+                self._give_up_waiting()
             with suppress(Unavailable):  # broken before: there is nothing to finish
-                await self._submit(SqliteLog.commit, is_long=True)
-            self._broken = self._broken or Unavailable("the store is closed")
+                await self._submit(SqliteLog.commit, is_long=True, writes=True)
+            if self._wait is not None:  # since then
+                self._give_up_waiting()
+            self._broken = self._broken or CLOSED
             closed: asyncio.Future[None] = self._loop.create_future()
             # In our own thread: agents that block may have taken all of the loop's.
             self._jobs.put(lambda: self._close_file(closed))
@@ -101,11 +186,13 @@ class SqliteStore:
     async def create(self, task: NewTask) -> Created:
         """See ``Store.create``."""
         commit = Commit(task.task_id, task.owner, 0, task.events)
-        return await self._submit(lambda log: log.create(task), commit)
+        return await self._submit(
+            lambda log: log.create(task), commit, writes=True, task_id=task.task_id
+        )
 
     async def head(self, task_id: str) -> Head | None:
         """See ``Store.head``."""
-        return await self._submit(lambda log: log.head(task_id))
+        return await self._submit(lambda log: log.head(task_id), task_id=task_id)
 
     async def find(self, owner: str, prefix: str) -> Sequence[str]:
         """See ``Store.find``."""
@@ -117,19 +204,19 @@ class SqliteStore:
 
     async def read(self, task_id: str, after: int, limit: int) -> Sequence[bytes]:
         """See ``Store.read``."""
-        return await self._submit(lambda log: log.read(task_id, after, limit))
+        return await self._submit(lambda log: log.read(task_id, after, limit), task_id=task_id)
 
-    async def read_each(self, spans: Sequence[Span]) -> Sequence[Sequence[bytes]]:
+    async def read_each(self, spans: Sequence[Span]) -> Sequence[Sequence[bytes] | None]:
         """See ``Store.read_each``."""
-        return await self._submit(lambda log: [log.read(*span) for span in spans])
+        return await self._submit(lambda log: [_read_span(log, span) for span in spans])
 
     async def spec(self, task_id: str) -> bytes | None:
         """See ``Store.spec``."""
-        return await self._submit(lambda log: log.spec(task_id))
+        return await self._submit(lambda log: log.spec(task_id), task_id=task_id)
 
     async def state(self, task_id: str) -> bytes | None:
         """See ``Store.state``."""
-        return await self._submit(lambda log: log.state(task_id))
+        return await self._submit(lambda log: log.state(task_id), task_id=task_id)
 
     async def list(
         self, owner: str, status: TaskStatus | None, limit: int, cursor: str | None
@@ -141,7 +228,13 @@ class SqliteStore:
     def append(self, append: Append) -> asyncio.Future[None]:
         """See ``Store.append``."""
         commit = Commit(append.task_id, append.owner, append.expected, append.events)
-        return self._submit(lambda log: log.append(append), commit)
+        return self._submit(
+            lambda log: log.append(append),
+            commit,
+            writes=True,
+            task_id=append.task_id,
+            is_patient=self._file.queue.is_leased(append.task_id),
+        )
 
     async def claim(self, node: str, limit: int) -> Sequence[Lease]:
         """See ``Store.claim``.
@@ -149,15 +242,19 @@ class SqliteStore:
         The claim becomes durable with the first append that it allows; if that never happens,
         the next process finds the task as it was.
         """
-        return await self._submit(lambda log: log.claim(node, limit), is_early=True)
+        return await self._submit(
+            lambda log: log.claim(node, limit), is_early=True, writes=True, is_patient=True
+        )
 
     async def release(self, task_id: str, epoch: int) -> None:
         """See ``Store.release``."""
-        await self._submit(lambda log: log.release(task_id, epoch))
+        await self._submit(
+            lambda log: log.release(task_id, epoch), writes=True, task_id=task_id, is_patient=True
+        )
 
     async def purge(self, before: float, limit: int) -> int:
         """See ``Store.purge``."""
-        return await self._submit(lambda log: log.purge(before, limit), is_long=True)
+        return await self._submit(lambda log: log.purge(before, limit), is_long=True, writes=True)
 
     @property
     def queued(self) -> int:
@@ -175,12 +272,20 @@ class SqliteStore:
         *,
         is_long: bool = False,
         is_early: bool = False,
+        writes: bool = False,
+        task_id: str | None = None,
+        is_patient: bool = False,
     ) -> asyncio.Future[T]:
         done: asyncio.Future[T] = self._loop.create_future()
         if self._broken is not None:
             done.set_exception(self._unavailable())
             return done
-        self._waiting.append(_Operation(work, done, commit, is_long, is_early))
+        if self.trouble is not None and writes and not is_patient:
+            done.set_exception(Unavailable(self.trouble))
+            return done
+        self._waiting.append(
+            _Operation(work, done, commit, is_long, is_early, writes, task_id, is_patient)
+        )
         if not self._scheduled and not self._busy:
             self._scheduled = True
             # At the end of the turn: whatever else the turn asks for goes along.
@@ -193,13 +298,16 @@ class SqliteStore:
         if self._broken is not None:
             self._break(self._broken, [])
             return
+        if self._wait is not None:
+            self._read_only_turn()
+            return
         outcomes: Outcomes = []
         since = monotonic()
         try:
             long = self._execute(outcomes)
             self._file.flush()
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing is acknowledged
-            self._break(error, outcomes)
+            self._fail(error, outcomes)
             return
         if long is None and not self._file.has_changes:
             self._settle(outcomes)
@@ -212,13 +320,20 @@ class SqliteStore:
         self._settle(early)
 
     def _execute(self, outcomes: Outcomes) -> _Operation | None:
-        """Execute operations up to one that takes long, which is returned."""
+        """Execute operations up to one that takes long, which is returned.
+
+        One that meets an error which is not its own stays the first of those that wait.
+        """
         waiting, rows = self._waiting, 0
         for place, operation in enumerate(waiting):
             if operation.is_long or rows > MAX_ROWS:
                 self._waiting = waiting[place + operation.is_long :]
                 return operation if operation.is_long else None
-            outcomes.append(_outcome(operation, self._file))
+            try:
+                outcomes.append(_outcome(operation, self._file))
+            except sqlite3.Error:
+                self._waiting = waiting[place:]
+                raise
             if operation.commit is not None:
                 rows += len(operation.commit.events)
         self._waiting = []
@@ -228,15 +343,15 @@ class SqliteStore:
         """Tell everybody what has become of their operations."""
         for operation, result, refusal in outcomes:
             if refusal is None:
-                if not operation.done.cancelled():
+                if not operation.done.done():  # cancelled, or refused while the store waited
                     operation.done.set_result(result)
                 if operation.commit is not None and not _is_replay(result):
                     self._tell(operation.commit)
-            elif not operation.done.cancelled():
+            elif not operation.done.done():
                 operation.done.set_exception(refusal)
         if not self._busy and self._file.take_ready_changed():
             self.on_ready()
-        if self._waiting and not self._scheduled and not self._busy:
+        if self._waiting and not self._scheduled and not self._busy and self._wait is None:
             self._scheduled = True
             self._loop.call_soon(self._turn)
 
@@ -247,14 +362,141 @@ class SqliteStore:
             extra = {"about": {"task_id": commit.task_id}}
             _log.exception("a listener failed at a commit", extra=extra)
 
-    def _committed(self, outcomes: Outcomes, error: BaseException | None) -> None:
+    def _committed(
+        self, outcomes: Outcomes, left: _Operation | None, error: BaseException | None
+    ) -> None:
+        """The thread is done; ``left`` is an operation that it could not execute."""
         self._busy = False
+        if left is not None:
+            self._waiting.insert(0, left)
         if error is not None:
-            self._break(error, outcomes)
+            self._fail(error, outcomes)
         else:
             if self._since is not None:
                 self.on_durable(monotonic() - self._since)
             self._settle(outcomes)
+
+    def _fail(self, error: BaseException, outcomes: Outcomes) -> None:
+        """Wait where the error passes; else break."""
+        if fault_of(error) is not Fault.PASSING:
+            self._break(error, outcomes)
+            return
+        # Reads that were executed in the same turn wait for nothing.
+        self._wait = _Wait(error, monotonic())
+        self._wait.held = [outcome for outcome in outcomes if outcome[0].writes]
+        self._settle([outcome for outcome in outcomes if not outcome[0].writes])
+        self._announce_when_due()
+        self._schedule_retry(self._wait)
+        self._schedule_reads()
+
+    # While the store waits.
+
+    def _read_only_turn(self) -> None:
+        """Execute what reads; what writes stays where it is."""
+        if self._busy:
+            return  # the thread uses the connection; it schedules a turn
+        assert self._wait is not None
+        is_moved = isinstance(self._wait.error, MovedError)
+        waiting, self._waiting = self._waiting, []
+        outcomes: Outcomes = []
+        for operation in waiting:
+            if operation.writes:
+                self._waiting.append(operation)
+                continue
+            if is_moved:
+                outcomes.append((operation, None, Unavailable(self.trouble or "")))
+                continue
+            try:
+                outcomes.append(_outcome(operation, self._file))
+            except sqlite3.Error as error:
+                refusal = Unavailable(f"the store cannot be read now: {describe(error)}")
+                outcomes.append((operation, None, refusal))
+        self._settle(outcomes)
+
+    def _schedule_reads(self) -> None:
+        if not self._scheduled and not all(operation.writes for operation in self._waiting):
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _schedule_retry(self, wait: _Wait) -> None:
+        self._retry = self._loop.call_later(wait.pause, self._try_again)
+        wait.pause = min(2 * wait.pause, LAST_RETRY)
+
+    def _try_again(self) -> None:
+        self._busy = True
+        self._jobs.put(self._attempt)
+
+    def _attempted(self, error: BaseException | None) -> None:
+        """The thread has tried; what was held is committed where it succeeded."""
+        self._busy = False
+        wait = self._wait
+        if wait is None:
+            return
+        if error is not None and fault_of(error) is not Fault.PASSING:
+            self._wait = None
+            self._break(error, wait.held)
+            return
+        if error is not None:
+            wait.error = error
+            self._announce_when_due()
+            self._schedule_retry(wait)
+            self._schedule_reads()
+            return
+        self._wait = None
+        if self.trouble is not None:
+            waited = monotonic() - wait.since
+            _log.warning("the store %s takes writes again, after %.1f s", self.path, waited)
+            self.trouble = None
+            self.on_resumed()
+        self._settle(wait.held)
+
+    def _announce_when_due(self) -> None:
+        """Refuse clients, and say why, once the store has waited for long enough."""
+        wait = self._wait
+        assert wait is not None
+        waited = monotonic() - wait.since
+        if self.trouble is not None or (
+            waited < TOLERATED and not isinstance(wait.error, MovedError)
+        ):
+            return
+        reason, hint = describe(wait.error).partition(": ")[2], hint_for(wait.error)
+        self.trouble = f"the store cannot write now: {reason}"
+        _log.error(
+            "the store %s cannot write, since %.1f s: %s. Clients are told `unavailable`, running "
+            "tasks wait, and everything resumes when this has passed: %s",
+            self.path,
+            waited,
+            reason,
+            hint,
+        )
+        patient = [operation for operation in self._waiting if operation.is_patient]
+        refused = [operation for operation in self._waiting if operation.writes]
+        self._waiting = [operation for operation in self._waiting if not operation.writes] + patient
+        self._refuse([each for each in refused if not each.is_patient], self.trouble)
+        in_doubt = [operation for operation, _, _ in wait.held if not operation.is_patient]
+        self._refuse(in_doubt, f"{self.trouble}; the outcome is unknown")
+
+    def _refuse(self, operations: Sequence[_Operation], reason: str) -> None:
+        for operation in operations:
+            if not operation.done.done():
+                operation.done.set_exception(Unavailable(reason))
+
+    def _give_up_waiting(self) -> None:
+        """Acknowledge nothing of what is held: the store is about to be closed."""
+        wait, self._wait = self._wait, None
+        assert wait is not None
+        if self._retry is not None:
+            self._retry.cancel()
+        self._broken = CLOSED
+        reason = self.trouble or f"the store cannot write now: {describe(wait.error)}"
+        held = [operation for operation, _, _ in wait.held]
+        self._refuse([*held, *self._waiting], f"{reason}; the outcome is unknown")
+        self._waiting = []
+
+    def _look_closer(self, error: MovedError) -> None:
+        """The thread has found that the file is not where it was."""
+        if self._wait is None and not self._busy and self._broken is None:
+            self._fail(error, [])
 
     def _break(self, error: BaseException, outcomes: Sequence[Outcome]) -> None:
         """Acknowledge nothing, and never write again."""
@@ -280,32 +522,106 @@ class SqliteStore:
     # In the thread.
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while True:
+            try:
+                job = self._jobs.get(timeout=CHECK_EVERY)
+            except queue.Empty:
+                try:
+                    self._check()
+                except MovedError as error:
+                    with suppress(RuntimeError):  # the loop has ended before the store
+                        self._loop.call_soon_threadsafe(self._look_closer, error)
+                continue
+            if job is None:
+                return
             job()
+
+    def _check(self) -> None:
+        """Look at the files, every ``CHECK_EVERY`` seconds.
+
+        Raises:
+            MovedError: They are not what was opened.
+        """
+        self._checked = monotonic()
+        size = self._file.log_size
+        if self._has_long_log is not (size > LONG_LOG):
+            self._has_long_log = size > LONG_LOG
+            if self._has_long_log:
+                _log.warning(
+                    "the write-ahead log of %s has %.0f MB and cannot be shortened: another "
+                    "program reads the store for long, or the database cannot be written; find "
+                    "it (lsof), and look at the disk",
+                    self.path,
+                    size / 1e6,
+                )
+        self._file.check_place()
+        self._file.check_content()
 
     def _close_file(self, closed: asyncio.Future[None]) -> None:
         self._file.close()
         self._loop.call_soon_threadsafe(closed.set_result, None)
 
     def _finish(self, outcomes: Outcomes, long: _Operation | None) -> None:
-        broken: BaseException | None = None
+        failed: BaseException | None = None
         try:
             if long is not None:
                 outcomes = [*outcomes, _outcome(long, self._file)]
+                long = None
             self._file.commit()
-        except Exception as error:  # noqa: BLE001 - told to everybody who waits
-            broken = error
-            if long is not None:
-                outcomes = [*outcomes, (long, None, None)]
-        self._loop.call_soon_threadsafe(self._committed, outcomes, broken)
+            self._file.check_place()
+            if monotonic() - self._checked > CHECK_EVERY:
+                self._check()
+        except Exception as error:  # noqa: BLE001 - judged in the loop
+            failed = error
+        self._loop.call_soon_threadsafe(self._committed, outcomes, long, failed)
+
+    def _attempt(self) -> None:
+        """Try to write again what is held, or at least to begin."""
+        failed: BaseException | None = None
+        try:
+            self._file.check_content()
+            self._file.put_back_log()
+            self._file.check_place()
+            self._file.begin()
+            if self._file.redo or not self._waiting:
+                self._file.commit()
+                self._file.check_place()
+        except Exception as error:  # noqa: BLE001 - judged in the loop
+            failed = error
+        self._loop.call_soon_threadsafe(self._attempted, failed)
+
+
+def _read_span(log: SqliteLog, span: Span) -> Sequence[bytes] | None:
+    """A part of a log; ``None`` where it is damaged: other logs are read all the same."""
+    try:
+        return log.read(*span)
+    except sqlite3.Error as error:
+        if fault_of(error) is not Fault.DAMAGED:
+            raise
+        log.note_damage(span.task_id, error)
+        return None
 
 
 def _outcome(operation: _Operation, log: SqliteLog) -> Outcome:
+    """What comes of an operation: its result, or why it is refused.
+
+    Raises:
+        sqlite3.Error: Not the operation's fault; nothing of it is left in the transaction.
+    """
+    mark = len(log.redo)
     try:
         return operation, operation.work(log), None
-    except (AgentsrvError, ValueError, TypeError) as refusal:
-        # Values that SQLite cannot take are refused before anything is written.
+    except REFUSALS as refusal:
         return operation, None, refusal
+    except sqlite3.Error as error:
+        if operation.writes:
+            log.undo(mark)
+        if fault_of(error) is not Fault.DAMAGED:
+            raise
+        if operation.task_id is None:
+            return operation, None, Unavailable(f"the store is damaged: {describe(error)}")
+        log.note_damage(operation.task_id, error)
+        return operation, None, base.damaged(operation.task_id)
 
 
 def _is_replay(result: object) -> bool:

@@ -1,33 +1,57 @@
 """SqliteLog: the file itself and its statements; synchronous, one call at a time.
 
 Methods write into an open transaction and return at once; ``commit`` makes it durable. Those
-that raise an ``AgentsrvError`` have written nothing; the transaction goes on.
+that raise an ``AgentsrvError`` have written nothing; the transaction continues.
+
+Theory of operation of a transaction that fails.
+
+Each statement that writes is kept with its values until the commit (``_redo``). SQLite rolls a
+transaction back by itself when the disk is full or a page cannot be read; the store also does so
+when an operation has met a damaged page. The next statement that writes, or ``commit``, then
+begins a new transaction and executes the kept statements again. As one server has the file, they
+find what they found the first time. So the tasks that were claimed and queued meanwhile stay
+what the queue in memory says, and nothing has to be decided again.
+
+SQLite is told not to wait for locks: a statement that meets one raises at once, and the caller
+(``SqliteStore``) decides when to try again. ``undo`` takes back the statements of the one operation
+that failed.
 """
 
 # ruff: noqa: S608 - statements are put together from constants of this file only
 
 from __future__ import annotations
 
-import fcntl
+import logging
 import sqlite3
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Final
+from typing import Any, Final
 
-from agentsrv.errors import ConfigurationError
+from agentsrv.error_text import describe
+from agentsrv.errors import ConfigurationError, Unavailable
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base, sqlite_schema
 from agentsrv.store.base import Append, Created, Head, Lease, NewTask, Page, Row
 from agentsrv.store.queue import QueueLimits, TaskQueue
+from agentsrv.store.sqlite_faults import Fault, HoleError, MovedError, fault_of, hint_for, is_damage
+from agentsrv.store.sqlite_file import DatabaseFile
 from agentsrv.store.sqlite_schema import SEQ_BITS
 
 WAL_LIMIT: Final = 64 << 20  # bytes that the write-ahead log is cut back to after a checkpoint
 HEAD: Final = "task_id, owner, status, seq, epoch"
+ROW: Final = "id, task_id, status, user_input, created_at"
 LOG: Final = (
     f"(SELECT id << {SEQ_BITS} AS first, (id + 1 << {SEQ_BITS}) - 1 AS last"
     " FROM task WHERE task_id = ?)"
 )
 """The places between which a task's log is."""
+Rows = list[tuple[int]]
+"""Numbers of tasks, as statements take them: the method ``list`` hides the type in the class."""
+INSERT: Final = "INSERT INTO event VALUES (?, ?)"
+
+_log = logging.getLogger("agentsrv.store")
 
 
 class SqliteLog:
@@ -39,9 +63,15 @@ class SqliteLog:
         """What stands in the column ``ready``; the file's own order of it is for the opening."""
         self._place = 0  # the last in the queue
         self._rows: list[tuple[int, bytes]] = []
+        self.redo: list[tuple[str, Sequence[Any]]] = []
+        """The statements of the transaction with their values; a list of values is many rows."""
         self._ready_changed = False
-        self._lock: IO[bytes] | None = None
+        self._file = DatabaseFile(path)
+        self._overwritten: str | None = None
         self._db: sqlite3.Connection
+        self._kept: set[tuple[int]] = set()  # damaged tasks that are too old to be kept
+        self.damaged: dict[str, str] = {}
+        """Tasks that cannot be read, and why, as far as they were met."""
         self.has_changes = False
         """Whether somebody waits for the next commit."""
 
@@ -49,50 +79,88 @@ class SqliteLog:
         """Lock and open the file; make the schema where there is none; free all leases.
 
         Raises:
-            ConfigurationError: The folder is missing, another server has the file, or it is
-                no store of this version.
+            ConfigurationError: The path or the file cannot be that of a store of this version.
+            StoreInUseError: Another server has the file.
+            Unavailable: The file cannot be opened now: locked, disk full.
         """
-        if not self._path.parent.is_dir():
-            raise ConfigurationError(f"the store's folder {self._path.parent} does not exist")
-        try:
-            self._lock = self._path.with_name(self._path.name + ".lock").open("ab")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise ConfigurationError(f"another server uses the store {self._path}") from None
-        except OSError as error:
-            self.close()
-            raise ConfigurationError(f"cannot lock the store {self._path}: {error}") from error
+        self._file.lock()
+        self.queue = TaskQueue(self.queue.limits)
+        self.damaged.clear()
         try:
             self._connect()
-        except (sqlite3.Error, ConfigurationError) as error:
+        except (sqlite3.Error, OSError, ConfigurationError) as error:
             self.close()
-            raise ConfigurationError(f"cannot open the store {self._path}: {error}") from error
+            reason = f"cannot open the store {self._path}: {describe(error)}"
+            if is_damage(error):
+                advice = "restore a backup, or set store to another file"
+                raise ConfigurationError(f"{reason}; {advice}") from error
+            if isinstance(error, ConfigurationError):
+                raise ConfigurationError(
+                    f"cannot open the store {self._path}: {error.message}"
+                ) from error
+            if fault_of(error) is Fault.PASSING:
+                reason += f"; {hint_for(error)}"
+            raise Unavailable(reason) from error
 
     def close(self) -> None:
-        """Close the file and let another server have it."""
+        """Close the file and let another server have it.
+
+        SQLite moves its log into the database when it closes it. Where another file was copied
+        over the database that would damage the copy: there the connection stays open.
+        """
         if hasattr(self, "_db"):
-            self._db.close()
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+            if self._overwritten is None:
+                self._db.close()
+            else:
+                _keep_open(self._db)
+        self._file.close()
 
     def _connect(self) -> None:
-        self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        self._db = self._connection()
         found = sqlite_schema.version_of(self._db)
+        self._set_up()
+        sqlite_schema.bring_up(self._db, found)
+        if found is None:  # so that the file itself says whose it is
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._free_leases()
+        self._read_queue()
+        self._file.watch()
+
+    def _connection(self) -> sqlite3.Connection:
+        return sqlite3.connect(
+            self._file.path, isolation_level=None, check_same_thread=False, timeout=0
+        )
+
+    def _set_up(self) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT}")
-        sqlite_schema.bring_up(self._db, found)
-        self._db.execute(
-            "UPDATE task SET node = NULL, ready = 0, losses = losses + 1 WHERE node IS NOT NULL"
-        )
-        self._read_queue()
+
+    def _free_leases(self) -> None:
+        """Let every task that an earlier process had leased be claimed."""
+        free = "UPDATE task SET node = NULL, ready = 0, losses = losses + 1 WHERE"
+        try:
+            self._db.execute(f"{free} node IS NOT NULL")
+        except sqlite3.Error as error:
+            if fault_of(error) is not Fault.DAMAGED:
+                raise
+            for (row,) in self._db.execute("SELECT id FROM task WHERE node IS NOT NULL").fetchall():
+                self._try_row(row, f"{free} id = ?")
 
     def _read_queue(self) -> None:
-        for task_id, owner, ready in self._db.execute(
-            "SELECT task_id, owner, ready FROM task WHERE ready IS NOT NULL ORDER BY ready, id"
-        ):
+        columns = "SELECT task_id, owner, ready FROM task WHERE"
+        try:
+            rows = self._db.execute(f"{columns} ready IS NOT NULL ORDER BY ready, id").fetchall()
+        except sqlite3.Error as error:
+            if fault_of(error) is not Fault.DAMAGED:
+                raise
+            ids = "SELECT id FROM task WHERE ready IS NOT NULL ORDER BY ready, id"
+            rows = [
+                found
+                for (row,) in self._db.execute(ids).fetchall()
+                if (found := self._try_row(row, f"{columns} id = ?"))
+            ]
+        for task_id, owner, ready in rows:
             if ready:
                 self.queue.put(task_id, owner)
             else:
@@ -100,11 +168,88 @@ class SqliteLog:
             self._place = ready
         self.queue.settle()
 
+    def _try_row(self, row: int, statement: str) -> Any:
+        """Execute a statement about one task; one whose page is damaged is left alone."""
+        try:
+            return self._db.execute(statement, (row,)).fetchone()
+        except sqlite3.Error as error:
+            if fault_of(error) is not Fault.DAMAGED:
+                raise
+            self.note_damage(self._id_of(row), error)
+        return None
+
+    def _id_of(self, row: int) -> str:
+        """The id of a task whose own page cannot be read: from the index of ids, all of it."""
+        try:
+            ids = dict(self._db.execute("SELECT id, task_id FROM task ORDER BY task_id"))
+        except sqlite3.Error:
+            ids = {}
+        return str(ids.get(row, f"number {row}"))
+
+    def note_damage(self, task_id: str, error: BaseException) -> None:
+        """Remember that a task cannot be used, and log it once."""
+        if task_id not in self.damaged:
+            self.damaged[task_id] = str(error)
+            _log.error(
+                "task %s cannot be read from the store %s: %s; the other tasks run. "
+                "`agentsrv doctor` lists what is damaged; restore a copy by `agentsrv backup`",
+                task_id,
+                self._path,
+                error,
+                extra={"about": {"task_id": task_id}},
+            )
+
+    def check_place(self) -> None:
+        """Return if the file is where it was opened, so that what is committed can be found.
+
+        Raises:
+            MovedError: It was deleted, moved or replaced, or its log was.
+        """
+        complaint = self._file.complaint()
+        if complaint is not None:
+            raise MovedError(complaint)
+
+    def check_content(self) -> None:
+        """Return if the database is the one that was opened; once it is not, it stays so.
+
+        Raises:
+            MovedError: Another file was copied over it.
+        """
+        if self._overwritten is None:
+            self._overwritten = self._file.overwritten()
+            if self._overwritten is not None:
+                self._file.set_log_aside()
+        if self._overwritten is not None:
+            raise MovedError(self._overwritten)
+
+    def put_back_log(self) -> None:
+        """Where only the write-ahead log was deleted: move it into the database; begin another."""
+        if not self._file.lacks_log_only:
+            return
+        self._roll_back()
+        blocked, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if not blocked:
+            self._db.close()
+            self._db = self._connection()
+            self._set_up()
+            self._db.execute("BEGIN IMMEDIATE")  # SQLite makes the log only when it writes
+            self._db.execute("ROLLBACK")
+            self._file.watch()
+
+    @property
+    def log_size(self) -> int:
+        """Bytes of the write-ahead log."""
+        return self._file.log_size
+
     def flush(self) -> None:
         """Write what was gathered for the transaction; quick, because nothing is synced yet."""
         if self._rows:
-            self._db.executemany("INSERT INTO event VALUES (?, ?)", self._rows)
-            self._rows.clear()
+            rows, self._rows = self._rows, []
+            self.redo.append((INSERT, rows))
+            if not self._db.in_transaction:
+                self._begin()
+            else:
+                self._db.executemany(INSERT, rows)
 
     def commit(self) -> None:
         """Make everything since the last commit durable; this waits for the disk.
@@ -112,17 +257,65 @@ class SqliteLog:
         Raises:
             sqlite3.Error: Nothing was committed as far as this process can know.
         """
+        self.flush()
+        if self.redo and not self._db.in_transaction:
+            self._begin()
         if self._db.in_transaction:
-            self.flush()
-            self._db.execute("COMMIT")
+            try:
+                self._db.execute("COMMIT")
+            except sqlite3.Error:
+                self._roll_back()
+                raise
+            self.redo.clear()
         self.queue.settle()  # nobody works on what may not have been
         self.has_changes = False
 
-    def _begin(self, *, durable: bool = True) -> None:
-        """Open the transaction; unless ``durable``, nobody waits for its commit."""
+    def begin(self) -> None:
+        """Open the transaction if it is not open, and write what it had written before.
+
+        Raises:
+            sqlite3.Error: It cannot be opened; what is kept for it stays kept.
+        """
         if not self._db.in_transaction:
-            self._db.execute("BEGIN IMMEDIATE")
+            self._begin()
+
+    def _begin(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for sql, values in self.redo:
+                if isinstance(values, list):
+                    self._db.executemany(sql, values)
+                else:
+                    self._db.execute(sql, values)
+        except sqlite3.Error:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        """Let no half of the transaction stay open; SQLite may have rolled back by itself."""
+        if self._db.in_transaction:
+            with suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+
+    def _write(self, sql: str, values: Sequence[Any], *, durable: bool = True) -> sqlite3.Cursor:
+        """Execute a statement in the transaction; unless ``durable``, nobody waits for its commit.
+
+        ``values`` that are a list are rows.
+        """
+        if not self._db.in_transaction:
+            self._begin()
         self.has_changes |= durable
+        if isinstance(values, list):
+            cursor = self._db.executemany(sql, values)
+        else:
+            cursor = self._db.execute(sql, values)
+        self.redo.append((sql, values))
+        return cursor
+
+    def undo(self, mark: int) -> None:
+        """Take back the statements after ``mark``, and what one that failed may have left."""
+        del self.redo[mark:]
+        self._roll_back()
 
     def create(self, task: NewTask) -> Created:
         """See ``Store.create``."""
@@ -132,10 +325,9 @@ class SqliteLog:
         if self.head(task.task_id) is not None:
             raise base.id_taken(task.task_id)
         ready = self._next_place(task.owner, task.status)
-        self._begin()
         self._expire_key(task)
         seq = len(task.events)
-        row = self._db.execute(
+        row = self._write(
             "INSERT INTO task (task_id, owner, status, seq, ready, user_input, created_at,"
             " idempotency_key, spec) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
             (
@@ -179,7 +371,8 @@ class SqliteLog:
 
     def read(self, task_id: str, after: int, limit: int) -> Sequence[bytes]:
         """See ``Store.read``."""
-        self.flush()
+        if self._rows and self._db.in_transaction:
+            self.flush()
         rows = self._db.execute(
             f"SELECT place - first, body FROM event, {LOG}"
             " WHERE place > first + ? AND place <= last ORDER BY place",
@@ -189,6 +382,8 @@ class SqliteLog:
         for last, body in rows:
             events = body.split(b"\n")
             known = after - (last - len(events))  # of these; more than 0 in the first row only
+            if known + len(found) < 0:
+                raise HoleError(f"event {after + len(found) + 1} is missing")
             found += events[max(known, 0) :]
             if len(found) >= limit:
                 break
@@ -213,14 +408,31 @@ class SqliteLog:
         if status is not None:
             where, values = "owner = ? AND status = ?", [owner, status.value]
         total = self._db.execute(f"SELECT count(*) FROM task WHERE {where}", values).fetchone()[0]
-        rows = self._db.execute(
-            f"SELECT id, task_id, status, user_input, created_at FROM task"
-            f" WHERE {where} AND id < ? ORDER BY id DESC LIMIT ?",
-            (*values, (1 << 62) if before is None else before, limit + 1),
-        ).fetchall()
+        where, values = f"{where} AND id < ?", [*values, (1 << 62) if before is None else before]
+        try:
+            rows = self._db.execute(
+                f"SELECT {ROW} FROM task WHERE {where} ORDER BY id DESC LIMIT ?",
+                (*values, limit + 1),
+            ).fetchall()
+        except sqlite3.Error as error:
+            if fault_of(error) is not Fault.DAMAGED:
+                raise
+            rows = self._list_whole(where, values, limit + 1)
         page = [Row(row[1], TaskStatus(row[2]), row[3], row[4]) for row in rows[:limit]]
         more = len(rows) > limit
         return Page(page, total, str(rows[limit - 1][0]) if more else None)
+
+    def _list_whole(self, where: str, values: Sequence[Any], limit: int) -> Sequence[Any]:
+        """Rows of a list one by one, without those that cannot be read."""
+        ids = self._db.execute(f"SELECT id FROM task WHERE {where} ORDER BY id DESC", values)
+        rows: list[Any] = []
+        for (row,) in ids.fetchall():
+            found = self._try_row(row, f"SELECT {ROW} FROM task WHERE id = ?")
+            if found is not None:
+                rows.append(found)
+            if len(rows) == limit:
+                break
+        return rows
 
     def append(self, append: Append) -> None:
         """See ``Store.append``."""
@@ -228,20 +440,19 @@ class SqliteLog:
         where = "WHERE task_id = ? AND epoch = ? AND seq = ? RETURNING id"
         key = (append.task_id, append.epoch, append.expected)
         ready = self._next_place(append.owner, append.status)
-        self._begin()
         if append.status.is_terminal:
-            row = self._db.execute(
+            row = self._write(
                 "UPDATE task SET seq = ?, status = ?, node = NULL, ready = NULL, ended_at = ?,"
                 f" state = ? {where}",
                 (seq, append.status.value, append.at, append.state, *key),
             ).fetchone()
         elif ready is not None:
-            row = self._db.execute(
+            row = self._write(
                 f"UPDATE task SET seq = ?, status = ?, ready = ? {where}",
                 (seq, append.status.value, ready, *key),
             ).fetchone()
         else:
-            row = self._db.execute(
+            row = self._write(
                 f"UPDATE task SET seq = ?, status = ? {where}", (seq, append.status.value, *key)
             ).fetchone()
         if row is None:
@@ -257,21 +468,32 @@ class SqliteLog:
         claimed = self.queue.claim(limit)
         if not claimed:
             return ()
-        self._begin(durable=False)
-        return [self._lease(task_id, node) for task_id in claimed]
+        leases: list[Lease] = []
+        for task_id in claimed:
+            mark = len(self.redo)
+            try:
+                leases.append(self._lease(task_id, node))
+            except sqlite3.Error as error:
+                self.undo(mark)
+                if fault_of(error) is not Fault.DAMAGED:
+                    self.undo(mark - len(leases))
+                    self.queue.unclaim(claimed)
+                    raise
+                self.note_damage(task_id, error)  # it stays claimed: nobody can have it
+        return leases
 
     def _lease(self, task_id: str, node: str) -> Lease:
-        epoch, seq, spec, owner, losses = self._db.execute(
+        epoch, seq, spec, owner, losses = self._write(
             "UPDATE task SET epoch = epoch + 1, node = ?, ready = NULL WHERE task_id = ?"
             " RETURNING epoch, seq, spec, owner, losses",
             (node, task_id),
+            durable=False,
         ).fetchone()
         return Lease(task_id=task_id, epoch=epoch, seq=seq, spec=spec, owner=owner, losses=losses)
 
     def release(self, task_id: str, epoch: int) -> None:
         """See ``Store.release``."""
-        self._begin()
-        row = self._db.execute(
+        row = self._write(
             "UPDATE task SET node = NULL, ready = 0"
             " WHERE task_id = ? AND epoch = ? AND node IS NOT NULL RETURNING owner",
             (task_id, epoch),
@@ -282,17 +504,34 @@ class SqliteLog:
 
     def purge(self, before: float, limit: int) -> int:
         """See ``Store.purge``; freed pages are used again, so the file stops growing."""
-        rows = self._db.execute(
-            "SELECT id FROM task WHERE ended_at < ? ORDER BY ended_at LIMIT ?", (before, limit)
-        ).fetchall()
-        self._begin()
-        self._db.executemany(
-            f"DELETE FROM event WHERE place BETWEEN ?1 << {SEQ_BITS}"
-            f" AND (?1 + 1 << {SEQ_BITS}) - 1",
-            rows,
+        found = self._db.execute(
+            "SELECT id FROM task WHERE ended_at < ? ORDER BY ended_at LIMIT ?",
+            (before, limit + len(self._kept)),
         )
-        self._db.executemany("DELETE FROM task WHERE id = ?", rows)
+        rows = [row for row in found if row not in self._kept][:limit]
+        if not self._forget(rows):
+            rows = [row for row in rows if self._forget([row])]
         return len(rows)
+
+    def _forget(self, rows: Rows) -> bool:
+        """Delete tasks; ``False``: one is damaged, and none was deleted."""
+        mark = len(self.redo)
+        try:
+            self._write(
+                f"DELETE FROM event WHERE place BETWEEN ?1 << {SEQ_BITS}"
+                f" AND (?1 + 1 << {SEQ_BITS}) - 1",
+                rows,
+            )
+            self._write("DELETE FROM task WHERE id = ?", rows)
+        except sqlite3.Error as error:
+            if fault_of(error) is not Fault.DAMAGED:
+                raise
+            self.undo(mark)
+            if len(rows) == 1:
+                self._kept.add(rows[0])
+                self.note_damage(self._id_of(*rows[0]), error)
+            return False
+        return True
 
     def take_ready_changed(self) -> bool:
         """Whether tasks became ready to be claimed since this was asked last."""
@@ -320,7 +559,7 @@ class SqliteLog:
     def _expire_key(self, task: NewTask) -> None:
         """Take the key from the task that it stood for too long."""
         if task.idempotency_key is not None:
-            self._db.execute(
+            self._write(
                 "UPDATE task SET idempotency_key = NULL WHERE owner = ? AND idempotency_key = ?",
                 (task.owner, task.idempotency_key),
             )
@@ -337,6 +576,12 @@ class SqliteLog:
         self._place += 1
         self.queue.put(task_id, owner)
         self._ready_changed = True
+
+
+def _keep_open(connection: sqlite3.Connection) -> None:
+    """Keep a connection until the process ends; the interpreter would close it at its end."""
+    wait = threading.Event().wait
+    threading.Thread(target=lambda _: wait(), args=(connection,), daemon=True).start()
 
 
 def _to_head(row: tuple[str, str, str, int, int] | None) -> Head | None:

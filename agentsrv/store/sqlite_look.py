@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import orjson
+
 from agentsrv.errors import ConfigurationError
-from agentsrv.store.sqlite_schema import SCHEMA_VERSION, version_of
+from agentsrv.store.sqlite_file import beside
+from agentsrv.store.sqlite_schema import SCHEMA_VERSION, SEQ_BITS, version_of
 
 OLDEST: Final = (3, 37, 0)  # of SQLite: the first with STRICT tables
 
@@ -47,6 +50,66 @@ def look(path: Path) -> Look:
     return Look(tasks, tasks - ended, is_old=version != SCHEMA_VERSION)
 
 
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What cannot be read in a store.
+
+    Attributes:
+        reason: SQLite's own words, of the first thing that it found; empty if it found nothing.
+        tasks: Ids of the tasks whose row or log is not what was written.
+    """
+
+    reason: str
+    tasks: Sequence[str]
+
+
+def find_damage(path: Path) -> Damage:
+    """Read the whole store, all logs included; a server that writes to it is not disturbed.
+
+    It takes some seconds for a gigabyte.
+
+    Raises:
+        ConfigurationError: It is no store, or nothing of it can be read.
+    """
+    try:
+        with closing(open_to_read(path)) as db:
+            if version_of(db) != SCHEMA_VERSION:
+                return Damage("", [])
+            db.execute("BEGIN")
+            reason = _reason(db)
+            ids = db.execute("SELECT id, task_id FROM task ORDER BY task_id").fetchall()
+            return Damage(reason, [task_id for row, task_id in ids if not _is_whole(db, row)])
+    except sqlite3.Error as error:
+        raise ConfigurationError(f"it cannot be read: {error}") from error
+
+
+def _reason(db: sqlite3.Connection) -> str:
+    try:
+        verdict = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return "" if verdict == "ok" else verdict.splitlines()[-1]
+
+
+def _is_whole(db: sqlite3.Connection, row: int) -> bool:
+    """Whether a task's row and each event of its log can be read."""
+    try:
+        (seq, *_) = db.execute("SELECT seq, * FROM task WHERE id = ?", (row,)).fetchone()
+        bodies = db.execute(
+            "SELECT body FROM event WHERE place BETWEEN ? AND ? ORDER BY place",
+            (row << SEQ_BITS, (row + 1 << SEQ_BITS) - 1),
+        )
+        number = 0
+        for (body,) in bodies:
+            for line in body.split(b"\n"):
+                number += 1
+                if orjson.loads(line)["seq"] != number:
+                    return False
+    except (sqlite3.Error, ValueError, TypeError, LookupError):
+        return False
+    return bool(number == seq)
+
+
 def open_to_read(path: Path) -> sqlite3.Connection:
     """A connection that can only read; it never moves what is in the write-ahead log.
 
@@ -62,22 +125,4 @@ def open_to_read(path: Path) -> sqlite3.Connection:
 
 def has_log(path: Path) -> bool:
     """Whether there is a write-ahead log: somebody writes, or has not ended well."""
-    return path.with_name(f"{path.name}-wal").exists()
-
-
-def is_in_use(path: Path) -> bool:
-    """Whether a server has the store.
-
-    The lock is tried for a moment; a server that starts in just this moment finds it taken.
-
-    Raises:
-        OSError: The lock file cannot be opened.
-    """
-    try:
-        with path.with_name(path.name + ".lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return beside(path, "-wal").exists()

@@ -93,7 +93,10 @@ async def test_a_server_that_uses_the_store_is_told_and_not_disturbed(folder):
         files = sorted(folder.iterdir())
         for _ in range(20):
             level, text = await found("store", store=store)
-            assert (level, "a server uses it" in text) == (Level.WARN, True)
+            assert (level, f"a server (process {os.getpid()}) uses it" in text) == (
+                Level.WARN,
+                True,
+            )
             assert "tasks: 1, unfinished: " in text
         assert sorted(folder.iterdir()) == files
         ended = await talk.ask({"command": "subscribe", "task_id": created["task_id"]})

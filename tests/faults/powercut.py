@@ -19,7 +19,7 @@ import orjson
 
 CALLS = "openat,pwrite64,ftruncate,fsync,fdatasync,unlink,rename,sendto"
 SECTOR = 512  # bytes; smaller pieces are written whole or not at all
-UNTRACED = ("-shm", ".lock")  # rebuilt by whoever opens the store
+UNTRACED = ("-shm",)  # rebuilt by whoever opens the store
 
 LINE = re.compile(rb"(\d+)\s+(?:<\.\.\. (\w+) resumed>|(\w+)\()(.*)", re.DOTALL)
 RESULT = re.compile(rb"\)\s+= (-?\d+)")

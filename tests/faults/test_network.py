@@ -128,6 +128,10 @@ class Follower:
         if self._spend():
             assert seq <= self.last, f"caught up with {seq}, but the last that came is {self.last}"
 
+    def refused(self, refusal: AgentsrvError) -> None:
+        """See ``Sink.refused``."""
+        raise AssertionError(refusal)
+
     def _spend(self) -> bool:
         """Whether the connection bears one frame more; it breaks as soon as it does not."""
         if self._subscriber is None:

@@ -420,7 +420,9 @@ def test_any_interleaving_keeps_what_was_acknowledged(seed):
             assert len(received) == len(only(log, "input_received"))
             assert received.keys() <= set(asked)
             for input_id in asked:
-                assert acknowledged.get(input_id, -1) == received.get(input_id, -1)
+                value = received.get(input_id, -1)
+                # A client that was cancelled does not know what became of its answer, a 3.
+                assert value in ({acknowledged[input_id]} if input_id in acknowledged else {-1, 3})
                 assert given.get(input_id, set()) <= {received.get(input_id)}
 
     async def impatient(world: World, tasks: Sequence[str], seconds: float) -> None:

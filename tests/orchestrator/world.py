@@ -9,6 +9,7 @@ from typing import Any
 
 from agentsrv.agents.base import Agent, AgentFunction, AgentOptions
 from agentsrv.agents.registry import Registry
+from agentsrv.errors import AgentsrvError
 from agentsrv.models.commands import Cancel, Create, Execute, Respond, Send, Subscribe
 from agentsrv.models.events import Record, decode
 from agentsrv.models.plan import ExecutionPlan, Step
@@ -32,6 +33,7 @@ class Reader:
         self.records: list[Record] = []
         self.frames: list[bytes] = []
         self.marks: list[tuple[str, int]] = []
+        self.refusals: list[AgentsrvError] = []
         self.has_room = True
         self._news = asyncio.Event()
 
@@ -44,6 +46,11 @@ class Reader:
     def caught_up(self, task_id: str, seq: int) -> None:
         """See ``Sink.caught_up``."""
         self.marks.append((task_id, seq))
+        self._news.set()
+
+    def refused(self, refusal: AgentsrvError) -> None:
+        """See ``Sink.refused``."""
+        self.refusals.append(refusal)
         self._news.set()
 
     def of(self, task_id: str) -> list[Record]:

@@ -160,6 +160,8 @@ class SharedMemory:
         self.on_commit: Callable[[Commit], None] = ignore_commit
         self.on_ready: Callable[[], None] = ignore_ready
         self.on_broken: Callable[[BaseException], None] = ignore_broken
+        self.on_resumed: Callable[[], None] = ignore_ready
+        self.trouble: str | None = None
         self.on_durable: Callable[[float], None] = ignore_durable
         self.on_news: Callable[[Sequence[News]], None] = _ignore_news
         self.on_inbox: Callable[[], None] = ignore_ready

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from agentsrv.errors import ConfigurationError, Unavailable
+from agentsrv.errors import Unavailable
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import sqlite
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite import SqliteStore
+from agentsrv.store.sqlite_file import StoreInUseError
 from tests.store.tasks import (
     COMPLETED,
     QUEUED,
@@ -151,7 +152,7 @@ class TestOpening:
     async def test_one_server_at_a_time(self, path, store):
         """A second server on the same file is told so, and the first one notices nothing."""
         with pytest.raises(
-            ConfigurationError, match=r"another server uses the store .*agentsrv\.db"
+            StoreInUseError, match=r"another server \(process \d+\) uses the store .*agentsrv\.db"
         ):
             await SqliteStore(path).open()
         await store.create(new_task())
@@ -159,7 +160,7 @@ class TestOpening:
     async def test_closing_lets_the_next_one_in(self, path, store):
         """The lock ends with the store."""
         second = SqliteStore(path)
-        with pytest.raises(ConfigurationError):
+        with pytest.raises(StoreInUseError):
             await second.open()
         await store.close()
         await second.open()
@@ -348,29 +349,6 @@ class TestBrokenDisk:
         found = await asyncio.gather(*writes, return_exceptions=True)
         assert [type(each) for each in found] == [Unavailable] * 35
         assert broken == [DISK_ERROR]
-
-    async def test_a_full_disk_loses_nothing_that_was_acknowledged(self, path):
-        """When SQLite finds no more room, the last write is refused and the earlier ones stand."""
-        store = SqliteStore(path)
-        await store.open()
-        broken: list[BaseException] = []
-        store.on_broken = broken.append
-        pages = store._file._db.execute("PRAGMA page_count").fetchone()[0] + 40
-        store._file._db.execute(f"PRAGMA max_page_count={pages}")
-        acknowledged = 0
-        with contextlib.suppress(Unavailable):
-            while acknowledged < 1000:
-                await store.create(new_task(f"t{acknowledged}", events=[b"x" * 4000]))
-                acknowledged += 1
-        with pytest.raises(Unavailable, match="full; the outcome is unknown"):
-            await store.head("t0")
-        await store.close()
-        assert 10 < acknowledged < 1000
-        assert len(broken) == 1
-        async with opened(path) as again:
-            assert (await again.list("ann", None, 1, None)).total == acknowledged
-            for number in range(acknowledged):
-                assert await log_of(again, f"t{number}") == [b"x" * 4000]
 
     async def test_a_broken_store_can_be_closed_and_opened_anew(self, path, store):
         """After a failure the lock is let go, and another store starts with what is there."""

@@ -93,20 +93,6 @@ def test_a_missing_folder_is_told(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_folder_in_place_of_the_file_is_told(path):
-    """A folder is no store."""
-    path.mkdir()
-    with pytest.raises(ConfigurationError, match="cannot open the store"):
-        open_and_close(path)
-
-
-def test_a_lock_that_cannot_be_made_is_told(path):
-    """Where the lock file cannot be written, the refusal is a sentence, not a stack."""
-    path.with_name(path.name + ".lock").mkdir()
-    with pytest.raises(ConfigurationError, match=r"agentsrv\.db"):
-        open_and_close(path)
-
-
 def test_a_refused_file_is_not_locked(path):
     """After a failed opening the place can be opened, once what was wrong is gone."""
     path.write_bytes(b"garbage " * 100)
