@@ -203,8 +203,8 @@ class App:
             worker, peers = Worker(around, settings.concurrency), None
             hub = Hub(store, settings.principal_subscriptions)
             measures = around.measures
-            measures.queued, measures.running = lambda: store.queued, lambda: worker.running
-            store.on_durable = measures.commits.observe
+            measures.running = lambda: worker.running
+            measures.watch(store)
             if models.llm is not None:
                 measures.model = models.llm.total.counts
             if isinstance(store, SharedStore):

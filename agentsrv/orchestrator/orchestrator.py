@@ -296,9 +296,6 @@ class Orchestrator:
     async def check_ready(self) -> None:
         """Return if new work would be taken now.
 
-        The store is asked for a task that there is not, and answers behind the commit that is
-        under way: so a disk that hangs is noticed, without a write for each question.
-
         Raises:
             ShuttingDown: The server is about to stop.
             Unavailable: The store takes no writes, or does not answer.
@@ -308,7 +305,7 @@ class Orchestrator:
             raise Unavailable(self._store.trouble)
         try:
             async with asyncio.timeout(READY_WITHIN):
-                await self._store.head("")
+                await self._store.check()
         except TimeoutError:
             raise Unavailable(f"the store does not answer within {READY_WITHIN:g} s") from None
 

@@ -12,7 +12,7 @@ as long to make.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from agentsrv.errors import Conflict, Damaged, Fenced, InvalidCommand, Overloaded, Unavailable
@@ -145,6 +145,10 @@ class Store(Protocol):
     While it is set, running tasks wait for their appends, and clients should be refused.
     """
 
+    @property
+    def damage(self) -> Mapping[str, str]:
+        """Tasks that cannot be read, and why, as far as this process has met them."""
+
     on_resumed: Callable[[], None]
     """Called in the event loop when ``trouble`` is over: what could not be read can be."""
 
@@ -160,6 +164,15 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Finish the writes under way and let go of the place."""
+
+    async def check(self) -> None:
+        """Return when all that was handed over before is answered, if writes would be taken.
+
+        Nothing is written; all the same a disk that hangs is noticed.
+
+        Raises:
+            Unavailable: None would be.
+        """
 
     async def create(self, task: NewTask) -> Created:
         """Create a task, or find the one of the same owner and idempotency key.

@@ -41,6 +41,7 @@ class MemoryStore:
         self.on_durable = base.ignore_durable  # nothing is
         self.on_broken = base.ignore_broken
         self.on_resumed = base.ignore_resumed
+        self.damage: dict[str, str] = {}  # nothing is
         self.trouble: str | None = None  # it has none
 
     async def open(self) -> None:
@@ -50,6 +51,9 @@ class MemoryStore:
 
     async def close(self) -> None:
         """See ``Store.close``."""
+
+    async def check(self) -> None:
+        """See ``Store.check``."""
 
     async def create(self, task: NewTask) -> Created:
         """See ``Store.create``."""

@@ -91,6 +91,7 @@ class PostgresStore:
         self.on_ready = base.ignore_ready
         self.on_broken = base.ignore_broken
         self.on_resumed = base.ignore_resumed
+        self.damage: dict[str, str] = {}
         self.trouble: str | None = None
         self.on_durable = base.ignore_durable
         self.on_news: Callable[[Sequence[News]], None] = lambda _: None
@@ -159,6 +160,10 @@ class PostgresStore:
         except link.FAILED as error:
             _log.warning("leases were not given back; they expire: %r", error)
         self._pool.terminate()
+
+    async def check(self) -> None:
+        """See ``Store.check``."""
+        await self._read(partial(postgres_read.head, task_id=""))
 
     async def create(self, task: NewTask) -> Created:
         """See ``Store.create``."""

@@ -45,7 +45,7 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +59,7 @@ from agentsrv.store import base
 from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Span
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite_faults import Fault, MovedError, fault_of, hint_for
-from agentsrv.store.sqlite_file import StoreInUseError
+from agentsrv.store.sqlite_file import StoreInUseError, writer_of
 from agentsrv.store.sqlite_log import WAL_LIMIT, SqliteLog
 
 T = TypeVar("T")
@@ -183,6 +183,10 @@ class SqliteStore:
             await closed
             self._thread.join()
 
+    async def check(self) -> None:
+        """See ``Store.check``."""
+        await self._submit(SqliteLog.check_lock, writes=True)
+
     async def create(self, task: NewTask) -> Created:
         """See ``Store.create``."""
         commit = Commit(task.task_id, task.owner, 0, task.events)
@@ -260,6 +264,11 @@ class SqliteStore:
     def queued(self) -> int:
         """See ``Store.queued``."""
         return len(self._file.queue)
+
+    @property
+    def damage(self) -> Mapping[str, str]:
+        """See ``Store.damage``."""
+        return self._file.damaged
 
     def queued_by(self, owner: str) -> int:
         """See ``Store.queued_by``."""
@@ -460,6 +469,9 @@ class SqliteStore:
         ):
             return
         reason, hint = describe(wait.error).partition(": ")[2], hint_for(wait.error)
+        writer = writer_of(self.path)
+        if writer is not None and not isinstance(wait.error, MovedError):
+            reason += f" (process {writer})"
         self.trouble = f"the store cannot write now: {reason}"
         _log.error(
             "the store %s cannot write, since %.1f s: %s. Clients are told `unavailable`, running "

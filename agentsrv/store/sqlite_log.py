@@ -279,6 +279,17 @@ class SqliteLog:
         if not self._db.in_transaction:
             self._begin()
 
+    def check_lock(self) -> None:
+        """Return if the file could be written now; nothing is.
+
+        Raises:
+            sqlite3.Error: It could not.
+        """
+        if not self._db.in_transaction:
+            self._begin()
+            if not self.redo:
+                self._db.execute("ROLLBACK")
+
     def _begin(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         try:
@@ -404,11 +415,13 @@ class SqliteLog:
 
     def list(self, owner: str, status: TaskStatus | None, limit: int, before: int | None) -> Page:
         """See ``Store.list``; ``before`` is the number of the last task listed."""
-        where, values = "owner = ?", [owner]
+        values: tuple[str | int, ...] = (owner,)
+        where = "owner = ?"
         if status is not None:
-            where, values = "owner = ? AND status = ?", [owner, status.value]
+            where, values = "owner = ? AND status = ?", (owner, status.value)
         total = self._db.execute(f"SELECT count(*) FROM task WHERE {where}", values).fetchone()[0]
-        where, values = f"{where} AND id < ?", [*values, (1 << 62) if before is None else before]
+        where, values = f"{where} AND id < ?", (*values, (1 << 62) if before is None else before)
+        rows: Sequence[Any]
         try:
             rows = self._db.execute(
                 f"SELECT {ROW} FROM task WHERE {where} ORDER BY id DESC LIMIT ?",

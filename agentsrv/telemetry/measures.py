@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 QUICK: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 """Bounds for what should take milliseconds, in seconds."""
@@ -38,6 +38,21 @@ class Histogram:
         """Count one more."""
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
+
+
+class Watched(Protocol):
+    """What is counted of a store."""
+
+    trouble: str | None
+    on_durable: Callable[[float], None]
+
+    @property
+    def queued(self) -> int:
+        """Tasks that wait for a slot."""
+
+    @property
+    def damage(self) -> Mapping[str, str]:
+        """Tasks that cannot be read."""
 
 
 class Measures:
@@ -83,6 +98,10 @@ class Measures:
         """Tasks that wait for a slot."""
         self.running: Callable[[], int] = _none
         """Slots that are taken."""
+        self.waits: Callable[[], int] = _none
+        """Whether the store takes no writes now."""
+        self.damaged: Callable[[], int] = _none
+        """Tasks that the store could not read."""
         self.connections: Callable[[], int] = _none
         """Connections that are open."""
         self.behind: Callable[[], int] = _none
@@ -91,6 +110,12 @@ class Measures:
         """Times that the event loop was blocked for longer than the limit."""
         self.model: Callable[[], Mapping[str, int]] = dict
         """What was asked of the language model, by the names of `Usage`."""
+
+    def watch(self, store: Watched) -> None:
+        """Count what ``store`` does from now on."""
+        self.queued, self.damaged = lambda: store.queued, lambda: len(store.damage)
+        self.waits = lambda: store.trouble is not None
+        store.on_durable = self.commits.observe
 
     def end(self, agent: str | None, status: str) -> None:
         """Count a task that ended with ``status``, of one agent or of a plan."""

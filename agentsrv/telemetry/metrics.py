@@ -122,6 +122,18 @@ METRICS: Final = (
         _one(lambda m: m.commits),
     ),
     Metric(
+        "agentsrv_store_waiting",
+        "gauge",
+        "1 while the store takes no writes: another program's lock, a full disk, a moved file.",
+        _one(lambda m: m.waits()),
+    ),
+    Metric(
+        "agentsrv_store_damaged_tasks",
+        "gauge",
+        "Tasks that the store could not read since the server started.",
+        _one(lambda m: m.damaged()),
+    ),
+    Metric(
         "agentsrv_event_loop_lag_seconds",
         "histogram",
         "How late the event loop came to a timer.",

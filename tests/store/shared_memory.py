@@ -160,6 +160,7 @@ class SharedMemory:
         self.on_commit: Callable[[Commit], None] = ignore_commit
         self.on_ready: Callable[[], None] = ignore_ready
         self.on_broken: Callable[[BaseException], None] = ignore_broken
+        self.damage: dict[str, str] = {}
         self.on_resumed: Callable[[], None] = ignore_ready
         self.trouble: str | None = None
         self.on_durable: Callable[[float], None] = ignore_durable
@@ -213,6 +214,10 @@ class SharedMemory:
             self._place.orphan(of=self.node)
             self._place.leases.pop(self.node, None)
             self._place.uses.pop(self.node, None)
+
+    async def check(self) -> None:
+        """See ``Store.check``."""
+        await self.head("")
 
     async def create(self, task: NewTask) -> Created:
         """See ``Store.create``."""

@@ -1,0 +1,156 @@
+"""What happens to a store below a running server, seen by its clients and by its supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from agentsrv import App
+from agentsrv.cli import serving
+from agentsrv.cli.exits import Exit, code_of
+from agentsrv.client import Client
+from agentsrv.errors import AgentsrvError, Unavailable
+from agentsrv.settings import Settings
+from agentsrv.store import sqlite
+from tests.faults.checker import check_log, read_store
+from tests.faults.nodes import fetch, measured
+from tests.faults.process import ServerProcess
+from tests.store.conditions import LASTING, LOCKED, MOVED, held
+
+pytestmark = pytest.mark.faults
+APP = "tests.faults.signal_app:app"
+UNIT = Path(__file__).parents[2] / "examples/deploy/agentsrv.service"
+
+
+@pytest.fixture
+def server(tmp_path: Path):
+    """A server that runs; its store is in a folder of its own."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    process = ServerProcess(tmp_path, APP, "--store", f"sqlite:///{folder / 'agentsrv.db'}")
+    process.start()
+    yield process
+    process.kill()
+
+
+def store_of(tmp_path: Path) -> Path:
+    """The server's database."""
+    return tmp_path / "store" / "agentsrv.db"
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for a condition, however long it takes."""
+    async with asyncio.timeout(30):
+        while not await condition():  # noqa: ASYNC110 - in another process
+            await asyncio.sleep(0.02)
+
+
+async def is_ready(server: ServerProcess, status: int = 200) -> bool:
+    """Whether ``/readyz`` answers with that status."""
+    return (await fetch(server.url, "/readyz"))[0] == status
+
+
+@pytest.mark.parametrize("name", ["write lock", "folder renamed for a while"])
+async def test_what_passes_is_told_and_everything_resumes(server, tmp_path, name):
+    """Nothing ends: not the server, not its connections, not the tasks that run."""
+    path = store_of(tmp_path)
+    async with Client(server.url) as client:
+        task_id = (await client.create("x", execute=True))["task_id"]
+        async with aclosing(client.events(task_id)) as events:
+            types = [(await anext(events)).event_type]
+            while types[-1] != "step_started":
+                types.append((await anext(events)).event_type)
+            with (LOCKED | MOVED)[name](path):
+                await until(lambda: is_ready(server, 503))
+                with pytest.raises(Unavailable) as refused:
+                    await client.create("y")
+                assert refused.value.retryable
+                with pytest.raises(Unavailable):
+                    await client.send(task_id, "over")
+                status, reason = await fetch(server.url, "/readyz")
+                assert (status, "the store cannot write now" in reason) == (503, True)
+                assert (await fetch(server.url, "/healthz"))[0] == 200
+                assert await measured(server.url, "agentsrv_store_waiting") == 1
+            await until(lambda: is_ready(server))
+            assert (await client.create("y"))["task_id"]
+            await client.send(task_id, "over")
+            types += [record.event_type async for record in events]
+        assert types[-1] == "task_completed"
+        assert "task_recovered" not in types
+    assert await measured(server.url, "agentsrv_store_waiting") == 0
+    log = server.log.read_text()
+    assert log.count("cannot write, since") == 1
+    assert ("(process " in log) == (name == "write lock"), "who has the lock is told"
+    assert log.count("takes writes again, after") == 1
+    assert server.stop() == Exit.DONE
+    for stored in read_store(path).values():
+        assert not check_log(stored, ended=False)
+
+
+@pytest.mark.parametrize("name", LASTING)
+async def test_what_lasts_is_told(server, tmp_path, name):
+    """The server acknowledges nothing more, and still stops in order."""
+    async with Client(server.url) as client:
+        await client.create("x")
+        with LASTING[name](store_of(tmp_path)):
+            await until(lambda: is_ready(server, 503))
+            with pytest.raises(Unavailable):
+                await client.create("y")
+            assert (await fetch(server.url, "/healthz"))[0] == 200
+    assert "restore the store" in server.log.read_text()
+    assert server.stop() == Exit.DONE
+
+
+async def test_a_server_that_finds_the_store_locked_waits(tmp_path):
+    """It says for what, and listens as soon as it can."""
+    server = ServerProcess(tmp_path, APP)
+    server.start()
+    assert server.stop() == Exit.DONE
+    server.log.unlink()
+    with held(tmp_path / "agentsrv.db", "BEGIN IMMEDIATE"):
+        server.launch()
+
+        async def waits() -> bool:
+            return "waiting up to" in server.log.read_text()
+
+        await until(waits)
+    try:
+        assert server.wait_until_ready()
+    finally:
+        assert server.stop() == Exit.DONE
+
+
+async def make_store(path: Path) -> None:
+    """An empty store."""
+    store = sqlite.SqliteStore(path)
+    await store.open()
+    await store.close()
+
+
+def test_a_start_that_waits_in_vain_is_repeated_by_systemd(tmp_path, monkeypatch):
+    """What passes ends with a status after which the shipped unit starts the server again."""
+    monkeypatch.setattr(sqlite, "OPEN_PATIENCE", 0.0)
+    settings = Settings(port=0, store=f"sqlite:///{tmp_path / 'agentsrv.db'}")
+    (never,) = re.findall(r"^RestartPreventExitStatus=(.*)$", UNIT.read_text(), re.MULTILINE)
+    (policy,) = re.findall(r"^Restart=(.*)$", UNIT.read_text(), re.MULTILINE)
+    asyncio.run(make_store(tmp_path / "agentsrv.db"))
+    with held(tmp_path / "agentsrv.db", "BEGIN IMMEDIATE"):
+        with pytest.raises(AgentsrvError, match="locked") as refused:
+            serving.serve(App(builtin=False), settings)
+        assert policy == "on-failure"
+        assert str(int(code_of(refused.value))) not in never.split()
+
+
+@pytest.mark.parametrize("name", ["", ".", ":memory:", "nowhere/agentsrv.db", "a.db?mode=memory"])
+def test_what_cannot_pass_is_not_repeated_by_systemd(tmp_path, monkeypatch, name):
+    """A name that no store can have stays wrong."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AgentsrvError) as refused:
+        serving.serve(App(builtin=False), Settings(port=0, store=f"sqlite:///{name}"))
+    assert code_of(refused.value) == Exit.USAGE
+    assert list(tmp_path.iterdir()) == []
