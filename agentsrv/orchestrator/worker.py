@@ -158,7 +158,10 @@ class Worker:
     async def _load(self, lease: Lease) -> tuple[Create, TaskState]:
         spec, state = self._prepared.pop(lease.task_id, None) or (None, None)
         if spec is None or state is None or state.seq != lease.seq:
-            spec = Create.model_validate_json(lease.spec)
+            try:
+                spec = Create.model_validate_json(lease.spec)
+            except ValueError as error:
+                raise damaged(lease.task_id) from error
             try:
                 state = await load_state(self._around.store, lease.task_id)
             except Damaged:  # it stays leased: whoever claims it next could not read it either

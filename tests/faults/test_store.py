@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 
+import orjson
 import pytest
 
 from agentsrv import App
@@ -17,7 +18,7 @@ from agentsrv.client import Client
 from agentsrv.errors import AgentsrvError, Unavailable
 from agentsrv.settings import Settings
 from agentsrv.store import sqlite
-from tests.faults.checker import check_log, read_store
+from tests.faults.checker import is_intact, read_store
 from tests.faults.nodes import fetch, measured
 from tests.faults.process import ServerProcess
 from tests.store.conditions import LASTING, LOCKED, MOVED, held
@@ -88,8 +89,11 @@ async def test_what_passes_is_told_and_everything_resumes(server, tmp_path, name
     assert ("(process " in log) == (name == "write lock"), "who has the lock is told"
     assert log.count("takes writes again, after") == 1
     assert server.stop() == Exit.DONE
+    assert is_intact(path)
     for stored in read_store(path).values():
-        assert not check_log(stored, ended=False)
+        assert [orjson.loads(event)["seq"] for event in stored.log] == list(
+            range(1, stored.seq + 1)
+        )
 
 
 @pytest.mark.parametrize("name", LASTING)
