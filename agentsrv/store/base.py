@@ -278,6 +278,33 @@ def ignore_broken(_: BaseException, /) -> None:
     """Before anybody cares."""
 
 
+def is_text(text: str) -> bool:
+    """Whether a text can be stored: whether it has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_name(*names: str) -> bool:
+    """Whether there can be tasks or owners with these names: texts without U+0000."""
+    return all("\0" not in name and is_text(name) for name in names)
+
+
+def check_texts(task: NewTask) -> None:
+    """Refuse a task that one of the stores could not keep.
+
+    Raises:
+        InvalidCommand: U+0000 in a name, or half a surrogate pair anywhere.
+    """
+    names, texts = task.task_id + task.owner, task.user_input + (task.idempotency_key or "")
+    if "\0" in names or not is_text(names) or not is_text(texts):
+        raise InvalidCommand(
+            "found U+0000 in a name, or half a surrogate pair in a text; expected neither"
+        )
+
+
 def key_conflict(key: str) -> Conflict:
     """The refusal of an idempotency key that stands for another command."""
     return Conflict(f"idempotency_key {key!r} was used with other parameters; expected the same")

@@ -57,6 +57,7 @@ class MemoryStore:
 
     async def create(self, task: NewTask) -> Created:
         """See ``Store.create``."""
+        base.check_texts(task)
         if task.idempotency_key is not None:
             first = self._keys.get((task.owner, task.idempotency_key))
             if first and task.created_at - first.new.created_at < base.IDEMPOTENCY_TTL:

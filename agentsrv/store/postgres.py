@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
 import asyncpg
 
-from agentsrv.errors import ConfigurationError, InvalidCommand, Unavailable
+from agentsrv.errors import ConfigurationError, Unavailable
 from agentsrv.models.limits import Use
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base, postgres_read
@@ -42,6 +43,7 @@ from agentsrv.store.shared import Message, News, Node
 
 T = TypeVar("T")
 
+OPEN_PATIENCE: Final = 20.0  # seconds that ``open`` waits; a supervisor then starts the node again
 FORGETTING: Final = 600  # sweeps between looks at what nobody needs any more
 
 _log = logging.getLogger("agentsrv.store")
@@ -120,22 +122,12 @@ class PostgresStore:
         """See ``Store.open``. The schema is made, or brought up to date.
 
         Raises:
-            ConfigurationError: The server cannot be reached, lets nobody in, or is too old.
+            ConfigurationError: The URL is not valid, the server does not let the node in, or it
+                is too old. The message has host and port, and no password.
+            Unavailable: The server was not reached within ``OPEN_PATIENCE`` seconds.
         """
-        try:
-            bus = open_bus(self._bus, self._dsn)
-            connection = await link.connect(self._dsn)
-            try:
-                name = await bring_up(connection)
-                async with connection.transaction():
-                    self._lease.writer = await self._flusher.open(connection)
-                    await self._lease.open(connection)
-                await connection.execute(REAP)
-                self._queued = await queue(connection)
-            finally:
-                connection.terminate()
-        except (*link.FAILED, ValueError, ConfigurationError) as error:
-            raise ConfigurationError(f"cannot open the PostgreSQL store: {error}") from error
+        bus = open_bus(self._bus, self._dsn)
+        name = await self._reach()
         self._pool = await link.connect_pool(self._dsn)
         self._lease.on_lost = lambda: self.on_lost()  # noqa: PLW0108 - whoever listens by then
         channel = f"agentsrv_{name}"
@@ -144,6 +136,37 @@ class PostgresStore:
         self._own(self._lease.run(), "lease")
         self._own(self._sweep(), "sweep")
         self._own(self._hints.run(), "hints")
+
+    async def _reach(self) -> str:
+        """Wait until the server can be reached; see ``open`` for how long and what is raised."""
+        give_up, is_told = self._clock() + OPEN_PATIENCE, False
+        while True:
+            try:
+                return await self._bring_up()
+            except (*link.FAILED, ConfigurationError) as error:
+                reason = f"cannot open the PostgreSQL store at {link.explain(error, self._dsn)}"
+                if not may_pass(error):
+                    raise ConfigurationError(reason) from None
+                if self._clock() > give_up:
+                    raise Unavailable(reason) from None
+                if not is_told:
+                    _log.warning("%s; waiting up to %g s for it", reason, OPEN_PATIENCE)
+                is_told = True
+            await asyncio.sleep(link.LONGEST_PAUSE)
+
+    async def _bring_up(self) -> str:
+        """Make what the node needs in the database, and return the store's name."""
+        connection = await link.connect(self._dsn)
+        try:
+            name = await bring_up(connection)
+            async with connection.transaction():
+                self._lease.writer = await self._flusher.open(connection)
+                await self._lease.open(connection)
+            await connection.execute(REAP)
+            self._queued = await queue(connection)
+            return name
+        finally:
+            connection.terminate()
 
     async def close(self) -> None:
         """See ``Store.close``. What is still leased can be claimed by others at once."""
@@ -163,27 +186,33 @@ class PostgresStore:
 
     async def check(self) -> None:
         """See ``Store.check``."""
-        await self._read(partial(postgres_read.head, task_id=""))
+        if self._flusher.trouble is None:
+            await self._read(partial(postgres_read.head, task_id=""))
+        else:
+            await self._flusher.submit(Claim(0))  # which claims nothing, and finds out
 
     async def create(self, task: NewTask) -> Created:
         """See ``Store.create``."""
-        if "\0" in task.owner + task.task_id:
-            raise InvalidCommand("a name has U+0000 in it; expected none")
-        task.user_input.encode()  # what is no text is refused here, not amid others in a flush
-        (task.idempotency_key or "").encode()
+        base.check_texts(task)  # here, not amid others in a flush
         created: Created = await self._submit(task)
         return created
 
     async def head(self, task_id: str) -> Head | None:
         """See ``Store.head``."""
+        if not base.is_name(task_id):
+            return None
         return await self._read_behind((task_id,), partial(postgres_read.head, task_id=task_id))
 
     async def find(self, owner: str, prefix: str) -> Sequence[str]:
         """See ``Store.find``."""
+        if not base.is_name(owner, prefix):
+            return ()
         return await self._read(partial(postgres_read.find, owner=owner, prefix=prefix))
 
     async def find_key(self, owner: str, idempotency_key: str) -> str | None:
         """See ``Store.find_key``."""
+        if not base.is_name(owner) or not base.is_text(idempotency_key):
+            return None
         return await self._read(lambda db: postgres_read.find_key(db, owner, idempotency_key))
 
     async def read(self, task_id: str, after: int, limit: int) -> Sequence[bytes]:
@@ -193,15 +222,23 @@ class PostgresStore:
 
     async def read_each(self, spans: Sequence[Span]) -> Sequence[Sequence[bytes]]:
         """See ``Store.read_each``."""
+        if not all(base.is_name(span.task_id) for span in spans):
+            return [
+                () if not base.is_name(span.task_id) else await self.read(*span) for span in spans
+            ]
         task_ids = [span.task_id for span in spans]
         return await self._read_behind(task_ids, partial(postgres_read.read_each, spans=spans))
 
     async def spec(self, task_id: str) -> bytes | None:
         """See ``Store.spec``."""
+        if not base.is_name(task_id):
+            return None
         return await self._read(lambda db: postgres_read.column(db, "spec", task_id))
 
     async def state(self, task_id: str) -> bytes | None:
         """See ``Store.state``."""
+        if not base.is_name(task_id):
+            return None
         return await self._read(lambda db: postgres_read.column(db, "state", task_id))
 
     async def list(
@@ -209,6 +246,8 @@ class PostgresStore:
     ) -> Page:
         """See ``Store.list``."""
         before = base.parse_cursor(cursor)
+        if not base.is_name(owner):
+            return Page([], 0, None)
         return await self._read(lambda db: postgres_read.page(db, owner, status, limit, before))
 
     def append(self, append: Append) -> asyncio.Future[None]:
@@ -400,3 +439,10 @@ class PostgresStore:
                 _log.warning("%d tasks of nodes that are gone can be claimed", reaped)
                 self.on_ready()
                 self._hints.add(is_ready=True)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether a server that cannot be opened now may be opened later, with the same settings."""
+    if isinstance(error, ConfigurationError | ssl.SSLCertVerificationError | PermissionError):
+        return False
+    return isinstance(error, link.AWAY)

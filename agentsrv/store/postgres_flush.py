@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 import asyncpg
 
+from agentsrv.error_text import describe
 from agentsrv.errors import AgentsrvError, Unavailable
 from agentsrv.store import postgres_link as link
 from agentsrv.store.base import Append, NewTask
@@ -78,6 +79,8 @@ class Flusher:
         self._last = 0  # the flush that the writer's row tells of
         self._number = 0
         self.closed = False
+        self.trouble: str | None = None
+        """Why the last try of a flush failed; ``None`` after one that did not."""
 
     async def open(self, connection: asyncpg.Connection) -> int:
         """Make the writer's row, and return its number."""
@@ -138,13 +141,15 @@ class Flusher:
                 outcome = await self._attempt(flush)
             except Stale:
                 self._drop()
-            except link.AWAY as error:
+            except (*link.AWAY, *link.SHUT_OUT) as error:
                 self._drop()
+                self.trouble = describe(error)
                 if self._clock() > max(started + link.PATIENCE, self._holding.until):
                     self._give_up(error)
                     return
                 if not is_away:
-                    _log.warning("PostgreSQL cannot be used now; trying again: %r", error)
+                    told = "PostgreSQL at %s cannot be used now; trying again: %s"
+                    _log.warning(told, link.address_of(self._dsn), self.trouble)
                 is_away = True
                 await asyncio.sleep(pause())
             except Exception as error:  # noqa: BLE001 - a fault of ours: all are told, and it goes on
@@ -156,6 +161,9 @@ class Flusher:
                 if node != self._holding.id:  # lost meanwhile, and all that it ran was told to stop
                     outcome.forget_claims(requests)
                 outcome.seconds = self._clock() - started
+                if self.trouble is not None:
+                    _log.info("PostgreSQL can be used again")
+                    self.trouble = None
                 self._tell(operations, outcome)
                 return
 

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 import asyncpg
 
+from agentsrv.error_text import describe
 from agentsrv.store import postgres_link as link
 from agentsrv.store.shared import SWEEP
 
@@ -139,7 +140,7 @@ class NodeLease:
                     await self._beat()
             except link.FAILED as error:
                 if delay == self._timing.beat:
-                    _log.warning("the node's lease cannot be renewed now: %r", error)
+                    _log.warning("the node's lease cannot be renewed now: %s", describe(error))
                 self._drop()
                 delay = pause()
             else:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 
-from agentsrv.errors import Unavailable
+from agentsrv.error_text import REDACTED, describe
+from agentsrv.errors import ConfigurationError, Unavailable
 
 T = TypeVar("T")
 
@@ -21,6 +23,11 @@ ATTEMPT: Final = 5.0  # seconds for one try of anything: a healthy server needs 
 PATIENCE: Final = 2.0  # seconds that a call is tried again, however short the lease is
 PAUSE: Final = 0.05  # seconds until the second try; twice as long before each that follows
 LONGEST_PAUSE: Final = 0.5  # seconds
+PORT: Final = 5432  # where a DSN names none
+INVALID: Final = (
+    "the URL is not valid; expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with special "
+    "characters of the password percent-encoded"
+)
 POOL: Final = 4  # connections for reading
 
 AWAY: Final = (
@@ -34,8 +41,14 @@ AWAY: Final = (
     asyncpg.ReadOnlySQLTransactionError,  # this host was the primary
     asyncpg.InvalidTransactionStateError,
     asyncpg.InternalClientError,  # what asyncpg makes of an answer that breaks off
+    asyncpg.LockNotAvailableError,  # a lock_timeout that somebody has set for the role
 )
 """What may be over in a moment. The outcome of what was tried is unknown."""
+SHUT_OUT: Final = (
+    asyncpg.InvalidAuthorizationSpecificationError,  # a password that was changed, pg_hba.conf
+    asyncpg.InvalidCatalogNameError,  # the database is gone, perhaps while it is restored
+)
+"""Errors of connecting. A server that runs waits for them to pass as well; one that starts ends."""
 FAILED: Final = (*AWAY, asyncpg.PostgresError)
 """Whatever the server may do to work that is simply tried again later."""
 
@@ -75,10 +88,17 @@ async def connect(dsn: str, settings: dict[str, str] = SETTINGS) -> asyncpg.Conn
 
     Raises:
         AWAY: None of them can be reached.
-        asyncpg.PostgresError: The server does not let us in.
-        ValueError: The DSN is none.
+        SHUT_OUT: The server does not let us in.
+        ConfigurationError: The DSN is not valid.
     """
-    attempts = {asyncio.create_task(_connect(host, settings)) for host in _hosts(dsn)}
+    try:
+        return await _connect_any(_hosts(dsn), settings)
+    except ValueError:  # its text may be a part of the password
+        raise ConfigurationError(INVALID) from None
+
+
+async def _connect_any(hosts: Sequence[str], settings: dict[str, str]) -> asyncpg.Connection:
+    attempts = {asyncio.create_task(_connect(host, settings)) for host in hosts}
     pending, errors = attempts, list[BaseException]()
     try:
         while pending:
@@ -95,6 +115,41 @@ async def connect(dsn: str, settings: dict[str, str] = SETTINGS) -> asyncpg.Conn
             attempt.add_done_callback(_let_go)
     # What a server says to us tells more than that another cannot be reached.
     raise min(errors, key=lambda error: isinstance(error, AWAY))
+
+
+def address_of(dsn: str) -> str:
+    """The hosts and ports that a DSN names, without user, password and database."""
+    place = dsn.partition("://")[2]
+    before, _, query = place.partition("?")
+    hosts = before.rpartition("@")[2].partition("/")[0] or "localhost"
+    named = [value for name, value in parse_qsl(query) if name == "host"]
+    if named:
+        hosts = ",".join(named)
+    return ", ".join(host if _has_port(host) else f"{host}:{PORT}" for host in hosts.split(","))
+
+
+def _has_port(host: str) -> bool:
+    """Whether a host of a DSN has a port, or needs none because it is a folder of sockets."""
+    return host.startswith("/") or re.search(r"(^|[^:]|\]):\d+$", host) is not None
+
+
+def explain(error: BaseException, dsn: str) -> str:
+    """What an error says and where, without anything that may be a part of the DSN's password."""
+    text = error.message if isinstance(error, ConfigurationError) else describe(error)
+    for secret in _secrets(dsn):
+        text = text.replace(secret, REDACTED)
+    return f"{address_of(dsn)}: {text}"
+
+
+def _secrets(dsn: str) -> list[str]:
+    """The passwords of a DSN as they are written and decoded, the longest first."""
+    place = dsn.partition("://")[2]
+    before, _, query = place.partition("?")
+    user = before.rpartition("@")[0] or place.rpartition("@")[0]
+    found = {user.partition(":")[2]}
+    found |= {value for name, value in parse_qsl(query) if "password" in name}
+    found |= {unquote(secret) for secret in found}
+    return sorted((secret for secret in found if len(secret) > 1), key=len, reverse=True)
 
 
 async def connect_pool(dsn: str) -> asyncpg.Pool:
@@ -186,7 +241,7 @@ async def reading(
         try:
             async with borrowed(pool) as connection:
                 return await work(connection)
-        except AWAY as error:
+        except (*AWAY, *SHUT_OUT) as error:
             if clock() > give_up:
                 raise unavailable(error) from error
         except asyncpg.PostgresError as error:
@@ -197,4 +252,5 @@ async def reading(
 
 def unavailable(error: object) -> Unavailable:
     """What is told of an error that did not pass."""
-    return Unavailable(f"PostgreSQL cannot be used now: {error or type(error).__name__}")
+    told = describe(error) if isinstance(error, BaseException) else error
+    return Unavailable(f"PostgreSQL cannot be used now: {told}")

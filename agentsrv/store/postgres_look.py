@@ -43,6 +43,7 @@ async def look(dsn: str) -> Look:
                 nodes = None
         finally:
             connection.terminate()
-    except (*link.AWAY, asyncpg.PostgresError, ValueError) as error:
-        raise ConfigurationError(f"cannot look into the PostgreSQL store: {error}") from error
+    except (*link.FAILED, ConfigurationError) as error:
+        reason = link.explain(error, dsn)
+        raise ConfigurationError(f"cannot look into the PostgreSQL store at {reason}") from None
     return Look(version.partition(" ")[0], nodes)

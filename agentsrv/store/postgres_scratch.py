@@ -47,8 +47,9 @@ async def scratch(dsn: str) -> AsyncIterator[Scratch]:
     name = f"agentsrv_bench_{secrets.token_hex(8)}"
     try:
         await _execute(dsn, f"CREATE SCHEMA {name}")
-    except (*link.FAILED, ValueError) as error:
-        raise ConfigurationError(f"cannot make a schema in PostgreSQL: {error}") from error
+    except (*link.FAILED, ConfigurationError) as error:
+        reason = link.explain(error, dsn)
+        raise ConfigurationError(f"cannot make a schema in PostgreSQL at {reason}") from None
     try:
         yield Scratch(_within(dsn, name))
     finally:

@@ -53,7 +53,7 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 
 from agentsrv.error_text import describe
-from agentsrv.errors import AgentsrvError, Unavailable
+from agentsrv.errors import AgentsrvError, InvalidCommand, Unavailable
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Span
@@ -93,6 +93,8 @@ class _Operation:
     writes: bool = False
     task_id: str | None = None
     """The task that it is about, if it is about one."""
+    nothing: Any = None
+    """The result of a read about a name that no task can have."""
     is_patient: bool = False
     """Whether it waits as long as the store does, because a running task depends on it."""
 
@@ -200,7 +202,7 @@ class SqliteStore:
 
     async def find(self, owner: str, prefix: str) -> Sequence[str]:
         """See ``Store.find``."""
-        return await self._submit(lambda log: log.find(owner, prefix))
+        return await self._submit(lambda log: log.find(owner, prefix), nothing=())
 
     async def find_key(self, owner: str, idempotency_key: str) -> str | None:
         """See ``Store.find_key``."""
@@ -208,7 +210,9 @@ class SqliteStore:
 
     async def read(self, task_id: str, after: int, limit: int) -> Sequence[bytes]:
         """See ``Store.read``."""
-        return await self._submit(lambda log: log.read(task_id, after, limit), task_id=task_id)
+        return await self._submit(
+            lambda log: log.read(task_id, after, limit), task_id=task_id, nothing=()
+        )
 
     async def read_each(self, spans: Sequence[Span]) -> Sequence[Sequence[bytes] | None]:
         """See ``Store.read_each``."""
@@ -227,7 +231,11 @@ class SqliteStore:
     ) -> Page:
         """See ``Store.list``."""
         before = base.parse_cursor(cursor)
-        return await self._submit(lambda log: log.list(owner, status, limit, before), is_long=True)
+        return await self._submit(
+            lambda log: log.list(owner, status, limit, before),
+            is_long=True,
+            nothing=Page([], 0, None),
+        )
 
     def append(self, append: Append) -> asyncio.Future[None]:
         """See ``Store.append``."""
@@ -284,6 +292,7 @@ class SqliteStore:
         writes: bool = False,
         task_id: str | None = None,
         is_patient: bool = False,
+        nothing: Any = None,
     ) -> asyncio.Future[T]:
         done: asyncio.Future[T] = self._loop.create_future()
         if self._broken is not None:
@@ -293,7 +302,7 @@ class SqliteStore:
             done.set_exception(Unavailable(self.trouble))
             return done
         self._waiting.append(
-            _Operation(work, done, commit, is_long, is_early, writes, task_id, is_patient)
+            _Operation(work, done, commit, is_long, is_early, writes, task_id, nothing, is_patient)
         )
         if not self._scheduled and not self._busy:
             self._scheduled = True
@@ -607,6 +616,8 @@ def _read_span(log: SqliteLog, span: Span) -> Sequence[bytes] | None:
     """A part of a log; ``None`` where it is damaged: other logs are read all the same."""
     try:
         return log.read(*span)
+    except UnicodeEncodeError:
+        return ()
     except sqlite3.Error as error:
         if fault_of(error) is not Fault.DAMAGED:
             raise
@@ -623,6 +634,10 @@ def _outcome(operation: _Operation, log: SqliteLog) -> Outcome:
     mark = len(log.redo)
     try:
         return operation, operation.work(log), None
+    except UnicodeEncodeError as error:  # half a surrogate pair: no task has that name
+        if operation.writes:
+            return operation, None, InvalidCommand(f"a text cannot be stored: {error.reason}")
+        return operation, operation.nothing, None
     except REFUSALS as refusal:
         return operation, None, refusal
     except sqlite3.Error as error:

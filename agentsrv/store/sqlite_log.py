@@ -330,6 +330,7 @@ class SqliteLog:
 
     def create(self, task: NewTask) -> Created:
         """See ``Store.create``."""
+        base.check_texts(task)
         first = self._replayed(task)
         if first is not None:
             return Created(first, replayed=True)
