@@ -144,7 +144,7 @@ class PostgresStore:
             try:
                 return await self._bring_up()
             except (*link.FAILED, ConfigurationError) as error:
-                reason = f"cannot open the PostgreSQL store at {link.explain(error, self._dsn)}"
+                reason = f"cannot open the PostgreSQL store{link.explain(error, self._dsn)}"
                 if not may_pass(error):
                     raise ConfigurationError(reason) from None
                 if self._clock() > give_up:

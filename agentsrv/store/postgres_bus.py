@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from agentsrv.error_text import redact
 from agentsrv.errors import ConfigurationError, missing_extra
 from agentsrv.store import postgres_link as link
 from agentsrv.store.bus import Bus
@@ -89,9 +90,15 @@ def open_bus(bus: Bus | str | None, dsn: str) -> Bus:
     if not isinstance(bus, str):
         return bus
     if not bus.startswith(("redis://", "rediss://", "unix://")):
-        raise ConfigurationError(f"the bus is {bus!r}; expected redis://host:port")
+        raise ConfigurationError(f"bus is {redact(bus)!r}; expected redis://host:port")
     try:
         from agentsrv.store.redis_bus import RedisBus  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise ConfigurationError(missing_extra("a bus over Redis", "redis")) from error
-    return RedisBus(bus)
+    try:
+        return RedisBus(bus)
+    except ValueError:  # its text may be a part of the password
+        raise ConfigurationError(
+            "bus is no valid URL; expected redis://:PASSWORD@HOST:PORT, with special characters "
+            "of the password percent-encoded"
+        ) from None

@@ -46,6 +46,7 @@ AWAY: Final = (
 """What may be over in a moment. The outcome of what was tried is unknown."""
 SHUT_OUT: Final = (
     asyncpg.InvalidAuthorizationSpecificationError,  # a password that was changed, pg_hba.conf
+    asyncpg.ObjectNotInPrerequisiteStateError,  # the database takes no connections
     asyncpg.InvalidCatalogNameError,  # the database is gone, perhaps while it is restored
 )
 """Errors of connecting. A server that runs waits for them to pass as well; one that starts ends."""
@@ -134,11 +135,14 @@ def _has_port(host: str) -> bool:
 
 
 def explain(error: BaseException, dsn: str) -> str:
-    """What an error says and where, without anything that may be a part of the DSN's password."""
-    text = error.message if isinstance(error, ConfigurationError) else describe(error)
+    """`` at HOST:PORT: …``: what an error says, without anything that is a part of the password."""
+    if isinstance(error, ConfigurationError):
+        where = "" if error.message == INVALID else f" at {address_of(dsn)}"
+        return f"{where}: {error.message}"
+    text = describe(error)
     for secret in _secrets(dsn):
         text = text.replace(secret, REDACTED)
-    return f"{address_of(dsn)}: {text}"
+    return f" at {address_of(dsn)}: {text}"
 
 
 def _secrets(dsn: str) -> list[str]:
@@ -166,6 +170,8 @@ async def connect_pool(dsn: str) -> asyncpg.Pool:
 def _hosts(dsn: str) -> list[str]:
     """A DSN for each host that the given one names."""
     parts = urlsplit(dsn)
+    if "@" in parts.query + parts.fragment:  # a password with ? or # in it
+        raise ValueError("an @ behind the database")
     user, at, hosts = parts.netloc.rpartition("@")
     if "," not in hosts:
         return [dsn]

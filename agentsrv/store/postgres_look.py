@@ -45,5 +45,5 @@ async def look(dsn: str) -> Look:
             connection.terminate()
     except (*link.FAILED, ConfigurationError) as error:
         reason = link.explain(error, dsn)
-        raise ConfigurationError(f"cannot look into the PostgreSQL store at {reason}") from None
+        raise ConfigurationError(f"cannot look into the PostgreSQL store{reason}") from None
     return Look(version.partition(" ")[0], nodes)

@@ -49,7 +49,7 @@ async def scratch(dsn: str) -> AsyncIterator[Scratch]:
         await _execute(dsn, f"CREATE SCHEMA {name}")
     except (*link.FAILED, ConfigurationError) as error:
         reason = link.explain(error, dsn)
-        raise ConfigurationError(f"cannot make a schema in PostgreSQL at {reason}") from None
+        raise ConfigurationError(f"cannot make a schema in PostgreSQL{reason}") from None
     try:
         yield Scratch(_within(dsn, name))
     finally:

@@ -7,6 +7,7 @@ stored in Redis, and nothing is lost with it.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Final
@@ -15,8 +16,12 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import parse_url
 from redis.exceptions import RedisError
 
+from agentsrv.error_text import describe
+
 PAUSE: Final = 0.5  # seconds until the next try to connect
 PING: Final = 10.0  # seconds between looks whether a silent connection is still one
+
+_log = logging.getLogger("agentsrv.bus")
 
 
 class RedisBus:
@@ -35,12 +40,14 @@ class RedisBus:
         self, channel: str, heard: Callable[[bytes], None], missed: Callable[[], None]
     ) -> None:
         """See ``Bus.listen``."""
+        is_away = False
         while True:
             client = Redis.from_url(self._url, health_check_interval=int(PING))
             try:
                 async with aclosing(client), client.pubsub() as subscription:
                     await subscription.subscribe(channel)
                     self._client = client
+                    is_away = False
                     missed()
                     while True:
                         message = await subscription.get_message(
@@ -48,7 +55,11 @@ class RedisBus:
                         )
                         if message is not None:
                             heard(message["data"])
-            except (RedisError, OSError):
+            except (RedisError, OSError) as error:
+                if not is_away:
+                    told = "the bus cannot be used now; nodes ask the store meanwhile: %s"
+                    _log.warning(told, describe(error))
+                is_away = True
                 await asyncio.sleep(PAUSE)
             finally:
                 self._client = None

@@ -891,3 +891,46 @@ class TestCancelledCaller:
 def test_a_cursor_is_a_number(cursor, position):
     """What a list has given is read back."""
     assert base.parse_cursor(cursor) == position
+
+
+ODD_NAMES = ["\0", "t1\0", "\0/a/1", "\ud800", "t1\udfff", "", "\U0010ffff", "x" * 5000, "'; --"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+class TestOddNames:
+    """Texts that a client or a token may send where a name is expected."""
+
+    async def test_there_is_nothing_of_that_name(self, store, name):
+        """Whatever is asked for; the task that is there is found all the same."""
+        await store.create(new_task("t1", key="k"))
+        assert await store.head(name) is None
+        assert await store.read(name, 0, 9) in ((), [])
+        assert await store.spec(name) is None
+        assert await store.state(name) is None
+        assert list(await store.find(name, "t")) == []
+        assert await store.find_key("ann", name) is None
+        assert await store.find_key(name, "k") is None
+        page = await store.list(name, None, 9, None)
+        assert (page.rows, page.total) == ([], 0)
+        spans = [base.Span(name, 0, 9), base.Span("t1", 0, 9)]
+        assert [list(log or ()) for log in await store.read_each(spans)] == [[], numbers(1, 1)]
+        if name:
+            assert list(await store.find("ann", name)) == []
+            with pytest.raises(InvalidCommand, match="cursor"):
+                await store.list("ann", None, 9, name)
+
+    async def test_a_name_that_one_store_cannot_keep_is_refused_by_each(self, store, name):
+        """With the same error; what comes after it is written."""
+        if "\0" in name or not base.is_text(name):
+            with pytest.raises(InvalidCommand, match="expected neither"):
+                await store.create(new_task("t1", owner=name))
+            if not base.is_text(name):
+                with pytest.raises(InvalidCommand, match="expected neither"):
+                    await store.create(new_task("t1", key=name))
+                with pytest.raises(InvalidCommand, match="expected neither"):
+                    await store.create(new_task("t1")._replace(user_input=name))
+        else:
+            await store.create(new_task("t2", owner=name, key=name))
+            assert await store.find_key(name, name) == "t2"
+        await store.create(new_task("t1"))
+        assert await store.head("t1") is not None
