@@ -40,7 +40,7 @@ class ResultCache:
         self._bytes = 0
 
     def get(self, key: bytes, now: float) -> Found | None:
-        """What is kept under ``key``, unless it is too old at ``now`` (seconds)."""
+        """What is kept under ``key``, unless it is too old at ``now`` (of the loop's clock)."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -51,7 +51,7 @@ class ResultCache:
         return Found(entry.output, orjson.loads(entry.result))
 
     def put(self, key: bytes, found: Found, until: float) -> None:
-        """Keep ``found`` until then (seconds); what is too large for its share is not kept."""
+        """Keep ``found`` until then, of the loop's clock; what is too large is not kept."""
         result = orjson.dumps(found.result)
         size = len(found.output.encode()) + len(result)
         if size > MAX_BYTES // MAX_SHARE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
@@ -45,6 +46,8 @@ class Dialogue:
         self.secrets: set[str] = set()
         """Texts of the secret answers that agents were given: not for logs and events."""
         self._waiters: dict[str, list[_Waiter]] = {}
+        self._expiries: dict[str, float] = {}
+        """When questions expire, by the loop's clock: the wall clock may be set in between."""
         self._news: asyncio.Event | None = None
 
     # The agents' side.
@@ -100,7 +103,10 @@ class Dialogue:
         """
         waiters = self._waiters.get(command.input_id)
         check = None if waiters is None else waiters[0][0].check
-        self._settle(received(self._journal.state, command, by, self._now(), self._vault, check))
+        expiry, now = self._expiries.get(command.input_id), self._now()
+        if expiry is not None:
+            now = math.inf if expiry <= asyncio.get_running_loop().time() else -math.inf
+        self._settle(received(self._journal.state, command, by, now, self._vault, check))
 
     def send(self, message: Any, by: str) -> int:
         """Give the running steps a message; so it is when the journal has committed.
@@ -132,6 +138,7 @@ class Dialogue:
             expires_at = None
             if question.timeout is not None:
                 expires_at = e.format_timestamp(self._now() + question.timeout)
+                self._expiries[input_id] = asyncio.get_running_loop().time() + question.timeout
             self._journal.append(
                 e.InputRequired(
                     input_id,
@@ -160,8 +167,13 @@ class Dialogue:
         waiters.append(waiter)
         timer = None
         if asked.expires_at is not None:
-            left = e.parse_timestamp(asked.expires_at) - self._now()
-            timer = loop.call_later(max(0.0, left), self._expire, asked)
+            expiry = self._expiries.get(asked.input_id)
+            if expiry is None:  # asked by an earlier process: only the wall clock was there
+                left = max(0.0, e.parse_timestamp(asked.expires_at) - self._now())
+                if question.timeout is not None:  # the clock was set back
+                    left = min(left, question.timeout)
+                expiry = self._expiries[asked.input_id] = loop.time() + left
+            timer = loop.call_at(expiry, self._expire, asked)
         try:
             await waiter[1]
         finally:

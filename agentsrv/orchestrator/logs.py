@@ -57,11 +57,17 @@ def kept_snapshot(state: TaskState) -> bytes | None:
 
 
 async def forget_old(store: Store, retention: float, now: Callable[[], float]) -> None:
-    """Purge tasks that ended more than ``retention`` seconds ago, until cancelled."""
-    pause = min(PURGE_EVERY, retention)
+    """Purge tasks that ended more than ``retention`` seconds ago, until cancelled.
+
+    A wall clock that is set forward while the server runs must not delete what is young: no more
+    time counts than has passed by the loop's clock since the start.
+    """
+    pause, loop = min(PURGE_EVERY, retention), asyncio.get_running_loop()
+    started = now() - loop.time()
     while True:
         try:
-            while await store.purge(now() - retention, PURGE_BATCH) == PURGE_BATCH:  # noqa: ASYNC110 - lets others commit
+            before = min(now(), started + loop.time()) - retention
+            while await store.purge(before, PURGE_BATCH) == PURGE_BATCH:  # noqa: ASYNC110 - lets others commit
                 await asyncio.sleep(0)
         except AgentsrvError as error:
             _log.error("old tasks are kept: %s", error)

@@ -104,8 +104,18 @@ class Phase(Enum):
 class TaskRunner:
     """Runs one task; see the head of this module for its life cycle."""
 
-    def __init__(self, lease: Lease, spec: Create, state: TaskState, around: Surroundings) -> None:
+    def __init__(
+        self,
+        lease: Lease,
+        spec: Create,
+        state: TaskState,
+        around: Surroundings,
+        queued_at: float | None = None,
+    ) -> None:
         self._around = around
+        self._queued_at = queued_at  # of the loop's clock, where the task was queued here
+        self._began = asyncio.get_running_loop().time()
+        self._before = 0.0  # seconds that earlier runs took, by the wall clock
         self._spec = spec
         self._lease = lease
         self.about = {"principal": lease.owner, "task_id": lease.task_id}
@@ -298,6 +308,7 @@ class TaskRunner:
         if state.status is TaskStatus.QUEUED:
             journal.append(e.TaskStarted(node, traceparent))
         else:
+            self._before = state.elapsed(self._around.now())
             ending = recover(journal, node, self._lease.losses, traceparent)
             if ending is not None:  # nothing of the task runs yet
                 self.phase, self._ending = Phase.STOPPING, ending
@@ -326,7 +337,11 @@ class TaskRunner:
         if deadline is None:
             return True
         failure = Failure(f"the deadline of {deadline:g} s has passed")
-        left = deadline - self.state.waited(self._around.now())
+        if self._queued_at is None:  # by an earlier process, or another node
+            waited = self.state.waited(self._around.now())
+        else:
+            waited = self._began - self._queued_at
+        left = deadline - waited
         if left <= 0:
             self._fail(failure)
             return False
@@ -401,7 +416,7 @@ class TaskRunner:
                 state.written,
                 bool(missing),
                 missing,
-                state.elapsed(self._around.now()),
+                round(self._before + asyncio.get_running_loop().time() - self._began, 3),
             )
         )
 

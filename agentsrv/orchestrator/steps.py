@@ -231,7 +231,9 @@ class StepRun:
         )
         if key is not None and self._agent.cache is not None and not self.state.questions:
             found = Found(self.state.output, result)
-            self._task.around.cache.put(key, found, self._task.around.now() + self._agent.cache)
+            self._task.around.cache.put(
+                key, found, asyncio.get_running_loop().time() + self._agent.cache
+            )
 
     def _settle(self, outcome: str, error: BaseException | None = None) -> None:
         """Take down how the attempt ended that runs, if one does."""
@@ -253,7 +255,7 @@ class StepRun:
 
     def _repeat(self, key: bytes, attempt: int) -> bool:
         """Complete the step with what its agent found for the same before, if it did."""
-        found = self._task.around.cache.get(key, self._task.around.now())
+        found = self._task.around.cache.get(key, asyncio.get_running_loop().time())
         if found is None:
             return False
         self._write(attempt, found.output)

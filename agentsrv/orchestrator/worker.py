@@ -39,7 +39,7 @@ class Worker:
         self._around = around
         self._concurrency = concurrency
         self._live: dict[str, TaskRunner] = {}
-        self._prepared: dict[str, tuple[Create, TaskState]] = {}
+        self._prepared: dict[str, tuple[Create, TaskState, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         around.store.on_ready = self._wake.set
@@ -78,7 +78,8 @@ class Worker:
 
         Of many, only the newest are kept.
         """
-        self._prepared[state.task_id] = (spec, state)
+        queued_at = asyncio.get_running_loop().time()
+        self._prepared[state.task_id] = (spec, state, queued_at)
         if len(self._prepared) > MAX_PREPARED:
             del self._prepared[next(iter(self._prepared))]
 
@@ -155,8 +156,9 @@ class Worker:
         self._tasks.discard(task)
         self._wake.set()
 
-    async def _load(self, lease: Lease) -> tuple[Create, TaskState]:
-        spec, state = self._prepared.pop(lease.task_id, None) or (None, None)
+    async def _load(self, lease: Lease) -> tuple[Create, TaskState, float | None]:
+        prepared = self._prepared.pop(lease.task_id, None)
+        spec, state, queued_at = prepared or (None, None, None)
         if spec is None or state is None or state.seq != lease.seq:
             try:
                 spec = Create.model_validate_json(lease.spec)
@@ -171,15 +173,15 @@ class Worker:
                 raise
             if state.seq < lease.seq:
                 raise damaged(lease.task_id)
-        return spec, state
+        return spec, state, queued_at
 
     async def _run(self, lease: Lease) -> None:
         try:
-            spec, state = await self._load(lease)
+            spec, state, queued_at = await self._load(lease)
             if state.status.is_terminal or self._draining.is_set():
                 await self._around.store.release(lease.task_id, lease.epoch)
                 return
-            runner = TaskRunner(lease, spec, state, self._around)
+            runner = TaskRunner(lease, spec, state, self._around, queued_at)
             self._live[lease.task_id] = runner
             logs.about.set(runner.about)
             try:
