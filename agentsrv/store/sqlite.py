@@ -58,7 +58,7 @@ from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Span
 from agentsrv.store.queue import QueueLimits
-from agentsrv.store.sqlite_faults import Fault, MovedError, fault_of, hint_for
+from agentsrv.store.sqlite_faults import Fault, MovedError, fault_of, hint_for, may_pass
 from agentsrv.store.sqlite_file import StoreInUseError, writer_of
 from agentsrv.store.sqlite_log import WAL_LIMIT, SqliteLog
 
@@ -158,7 +158,7 @@ class SqliteStore:
             except StoreInUseError:
                 raise
             except Unavailable as error:
-                if monotonic() > give_up:
+                if not may_pass(error.__cause__) or monotonic() > give_up:
                     raise
                 if not is_told:
                     _log.warning("%s; waiting up to %g s for it", error, OPEN_PATIENCE)

@@ -12,6 +12,7 @@ where they differ from their primary code.
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from enum import Enum, auto
 from typing import Final
@@ -69,6 +70,13 @@ def fault_of(error: BaseException) -> Fault:
     if primary in _DAMAGED or code in _UNREADABLE:
         return Fault.DAMAGED
     return Fault.BROKEN
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether a file that cannot be opened because of ``error`` may soon be."""
+    if isinstance(error, OSError):
+        return error.errno != errno.EIO
+    return error is not None and fault_of(error) is Fault.PASSING
 
 
 def is_damage(error: BaseException) -> bool:

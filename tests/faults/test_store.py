@@ -17,7 +17,7 @@ from agentsrv.cli.exits import Exit, code_of
 from agentsrv.client import Client
 from agentsrv.errors import AgentsrvError, Unavailable
 from agentsrv.settings import Settings
-from agentsrv.store import sqlite
+from agentsrv.store import postgres, sqlite
 from tests.faults.checker import is_intact, read_store
 from tests.faults.nodes import fetch, measured
 from tests.faults.process import ServerProcess
@@ -146,8 +146,19 @@ def test_a_start_that_waits_in_vain_is_repeated_by_systemd(tmp_path, monkeypatch
     with held(tmp_path / "agentsrv.db", "BEGIN IMMEDIATE"):
         with pytest.raises(AgentsrvError, match="locked") as refused:
             serving.serve(App(builtin=False), settings)
-        assert policy == "on-failure"
-        assert str(int(code_of(refused.value))) not in never.split()
+    assert policy == "on-failure"
+    assert str(int(code_of(refused.value))) not in never.split()
+
+
+def test_systemd_repeats_a_start_that_waits_without_limit():
+    """So many starts as would be too many do not fit into the time in which they are counted."""
+    text = UNIT.read_text()
+    interval, burst, pause = (
+        int(re.findall(rf"^{name}=(\d+)$", text, re.MULTILINE)[0])
+        for name in ("StartLimitIntervalSec", "StartLimitBurst", "RestartSec")
+    )
+    assert burst * (sqlite.OPEN_PATIENCE + pause) > interval
+    assert sqlite.OPEN_PATIENCE == postgres.OPEN_PATIENCE
 
 
 @pytest.mark.parametrize("name", ["", ".", ":memory:", "nowhere/agentsrv.db", "a.db?mode=memory"])

@@ -19,7 +19,7 @@ from agentsrv.store.postgres_bus import open_bus
 from agentsrv.store.postgres_link import address_of
 from agentsrv.store.postgres_look import look
 from agentsrv.store.postgres_scratch import scratch
-from tests.postgres import Postgres, free_port
+from tests.postgres import QUICK, Postgres, folder_of_servers, free_port
 from tests.store.tasks import STILL, DeafBus, following, leased, log_of, new_task, numbers
 
 
@@ -171,25 +171,19 @@ async def test_what_passes_is_waited_for(server, dsn, condition, caplog):
     assert "PostgreSQL can be used again" in caplog.text
 
 
-async def test_an_open_waits_for_a_server_that_starts(server, dsn, caplog):
+async def test_an_open_waits_for_a_server_that_starts(caplog):
     """The log says for what; a server that comes in time is used."""
-    port = free_port()
-    opening = asyncio.ensure_future(_open_and_close(dsn.replace(str(server.port), str(port))))
-    await until(lambda: "waiting up to" in caplog.text)
-    assert not opening.done()
-
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", server.port)
-        await asyncio.gather(_copy(reader, back), _copy(there, writer))
-
-    async with await asyncio.start_server(forward, "127.0.0.1", port):
-        await opening
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(1 << 16):
-        writer.write(data)
-    writer.close()
+    with folder_of_servers() as folder:
+        late = Postgres(folder / "data", free_port(), *QUICK)
+        await asyncio.to_thread(late.make)
+        opening = asyncio.ensure_future(_open_and_close(late.dsn()))
+        await until(lambda: "waiting up to" in caplog.text)
+        assert not opening.done()
+        try:
+            await asyncio.to_thread(late.start)
+            await opening
+        finally:
+            late.stop()
 
 
 async def _open_and_close(dsn: str) -> None:
