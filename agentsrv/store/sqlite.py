@@ -75,6 +75,8 @@ OPEN_PATIENCE: Final = (
 CHECK_EVERY: Final = 1.0  # seconds between looks at the file of a store that is idle
 LONG_LOG: Final = 4 * WAL_LIMIT  # bytes of a write-ahead log that somebody keeps from shrinking
 CLOSED: Final = Unavailable("the store is closed")
+GARBAGE: Final = (ValueError, TypeError, AttributeError, LookupError)
+"""What reading a row raises that has another form than any that was written."""
 REFUSALS: Final = (AgentsrvError, ValueError, TypeError, OverflowError, sqlite3.DataError)
 """Errors of one operation: values that SQLite cannot take are refused before they are written."""
 
@@ -323,7 +325,7 @@ class SqliteStore:
         since = monotonic()
         try:
             long = self._execute(outcomes)
-            self._file.flush()
+            outcomes = self._written(outcomes, self._file.flush)
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing is acknowledged
             self._fail(error, outcomes)
             return
@@ -336,6 +338,28 @@ class SqliteStore:
         later = [outcome for outcome in outcomes if not outcome[0].is_early]
         self._jobs.put(lambda: self._finish(later, long))
         self._settle(early)
+
+    def _written(self, outcomes: Outcomes, write: Callable[[], None]) -> Outcomes:
+        """Write what was executed; refuse those whose pages are damaged, and write the others."""
+        try:
+            write()
+        except sqlite3.Error as error:
+            if fault_of(error) is not Fault.DAMAGED:
+                raise
+        else:
+            return outcomes
+        dropped = self._file.drop_damaged()
+        write()
+        kept: Outcomes = []
+        for outcome in outcomes:
+            operation = outcome[0]
+            if operation.writes and operation.task_id in dropped:
+                if operation.commit is not None:
+                    self._file.queue.drop(operation.task_id, operation.commit.owner)
+                kept.append((operation, None, base.damaged(operation.task_id)))
+            else:
+                kept.append(outcome)
+        return kept
 
     def _execute(self, outcomes: Outcomes) -> _Operation | None:
         """Execute operations up to one that takes long, which is returned.
@@ -588,7 +612,7 @@ class SqliteStore:
             if long is not None:
                 outcomes = [*outcomes, _outcome(long, self._file)]
                 long = None
-            self._file.commit()
+            outcomes = self._written(outcomes, self._file.commit)
             self._file.check_place()
             if monotonic() - self._checked > CHECK_EVERY:
                 self._check()
@@ -618,8 +642,8 @@ def _read_span(log: SqliteLog, span: Span) -> Sequence[bytes] | None:
         return log.read(*span)
     except UnicodeEncodeError:
         return ()
-    except sqlite3.Error as error:
-        if fault_of(error) is not Fault.DAMAGED:
+    except (sqlite3.Error, *GARBAGE) as error:
+        if isinstance(error, sqlite3.Error) and fault_of(error) is not Fault.DAMAGED:
             raise
         log.note_damage(span.task_id, error)
         return None
@@ -638,8 +662,12 @@ def _outcome(operation: _Operation, log: SqliteLog) -> Outcome:
         if operation.writes:
             return operation, None, InvalidCommand(f"a text cannot be stored: {error.reason}")
         return operation, operation.nothing, None
-    except REFUSALS as refusal:
-        return operation, None, refusal
+    except (*REFUSALS, *GARBAGE) as refusal:
+        if isinstance(refusal, AgentsrvError) or operation.writes or operation.task_id is None:
+            return operation, None, refusal
+        # A row of another form than any that was written.
+        log.note_damage(operation.task_id, refusal)
+        return operation, None, base.damaged(operation.task_id)
     except sqlite3.Error as error:
         if operation.writes:
             log.undo(mark)

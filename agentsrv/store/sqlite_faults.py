@@ -31,6 +31,7 @@ HINTS: Final = {
 }
 """Errors that pass, and what to do where they do not."""
 
+NO_TEXT: Final = "Could not decode to UTF-8"
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _UNREADABLE: Final = (
     sqlite3.SQLITE_IOERR_READ,
@@ -62,6 +63,8 @@ def fault_of(error: BaseException) -> Fault:
     if isinstance(error, MovedError):
         return Fault.PASSING
     code = getattr(error, "sqlite_errorcode", None)
+    if isinstance(error, sqlite3.OperationalError) and str(error).startswith(NO_TEXT):
+        return Fault.DAMAGED  # Python's own error, without a code
     if not isinstance(error, sqlite3.Error) or code is None:
         return Fault.BROKEN
     primary = code & 0xFF

@@ -251,6 +251,40 @@ class SqliteLog:
             else:
                 self._db.executemany(INSERT, rows)
 
+    def drop_damaged(self) -> set[str]:
+        """Take out of the transaction what a damaged page keeps from being written.
+
+        An event goes to the page on which its neighbours are. Each is tried by itself; a task
+        with one that fails loses all that it has in the transaction, and can be used no more.
+
+        Returns:
+            The ids of these tasks.
+
+        Raises:
+            sqlite3.Error: Something else fails.
+        """
+        self._roll_back()
+        inserts = [values for sql, values in self.redo if sql == INSERT]
+        self.redo = [entry for entry in self.redo if entry[0] != INSERT]
+        rows = [row for values in inserts for row in values]
+        self._begin()
+        damaged: dict[int, sqlite3.Error] = {}
+        for row in rows:
+            try:
+                self._db.execute(INSERT, row)
+            except sqlite3.Error as error:
+                if fault_of(error) is not Fault.DAMAGED:
+                    raise
+                damaged[row[0] >> SEQ_BITS] = error
+        names = {number: self._id_of(number) for number in damaged}  # before they are rolled back
+        self._roll_back()
+        dropped = set(names.values())
+        self.redo = [entry for entry in self.redo if dropped.isdisjoint(map(str, entry[1]))]
+        self.redo.append((INSERT, [row for row in rows if row[0] >> SEQ_BITS not in damaged]))
+        for number, reason in damaged.items():
+            self.note_damage(names[number], reason)
+        return dropped
+
     def commit(self) -> None:
         """Make everything since the last commit durable; this waits for the disk.
 

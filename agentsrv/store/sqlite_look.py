@@ -105,7 +105,7 @@ def _is_whole(db: sqlite3.Connection, row: int) -> bool:
                 number += 1
                 if orjson.loads(line)["seq"] != number:
                     return False
-    except (sqlite3.Error, ValueError, TypeError, LookupError):
+    except (sqlite3.Error, ValueError, TypeError, AttributeError, LookupError):
         return False
     return bool(number == seq)
 

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import sqlite3
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +14,12 @@ import pytest
 
 from agentsrv.cli import doctor
 from agentsrv.cli.doctor import Level, examine
+from agentsrv.store.sqlite import SqliteStore
 from agentsrv.store.sqlite_schema import APPLICATION
 from tests.agents.fake_model import fake_model
 from tests.server.talk import serving, talking
+from tests.store.conditions import held
+from tests.store.tasks import new_task
 
 
 @pytest.fixture(autouse=True)
@@ -218,3 +222,70 @@ def test_the_command_tells_by_its_exit_status(agentsrv, monkeypatch):
     ill = agentsrv("doctor", "--store=sqlite:///no/where.db")
     assert ill.code == 1
     assert "FAIL  store: no folder no\n      mkdir -p no\n" in ill.out
+
+
+async def make_store(path: Path) -> None:
+    """A store with a task."""
+    store = SqliteStore(path)
+    await store.open()
+    await store.create(new_task(events=[b'{"seq":1}']))
+    await store.close()
+
+
+async def test_a_program_that_writes_to_the_store_is_named(folder):
+    """It is what a server would wait for."""
+    await make_store(folder / "t.db")
+    with held(folder / "t.db", "BEGIN IMMEDIATE") as pid:
+        level, text = await found("lock", store=f"sqlite:///{folder}/t.db")
+    assert (level, f"process {pid} is writing" in text) == (Level.WARN, True)
+
+
+async def test_hard_links_are_told(folder):
+    """Each name would have a write-ahead log of its own."""
+    await make_store(folder / "t.db")
+    (folder / "other.db").hardlink_to(folder / "t.db")
+    level, text = await found("links", store="sqlite:///t.db")
+    assert (level, "has 2 names" in text) == (Level.WARN, True)
+
+
+async def test_a_long_write_ahead_log_is_told(folder, monkeypatch):
+    """Somebody keeps it from being shortened."""
+    await make_store(folder / "t.db")
+    monkeypatch.setattr(doctor, "LONG_LOG", -1)
+    with held(folder / "t.db", "SELECT count(*) FROM task"):
+        level, text = await found("write-ahead log", store="sqlite:///t.db")
+    assert (level, "lsof" in text) == (Level.WARN, True)
+
+
+async def test_a_damaged_task_is_named(folder):
+    """With what to do; the store is told as usual besides."""
+    await make_store(folder / "t.db")
+    content = (folder / "t.db").read_bytes()
+    (folder / "t.db").write_bytes(content.replace(b'{"seq":1}', b'{"seq":7}'))
+    level, text = await found("damage", store="sqlite:///t.db")
+    assert (level, "t1" in text, "agentsrv backup" in text) == (Level.FAIL, True, True)
+    assert (await found("store", store="sqlite:///t.db"))[0] is Level.OK
+
+
+@pytest.mark.parametrize(
+    ("store", "told"),
+    [
+        ("sqlite:///:memory:", "memory:"),
+        ("sqlite:///.", "is a folder"),
+        ("sqlite:///a/..", "is a folder"),
+        ("sqlite:///", "expected sqlite:///FILE"),
+        ("sqlite:///a.db?timeout=5", "there are no parameters"),
+        ("sqlite:///file:a.db", "expected a file's name"),
+        ("sqlite:////dev/null", "no regular file"),
+        ("mysql://me:secret@host/db", "mysql://me:***@host/db"),
+        ("postgres+asyncpg://me:secret@host/db", "me:***@host"),
+    ],
+)
+async def test_names_that_are_no_store_are_told(folder, store, told):
+    """In one sentence, without a password; nothing is made."""
+    findings = [finding async for finding in examine({"store": store})]
+    texts = [f.what for f in findings if f.level is Level.FAIL]
+    assert len(texts) == 1
+    assert told in texts[0]
+    assert "secret" not in texts[0]
+    assert list(folder.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -15,13 +16,15 @@ from agentsrv import App
 from agentsrv.cli import serving
 from agentsrv.cli.exits import Exit, code_of
 from agentsrv.client import Client
-from agentsrv.errors import AgentsrvError, Unavailable
+from agentsrv.errors import AgentsrvError, InvalidState, Unavailable
 from agentsrv.settings import Settings
 from agentsrv.store import postgres, sqlite
+from agentsrv.store.sqlite_look import find_damage
 from tests.faults.checker import is_intact, read_store
 from tests.faults.nodes import fetch, measured
 from tests.faults.process import ServerProcess
 from tests.store.conditions import LASTING, LOCKED, MOVED, held
+from tests.store.test_sqlite_damage import PAGE, places
 
 pytestmark = pytest.mark.faults
 APP = "tests.faults.signal_app:app"
@@ -143,9 +146,11 @@ def test_a_start_that_waits_in_vain_is_repeated_by_systemd(tmp_path, monkeypatch
     (never,) = re.findall(r"^RestartPreventExitStatus=(.*)$", UNIT.read_text(), re.MULTILINE)
     (policy,) = re.findall(r"^Restart=(.*)$", UNIT.read_text(), re.MULTILINE)
     asyncio.run(make_store(tmp_path / "agentsrv.db"))
-    with held(tmp_path / "agentsrv.db", "BEGIN IMMEDIATE"):
-        with pytest.raises(AgentsrvError, match="locked") as refused:
-            serving.serve(App(builtin=False), settings)
+    with (
+        held(tmp_path / "agentsrv.db", "BEGIN IMMEDIATE"),
+        pytest.raises(AgentsrvError, match="locked") as refused,
+    ):
+        serving.serve(App(builtin=False), settings)
     assert policy == "on-failure"
     assert str(int(code_of(refused.value))) not in never.split()
 
@@ -169,3 +174,62 @@ def test_what_cannot_pass_is_not_repeated_by_systemd(tmp_path, monkeypatch, name
         serving.serve(App(builtin=False), Settings(port=0, store=f"sqlite:///{name}"))
     assert code_of(refused.value) == Exit.USAGE
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("way", ["zeros", "garbage in the events"])
+async def test_a_damaged_page_of_a_running_server(tmp_path, way):
+    """Its task is answered `unavailable` and runs no more; others do, in each life of the server."""
+    server = ServerProcess(tmp_path, APP)
+    path = tmp_path / "agentsrv.db"
+    server.start()
+    async with Client(server.url) as client:
+        tasks = [
+            (await client.create(f"{number:04} " * 700, execute=True))["task_id"]
+            for number in range(1, 11)
+        ]
+    server.kill()  # with all of them under way
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        rows = dict(db.execute("SELECT task_id, id FROM task"))
+    db.close()
+    content = path.read_bytes()
+    starts = range(0, len(content), PAGE)
+    odd, at = next(
+        (task, at)
+        for task in tasks
+        for at in starts
+        if content[at] == 0x0D and places(content[at : at + PAGE]) == {rows[task]}
+    )
+    with path.open("r+b") as file:
+        if way == "zeros":
+            file.seek(at)
+            file.write(bytes(PAGE))
+        else:
+            file.seek(at + 1000)
+            file.write(b"\0" * 1000)
+    for _ in range(2):
+        server.start()
+        async with Client(server.url) as client:
+            with pytest.raises(Unavailable, match=odd):
+                await client.status(odd)
+            assert (await client.list())["total"] >= len(tasks)
+            refused = 0
+            for task in tasks:
+                try:
+                    await client.send(task, "over")
+                except Unavailable:  # also a neighbour's, whose next event belongs on the page
+                    refused += 1
+                except InvalidState:  # it has ended in the life before
+                    continue
+            assert 1 <= refused <= 2
+            other = (await client.create("z", execute=True))["task_id"]
+            await client.send(other, "over")
+            async with aclosing(client.events(other)) as events:
+                async for _record in events:
+                    pass
+        server.kill()
+    log = server.log.read_text()
+    assert odd in log
+    assert "agentsrv doctor" in log
+    assert "never retrieved" not in log
+    assert odd in find_damage(path).tasks

@@ -108,6 +108,8 @@ WAYS: dict[str, Spoil] = {
     "ones": lambda page: b"\xff" * len(page),
     "another kind of page": lambda page: b"\x05" + page[1:],
     "cells beyond the page": lambda page: page[:8] + b"\xff" * 64 + page[72:],
+    "zeros in the rows": lambda page: page[:1000] + bytes(2000) + page[3000:],
+    "letters in the rows": lambda page: page[:1000] + b"\xfe" * 3000 + page[4000:],
     "too many cells": lambda page: page[:3] + b"\xff\xff" + page[5:],
 }
 
