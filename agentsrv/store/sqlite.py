@@ -423,10 +423,12 @@ class SqliteStore:
         if fault_of(error) is not Fault.PASSING:
             self._break(error, outcomes)
             return
-        # Reads that were executed in the same turn wait for nothing.
+        self._file.roll_back()
         self._wait = _Wait(error, monotonic())
         self._wait.held = [outcome for outcome in outcomes if outcome[0].writes]
-        self._settle([outcome for outcome in outcomes if not outcome[0].writes])
+        # Reads of the same turn may have seen what is not committed: they are executed again.
+        reads = [operation for operation, _, _ in outcomes if not operation.writes]
+        self._waiting = [*reads, *self._waiting]
         self._announce_when_due()
         self._schedule_retry(self._wait)
         self._schedule_reads()

@@ -226,7 +226,7 @@ class SqliteLog:
         """Where only the write-ahead log was deleted: move it into the database; begin another."""
         if not self._file.lacks_log_only:
             return
-        self._roll_back()
+        self.roll_back()
         blocked, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if not blocked:
             self._db.close()
@@ -263,7 +263,7 @@ class SqliteLog:
         Raises:
             sqlite3.Error: Something else fails.
         """
-        self._roll_back()
+        self.roll_back()
         inserts = [values for sql, values in self.redo if sql == INSERT]
         self.redo = [entry for entry in self.redo if entry[0] != INSERT]
         rows = [row for values in inserts for row in values]
@@ -277,7 +277,7 @@ class SqliteLog:
                     raise
                 damaged[row[0] >> SEQ_BITS] = error
         names = {number: self._id_of(number) for number in damaged}  # before they are rolled back
-        self._roll_back()
+        self.roll_back()
         dropped = set(names.values())
         self.redo = [entry for entry in self.redo if dropped.isdisjoint(map(str, entry[1]))]
         self.redo.append((INSERT, [row for row in rows if row[0] >> SEQ_BITS not in damaged]))
@@ -298,7 +298,7 @@ class SqliteLog:
             try:
                 self._db.execute("COMMIT")
             except sqlite3.Error:
-                self._roll_back()
+                self.roll_back()
                 raise
             self.redo.clear()
         self.queue.settle()  # nobody works on what may not have been
@@ -333,10 +333,10 @@ class SqliteLog:
                 else:
                     self._db.execute(sql, values)
         except sqlite3.Error:
-            self._roll_back()
+            self.roll_back()
             raise
 
-    def _roll_back(self) -> None:
+    def roll_back(self) -> None:
         """Let no half of the transaction stay open; SQLite may have rolled back by itself."""
         if self._db.in_transaction:
             with suppress(sqlite3.Error):
@@ -360,7 +360,7 @@ class SqliteLog:
     def undo(self, mark: int) -> None:
         """Take back the statements after ``mark``, and what one that failed may have left."""
         del self.redo[mark:]
-        self._roll_back()
+        self.roll_back()
 
     def create(self, task: NewTask) -> Created:
         """See ``Store.create``."""

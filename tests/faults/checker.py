@@ -80,6 +80,8 @@ def is_intact(path: Path) -> bool:
             f"SELECT count(*) FROM event WHERE place >> {SEQ_BITS} NOT IN (SELECT id FROM task)"  # noqa: S608
         )
         return verdict == [("ok",)] and orphans.fetchone() == (0,)
+    except sqlite3.DatabaseError:  # so damaged that it cannot be examined
+        return False
     finally:
         db.close()
 
