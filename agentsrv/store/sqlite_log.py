@@ -434,6 +434,10 @@ class SqliteLog:
             if len(found) >= limit:
                 break
         rows.close()
+        if len(found) < limit:
+            seq = self._db.execute("SELECT seq FROM task WHERE task_id = ?", (task_id,)).fetchone()
+            if seq is not None and seq[0] > after + len(found):
+                raise HoleError(f"event {after + len(found) + 1} is missing")
         return found[:limit]
 
     def spec(self, task_id: str) -> bytes | None:
