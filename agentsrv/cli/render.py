@@ -66,6 +66,8 @@ def _task(event: e.Event) -> str:
         case e.PlanCreated():
             why = f" (by {event.planned_by}: {event.reason})" if event.reason else ""
             return f"plan: {', '.join(map(_planned, event.steps))}{why}"
+        case e.StepLost():
+            return f"the server crashed while the plan was made{_lost(event)}"
         case e.MessageReceived():
             return f"message from {event.by}: {_value(event.message)}"
         case e.TaskCancelling():
@@ -101,6 +103,8 @@ def describe_step(event: e.Event) -> str:
                 f"attempt {event.attempt} failed, the next one follows in {event.retry_in:g} s: "
                 f"{event.error_message}"
             )
+        case e.StepLost():
+            return f"the server crashed during attempt {event.attempt}{_lost(event)}"
         case e.StepCompleted():
             return f"completed in {event.duration:.2f} s"
         case e.StepFailed():
@@ -136,6 +140,11 @@ def _planned(step: object) -> str:
     assert isinstance(step, dict)
     after = f" after {', '.join(step['depends_on'])}" if step["depends_on"] else ""
     return f"{step['step_id']} {step['agent']}{after}"
+
+
+def _lost(event: e.StepLost) -> str:
+    suspected = "; it may be the cause" if event.suspected else ""
+    return f" ({event.losses} times without progress{suspected})"
 
 
 def _because(reason: str | None) -> str:

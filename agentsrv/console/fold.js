@@ -89,6 +89,9 @@ export class TaskLog {
           : `${name} failed, attempt ${data.next_attempt} in ${data.retry_in} s: ${data.error_message}`, "warn");
         this.onText(step, null);
         break;
+      case "step_lost":
+        add(`${step ? name : "Planning"} was interrupted by a crash of the server${data.suspected ? " and may be its cause" : ""}`, "warn");
+        break;
       case "step_completed":
         close("completed");
         Object.assign(step, { result: data.result, duration: data.duration, cached: data.cached });

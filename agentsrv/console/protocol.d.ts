@@ -496,6 +496,29 @@ export interface StepFailedEvent {
   data: StepFailed;
 }
 
+/** The server's process crashed while code of the attempt ran.
+
+``losses`` counts such crashes since the step last made progress; ``suspected`` says that it
+is now held for a possible cause, and run apart from others of which that is said, too.
+``step_id`` is ``None`` where the plan was made. */
+export interface StepLost {
+  step_id: string | null;
+  attempt: number;
+  losses: number;
+  suspected: boolean;
+}
+
+/** The server's process crashed while code of the attempt ran. `losses` counts such crashes since the step last made progress; `suspected` says that it is now held for a possible cause, and run apart from others of which that is said, too. `step_id` is `None` where the plan was made. */
+export interface StepLostEvent {
+  type: "event";
+  event_type: "step_lost";
+  task_id: string;
+  /** Counts a task's events, no holes. */
+  seq: number;
+  timestamp: string;
+  data: StepLost;
+}
+
 /** The agent reports how far it is.
 
 Whatever is given becomes valid: what is no finite number is ``None``, ``done`` is from 0 to
@@ -857,6 +880,7 @@ export type Event =
   | StepProgressEvent
   | PartialOutputEvent
   | StepRetryingEvent
+  | StepLostEvent
   | StepCompletedEvent
   | StepFailedEvent
   | StepSkippedEvent

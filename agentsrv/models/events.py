@@ -165,6 +165,22 @@ class StepRetrying(Event):
 
 
 @dataclass
+class StepLost(Event):
+    """The server's process crashed while code of the attempt ran.
+
+    ``losses`` counts such crashes since the step last made progress; ``suspected`` says that it
+    is now held for a possible cause, and run apart from others of which that is said, too.
+    ``step_id`` is ``None`` where the plan was made.
+    """
+
+    event_type = "step_lost"
+    step_id: str | None
+    attempt: int
+    losses: int
+    suspected: bool
+
+
+@dataclass
 class StepCompleted(Event):
     """The step's result is journaled; the step never runs again. ``duration`` in seconds."""
 

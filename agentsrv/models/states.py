@@ -41,7 +41,13 @@ class StepStatus(StrEnum):
 
 
 _STEP_ENDS: Final = (e.StepCompleted, e.StepFailed, e.StepSkipped, e.StepCancelled)
-_STEP_WORK: Final = (e.StepStarted, e.StepProgress, e.PartialOutput, e.StepRetrying)
+_STEP_WORK: Final = (
+    e.StepStarted,
+    e.StepProgress,
+    e.PartialOutput,
+    e.StepRetrying,
+    e.StepLost,
+)
 
 
 def _stay(status: TaskStatus) -> dict[type[e.Event], TaskStatus]:
@@ -90,6 +96,7 @@ TRANSITIONS: Final[dict[TaskStatus, dict[type[e.Event], TaskStatus]]] = {
 STEP_TRANSITIONS: Final[dict[StepStatus, dict[type[e.Event], StepStatus]]] = {
     StepStatus.PENDING: {
         e.StepStarted: StepStatus.RUNNING,
+        e.StepLost: StepStatus.RUNNING,  # the crash fell between its start and the commit
         e.StepSkipped: StepStatus.SKIPPED,
     },
     StepStatus.RUNNING: {
@@ -97,6 +104,7 @@ STEP_TRANSITIONS: Final[dict[StepStatus, dict[type[e.Event], StepStatus]]] = {
         e.PartialOutput: StepStatus.RUNNING,
         e.InputRequired: StepStatus.INPUT_REQUIRED,
         e.StepRetrying: StepStatus.RETRYING,
+        e.StepLost: StepStatus.RUNNING,
         e.StepCompleted: StepStatus.COMPLETED,
         e.StepFailed: StepStatus.FAILED,
         e.StepCancelled: StepStatus.CANCELLED,
@@ -107,12 +115,14 @@ STEP_TRANSITIONS: Final[dict[StepStatus, dict[type[e.Event], StepStatus]]] = {
         e.InputRequired: StepStatus.INPUT_REQUIRED,
         e.InputReceived: StepStatus.RUNNING,
         e.StepRetrying: StepStatus.RETRYING,
+        e.StepLost: StepStatus.INPUT_REQUIRED,
         e.StepCompleted: StepStatus.COMPLETED,
         e.StepFailed: StepStatus.FAILED,
         e.StepCancelled: StepStatus.CANCELLED,
     },
     StepStatus.RETRYING: {
         e.StepStarted: StepStatus.RUNNING,
+        e.StepLost: StepStatus.RUNNING,
         e.InputReceived: StepStatus.RETRYING,
         e.StepFailed: StepStatus.FAILED,
         e.StepCancelled: StepStatus.CANCELLED,

@@ -41,12 +41,24 @@ class StepState:
     attempt: int = 0
     failures: int = 0
     """Attempts that failed by an error or a timeout; one lost in a crash does not count."""
+    losses: int = 0
+    """Crashes of the server while code of the step ran, since it last made progress."""
+    progressed: bool = False
+    """Whether the current attempt has made progress: text beyond that of all attempts before it,
+    or an answer."""
+    furthest: int = 0
+    """The most characters that an earlier attempt wrote."""
     result: Any = None
     error_message: str | None = None
     degraded: bool = False
     pieces: list[str] = field(default_factory=list)
     questions: dict[str, Question] = field(default_factory=dict)
     """By input id; each is asked once, however many attempts come to it."""
+
+    def progress(self) -> None:
+        """Take down that the attempt got further than those before it."""
+        self.progressed = True
+        self.losses = 0
 
     @property
     def open_questions(self) -> list[e.InputRequired]:
@@ -116,6 +128,8 @@ class TaskState:
     """What the client has sent, in its order."""
     messages_size: int = 0
     """Bytes that they have as JSON."""
+    losses: int = 0
+    """Crashes of the server while the plan was made."""
     cancelling: e.TaskCancelling | None = None
     traceparent: str | None = None
     """Whose work the task is part of, as its client said."""
@@ -216,8 +230,7 @@ class TaskState:
         """
         kind = type(event)
         following = TRANSITIONS[self.status].get(kind) or refuse(self.status, event)
-        if kind in STEP_EVENTS:
-            step_id: str = event.step_id  # type: ignore[attr-defined]
+        if kind in STEP_EVENTS and (step_id := event.step_id) is not None:  # type: ignore[attr-defined]
             step = self.steps.get(step_id)
             if step is None:
                 known = ", ".join(self.steps) or "none: there is no plan yet"
@@ -240,15 +253,24 @@ class TaskState:
 
 def _step_started(step: StepState, event: e.StepStarted) -> None:
     step.attempt = event.attempt
+    step.progressed = False
     if step.questions:
         _wait_for_answers(step)
 
 
 def _step_wrote(step: StepState, event: e.PartialOutput) -> None:
     step.pieces.append(event.output)
+    if not step.progressed and event.offset + len(event.output) > step.furthest:
+        step.progress()
+
+
+def _step_lost(step: StepState, event: e.StepLost) -> None:
+    step.attempt = event.attempt
+    step.losses = event.losses
 
 
 def _step_retrying(step: StepState, event: e.StepRetrying) -> None:
+    step.furthest = max(step.furthest, len(step.output))
     step.pieces = []
     step.failures = event.retry_count
     step.error_message = event.error_message
@@ -277,6 +299,7 @@ def _step_answered(step: StepState, event: e.InputReceived) -> None:
     question = step.questions.get(event.input_id)
     if question is not None and question.answer is None:
         question.answer = event
+        step.progress()
     _wait_for_answers(step)
 
 
@@ -310,9 +333,15 @@ def _recovered(state: TaskState, event: e.TaskRecovered, _: str) -> None:
 
 
 def _planned(state: TaskState, event: e.PlanCreated, _: str) -> None:
-    if state.plan is None:  # else whoever made the plan has put it here already
+    state.losses = 0
+    if state.plan is None:  # else the runner has put it here already
         state.plan = ExecutionPlan.model_validate({"steps": event.steps})
     state.steps = {step.step_id: StepState(step) for step in state.plan.steps}
+
+
+def _lost(state: TaskState, event: e.StepLost, _: str) -> None:
+    if event.step_id is None:
+        state.losses = event.losses
 
 
 def _look_at_questions(state: TaskState, _: e.Event, __: str) -> None:
@@ -349,6 +378,7 @@ def _failed(state: TaskState, event: e.TaskFailed, _: str) -> None:
 _STEP_FOLDS: Final[dict[type[e.Event], Callable[[StepState, Any], None]]] = {
     e.StepStarted: _step_started,
     e.PartialOutput: _step_wrote,
+    e.StepLost: _step_lost,
     e.StepRetrying: _step_retrying,
     e.StepCompleted: _step_completed,
     e.StepFailed: _step_failed,
@@ -362,6 +392,7 @@ _FOLDS: Final[dict[type[e.Event], Callable[[TaskState, Any, str], None]]] = {
     e.TaskStarted: _started,
     e.TaskRecovered: _recovered,
     e.PlanCreated: _planned,
+    e.StepLost: _lost,
     e.InputReceived: _look_at_questions,
     e.MessageReceived: _messaged,
     e.StepCompleted: _step_ended,

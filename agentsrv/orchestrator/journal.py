@@ -108,7 +108,10 @@ class Journal:
         state, piece = self.state, self._open.get(step_id)
         if piece is not None:
             piece.pieces.append(text)
-            state.steps[step_id].pieces.append(text)
+            step = state.steps[step_id]
+            step.pieces.append(text)
+            if not step.progressed and offset + len(text) > step.furthest:  # as the fold has it
+                step.progress()
         else:
             event = PartialOutput(step_id, attempt, offset, text)
             timestamp = format_timestamp(self._now())

@@ -1,30 +1,88 @@
-"""Going on behind what was done before: after a crash, or in place of another task."""
+"""Continuing a task from its log: after a crash or a release, or in place of another task."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
 
 from agentsrv.models import events as e
-from agentsrv.models.states import StepStatus
-from agentsrv.models.task import TaskState
+from agentsrv.models.states import STEP_TRANSITIONS, StepStatus, TaskStatus
+from agentsrv.models.task import StepState, TaskState
 from agentsrv.orchestrator.endings import CancelRequest, Ending, Failure
 from agentsrv.orchestrator.journal import Journal
+from agentsrv.orchestrator.suspects import FAILS_AT, SUSPECT_AT, Interrupted
+from agentsrv.store.base import Lease
 
-MAX_LOSSES: Final = 5  # times a task may lose its worker to a crash: it may be what crashes it
+
+def interrupted(state: TaskState, lease: Lease) -> list[Interrupted]:
+    """The attempts of a task whose code ran when its last worker's process crashed.
+
+    An attempt of a step that the log does not have is charged to the making of the plan: the plan
+    is not in the log either.
+    """
+    if lease.interrupted is None:
+        steps = [step for step in state.steps.values() if step.status is StepStatus.RUNNING]
+        found = [(step.step.step_id, step.attempt) for step in steps]
+        if state.plan is None and state.status is not TaskStatus.QUEUED:
+            found = [("", 1)]
+    else:
+        found = list(lease.interrupted)
+    attempts: dict[str | None, Interrupted] = {}
+    for step_id, attempt in found:
+        step = state.steps.get(step_id)
+        if step is None:
+            attempts[None] = Interrupted(None, attempt, state.losses, progressed=False)
+        elif STEP_TRANSITIONS[step.status]:
+            progressed = step.progressed and step.attempt == attempt
+            attempts[step_id] = Interrupted(step_id, attempt, step.losses, progressed)
+    return list(attempts.values())
 
 
-def recover(journal: Journal, node: str, losses: int, traceparent: str | None) -> Ending | None:
-    """Write what a crash left unsaid; return how the task ends, or ``None`` where it goes on.
+def charge(
+    journal: Journal, attempts: Sequence[Interrupted], *, had_company: bool
+) -> Failure | None:
+    """Log a loss for each attempt that a crash interrupted.
+
+    Returns:
+        How the task ends, where a step has lost too often.
+    """
+    failure = None
+    for attempt in attempts:
+        is_excused = attempt.is_suspect and had_company
+        losses = attempt.losses + (not is_excused)
+        suspected = losses >= SUSPECT_AT
+        journal.append(e.StepLost(attempt.step_id, attempt.attempt, losses, suspected))
+        if losses >= FAILS_AT and failure is None:
+            what = "planner" if attempt.step_id is None else f"step {attempt.step_id}"
+            failure = Failure(
+                f"the {what} was running at {losses} crashes of the server without making "
+                "progress, at the last ones as the only possible cause; it probably ends the "
+                'server\'s process: fix its agent, or register it with isolation="process"',
+                attempt.step_id,
+            )
+    return failure
+
+
+def recover(
+    journal: Journal,
+    node: str,
+    attempts: Sequence[Interrupted],
+    traceparent: str | None,
+    *,
+    had_company: bool,
+) -> Ending | None:
+    """Log what a crash or a release left open; return how the task ends, or ``None``.
 
     Args:
-        journal: The task's, behind what was logged before.
-        node: Who goes on.
-        losses: How often the task has lost its worker.
+        journal: The task's, at the end of what was logged before.
+        node: The node that continues the task.
+        attempts: Those whose code ran at a crash.
         traceparent: The span of the run that begins, where there is one.
+        had_company: Whether suspects ran beside attempts that may be the cause.
     """
     steps = journal.state.steps
     done = [step_id for step_id, step in steps.items() if step.status is StepStatus.COMPLETED]
     journal.append(e.TaskRecovered(node, done, traceparent))
+    failure = charge(journal, attempts, had_company=had_company)
     active = [
         step
         for step in steps.values()
@@ -33,21 +91,9 @@ def recover(journal: Journal, node: str, losses: int, traceparent: str | None) -
     cancelling = journal.state.cancelling
     if cancelling is not None:
         return CancelRequest(cancelling.reason, cancelling.by, cancelling.grace)
-    if losses > MAX_LOSSES:
-        suspect = active[0].step.step_id if active else None
-        return Failure(f"the task lost its worker {losses} times", suspect)
-    for step in active:
-        journal.append(
-            e.StepRetrying(
-                step.step.step_id,
-                step.attempt,
-                step.attempt + 1,
-                0.0,
-                f"the server stopped during attempt {step.attempt}",
-                step.failures,
-                "recovered",
-            )
-        )
+    if failure is not None:
+        return failure
+    restart(journal, active)
     ended = [
         step
         for step in steps.values()
@@ -59,6 +105,22 @@ def recover(journal: Journal, node: str, losses: int, traceparent: str | None) -
     first = min(ended, key=lambda step: step.status is not StepStatus.FAILED)
     message = first.error_message or "the task was being stopped"
     return Failure(message, first.step.step_id, first.failures)
+
+
+def restart(journal: Journal, steps: Sequence[StepState]) -> None:
+    """Log that steps which were interrupted will have another attempt."""
+    for step in steps:
+        journal.append(
+            e.StepRetrying(
+                step.step.step_id,
+                step.attempt,
+                step.attempt + 1,
+                0.0,
+                f"the server stopped during attempt {step.attempt}",
+                step.failures,
+                "recovered",
+            )
+        )
 
 
 def adopt(journal: Journal, earlier: TaskState) -> None:

@@ -63,7 +63,7 @@ from agentsrv.errors import AgentsrvError, Fenced, Unavailable
 from agentsrv.models import events as e
 from agentsrv.models.commands import Create
 from agentsrv.models.plan import Frontier, Step
-from agentsrv.models.states import TaskStatus
+from agentsrv.models.states import StepStatus, TaskStatus
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.dialogue import Dialogue
 from agentsrv.orchestrator.endings import (
@@ -75,12 +75,14 @@ from agentsrv.orchestrator.endings import (
     Failure,
     write_end,
 )
+from agentsrv.orchestrator.guard import take_back
 from agentsrv.orchestrator.journal import Journal
 from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.planning import PlanningFailed, make_plan
-from agentsrv.orchestrator.recovery import adopt, recover
+from agentsrv.orchestrator.recovery import adopt, charge, interrupted, recover, restart
 from agentsrv.orchestrator.steps import Outcome, StepRun, TaskInfo
 from agentsrv.orchestrator.surroundings import Surroundings
+from agentsrv.orchestrator.suspects import SUSPECT_AT, Interrupted
 from agentsrv.store.base import Lease
 
 if TYPE_CHECKING:
@@ -110,6 +112,9 @@ class TaskRunner:
         spec: Create,
         state: TaskState,
         around: Surroundings,
+        attempts: Sequence[Interrupted] = (),
+        *,
+        had_company: bool = False,
         queued_at: float | None = None,
     ) -> None:
         self._around = around
@@ -139,6 +144,8 @@ class TaskRunner:
             around,
             self.dialogue,
         )
+        self._attempts = attempts  # that a crash of the last worker's process interrupted
+        self._had_company = had_company
         self.phase = Phase.RUNNING
         self._ending: Ending | None = None  # how the task ends, once it is stopping
         self._branches: dict[asyncio.Task[None], StepRun | None] = {}
@@ -146,6 +153,7 @@ class TaskRunner:
         self._tasks: set[asyncio.Task[None]] = set()  # all that ``run`` has to wait for
         self._frontier: Frontier
         self._left = 0  # steps that have not settled
+        self._mark = -1  # in the store's marks, while a planner's code runs
         self._deadline: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None  # while the branches are being stopped
         self._span: TaskSpan | None = None  # of this run, where the server is traced
@@ -168,17 +176,17 @@ class TaskRunner:
                 await self._branch(self._begin)
             finally:
                 self._branch_ended(own)
-            while True:
-                while own.cancelling():  # by ``stop``, or by an agent
-                    own.uncancel()
-                try:
+            is_over = False
+            while not is_over or own.cancelling():
+                if own.cancelling():  # by ``stop``, or by an agent: not what follows is meant
+                    await take_back(own)
+                is_over = False
+                with suppress(asyncio.CancelledError):
                     while self._tasks:
                         await asyncio.wait(self._tasks)
                     with suppress(AgentsrvError):  # lost: another worker writes the end
                         await self.journal.commit()
-                    break
-                except asyncio.CancelledError:  # an agent's
-                    continue
+                    is_over = True
         finally:
             for timer in (self._deadline, self._patience):
                 if timer is not None:
@@ -309,27 +317,75 @@ class TaskRunner:
             journal.append(e.TaskStarted(node, traceparent))
         else:
             self._before = state.elapsed(self._around.now())
-            ending = recover(journal, node, self._lease.losses, traceparent)
+            ending = recover(
+                journal, node, self._attempts, traceparent, had_company=self._had_company
+            )
             if ending is not None:  # nothing of the task runs yet
                 self.phase, self._ending = Phase.STOPPING, ending
                 return
+            if self._attempts:  # code that ends the process must not undo what it is charged with
+                self._attempts = ()
+                await journal.commit()
         if not self._is_in_time():
             return
         if state.plan is None:
-            earlier = await self._earlier()
+            earlier, spec = await self._earlier(), self._spec
+            is_asked = spec.agent is None and spec.plan is None and earlier is None
+            if is_asked and not await self._may_ask_planner():
+                return
             try:
-                plan = await make_plan(self._spec, earlier, self._info, self._around.registry)
+                plan = await make_plan(spec, earlier, self._info, self._around.registry)
             except PlanningFailed as failure:
                 self._fail(Failure(failure.message, retries=failure.retries))
                 return
+            finally:
+                if is_asked:
+                    self._end_planning()
             state.plan = plan
             described = plan.described(self._around.registry.retries)
             journal.append(e.PlanCreated(described, *plan.origin))
             if earlier is not None:
                 adopt(journal, earlier)
+            if self._attempts and not is_asked and not await self._charge_steps():
+                return
         else:
             self._around.registry.check_plan(state.plan)  # the application may have changed
         await self._run_steps(self._start(self._first_steps()))
+
+    async def _may_ask_planner(self) -> bool:
+        """Have the start of the planning marked or committed before the planner's code runs."""
+        state, store = self.state, self._around.store
+        if self._attempts:
+            failure = charge(self.journal, self._attempts, had_company=self._had_company)
+            if failure is not None:
+                self._fail(failure)
+                return False
+            await self.journal.commit()
+        suspects = self._around.suspects
+        if suspects.closed or state.losses >= SUSPECT_AT:
+            await suspects.admit(self, state.losses)
+        if store.marks is not None:
+            self._mark = store.marks.enter(state.task_id, "", 1)
+        elif store.commits_starts:
+            await self.journal.commit()
+        return True
+
+    def _end_planning(self) -> None:
+        if self._mark >= 0 and self._around.store.marks is not None:
+            self._around.store.marks.leave(self._mark)
+        self._around.suspects.leave(self)
+
+    async def _charge_steps(self) -> bool:
+        """Charge attempts with a crash of which the log did not even have the plan."""
+        attempts = interrupted(self.state, self._lease)
+        failure = charge(self.journal, attempts, had_company=self._had_company)
+        if failure is not None:
+            self._fail(failure)
+            return False
+        steps = self.state.steps.values()
+        restart(self.journal, [step for step in steps if step.status is StepStatus.RUNNING])
+        await self.journal.commit()
+        return True
 
     def _is_in_time(self) -> bool:
         """Watch the deadline; return whether it is still to come."""

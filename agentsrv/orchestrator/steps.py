@@ -13,6 +13,8 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from pydantic import ValidationError
+
 from agentsrv.agents.base import Agent, StepContext
 from agentsrv.agents.questions import Question
 from agentsrv.agents.values import ValueRefusedError, copied, to_json
@@ -27,6 +29,7 @@ from agentsrv.orchestrator.failures import examine, log_failure
 from agentsrv.orchestrator.guard import is_authors, take_back
 from agentsrv.orchestrator.journal import Journal
 from agentsrv.orchestrator.surroundings import Surroundings
+from agentsrv.orchestrator.suspects import SUSPECT_AT
 from agentsrv.telemetry import logs
 
 if TYPE_CHECKING:
@@ -123,6 +126,8 @@ class StepRun:
         self._started = 0.0  # the attempt, of the monotonic clock
         self._said: Token[Mapping[str, object]] | None = None  # to the log; while an attempt runs
         self._span: AttemptSpan | None = None  # of the attempt, where the server is traced
+        self._mark = -1  # in the store's marks, while code of the attempt runs
+        self._has_turn = False  # as a suspect
 
     @property
     def cancelled_event(self) -> e.StepCancelled:
@@ -141,14 +146,18 @@ class StepRun:
         Raises:
             asyncio.CancelledError: The runner stops the step; what it had written is kept.
         """
-        own = asyncio.current_task()
+        own, suspects = asyncio.current_task(), self._task.around.suspects
         assert own is not None
         while True:
             try:
                 if self._agent.concurrency is None:
+                    if suspects.closed or self.state.losses >= SUSPECT_AT:
+                        await self._take_turn()
                     await self._attempt(self.state.attempt + 1)
                 else:
                     async with self._task.around.gate(self._agent):
+                        if suspects.closed or self.state.losses >= SUSPECT_AT:
+                            await self._take_turn()
                         await self._attempt(self.state.attempt + 1)
             except AttemptFailed as failure:
                 self._settle(failure.reason, failure)
@@ -197,6 +206,11 @@ class StepRun:
         key = None if self._agent.cache is None else self._cache_key(context)
         if key is not None and self._repeat(key, attempt):
             return
+        store = self._task.around.store
+        if store.marks is not None:
+            self._mark = store.marks.enter(self._task.task_id, step.step_id, attempt)
+        elif store.commits_starts:
+            await self._journal.commit()
         try:
             if self._timeout is None:
                 result = await self._call(context)
@@ -241,10 +255,28 @@ class StepRun:
             return
         logs.about.reset(self._said)
         self._said = None
+        if self._mark >= 0 or self._has_turn:
+            self._stand_down()
         seconds = monotonic() - self._started
         self._task.around.measures.attempts[self._agent.name, outcome].observe(seconds)
         if self._span is not None:
             self._span.end(outcome, error)
+
+    async def _take_turn(self) -> None:
+        """Wait until code of the step may run, after a crash of the server."""
+        losses = self.state.losses
+        await self._task.around.suspects.admit(self, losses)
+        self._has_turn = losses >= SUSPECT_AT
+
+    def _stand_down(self) -> None:
+        """Take down that no code of the attempt runs: a crash is not charged to it."""
+        around = self._task.around
+        if self._mark >= 0 and around.store.marks is not None:
+            around.store.marks.leave(self._mark)
+            self._mark = -1
+        if self._has_turn:
+            around.suspects.leave(self)
+            self._has_turn = False
 
     def _cache_key(self, context: StepContext) -> bytes:
         """Of all that the agent can see, but for who it is that asks."""
@@ -267,7 +299,10 @@ class StepRun:
 
     async def _call(self, context: StepContext) -> Any:
         self._half = ""
-        arguments = self._agent.params.arguments(context.params) if self._has_params else {}
+        try:
+            arguments = self._agent.params.arguments(context.params) if self._has_params else {}
+        except ValidationError as error:  # told by code of the author: the others were checked
+            raise AttemptFailed(f"params: {error}", permanent=True) from error
         running = self._agent.run(context.step, context, **arguments)
         if hasattr(running, "__aiter__"):
             async with aclosing(running) as pieces:
@@ -303,6 +338,9 @@ class StepRun:
             self._offset += len(part)
             if part is not kept:
                 self._journal.mark()
+        if self._has_turn and self.state.progressed:
+            self._task.around.suspects.leave(self)
+            self._has_turn = False
         if len(kept) < len(piece):
             message = (
                 f"the output is too long: a step may write {limits.step} characters "
@@ -344,14 +382,20 @@ class StepRun:
         )
 
     async def _ask(self, question: Question) -> e.InputReceived:
+        attempt = self.state.attempt
         with self._standing_still():
-            return await self._task.dialogue.ask(self.step.step_id, self.state.attempt, question)
+            received = await self._task.dialogue.ask(self.step.step_id, attempt, question)
+            if self.state.losses >= SUSPECT_AT:  # an earlier attempt had the answer already
+                await self._take_turn()
+            return received
 
     @contextmanager
     def _standing_still(self) -> Iterator[None]:
         """Stop the attempt's time, for as long as any of its questions is waited for."""
         clock, limit = asyncio.get_running_loop().time, self._limit
         self._asking += 1
+        if self._asking == 1:
+            self._stand_down()
         if limit is not None and self._asking == 1:
             self._left = (limit.when() or 0.0) - clock()
             with suppress(RuntimeError):  # the time was over just before
@@ -360,6 +404,10 @@ class StepRun:
             yield
         finally:
             self._asking -= 1
+            marks = self._task.around.store.marks
+            if marks is not None and not self._asking and self._said is not None:
+                key, attempt = self.step.step_id, self.state.attempt
+                self._mark = marks.enter(self._task.task_id, key, attempt)
             if limit is not None and not self._asking:
                 with suppress(RuntimeError):
                     limit.reschedule(clock() + self._left)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from agentsrv.agents.base import Agent, Search
 from agentsrv.agents.registry import Registry
 from agentsrv.orchestrator.cache import ResultCache
+from agentsrv.orchestrator.suspects import Suspects
 from agentsrv.orchestrator.vault import Vault
 from agentsrv.store.base import Store
 from agentsrv.telemetry.measures import Measures
@@ -61,6 +62,7 @@ class Surroundings:
     cache: ResultCache = field(default_factory=ResultCache)
     gates: dict[str, asyncio.Semaphore] = field(default_factory=dict)
     """By the name of an agent with a ``concurrency`` of its own; made when first needed."""
+    suspects: Suspects = field(default_factory=Suspects)
 
     def gate(self, agent: Agent) -> asyncio.Semaphore:
         """What lets only so many steps of ``agent`` run at the same time."""

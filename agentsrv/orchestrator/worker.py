@@ -14,8 +14,10 @@ from agentsrv.models.retry import RetryPolicy
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.endings import LOSS, RELEASE
 from agentsrv.orchestrator.logs import load_state
+from agentsrv.orchestrator.recovery import interrupted
 from agentsrv.orchestrator.runner import Phase, TaskRunner
 from agentsrv.orchestrator.surroundings import Surroundings
+from agentsrv.orchestrator.suspects import Inquest, Interrupted
 from agentsrv.orchestrator.vault import Vault
 from agentsrv.store.base import Lease, damaged
 from agentsrv.telemetry import logs
@@ -41,6 +43,7 @@ class Worker:
         self._live: dict[str, TaskRunner] = {}
         self._prepared: dict[str, tuple[Create, TaskState, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._releases: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         around.store.on_ready = self._wake.set
         self._loop_task: asyncio.Task[None] | None = None
@@ -110,6 +113,7 @@ class Worker:
             How many tasks still run code that does not stop.
         """
         self._draining.set()
+        await self._around.store.announce_stop()
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.wait({self._loop_task})
@@ -122,6 +126,8 @@ class Worker:
             await asyncio.wait(self._tasks, timeout=self._around.grace)
         for runner in list(self._live.values()):
             runner.stop(RELEASE)
+        if self._releases:
+            await asyncio.wait(self._releases, timeout=self._around.grace)
         return len(self._tasks)
 
     async def _claim_forever(self) -> None:
@@ -131,11 +137,14 @@ class Worker:
             leases: Sequence[Lease] = ()
             if free > 0:
                 leases = await self._claim(free)
+            crashed = sum(lease.interrupted != () for lease in leases)
+            inquest = self._around.suspects.begin_inquest(crashed) if crashed else None
             for lease in leases:
-                task = asyncio.create_task(self._run(lease), name=f"task {lease.task_id}")
+                work = self._run(lease, None if lease.interrupted == () else inquest)
+                task = asyncio.create_task(work, name=f"task {lease.task_id}")
                 self._tasks.add(task)
                 task.add_done_callback(self._done)
-            if len(leases) < free or not free:
+            if len(leases) < free or free <= 0:
                 await self._wake.wait()
 
     async def _claim(self, free: int) -> Sequence[Lease]:
@@ -175,13 +184,32 @@ class Worker:
                 raise damaged(lease.task_id)
         return spec, state, queued_at
 
-    async def _run(self, lease: Lease) -> None:
+    async def _run(self, lease: Lease, inquest: Inquest | None) -> None:
         try:
-            spec, state, queued_at = await self._load(lease)
+            attempts: Sequence[Interrupted] = ()
+            had_company = False
+            if inquest is None:
+                spec, state, queued_at = await self._load(lease)
+            else:
+                try:
+                    spec, state, queued_at = await self._load(lease)
+                except BaseException:
+                    self._around.suspects.excuse(inquest)
+                    raise
+                attempts = interrupted(state, lease)
+                had_company = await self._around.suspects.testify(inquest, attempts)
             if state.status.is_terminal or self._draining.is_set():
                 await self._around.store.release(lease.task_id, lease.epoch)
                 return
-            runner = TaskRunner(lease, spec, state, self._around, queued_at)
+            runner = TaskRunner(
+                lease,
+                spec,
+                state,
+                self._around,
+                attempts,
+                had_company=had_company,
+                queued_at=queued_at,
+            )
             self._live[lease.task_id] = runner
             logs.about.set(runner.about)
             try:
@@ -199,7 +227,14 @@ class Worker:
             _log.exception("task %s: its run broke off", lease.task_id)
 
     async def _give_back(self, lease: Lease) -> None:
-        """Release a lease.
+        """Release a lease, in an asyncio task of its own: an agent may cancel that of the task."""
+        releasing = asyncio.create_task(self._release(lease), name=f"release {lease.task_id}")
+        self._releases.add(releasing)
+        releasing.add_done_callback(self._releases.discard)
+        await asyncio.wait({releasing})
+
+    async def _release(self, lease: Lease) -> None:
+        """Release a lease, if need be after a while.
 
         Outside of a drain the task would be claimed again at once, by this worker or another one,
         and may break off again. So this worker waits before each release of the same task twice as
@@ -208,4 +243,7 @@ class Worker:
         times = self._returned[lease.task_id] = self._returned.get(lease.task_id, 0) + 1
         with suppress(TimeoutError):
             await asyncio.wait_for(self._draining.wait(), _BACK_OFF.delay(times))
-        await self._around.store.release(lease.task_id, lease.epoch)
+        try:
+            await self._around.store.release(lease.task_id, lease.epoch)
+        except AgentsrvError as error:
+            _log.warning("task %s was not given back: %s", lease.task_id, error)

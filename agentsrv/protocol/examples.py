@@ -43,6 +43,7 @@ EVENTS: Final[Mapping[str, e.Event]] = {
         e.StepProgress("step_001", 1, 1.0, 2.0, "1 of 2 folders"),
         e.PartialOutput("step_001", 1, 0, "Async I/O "),
         e.StepRetrying("step_001", 1, 2, 0.1, "no route to host", 1, "error", _TRACEBACK),
+        e.StepLost("step_001", 1, 2, True),  # noqa: FBT003 - likewise
         e.StepCompleted("step_001", 2, "completed", {"passages": 12}, False, 0.25),  # noqa: FBT003 - in the order of the wire
         e.StepFailed("step_001", 4, "no route to host", 3, "Async", True, _TRACEBACK),  # noqa: FBT003 - likewise
         e.StepSkipped("step_002", "the task has failed"),

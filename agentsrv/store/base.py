@@ -13,14 +13,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum
 from typing import Final, NamedTuple, Protocol
 
 from agentsrv.errors import Conflict, Damaged, Fenced, InvalidCommand, Overloaded, Unavailable
 from agentsrv.models.states import TaskStatus
+from agentsrv.store.marks import Marks
 
 IDEMPOTENCY_TTL: Final = 86_400.0  # seconds that a key stands for the task it created
 MAX_CURSOR: Final = 18  # digits; what fits 64 bits for certain
 QUEUE_RETRY_AFTER: Final = 1.0  # seconds that a refused client should wait
+
+
+class LeaseEnd(IntEnum):
+    """How the last lease of a task ended, in stores without ``Marks``."""
+
+    ORDERLY = 0
+    """It was given back, its worker's process had declared that it stops, or there was none."""
+    CRASH = 1
+    """Its worker's process is gone."""
+    OPEN = 2
+    """It has written, and has not ended."""
+
+    def crashed(self) -> LeaseEnd:
+        """How it has ended, now that its worker's process is gone."""
+        return LeaseEnd.CRASH if self is LeaseEnd.OPEN else self
+
+    def declared(self) -> LeaseEnd:
+        """How it has ended, now that it is given back."""
+        return LeaseEnd.ORDERLY if self is LeaseEnd.OPEN else self
 
 
 class NewTask(NamedTuple):
@@ -67,8 +88,10 @@ class Lease(NamedTuple):
     """Where the log ended at the claim."""
     spec: bytes
     owner: str
-    losses: int = 0
-    """How often the task lost its worker without its being given back."""
+    interrupted: Sequence[tuple[str, int]] | None = ()
+    """The attempts that a crash of the last worker's process interrupted: step ids (empty where
+    the plan was made) with attempts. ``None``: there was a crash, and code ran of each step that
+    is running by the log. Kept until the first append of the lease is committed."""
 
 
 class Append(NamedTuple):
@@ -130,6 +153,14 @@ class Store(Protocol):
     it happens whole or not at all.
     """
 
+    marks: Marks | None
+    """Where attempts are marked as long as their code runs, so that a crash can be charged to
+    them; ``None`` where the log tells which attempts run."""
+
+    commits_starts: bool
+    """Whether the start of an attempt must be committed before its code runs: what ends the
+    process would otherwise be charged to nobody."""
+
     on_commit: Callable[[Commit], None]
     """Called in the event loop after each append, when its awaitable is done."""
 
@@ -160,6 +191,13 @@ class Store(Protocol):
 
         Raises:
             ConfigurationError: The place cannot be used, or another server uses it.
+        """
+
+    async def announce_stop(self) -> None:
+        """Declare that this process stops: whatever ends it from now on is not a crash.
+
+        Raises nothing where the store cannot be written; then the attempts that run when the
+        process ends are charged with a crash.
         """
 
     async def close(self) -> None:

@@ -9,7 +9,19 @@ from dataclasses import dataclass, field
 from agentsrv.errors import Overloaded
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
-from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Row, Span
+from agentsrv.store.base import (
+    Append,
+    Commit,
+    Created,
+    Head,
+    Lease,
+    LeaseEnd,
+    NewTask,
+    Page,
+    Row,
+    Span,
+)
+from agentsrv.store.marks import Marks
 from agentsrv.store.queue import QueueLimits, TaskQueue
 
 
@@ -20,7 +32,7 @@ class _Task:
     head: Head
     log: list[bytes] = field(default_factory=list)
     state: bytes | None = None
-    losses: int = 0
+    lease_end: LeaseEnd = LeaseEnd.ORDERLY
     ended_at: float | None = None
 
 
@@ -36,6 +48,9 @@ class MemoryStore:
         self._owned: dict[str, list[_Task]] = {}
         self._keys: dict[tuple[str, str], _Task] = {}
         self._number = 0
+        self._is_stopping = False
+        self.marks: Marks | None = None  # nothing outlives the process
+        self.commits_starts = False
         self.on_commit = base.ignore_commit
         self.on_ready = base.ignore_ready
         self.on_durable = base.ignore_durable  # nothing is
@@ -47,7 +62,14 @@ class MemoryStore:
     async def open(self) -> None:
         """See ``Store.open``."""
         for task_id in self._queue.lose_all():
-            self._tasks[task_id].losses += 1
+            task = self._tasks[task_id]
+            end = task.lease_end
+            task.lease_end = end.declared() if self._is_stopping else end.crashed()
+        self._is_stopping = False
+
+    async def announce_stop(self) -> None:
+        """See ``Store.announce_stop``."""
+        self._is_stopping = True
 
     async def close(self) -> None:
         """See ``Store.close``."""
@@ -146,6 +168,8 @@ class MemoryStore:
         if append.status.is_terminal:
             task.state, task.ended_at = append.state, append.at
         done.set_result(None)
+        if self._queue.is_leased(append.task_id):
+            task.lease_end = LeaseEnd.OPEN
         self._write(task, append.events, append.status)
         return done
 
@@ -164,7 +188,7 @@ class MemoryStore:
                     seq=head.seq,
                     spec=task.new.spec,
                     owner=head.owner,
-                    losses=task.losses,
+                    interrupted=None if task.lease_end is LeaseEnd.CRASH else (),
                 )
             )
         return leases
@@ -173,6 +197,7 @@ class MemoryStore:
         """See ``Store.release``."""
         task = self._tasks.get(task_id)
         if task is not None and task.head.epoch == epoch and self._queue.is_leased(task_id):
+            task.lease_end = task.lease_end.declared()
             self._queue.lose(task_id, task.head.owner)
             self.on_ready()
 

@@ -26,6 +26,7 @@ from agentsrv.store import base, postgres_read
 from agentsrv.store import postgres_link as link
 from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Span
 from agentsrv.store.bus import Bus, Hint, Hints
+from agentsrv.store.marks import Marks
 from agentsrv.store.postgres_bus import open_bus
 from agentsrv.store.postgres_flush import Flusher, Operation
 from agentsrv.store.postgres_lease import (
@@ -89,6 +90,8 @@ class PostgresStore:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool: asyncpg.Pool
         self._hints: Hints
+        self.marks: Marks | None = None  # another node must learn of a start
+        self.commits_starts = True
         self.on_commit = base.ignore_commit
         self.on_ready = base.ignore_ready
         self.on_broken = base.ignore_broken
@@ -162,11 +165,19 @@ class PostgresStore:
             async with connection.transaction():
                 self._lease.writer = await self._flusher.open(connection)
                 await self._lease.open(connection)
-            await connection.execute(REAP)
+            await connection.execute(REAP, self._timing.ttl)
             self._queued = await queue(connection)
             return name
         finally:
             connection.terminate()
+
+    async def announce_stop(self) -> None:
+        """See ``Store.announce_stop``."""
+        try:
+            async with link.borrowed(self._pool) as connection:
+                await self._lease.announce_stop(connection)
+        except link.FAILED as error:
+            _log.warning("the stop could not be announced: %r", error)
 
     async def close(self) -> None:
         """See ``Store.close``. What is still leased can be claimed by others at once."""
@@ -427,7 +438,7 @@ class PostgresStore:
             self.on_inbox()
             try:
                 async with link.borrowed(self._pool) as connection:
-                    reaped = await connection.fetchval(REAP)
+                    reaped = await connection.fetchval(REAP, self._timing.ttl)
                     self._queued = await queue(connection)
                     if sweeps % FORGETTING == 0:
                         await connection.execute(FORGET)

@@ -46,17 +46,30 @@ INSERT INTO node (writer, name, role, expires_at)
 VALUES ($1, $2, $3, clock_timestamp() + make_interval(secs => $4)) RETURNING id
 """
 BEAT: Final = """
-UPDATE node SET expires_at = clock_timestamp() + make_interval(secs => $2), lag = $3
+UPDATE node SET expires_at = clock_timestamp() + make_interval(secs => $2), lag = $3,
+    backend = pg_backend_pid()
 WHERE id = $1 AND expires_at > clock_timestamp() RETURNING id
 """
+STOPS: Final = "UPDATE node SET stops = true WHERE id = $1"
 # A node that beats has its row locked, and is passed over; one that is lost cannot beat any more.
+#
+# Its process has crashed if it had not declared that it stops, and neither its backend nor a later
+# lease of it is there. Where the database was started after its last beat, nothing can be said of
+# it, and it is not held for crashed.
 REAP: Final = f"""
 WITH lost AS (
-    SELECT task.id FROM node JOIN task ON task.node = node.id
+    SELECT task.id, node.stops OR node.expires_at - make_interval(secs => $1)
+            < pg_postmaster_start_time()
+        OR EXISTS (SELECT FROM pg_stat_activity WHERE pid = node.backend)
+        OR EXISTS (
+            SELECT FROM node AS later WHERE later.writer = node.writer AND later.id > node.id
+        ) AS lives
+    FROM node JOIN task ON task.node = node.id
     WHERE expires_at < clock_timestamp()
     LIMIT {REAPED} FOR UPDATE OF node, task SKIP LOCKED
 ), reaped AS (
-    UPDATE task SET node = NULL, ready = 0, epoch = epoch + 1, losses = losses + 1
+    UPDATE task SET node = NULL, ready = 0, epoch = epoch + 1,
+        lease_end = CASE WHEN lease_end < 2 THEN lease_end WHEN lives THEN 0 ELSE 1 END
     FROM lost WHERE task.id = lost.id RETURNING task.id
 )
 SELECT count(*) FROM reaped
@@ -70,7 +83,7 @@ DELETE FROM inbox WHERE at < clock_timestamp() - interval '{ANSWERED}'
     AND (withdrawn OR reply IS NOT NULL)
 """
 GIVE_BACK: Final = """
-UPDATE task SET node = NULL, ready = 0, losses = losses + 1 WHERE node = $1
+UPDATE task SET node = NULL, ready = 0, lease_end = lease_end % 2 WHERE node = $1
 """
 
 _log = logging.getLogger("agentsrv.store")
@@ -183,6 +196,11 @@ class NodeLease:
             with suppress(Exception):
                 self._connection.terminate()
             self._connection = None
+
+    async def announce_stop(self, connection: asyncpg.Connection) -> None:
+        """Declare that the process stops: its tasks have not lost it to a crash."""
+        if self.id is not None:
+            await connection.execute(STOPS, self.id)
 
     async def give_back(self, connection: asyncpg.Connection) -> None:
         """Let others have at once what is still held, and be forgotten."""

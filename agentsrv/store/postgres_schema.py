@@ -34,6 +34,10 @@ LOCK: Final = 0x61677376  # the advisory lock under which steps are applied: "ag
 # A row of use is what a node said last that principals use there. It is worth nothing a few
 # seconds later, so it need not outlive a crash: nothing is logged, and no commit waits for a disk.
 #
+# How the last lease of a task ended is what `LeaseEnd` says. A node stops when its process has
+# declared it, and has the backend through which it renews its lease: the server ends that at once
+# when the process dies, but not when it hangs or is cut off.
+#
 # A writer is one node's process from its start to its end, and where its flushes are; a node is a
 # writer's lease, of which it has another after it lost one.
 FIRST: Final = """
@@ -46,7 +50,7 @@ CREATE TABLE task (
     seq bigint NOT NULL,
     epoch integer NOT NULL DEFAULT 0,
     node bigint,
-    losses integer NOT NULL DEFAULT 0,
+    lease_end smallint NOT NULL DEFAULT 0,
     ready bigint,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     created_at double precision NOT NULL,
@@ -109,6 +113,8 @@ CREATE TABLE node (
     role text COLLATE "C" NOT NULL,
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     expires_at timestamptz NOT NULL,
+    backend integer NOT NULL DEFAULT pg_backend_pid(),
+    stops boolean NOT NULL DEFAULT false,
     lag double precision NOT NULL DEFAULT 0
 ) WITH (fillfactor = 10);
 """

@@ -57,7 +57,7 @@ WHERE task.id = given.id AND NOT EXISTS (SELECT FROM task WHERE task_id = succes
 """
 HEADS: Final = f"SELECT {HEAD} FROM task WHERE task_id = ANY ($1)"
 TAKEN: Final = "SELECT task_id FROM task WHERE task_id = ANY ($1)"
-LEASE: Final = "task_id, epoch, seq, spec, owner, losses"
+LEASE: Final = "task_id, epoch, seq, spec, owner, lease_end"
 CLAIMED: Final = f"SELECT {LEASE} FROM task WHERE id = ANY ($1) AND node = $2"
 # Lost tasks first, then one of each owner in turn: whoever waits for its turn the longest, which
 # began when it was served last, or with its first task. Owners are looked up one after the other
@@ -131,6 +131,7 @@ WITH mark AS MATERIALIZED (
         status = given.status,
         at = clock_timestamp(),
         node = CASE WHEN given.ended_at IS NULL THEN node END,
+        lease_end = CASE WHEN node IS NULL THEN lease_end ELSE 2 END,
         ready = CASE WHEN given.ended_at IS NULL THEN coalesce(given.ready, task.ready) END,
         ended_at = given.ended_at,
         closed_at = CASE WHEN given.ended_at IS NOT NULL THEN clock_timestamp() END,
@@ -159,7 +160,7 @@ WITH mark AS MATERIALIZED (
             ELSE place IN (SELECT place FROM moved) END
     RETURNING poster
 ), freed AS (
-    UPDATE task SET node = NULL, ready = 0
+    UPDATE task SET node = NULL, ready = 0, lease_end = lease_end % 2
     FROM mark, unnest($19::text[], $20::integer[]) AS given(task_id, epoch)
     WHERE task.task_id = given.task_id AND task.epoch = given.epoch AND node IS NOT NULL
 )

@@ -22,7 +22,7 @@ from agentsrv.errors import Overloaded
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store import postgres_statements as sql
-from agentsrv.store.base import Append, Created, Head, Lease, NewTask
+from agentsrv.store.base import Append, Created, Head, Lease, LeaseEnd, NewTask
 from agentsrv.store.queue import QueueLimits
 
 ANY_NUMBER: Final = 1 << 31  # more tasks than run anywhere
@@ -304,9 +304,10 @@ def to_head(  # noqa: PLR0917 - a row of the columns HEAD
 
 
 def _lease(  # noqa: PLR0917 - a row of the columns LEASE
-    task_id: str, epoch: int, seq: int, spec: bytes, owner: str, losses: int
+    task_id: str, epoch: int, seq: int, spec: bytes, owner: str, lease_end: int
 ) -> Lease:
-    return Lease(task_id, epoch, seq, spec, owner, losses)
+    interrupted = None if lease_end == LeaseEnd.CRASH else ()
+    return Lease(task_id, epoch, seq, spec, owner, interrupted)
 
 
 def _append_row(place: int, append: Append, ready: int | None) -> tuple[Any, ...]:

@@ -57,6 +57,7 @@ from agentsrv.errors import AgentsrvError, InvalidCommand, Unavailable
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Span
+from agentsrv.store.marks import Marks
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite_faults import Fault, MovedError, fault_of, hint_for, may_pass
 from agentsrv.store.sqlite_file import StoreInUseError, writer_of
@@ -129,6 +130,8 @@ class SqliteStore:
     def __init__(self, path: Path, limits: QueueLimits | None = None) -> None:
         self.path = path
         self._file = SqliteLog(path, limits or QueueLimits())
+        self.marks: Marks | None = self._file.marks
+        self.commits_starts = False
         self._waiting: list[_Operation] = []
         self._busy = False
         self._scheduled = False
@@ -169,6 +172,10 @@ class SqliteStore:
         if is_told:
             _log.info("the store %s is open", self.path)
         self._thread.start()
+
+    async def announce_stop(self) -> None:
+        """See ``Store.announce_stop``; no disk is needed for it, so a full one does not matter."""
+        self._file.marks.announce_stop()
 
     async def close(self) -> None:
         """See ``Store.close``."""

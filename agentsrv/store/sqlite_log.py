@@ -21,6 +21,7 @@ that failed.
 
 from __future__ import annotations
 
+import json
 import logging
 import sqlite3
 import threading
@@ -34,6 +35,7 @@ from agentsrv.errors import ConfigurationError, Unavailable
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base, sqlite_schema
 from agentsrv.store.base import Append, Created, Head, Lease, NewTask, Page, Row
+from agentsrv.store.marks import Marks
 from agentsrv.store.queue import QueueLimits, TaskQueue
 from agentsrv.store.sqlite_faults import Fault, HoleError, MovedError, fault_of, hint_for, is_damage
 from agentsrv.store.sqlite_file import DatabaseFile
@@ -68,6 +70,7 @@ class SqliteLog:
         self._ready_changed = False
         self._file = DatabaseFile(path)
         self._overwritten: str | None = None
+        self.marks = Marks(path.with_name(path.name + ".running"))
         self._db: sqlite3.Connection
         self._kept: set[tuple[int]] = set()  # damaged tasks that are too old to be kept
         self.damaged: dict[str, str] = {}
@@ -88,6 +91,7 @@ class SqliteLog:
         self.damaged.clear()
         try:
             self._connect()
+            self._take_marks()
         except (sqlite3.Error, OSError, ConfigurationError) as error:
             self.close()
             reason = f"cannot open the store {self._path}: {describe(error)}"
@@ -108,6 +112,7 @@ class SqliteLog:
         SQLite moves its log into the database when it closes it. Where another file was copied
         over the database that would damage the copy: there the connection stays open.
         """
+        self.marks.close()
         if hasattr(self, "_db"):
             if self._overwritten is None:
                 self._db.close()
@@ -138,7 +143,7 @@ class SqliteLog:
 
     def _free_leases(self) -> None:
         """Let every task that an earlier process had leased be claimed."""
-        free = "UPDATE task SET node = NULL, ready = 0, losses = losses + 1 WHERE"
+        free = "UPDATE task SET node = NULL, ready = 0 WHERE"
         try:
             self._db.execute(f"{free} node IS NOT NULL")
         except sqlite3.Error as error:
@@ -146,6 +151,33 @@ class SqliteLog:
                 raise
             for (row,) in self._db.execute("SELECT id FROM task WHERE node IS NOT NULL").fetchall():
                 self._try_row(row, f"{free} id = ?")
+
+    def _take_marks(self) -> None:
+        """Store which attempts the end of the last process interrupted, then forget the marks.
+
+        A crash in between finds the marks again, and stores the same.
+        """
+        interrupted: dict[str, list[tuple[str, int]]] = {}
+        for mark in self.marks.open():
+            interrupted.setdefault(mark.task_id, []).append((mark.step_id, mark.attempt))
+        store = "UPDATE task SET interrupted = ? WHERE task_id = ? AND ended_at IS NULL"
+        rows = [(json.dumps(attempts), task_id) for task_id, attempts in interrupted.items()]
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(store, rows)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self.roll_back()
+            if fault_of(error) is not Fault.DAMAGED:
+                raise
+            for attempts, task_id in rows:
+                try:
+                    self._db.execute(store, (attempts, task_id))
+                except sqlite3.Error as own:
+                    if fault_of(own) is not Fault.DAMAGED:
+                        raise
+                    self.note_damage(task_id, own)
+        self.marks.clear()
 
     def _read_queue(self) -> None:
         columns = "SELECT task_id, owner, ready FROM task WHERE"
@@ -495,7 +527,7 @@ class SqliteLog:
         if append.status.is_terminal:
             row = self._write(
                 "UPDATE task SET seq = ?, status = ?, node = NULL, ready = NULL, ended_at = ?,"
-                f" state = ? {where}",
+                f" interrupted = NULL, state = ? {where}",
                 (seq, append.status.value, append.at, append.state, *key),
             ).fetchone()
         elif ready is not None:
@@ -505,7 +537,9 @@ class SqliteLog:
             ).fetchone()
         else:
             row = self._write(
-                f"UPDATE task SET seq = ?, status = ? {where}", (seq, append.status.value, *key)
+                "UPDATE task SET seq = ?, status = ?,"
+                f" interrupted = CASE WHEN node IS NULL THEN interrupted END {where}",
+                (seq, append.status.value, *key),
             ).fetchone()
         if row is None:
             raise base.fenced(append, self.head(append.task_id))
@@ -535,13 +569,14 @@ class SqliteLog:
         return leases
 
     def _lease(self, task_id: str, node: str) -> Lease:
-        epoch, seq, spec, owner, losses = self._write(
+        epoch, seq, spec, owner, found = self._write(
             "UPDATE task SET epoch = epoch + 1, node = ?, ready = NULL WHERE task_id = ?"
-            " RETURNING epoch, seq, spec, owner, losses",
+            " RETURNING epoch, seq, spec, owner, interrupted",
             (node, task_id),
             durable=False,
         ).fetchone()
-        return Lease(task_id=task_id, epoch=epoch, seq=seq, spec=spec, owner=owner, losses=losses)
+        interrupted = [(name, attempt) for name, attempt in json.loads(found)] if found else ()
+        return Lease(task_id, epoch, seq, spec, owner, interrupted)
 
     def release(self, task_id: str, epoch: int) -> None:
         """See ``Store.release``."""

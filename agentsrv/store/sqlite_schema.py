@@ -8,10 +8,13 @@ from typing import Final
 from agentsrv.errors import ConfigurationError
 
 APPLICATION: Final = 0x61677376  # marks the file as ours: "agsv"
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 # A task is ready (to be claimed) from its queueing to its claim: ready > 0 is its place in the
 # queue, 0 says that it lost its worker and goes first.
+#
+# What a crash interrupted stands in `interrupted`, as JSON, from the opening after the crash to the
+# next append: what follows from it is in the log then.
 #
 # A row of event holds what one append wrote: the encoded events, a line each, in the place of the
 # last of them. A place is the task's id and the event's number in one integer, so that there is
@@ -25,7 +28,7 @@ CREATE TABLE task (
     seq INTEGER NOT NULL,
     epoch INTEGER NOT NULL DEFAULT 0,
     node TEXT,
-    losses INTEGER NOT NULL DEFAULT 0,
+    interrupted TEXT,
     ready INTEGER,
     user_input TEXT NOT NULL,
     created_at REAL NOT NULL,
@@ -54,6 +57,10 @@ CREATE TABLE event2 (
 INSERT INTO event2 SELECT task << 32 | seq, body FROM event ORDER BY task, seq;
 DROP TABLE event;
 ALTER TABLE event2 RENAME TO event;
+""",
+    2: """
+ALTER TABLE task DROP COLUMN losses;
+ALTER TABLE task ADD COLUMN interrupted TEXT;
 """,
 }
 """What makes the next version's schema of each one's."""

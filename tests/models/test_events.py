@@ -26,6 +26,7 @@ PROTOCOL = {
     ),
     "step_completed": "step_id attempt status result cached duration",
     "step_failed": "step_id attempt error_message retry_count partial_output degraded traceback",
+    "step_lost": "step_id attempt losses suspected",
     "step_skipped": "step_id reason",
     "step_cancelled": "step_id attempt partial_output",
     "input_required": "input_id step_id attempt prompt schema options default expires_at",

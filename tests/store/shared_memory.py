@@ -25,6 +25,7 @@ from agentsrv.store.base import (
     ignore_durable,
     ignore_ready,
 )
+from agentsrv.store.marks import Marks
 from agentsrv.store.memory import MemoryStore
 from agentsrv.store.postgres_lease import Timing
 from agentsrv.store.queue import QueueLimits
@@ -132,7 +133,9 @@ class Place(MemoryStore):
             if node == of or not self.lives(node):
                 for task_id in self.held_by(node):
                     task = self._tasks[task_id]
-                    task.losses += 1
+                    is_dead = any(door.node == node and door.is_dead for door in self.doors)
+                    end = task.lease_end
+                    task.lease_end = end.crashed() if is_dead else end.declared()
                     task.head = task.head._replace(epoch=task.head.epoch + 1)
                     self._queue.lose(task_id, task.head.owner)
 
@@ -174,6 +177,11 @@ class SharedMemory:
         self._mended = asyncio.Event()
         self._mended.set()
         self._is_dead = False
+        self.is_dead = False
+        """Whether its process is gone; a stop that was declared before counts for more."""
+        self._stops = False
+        self.marks: Marks | None = None
+        self.commits_starts = True
         self._is_stopped = False
         self._is_lost = False
         self._beaten_at = 0.0
@@ -193,6 +201,7 @@ class SharedMemory:
 
     def die(self) -> None:
         """End it as kill -9 does: what was sent may arrive, and nothing comes back."""
+        self.is_dead = not self._stops
         self._is_dead = True
         self._mended.set()
         if self._ticking is not None:
@@ -205,6 +214,10 @@ class SharedMemory:
         self._place.started[self.node] = asyncio.get_running_loop().time()
         self._beat()
         self._ticking = asyncio.create_task(self._tick())
+
+    async def announce_stop(self) -> None:
+        """See ``Store.announce_stop``."""
+        self._stops = True
 
     async def close(self) -> None:
         """See ``Store.close``."""

@@ -554,7 +554,7 @@ class TestClaim:
         """The epoch is raised, and the lease tells where the log ends and what was asked."""
         await store.create(new_task("t1", QUEUED, owner="bob", spec=b"spec", events=numbers(1, 2)))
         assert await claim(store, "node", 1) == [
-            Lease("t1", epoch=1, seq=2, spec=b"spec", owner="bob", losses=0)
+            Lease("t1", epoch=1, seq=2, spec=b"spec", owner="bob")
         ]
         assert await head_of(store, "t1") == Head("t1", "bob", QUEUED, seq=2, epoch=1)
 
@@ -667,8 +667,8 @@ class TestReopening:
         await store.append(following(old))
         for _ in range(times):
             store = await make.reopen(store)
-        expected = old._replace(epoch=2, seq=2, losses=1)
-        assert await claim(store, "node", 9) == [expected]
+        (lease,) = await claim(store, "node", 9)
+        assert lease._replace(interrupted=()) == old._replace(epoch=2, seq=2)
         assert await claim(store, "node", 9) == []
         with pytest.raises(Fenced):
             await store.append(following(old)._replace(expected=2))
@@ -693,21 +693,27 @@ class TestReopening:
         assert store.queued == 1
         assert [lease.task_id for lease in await claim(store, "node", 9)] == ["t3"]
 
-    async def test_losses_are_counted(self, make):
-        """A worker that was lost counts; one that gave its task back does not."""
+    async def test_a_release_is_no_crash(self, make):
+        """A worker that gave its task back, or whose process had declared its stop, lost nothing."""
         store = await make()
         lease = await leased(store)
         await store.append(following(lease))
-        counts = []
-        for lost in (True, False, True):
-            if lost:
-                store = await make.reopen(store)
-            else:
-                await store.release("t1", lease.epoch)
-            (lease,) = await claim(store, "node", 1)
-            await store.append(following(lease))
-            counts.append(lease.losses)
-        assert counts == [1, 1, 2]
+        await store.release("t1", lease.epoch)
+        (lease,) = await claim(store, "node", 1)
+        assert lease.interrupted == ()
+        await store.append(following(lease))
+        await store.announce_stop()
+        store = await make.reopen(store)
+        (lease,) = await claim(store, "node", 1)
+        assert lease.interrupted == ()
+
+    async def test_a_crash_before_the_first_append_is_none(self, make):
+        """No code of the task ran: it waits for its start to be written."""
+        store = await make()
+        await leased(store)
+        store = await make.reopen(store)
+        (lease,) = await claim(store, "node", 1)
+        assert lease.interrupted == ()
 
 
 class TestPurge:

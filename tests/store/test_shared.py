@@ -7,6 +7,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
+import asyncpg
 import pytest
 
 from agentsrv.errors import Fenced, Overloaded
@@ -69,6 +70,21 @@ class Doors:
         await asyncio.wait(store._tasks)
         store._pool.terminate()
 
+    async def hang(self, door: SharedStore) -> None:
+        """Let a node live, but not renew its lease; the connection that it does so by stays."""
+        (store,) = [store for store in self.opened if store is door]
+        lease, found = store._lease, "SELECT backend FROM node WHERE id = $1"
+        connection = await asyncpg.connect(self.dsn)
+        async with asyncio.timeout(PATIENCE):
+            while (
+                lease._connection is None
+                or await connection.fetchval(found, lease.id) != lease._connection.get_server_pid()
+            ):
+                continue
+        await connection.close()
+        lease._drop = lambda: None  # type: ignore[method-assign]
+        await self.kill(door)
+
 
 class MemoryDoors:
     """The same, of the store that simulations use."""
@@ -92,6 +108,11 @@ class MemoryDoors:
         assert isinstance(door, SharedMemory)
         self.opened.remove(door)
         door.die()
+
+    async def hang(self, door: SharedStore) -> None:
+        """Let a node live, but not renew its lease."""
+        assert isinstance(door, SharedMemory)
+        door.cut(stopped=True)
 
 
 @pytest.fixture(params=["memory", "postgres"])
@@ -200,7 +221,7 @@ class TestOneTruth:
         await one.append(following(lease))
         await one.close()
         (again,) = await claim(two, "two", 9)
-        assert (again.task_id, again.seq, again.losses) == ("t1", 2, 1)
+        assert (again.task_id, again.seq, again.interrupted) == ("t1", 2, ())
         assert [node.name for node in await two.nodes()] == ["two"]
 
 
@@ -364,6 +385,44 @@ class TestInbox:
 
 
 class TestLease:
+    @pytest.mark.parametrize("announced", [False, True])
+    async def test_a_crash_is_told_until_the_next_worker_has_written(self, doors, announced):
+        """Not where the process had declared that it stops; an answer in between changes nothing."""
+        dying = await doors.open("dying", SHORT)
+        old = await leased(dying)
+        await dying.append(following(old))
+        if announced:
+            await dying.announce_stop()
+        await doors.kill(dying)
+        other = await doors.open("other", SWEEPING)
+        told: list[object] = []
+        for _ in range(2):
+            async with asyncio.timeout(PATIENCE):
+                while not (leases := await claim(other, "other", 9)):
+                    continue
+            (lease,) = leases
+            told.append(lease.interrupted)
+            await other.release("t1", lease.epoch)
+            await other.append(following(await head_of(other, "t1")))  # an answer
+        (lease,) = await claim(other, "other", 9)
+        await other.append(following(lease))
+        await other.release("t1", lease.epoch)
+        (lease,) = await claim(other, "other", 9)
+        expected = () if announced else None
+        assert [*told, lease.interrupted] == [expected, expected, ()]
+
+    async def test_a_node_that_is_cut_off_has_not_crashed(self, doors):
+        """Its process lives, whatever others think of its lease."""
+        hanging = await doors.open("hanging", SHORT)
+        old = await leased(hanging)
+        await hanging.append(following(old))
+        await doors.hang(hanging)
+        other = await doors.open("other", SWEEPING)
+        async with asyncio.timeout(PATIENCE):
+            while not (leases := await claim(other, "other", 9)):
+                continue
+        assert leases[0].interrupted == ()
+
     async def test_the_tasks_of_a_dead_node_go_to_another(self, doors, two):
         """When its lease is over they can be claimed, and the loss is counted."""
         dying = await doors.open("dying", SHORT)
@@ -375,7 +434,7 @@ class TestLease:
             while not (leases := await claim(other, "other", 9)):
                 continue
         (lease,) = leases
-        assert (lease.task_id, lease.seq, lease.losses) == ("t1", 2, 1)
+        assert (lease.task_id, lease.seq, lease.interrupted) == ("t1", 2, None)
         assert lease.epoch > old.epoch
         late = following(old)._replace(expected=2)
         assert await outcomes(two.append(late)) == [Fenced]

@@ -117,6 +117,8 @@ class TaskView:
             case e.StepRetrying():
                 step.status, step.doing = StepStatus.RETRYING, ""
                 step.troubles.append(f"attempt {event.attempt}: {shorten(event.error_message)}")
+            case e.StepLost():
+                step.troubles.append(describe_step(event))
             case e.InputRequired():
                 step.status = StepStatus.INPUT_REQUIRED
                 step.doing = shorten(f"asks: {event.prompt}")
