@@ -74,6 +74,7 @@ def sample(kind: type[e.Event], step_id: str = "look") -> e.Event:
         e.StepProgress: (step_id, 1, 1.0, 2.0, "half"),
         e.PartialOutput: (step_id, 1, 0, "some text"),
         e.StepRetrying: (step_id, 1, 2, 0.1, "no route", 1, "error"),
+        e.StepLost: (step_id, 1, 2, True),
         e.StepCompleted: (step_id, 1, "completed", None, False, 0.5),
         e.StepFailed: (step_id, 4, "no route", 3, "", False),
         e.StepSkipped: (step_id, "not needed"),
