@@ -165,7 +165,7 @@ class PostgresStore:
             async with connection.transaction():
                 self._lease.writer = await self._flusher.open(connection)
                 await self._lease.open(connection)
-            await connection.execute(REAP, self._timing.ttl)
+            await connection.execute(REAP)
             self._queued = await queue(connection)
             return name
         finally:
@@ -438,7 +438,7 @@ class PostgresStore:
             self.on_inbox()
             try:
                 async with link.borrowed(self._pool) as connection:
-                    reaped = await connection.fetchval(REAP, self._timing.ttl)
+                    reaped = await connection.fetchval(REAP)
                     self._queued = await queue(connection)
                     if sweeps % FORGETTING == 0:
                         await connection.execute(FORGET)

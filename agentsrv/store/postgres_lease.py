@@ -47,7 +47,7 @@ VALUES ($1, $2, $3, clock_timestamp() + make_interval(secs => $4)) RETURNING id
 """
 BEAT: Final = """
 UPDATE node SET expires_at = clock_timestamp() + make_interval(secs => $2), lag = $3,
-    backend = pg_backend_pid()
+    beaten_at = clock_timestamp(), backend = pg_backend_pid()
 WHERE id = $1 AND expires_at > clock_timestamp() RETURNING id
 """
 STOPS: Final = "UPDATE node SET stops = true WHERE id = $1"
@@ -58,8 +58,7 @@ STOPS: Final = "UPDATE node SET stops = true WHERE id = $1"
 # it, and it is not held for crashed.
 REAP: Final = f"""
 WITH lost AS (
-    SELECT task.id, node.stops OR node.expires_at - make_interval(secs => $1)
-            < pg_postmaster_start_time()
+    SELECT task.id, node.stops OR beaten_at < pg_postmaster_start_time()
         OR EXISTS (SELECT FROM pg_stat_activity WHERE pid = node.backend)
         OR EXISTS (
             SELECT FROM node AS later WHERE later.writer = node.writer AND later.id > node.id

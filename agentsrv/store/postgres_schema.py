@@ -113,6 +113,7 @@ CREATE TABLE node (
     role text COLLATE "C" NOT NULL,
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     expires_at timestamptz NOT NULL,
+    beaten_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     backend integer NOT NULL DEFAULT pg_backend_pid(),
     stops boolean NOT NULL DEFAULT false,
     lag double precision NOT NULL DEFAULT 0
