@@ -211,6 +211,8 @@ def test_a_file_of_the_first_version_is_taken_over(path):
     database(
         path,
         """
+        ALTER TABLE task DROP COLUMN interrupted;
+        ALTER TABLE task ADD COLUMN losses INTEGER NOT NULL DEFAULT 0;
         DROP TABLE event;
         CREATE TABLE event (task INTEGER NOT NULL, seq INTEGER NOT NULL, body BLOB NOT NULL,
             UNIQUE (task, seq)) STRICT;
