@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from difflib import get_close_matches
 from typing import TextIO
 
 import orjson
@@ -13,6 +12,7 @@ from agentsrv.client import Record
 from agentsrv.errors import AgentsrvError, InvalidCommand
 from agentsrv.models import events as e
 from agentsrv.models.states import TaskStatus
+from agentsrv.suggest import did_you_mean
 from agentsrv.telemetry.visible import visible
 
 MAX_LINE = 160  # characters of a line that tells of an event
@@ -44,8 +44,7 @@ def parse_status(word: str) -> TaskStatus:
     known |= {str(status): status for status in TaskStatus}
     if word in known:
         return known[word]
-    alike = get_close_matches(word, known, 1)
-    hint = f"did you mean {alike[0]}?" if alike else f"expected one of {', '.join(known)}"
+    hint = did_you_mean(word, known) or f"expected one of {', '.join(known)}"
     raise InvalidCommand(f"no status {word!r}; {hint}")
 
 

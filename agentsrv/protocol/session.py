@@ -17,7 +17,6 @@ import json
 import re
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from itertools import islice
 from operator import is_not
 from typing import Any, Final
@@ -38,6 +37,7 @@ from agentsrv.models.commands import ADAPTER, COMMANDS, EXAMPLES, Auth, Command,
 from agentsrv.models.plan import MAX_STEPS, ExecutionPlan, Step
 from agentsrv.protocol import frames, shell
 from agentsrv.protocol.strict_json import BYTE_ORDER_MARK, parse_object
+from agentsrv.suggest import did_you_mean
 
 OPEN_TO_ALL: Final = (Auth, Ping, Help)
 """Commands of a connection that is not authenticated."""
@@ -267,9 +267,8 @@ def _detail(name: str, complaint: ErrorDetails) -> dict[str, str]:
         reason = "unknown field"
         if len(path) == 1:
             known = list(COMMANDS[name].model_fields)
-            alike = get_close_matches(path[0], known, 1)
-            meant = f"did you mean {alike[0]}? " if alike else ""
-            reason = f"unknown field; {meant}{name} has: {', '.join(known)}"
+            meant = did_you_mean(path[0], known)
+            reason = f"unknown field; {meant}{' ' if meant else ''}{name} has: {', '.join(known)}"
     return {"field": ".".join(path) or name, "reason": reason}
 
 
