@@ -6,7 +6,6 @@ they speak about; and of the task's terms that nothing was found on.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from agentsrv.agents.knowledge.documents import default_title, is_changelog
 from agentsrv.agents.text import Term, sentences, shorten, stems, terms
 from agentsrv.errors import ModelTruncated
 from agentsrv.models.plan import Step
+from agentsrv.threads import in_thread
 
 MAX_SENTENCES = 300  # that are compared with each other: 45,000 pairs, about 0.1 s
 PARTLY = 0.34  # relevance below which a statement has one word of three, by chance
@@ -80,7 +80,7 @@ class AnalyzerAgent:
         retrieval = retrieval_of(ctx.results)
         if retrieval is None:
             ctx.log.warning("step %s has no passages to analyze", step.step_id)
-        analysis = await asyncio.to_thread(analyze, ctx.task_description, retrieval, statements)
+        analysis = await in_thread(analyze, ctx.task_description, retrieval, statements)
         llm = ctx.llm
         if not llm or not (retrieval and retrieval["passages"]):
             for paragraph in describe(analysis):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ from agentsrv.agents.report import (
 from agentsrv.agents.text import sentences, stems, terms
 from agentsrv.agents.validator import GOOD, report_of
 from agentsrv.models.plan import Step
+from agentsrv.threads import in_thread
 
 MAX_GAPS: Final = 4  # terms that are looked for a second time
 LOOKED_AT: Final = 6  # passages that are looked at for each of them
@@ -69,7 +69,7 @@ class OptimizerAgent:
             yield text
             return
         draft = Draft(text, told, findings, retrieval["passages"])
-        await asyncio.to_thread(draft.mend)
+        await in_thread(draft.mend)
         for term in findings["uncovered_terms"][:MAX_GAPS]:
             found = await ctx.search(f"{term} {ctx.task_description}", LOOKED_AT)
             draft.look_again(term, found, ctx.task_description)

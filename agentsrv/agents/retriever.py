@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from agentsrv.agents.base import StepContext
 from agentsrv.agents.knowledge import Passage
 from agentsrv.agents.text import stems, terms
 from agentsrv.models.plan import Step
+from agentsrv.threads import in_thread
 
 RESULT_BYTES = 36_000  # of text in the result: it is an event in the task's log
 MAX_CHECKS = 8  # searches for single terms that no passage has: is there anything on them?
@@ -50,7 +50,7 @@ class RetrieverAgent:
         kept = _fitting(found)
         searched = list(dict.fromkeys(term.surface for term in terms(query)))
         # in a thread: the first stems of many long passages take some 20 ms
-        missing = await asyncio.to_thread(_missing, query, kept)
+        missing = await in_thread(_missing, query, kept)
         unknown = [
             term
             for term in missing[:MAX_CHECKS]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -16,6 +15,7 @@ from agentsrv.agents.report import Block, Statement, escape, named, read, unesca
 from agentsrv.agents.text import shorten, stems, terms
 from agentsrv.errors import ModelError
 from agentsrv.models.plan import Step
+from agentsrv.threads import in_thread
 
 if TYPE_CHECKING:
     from agentsrv.agents.llm import LanguageModel
@@ -55,7 +55,7 @@ class ValidatorAgent:
             return
         text, told = report
         passages = retrieval["passages"]
-        findings = await asyncio.to_thread(validate, ctx.task_description, text, told, passages)
+        findings = await in_thread(validate, ctx.task_description, text, told, passages)
         if ctx.llm and findings["statements"]:
             await _judge(ctx.llm, ctx.task_description, passages, findings)
         ctx.set_result(findings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from agentsrv.agents.report import (
 from agentsrv.agents.text import shorten
 from agentsrv.errors import ModelTruncated
 from agentsrv.models.plan import Step
+from agentsrv.threads import in_thread
 
 if TYPE_CHECKING:
     from agentsrv.agents.llm import LanguageModel
@@ -83,7 +83,7 @@ class WriterAgent:
             return
         if analysis is None:
             ctx.log.warning("step %s has no analysis to write from", step.step_id)
-        report = await asyncio.to_thread(
+        report = await in_thread(
             compose,
             analysis or {"task": ctx.task_description},
             Shape(answer_sentences, max_sections, sentences_per_section),
