@@ -1,19 +1,46 @@
-"""Every limit and default of the server, with its unit and its reason."""
+"""Every limit and default of the server, with its unit and its reason.
+
+A setting is looked for in four places: arguments, which are the options of the command line, the
+environment, ``.env`` and ``agentsrv.toml``. Two values mean the same in each of them: an empty text
+leaves the setting out, so that the next place counts; ``none`` switches a setting off that can be
+off. Kubernetes describes a Service named ``agentsrv`` by variables that begin like the server's
+own, ``AGENTSRV_PORT=tcp://10.0.0.7:8765`` among them; these are recognized and not used.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator, Mapping
+from io import StringIO
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
+from dotenv import dotenv_values
 from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import (
     BaseSettings,
+    DotEnvSettingsSource,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
+
+from agentsrv.config_files import read_if_there, read_toml
+from agentsrv.suggest import did_you_mean
+
+PREFIX: Final = "AGENTSRV_"
+CLIENT_VARIABLES: Final = ("TOKEN", "URL")  # of the command line's clients; they are no settings
+TOML_FILE: Final = Path("agentsrv.toml")
+DOTENV_FILE: Final = Path(".env")
+OFF: Final = "none"
+SERVICE_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://\S+")
+SERVICE_VARIABLE: Final = re.compile(
+    rf"{PREFIX}(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+"""What Kubernetes sets in each container for each Service of the namespace."""
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PerSecond = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -37,13 +64,12 @@ class Settings(BaseSettings):
     """What an operator may set.
 
     Each name is an option of ``agentsrv serve``, an ``AGENTSRV_…`` variable, a line of ``.env``
-    and a key of ``agentsrv.toml``; the earlier of these wins.
+    and a key of ``agentsrv.toml``; the earlier of these wins. An empty value is as none at all;
+    ``none`` switches off what can be off.
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="AGENTSRV_",
-        env_file=".env",
-        toml_file="agentsrv.toml",
+        env_prefix=PREFIX,
         extra="ignore",
         frozen=True,
     )
@@ -64,7 +90,8 @@ class Settings(BaseSettings):
     """The one algorithm by which JSON Web Tokens are signed; with it, they are taken too."""
 
     jwt_key: Path | None = None
-    """File of the HS256 secret, of 32 bytes or more, or of the issuer's public key as PEM."""
+    """File of the HS256 secret, of 32 bytes or more, or of the issuer's public key as PEM. Line
+    ends at the end of the file are not part of a secret."""
 
     jwt_jwks: str | None = None
     """In place of ``jwt_key``: file or https URL of the issuer's keys (JWKS)."""
@@ -121,7 +148,8 @@ class Settings(BaseSettings):
     """Folder of texts for the retriever; without it the retriever finds nothing."""
 
     knowledge_index: Path | None = None
-    """File of the knowledge base's index; by default beside the SQLite store."""
+    """File of the knowledge base's index; by default beside the SQLite store if ``store`` names
+    one, and else in the user's folder for state, ``~/.local/state/agentsrv``."""
 
     default_plan: Literal["auto", "report", "research"] = "auto"
     """The built-in plan: ``report``; ``research``, which also checks the report and mends it; or
@@ -233,6 +261,13 @@ class Settings(BaseSettings):
     stall_timeout: Seconds = 10.0
     """Seconds after which a client that takes nothing is dropped; its log waits for it."""
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _has_no_nul(cls, given: Any) -> Any:
+        if isinstance(given, str | Path) and "\0" in str(given):
+            raise ValueError("it contains a NUL character")
+        return given
+
     @field_validator("trusted_proxies")
     @classmethod
     def _are_networks(cls, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -246,13 +281,124 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the base's signature
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the base's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the same
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Command line, environment, ``.env``, then ``agentsrv.toml``."""
         return (
-            init_settings,
-            env_settings,
-            dotenv_settings,
-            TomlConfigSettingsSource(settings_cls),
+            _cleaned(init_settings),
+            _cleaned(env_settings),
+            _cleaned(_DotEnv(settings_cls, env_file=DOTENV_FILE)),
+            _cleaned(InitSettingsSource(settings_cls, read_toml(TOML_FILE))),
         )
+
+
+class _DotEnv(DotEnvSettingsSource):
+    """``.env``, as far as there is a file of that name: a folder is a virtual environment's."""
+
+    def _read_env_file(self, file_path: Path) -> Mapping[str, str | None]:
+        text = read_if_there(file_path)
+        return {name.lower(): value for name, value in dotenv_values(stream=StringIO(text)).items()}
+
+
+def _cleaned(source: PydanticBaseSettingsSource) -> PydanticBaseSettingsSource:
+    """Let ``source`` leave out empty texts, switch off what is ``none``, and skip Kubernetes'."""
+    return _Cleaned(source.settings_cls, source)
+
+
+class _Cleaned(PydanticBaseSettingsSource):
+    def __init__(
+        self, settings_cls: type[BaseSettings], source: PydanticBaseSettingsSource
+    ) -> None:
+        super().__init__(settings_cls)
+        self._source = source
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return self._source.get_field_value(field, field_name)
+
+    def __call__(self) -> dict[str, Any]:
+        found = {}
+        for name, value in self._source().items():
+            field = Settings.model_fields.get(name)
+            text = value.strip() if isinstance(value, str) else None
+            if field is None or text == "":
+                continue
+            if text is not None and text.lower() == OFF and is_optional(name):
+                found[name] = () if isinstance(field.default, tuple) else None
+            elif not (name == "port" and text is not None and SERVICE_ADDRESS.fullmatch(text)):
+                found[name] = value
+        return found
+
+
+def is_optional(name: str) -> bool:
+    """Whether ``none`` switches the setting off."""
+    field = Settings.model_fields[name]
+    return type(None) in get_args(field.annotation) or isinstance(field.default, tuple)
+
+
+class Complaint(NamedTuple):
+    """Something in the surroundings that has no effect, and what to do about it."""
+
+    what: str
+    advice: str
+    is_mistake: bool = True
+    """Whether somebody has probably meant something else."""
+
+
+def complaints() -> Iterator[Complaint]:
+    """What is wrong with the variables, ``.env``, ``agentsrv.toml``, and files that they name.
+
+    Raises:
+        ConfigurationError: A file of settings cannot be read.
+    """
+    known = {*map(str.upper, Settings.model_fields), *CLIENT_VARIABLES}
+    dotenv = dotenv_values(stream=StringIO(read_if_there(DOTENV_FILE))) if _has_dotenv() else {}
+    places: tuple[tuple[str, Mapping[str, str | None]], ...] = (
+        ("the environment", os.environ),
+        (".env", dotenv),
+    )
+    for place, variables in places:
+        for name, value in variables.items():
+            own = name.upper().removeprefix(PREFIX)
+            if own == name.upper():
+                continue
+            is_service = own not in known and SERVICE_VARIABLE.fullmatch(name.upper())
+            if is_service or (own == "PORT" and SERVICE_ADDRESS.fullmatch((value or "").strip())):
+                if own == "PORT":
+                    yield _of_service(name, value or "")
+            elif own not in known:
+                yield _unknown(f"variable {name} in {place}", own, known, PREFIX)
+    for key in read_toml(TOML_FILE):
+        if key not in Settings.model_fields:
+            yield _unknown(f"key {key} in {TOML_FILE}", key, Settings.model_fields)
+    yield from missing_certificates()
+
+
+def missing_certificates() -> Iterator[Complaint]:
+    """The variables of OpenSSL that name certificates which do not exist."""
+    for name, exists in (("SSL_CERT_FILE", Path.is_file), ("SSL_CERT_DIR", Path.is_dir)):
+        value = os.environ.get(name)
+        if value and not exists(Path(value)):
+            yield Complaint(
+                f"variable {name} is {value!r}, which does not exist",
+                "unset it, or name the certificates of authorities: without them no connection "
+                "by TLS is trusted",
+            )
+
+
+def _has_dotenv() -> bool:
+    return DOTENV_FILE.is_file()
+
+
+def _of_service(name: str, value: str) -> Complaint:
+    return Complaint(
+        f"variable {name} is {value!r}, which Kubernetes sets for a Service of that name; it is "
+        "not used",
+        "set enableServiceLinks: false in the pod, or port in agentsrv.toml or as an option",
+        is_mistake=False,
+    )
+
+
+def _unknown(what: str, name: str, known: Any, prefix: str = "") -> Complaint:
+    meant = did_you_mean(name, known, prefix)
+    return Complaint(f"unknown {what}", meant or "it has no effect; remove it")

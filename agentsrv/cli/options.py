@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-import tomllib
 from collections.abc import Callable
 from functools import wraps
 from inspect import Parameter
@@ -16,8 +15,9 @@ import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from agentsrv.cli.exits import say
 from agentsrv.errors import ConfigurationError
-from agentsrv.settings import Settings
+from agentsrv.settings import Settings, complaints, is_optional
 
 Token = Annotated[
     str | None,
@@ -60,10 +60,27 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def make_settings(**given: Any) -> Settings:
+    """Read the settings; print what in the surroundings has no effect on stderr.
+
+    Raises:
+        ConfigurationError: As ``read_settings``.
+    """
+    settings = read_settings(**given)
+    for complaint in described_complaints():
+        say(complaint)
+    return settings
+
+
+def described_complaints() -> list[str]:
+    """Sentences about unknown names and missing files, for stderr or the log."""
+    return [f"{complaint.what}; {complaint.advice}" for complaint in complaints()]
+
+
+def read_settings(**given: Any) -> Settings:
     """The settings of the command line, the environment, ``.env`` and ``agentsrv.toml``.
 
     Raises:
-        ConfigurationError: One of them has a value that cannot be.
+        ConfigurationError: One of them has a value that cannot be, or a file cannot be read.
     """
     try:
         return Settings(**given)
@@ -73,8 +90,6 @@ def make_settings(**given: Any) -> Settings:
             for complaint in error.errors(include_url=False)
         ]
         raise ConfigurationError("; ".join(told)) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"agentsrv.toml: {error}") from None
     except SettingsError as error:
         raise ConfigurationError(str(error)) from None
 
@@ -98,7 +113,8 @@ def _option(name: str, text: str) -> Parameter:
     field = Settings.model_fields[name]
     parts = [field.annotation, *get_args(field.annotation)]  # of Path | None, for example
     bare = [get_args(part)[0] if get_origin(part) is Annotated else part for part in parts]
-    kind = next((part for part in bare if part in _TYPES), str)
+    # What can be switched off is read as text: ``none`` is no number.
+    kind = str if is_optional(name) else next((part for part in bare if part in _TYPES), str)
     # Shown as text: to typer the default is "not given", so that the other sources count.
     default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
     shown = f"  [default: {default}]" if default not in (None, False, "") else ""

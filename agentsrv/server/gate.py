@@ -18,7 +18,7 @@ PAUSE: Final = 0.1  # seconds for which a connection is not read after a command
 
 
 def fill_in(settings: Settings, *, is_guarded: bool) -> Settings:
-    """The settings with the limits that were left open; ``None`` is no limit.
+    """The settings with defaults for the limits that were not set; ``None`` is no limit.
 
     Where nobody is asked who they are, everybody is one principal, and nothing is to be divided.
     """
@@ -30,8 +30,10 @@ def fill_in(settings: Settings, *, is_guarded: bool) -> Settings:
         "principal_running": max(1, settings.concurrency // 2),
         "address_connections": CONNECTIONS,
     }
-    given = settings.model_dump(include=set(defaults), exclude_none=True)
-    return settings.model_copy(update=defaults | given)
+    left_open = {
+        name: value for name, value in defaults.items() if name not in settings.model_fields_set
+    }
+    return settings.model_copy(update=left_open)
 
 
 class Share:

@@ -13,6 +13,7 @@ from hmac import compare_digest
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from agentsrv.config_files import decode, read_bytes
 from agentsrv.errors import ConfigurationError
 
 PREFIX: Final = "agentsrv_"  # lets people and scanners see what was leaked
@@ -89,12 +90,10 @@ def read_keys(file: Path) -> dict[str, Key]:
     Raises:
         ConfigurationError: It cannot be read.
     """
-    try:
-        return parse_keys(file.read_text(encoding="utf-8"), file)
-    except FileNotFoundError:
+    if not file.exists():
         return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{file} cannot be read: {error}") from None
+    what = f"key_file is {str(file)!r}"
+    return parse_keys(decode(read_bytes(file, what), what), file)
 
 
 def add_key(file: Path, key: Key) -> None:

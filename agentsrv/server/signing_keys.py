@@ -31,6 +31,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.error import HTTPError
@@ -39,6 +40,7 @@ from urllib.request import HTTPRedirectHandler, ProxyHandler, build_opener
 
 import jwt
 
+from agentsrv.config_files import read_bytes
 from agentsrv.error_text import redact
 from agentsrv.errors import ConfigurationError
 from agentsrv.server.exposure import is_loopback
@@ -77,7 +79,7 @@ class OneKey:
 
     def __init__(self, file: Path, algorithm: str) -> None:
         try:
-            data = file.read_bytes().rstrip(b"\r\n")
+            data = read_bytes(file, f"jwt_key is {str(file)!r}").rstrip(b"\r\n")
             self._key = jwt.get_algorithm_by_name(algorithm).prepare_key(data)
         except (OSError, ValueError, TypeError, jwt.PyJWTError) as error:
             raise ConfigurationError(
@@ -326,7 +328,7 @@ def _signs(fields: Mapping[str, Any], algorithm: str) -> bool:
 def _loader(jwks: str) -> Callable[[], bytes]:
     url = urlsplit(jwks)
     if url.scheme not in ("http", "https"):
-        return Path(jwks).read_bytes
+        return partial(read_bytes, Path(jwks), f"jwt_jwks is {jwks!r}")
     is_local = is_loopback(url.hostname or "")
     if url.scheme == "http" and not is_local:
         raise ConfigurationError(f"jwt_jwks is {jwks!r}; expected a file or an https URL")
