@@ -124,6 +124,8 @@ class StepRun:
         self._left = 0.0  # seconds of it when the first open question was asked
         self._asking = 0  # questions that are waited for
         self._started = 0.0  # the attempt, of the monotonic clock
+        self.about: Mapping[str, object] = {}
+        """Fields of the log that name the attempt; also read from the stack by the watchdog."""
         self._said: Token[Mapping[str, object]] | None = None  # to the log; while an attempt runs
         self._span: AttemptSpan | None = None  # of the attempt, where the server is traced
         self._mark = -1  # in the store's marks, while code of the attempt runs
@@ -190,14 +192,13 @@ class StepRun:
             e.StepStarted(step.step_id, attempt, self._agent.name, step.description)
         )
         self._started = monotonic()
-        self._said = logs.about.set(
-            {
-                "principal": self._task.principal,
-                "task_id": self._task.task_id,
-                "step_id": step.step_id,
-                "attempt": attempt,
-            }
-        )
+        self.about = {
+            "principal": self._task.principal,
+            "task_id": self._task.task_id,
+            "step_id": step.step_id,
+            "attempt": attempt,
+        }
+        self._said = logs.about.set(self.about)
         if self._task.around.tracing is not None:
             self._span = self._task.around.tracing.attempt(self._agent.name, self._key, attempt)
         loop = asyncio.get_running_loop()

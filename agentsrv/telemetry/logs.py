@@ -72,16 +72,57 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(wanted: LogFormat, stream: TextIO) -> None:
-    """Let the whole process log to ``stream`` from INFO on; what was configured before stays.
+    """Log from INFO on to ``stream``, unless the application has given the root logger handlers.
 
-    With ``auto`` it is for people where ``stream`` is a terminal, and JSON otherwise.
+    Call it after the import of the application. Loggers of the server that the application has
+    disabled, as ``logging.config.dictConfig`` does by default, are enabled again.
+
+    With ``auto`` the format is text if ``stream`` is a terminal, and JSON otherwise.
     """
     is_text = wanted == "text" or (wanted == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
     handler.setFormatter(TextFormatter() if is_text else JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    _handlers[:] = logging.root.handlers
+    _enable()
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def check() -> None:
+    """Repair what code of agents did to the log since ``configure``; do nothing without it.
+
+    Disabled loggers of the server are enabled, and a root logger that has lost all its handlers
+    gets back those that it had. Both are reported in the log.
+    """
+    if not _handlers:
+        return
+    names = _enable()
+    if not logging.root.handlers:
+        for handler in _handlers:
+            logging.root.addHandler(handler)
+        names.append("root")
+    if names:
+        _log.warning(
+            "code in this process has silenced the loggers %s; they are enabled again. Use "
+            "disable_existing_loggers=False",
+            ", ".join(names),
+        )
+
+
+def _enable() -> list[str]:
+    """Enable the server's loggers; return the names of those that were disabled."""
+    found = []
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        is_ours = name == "agentsrv" or name.startswith("agentsrv.")
+        if is_ours and isinstance(logger, logging.Logger) and logger.disabled:
+            logger.disabled = False
+            found.append(name)
+    return found
+
+
+_handlers: Final[list[logging.Handler]] = []  # of the root logger, after ``configure``
+_log = logging.getLogger("agentsrv.log")
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, object]:

@@ -108,6 +108,8 @@ class Measures:
         """Of these, those that take less than there is for them."""
         self.stalls: Callable[[], int] = _none
         """Times that the event loop was blocked for longer than the limit."""
+        self.unwritten: Callable[[], int] = _none
+        """Lines of the log and of standard output that were dropped because nobody read them."""
         self.model: Callable[[], Mapping[str, int]] = dict
         """What was asked of the language model, by the names of `Usage`."""
 

@@ -146,6 +146,12 @@ METRICS: Final = (
         _one(lambda m: m.stalls()),
     ),
     Metric(
+        "agentsrv_log_lines_dropped_total",
+        "counter",
+        "Lines of standard error and standard output that were dropped because nobody read them.",
+        _one(lambda m: m.unwritten()),
+    ),
+    Metric(
         "agentsrv_commands_total",
         "counter",
         "Commands that were answered: ok, or the code of the error.",

@@ -1,4 +1,4 @@
-"""Watchdog: tells in the log what blocks the event loop."""
+"""Watchdog: reports in the log what blocks the event loop."""
 
 from __future__ import annotations
 
@@ -8,13 +8,42 @@ import sys
 import threading
 import time
 import traceback
-from typing import Self
+from collections.abc import Mapping
+from typing import NamedTuple, Self
 
 from agentsrv.telemetry.measures import Histogram
 
 BEATS = 4  # looks per time limit
 
 _log = logging.getLogger("agentsrv.watchdog")
+
+
+class Blocker(NamedTuple):
+    """What a thread does at this moment."""
+
+    what: str
+    """A step, or else a line of code."""
+    about: Mapping[str, object]
+    """Fields of the log that name the step; empty if no step is on the stack."""
+    stack: str
+
+
+def blocker(thread_id: int) -> Blocker:
+    """Return what the thread does; callable from any other thread."""
+    innermost = frame = sys._current_frames().get(thread_id)  # noqa: SLF001 - the only way
+    if innermost is None:
+        return Blocker("a thread that has ended", {}, "")
+    stack = "".join(traceback.format_stack(innermost))
+    about: Mapping[str, object] = {}
+    while frame is not None and not about:
+        if frame.f_globals.get("__name__") == "agentsrv.orchestrator.steps":
+            about = getattr(frame.f_locals.get("self"), "about", about)
+        frame = frame.f_back
+    if about:
+        what = f"task {about['task_id']}, step {about['step_id']}"
+    else:
+        what = f"{innermost.f_code.co_filename}:{innermost.f_lineno}"
+    return Blocker(what, about, stack)
 
 
 class Watchdog:
@@ -68,6 +97,10 @@ class Watchdog:
             if blocked > self._limit and beaten != told:
                 told = beaten
                 self.stalls += 1
-                frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - the only way
-                stack = "".join(traceback.format_stack(frame)) if frame else "it is gone"
-                _log.warning("the event loop is blocked for %.1f s by:\n%s", blocked, stack)
+                found = blocker(self._loop_thread)
+                _log.warning(
+                    "the event loop is blocked for %.1f s by:\n%s",
+                    blocked,
+                    found.stack,
+                    extra={"about": found.about},
+                )
