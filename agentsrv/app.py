@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,12 +44,13 @@ from agentsrv.server.exposure import check_exposure
 from agentsrv.server.gate import fill_in
 from agentsrv.server.listener import Listener
 from agentsrv.server.neighbours import Neighbours
-from agentsrv.settings import Settings
+from agentsrv.settings import Settings, missing_certificates
 from agentsrv.store.base import Store
 from agentsrv.store.memory import MemoryStore
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.shared import SharedStore
 from agentsrv.store.sqlite import SqliteStore
+from agentsrv.telemetry import outlets
 from agentsrv.telemetry.export import open_tracing
 from agentsrv.telemetry.watchdog import Watchdog
 
@@ -223,6 +225,7 @@ class App:
             )
             watchdog = stack.enter_context(Watchdog(settings.stall_warning, measures.lag))
             measures.stalls = lambda: watchdog.stalls
+            measures.unwritten = outlets.dropped
             if settings.retention is not None:
                 retention = forget_old(store, settings.retention, time.time)
                 await stack.enter_async_context(_beside(retention, on_fault))
@@ -382,10 +385,51 @@ def store_file(settings: Settings) -> Path | None:
 
 
 def knowledge_index(settings: Settings) -> Path:
-    """The file of the knowledge base's index."""
+    """The file of the knowledge base's index; its folder may not exist yet.
+
+    It is beside the SQLite store that ``store`` names. If none is named, it is in the user's
+    folder for state, one for each knowledge folder: nothing is written into the working folder
+    that was not asked for.
+    """
     if settings.knowledge_index is not None:
         return settings.knowledge_index
-    return (store_file(settings) or Path("agentsrv.db")).with_suffix(".knowledge.db")
+    file = store_file(settings) if "store" in settings.model_fields_set else None
+    if file is not None:
+        return file.with_suffix(".knowledge.db")
+    folder = Path(settings.knowledge or "").absolute()
+    digest = sha256(os.fsencode(folder)).hexdigest()[:12]
+    return state_folder() / f"{folder.name}-{digest}.knowledge.db"
+
+
+def state_folder() -> Path:
+    """Where this user's programs keep their state, as the XDG base directories define it."""
+    given = Path(os.environ.get("XDG_STATE_HOME") or "")
+    if not given.is_absolute():
+        given = Path(os.path.expanduser("~"), ".local", "state")  # noqa: PTH111 - never raises
+    return given.absolute() / "agentsrv"
+
+
+def make_index_folder(settings: Settings) -> Path:
+    """Make the folder of ``knowledge_index`` if it is the user's; return the file.
+
+    Raises:
+        ConfigurationError: The folder cannot be made or written.
+    """
+    index = knowledge_index(settings)
+    if index.parent == state_folder():
+        try:
+            index.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the index of the knowledge base cannot be kept in {index.parent}: "
+                f"{error.strerror}; set knowledge_index, or XDG_STATE_HOME"
+            ) from None
+        if not os.access(index.parent, os.W_OK):
+            raise ConfigurationError(
+                f"the index of the knowledge base cannot be kept in {index.parent}, which cannot "
+                "be written; set knowledge_index, or XDG_STATE_HOME"
+            )
+    return index
 
 
 def _knowledge_base(settings: Settings, embedder: Embedder | None) -> KnowledgeBase | None:
@@ -393,7 +437,7 @@ def _knowledge_base(settings: Settings, embedder: Embedder | None) -> KnowledgeB
         return None
     if not settings.knowledge.is_dir():
         raise ConfigurationError(f"knowledge is {settings.knowledge}; expected a folder")
-    return KnowledgeBase(settings.knowledge, knowledge_index(settings), embedder)
+    return KnowledgeBase(settings.knowledge, make_index_folder(settings), embedder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,7 +470,15 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
     from agentsrv.agents.llm import Embedder, LanguageModel, connect  # noqa: PLC0415 - an extra
 
     key = settings.llm_key.get_secret_value() if settings.llm_key is not None else None
-    async with connect(settings.llm_url, key, settings.llm_timeout) as endpoint:
+    try:
+        connecting = connect(settings.llm_url, key, settings.llm_timeout)
+    except OSError as error:
+        reasons = [complaint.what for complaint in missing_certificates()]
+        raise ConfigurationError(
+            "the certificates for connections to llm_url cannot be read: "
+            + ("; ".join(reasons) or f"{error}; see the variables SSL_CERT_FILE and SSL_CERT_DIR")
+        ) from None
+    async with connecting as endpoint:
         chat, vectors, tracing = settings.llm_model, settings.embedding_model, open_tracing()
         yield Models(
             LanguageModel(endpoint, chat, settings.llm_max_tokens, tracing) if chat else None,

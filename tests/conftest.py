@@ -10,6 +10,12 @@ from hypothesis import settings
 from tests.figures import Figures
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _state(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let what the server keeps for its user be in the tests' own folder."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Let the figures of tests be printed, by the process that reports."""
     config.pluginmanager.register(Figures())

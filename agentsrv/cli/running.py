@@ -6,23 +6,26 @@ import asyncio
 import os
 import signal
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import orjson
 
-from agentsrv.app import App
+from agentsrv.app import App, make_index_folder
 from agentsrv.cli.connection import watched
 from agentsrv.cli.exits import Exit, say
 from agentsrv.cli.options import make_settings
 from agentsrv.cli.prompt import Left, Prompt
 from agentsrv.cli.screen import Screen, shown
+from agentsrv.cli.signals import on_signals
 from agentsrv.cli.streams import typed
 from agentsrv.client import Client, NoServer, Options, Record, TaskCancelled
 from agentsrv.errors import ConfigurationError, NotFound
+from agentsrv.settings import Settings
 
 DEFAULT_URL: Final = "ws://127.0.0.1:8765"
 _DOORS: Final = "key_file api_keys jwt_algorithm jwt_key jwt_jwks jwt_issuer jwt_audience"
@@ -88,6 +91,7 @@ async def reached(
 
     Raises:
         NoServer: Nobody answers at the ``url`` that was given.
+        ConfigurationError: ``knowledge`` is given and there is a server, which has its own.
     """
     client = Client(url or DEFAULT_URL, Options(ca=ca), token=token)
     try:
@@ -98,6 +102,11 @@ async def reached(
         found = refusal.message
     else:
         try:
+            if knowledge is not None:
+                raise ConfigurationError(
+                    f"--knowledge is {knowledge}, but a server answers at {url or DEFAULT_URL} "
+                    "and uses its own; set knowledge there, or leave the option out"
+                )
             yield Place(client, url or DEFAULT_URL, is_lasting=True)
         finally:
             await client.aclose()
@@ -105,8 +114,26 @@ async def reached(
     say(f"{found}; this process serves itself, and forgets the task afterwards")
     given = {"knowledge": knowledge} if knowledge is not None else {}
     settings = make_settings(host="127.0.0.1", port=0, store="memory:", **given, **_UNGUARDED)
-    async with App().running(settings) as running, Client(running.url) as client:
-        yield Place(client, running.url, is_lasting=False)
+    with _index_somewhere(settings) as settings:
+        async with App().running(settings) as running, Client(running.url) as client:
+            yield Place(client, running.url, is_lasting=False)
+
+
+@contextmanager
+def _index_somewhere(settings: Settings) -> Iterator[Settings]:
+    """Keep the index of a knowledge folder where it can be kept, and say where."""
+    if settings.knowledge is None:
+        yield settings
+        return
+    try:
+        say(f"the index of {settings.knowledge} is kept in {make_index_folder(settings)}")
+    except ConfigurationError as error:
+        say(f"{error.message}; this process keeps it in a temporary folder")
+    else:
+        yield settings
+        return
+    with TemporaryDirectory(prefix="agentsrv-") as folder:
+        yield settings.model_copy(update={"knowledge_index": Path(folder, "knowledge.db")})
 
 
 class _Stop:
@@ -127,11 +154,11 @@ class _Stop:
         self._key = key
         self._cancelling: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, self._interrupt)
+        self._stop_listening = on_signals((signal.SIGINT,), self._interrupt)
         self._timer = loop.call_later(timeout, self._time_out) if timeout is not None else None
 
     async def close(self) -> None:
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+        self._stop_listening()
         if self._timer is not None:
             self._timer.cancel()
         if self._cancelling is not None:

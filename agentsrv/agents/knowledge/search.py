@@ -28,6 +28,7 @@ from agentsrv.agents.knowledge.reading import DocumentReader
 from agentsrv.agents.text import terms
 from agentsrv.error_text import describe
 from agentsrv.errors import AgentsrvError, KnowledgeError, ModelError
+from agentsrv.threads import in_thread
 
 OnProgress = Callable[[int, int, str], Awaitable[None]]
 """Is told how many files are done, how many there are, and what happened."""
@@ -255,7 +256,7 @@ class KnowledgeBase:
         self._documents.close()
         await self._writer.close()
         await self._reader.close()
-        await asyncio.to_thread(self._documents.rest)
+        await in_thread(self._documents.rest)
 
 
 async def _vectors(
