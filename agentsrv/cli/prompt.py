@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import termios
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
@@ -17,6 +16,13 @@ from agentsrv.client import Client
 from agentsrv.errors import InputDeclined, InvalidCommand, InvalidInput, NotFound
 from agentsrv.models.events import InputRequired
 from agentsrv.protocol.shell import read_answer
+
+try:
+    import termios
+except ImportError:  # Windows
+    _HAS_KEYS = False
+else:
+    _HAS_KEYS = True
 
 LINE: Final = 4096  # bytes; a terminal gives no longer line at once
 
@@ -54,7 +60,7 @@ class Prompt:
     @staticmethod
     def is_possible() -> bool:
         """Whether there is somebody to ask."""
-        return sys.stdin.isatty() and sys.stderr.isatty()
+        return _HAS_KEYS and sys.stdin.isatty() and sys.stderr.isatty()
 
     async def ask(self, asked: InputRequired, refusal: InvalidInput | None) -> Any:
         """Return what is typed; an empty line is the default, where there is one.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from typing import Final
 
 SPARE: Final = 200  # open files that a process needs beside its connections
@@ -10,6 +9,8 @@ SPARE: Final = 200  # open files that a process needs beside its connections
 
 def allow_connections(wanted: int) -> int:
     """Raise the limit of open files, here and for children; return how many connections fit."""
+    import resource  # noqa: PLC0415 - not on Windows, where clients run
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + SPARE
     if soft != resource.RLIM_INFINITY and soft < needed:

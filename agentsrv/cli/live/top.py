@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import termios
-import tty
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +28,14 @@ from agentsrv.models.states import StepStatus, TaskStatus
 from agentsrv.protocol.replies import Snapshot, TaskRow
 from agentsrv.store.shared import Node
 from agentsrv.telemetry.visible import visible
+
+try:
+    import termios
+    import tty
+except ImportError:  # Windows
+    _HAS_KEYS = False
+else:
+    _HAS_KEYS = True
 
 INTERVAL: Final = 1.0  # seconds between two looks
 WINDOW: Final = 10  # looks over which rates are told
@@ -122,7 +128,8 @@ async def show(client: Client, url: str, store: str | None = None) -> None:
     server = client.hello["server"]
     name = visible(f"{server['name']} {server['version']} at {url}")
     console = console_of(sys.stdout)
-    if not (sys.stdin.isatty() and console.is_terminal and not console.is_dumb_terminal):
+    is_live = sys.stdin.isatty() and console.is_terminal and not console.is_dumb_terminal
+    if not (_HAS_KEYS and is_live):
         found = await look(client, store, console.height, datetime.now(UTC))
         console.print(draw(name, [found], console.width))
         return
