@@ -15,7 +15,13 @@ import typer
 from agentsrv.app import VERSION
 from agentsrv.cli import following, keys, reloading, running, serving, streams, tools
 from agentsrv.cli.exits import leave, say, use_json
-from agentsrv.cli.options import Ca, Token, make_settings, takes_settings
+from agentsrv.cli.options import (
+    Ca,
+    Token,
+    described_complaints,
+    read_settings,
+    takes_settings,
+)
 from agentsrv.cli.prompt import find_question
 from agentsrv.cli.render import parse_status, shorten, status_word
 from agentsrv.client import Client, Options
@@ -105,15 +111,15 @@ def serve(
     the command line counts most, then the environment, .env and agentsrv.toml.
     """
     streams.release()
-    settings = make_settings(**given)
+    settings = read_settings(**given)
     if reload:
         rest = [argument for argument in sys.argv[1:] if argument != "--reload"]
         raise typer.Exit(reloading.serve_reloading(rest))
     if settings.processes > 1:
         from agentsrv.cli import processes
 
-        raise typer.Exit(processes.serve(target, settings))
-    raise typer.Exit(serving.serve(serving.load_app(target), settings))
+        raise typer.Exit(processes.serve(target, settings, described_complaints()))
+    raise typer.Exit(serving.serve(target, settings, described_complaints()))
 
 
 @app.command()

@@ -10,17 +10,16 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.context import SpawnProcess
 from typing import Final
 
 from agentsrv.app import node_name, open_store
-from agentsrv.cli import serving
-from agentsrv.cli.exits import Exit, leave
-from agentsrv.errors import AgentsrvError
+from agentsrv.cli import addresses, serving
+from agentsrv.cli.exits import Exit
 from agentsrv.settings import Settings
-from agentsrv.telemetry import logs
+from agentsrv.telemetry import logs, outlets
 
 PAUSE: Final = 0.5  # seconds until a process that ended is started again; doubled each time
 LONGEST_PAUSE: Final = 30.0  # seconds
@@ -30,25 +29,31 @@ LIVED: Final = 60.0  # seconds of life after which the pause is short again
 _log = logging.getLogger("agentsrv.processes")
 
 
-def serve(target: str | None, settings: Settings) -> int:
-    """Serve with ``settings.processes`` processes until SIGTERM or SIGINT; return the exit code.
+def serve(target: str | None, settings: Settings, complaints: Sequence[str] = ()) -> int:
+    """Serve with ``settings.processes`` processes until a signal; return the exit code.
 
     Each is a node of its own. One that ends is started again; when this one ends, all do. A
-    second signal ends them at once.
+    second SIGTERM or SIGINT ends them at once. ``complaints`` are sentences for the log.
 
     Raises:
         ConfigurationError: The store is not one that servers share.
-        OSError: The address cannot be listened on.
+        AddressError: The address cannot be listened on.
     """
     name = settings.node or node_name()
     open_store(settings, name)
-    logs.configure(settings.log_format, sys.stderr)
-    with _reserved(settings) as port:
-        nodes = [
-            settings.model_copy(update={"port": port, "node": f"{name}-{number}"})
-            for number in range(1, settings.processes + 1)
-        ]
-        return asyncio.run(_Supervisor(target, nodes).run())
+    with outlets.redirected():
+        logs.configure(settings.log_format, sys.stderr)
+        for complaint in complaints:
+            _log.warning("%s", complaint)
+        try:
+            with _reserved(settings) as port:
+                nodes = [
+                    settings.model_copy(update={"port": port, "node": f"{name}-{number}"})
+                    for number in range(1, settings.processes + 1)
+                ]
+                return asyncio.run(_Supervisor(target, nodes).run())
+        except OSError as error:
+            raise addresses.explained(error, settings) from error
 
 
 class _Supervisor:
@@ -67,6 +72,8 @@ class _Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._end)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            loop.add_signal_handler(signal.SIGHUP, self._end_once)
         codes = await asyncio.gather(*(self._keep(settings) for settings in self._nodes))
         if self._signals == 1:  # some may have ended by it before they could listen to signals
             codes = [code for code in codes if code != TERMINATED] or [Exit.DONE]
@@ -95,6 +102,11 @@ class _Supervisor:
                 return code
             except TimeoutError:
                 pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _end_once(self) -> None:
+        """As ``_end`` at a first signal: a terminal that closes may send SIGHUP twice."""
+        if not self._signals:
+            self._end()
 
     def _end(self) -> None:
         """Pass a signal on: the first time the processes drain, the second time they exit."""
@@ -134,11 +146,7 @@ def _live(target: str | None, settings: Settings) -> None:
     """Be one of the servers."""
     os.setpgid(0, 0)  # a Ctrl-C in the terminal is for the parent, who passes it on once
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        code = serving.serve(serving.load_app(target), settings)
-    except (AgentsrvError, OSError) as error:
-        leave(error)
-    raise SystemExit(code)
+    raise SystemExit(serving.serve(target, settings))
 
 
 def _end_with_parent() -> None:

@@ -19,7 +19,7 @@ DRAIN: Final = "0.5"  # seconds for running tasks; they go on in the next proces
 
 
 def serve_reloading(arguments: Sequence[str]) -> int:
-    """Run ``agentsrv`` with ``arguments`` until SIGTERM or SIGINT, anew after each change.
+    """Run ``agentsrv`` with ``arguments`` until SIGTERM, SIGINT or SIGHUP, anew after each change.
 
     Python files below the current folder are watched. A process that ends by itself, because of
     an error in the new code for example, is started again at the next change.
@@ -35,8 +35,9 @@ def serve_reloading(arguments: Sequence[str]) -> int:
     except ImportError:
         raise ConfigurationError(missing_extra("--reload", "reload")) from None
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: stop.set())
     child = _start(arguments)
     try:
         changes = watchfiles.watch(

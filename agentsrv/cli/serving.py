@@ -7,19 +7,25 @@ import gc
 import importlib
 import logging
 import os
-import signal
+import re
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path, PurePath
 from typing import Any, Final
 
-from agentsrv.app import App, Running
-from agentsrv.cli.exits import Exit, say
-from agentsrv.errors import ConfigurationError, missing_extra
+from agentsrv import threads
+from agentsrv.app import App, Running, store_file
+from agentsrv.cli import addresses, forks
+from agentsrv.cli.exits import Exit, leave, say
+from agentsrv.cli.signals import Signals, exit_now
+from agentsrv.errors import AgentsrvError, ConfigurationError, missing_extra
 from agentsrv.settings import Loop, Settings
-from agentsrv.telemetry import export, logs
+from agentsrv.suggest import did_you_mean
+from agentsrv.telemetry import export, logs, outlets
 
 LAST_CHANCE: Final = 2.0  # seconds that tasks and threads of agents have behind the shutdown
 GC_THRESHOLDS: Final = (50_000, 20, 100)  # objects, then generations before an older one
@@ -37,13 +43,18 @@ def load_app(target: str | None) -> App:
     if target is None:
         return App()
     module_name, _, name = target.partition(":")
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109 - the import path holds strings
+    _check_spelling(target, module_name, name or "app")
+    try:
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109 - the import path holds strings
+    except OSError as error:
+        raise ConfigurationError(f"the working folder cannot be used: {error.strerror}") from None
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigurationError(
                 f"there is no module {error.name!r} in this folder, nor installed"
+                f"{_meant(module_name, error.name)}"
             ) from None
         raise ConfigurationError(f"{module_name} cannot be imported: {error}") from error
     except ConfigurationError as error:
@@ -61,6 +72,38 @@ def load_app(target: str | None) -> App:
     raise ConfigurationError(
         f"expected an App at {module_name}:{name or 'app'}; found {found}{hint}"
     )
+
+
+def _check_spelling(target: str, module_name: str, name: str) -> None:
+    """Refuse a path: modules are named as in ``import``."""
+    if not module_name.strip():
+        raise ConfigurationError(f"the application is {target!r}; expected MODULE:APP")
+    if not (re.search(r"[/\\]", module_name) or module_name.endswith(".py")):
+        return
+    path = PurePath(module_name.replace("\\", "/").removesuffix(".py"))
+    first, where = path, ""
+    if path.is_absolute():
+        try:
+            first = path.relative_to(Path.cwd())
+        except (OSError, ValueError):  # it is elsewhere
+            first, where = PurePath(path.name), f", in the folder {path.parent}"
+    elif ".." in path.parts:
+        first, where = PurePath(path.name), f", in the folder {path.parent}"
+    raise ConfigurationError(
+        f"the application is {target!r}, which is a path; expected a module: "
+        f"agentsrv serve {'.'.join(first.parts)}:{name}{where}"
+    )
+
+
+def _meant(module_name: str, missing: str) -> str:
+    """A hint at what ``module_name`` was meant as; the module ``missing`` was not found."""
+    parent, _, last = module_name.rpartition(".")
+    if missing == module_name and parent in sys.modules:
+        return f"; did you mean {parent}:{last}?"
+    here = [file.stem for file in Path().glob("*.py")]
+    here += [file.parent.name for file in Path().glob("*/__init__.py")]
+    meant = did_you_mean(module_name, here)
+    return f"; {meant}" if meant else ""
 
 
 def calm_gc() -> None:
@@ -92,32 +135,52 @@ def loop_factory(name: Loop) -> Callable[[], asyncio.AbstractEventLoop]:
     return factory
 
 
-def serve(app: App, settings: Settings) -> int:
-    """Serve until SIGTERM, SIGINT or a fault of the store; return the exit code.
+def serve(target: str | None, settings: Settings, complaints: Sequence[str] = ()) -> int:
+    """Load the application and serve until a signal or a fault of the store; return the exit code.
 
     A second signal exits at once. Code of agents that does not stop is left behind: the
-    process exits without it.
+    process exits without it. From here on, nothing that is written to standard output or standard
+    error blocks the process.
+
+    Args:
+        target: ``module:app``, or ``None`` for the built-in agents.
+        settings: What to serve with.
+        complaints: Sentences about the surroundings for the log, such as unknown variables.
+
+    Raises:
+        SystemExit: The application or a setting is wrong; the reason has been printed.
     """
-    logs.configure(settings.log_format, sys.stderr)
-    send_spans = export.configure()
-    with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
-        return runner.run(_serve(app, settings, send_spans))
+    with outlets.redirected():
+        try:
+            app = load_app(target)
+            logs.configure(settings.log_format, sys.stderr)
+            for complaint in complaints:
+                _log.warning("%s", complaint)
+            send_spans = export.configure()
+            with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
+                return runner.run(_serve(app, settings, send_spans))
+        except OSError as error:
+            leave(addresses.explained(error, settings))
+        except AgentsrvError as error:
+            leave(error)
 
 
 async def _serve(app: App, settings: Settings, send_spans: Callable[[], None]) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix=POOL))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, _on_signal, stop, number)
-    async with app.running(settings) as running:
-        calm_gc()
-        _log.info("listening on %s", running.url)
-        await _until_end(running, stop)
-    # Only now: the store may also have failed while the tasks were given time to end.
-    code = _verdict(running)
-    send_spans()
-    await _end_leftovers(code)
+    patience = settings.drain_timeout + settings.cancel_grace
+    with Signals(stop.set, patience) as signals, ExitStack() as stack:
+        async with app.running(settings) as running:
+            calm_gc()
+            _log.info("listening on %s", running.url)
+            # Until the end of the process: agents may fork while the server drains.
+            stack.enter_context(forks.guarded(signals, running.port, store_file(settings)))
+            await _until_end(running, stop)
+        # Only now: the store may also have failed while the tasks were given time to end.
+        code = _verdict(running)
+        send_spans()
+        await _end_leftovers(code)
     return code
 
 
@@ -137,14 +200,6 @@ def _verdict(running: Running) -> int:
     return Exit.FAILED
 
 
-def _on_signal(stop: asyncio.Event, number: signal.Signals) -> None:
-    if stop.is_set():
-        _log.warning("%s again: exiting at once", number.name)
-        _exit_now(128 + number)
-    _log.info("%s: running tasks may end; a second signal exits at once", number.name)
-    stop.set()
-
-
 async def _end_leftovers(code: int) -> None:
     """Exit now, if something of an agent does not stop; else return."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -153,20 +208,26 @@ async def _end_leftovers(code: int) -> None:
     if tasks:
         await asyncio.wait(tasks, timeout=LAST_CHANCE)
     stubborn = [task.get_name() for task in tasks if not task.done()]
-    closing = asyncio.create_task(asyncio.get_running_loop().shutdown_default_executor())
-    await asyncio.wait({closing}, timeout=LAST_CHANCE)
-    if not closing.done():
-        stubborn += [thread.name for thread in threading.enumerate() if POOL in thread.name]
+    loop = asyncio.get_running_loop()
+    own = loop.create_future()
+    threading.Thread(target=_shut_down_threads, args=(loop, own), daemon=True).start()
+    closing = {asyncio.create_task(loop.shutdown_default_executor()), own}
+    _, left = await asyncio.wait(closing, timeout=LAST_CHANCE)
+    if left:
+        stubborn += [
+            thread.name
+            for thread in threading.enumerate()
+            if thread.name.startswith((POOL, threads.NAME))
+        ]
     if stubborn:
         _log.warning("exiting although this does not stop: %s", ", ".join(stubborn))
-        _exit_now(code)
+        exit_now(code)
 
 
-def _exit_now(code: int) -> None:
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def _shut_down_threads(loop: asyncio.AbstractEventLoop, done: asyncio.Future[None]) -> None:
+    threads.shut_down()
+    with suppress(RuntimeError):  # nobody waits any more
+        loop.call_soon_threadsafe(done.set_result, None)
 
 
 def _where(error: BaseException) -> str:

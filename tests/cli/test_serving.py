@@ -2,7 +2,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -138,17 +137,6 @@ async def test_a_second_signal_exits_at_once(serve):
         await asyncio.to_thread(process.stderr.readline)
         process.terminate()
         assert await asyncio.to_thread(process.wait, 10) == 128 + signal.SIGTERM
-
-
-def test_an_address_in_use_is_one_sentence(tmp_path):
-    """And exit status 1."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        command = [sys.executable, "-m", "agentsrv", "serve", f"--port={port}", "--store=memory:"]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert "address already in use" in result.stderr
-    assert "Traceback" not in result.stderr
 
 
 async def test_a_broken_store_ends_the_server_with_exit_status_1(capsys):

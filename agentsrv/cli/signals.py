@@ -1,0 +1,269 @@
+"""Signals of a server: received by a thread, so that code that blocks the loop cannot hold them.
+
+Theory of operation
+-------------------
+Python runs signal handlers in the main thread, between two of its instructions, and asyncio runs
+its own in a turn of the loop. An agent that blocks the loop therefore holds both. The handler in
+C, however, always writes the signal's number to the *wake-up descriptor*, whatever the main thread
+does. ``Signals`` reads this descriptor in a thread of its own. The handler in Python only waits a
+moment: that gives the thread a turn while the main thread is in C code that checks for signals but
+keeps Python's global lock, such as a regular expression.
+
+=============  ====================================================================
+SIGTERM        first: drain. Again: exit at once, with 128 + the signal's number.
+SIGINT         as SIGTERM; the two count together
+SIGHUP         first: drain. Again: nothing, because a terminal that closes may send
+               it twice. Ignored if it was ignored at the start (``nohup``).
+any other      passed on to the loop, for handlers that an application installs
+=============  ====================================================================
+
+After the first signal the thread looks at the loop's *beat*, a timer that the loop runs four times
+a second:
+
+- No beat for ``TELL_AFTER`` seconds: the log says which task blocks the loop, and where.
+- No beat for as long as tasks have to end (``drain_timeout`` + ``cancel_grace``): the process exits
+  with 128 + the signal's number. No drain has taken place then.
+- Beats, but no end ``MARGIN`` seconds after that time: the same.
+
+A thread needs Python's global lock. C code that neither releases it nor checks for signals (the sum
+of a huge range) holds every thread of the process, also this one, until it returns.
+
+Agents and libraries may install handlers of their own for these signals, or another wake-up
+descriptor, as ``loop.add_signal_handler`` does. Each beat installs those of the server again. It
+reports the first such change of a signal in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, Self
+
+from agentsrv.telemetry import logs, outlets
+from agentsrv.telemetry.watchdog import blocker
+
+STOPPING: Final = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+)
+BEAT: Final = 0.25  # seconds between two beats of the loop
+TELL_AFTER: Final = 1.0  # seconds without a beat until the log says who blocks the loop
+LEAST: Final = 2.0  # seconds without a beat that are never taken for a blocked loop
+MARGIN: Final = 30.0  # seconds that a shutdown may take beyond the time that tasks have
+LOG_WITHIN: Final = 1.0  # seconds for one line of the log, whose handlers may be an author's
+TURN: Final = 0.1  # seconds that the handler waits for the thread to take the signal
+
+_log = logging.getLogger("agentsrv.signals")
+
+
+class Signals:
+    """Receives the signals that stop the server, from ``__enter__`` to ``__exit__``.
+
+    Both run in the main thread, inside the running loop.
+
+    Args:
+        on_stop: Called once, in the loop, at the first signal.
+        patience: Seconds that running tasks have to end: ``drain_timeout`` + ``cancel_grace``.
+    """
+
+    def __init__(self, on_stop: Callable[[], None], patience: float) -> None:
+        self._on_stop = on_stop
+        self._patience = max(patience, LEAST)
+        self._first: signal.Signals | None = None
+        self._first_at = 0.0
+        self._exiting = False
+        self._taken = threading.Event()  # the thread has a turn
+        self._handler = self._on_signal  # one object, to be recognised
+        self._told = 0.0  # the beat after which the log has said who blocks the loop
+        self._reported: set[int] = set()  # signals whose handlers were replaced
+        self._next: tuple[int, int] | None = None  # descriptor and inode of the loop's wake-up
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)  # noqa: FBT003 - that is its signature
+        self._before: dict[int, Any] = {
+            number: signal.getsignal(number)
+            for number in STOPPING
+            if number != getattr(signal, "SIGHUP", None)
+            or signal.getsignal(number) is not signal.SIG_IGN
+        }
+        self._beaten = time.monotonic()
+        self._hold(report=False)
+        self._thread = threading.Thread(target=self._listen, name="agentsrv-signals", daemon=True)
+        self._thread.start()
+        self._beat()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        with suppress(ValueError, OSError):  # the loop has closed it
+            signal.set_wakeup_fd(-1 if self._next is None else self._next[0])
+        self._restore()
+        self._sender.send(b"\0")
+        self._thread.join()
+        self._sender.close()
+        self._receiver.close()
+
+    def release_in_child(self) -> None:
+        """Let a child of ``os.fork`` have its own signals; call it there.
+
+        The wake-up descriptors are shared with the parent: a signal to the child would stop it.
+        """
+        signal.set_wakeup_fd(-1)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self._taken.clear()
+        if signal.set_wakeup_fd(self._sender.fileno()) != self._sender.fileno():
+            self._sender.send(bytes([number]))  # it went to another descriptor
+        self._taken.wait(TURN)
+        if self._exiting:  # the lines of the log take longer than a turn
+            time.sleep(4 * LOG_WITHIN)
+
+    def _beat(self) -> None:
+        self._beaten = time.monotonic()
+        self._hold()
+        logs.check()
+        self._timer = self._loop.call_later(BEAT, self._beat)
+
+    def _hold(self, *, report: bool = True) -> None:
+        """Install the server's handlers and its wake-up descriptor, whatever is there now."""
+        replaced = [
+            signal.Signals(number).name
+            for number in self._before
+            if signal.signal(number, self._handler) is not self._handler
+            and number not in self._reported
+        ]
+        own = self._sender.fileno()
+        found = signal.set_wakeup_fd(own, warn_on_full_buffer=False)
+        if found not in (own, -1):
+            with suppress(OSError):  # it is closed by now
+                self._next = found, os.fstat(found).st_ino
+        if report and replaced:
+            self._reported.update(getattr(signal, name) for name in replaced)
+            _log.warning(
+                "code in this process has replaced the handler of %s; the server's is installed "
+                "again",
+                ", ".join(replaced),
+            )
+
+    def _listen(self) -> None:
+        while True:
+            self._receiver.settimeout(None if self._first is None else BEAT)
+            try:
+                numbers = self._receiver.recv(64)
+            except TimeoutError:
+                numbers = b""
+            if 0 in numbers:
+                return
+            for number in numbers:
+                if number in self._before:
+                    self._take(signal.Signals(number))
+                else:
+                    self._pass_on(number)
+            self._taken.set()
+            if self._first is not None:
+                self._look(self._first)
+
+    def _take(self, number: signal.Signals) -> None:
+        if self._first is None:
+            self._first, self._first_at = number, time.monotonic()
+            self._say(
+                logging.INFO,
+                f"{number.name}: running tasks may end; a second signal exits at once",
+            )
+            with suppress(RuntimeError):  # the loop has ended by itself
+                self._loop.call_soon_threadsafe(self._on_stop)
+        elif number is not getattr(signal, "SIGHUP", None):
+            self._exit(number, f"{number.name} again: exiting at once")
+
+    def _pass_on(self, number: int) -> None:
+        if self._next is None:
+            return
+        descriptor, inode = self._next
+        with suppress(OSError):
+            found = os.fstat(descriptor)
+            if stat.S_ISSOCK(found.st_mode) and found.st_ino == inode:
+                os.write(descriptor, bytes([number]))
+
+    def _look(self, number: signal.Signals) -> None:
+        now, beaten = time.monotonic(), self._beaten
+        silent, passed = now - beaten, now - self._first_at
+        if silent > TELL_AFTER and beaten != self._told:
+            self._told = beaten
+            found = blocker(self._loop_thread)
+            self._say(
+                logging.WARNING,
+                f"{number.name} has to wait: the event loop is blocked by {found.what}; the "
+                f"process exits in {max(0.0, self._patience - passed):.0f} s, or at once at a "
+                f"second signal. Stack:\n{found.stack}",
+                found.about,
+            )
+        if min(silent, passed) > self._patience:
+            self._exit(
+                number,
+                f"exiting without a drain: the event loop is blocked by "
+                f"{blocker(self._loop_thread).what} for {silent:.0f} s",
+            )
+        elif passed > self._patience + MARGIN:
+            self._exit(number, f"exiting: the shutdown has taken {passed:.0f} s")
+
+    def _exit(self, number: signal.Signals, reason: str) -> None:
+        self._exiting = True
+        self._say(logging.WARNING, reason)
+        exit_now(128 + number)
+
+    def _say(self, level: int, text: str, about: object = None) -> None:
+        """Log ``text`` and wait for that only shortly: an author's handler may hang."""
+        _within(LOG_WITHIN, lambda: _log.log(level, "%s", text, extra={"about": about or {}}))
+
+
+def exit_now(code: int) -> None:
+    """End the process at once; the last lines of the log are written as far as somebody reads."""
+    _within(LOG_WITHIN, logging.shutdown)
+    _within(2 * LOG_WITHIN, lambda: outlets.flush(LOG_WITHIN))
+    os._exit(code)
+
+
+def _within(seconds: float, work: Callable[[], object]) -> None:
+    thread = threading.Thread(target=work, name="agentsrv-last-words", daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
+def on_signals(numbers: Sequence[signal.Signals], act: Callable[[], None]) -> Callable[[], None]:
+    """Call ``act`` in the running loop at each of these signals; for programs without agents.
+
+    Returns:
+        What undoes it.
+    """
+    loop = asyncio.get_running_loop()
+    before = [(number, signal.getsignal(number)) for number in numbers]
+    for number in numbers:
+        try:
+            loop.add_signal_handler(number, act)
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(act))
+
+    def undo() -> None:
+        for number, handler in before:
+            with suppress(NotImplementedError):
+                loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+    return undo
