@@ -44,7 +44,7 @@ from agentsrv.server.exposure import check_exposure
 from agentsrv.server.gate import fill_in
 from agentsrv.server.listener import Listener
 from agentsrv.server.neighbours import Neighbours
-from agentsrv.settings import Settings, missing_certificates
+from agentsrv.settings import Settings
 from agentsrv.store.base import Store
 from agentsrv.store.memory import MemoryStore
 from agentsrv.store.queue import QueueLimits
@@ -470,15 +470,7 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
     from agentsrv.agents.llm import Embedder, LanguageModel, connect  # noqa: PLC0415 - an extra
 
     key = settings.llm_key.get_secret_value() if settings.llm_key is not None else None
-    try:
-        connecting = connect(settings.llm_url, key, settings.llm_timeout)
-    except OSError as error:
-        reasons = [complaint.what for complaint in missing_certificates()]
-        raise ConfigurationError(
-            "the certificates for connections to llm_url cannot be read: "
-            + ("; ".join(reasons) or f"{error}; see the variables SSL_CERT_FILE and SSL_CERT_DIR")
-        ) from None
-    async with connecting as endpoint:
+    async with connect(settings.llm_url, key, settings.llm_timeout) as endpoint:
         chat, vectors, tracing = settings.llm_model, settings.embedding_model, open_tracing()
         yield Models(
             LanguageModel(endpoint, chat, settings.llm_max_tokens, tracing) if chat else None,

@@ -1,44 +1,43 @@
-"""``agentsrv doctor``: looks at all that a server needs, and says what to do."""
+"""``agentsrv doctor``: checks configuration and environment, and says what to do."""
 
 from __future__ import annotations
 
 import os
-import resource
 import shutil
+import socket
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic_settings import DotEnvSettingsSource, TomlConfigSettingsSource
-
 from agentsrv.agents.knowledge.folder import scan
 from agentsrv.app import (
     POSTGRES,
-    knowledge_index,
+    make_index_folder,
     node_name,
     open_models,
     open_store,
     store_file,
 )
+from agentsrv.cli import addresses
 from agentsrv.cli.exits import Exit
-from agentsrv.cli.options import make_settings
+from agentsrv.cli.options import read_settings
 from agentsrv.cli.serving import loop_factory
 from agentsrv.errors import AgentsrvError, ConfigurationError
+from agentsrv.server.auth import open_authenticator
+from agentsrv.server.exposure import check_exposure, tls_context
 from agentsrv.server.files import SPARE
 from agentsrv.server.listener import PASSING
-from agentsrv.settings import Settings
+from agentsrv.settings import Settings, complaints
 from agentsrv.store.sqlite import LONG_LOG
 from agentsrv.store.sqlite_file import beside, check_place, holder_of, writer_of
 from agentsrv.store.sqlite_log import WAL_LIMIT
 from agentsrv.store.sqlite_look import OLDEST, Damage, find_damage, look
 
-PREFIX: Final = "AGENTSRV_"
-OTHERS: Final = ("CA", "TOKEN", "URL")  # variables of the command line that are no settings
 SCARCE: Final = 1 << 30  # bytes of free disk space
 NAMED: Final = 5  # damaged tasks whose ids are printed
 ANSWER: Final = 16  # tokens of the answer that a model is asked for
@@ -75,10 +74,10 @@ async def run(given: Mapping[str, Any]) -> int:
 
 async def examine(given: Mapping[str, Any]) -> AsyncIterator[Finding]:
     """What each check finds; ``given`` are the settings of the command line."""
-    for finding in (*check_variables(), *check_file()):
+    for finding in check_surroundings():
         yield finding
     try:
-        settings = make_settings(**given)
+        settings = read_settings(**given)
         loop_factory(settings.loop)
         open_store(settings, node_name())
     except ConfigurationError as error:
@@ -88,31 +87,57 @@ async def examine(given: Mapping[str, Any]) -> AsyncIterator[Finding]:
     for check in CHECKS:
         for finding in check(settings):
             yield finding
-    for question in (check_postgres, check_models):
+    for question in (check_access, check_postgres, check_models):
         async for finding in question(settings):
             yield finding
 
 
-def check_variables() -> Iterator[Finding]:
-    """Variables that begin like ours and are none, in the environment and in ``.env``."""
-    known = {*map(str.upper, Settings.model_fields), *OTHERS}
-    places = {"the environment": os.environ, ".env": DotEnvSettingsSource(Settings).env_vars}
-    for place, variables in places.items():
-        for name in map(str.upper, variables):
-            own = name.removeprefix(PREFIX)
-            if own != name and own not in known:
-                yield _unknown(f"variable {name} in {place}", own, known, PREFIX)
-
-
-def check_file() -> Iterator[Finding]:
-    """Keys of ``agentsrv.toml`` that are no settings."""
+def check_surroundings() -> Iterator[Finding]:
+    """Names in the environment, ``.env`` and ``agentsrv.toml`` that have no effect."""
     try:
-        keys = TomlConfigSettingsSource(Settings).toml_data
-    except ValueError:  # no TOML: the settings tell
+        for complaint in complaints():
+            level = Level.FAIL if complaint.is_mistake else Level.WARN
+            yield Finding(level, complaint.what, complaint.advice)
+    except ConfigurationError:
+        return  # the settings report it
+
+
+async def check_access(settings: Settings) -> AsyncIterator[Finding]:
+    """Who may connect: keys, tokens, certificates, and the address."""
+    try:
+        authenticator = await open_authenticator(settings, time.time)
+        check_exposure(settings, is_guarded=authenticator.is_required)
+        tls_context(settings)
+    except ConfigurationError as error:
+        yield Finding(Level.FAIL, f"access: {error.message}", "the server does not start")
         return
-    for key in keys:
-        if key not in Settings.model_fields:
-            yield _unknown(f"key {key} in agentsrv.toml", key, Settings.model_fields)
+    what = "clients need a token" if authenticator.is_required else "nobody is asked for a token"
+    yield Finding(Level.OK, f"access: {what}, {'TLS' if settings.tls_cert else 'no TLS'}")
+    if settings.jwt_key is not None and settings.jwt_algorithm == "HS256":
+        data = settings.jwt_key.read_bytes()
+        secret = data.rstrip(b"\r\n")
+        what = f"jwt_key: a secret of {len(secret)} bytes"
+        if len(secret) < len(data):
+            what += f"; the line end at the end of {settings.jwt_key} is not part of it"
+        yield Finding(Level.OK, what, "the issuer must sign with exactly these bytes")
+
+
+def check_port(settings: Settings) -> Iterator[Finding]:
+    """Whether the address can be listened on now."""
+    where = f"address: {settings.host}, port {settings.port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        why = addresses.explained(error, settings)
+        yield Finding(Level.FAIL, f"address: {why}", "unless this server is the one that runs")
+        return
+    yield Finding(Level.OK, where)
 
 
 def check_sqlite(_: Settings) -> Iterator[Finding]:
@@ -231,6 +256,8 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
 
 def check_files(settings: Settings) -> Iterator[Finding]:
     """How many connections the process may have."""
+    import resource  # not on Windows
+
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # as far as the server raises its own
     wanted = settings.max_connections + PASSING + SPARE
     unlimited = most == resource.RLIM_INFINITY
@@ -250,11 +277,11 @@ def check_knowledge(settings: Settings) -> Iterator[Finding]:
     if folder is None:
         yield Finding(Level.OK, "knowledge: none; the retriever finds nothing")
         return
-    index = knowledge_index(settings)
     try:
+        index = make_index_folder(settings)
         files = [file for file in scan(folder) if not file.reason]
     except AgentsrvError as error:
-        yield Finding(Level.FAIL, f"knowledge: {error.message}", "set knowledge to a folder")
+        yield Finding(Level.FAIL, f"knowledge: {error.message}", "see the setting knowledge")
         return
     told = f"knowledge: {folder}, files: {len(files)}"
     if not files:
@@ -307,15 +334,10 @@ async def check_models(settings: Settings) -> AsyncIterator[Finding]:
 
 
 CHECKS: Final[tuple[Callable[[Settings], Iterator[Finding]], ...]] = (
+    check_port,
     check_sqlite,
     check_store,
     check_disk,
     check_files,
     check_knowledge,
 )
-
-
-def _unknown(what: str, name: str, known: Iterable[str], prefix: str = "") -> Finding:
-    alike = get_close_matches(name, known, 1)
-    advice = f"did you mean {prefix}{alike[0]}?" if alike else "it has no effect; remove it"
-    return Finding(Level.FAIL, f"unknown {what}", advice)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentsrv.app import VERSION, knowledge_index, open_models, store_file
+from agentsrv.app import VERSION, make_index_folder, open_models, store_file
 from agentsrv.cli.exits import use_json
 from agentsrv.cli.live.progress import OnProgress, progress
 from agentsrv.cli.options import Token, make_settings, takes_settings
@@ -35,7 +35,7 @@ def index(
 
     given = {"knowledge_index": out} if out is not None else {}
     settings = make_settings(knowledge=folder, **given)
-    target = knowledge_index(settings)
+    target = make_index_folder(settings)
 
     def tell(report: IndexReport) -> None:
         print(
@@ -64,7 +64,7 @@ def index(
 
 @takes_settings
 def doctor(**given: Any) -> None:
-    """Look at all that a server needs, and say what to do; exit with 1 where it would fail."""
+    """Check configuration and environment; exit with 1 where the server would fail."""
     from agentsrv.cli import doctor
 
     raise typer.Exit(asyncio.run(doctor.run(given)))

@@ -296,16 +296,32 @@ def test_run_serves_itself_where_there_is_no_server(agentsrv, monkeypatch, tmp_p
     assert "this process serves itself" in result.err
 
 
+def test_a_knowledge_folder_is_for_runs_without_a_server(agentsrv, tmp_path):
+    """Where one answers, which has its own, the option is refused."""
+    result = agentsrv("run", "Hello", "--agent", "greeter", "--knowledge", str(tmp_path))
+    assert (result.code, result.out) == (2, "")
+    assert "--knowledge" in result.err
+    assert "a server answers at ws://127.0.0.1:" in result.err
+
+
 def test_index_is_where_serve_looks_for_it(agentsrv, monkeypatch, tmp_path):
-    """Beside the store, or where it is told; what was skipped is counted by reason."""
+    """In the folder for state, beside the store that is set, or where an option says.
+
+    What was skipped is counted by reason.
+    """
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/a.md").write_text("# Tea\n\nTea is made of leaves and hot water.\n")
     (tmp_path / "texts/b.bin").write_bytes(bytes(range(256)))
     monkeypatch.chdir(tmp_path)
     result = agentsrv("index", "texts")
     assert result.code == 0
-    assert result.out.startswith("agentsrv.knowledge.db: 1 files, 1 passages")
-    assert (tmp_path / "agentsrv.knowledge.db").exists()
+    index = Path(result.out.partition(": ")[0])
+    assert ": 1 files, 1 passages" in result.out
+    assert index.is_file()
+    assert index.parent == Path(os.environ["XDG_STATE_HOME"], "agentsrv")
+    monkeypatch.setenv("AGENTSRV_STORE", "sqlite:///mine.db")
+    agentsrv("index", "texts")
+    assert (tmp_path / "mine.knowledge.db").exists()
     agentsrv("index", "texts", "--out", "elsewhere.db")
     assert (tmp_path / "elsewhere.db").exists()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import socket
 import sqlite3
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,9 +41,12 @@ async def found(topic: str, **given: Any) -> tuple[Level, str]:
 
 async def test_a_new_server_has_nothing_to_mend():
     """Each topic has a finding, and none is bad."""
-    findings = [finding async for finding in examine({"max_connections": 10})]
+    findings = [finding async for finding in examine({"max_connections": 10, "port": 0})]
     topics = [finding.what.partition(":")[0] for finding in findings]
-    assert topics == ["settings", "SQLite", "store", "disk", "open files", "knowledge", "models"]
+    assert topics == [
+        "settings", "address", "SQLite", "store", "disk", "open files", "knowledge", "access",
+        "models",
+    ]  # fmt: skip
     assert {finding.level for finding in findings} == {Level.OK}
 
 
@@ -217,9 +221,9 @@ async def test_models_are_asked():
 def test_the_command_tells_by_its_exit_status(agentsrv, monkeypatch):
     """0 where nothing fails; 1 where something does, with what to do below it."""
     monkeypatch.delenv("AGENTSRV_URL")
-    well = agentsrv("doctor")
+    well = agentsrv("doctor", "--port=0")
     assert (well.code, well.err) == (0, "")
-    ill = agentsrv("doctor", "--store=sqlite:///no/where.db")
+    ill = agentsrv("doctor", "--port=0", "--store=sqlite:///no/where.db")
     assert ill.code == 1
     assert "FAIL  store: no folder no\n      mkdir -p no\n" in ill.out
 
@@ -289,3 +293,51 @@ async def test_names_that_are_no_store_are_told(folder, store, told):
     assert told in texts[0]
     assert "secret" not in texts[0]
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "level", "told"),
+    [
+        ({"AGENTSRV_PORT": "tcp://10.96.0.7:8765"}, Level.WARN, "Kubernetes"),
+        ({"SSL_CERT_FILE": "/no/file.pem"}, Level.FAIL, "/no/file.pem"),
+    ],
+)
+async def test_variables_of_others_are_told(monkeypatch, variables, level, told):
+    """Those that do not concern the server are a warning, those without which TLS fails are not."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found_level, text = await found("variable")
+    assert (found_level, told in text) == (level, True), text
+
+
+async def test_a_port_that_is_taken_is_told():
+    """With the process that has it."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        level, text = await found("address", port=taken.getsockname()[1])
+    assert (level, f"taken by process {os.getpid()}" in text) == (Level.FAIL, True), text
+    level, text = await found("address", host="no.such.host.invalid")
+    assert (level, "cannot be resolved" in text) == (Level.FAIL, True), text
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"key_file": "nowhere"}, "nowhere"),
+        ({"tls_cert": "c", "tls_key": "k"}, "expected a certificate"),
+        ({"host": "0.0.0.0"}, "which others can reach"),
+        ({"jwt_algorithm": "HS256", "jwt_issuer": "i", "jwt_audience": "a"}, "jwt_key or jwt_jwks"),
+    ],
+)
+async def test_what_keeps_a_server_from_its_start_is_told(given, told):
+    """In the sentence of the server."""
+    level, text = await found("access", **given)
+    assert (level, told in text) == (Level.FAIL, True), text
+
+
+@pytest.mark.parametrize(("end", "told"), [(b"", False), (b"\n", True), (b"\r\n", True)])
+async def test_a_line_end_of_a_secret_is_told(folder, end, told):
+    """It is not part of the secret."""
+    (folder / "secret").write_bytes(b"s" * 40 + end)
+    jwt = {"jwt_algorithm": "HS256", "jwt_issuer": "i", "jwt_audience": "a", "jwt_key": "secret"}
+    level, text = await found("jwt_key", **jwt)
+    assert (level, "40 bytes" in text, "line end" in text) == (Level.OK, True, told)

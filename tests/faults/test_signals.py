@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from agentsrv.client import Client
-from tests.faults.process import free_port
 from tests.faults.deaf_app import BLOCKERS, REPLACERS
+from tests.faults.process import free_port
 
 pytestmark = pytest.mark.faults
 LOOPS = ("asyncio", "uvloop")
