@@ -32,7 +32,11 @@ from agentsrv.config_files import read_if_there, read_toml
 from agentsrv.suggest import did_you_mean
 
 PREFIX: Final = "AGENTSRV_"
-CLIENT_VARIABLES: Final = ("CA", "TOKEN", "URL")  # of the command line's clients; they are no settings
+CLIENT_VARIABLES: Final = (
+    "CA",
+    "TOKEN",
+    "URL",
+)  # of the command line's clients; they are no settings
 TOML_FILE: Final = Path("agentsrv.toml")
 DOTENV_FILE: Final = Path(".env")
 OFF: Final = "none"
