@@ -224,8 +224,7 @@ class App:
                 orchestrator, hub, settings, authenticator, measures, version=VERSION
             )
             watchdog = stack.enter_context(Watchdog(settings.stall_warning, measures.lag))
-            measures.stalls = lambda: watchdog.stalls
-            measures.unwritten = outlets.dropped
+            measures.stalls, measures.unwritten = lambda: watchdog.stalls, outlets.dropped
             if settings.retention is not None:
                 retention = forget_old(store, settings.retention, time.time)
                 await stack.enter_async_context(_beside(retention, on_fault))

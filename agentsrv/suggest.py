@@ -1,19 +1,27 @@
-"""The nearest name to one that is unknown: commands, fields, settings, options."""
+"""The nearest name to one that is unknown: commands, fields, settings, options, agents."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Final
 
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is most like ``name``, or ``None`` if none is like it."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    found = get_close_matches(name.lower(), by_lower, 1)
-    return by_lower[found[0]] if found else None
+MAX_NAMED: Final = 20  # names that a sentence lists
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return ``"did you mean X?"``, or an empty string if no known name is like it."""
-    found = nearest(name, known)
-    return "" if found is None else f"did you mean {prefix}{found}?"
+    """Return ``"did you mean X?"``, or an empty string if no known name is like ``name``."""
+    by_lower = {candidate.lower(): candidate for candidate in sorted(known)}
+    found = get_close_matches(name.lower(), by_lower, 1)
+    return f"did you mean {prefix}{by_lower[found[0]]}?" if found else ""
+
+
+def meant_or_known(name: str, known: Iterable[str], kind: str) -> str:
+    """Return what ``name`` was meant to be, or which ``kind`` there are if no name is like it."""
+    names = sorted(known)
+    if meant := did_you_mean(name, names):
+        return meant
+    if not names:
+        return f"there are no {kind}"
+    more = ", …" if len(names) > MAX_NAMED else ""
+    return f"the {kind} are {', '.join(names[:MAX_NAMED])}{more}"

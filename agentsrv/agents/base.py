@@ -31,13 +31,13 @@ from typing import (
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agentsrv.agents.isolation import Isolation, isolated
-from agentsrv.agents.naming import nearest
 from agentsrv.agents.params import Parameters, Slot, base_function
 from agentsrv.agents.questions import Ask, Mailbox, Messages, Question
 from agentsrv.agents.values import Copies, copies
 from agentsrv.errors import ConfigurationError, PermanentError
 from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.models.retry import RETRIES, RETRY_BASE, RetryPolicy
+from agentsrv.suggest import meant_or_known
 
 if TYPE_CHECKING:
     from agentsrv.agents.knowledge import Passage
@@ -412,7 +412,7 @@ def _checked(options: Mapping[str, Any], label: str) -> _Options:
         if name not in _Options.model_fields:
             raise ConfigurationError(
                 f"{label} has an unknown option {name!r}; "
-                + nearest(name, _Options.model_fields, "options")
+                + meant_or_known(name, _Options.model_fields, "options")
             )
     try:
         return _Options.model_validate(options)

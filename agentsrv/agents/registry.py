@@ -8,12 +8,12 @@ from typing import Any, Final
 import orjson
 
 from agentsrv.agents.base import PLANNER_SLOTS, Agent, Planner, TaskContext, is_async
-from agentsrv.agents.naming import nearest
 from agentsrv.agents.params import Parameters
 from agentsrv.agents.process import ProcessFunction
 from agentsrv.agents.values import to_json
 from agentsrv.errors import ConfigurationError, InvalidCommand
 from agentsrv.models.plan import ExecutionPlan, Step
+from agentsrv.suggest import meant_or_known
 
 MAX_PLAN: Final = 500_000  # bytes of JSON
 _STEP_SIZE: Final = 256  # bytes of a step's names, numbers and punctuation
@@ -132,7 +132,7 @@ class Registry:
                 known = ", ".join(sorted(self._agents)) or "none"
                 raise InvalidCommand(
                     f"step {step.step_id!r} wants agent {step.agent!r}; "
-                    f"{nearest(step.agent, self._agents, 'agents')}",
+                    f"{meant_or_known(step.agent, self._agents, 'agents')}",
                     details=[{"field": "agent", "reason": f"one of: {known}"}],
                 )
             size += _STEP_SIZE + len(step.description.encode()) + 68 * len(step.depends_on)
@@ -162,7 +162,10 @@ class Registry:
         if not unknown or any(taker.takes_all for taker in takers):
             return
         details = [
-            {"field": f"params.{name}", "reason": f"unknown; {nearest(name, known, 'params')}"}
+            {
+                "field": f"params.{name}",
+                "reason": f"unknown; {meant_or_known(name, known, 'params')}",
+            }
             for name in unknown
         ]
         first = details[0]

@@ -19,6 +19,7 @@ from agentsrv.models.task import Question as Asked
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.journal import Journal
 from agentsrv.orchestrator.vault import Vault, texts_of
+from agentsrv.threads import in_thread
 
 MAX_QUESTIONS: Final = 100  # of one step: an agent that asks in a loop is stopped
 MAX_ANSWER: Final = 1 << 16  # bytes of JSON
@@ -64,7 +65,7 @@ class Dialogue:
         """
         if question.is_secret:
             if self._vault.needs_file:
-                await asyncio.to_thread(self._vault.prepare)
+                await in_thread(self._vault.prepare)
             else:
                 self._vault.prepare()
         asked = self._asked(step_id, attempt, question)
