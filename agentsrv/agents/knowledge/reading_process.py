@@ -12,7 +12,6 @@ work. It also ends when stdin does, so it does not outlive the server by more th
 from __future__ import annotations
 
 import json
-import resource
 import signal
 import sys
 from pathlib import Path
@@ -52,6 +51,8 @@ def main(seconds: float, memory: int) -> None:
             return {"reason": f"it cannot be read ({type(error).__name__})"}
         chunks = [[chunk.title, chunk.text, chunk.line] for chunk in document.chunks]
         return {"size": document.size, "chunks": chunks}
+
+    import resource  # noqa: PLC0415 - not on Windows, where clients run
 
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     if most == resource.RLIM_INFINITY or most > memory:
