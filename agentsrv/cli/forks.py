@@ -9,13 +9,13 @@ soon as it exists (``os.register_at_fork``), before the agent's code runs in it:
 
 1. *Signals.* The wake-up descriptor is shared with the parent; a signal to the child would stop the
    parent. The child gets the handlers that were there before the server's.
-2. *Descriptors.* The listening socket, the sockets of clients and the lock of the SQLite store are
-   replaced with ``/dev/null``. A child that outlives the server would otherwise hold the port, and
-   the lock, which belongs to the open file and not to the process. Replacing keeps the numbers in
-   use: Python objects of the parent that are collected in the child close ``/dev/null``, and not a
-   file that the child has opened since. The database itself stays open and unused. Its locks are
-   POSIX locks, which are not inherited, and SQLite closes it safely only as long as the descriptor
-   still leads to the file that the server has locked.
+2. *Descriptors.* The listening socket and the sockets of clients are replaced with ``/dev/null``. A
+   child that outlives the server would otherwise hold the port. Replacing keeps the numbers in use:
+   Python objects of the parent that are collected in the child close ``/dev/null``, and not a file
+   that the child has opened since. An SQLite store releases its lock in the child by itself, in the
+   same way. The database stays open and unused: its locks are POSIX locks, which are not inherited,
+   and SQLite closes it safely only as long as the descriptor leads to the file that the server has
+   locked.
 3. *The way back.* A trace function on the outermost frame of the author's code ends the child when
    this frame returns, raises or awaits: with status ``LEFT`` and a sentence on standard error.
 
@@ -34,7 +34,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
@@ -52,23 +51,20 @@ class _Server:
 
     signals: Signals
     port: int
-    lock: Path | None
 
 
 _servers: list[_Server] = []  # of this process: none or one
 
 
 @contextmanager
-def guarded(signals: Signals, port: int, store: Path | None) -> Iterator[None]:
+def guarded(signals: Signals, port: int) -> Iterator[None]:
     """Cut children off that are forked within the block.
 
     Args:
         signals: Those of the server.
         port: Where it listens.
-        store: The file of an SQLite store.
     """
-    lock = None if store is None else store.with_name(f"{store.name}.lock").absolute()
-    _servers.append(_Server(signals, port, lock))
+    _servers.append(_Server(signals, port))
     try:
         yield
     finally:
@@ -88,17 +84,12 @@ def _in_child() -> None:
 
 
 def _replace_descriptors(server: _Server) -> None:
-    lock = None
-    if server.lock is not None:
-        with suppress(OSError):
-            lock = os.stat(server.lock)  # noqa: PTH116 - as os.fstat below
     nothing = os.open(os.devnull, os.O_RDWR)
     for name in os.listdir("/dev/fd"):  # noqa: PTH208 - numbers
         number = int(name)
         with suppress(OSError):  # the folder itself, which is closed by now
             found = os.fstat(number)
-            is_lock = lock is not None and os.path.samestat(found, lock)
-            if is_lock or (stat.S_ISSOCK(found.st_mode) and _port_of(number) == server.port):
+            if stat.S_ISSOCK(found.st_mode) and _port_of(number) == server.port:
                 os.dup2(nothing, number, inheritable=False)
     os.close(nothing)
 

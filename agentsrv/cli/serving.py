@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 from typing import Any, Final
 
 from agentsrv import threads
-from agentsrv.app import App, Running, store_file
+from agentsrv.app import App, Running
 from agentsrv.cli import addresses, forks
 from agentsrv.cli.exits import Exit, leave, say
 from agentsrv.cli.signals import Signals, exit_now
@@ -175,7 +175,7 @@ async def _serve(app: App, settings: Settings, send_spans: Callable[[], None]) -
             calm_gc()
             _log.info("listening on %s", running.url)
             # Until the end of the process: agents may fork while the server drains.
-            stack.enter_context(forks.guarded(signals, running.port, store_file(settings)))
+            stack.enter_context(forks.guarded(signals, running.port))
             await _until_end(running, stop)
         # Only now: the store may also have failed while the tasks were given time to end.
         code = _verdict(running)

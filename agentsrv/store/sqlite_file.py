@@ -24,7 +24,6 @@ only grows. The pages of the new content do not belong to the write-ahead log of
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 import sys
@@ -32,6 +31,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+from weakref import WeakSet
 
 from agentsrv.errors import ConfigurationError, Unavailable
 from agentsrv.store.sqlite_schema import APPLICATION
@@ -70,6 +70,8 @@ class DatabaseFile:
             StoreInUseError: Another server has the file.
             Unavailable: The file cannot be opened now: the disk is full, too many files are open.
         """
+        import fcntl  # noqa: PLC0415 - not on Windows, where clients run
+
         check_place(self.path)
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
@@ -90,6 +92,17 @@ class DatabaseFile:
         except OSError as error:
             self.close()
             raise Unavailable(f"cannot lock the store {self.path}: {error.strerror}") from error
+        _locked.add(self)
+
+    def release_in_child(self) -> None:
+        """Let go of the lock in a child of ``os.fork()``: it belongs to the open file.
+
+        The number stays in use, so that a later ``close`` closes no file of the child.
+        """
+        if self._fd is not None:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nothing, self._fd, inheritable=False)
+            os.close(nothing)
 
     def close(self) -> None:
         """Close the descriptor, and unlock the file with it. SQLite must have closed it before."""
@@ -234,6 +247,8 @@ def holder_of(path: Path) -> str | None:
         OSError: The file cannot be opened.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    import fcntl  # noqa: PLC0415 - not on Windows, where clients run
+
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -248,3 +263,15 @@ def _describe_holder(fd: int) -> str:
     inode = os.fstat(fd).st_ino
     pids = [pid for kind, pid, locked, *_ in _locks() if (kind, locked) == ("FLOCK", inode)]
     return f" (process {pids[0]})" if pids else ""
+
+
+_locked: WeakSet[DatabaseFile] = WeakSet()
+
+
+def _release_in_child() -> None:
+    for file in _locked:
+        file.release_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_in_child)

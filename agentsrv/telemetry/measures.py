@@ -58,7 +58,7 @@ class Watched(Protocol):
 class Measures:
     """All that one server counts, from its start on. Lives in one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # noqa: PLR0915 - one statement a number
         self.ended: defaultdict[tuple[str, str], int] = defaultdict(int)
         """Tasks that ended here, by agent and status."""
         self.attempts: defaultdict[tuple[str, str], Histogram] = defaultdict(_long)

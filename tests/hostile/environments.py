@@ -160,7 +160,7 @@ FILES: tuple[Named, ...] = (
     Named("tls_cert", ["expected a certificate"] * 6, {"tls_key": "key"}),
     Named("tls_key", ["expected a certificate"] * 6, {"tls_cert": "certificate"}),
     Named("knowledge", ["expected a folder", SERVES, *(["expected a folder"] * 4)]),
-    Named("store", ["does not exist", "cannot open the store", SERVES, *(["cannot open the store"] * 3)]),
+    Named("store", ["does not exist", "is a folder", SERVES, *(["cannot open the store"] * 3)]),
 )  # fmt: skip
 
 

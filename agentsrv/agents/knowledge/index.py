@@ -10,6 +10,7 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -181,6 +182,9 @@ class Index:
 
     def close(self) -> None:
         """Close the connection; the last one to close folds the write-ahead log into the file."""
+        with suppress(sqlite3.Error):
+            # an interrupt would break off the folding; it is over when a statement begins
+            self._connection.execute("SELECT 1").fetchone()
         self._connection.close()
 
     def compare(self, found: Iterable[FoundFile]) -> Difference:

@@ -132,7 +132,7 @@ async def test_what_fails_is_told_to_the_model(url):
         assert text_of(failed).endswith("What it had written:\n\nI begin")
         assert failed.structured_content["status"] == "failed"
         for tool, arguments, reason in (
-            ("run", {"text": "Greet", "agent": "nobody"}, "there are: broken, careful"),
+            ("run", {"text": "Greet", "agent": "nobody"}, "the agents are broken, careful"),
             ("run", {"text": "Greet", "agent": "greeter", "params": {"name": []}}, "params.name: "),
             ("status", {"task": "zzz"}, "no task's id begins with 'zzz'"),
             ("respond", {"question": "zzz", "answer": True}, "no task's id begins with 'zzz'"),
