@@ -177,7 +177,7 @@ async def test_a_task_that_asks_can_be_cancelled_though_its_run_is_over():
         await send(socket, {"command": "cancel"})
         reply = json.loads(await socket.recv())
         assert reply["name"] == "agentsrv.reply"
-        assert reply["value"]["status"] == "cancelled"
+        assert reply["value"]["status"] == "cancelling"
 
 
 async def test_what_cannot_be_is_a_run_error_and_the_connection_lives():

@@ -336,12 +336,13 @@ async def test_a_message_is_sent_over_the_socket():
             assert log[-1]["data"]["final_output"] == json.dumps(log[0]["data"]["message"])
 
 
-async def test_a_task_that_waits_for_an_answer_is_cancelled_at_once():
-    """The reply says so, and the status has no open question."""
+async def test_a_task_that_waits_for_an_answer_is_cancelled():
+    """It ends when its code has; then the status has no open question."""
     async with serving() as server, talking(server) as talk:
         task_id = (await talk.ask(RUN_ASKER))["task_id"]
         await talk.until("input_required")
         status = await talk.ask({"command": "status", "task_id": task_id})
         assert (status["status"], len(status["inputs"])) == ("input_required", 1)
-        assert (await talk.ask("cancel"))["status"] == "cancelled"
+        assert (await talk.ask("cancel"))["status"] == "cancelling"
+        await talk.until("task_cancelled")
         assert (await talk.ask("status"))["inputs"] == []
