@@ -29,6 +29,7 @@ from agentsrv.errors import (
     InvalidInput,
     PermanentError,
     Unavailable,
+    missing_extra,
 )
 from agentsrv.models.events import InputReceived
 from agentsrv.models.text import joined
@@ -37,7 +38,6 @@ MAX_PROMPT: Final = 32_768  # characters, as of a task's description
 MAX_SHOWN: Final = 80  # characters of a wrong answer that are told back
 MAX_DETAILS: Final = 10  # complaints about one answer
 MAX_SMALL: Final = 2048  # bytes of an answer whose errors are all looked for
-MISSING: Final = "pip install agentsrv[schema]"
 
 Schema = Mapping[str, Any]
 
@@ -116,7 +116,7 @@ class Question:
         except InvalidInput:
             pass  # None need not be an answer, but the schema is one
         except Unavailable:
-            raise PermanentError(f"a schema in JSON needs the extra: {MISSING}") from None
+            raise PermanentError(missing_extra("a schema in JSON", "schema")) from None
         for name, value in [
             *(("default", question.default) for _ in range(default is not None)),
             *(("options", option) for option in question.options or ()),
@@ -257,8 +257,8 @@ def check_schema(schema: Schema, value: Any) -> None:
         import jsonschema_rs  # noqa: PLC0415 - an extra
     except ImportError:
         raise Unavailable(
-            "the step has not come to its question again, and this server cannot check the "
-            f"answer without it; try again later, or install the extra: {MISSING}"
+            "the step has not reached its question again; try again later: until then "
+            + missing_extra("checking the answer", "schema")
         ) from None
     try:
         validator = jsonschema_rs.validator_for(

@@ -174,8 +174,8 @@ def test_without_the_extra_types_are_checked_and_schemas_refused(monkeypatch):
     asked.check(3)
     with pytest.raises(InvalidInput):
         asked.check("three")
-    with pytest.raises(Unavailable, match=r"pip install agentsrv\[schema\]") as refusal:
+    with pytest.raises(Unavailable, match=r"pip install 'agentsrv\[schema\]'") as refusal:
         check_schema(asked.schema, 3)
     assert refusal.value.retryable
-    with pytest.raises(PermanentError, match=r"pip install agentsrv\[schema\]"):
+    with pytest.raises(PermanentError, match=r"pip install 'agentsrv\[schema\]'"):
         question(schema={"type": "integer"})
