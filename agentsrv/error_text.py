@@ -13,7 +13,7 @@ repetitions are bounded, and a message is cut before the patterns see it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 MAX_TEXT: Final = 2000  # characters of a description
@@ -24,8 +24,8 @@ _MAX_CAUSES: Final = 5
 _MAX_INNER: Final = 10  # errors of a group that are named
 
 
-def describe(error: BaseException) -> str:
-    """Describe an error in at most ``MAX_TEXT`` characters, without credentials.
+def describe(error: BaseException, secrets: Collection[str] = ()) -> str:
+    """Describe an error in at most ``MAX_TEXT`` characters, without credentials and ``secrets``.
 
     ``ValueError: message``; of a group also its inner errors, nested ones flattened; of an error
     with explicit causes (``raise … from …``) also those whose message it does not repeat. The
@@ -42,12 +42,17 @@ def describe(error: BaseException) -> str:
         if _message(cause) not in text:
             text += f" (caused by {_described(cause)})"
         cause = cause.__cause__
-    text = redact(text)
+    text = redact(text, secrets)
     return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
 
 
-def redact(text: str) -> str:
-    """Replace credentials in ``text`` by ``***``; other text is returned unchanged."""
+def redact(text: str, secrets: Collection[str] = ()) -> str:
+    """Replace ``secrets`` and credentials in ``text`` by ``***``; return other text unchanged.
+
+    A secret may contain another one, so the longest are replaced first.
+    """
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, REDACTED)
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return text

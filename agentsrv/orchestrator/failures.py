@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from agentsrv.error_text import REDACTED, describe, leaves, redact
+from agentsrv.error_text import describe, leaves, redact
 from agentsrv.errors import AgentsrvError, PermanentError
 from agentsrv.models.events import TracebackFrame
 
@@ -70,21 +70,21 @@ def examine(
 ) -> Failure:
     """What ``error``, raised by ``agent`` or by a planner, means for the step.
 
-    ``secrets`` are texts that the message must not have.
+    ``secrets`` are texts that the message and the traceback must not have.
     """
     home = "" if agent is None else agent.home
     retried = () if agent is None else agent.retry_on
     inner = list(leaves(error))
     waits = [leaf.retry_after for leaf in inner if isinstance(leaf, AgentsrvError)]
     return Failure(
-        message=_without(describe(error), secrets),
+        message=describe(error, secrets),
         permanent=any(
             isinstance(leaf, PermanentError)
             or (_is_programming_error(leaf, home) and not isinstance(leaf, retried))
             for leaf in inner
         ),
         retry_after=max((wait for wait in waits if wait is not None), default=None),
-        traceback=frames(error, home),
+        traceback=frames(error, home, secrets),
     )
 
 
@@ -95,23 +95,19 @@ def log_failure(
     if not secrets:
         log.error("step %s failed: %s", step_key, why.message, exc_info=error)
         return
-    text = redact("".join(traceback.format_exception(error)))
-    log.error("step %s failed: %s\n%s", step_key, why.message, _without(text, secrets))
+    text = redact("".join(traceback.format_exception(error)), secrets)
+    log.error("step %s failed: %s\n%s", step_key, why.message, text)
 
 
-def _without(text: str, secrets: Collection[str]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, REDACTED)
-    return text
-
-
-def frames(error: BaseException, home: str = "") -> list[TracebackFrame]:
+def frames(
+    error: BaseException, home: str = "", secrets: Collection[str] = ()
+) -> list[TracebackFrame]:
     """The last ``MAX_FRAMES`` frames of an error: `TracebackFrame`.
 
     ``file`` is relative to the working folder, or to the folder that its module is imported from.
     ``own`` tells the application's frames from those of libraries. Of a group the frames of the
     group are followed by those of each inner error; the last one of each has ``error``, its
-    description.
+    description without ``secrets``.
     """
     inner = list(leaves(error))
     if inner == [error]:
@@ -123,7 +119,7 @@ def frames(error: BaseException, home: str = "") -> list[TracebackFrame]:
             break
         own = _frames(leaf, home, each)
         if own:
-            own[-1]["error"] = describe(leaf)[:MAX_CODE]
+            own[-1]["error"] = describe(leaf, secrets)[:MAX_CODE]
         found += own
     return found
 

@@ -59,7 +59,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from agentsrv.errors import AgentsrvError, Fenced, Unavailable
+from agentsrv.errors import AgentsrvError, Damaged, Fenced, Unavailable
 from agentsrv.models import events as e
 from agentsrv.models.commands import Create
 from agentsrv.models.plan import Frontier, Step
@@ -298,6 +298,8 @@ class TaskRunner:
             await work()
         except Fenced:
             pass  # the log has another writer
+        except Damaged as error:  # another try would read the same
+            self._fail(Failure(error.message))
         except Unavailable as error:  # what the task needs to know cannot be read: it begins again
             _log.warning("task %s is given back: %s", self.state.task_id, error)
             self.stop(RELEASE)
@@ -331,9 +333,9 @@ class TaskRunner:
         if state.plan is None:
             earlier, spec = await self._earlier(), self._spec
             is_asked = spec.agent is None and spec.plan is None and earlier is None
-            if is_asked and not await self._may_ask_planner():
-                return
             try:
+                if is_asked and not await self._may_ask_planner():
+                    return
                 plan = await make_plan(spec, earlier, self._info, self._around.registry)
             except PlanningFailed as failure:
                 self._fail(Failure(failure.message, retries=failure.retries))

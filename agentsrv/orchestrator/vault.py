@@ -79,6 +79,11 @@ class Vault:
             raise PermanentError(
                 f"the key for secret answers cannot be kept in {self._file}: {error.strerror}"
             ) from error
+        if self._key is None:
+            raise PermanentError(
+                f"the file of the key for secret answers, {self._file}, is empty; restore it, or "
+                "delete it to make another key"
+            )
 
     def load(self) -> None:
         """Read the key if there is one; blocks as `prepare` does."""
@@ -134,11 +139,17 @@ class Vault:
 
     def _make(self, file: Path) -> str:
         key = secrets.token_urlsafe(32)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as opened:
-            opened.write(f"{key}\n")
-            opened.flush()
-            os.fsync(opened.fileno())
+        # Written beside and then linked: a crash or a full disk leaves no file without its key.
+        beside = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w") as opened:
+                opened.write(f"{key}\n")
+                opened.flush()
+                os.fsync(opened.fileno())
+            file.hardlink_to(beside)
+        finally:
+            beside.unlink()
         return key
 
 

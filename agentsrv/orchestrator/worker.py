@@ -173,18 +173,13 @@ class Worker:
                 spec = Create.model_validate_json(lease.spec)
             except ValueError as error:
                 raise damaged(lease.task_id) from error
-            try:
-                state = await load_state(self._around.store, lease.task_id)
-            except Damaged:  # it stays leased: whoever claims it next could not read it either
-                raise
-            except Unavailable:  # this node may live on, and no other would run the task
-                await self._give_back(lease)
-                raise
+            state = await load_state(self._around.store, lease.task_id)
             if state.seq < lease.seq:
                 raise damaged(lease.task_id)
         return spec, state, queued_at
 
     async def _run(self, lease: Lease, inquest: Inquest | None) -> None:
+        is_loaded = False
         try:
             attempts: Sequence[Interrupted] = ()
             had_company = False
@@ -194,10 +189,11 @@ class Worker:
                 try:
                     spec, state, queued_at = await self._load(lease)
                 except BaseException:
-                    self._around.suspects.excuse(inquest)
+                    self._around.suspects.excuse(inquest)  # before the lease is given back
                     raise
                 attempts = interrupted(state, lease)
                 had_company = await self._around.suspects.testify(inquest, attempts)
+            is_loaded = True
             if state.status.is_terminal or self._draining.is_set():
                 await self._around.store.release(lease.task_id, lease.epoch)
                 return
@@ -223,6 +219,9 @@ class Worker:
                     await self._give_back(lease)
         except AgentsrvError as error:
             _log.warning("task %s: its run broke off: %s", lease.task_id, error)
+            # A damaged log stays leased: the next worker could not read it either.
+            if isinstance(error, Unavailable) and not isinstance(error, Damaged) and not is_loaded:
+                await self._give_back(lease)
         except BaseExceptionGroup:
             _log.exception("task %s: its run broke off", lease.task_id)
 

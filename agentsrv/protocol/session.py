@@ -303,4 +303,4 @@ _OPEN: Final = frozenset(kind.model_fields["command"].default for kind in OPEN_T
 _PLAN_FIELDS: Final = ExecutionPlan.model_fields.keys()
 _STEP_FIELDS: Final = Step.model_fields.keys()
 # Where a scalar is the last member before the last brace, it belongs to the outermost object.
-_LAST_ID: Final = re.compile(r',\s*"id"\s*:\s*("[^"\\]{0,64}"|-?[1-9][0-9]{0,17}|0)\s*\}$')
+_LAST_ID: Final = re.compile(r',\s*"id"\s*:\s*("[^"\\\x00-\x1f]{0,64}"|-?[1-9][0-9]{0,17}|0)\s*\}$')

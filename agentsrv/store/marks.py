@@ -38,6 +38,10 @@ class Mark(NamedTuple):
     attempt: int
 
 
+def _text(padded: bytes) -> str:
+    return padded.rstrip(b"\0").decode(errors="replace")
+
+
 class Marks:
     """The table of one process; see the head of this module. Not for use in threads."""
 
@@ -61,8 +65,9 @@ class Marks:
         self._file.write(bytes(missing))
         self._file.flush()
         self._table = mmap.mmap(self._file.fileno(), size + missing)
+        # Ids that a damaged page has made unreadable are those of no task.
         return [
-            Mark(task_id.rstrip(b"\0").decode(), step_id.rstrip(b"\0").decode(), attempt)
+            Mark(_text(task_id), _text(step_id), attempt)
             for used, task_id, step_id, attempt in _SLOT.iter_unpack(self._table[:])
             if used
         ]

@@ -547,8 +547,8 @@ class SqliteStore:
         self._refuse([*held, *self._waiting], f"{reason}; the outcome is unknown")
         self._waiting = []
 
-    def _look_closer(self, error: MovedError) -> None:
-        """The thread has found that the file is not where it was."""
+    def _check_failed(self, error: Exception) -> None:
+        """The idle thread has found that the file is not where it was, or is unreadable."""
         if self._wait is None and not self._busy and self._broken is None:
             self._fail(error, [])
 
@@ -582,9 +582,9 @@ class SqliteStore:
             except queue.Empty:
                 try:
                     self._check()
-                except MovedError as error:
+                except Exception as error:  # noqa: BLE001 - judged in the loop; the thread lives on
                     with suppress(RuntimeError):  # the loop has ended before the store
-                        self._loop.call_soon_threadsafe(self._look_closer, error)
+                        self._loop.call_soon_threadsafe(self._check_failed, error)
                 continue
             if job is None:
                 return
@@ -595,6 +595,7 @@ class SqliteStore:
 
         Raises:
             MovedError: They are not what was opened.
+            OSError: They cannot be looked at.
         """
         self._checked = monotonic()
         size = self._file.log_size

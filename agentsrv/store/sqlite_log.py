@@ -575,7 +575,10 @@ class SqliteLog:
             (node, task_id),
             durable=False,
         ).fetchone()
-        interrupted = [(name, attempt) for name, attempt in json.loads(found)] if found else ()
+        try:
+            interrupted = [(name, attempt) for name, attempt in json.loads(found)] if found else ()
+        except (ValueError, TypeError) as error:
+            raise sqlite3.DatabaseError(f"the attempts of task {task_id}: {error}") from error
         return Lease(task_id, epoch, seq, spec, owner, interrupted)
 
     def release(self, task_id: str, epoch: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import stat
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from agentsrv import App, PermanentError, Step, StepContext
 from agentsrv.agents.questions import is_secret
 from agentsrv.client import Client
 from agentsrv.errors import InvalidInput, Unavailable
+from agentsrv.orchestrator.failures import examine
 from agentsrv.orchestrator.vault import Vault
 from agentsrv.settings import Settings
 from agentsrv.testing import serving
@@ -174,3 +176,49 @@ def test_a_shared_store_needs_the_setting():
 def test_a_schema_with_write_only_is_secret(schema, expected):
     """At any depth; a property of that name is not one."""
     assert is_secret(schema) is expected
+
+
+def test_a_key_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A disk that is full while the key is written leaves no file, and the next try makes one."""
+    file = tmp_path / "store.key"
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(PermanentError, match="No space left"):
+            Vault(None, file).prepare()
+    assert list(tmp_path.iterdir()) == []
+    vault = Vault(None, file)
+    vault.prepare()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_empty_key_file_is_reported(tmp_path):
+    """It is not taken for a key, nor replaced."""
+    (tmp_path / "store.key").touch()
+    with pytest.raises(PermanentError, match="is empty"):
+        Vault(None, tmp_path / "store.key").prepare()
+
+
+def test_a_secret_is_in_no_text_of_a_group():
+    """Neither in the message, nor cut off at its end, nor with an inner error of the traceback."""
+    secrets = {SECRET, f"{SECRET}-twice"}
+
+    def fail(text: str) -> Exception:
+        try:
+            raise ValueError(text)  # noqa: TRY301 - a traceback of its own
+        except ValueError as error:
+            return error
+
+    inner = [fail(f"bad {SECRET}-twice"), fail("x" * 1960 + SECRET)]
+    try:
+        raise ExceptionGroup("both", inner)  # noqa: TRY301 - the same
+    except ExceptionGroup as group:
+        found = examine(group, None, secrets)
+    texts = [found.message, *(frame.get("error") or "" for frame in found.traceback)]
+    assert not any("open" in text for text in texts)
+    assert "bad ***" in found.message
+    assert any("bad ***" in text for text in texts[1:])

@@ -243,3 +243,12 @@ def test_a_token_is_not_shown():
     assert "secret" not in str(refused(frame | {"tokn": 1}))
     assert "secret" not in str(refused(frame | {"token": ["agentsrv_secret"]}))
     assert "secret" not in str(refused(frame | {"token": "agentsrv_secret" * 1000}))
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\x00b", "\x1f"])
+def test_an_id_that_is_no_json_is_not_echoed(text):
+    """Of a frame that is too large to be parsed before authentication."""
+    frame = '{"command":"create","x":[' + "1," * 40 + f'1],"id":"{text}"}}'
+    answer = Session(is_authenticated=False).receive(frame)
+    assert isinstance(answer, Refusal)
+    assert json.loads(answer.frame)["id"] is None
