@@ -187,7 +187,8 @@ class StepRun:
     async def _attempt(self, attempt: int) -> None:
         """Call the agent once; whatever it raises becomes ``AttemptFailed`` or a cancellation."""
         step, limit = self.step, None
-        self._offset = 0
+        self._offset = self._asking = 0
+        self._limit = None
         self._journal.append(
             e.StepStarted(step.step_id, attempt, self._agent.name, step.description)
         )
@@ -392,8 +393,12 @@ class StepRun:
 
     @contextmanager
     def _standing_still(self) -> Iterator[None]:
-        """Stop the attempt's time, for as long as any of its questions is waited for."""
-        clock, limit = asyncio.get_running_loop().time, self._limit
+        """Stop the attempt's time, for as long as any of its questions is waited for.
+
+        A wait that outlives its attempt, because the agent left it behind, changes nothing in the
+        next one.
+        """
+        clock, limit, attempt = asyncio.get_running_loop().time, self._limit, self.state.attempt
         self._asking += 1
         if self._asking == 1:
             self._stand_down()
@@ -404,14 +409,14 @@ class StepRun:
         try:
             yield
         finally:
-            self._asking -= 1
-            marks = self._task.around.store.marks
-            if marks is not None and not self._asking and self._said is not None:
-                key, attempt = self.step.step_id, self.state.attempt
-                self._mark = marks.enter(self._task.task_id, key, attempt)
-            if limit is not None and not self._asking:
-                with suppress(RuntimeError):
-                    limit.reschedule(clock() + self._left)
+            if attempt == self.state.attempt:
+                self._asking -= 1
+                marks = self._task.around.store.marks
+                if marks is not None and not self._asking and self._said is not None:
+                    self._mark = marks.enter(self._task.task_id, self.step.step_id, attempt)
+                if limit is not None and not self._asking:
+                    with suppress(RuntimeError):
+                        limit.reschedule(clock() + self._left)
 
     def _context(self, attempt: int) -> StepContext:
         task, step = self._task, self.step

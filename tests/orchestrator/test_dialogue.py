@@ -229,6 +229,33 @@ def test_the_default_is_taken_when_the_time_is_over():
     simulate(story())
 
 
+def test_a_question_that_an_attempt_left_behind_does_not_count_in_the_next():
+    """The next attempt's time limit stands still while it asks, and counts again afterwards."""
+    left: list[asyncio.Task[int]] = []
+
+    async def agent(step: Step, ctx: StepContext) -> str:
+        if ctx.attempt == 1:
+            left.append(
+                asyncio.ensure_future(ctx.ask("Old?", int, default=1, timeout=40, key="old"))
+            )
+            await asyncio.sleep(1)
+            raise RuntimeError("once")
+        answer = await ctx.ask("New?", int, default=2, timeout=60, key="new")
+        await asyncio.sleep(4)
+        return str(answer)
+
+    async def story() -> None:
+        world = World()
+        world.agent(agent, timeout=5, retries=1, retry_base=1.0)
+        async with running(world):
+            task = await world.create(step("a", "agent"))
+            end = await world.reader.until(task)
+            assert await left[0] == 1
+        assert (end.event_type, end.data["final_output"]) == ("task_completed", "2")
+
+    simulate(story())
+
+
 def test_a_question_that_two_wait_for_expires_once(caplog):
     """Both are given the default; the log has it once, and nobody tries it twice."""
 
