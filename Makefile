@@ -15,8 +15,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 # Used where it is present; `make UV= ...` does without.
 UV ?= $(or $(shell command -v uv 2>/dev/null),$(wildcard $(BIN)/uv))
 
-# With AGENTSRV_CI set, a skipped test is a failure (.ci/no_skips.py).
-PYTEST := $(if $(AGENTSRV_CI),PYTHONPATH=.ci $(BIN)/python -m pytest -rs -p no_skips,$(BIN)/python -m pytest)
+# With NO_SKIPS set, a skipped test is a failure (.ci/no_skips.py).
+PYTEST := $(if $(NO_SKIPS),PYTHONPATH=.ci $(BIN)/python -m pytest -rs -p no_skips,$(BIN)/python -m pytest)
 # Neighbours stay together, for what a module's tests share; who has done its part takes over.
 PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=worksteal
 

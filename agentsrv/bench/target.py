@@ -172,7 +172,7 @@ class Own:
     def clear(self) -> None:
         """Remove the store's file and what stands beside it."""
         if self.file is not None:
-            for suffix in ("", "-wal", "-shm"):
+            for suffix in ("", "-wal", "-shm", ".running"):
                 self.file.with_name(self.file.name + suffix).unlink(missing_ok=True)
 
     def close(self) -> None:

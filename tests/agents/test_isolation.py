@@ -117,7 +117,7 @@ async def test_a_result_comes_back_from_where_it_was_made(isolation, same):
 async def test_the_language_model_stays_in_its_process(isolation, has_model, monkeypatch):
     """Its connections cannot be handed to another."""
     monkeypatch.setenv("AGENTSRV_LLM_URL", "http://127.0.0.1:1/v1")
-    monkeypatch.setenv("AGENTSRV_LLM_MODEL", "none")
+    monkeypatch.setenv("AGENTSRV_LLM_MODEL", "m")
     async with served(plain.has_model, isolation=isolation) as client:
         assert (await client.run("x", agent="has_model")).final_output == has_model
 

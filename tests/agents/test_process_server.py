@@ -271,7 +271,7 @@ shadowed = local()
 def test_a_function_that_no_process_finds_is_refused(function) -> None:
     """At the registration, where its name tells."""
     with pytest.raises(ConfigurationError, match="expected a function at the top of a module"):
-        App(builtin=False).agent(isolation="process")(function)
+        App(builtin=False).agent("named", isolation="process")(function)
 
 
 async def test_a_function_that_was_replaced_is_refused() -> None:

@@ -225,7 +225,7 @@ async def test_what_is_no_agentsrv_is_told():
 def test_a_url_of_something_else_is_a_mistake_of_the_caller():
     """It is told before anything is connected."""
     with pytest.raises(ConfigurationError, match="ws://"):
-        Client("http://127.0.0.1:8765")
+        Client("ftp://127.0.0.1:8765")
 
 
 async def test_a_refusal_is_raised_as_its_class():

@@ -48,6 +48,8 @@ def read_store(path: Path) -> dict[str, Stored]:
     """All tasks in the file of a server that has ended, with their logs."""
     db = sqlite3.connect(path)
     try:
+        if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            return {}  # it ended before it had made the schema
         logs: dict[int, list[bytes]] = defaultdict(list)
         rows = db.execute("SELECT place, body FROM event ORDER BY place")
         for place, body in rows:
@@ -138,6 +140,9 @@ def check_steps(task: str, records: Iterable[e.Record]) -> Violations:
             attempts[step] += 1
             wrong.expect(data["attempt"] == attempts[step], f"{task}/{step}: odd {dict(data)}")
             wrong.expect(needs[step] <= settled, f"{task}/{step}: started too early")
+        elif kind == "step_lost":  # also of an attempt whose start was not committed
+            wrong.expect(data["attempt"] - attempts[step] in (0, 1), f"{task}/{step}: odd {data}")
+            attempts[step] = data["attempt"]
         elif kind == "partial_output":
             key = step, data["attempt"]
             wrong.expect(data["offset"] == written[key], f"{task}/{step}: odd {dict(data)}")

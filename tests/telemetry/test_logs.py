@@ -172,14 +172,15 @@ async def test_lines_of_a_server_name_the_task_and_the_step(tmp_path):
     for message, agent in (
         ("seen by a library:", "talker"),
         ("said", "talker"),
-        (f"step {tasks['talker']}/step_001 failed", "talker"),
+        (f"step {tasks['talker']}/step_001 failed: ValueError: x", "talker"),
         ("in a thread", "threaded"),
     ):
         line = named[message]
         assert (line["task_id"], line["principal"]) == (tasks[agent], "anonymous")
         assert (line["step_id"], line["attempt"]) == ("step_001", 1)
     assert (
-        "ValueError: x\n\\x1b[31m" in named[f"step {tasks['talker']}/step_001 failed"]["traceback"]
+        "ValueError: x\n\\x1b[31m"
+        in named[f"step {tasks['talker']}/step_001 failed: ValueError: x"]["traceback"]
     )
     assert "task_id" not in lines[0]
 
