@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -66,6 +67,10 @@ async def test_a_full_disk(
     load = Load(server.url, connections=4, window=4)
     wrong = Violations()
 
+    def used() -> int:
+        found = os.statvfs(disk)
+        return (found.f_blocks - found.f_bfree) * found.f_frsize // 1024
+
     async def logged(words: str, times: int) -> None:
         async with asyncio.timeout(60):
             while server.log.read_text().count(words) < times:  # noqa: ASYNC110 - another process
@@ -74,7 +79,7 @@ async def test_a_full_disk(
     server.start()
     async with load.running() as running:
         for number in range(1, rounds + 1):
-            grow(f"{300 + 700 * number}k")
+            grow(f"{used() + 500}k")
             await logged("cannot write, since", number)
             stores = read_copy(disk)
             wrong += check_told(load, stores)[1]

@@ -20,7 +20,7 @@ def make_app() -> App:
     app = App(builtin=False)
 
     @app.agent
-    async def echo(step: Step, ctx: StepContext, times: int = 1) -> str:
+    async def echo(step: Step, ctx: StepContext, times: int = 1, more: str = "") -> str:
         """Say the task again."""
         return ctx.task_description * times
 
