@@ -53,8 +53,8 @@ def test_a_failed_task_shows_its_input_and_its_error_once(page: Page):
     has_status(page, "failed")
     main = page.locator("main")
     expect(main.get_by_role("alert")).to_contain_text("out of paper")
-    # The folded traceback quotes the line of code that raised it, too.
-    shown = main.locator("article > :not(section:has(.history)):not(.trace)")
+    # The traceback quotes the line of code that raised it, too.
+    shown = main.locator("article > :not(section:has(.history)):not(:has(> .trace))")
     expect(shown.filter(has_text="out of paper")).to_have_count(1)
     expect(page.get_by_role("heading", name="Output")).to_have_count(0)
     page.get_by_text("Input", exact=True).click()
