@@ -95,7 +95,7 @@ REFUSALS: Final = {
         "JSON Web Tokens need all three",
     ),
     "JWT of another algorithm": Refusal(
-        ("--jwt-algorithm=none",), "jwt_algorithm is 'none': Input should be 'HS256', 'RS256'"
+        ("--jwt-algorithm=HS1",), "jwt_algorithm is 'HS1': Input should be 'HS256', 'RS256'"
     ),
     "JWT without a key": Refusal(HS256, "JSON Web Tokens need either jwt_key or jwt_jwks"),
     "JWT with two": Refusal(
@@ -119,7 +119,10 @@ REFUSALS: Final = {
         (*RS256, "--jwt-jwks=http://issuer.example/keys"),
         "jwt_jwks is 'http://issuer.example/keys'; expected a file or an https URL",
     ),
-    "a JWKS that cannot be had": Refusal((*RS256, "--jwt-jwks=no"), "jwt_jwks cannot be read: "),
+    "a JWKS that is not there": Refusal(
+        (*RS256, "--jwt-jwks=no"), "jwt_jwks is 'no', which does not exist; expected a file"
+    ),
+    "a JWKS that is no JSON": Refusal((*RS256, "--jwt-jwks=secret"), "jwt_jwks cannot be read: "),
     "a JWKS of others": Refusal((*RS256, "--jwt-jwks=set"), "jwt_jwks has no key for RS256"),
 }
 
