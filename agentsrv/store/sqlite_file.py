@@ -155,6 +155,11 @@ class DatabaseFile:
         is_there = (found.st_dev, found.st_ino) == self._inodes[database]
         return is_there and not any(path.exists() for path in log)
 
+    def has_header(self) -> bool:
+        """Whether the database itself says whose it is; until a checkpoint only its log may."""
+        assert self._fd is not None
+        return self._is_expected(os.pread(self._fd, HEADER_SIZE, 0))
+
     def overwritten(self) -> str | None:
         """Whether other content was written over the database; see the module."""
         assert self._fd is not None

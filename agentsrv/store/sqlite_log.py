@@ -125,7 +125,7 @@ class SqliteLog:
         found = sqlite_schema.version_of(self._db)
         self._set_up()
         sqlite_schema.bring_up(self._db, found)
-        if found is None:  # so that the file itself says whose it is
+        if found is None or not self._file.has_header():  # a crash may have come before
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._free_leases()
         self._read_queue()

@@ -30,7 +30,7 @@ from tests.faults.process import free_port
 APPLICATION = "tests.faults.busy_app:app"
 CHECKPOINT = 1000  # pages in the write-ahead log at which SQLite copies them into the file
 FRAME = 4096 + 24  # bytes of such a page
-ENDS_WITHIN = 60.0  # seconds for what is under way when the last fault has happened
+ENDS_WITHIN = 30.0  # seconds for what is under way when the last fault has happened
 
 
 @dataclass(frozen=True)
