@@ -578,7 +578,7 @@ class SqliteLog:
         try:
             interrupted = [(name, attempt) for name, attempt in json.loads(found)] if found else ()
         except (ValueError, TypeError) as error:
-            raise sqlite3.DatabaseError(f"the attempts of task {task_id}: {error}") from error
+            raise HoleError(f"the interrupted attempts cannot be read: {error}") from error
         return Lease(task_id, epoch, seq, spec, owner, interrupted)
 
     def release(self, task_id: str, epoch: int) -> None:
