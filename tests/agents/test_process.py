@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from agentsrv import App
-from agentsrv.agents.process import attempt
+from agentsrv.agents.process import attempt, pool
 from agentsrv.client import Client, Record, TaskFailed
 from agentsrv.settings import Settings
 from tests.agents import programs
@@ -324,6 +324,40 @@ async def test_the_fork_server_may_be_stopped(server: Server, monkeypatch) -> No
         with pytest.raises(TaskFailed, match="the agent's process did not start within"):
             await server.client.run("x", agent="look")
     await server.look()
+
+
+@pytest.mark.parametrize("deaths", [1, pool.HAND_OVERS])
+async def test_the_fork_server_may_end_with_an_attempt_in_its_hands(
+    monkeypatch, deaths: int
+) -> None:
+    """Another one starts the process, for nothing of the author's has run yet."""
+    hand_over = pool.ProcessPool._hand_over
+    left = deaths
+
+    async def hand_over_and_kill(self: pool.ProcessPool, descriptors: list[int]) -> None:
+        nonlocal left
+        if not left:
+            await hand_over(self, descriptors)
+            return
+        left -= 1
+        if not marked(server._mark):
+            await self._start_server()
+        oldest = min(marked(server._mark))
+        os.kill(oldest, signal.SIGSTOP)
+        await hand_over(self, descriptors)
+        os.kill(oldest, signal.SIGKILL)
+        await until(lambda: oldest not in marked(server._mark))
+
+    async with served(monkeypatch) as server:
+        await server.look()
+        monkeypatch.setattr(pool.ProcessPool, "_hand_over", hand_over_and_kill)
+        if deaths < pool.HAND_OVERS:
+            await server.look()
+        else:
+            with pytest.raises(TaskFailed, match="ended 3 times when it should have done so"):
+                await server.client.run("x", agent="look")
+        assert left == 0
+        await server.look()
 
 
 async def test_the_fork_server_may_be_killed(monkeypatch, tmp_path: Path) -> None:

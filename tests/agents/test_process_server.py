@@ -212,12 +212,18 @@ UNGUARDED = "asyncio.run(main())"
     ],
 )
 def test_scripts_have_processes_too(command, file, tmp_path: Path) -> None:
-    """Functions of the main module are found, however it was started."""
+    """Functions of the main module are found, however it was started.
+
+    Also after another module has imported multiprocessing, which gives the main module its second
+    name.
+    """
     (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / "sitecustomize.py").write_text("import multiprocessing")
     (tmp_path / file).write_text(SCRIPT.format(call=GUARDED))
     done = subprocess.run(
         [sys.executable, *command],
         cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=60,

@@ -68,7 +68,8 @@ class Attempt:
     async def start(self, hand_over: Callable[[list[int]], Awaitable[None]]) -> bool:
         """Make the connections, and wait until there is a process at their other ends.
 
-        Returns whether there is one within ``START_SECONDS``.
+        Returns whether the fork server has started one, or has ended, within ``START_SECONDS``;
+        ``has_begun`` tells which.
 
         Cancelling it leaves no process, and none of the author's code has run.
 
@@ -107,6 +108,11 @@ class Attempt:
             await asyncio.wait({self._gone}, timeout=EXIT_SECONDS)
             raise
         return bool(done)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there was a process, or a reason why there cannot be one, which `run` tells."""
+        return self._begun.done()
 
     async def run(self, job: bytes) -> tuple[str | None, Any]:
         """Send the job and serve the worker; return its text, if any, and its result.

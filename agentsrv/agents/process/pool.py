@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 STARTING_AT_ONCE: Final = 8
 """Attempts for which a process is being forked; the others wait."""
+HAND_OVERS: Final = 3
+"""Fork servers to which an attempt is given, where one ends before it has started a process."""
 LINES_AT_ONCE: Final = 2000
 LINES_PER_SECOND: Final = 500
 LEAVING_SECONDS: Final = 2.0
@@ -134,19 +136,25 @@ class ProcessPool:
         """
         job = _job(function, step, ctx)
         budget = LogBudget(asyncio.get_running_loop().time, parent=self._budget)
-        attempt = Attempt({"progress": _progress(ctx)}, budget, self._max_text)
-        self._attempts.add(attempt)
-        try:
-            async with self._starting:
-                if not await attempt.start(self._hand_over):
-                    self._give_up()
-            text, result = await attempt.run(job)
-        finally:
-            self._attempts.discard(attempt)
-            attempt.close()
-            budget.report()
-        ctx.set_result(result)
-        return text
+        for _ in range(HAND_OVERS):
+            attempt = Attempt({"progress": _progress(ctx)}, budget, self._max_text)
+            self._attempts.add(attempt)
+            try:
+                async with self._starting:
+                    if not await attempt.start(self._hand_over):
+                        self._give_up()
+                if attempt.has_begun:
+                    text, result = await attempt.run(job)
+                    ctx.set_result(result)
+                    return text
+            finally:
+                self._attempts.discard(attempt)
+                attempt.close()
+                budget.report()
+        raise AgentProcessError(
+            "the agent's process was not started: the process that starts agents' processes "
+            f"ended {HAND_OVERS} times when it should have done so; its output is in the log"
+        )
 
     def _start_server(self) -> asyncio.Task[None]:
         """The task that starts the fork server; the one under way, if there is one."""

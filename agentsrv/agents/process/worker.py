@@ -54,6 +54,7 @@ class Application:
     main_name: str | None
     main_path: str | None
     _loaded: dict[tuple[str, str], Loaded] = field(default_factory=dict)
+    _main: types.ModuleType | None = None
 
     def load(self, module: str, name: str) -> Loaded:
         """Import a module and find a function in it; whatever the import raises is passed on.
@@ -78,8 +79,10 @@ class Application:
         The main module is imported by the name ``__mp_main__``, as multiprocessing does, so what
         it does under ``if __name__ == "__main__"`` is left out.
         """
-        if name != MAIN or AS_MAIN in sys.modules:
+        if name != MAIN:
             return importlib.import_module(name)
+        if self._main is not None:
+            return self._main
         module = types.ModuleType(AS_MAIN)
         if self.main_name is not None:
             content = runpy.run_module(self.main_name, run_name=AS_MAIN, alter_sys=True)
@@ -91,7 +94,7 @@ class Application:
                 "file, which the agent's process can import"
             )
         module.__dict__.update(content)
-        sys.modules[MAIN] = sys.modules[AS_MAIN] = module
+        self._main = sys.modules[MAIN] = sys.modules[AS_MAIN] = module
         return module
 
 
