@@ -17,6 +17,9 @@ UV ?= $(or $(shell command -v uv 2>/dev/null),$(wildcard $(BIN)/uv))
 
 # With NO_SKIPS set, a skipped test is a failure (.ci/no_skips.py).
 PYTEST := $(if $(NO_SKIPS),PYTHONPATH=.ci $(BIN)/python -m pytest -rs -p no_skips,$(BIN)/python -m pytest)
+# Modules are compiled once, and not anew in each process that a test starts.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Neighbours stay together, for what a module's tests share; who has done its part takes over.
 PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
@@ -45,7 +48,8 @@ fi
 @echo "Installing $(1) into $(VENV)"
 @if [ -n "$(UV)" ]; then \
 	export UV_SYSTEM_CERTS="$${UV_SYSTEM_CERTS:-true}"; \
-	"$(UV)" pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r $(1) \
+	"$(UV)" pip install --quiet --python $(BIN)/python --compile-bytecode \
+		--no-deps --require-hashes -r $(1) \
 	&& "$(UV)" pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e . \
 	&& exit 0; \
 	echo "uv failed; trying pip" >&2; \

@@ -1,11 +1,31 @@
-"""agentsrv: serve agents over one WebSocket, from a durable log."""
+"""agentsrv: serve agents over one WebSocket, from a durable log.
 
-from agentsrv.agents.base import StepContext, TaskContext
-from agentsrv.app import VERSION, App
-from agentsrv.errors import AgentsrvError, InputDeclined, InputExpired, PermanentError
-from agentsrv.models.plan import ExecutionPlan, Step
+The names below are imported when they are first used: a client or ``agentsrv --version`` does not
+pay for the server.
+"""
 
-__version__ = VERSION
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agentsrv.agents.base import StepContext, TaskContext
+    from agentsrv.app import App
+    from agentsrv.errors import AgentsrvError, InputDeclined, InputExpired, PermanentError
+    from agentsrv.models.plan import ExecutionPlan, Step
+    from agentsrv.version import __version__
+
+_MODULES = {
+    "AgentsrvError": "agentsrv.errors",
+    "App": "agentsrv.app",
+    "ExecutionPlan": "agentsrv.models.plan",
+    "InputDeclined": "agentsrv.errors",
+    "InputExpired": "agentsrv.errors",
+    "PermanentError": "agentsrv.errors",
+    "Step": "agentsrv.models.plan",
+    "StepContext": "agentsrv.agents.base",
+    "TaskContext": "agentsrv.agents.base",
+    "__version__": "agentsrv.version",
+}
 
 __all__ = [
     "AgentsrvError",
@@ -19,3 +39,16 @@ __all__ = [
     "TaskContext",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name (PEP 562)."""
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(module), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

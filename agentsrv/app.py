@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, overload
@@ -53,11 +52,11 @@ from agentsrv.store.sqlite import SqliteStore
 from agentsrv.telemetry import outlets
 from agentsrv.telemetry.export import open_tracing
 from agentsrv.telemetry.watchdog import Watchdog
+from agentsrv.version import __version__
 
 if TYPE_CHECKING:
     from agentsrv.agents.llm import Embedder, LanguageModel
 
-VERSION: Final = version("agentsrv")
 SQLITE: Final = "sqlite:///"
 POSTGRES: Final = ("postgresql://", "postgres://")
 RETRIEVED: Final = 300.0  # seconds for which what was retrieved is used again
@@ -221,7 +220,7 @@ class App:
                 peers=peers,
             )
             listener = Listener(
-                orchestrator, hub, settings, authenticator, measures, version=VERSION
+                orchestrator, hub, settings, authenticator, measures, version=__version__
             )
             watchdog = stack.enter_context(Watchdog(settings.stall_warning, measures.lag))
             measures.stalls, measures.unwritten = lambda: watchdog.stalls, outlets.dropped

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from agentsrv.app import VERSION
 from agentsrv.cli import following, keys, reloading, running, serving, streams, tools
 from agentsrv.cli.exits import leave, say, use_json
 from agentsrv.cli.options import (
@@ -29,6 +28,7 @@ from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidCommand, m
 from agentsrv.models.commands import MAX_LIST
 from agentsrv.protocol.replies import TaskRow
 from agentsrv.protocol.shell import read_answer
+from agentsrv.version import __version__
 
 app = typer.Typer(
     name="agentsrv",
@@ -80,7 +80,7 @@ def _common(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        print(f"agentsrv {VERSION}")
+        print(f"agentsrv {__version__}")
         raise typer.Exit
 
 

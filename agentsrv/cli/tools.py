@@ -9,13 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from agentsrv.app import VERSION, make_index_folder, open_models, store_file
+from agentsrv.app import make_index_folder, open_models, store_file
 from agentsrv.cli.exits import use_json
 from agentsrv.cli.live.progress import OnProgress, progress
 from agentsrv.cli.options import Token, make_settings, takes_settings
 from agentsrv.cli.streams import as_json
 from agentsrv.error_text import redact
 from agentsrv.errors import ConfigurationError
+from agentsrv.version import __version__
 
 
 def index(
@@ -121,9 +122,9 @@ def schema(
     from agentsrv.protocol.typescript import declarations
 
     if typescript:
-        print(declarations(document(VERSION)), end="")
+        print(declarations(document(__version__)), end="")
         return
-    print(as_json(document(VERSION), indent=True))
+    print(as_json(document(__version__), indent=True))
 
 
 def bench(

@@ -12,11 +12,11 @@ import pexpect
 import pytest
 
 from agentsrv import cli
-from agentsrv.app import VERSION
 from agentsrv.bench import sizes, suite
 from agentsrv.cli import running
 from agentsrv.protocol.asyncapi import document
 from agentsrv.settings import Settings
+from agentsrv.version import __version__
 from tests.bench.sizes import TINY
 from tests.cli.terminal import in_terminal
 from tests.programs import require
@@ -407,7 +407,7 @@ def test_schema_prints_the_published_schema(agentsrv):
     """As JSON that people can read, of this version; no server is asked."""
     result = agentsrv("schema")
     assert (result.code, result.err) == (0, "")
-    assert json.loads(result.out) == json.loads(json.dumps(document(VERSION)))
+    assert json.loads(result.out) == json.loads(json.dumps(document(__version__)))
     assert "\n  " in result.out
 
 

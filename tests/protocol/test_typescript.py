@@ -9,17 +9,17 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from agentsrv.app import VERSION
 from agentsrv.cli.commands import app
 from agentsrv.protocol.asyncapi import document
 from agentsrv.protocol.typescript import declarations
+from agentsrv.version import __version__
 
 SHIPPED = Path(__file__).parents[2] / "agentsrv" / "console" / "protocol.d.ts"
 
 
 def test_what_is_shipped_is_made_of_the_schema():
     """It is made anew by: agentsrv schema --typescript."""
-    assert SHIPPED.read_text() == declarations(document(VERSION))
+    assert SHIPPED.read_text() == declarations(document(__version__))
 
 
 def test_the_command_line_prints_them():

@@ -11,8 +11,9 @@ from importlib.resources import files
 import orjson
 import pytest
 
-from agentsrv.app import VERSION, Running
+from agentsrv.app import Running
 from agentsrv.protocol.asyncapi import document
+from agentsrv.version import __version__
 from tests.server.talk import serving
 
 KINDS = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
@@ -42,7 +43,7 @@ async def test_the_schema_is_served():
         status, headers, body = await request(server, "GET", "/asyncapi.json")
     assert (status, headers["content-type"]) == (200, "application/json")
     assert "content-encoding" not in headers
-    assert orjson.loads(body) == orjson.loads(orjson.dumps(document(VERSION)))
+    assert orjson.loads(body) == orjson.loads(orjson.dumps(document(__version__)))
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,13 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import CallToolResult, InputRequiredResult, ToolAnnotations
 from pydantic import Field
 
-from agentsrv.app import VERSION
 from agentsrv.cli.mcp.calls import Call, Result, ending_with_call, result
 from agentsrv.cli.prompt import find_question
 from agentsrv.client import Client
 from agentsrv.errors import AgentsrvError
 from agentsrv.models.states import TaskStatus
 from agentsrv.protocol.shell import read_answer
+from agentsrv.version import __version__
 
 INSTRUCTIONS: Final = """\
 Runs tasks on an agentsrv server: each is planned as steps, which agents carry out. `run` waits \
@@ -66,7 +66,7 @@ class Tools:
     def server(self) -> MCPServer:
         """A server that offers the tools."""
         server = _Server(
-            "agentsrv", version=VERSION, instructions=INSTRUCTIONS, log_level="WARNING"
+            "agentsrv", version=__version__, instructions=INSTRUCTIONS, log_level="WARNING"
         )
         for tool, hints in (
             (self.run, ToolAnnotations()),
