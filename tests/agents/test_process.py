@@ -340,24 +340,24 @@ async def test_the_fork_server_may_end_with_an_attempt_in_its_hands(
             await hand_over(self, descriptors)
             return
         left -= 1
-        if not marked(server._mark):
+        if not marked(own._mark):
             await self._start_server()
-        oldest = min(marked(server._mark))
+        oldest = min(marked(own._mark))
         os.kill(oldest, signal.SIGSTOP)
         await hand_over(self, descriptors)
         os.kill(oldest, signal.SIGKILL)
-        await until(lambda: oldest not in marked(server._mark))
+        await until(lambda: oldest not in marked(own._mark))
 
-    async with served(monkeypatch) as server:
-        await server.look()
+    async with served(monkeypatch) as own:
+        await own.look()
         monkeypatch.setattr(pool.ProcessPool, "_hand_over", hand_over_and_kill)
         if deaths < pool.HAND_OVERS:
-            await server.look()
+            await own.look()
         else:
             with pytest.raises(TaskFailed, match="ended 3 times when it should have done so"):
-                await server.client.run("x", agent="look")
+                await own.client.run("x", agent="look")
         assert left == 0
-        await server.look()
+        await own.look()
 
 
 async def test_the_fork_server_may_be_killed(monkeypatch, tmp_path: Path) -> None:

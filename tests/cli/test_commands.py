@@ -11,7 +11,6 @@ from typing import Any
 import pexpect
 import pytest
 
-from agentsrv import cli
 from agentsrv.bench import sizes, suite
 from agentsrv.cli import running
 from agentsrv.protocol.asyncapi import document
@@ -351,7 +350,6 @@ def test_every_setting_is_an_option_of_serve(agentsrv):
             shown = ",".join(default) if isinstance(default, tuple) else default
             assert f"[default: {shown}]" in out
     assert "TCP port; 0 takes a free one." in out
-    assert cli.__all__ == ["main"]
 
 
 def test_bench_measures_and_writes_the_figures(agentsrv, tmp_path, monkeypatch):
