@@ -11,14 +11,15 @@ The limits for what a client sends, in the order in which they apply, and where:
 7. bytes of a message                        ``STRANGER_FRAME``, ``max_frame`` of the settings
 8. turns of the event loop                   ``Turns``: bytes in ``data_received``, messages below
 9. pings, pongs and fragments                ``OutboxConnection.charge``
-10. bytes and messages that wait             ``QUEUE``, ``MAX_QUEUED``
+10. large messages that are not whole        ``Share.begin_large``, by ``OutboxConnection``
+11. bytes and messages that wait             ``QUEUE``, ``MAX_QUEUED``
 
 and then, for each message, in ``next_request``, ``Session.receive`` and ``Connection``:
 
-11. room for the answer                      ``OutboxConnection.room``
-12. rate of the address or principal         ``Share.take``, by ``cost_of``
-13. JSON values and depth                    ``strict_json.check_size``
-14. authentication                           ``Session.receive``
-15. commands under way, and their bytes      ``Connection._receive``
-16. subscriptions, the queue, running tasks  ``agentsrv.orchestrator``, ``agentsrv.store``
+12. room for the answer                      ``OutboxConnection.room``
+13. rate of the address or principal         ``Share.take``, by ``cost_of``
+14. JSON values and depth                    ``strict_json.check_size``
+15. authentication                           ``Session.receive``
+16. commands under way, and their bytes      ``Connection._receive``
+17. subscriptions, the queue, running tasks  ``agentsrv.orchestrator``, ``agentsrv.store``
 """

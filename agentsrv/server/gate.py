@@ -15,6 +15,7 @@ CONNECTIONS: Final = 100  # of a principal, or of an address that has not said w
 NETWORK: Final = 64  # bits of an IPv6 address that one customer has
 MEASURED: Final = 1.0  # seconds over which a rate is measured, at least
 PAUSE: Final = 0.1  # seconds for which a connection is not read after a command too many
+LARGE_AT_ONCE: Final = 8  # large messages of a principal that are received side by side
 
 
 def fill_in(settings: Settings, *, is_guarded: bool) -> Settings:
@@ -39,7 +40,10 @@ def fill_in(settings: Settings, *, is_guarded: bool) -> Settings:
 class Share:
     """What one principal, or one address, uses at the moment: all its connections together."""
 
-    __slots__ = ("_asked", "_bucket", "_rate", "_shares", "connections", "name")
+    __slots__ = (
+        *("_asked", "_bucket", "_large", "_rate", "_shares", "_waiting"),
+        *("connections", "name"),
+    )
 
     def __init__(self, name: str, shares: Shares, bucket: TokenBucket | None) -> None:
         self.name = name
@@ -48,6 +52,8 @@ class Share:
         self._bucket = bucket
         self._asked = 0.0
         self._rate = 0.0
+        self._large = 0
+        self._waiting: list[Callable[[], None]] = []
 
     def take(self, cost: float = 1.0) -> None:
         """Take what a command costs, or nothing.
@@ -81,6 +87,31 @@ class Share:
         self._asked += cost
         wait = self._bucket.charge(self._shares.now(), cost)
         return max(PAUSE, wait) if wait else 0.0
+
+    def begin_large(self, begin: Callable[[], None]) -> bool:
+        """Receive the rest of a large message, if there are not ``LARGE_AT_ONCE`` others.
+
+        Returns:
+            Whether it may be received now. If not, ``begin`` is called when it may.
+        """
+        if self._large == LARGE_AT_ONCE:
+            self._waiting.append(begin)
+            return False
+        self._large += 1
+        return True
+
+    def end_large(self, begin: Callable[[], None]) -> None:
+        """Take note that a large message is complete, or will not be received.
+
+        Args:
+            begin: What ``begin_large`` was given.
+        """
+        if begin in self._waiting:
+            self._waiting.remove(begin)
+        elif self._waiting:
+            self._waiting.pop(0)()
+        else:
+            self._large -= 1
 
     def measure(self, seconds: float) -> float:
         """Commands a second: half of it is of the last ``seconds``, half is what it was before."""

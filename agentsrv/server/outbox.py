@@ -15,6 +15,10 @@ goes to ``recv_messages`` and is charged when it is taken from there. All other 
 close, fragments) are charged to the client's rate when they are parsed, and if that is used up, the
 connection rests for a while.
 
+A message that is not whole yet is memory without a command. So a principal may have only a few of
+them that are large, whatever the number of its connections; the others wait until one of those is
+whole.
+
 The transport is read only if none of these prevents it (``_read_on``):
 
 | what | set by | cleared by |
@@ -23,6 +27,8 @@ The transport is read only if none of these prevents it (``_read_on``):
 | ``recv_messages.paused``: messages wait | the assembler above 16 frames, | the assembler |
 |  for the handler | ``_parse_slice`` above ``MAX_QUEUED`` bytes | when it is empty |
 | ``_rest``: the rate is used up | ``rest`` | its timer |
+| ``_may_be_large`` is false: the principal | ``_measure_message`` | ``_continue_large`` |
+|  has ``LARGE_AT_ONCE`` other large messages | | |
 | ``_unread``: bytes wait for their turn | ``data_received`` | ``_parse_slice`` |
 
 The attributes and methods of ``websockets`` that this depends on are checked by a test.
@@ -53,6 +59,7 @@ SEND_BUFFER: Final = 64 << 10  # bytes in the kernel; its own default grows to m
 RECEIVE_BUFFER: Final = 64 << 10  # bytes there of a client that is not read; its own grows too
 STRANGER_FRAME: Final = 16 << 10  # bytes of a message from a client that is not authenticated
 QUEUE: Final = (16, 0)  # messages that wait for the handler: above, below; read in between
+LARGE: Final = 64 << 10  # bytes of a message before it is whole, after which it counts as large
 MAX_REST: Final = 5.0  # seconds without reading; above, pongs would come too late
 MAX_QUEUED: Final = 256 << 10  # bytes of them, after which no more are parsed
 SHORT_FRAME: Final = 125  # bytes whose length fits the header's second byte
@@ -73,7 +80,7 @@ class OutboxConnection(ServerConnection):
     # with these among them, each connection would have one of its own, of 1.6 KB.
     __slots__ = (
         *("_bytes", "_outbox", "_timer", "_waiters", "_written"),
-        *("_is_queued", "_rest", "_unread"),
+        *("_is_queued", "_is_large", "_may_be_large", "_rest", "_unread"),
         *("identity", "on_room", "share"),
     )
 
@@ -99,6 +106,8 @@ class OutboxConnection(ServerConnection):
         self._waiters: list[asyncio.Future[None]] = []
         self._unread: memoryview = _NOTHING
         self._is_queued = False
+        self._is_large = False
+        self._may_be_large = True
         self._rest: asyncio.TimerHandle | None = None
         self.identity: Identity | None = None
         """Who it is, where the handshake said so."""
@@ -243,7 +252,26 @@ class OutboxConnection(ServerConnection):
                 self.process_event(event)
         if others:
             self.charge(others / FRAMES_PER_UNIT)
+        if others or not events or self._is_large:
+            self._measure_message()
         return len(events)
+
+    def _measure_message(self) -> None:
+        """Look at the message that is not whole yet: it may have become large, or be whole now."""
+        size = len(self.protocol.reader.buffer) + (self.protocol.current_size or 0)
+        if (size > LARGE) is self._is_large:
+            return
+        self._is_large = not self._is_large
+        if self._is_large:
+            self._may_be_large = self.share.begin_large(self._continue_large)
+            if not self._may_be_large:
+                self.transport.pause_reading()
+        else:
+            self.share.end_large(self._continue_large)
+
+    def _continue_large(self) -> None:
+        self._may_be_large = True
+        self._read_on()
 
     def _answer(self) -> None:
         """Write pongs, a close frame or the end of the stream, which the parser made."""
@@ -276,6 +304,7 @@ class OutboxConnection(ServerConnection):
             and not self.paused
             and not self.recv_messages.paused
             and self._rest is None
+            and self._may_be_large
             and not self.transport.is_closing()
         )
 
@@ -307,6 +336,7 @@ class OutboxConnection(ServerConnection):
             or self.paused
             or self.recv_messages.paused
             or self._rest
+            or not self._may_be_large
             or self.transport.is_closing()
         ):
             self.transport.resume_reading()
@@ -316,6 +346,8 @@ class OutboxConnection(ServerConnection):
         if not hasattr(self, "share"):
             return  # nothing was begun
         self.gate.close(self.share)
+        if self._is_large:
+            self.share.end_large(self._continue_large)
         self._unread = _NOTHING
         if self._rest is not None:
             self._rest.cancel()

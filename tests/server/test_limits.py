@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import resource
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from agentsrv.app import Running
 from agentsrv.server import files, listener, outbox
+from agentsrv.server.gate import LARGE_AT_ONCE
 from tests.hostile.frames import dense_plan
 from tests.server.people import ADA_KEY, BOB_KEY, BOTH, bearer
 from tests.server.talk import Talk, serving, talking
@@ -345,3 +347,40 @@ async def test_sockets_of_all_kinds_are_bounded(monkeypatch):
             assert (await closed_with(server))[0] == 1013
 
         await eventually(told_to_try_later)
+
+
+async def test_few_large_messages_are_received_side_by_side():
+    """Half messages of many connections take little memory; in the end each is answered."""
+    text = json.dumps({"command": "ping", "more": "x" * 900_000}).encode()
+    frame = b"\x81\xff" + len(text).to_bytes(8) + bytes(4) + text  # masked with zeros
+
+    def half() -> list[int]:
+        """The sizes of the messages that the server has begun to receive."""
+        found = [c for c in gc.get_objects() if issubclass(type(c), outbox.OutboxConnection)]
+        return [len(c.protocol.reader.buffer) for c in found]
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not condition():  # noqa: ASYNC110 - bytes are on their way
+                await asyncio.sleep(0.01)
+
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(serving(api_keys=BOTH))
+        talks = [
+            await stack.enter_async_context(talking(server, **ADA))
+            for _ in range(LARGE_AT_ONCE * 2)
+        ]
+        for talk in talks:
+            talk.socket.transport.write(frame[:-1])
+        await until(lambda: sum(size > outbox.LARGE + 4096 for size in half()) == LARGE_AT_ONCE)
+        await until(lambda: sum(size > len(text) - 100 for size in half()) == LARGE_AT_ONCE)
+        assert sum(half()) < (LARGE_AT_ONCE + 1) << 20
+
+        async with talking(server, **BOB) as bob:  # another principal has its own
+            assert (await bob.ask(text.decode()))["code"] == "invalid_command"
+
+        await talks[-1].socket.close()  # of one that waits, or not
+        for talk in talks[:-1]:
+            talk.socket.transport.write(frame[-1:])
+        for talk in talks[:-1]:
+            assert (await talk.next())["code"] == "invalid_command"
