@@ -42,11 +42,12 @@ class Database(Protocol):
 
 
 class Cluster:
-    """Nodes that share a schema."""
+    """Nodes that share a schema, and serve the same application."""
 
-    def __init__(self, folder: Path, dsn: str) -> None:
+    def __init__(self, folder: Path, dsn: str, application: str = APPLICATION) -> None:
         self.folder = folder
         self.dsn = dsn
+        self.application = application
         self.nodes: dict[str, ServerProcess] = {}
         self.trace = folder / "trace"
 
@@ -56,7 +57,7 @@ class Cluster:
         folder.mkdir(exist_ok=True)
         node = self.nodes[name] = ServerProcess(
             folder,
-            APPLICATION,
+            self.application,
             f"--store={self.dsn}",
             f"--node={name}",
             "--drain-timeout=0.2",
@@ -79,13 +80,15 @@ class Cluster:
 
 
 @asynccontextmanager
-async def made_cluster(server: Database, folder: Path) -> AsyncIterator[Cluster]:
+async def made_cluster(
+    server: Database, folder: Path, application: str = APPLICATION
+) -> AsyncIterator[Cluster]:
     """A cluster without nodes as yet; all of them are killed at the end."""
     schema = f"t{time.monotonic_ns()}"
     connection = await asyncpg.connect(server.dsn())
     await connection.execute(f"CREATE SCHEMA {schema}")
     await connection.close()
-    made = Cluster(folder, server.dsn(schema))
+    made = Cluster(folder, server.dsn(schema), application)
     try:
         yield made
     finally:

@@ -99,6 +99,13 @@ def threaded(step: Step, ctx: StepContext) -> str:
     return "done"
 
 
+@app.agent(retries=0, isolation="process")
+def processed(step: Step, ctx: StepContext) -> str:
+    """Work in a process of its own."""
+    time.sleep(1.0)
+    return "done"
+
+
 @app.agent(retries=0)
 async def short(step: Step, ctx: StepContext) -> str:
     """One of many steps."""

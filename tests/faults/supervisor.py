@@ -32,11 +32,18 @@ class Supervisor:
 @asynccontextmanager
 async def supervised(server: ServerProcess) -> AsyncIterator[Supervisor]:
     """A server that is always started again, within the block."""
-    supervisor = Supervisor(server)
     await asyncio.to_thread(server.launch)
+    async with watched(server) as supervisor:
+        await asyncio.to_thread(server.wait_until_ready)
+        yield supervisor
+
+
+@asynccontextmanager
+async def watched(server: ServerProcess) -> AsyncIterator[Supervisor]:
+    """One that runs already is started again when it ends, within the block."""
+    supervisor = Supervisor(server)
     running = asyncio.create_task(supervisor.run())
     try:
-        await asyncio.to_thread(server.wait_until_ready)
         yield supervisor
     finally:
         running.cancel()

@@ -1,12 +1,14 @@
 """An agent that ends the server's process fails its own task, and no other.
 
-One node under a supervisor that starts it again: the culprit fails after five crashes that only it
-can have caused, its message says so, and all tasks beside it complete.
+Under a supervisor that starts the server again, the culprit fails after five crashes that only it
+can have caused, its message says so, and all tasks beside it complete: on one node, and on three
+that share a database.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,19 @@ from agentsrv.client import Client
 from agentsrv.models.events import Record
 from agentsrv.models.plan import ExecutionPlan
 from agentsrv.orchestrator.suspects import FAILS_AT, SUSPECT_AT
+from examples.cluster.local import nginx
 from tests.faults.conftest import Ledger
+from tests.faults.nodes import NAMES, chain, made_cluster
 from tests.faults.process import ServerProcess
 from tests.faults.streaming import PATIENT
-from tests.faults.supervisor import supervised
-from tests.orchestrator.world import step
+from tests.faults.supervisor import supervised, watched
+from tests.postgres import QUICK, postgres
+from tests.programs import require
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 APP = "tests.faults.poison_app:app"
-INNOCENT = ["sleeping", "streaming", "asking", "threaded"]
+INNOCENT = ["sleeping", "streaming", "asking", "threaded", "processed"]
 CULPRITS = [
     "first_line",
     "after_an_await",
@@ -35,44 +40,104 @@ CULPRITS = [
     "in_a_thread",
     "in_its_params",
 ]
+PLAN: ExecutionPlan = chain(10, "short")
 MOST_CRASHES = FAILS_AT + 2  # text that was not committed before may count as progress once more
 
 
-async def until_end(client: Client, task: str) -> list[Record]:
-    """A task's whole log; its questions are answered, once the culprit is out of the way."""
-    return [record async for record in client.events(task)]
+class Company:
+    """Innocent tasks of all kinds, of each ``count``, and one that is not."""
 
+    def __init__(self, client: Client, count: int) -> None:
+        self._client = client
+        self._count = count
+        self._logs: list[asyncio.Task[list[Record]]] = []
+        self._asking: list[str] = []
 
-@pytest.mark.parametrize("culprit", CULPRITS)
-async def test_the_culprit_fails_and_nobody_else(culprit: str, tmp_path: Path, ledger: Ledger):
-    """Whatever way it ends the process."""
-    server = ServerProcess(tmp_path, APP)
-    plan = ExecutionPlan(
-        steps=tuple(step(f"s{n}", "short", *([f"s{n - 1}"] if n else [])) for n in range(10))
-    ).model_dump(mode="json")
-    async with supervised(server) as supervisor, Client(server.url, PATIENT) as client:
-        tasks: dict[str, str] = {}
-        for name in INNOCENT:
-            tasks[name] = (await client.create("x", agent=name, execute=True))["task_id"]
-        tasks["plan"] = (await client.create("x", plan=plan, execute=True))["task_id"]
+    async def begin(self) -> None:
+        """Execute the innocent ones."""
+        kinds: list[dict[str, Any]] = [{"agent": name} for name in INNOCENT]
+        kinds.append({"plan": PLAN.model_dump(mode="json")})
+        for _ in range(self._count):
+            for kind in kinds:
+                task = (await self._client.create("x", execute=True, **kind))["task_id"]
+                self._logs.append(asyncio.create_task(self.log(task)))
+                if kind.get("agent") == "asking":
+                    self._asking.append(task)
+
+    async def poison(self, culprit: str) -> list[Record]:
+        """Execute the culprit; return its log when it has ended."""
         params: dict[str, Any] = {"number": 13} if culprit == "in_its_params" else {}
-        guilty = (await client.create("x", agent=culprit, params=params))["task_id"]
-        await client.execute(guilty)
-        logs = {name: asyncio.create_task(until_end(client, task)) for name, task in tasks.items()}
-        log = await until_end(client, guilty)
-        await client.respond(f"{tasks['asking']}/step_001/1", True)
-        ends = {name: (await found)[-1] for name, found in logs.items()}
+        task = (await self._client.create("x", agent=culprit, params=params))["task_id"]
+        await self._client.execute(task)
+        return await self.log(task)
+
+    async def finish(self) -> list[list[Record]]:
+        """The logs of the innocent ones, whose questions are answered now."""
+        for task in self._asking:
+            await self._client.respond(f"{task}/step_001/1", True)
+        return [await log for log in self._logs]
+
+    async def log(self, task: str) -> list[Record]:
+        """A task's whole log."""
+        return [record async for record in self._client.events(task)]
+
+
+def check_culprit(log: list[Record]) -> None:
+    """It fails at its fifth loss, and is told why and what to do."""
     losses = [record.data for record in log if record.event_type == "step_lost"]
     assert log[-1].event_type == "task_failed"
     assert log[-1].data["failed_step"] == "step_001"
     assert 'isolation="process"' in log[-1].data["error_message"]
     assert losses[-1]["losses"] == FAILS_AT
     assert all(each["suspected"] is (each["losses"] >= SUSPECT_AT) for each in losses)
-    assert len(supervisor.ends) <= MOST_CRASHES
-    failed = [name for name, end in ends.items() if end.event_type != "task_completed"]
+
+
+def keep(ledger: Ledger, crashes: int, logs: list[list[Record]]) -> None:
+    """Write down what came of the innocent ones."""
     ledger.record(
         "P10",
-        faults={"crashes by an agent": len(supervisor.ends)},
-        checked={"tasks beside it": len(ends)},
-        violations=len(failed),
+        faults={"crashes by an agent": crashes},
+        checked={"tasks beside it": len(logs)},
+        violations=sum(log[-1].event_type != "task_completed" for log in logs),
     )
+
+
+@pytest.mark.parametrize("culprit", CULPRITS)
+@pytest.mark.parametrize("count", [1, pytest.param(9, marks=pytest.mark.soak)])
+async def test_the_culprit_fails_and_nobody_else(
+    culprit: str, count: int, tmp_path: Path, ledger: Ledger
+):
+    """Whatever way it ends the process."""
+    server = ServerProcess(tmp_path, APP)
+    async with supervised(server) as supervisor, Client(server.url, PATIENT) as client:
+        company = Company(client, count)
+        await company.begin()
+        log = await company.poison(culprit)
+        logs = await company.finish()
+    check_culprit(log)
+    assert len(supervisor.ends) <= MOST_CRASHES
+    keep(ledger, len(supervisor.ends), logs)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("culprit", ["first_line", "after_an_await", "in_c"])
+async def test_the_culprit_fails_on_many_nodes(culprit: str, tmp_path: Path, ledger: Ledger):
+    """It goes from node to node, and each is started again."""
+    require("nginx")
+    with postgres(*QUICK) as database:
+        async with AsyncExitStack() as stack:
+            cluster = await stack.enter_async_context(made_cluster(database, tmp_path, APP))
+            await asyncio.to_thread(cluster.start, *NAMES)
+            nodes = [await stack.enter_async_context(watched(cluster.nodes[n])) for n in NAMES]
+            ports = [cluster.nodes[name].port for name in NAMES]
+            port = await stack.enter_async_context(nginx(tmp_path, ports))
+            client = await stack.enter_async_context(Client(f"ws://127.0.0.1:{port}", PATIENT))
+            company = Company(client, 9)
+            await company.begin()
+            log = await company.poison(culprit)
+            logs = await company.finish()
+            crashes = sum(len(node.ends) for node in nodes)
+    check_culprit(log)
+    assert crashes <= MOST_CRASHES
+    keep(ledger, crashes, logs)
