@@ -228,8 +228,10 @@ async def test_ctrl_c_ends_a_call_and_not_the_task(server, call):
         sys.executable, "-c", SCRIPT, server.url, call, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
-    while await process.stdout.readline() != b"partial_output\n":
-        pass
+    seen = []
+    while (line := await process.stdout.readline()) != b"partial_output\n":
+        seen.append(line)
+        assert line, f"it ended: {seen}"
     process.send_signal(signal.SIGINT)
     rest, _ = await process.communicate()
     assert (process.returncode, rest) == (0, b"running\n")
