@@ -41,17 +41,11 @@ from openai.resources.chat.completions import AsyncCompletions
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel
 
-from agentsrv.agents.endpoint_answers import (
-    MAX_ERROR,
-    MAX_VECTORS,
-    Answer,
-    AnswerReader,
-    Piece,
-    Tokens,
-    json_text,
-    read_vectors,
-    refused,
-)
+from agentsrv.agents.code_fences import json_text
+from agentsrv.agents.embedding_answers import MAX_VECTORS, read_vectors
+from agentsrv.agents.endpoint_answers import Answer, AnswerReader, Tokens
+from agentsrv.agents.endpoint_errors import MAX_ERROR, refused
+from agentsrv.agents.thoughts import Piece
 from agentsrv.error_text import describe, redact
 from agentsrv.errors import ConfigurationError, ModelError
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from agentsrv.agents import prompts
 from agentsrv.agents.analyzer import CUT_OFF, as_sentence, retrieval_of
 from agentsrv.agents.base import StepContext
-from agentsrv.agents.endpoint_answers import Unfenced
+from agentsrv.agents.code_fences import Unfenced
 from agentsrv.agents.extract import Graph
 from agentsrv.agents.report import (
     INDIRECT,

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentsrv.agents.endpoint_answers import AnswerReader, Thoughts, Unfenced, json_text
+from agentsrv.agents.code_fences import Unfenced, json_text
+from agentsrv.agents.endpoint_answers import AnswerReader
+from agentsrv.agents.thoughts import Thoughts
 from agentsrv.errors import ModelError
 from tests.hostile.endpoints import CASES
 

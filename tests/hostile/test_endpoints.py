@@ -9,7 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
-from agentsrv.agents.endpoint_answers import MAX_WORDS
+from agentsrv.agents.endpoint_errors import MAX_WORDS
 from agentsrv.agents.llm import LanguageModel, connect
 from agentsrv.errors import ModelError, PermanentError
 from tests.hostile.endpoints import CASES
