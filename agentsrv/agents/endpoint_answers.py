@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from agentsrv.agents.endpoint_errors import (
@@ -185,7 +185,11 @@ class AnswerReader:
         self._data_size = 0
         self._half = ""  # a first half of a surrogate pair, which waits for the second one
         self._thoughts = Thoughts()
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._refusal: list[str] = []
         self._calls: dict[int, Json] = {}
+        self._arguments: dict[int, list[str]] = {}  # of the calls
 
     def feed(self, data: bytes) -> Iterator[Piece]:
         """Take bytes of the body; yields what they add to the answer.
@@ -226,10 +230,13 @@ class AnswerReader:
                 + describe_body(bytes(self._buffer))
                 + " where JSON was expected"
             )
-        rest = self._thoughts.feed(joined(self._half))
-        end = self._thoughts.end()
-        yield from self._added(rest.text + end.text, rest.reasoning + end.reasoning)
+        yield from self._added(self._thoughts.feed(joined(self._half)))
+        yield from self._added(self._thoughts.end())
+        answer.text, answer.reasoning = "".join(self._text), "".join(self._reasoning)
+        answer.refusal = "".join(self._refusal)
         answer.tool_calls = [self._calls[place] for place in sorted(self._calls)]
+        for place, parts in self._arguments.items():
+            self._calls[place]["function"]["arguments"] = "".join(parts)
         for number, call in enumerate(answer.tool_calls):
             if not call["function"]["name"]:
                 raise ModelError("the model's endpoint sent a tool call without a name")
@@ -237,7 +244,7 @@ class AnswerReader:
 
     @property
     def answer(self) -> Answer:
-        """What was read so far."""
+        """The answer; its text, reasoning, refusal and arguments are there after `finish`."""
         return self._answer
 
     def _sniff(self, *, is_end: bool = False) -> None:
@@ -355,40 +362,42 @@ class AnswerReader:
     def _take(self, part: Json) -> Iterator[Piece]:
         """Merge a message or a delta into the answer."""
         content, reasoning = _content(part.get("content"))
-        if self._form == "document" and "</think>" in content and "<think>" not in content:
-            content = f"<think>{content}"  # templates that begin the thought leave only its end
         reasoning += next((_text_of(part[key]) for key in _REASONING if part.get(key)), "")
         content, self._half = split(self._half + content)
         found = self._thoughts.feed(content)
-        self._answer.refusal += joined(_text_of(part.get("refusal")))
+        self._refusal.append(joined(_text_of(part.get("refusal"))))
         calls = part.get("tool_calls") or []
         if not isinstance(calls, list):
             raise nonsense("tool_calls are not a list", calls)
         for number, call in enumerate(calls):
             self._call(call, number)
-        yield from self._added(found.text, found.reasoning + joined(reasoning))
+        yield from self._added(replace(found, reasoning=found.reasoning + joined(reasoning)))
 
     def _call(self, call: Any, number: int) -> None:
         if not isinstance(call, dict) or not isinstance(call.get("function") or {}, dict):
             raise nonsense("a tool call is not an object", call)
         index = call.get("index", number)
+        place = index if isinstance(index, int) else number
         function = call.get("function") or {}
         arguments = function.get("arguments")
         if isinstance(arguments, dict):
             arguments = json.dumps(arguments)
         empty = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
-        known = self._calls.setdefault(index if isinstance(index, int) else number, empty)
+        known = self._calls.setdefault(place, empty)
         known["id"] = known["id"] or _text_of(call.get("id"))
         known["function"]["name"] += joined(_text_of(function.get("name")))
-        known["function"]["arguments"] += joined(_text_of(arguments))
+        self._arguments.setdefault(place, []).append(joined(_text_of(arguments)))
         self._idle = 0
 
-    def _added(self, text: str, reasoning: str) -> Iterator[Piece]:
-        if text or reasoning:
+    def _added(self, piece: Piece) -> Iterator[Piece]:
+        if piece.ends_thought:
+            self._reasoning += self._text
+            self._text.clear()
+        if piece.text or piece.reasoning:
             self._idle = 0
-            self._answer.text += text
-            self._answer.reasoning += reasoning
-            yield Piece(text, reasoning)
+            self._text.append(piece.text)
+            self._reasoning.append(piece.reasoning)
+            yield piece
 
     def _count_idle(self) -> None:
         self._idle += 1

@@ -106,14 +106,55 @@ def test_a_fence_around_a_text_is_taken_off(text, shown, size):
     assert "".join(parts) + unfenced.end() == shown
 
 
+def separated(text, size):
+    """The text and the reasoning of a content that comes in pieces of that size."""
+    thoughts, found, reasoning = Thoughts(), "", ""
+    pieces = [thoughts.feed(text[at : at + size]) for at in range(0, len(text), size)]
+    for piece in (*pieces, thoughts.end()):
+        if piece.ends_thought:
+            found, reasoning = "", reasoning + found
+        found, reasoning = found + piece.text, reasoning + piece.reasoning
+    return found, reasoning
+
+
 @given(st.text("<>/thinkTHINK[] \na", max_size=60), st.integers(1, 7))
-def test_thoughts_lose_nothing_but_their_tags(text, size):
-    """However the text is cut."""
-    cut, whole = Thoughts(), Thoughts()
-    pieces = [*(cut.feed(text[at : at + size]) for at in range(0, len(text), size)), cut.end()]
-    first, last = whole.feed(text), whole.end()
-    assert "".join(p.text for p in pieces) == first.text + last.text
-    assert "".join(p.reasoning for p in pieces) == first.reasoning + last.reasoning
+def test_where_a_thought_is_cut_does_not_matter(text, size):
+    """Nor where its tags are cut."""
+    assert separated(text, size) == separated(text, 1000)
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+@pytest.mark.parametrize(
+    ("content", "text", "reasoning"),
+    [
+        ("<think>hm</think>\nHello", "Hello", "hm"),
+        ("so I see</think>\nHello", "Hello", "so I see"),
+        ("so I see</THINK><think>and</think> Hello", "Hello", "so I seeand"),
+        ("</think>Hello", "Hello", ""),
+        ("İ so</think>Hello", "Hello", "İ so"),
+        ("<think>İ so</think>Hello", "Hello", "İ so"),
+        ("<think> begins and </think> ends", "ends", " begins and "),
+        ("A <think> begins, </think> ends it.", "A <think> begins, </think> ends it.", ""),
+        ("<think>hm</think>A </think> ends it.", "A </think> ends it.", "hm"),
+        ("a </thin", "a </thin", ""),
+    ],
+)
+def test_a_thought_may_lack_its_beginning(content, text, reasoning, size):
+    """Templates of some models begin it themselves."""
+    assert separated(content, size) == (text, reasoning)
+
+
+def test_a_long_stream_is_joined_once():
+    """Each piece is kept as it came: the cost of a piece does not grow with the answer."""
+    reader, sizes = AnswerReader(), []
+    event = b'data: {"choices": [{"delta": {"content": "a", "reasoning": "b"}}]}\n\n'
+    for _ in range(50):
+        list(reader.feed(event))
+        sizes.append(len(reader.answer.text) + len(reader.answer.reasoning))
+    list(reader.feed(b"data: [DONE]\n\n"))
+    list(reader.finish())
+    assert not any(sizes)
+    assert (reader.answer.text, reader.answer.reasoning) == ("a" * 50, "b" * 50)
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "{", "[", "{" * 10_000, "```" * 10_000])

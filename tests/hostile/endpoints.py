@@ -142,6 +142,8 @@ CASES: Final[dict[str, Case]] = {
     "an empty thought": Case(said("<think>", "</think>", "Hello"), "Hello"),
     "a thought of another tag": Case(said("[THINK]hm[/THINK]Hello"), "Hello"),
     "a thought whose beginning is the template's": Case(whole({"content": "so I see</think>\n\nHello"}), "Hello"),
+    "a thought whose beginning is the template's, in a stream": Case(said("so I see</th", "ink>\n\nHel", "lo"), "Hello", only="complete"),
+    "the same in one chunk": Case(said("so I see</think>Hello"), "Hello"),
     "a tag that the text speaks of": Case(said("The tag <think> begins a thought."), "The tag <think> begins a thought."),
     "a text that begins like a tag": Case(said("<thin", "g> is a tag"), "<thing> is a tag"),
     "reasoning in a field": Case(events(chunk({"reasoning_content": "hm", "content": None}), chunk({"reasoning": "hm"}), chunk({"content": "Hello"}, "stop")), "Hello"),
