@@ -7,7 +7,7 @@ Theory of operation. `guarded` surrounds the whole command line.
   the result has been lost. What nobody can be shown on stderr is dropped.
 - A character that the stream's encoding lacks is written as an escape (``\u2713``). JSON is
   written in ASCII there, so that it stays JSON.
-- On a terminal all text passes `visible_text`: whatever is printed, by this program or by a
+- On a terminal all text passes `VisiblePieces`: whatever is printed, by this program or by a
   library, has no escape sequences. Rich's own sequences are written to the stream that `raw`
   returns; the texts that Rich is given are made visible where they are put together.
 - Where stdout is not a terminal, text is written as it is: a result in a file is the result.
@@ -26,7 +26,7 @@ from typing import Any, Final, TextIO, cast
 import orjson
 
 from agentsrv.errors import AgentsrvError, InvalidCommand
-from agentsrv.telemetry.visible import visible_json, visible_text
+from agentsrv.telemetry.visible import VisiblePieces, visible_json
 
 STDIN, STDOUT, STDERR = range(3)
 NARROW: Final = "backslashreplace"  # how a character is written that the encoding lacks
@@ -49,7 +49,7 @@ class _Guarded:
     def __init__(self, stream: TextIO, *, must_arrive: bool) -> None:
         self.stream = stream
         self._must_arrive = must_arrive
-        self._is_terminal = stream.isatty()
+        self._visible = VisiblePieces() if stream.isatty() else None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -57,7 +57,7 @@ class _Guarded:
     def write(self, text: str) -> int:
         """Write ``text``, and report its length."""
         with self._failures():
-            self.stream.write(visible_text(text) if self._is_terminal else text)
+            self.stream.write(text if self._visible is None else self._visible.feed(text))
         return len(text)
 
     def writelines(self, lines: Any) -> None:
@@ -69,6 +69,13 @@ class _Guarded:
         """Pass on what has been written."""
         with self._failures():
             self.stream.flush()
+
+    def end(self) -> None:
+        """Write what was held back, at the end of the text."""
+        if self._visible is not None:
+            with self._failures():
+                self.stream.write(self._visible.end())
+        self.flush()
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -94,14 +101,14 @@ def guarded() -> Iterator[None]:
     for stream in before:
         with suppress(AttributeError):  # a test's own stream
             cast("Any", stream).reconfigure(errors=NARROW)
-    sys.stdout = cast("TextIO", _Guarded(before[0], must_arrive=True))
-    sys.stderr = cast("TextIO", _Guarded(before[1], must_arrive=False))
+    stdout, stderr = _Guarded(before[0], must_arrive=True), _Guarded(before[1], must_arrive=False)
+    sys.stdout, sys.stderr = cast("TextIO", stdout), cast("TextIO", stderr)
     try:
         try:
             yield
         finally:
-            sys.stderr.flush()
-            sys.stdout.flush()
+            stderr.end()
+            stdout.end()
     finally:
         sys.stdout, sys.stderr = before
 

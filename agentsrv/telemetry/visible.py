@@ -3,19 +3,26 @@ r"""Text of other people, made harmless for a terminal or a log.
 Theory of operation. A terminal executes some characters instead of showing them: escape sequences
 move the cursor, rename the window, fill the clipboard (OSC 52) and hide text behind links (OSC 8);
 a carriage return or a backspace overwrites what was shown; bidirectional controls reorder a line;
-zero-width characters hide in it. Parsing such sequences is fragile, because terminals disagree
-about where they end, and a sequence may be split over two pieces of text. So nothing is parsed:
-each dangerous character is replaced by its escape as Python writes it (``\x1b``, ``\u202e``),
-which is plain ASCII. Without its first character a sequence is text like any other. The replacement
-works character by character: pieces may be treated one by one, and a second pass changes nothing.
+characters without a shape hide in it. Parsing escape sequences is fragile, because terminals
+disagree about where they end. So nothing is parsed: each dangerous character is replaced by its
+escape as Python writes it (``\x1b``, ``\u202e``), which is plain ASCII. Without its first character
+a sequence is text like any other. A second pass changes nothing.
 
-Replaced are: C0 and C1 controls and DEL, bidirectional controls, line and paragraph separators,
-invisible format characters and fillers, tag characters, and halves of surrogate pairs, which cannot
-be encoded. Zero-width joiners stay between two characters beyond Latin: Persian, the languages of
-India and emoji need them there, and in an ASCII word they are a disguise. Combining marks stay.
+`_INVISIBLE` is the catalogue of the characters that are always replaced: C0 and C1 controls and
+DEL, bidirectional controls, line and paragraph separators, everything that Unicode ignores by
+default, letters and symbols that are blank (fillers, the empty Braille pattern), tag characters,
+noncharacters, and halves of surrogate pairs, which cannot be encoded. Combining marks, spaces and
+format characters with a shape of their own stay.
+
+Four characters depend on their neighbours, and stay only where a script or an emoji needs them:
+
+    zero-width joiner and non-joiner    between two characters beyond Latin
+    variation selectors 15 and 16       after one symbol that has both forms (``❤️``, ``©️``, ``1️⃣``)
+    carriage return                     before a line feed, in a text
 
 `visible` returns one line, `visible_text` keeps line ends and tabs, `visible_json` writes the
-characters as JSON escapes, so that the document means the same.
+characters as JSON escapes, so that the document means the same. `VisiblePieces` is `visible_text`
+for a text that comes in pieces: wherever it is cut, the result is that of the whole.
 """
 
 from __future__ import annotations
@@ -23,15 +30,27 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_JOINED: Final = "\u0300-\u1fff\u2100-\ufeff\U00010000-\U000e0000"  # beyond Latin, no punctuation
 _INVISIBLE: Final = (
-    "\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e"
-    "\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3"
-    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+    "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"  # controls; not tab, LF and CR
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    "\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\u2800\u3164\ud800-\udfff\ufdd0-\ufdef\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff"
+    "\U00013430-\U0001343f\U00013441\U00013442\U00016fe4\U0001bca0-\U0001bca3"
+    "\U0001d159\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+    + "".join(chr((plane << 16) + last) for plane in range(1, 17) for last in (0xFFFE, 0xFFFF))
 )
-_JOINERS: Final = f"(?<![{_JOINED}])[\u200c\u200d]|[\u200c\u200d](?![{_JOINED}])"
-_IN_LINE: Final = re.compile(f"[\x00-\x1f{_INVISIBLE}]|{_JOINERS}")
-_IN_TEXT: Final = re.compile(f"[\x00-\x08\x0b\x0c\x0e-\x1f{_INVISIBLE}]|\r(?!\n)|{_JOINERS}")
+_BEYOND_LATIN: Final = "\u0300-\u1fff\u2100-\ufeff\U00010000-\U000dffff"  # no punctuation
+_TWO_FORMS: Final = "\u00a9\u00ae\u203c\u2049\u2100-\u27ff\u2900-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
+_LETTER: Final = f"(?![{_INVISIBLE}\ufe0e\ufe0f])[{_BEYOND_LATIN}]"
+_UNNEEDED: Final = (
+    f"(?<!{_LETTER})(?<![{_TWO_FORMS}][\ufe0e\ufe0f])[\u200c\u200d]"
+    f"|[\u200c\u200d](?!{_LETTER})"
+    f"|(?<![{_TWO_FORMS}#*0-9])[\ufe0e\ufe0f]|(?<=[#*0-9])[\ufe0e\ufe0f](?!\u20e3)"
+)
+_IN_TEXT: Final = re.compile(f"[{_INVISIBLE}]|\r(?!\n)|{_UNNEEDED}")
+_IN_LINE: Final = re.compile(f"[\t\n\r{_INVISIBLE}]|{_UNNEEDED}")
+_UNDECIDED: Final = re.compile("[\r\u200c\u200d]|(?<=[#*0-9])[\ufe0e\ufe0f]")  # alone
+_CONTEXT: Final = 2  # characters before one that may decide on it
 
 
 def visible(text: str) -> str:
@@ -47,6 +66,47 @@ def visible_text(text: str) -> str:
 def visible_json(document: str) -> str:
     """Return a JSON document without line ends that means the same and is visible throughout."""
     return document if _is_plain(document) else _IN_LINE.sub(_escape_json, document)
+
+
+class VisiblePieces:
+    """Makes a text that comes in pieces visible, as `visible_text` does with the whole.
+
+    At most one character is held back: one whose meaning depends on the next.
+    """
+
+    def __init__(self) -> None:
+        self._last = ""  # the characters before what is held
+        self._held = ""
+
+    def feed(self, piece: str) -> str:
+        """Take a piece; return what is known of the text."""
+        if not self._held and _is_plain(piece):
+            self._last = (self._last + piece[-_CONTEXT:])[-_CONTEXT:]
+            return piece
+        text = self._last + self._held + piece
+        end = len(text)
+        if end > len(self._last) and _UNDECIDED.match(text, end - 1):
+            end -= 1
+        shown = self._shown(text, end)
+        self._last, self._held = text[max(0, end - _CONTEXT) : end], text[end:]
+        return shown
+
+    def end(self) -> str:
+        """The text has ended; return what was held back."""
+        text = self._last + self._held
+        shown = self._shown(text, len(text))
+        self._last = self._held = ""
+        return shown
+
+    def _shown(self, text: str, end: int) -> str:
+        """What follows the last characters, up to ``end``."""
+        parts, place = [], len(self._last)
+        for found in _IN_TEXT.finditer(text, place):
+            if found.start() >= end:
+                break
+            parts += text[place : found.start()], _escape(found)
+            place = found.end()
+        return "".join([*parts, text[place:end]])
 
 
 def _is_plain(text: str) -> bool:
