@@ -1,28 +1,39 @@
 """Error texts for logs, events and clients: one description, one redaction, one length limit.
 
-`describe` turns an exception into one text: its type, its message and notes, the inner errors of
-a group, and its explicit causes where they add something. Every text passes `redact`, which
-replaces credentials by ``***``: error messages of HTTP clients, database drivers and JWT
-libraries quote the header, URL or token that they refuse.
+Every text of an error that leaves the process, to a client, a store, a log or a terminal, is made
+here or passes `redact`:
 
-Redaction works on the text alone. It recognises credentials by their context (a header, a URL, a
-parameter's name) or by their form (the prefixes of well-known keys, JWTs, private keys). Nested
-repetitions are bounded, and a message is cut before the patterns see it.
+    `describe`          an exception as one text: type, message, notes, inner errors, causes
+    `format_traceback`  the same with its stack
+    `as_fields`         a refusal as the fields of a reply
+    `redact`            any other text, such as a line of the log
+
+`redact` replaces credentials, which `credentials` recognises, and the answers to secret questions,
+which the caller names. It keeps at most ``MAX_REDACTED`` characters of a text. So that no
+credential is cut in two, it reads further, and leaves out the end of what it has read.
 """
 
 from __future__ import annotations
 
-import re
+import base64
+import json
+import traceback
 from collections.abc import Collection, Iterator
-from typing import Final
+from typing import Any, Final
+from urllib.parse import quote, quote_plus
+
+from agentsrv.credentials import HIDDEN, REACH, hide
+from agentsrv.errors import AgentsrvError
 
 MAX_TEXT: Final = 2000  # characters of a description
-MAX_REDACTED: Final = 8000  # characters of a text of which the credentials are replaced
-REDACTED: Final = "***"
+MAX_TRACEBACK: Final = 12_000  # characters of a traceback
+MAX_REDACTED: Final = 16_000  # characters of a text that are looked at
 
-_MAX_MESSAGE: Final = 8000  # characters of one message that are looked at
 _MAX_CAUSES: Final = 5
 _MAX_INNER: Final = 10  # errors of a group that are named
+_MAX_FRAMES: Final = 20  # of a stack, the innermost
+_MAX_FRAME: Final = 500  # characters
+_FIELDS: Final = ("retry_after", "details", "example")
 
 
 def describe(error: BaseException, secrets: Collection[str] = ()) -> str:
@@ -33,35 +44,69 @@ def describe(error: BaseException, secrets: Collection[str] = ()) -> str:
     text can be encoded as UTF-8, also where a message has unpaired surrogates. An error whose
     ``str()`` fails is described by its type.
     """
-    text = _described(error)
+    text = _described(error, secrets)
     seen = {id(error)}
     cause = error.__cause__
     for _ in range(_MAX_CAUSES):
-        if cause is None or id(cause) in seen:
+        if cause is None or id(cause) in seen or len(text) > MAX_TEXT:
             break
         seen.add(id(cause))
-        if _message(cause) not in text:
-            text += f" (caused by {_described(cause)})"
+        if _message(cause, secrets) not in text:
+            text += f" (caused by {_described(cause, secrets)})"
         cause = cause.__cause__
-    text = redact(text, secrets)
     return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
 
 
-def redact(text: str, secrets: Collection[str] = ()) -> str:
+def format_traceback(error: BaseException, secrets: Collection[str] = ()) -> str:
+    """Format an error with its stack, as the interpreter does, without credentials.
+
+    At most ``MAX_TRACEBACK`` characters, which can be encoded as UTF-8: the innermost frames, and
+    of the errors that led to it those that came last.
+    """
+    blocks: list[str] = []
+    size = 0
+    for one, relation in _chain(error):
+        block = _block(one, secrets) + relation
+        size += len(block)
+        if blocks and size > MAX_TRACEBACK:
+            break
+        blocks.append(block)
+    return "".join(reversed(blocks))[-MAX_TRACEBACK:]
+
+
+def as_fields(error: AgentsrvError) -> dict[str, Any]:
+    """What a client is told of a refusal: ``code``, ``message``, ``retryable``, and what is known.
+
+    The message and the reasons of ``details`` have no credentials.
+    """
+    fields: dict[str, Any] = {
+        "code": error.code,
+        "message": redact(error.message),
+        "retryable": error.retryable,
+    }
+    fields |= {name: value for name in _FIELDS if (value := getattr(error, name)) is not None}
+    if "details" in fields:
+        fields["details"] = [
+            {name: redact(text) if isinstance(text, str) else text for name, text in one.items()}
+            for one in fields["details"]
+        ]
+    return fields
+
+
+def redact(text: str, secrets: Collection[str] = (), most: int = MAX_REDACTED) -> str:
     """Replace ``secrets`` and credentials in ``text`` by ``***``; return other text unchanged.
 
-    A secret may contain another one, so the longest are replaced first. The patterns take time in
-    proportion to the text, some 10 µs for each character at worst, and this runs in the event loop:
-    of a text longer than ``MAX_REDACTED`` only its two ends are kept.
+    Secrets are found as they are and as Python, JSON, URLs and base64 write them, the longest
+    first, because one may contain another. Of a text longer than ``most`` characters, the end is
+    left out. The work is in proportion to what is read.
     """
-    if len(text) > MAX_REDACTED:
-        half = MAX_REDACTED // 2
-        text = f"{text[:half]}\n[… {len(text) - MAX_REDACTED} characters …]\n{text[-half:]}"
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, REDACTED)
-    for pattern, replacement in _PATTERNS:
-        text = pattern.sub(replacement, text)
-    return text
+    forms = {form for secret in secrets for form in _forms(secret)}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, HIDDEN)
+    if len(text) <= most:
+        return hide(text)
+    # A credential that is cut is not recognised, and its beginning is at the end of what is read.
+    return f"{hide(text[: most + REACH])[:-REACH]}… ({len(text)} characters)"
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
@@ -73,116 +118,91 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-def _described(error: BaseException) -> str:
-    """One error without its causes."""
-    message = _message(error)
-    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+def _forms(secret: str) -> Iterator[str]:
+    """How a secret may be written."""
+    yield secret
+    yield repr(secret)[1:-1]
+    yield json.dumps(secret)[1:-1]
+    yield json.dumps(secret, ensure_ascii=False)[1:-1]
+    data = secret.encode(errors="surrogatepass")
+    for encoded in (quote(data), quote(data, safe=""), quote_plus(data)):
+        yield encoded
+        yield encoded.lower() if "%" in encoded else encoded
+    yield base64.b64encode(data).decode().rstrip("=")
+    yield base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def _chain(error: BaseException) -> Iterator[tuple[BaseException, str]]:
+    """An error and those that led to it, the last first, each with the words after it."""
+    relation = ""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen and len(seen) <= _MAX_CAUSES:
+        yield one, relation
+        seen.add(id(one))
+        if one.__cause__ is not None:
+            relation = "\nThe above exception was the direct cause of the following exception:\n\n"
+            one = one.__cause__
+        else:
+            relation = "\nDuring handling of the above exception, another exception occurred:\n\n"
+            one = None if one.__suppress_context__ else one.__context__
+
+
+def _block(error: BaseException, secrets: Collection[str]) -> str:
+    """One error with its stack; of a group, the inner errors with theirs after it."""
+    text = _stack(error, secrets) + _last_lines(error, secrets)
     if isinstance(error, BaseExceptionGroup):
-        inner = [_described(leaf) for leaf in leaves(error)]
-        more = len(inner) - _MAX_INNER
-        text += f": {'; '.join(inner[:_MAX_INNER])}"
-        if more > 0:
-            text += f"; and {more} more"
+        inner = list(leaves(error))
+        for number, leaf in enumerate(inner[:_MAX_INNER], 1):
+            block = _stack(leaf, secrets) + _last_lines(leaf, secrets)
+            text += f"  +---------------- {number} ----------------\n"
+            text += "".join(f"    | {line}\n" for line in block.splitlines())
+        if len(inner) > _MAX_INNER:
+            text += f"  and {len(inner) - _MAX_INNER} more\n"
     return text
 
 
-def _message(error: BaseException) -> str:
-    """The message and notes of an error, as text that can be encoded."""
+def _stack(error: BaseException, secrets: Collection[str]) -> str:
+    if error.__traceback__ is None:
+        return ""
+    stack = traceback.extract_tb(error.__traceback__, limit=-_MAX_FRAMES)
+    shown = [f"{redact(part.rstrip(), secrets)[:_MAX_FRAME]}\n" for part in stack.format()]
+    return "".join(["Traceback (most recent call last):\n", *shown])
+
+
+def _last_lines(error: BaseException, secrets: Collection[str]) -> str:
+    """The type and the message of an error; of a `SyntaxError` also its place."""
+    try:
+        text = "".join(traceback.format_exception_only(error))
+    except Exception:  # noqa: BLE001 - the author's own __str__ failed
+        text = type(error).__name__
+    return f"{_encodable(redact(text.rstrip(), secrets, MAX_TRACEBACK // 2))}\n"
+
+
+def _described(error: BaseException, secrets: Collection[str]) -> str:
+    """One error without its causes."""
+    message = _message(error, secrets)
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    if isinstance(error, BaseExceptionGroup):
+        inner = list(leaves(error))
+        for number, leaf in enumerate(inner[:_MAX_INNER]):
+            text += f"{'; ' if number else ': '}{_described(leaf, secrets)}"
+            if len(text) > MAX_TEXT:
+                break
+        if len(inner) > _MAX_INNER:
+            text += f"; and {len(inner) - _MAX_INNER} more"
+    return text
+
+
+def _message(error: BaseException, secrets: Collection[str]) -> str:
+    """The message and notes of an error, as text that can be encoded, without credentials."""
     try:
         lines = [str(error), *map(str, getattr(error, "__notes__", ()))]
-        text = "\n".join(line[:_MAX_MESSAGE] for line in lines if line)
-        return text[:_MAX_MESSAGE].encode(errors="replace").decode()
+        text = "\n".join(line for line in lines if line)
+        return _encodable(redact(text, secrets, MAX_TEXT))
     except Exception:  # noqa: BLE001 - the author's own __str__ failed
         return ""
 
 
-_NAME: Final = (
-    r"(?:[\w.-]{0,40}(?:api[_-]?key|access[_-]?key|account[_-]?key|private[_-]?key|secret"
-    r"|passw(?:or)?d|passphrase|pwd)[\w-]{0,20}"
-    r"|(?:[\w.-]{0,40}[_-])?token|sig|signature|x-amz-[\w-]{1,20})"
-)
-_HEADER: Final = r"(?:proxy-)?authorization|(?:set-)?cookie|x-api-key|x-auth-token|api-key"
-_SCHEME: Final = r"bearer|basic|digest|negotiate|token|apikey|api-key"
-_WORD: Final = (  # of a sentence about credentials, not a credential
-    r"(?!(?:tokens?|auth|authentication|authorization|schemes?|keys?|headers?|realm|expected|found"
-    r"|missing|required|invalid|unknown|must|not|is|was|the|none|null|\*\*\*)\b)"
-)
-_QUOTE: Final = r"\\?['\"]"
-_VALUE: Final = r"[^\s'\"&,;)\]}\\]"
-_SPACE: Final = r"\s{0,9}"
-
-_PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
-    (re.compile(pattern, re.IGNORECASE), replacement)
-    for pattern, replacement in (
-        # A private key in PEM, also one whose line ends are escaped or whose end is cut off.
-        (
-            (
-                r"(-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----)[\s\S]{0,8000}?"
-                r"(-----END [A-Z ]{0,20}KEY-----|\Z)"
-            ),
-            rf"\1{REDACTED}\2",
-        ),
-        # A header in a dictionary or a list of pairs: 'Authorization': 'Bearer …'.
-        (
-            rf"({_QUOTE}(?:{_HEADER}){_QUOTE}{_SPACE}[:,]{_SPACE}b?)({_QUOTE}).*?\2",
-            rf"\1\2{REDACTED}\2",
-        ),
-        # A quoted header value, as HTTP libraries quote one that they refuse: b'Bearer …\n'.
-        (rf"(['\"])({_SCHEME})\s{{1,9}}{_WORD}[^'\"]+\1", rf"\1\2 {REDACTED}\1"),
-        # A header as a line.
-        (
-            (
-                rf"\b((?:set-)?cookie{_SPACE}[:=]|(?:proxy-)?authorization{_SPACE}[:=]{_SPACE}digest)"
-                rf"\s{{1,9}}{_WORD}[^\r\n']+"
-            ),
-            rf"\1 {REDACTED}",
-        ),
-        (
-            rf"\b((?:{_HEADER}){_SPACE}[:=]{_SPACE})((?:{_SCHEME})\s{{1,9}})?{_WORD}{_VALUE}+",
-            rf"\1\2{REDACTED}",
-        ),
-        # A scheme and its token. "Basic" is also a word: what follows must look like base64.
-        (rf"\b(bearer)\s{{1,9}}{_WORD}[^\s'\",;\\)>\]}}]+", rf"\1 {REDACTED}"),
-        (
-            (
-                r"\b(basic)\s{1,9}(?-i:(?![A-Z]?[a-z]+\b(?![+/=]))(?=[a-z/+]{0,200}[A-Z0-9=]))"
-                r"[\w+/-]{8,}={0,2}"
-            ),
-            rf"\1 {REDACTED}",
-        ),
-        # The password of a URL, also of one that is percent-encoded as a whole.
-        (
-            r"\b([a-z][a-z0-9+.-]{0,20}://[^\s/:@'\"]{0,256}:)(?!\d{1,5}[/?#])[^\s'\"<>]{1,512}@",
-            rf"\1{REDACTED}@",
-        ),
-        (
-            (
-                r"\b([a-z][a-z0-9+.-]{0,20}%3a%2f%2f(?:(?!%3a|%40)[^\s/]){0,256}%3a)"
-                r"(?:(?!%40)[^\s'\"&]){1,512}%40"
-            ),
-            rf"\1{REDACTED}%40",
-        ),
-        # A parameter: api_key=…, "password": "…". After a colon without quotes only a value with
-        # a digit: `password: expected a string` is a sentence.
-        (
-            rf"\b({_NAME}(?:{_QUOTE})?{_SPACE}[=:,]{_SPACE}b?)({_QUOTE}){_WORD}[^'\"]+?\2",
-            rf"\1\2{REDACTED}\2",
-        ),
-        (
-            rf"\b({_NAME}\s{{0,3}}=\s{{0,3}})(?!none\b|null\b|\d{{1,6}}\b){_VALUE}+",
-            rf"\1{REDACTED}",
-        ),
-        (rf"\b({_NAME}:\s{{0,3}})(?=[^\s'\"]{{0,40}}\d){_VALUE}{{8,}}", rf"\1{REDACTED}"),
-        # Keys that can be recognised by their form.
-        (r"\beyJ[\w-]{5,}\.[\w-]{4,}(?:\.[\w-]*)?", REDACTED),
-        (r"\b(agentsrv_[0-9a-f]{8}_)[\w-]{8,}", rf"\1{REDACTED}"),
-        (r"\b((?:sk|rk|pk)[-_])(?!learn\b)[\w*-]{4,}", rf"\1{REDACTED}"),
-        (
-            (
-                r"\b(gh[pousr]_|github_pat_|glpat-|xox[abeoprs]-|hf_|npm_|pypi-|AKIA|ASIA|AIza|ya29\.)"
-                r"[\w-]{12,}"
-            ),
-            rf"\1{REDACTED}",
-        ),
-    )
-)
+def _encodable(text: str) -> str:
+    return text.encode(errors="replace").decode()

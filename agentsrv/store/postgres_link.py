@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 
-from agentsrv.error_text import REDACTED, describe
+from agentsrv.error_text import describe
 from agentsrv.errors import ConfigurationError, Unavailable
 
 T = TypeVar("T")
@@ -139,10 +139,7 @@ def explain(error: BaseException, dsn: str) -> str:
     if isinstance(error, ConfigurationError):
         where = "" if error.message == INVALID else f" at {address_of(dsn)}"
         return f"{where}: {error.message}"
-    text = describe(error)
-    for secret in _secrets(dsn):
-        text = text.replace(secret, REDACTED)
-    return f" at {address_of(dsn)}: {text}"
+    return f" at {address_of(dsn)}: {describe(error, _secrets(dsn))}"
 
 
 def _secrets(dsn: str) -> list[str]:
