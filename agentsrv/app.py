@@ -49,7 +49,7 @@ from agentsrv.store.memory import MemoryStore
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.shared import SharedStore
 from agentsrv.store.sqlite import SqliteStore
-from agentsrv.telemetry import outlets
+from agentsrv.telemetry import logs, outlets
 from agentsrv.telemetry.export import open_tracing
 from agentsrv.telemetry.watchdog import Watchdog
 from agentsrv.version import __version__
@@ -283,9 +283,12 @@ class Running:
 async def _check(settings: Settings) -> tuple[Settings, Authenticator]:
     """Open what authenticates clients; return it with the settings that depend on it.
 
+    From here on, errors are logged without credentials.
+
     Raises:
         ConfigurationError: The settings would let unauthenticated clients in from outside.
     """
+    logs.without_credentials()
     authenticator = await open_authenticator(settings, time.time)
     check_exposure(settings, is_guarded=authenticator.is_required)
     return fill_in(settings, is_guarded=authenticator.is_required), authenticator

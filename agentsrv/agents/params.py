@@ -181,6 +181,17 @@ class Parameters:
         return []
 
 
+def complaint(error: ValidationError) -> str:
+    """What is wrong with the params of a task, without their values, which may be secret."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    places = (("params", *one["loc"]) for one in found)
+    reasons = (one["msg"] for one in found)
+    return "; ".join(
+        f"{'.'.join(map(str, place))}: {reason}"
+        for place, reason in zip(places, reasons, strict=True)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """A function as one of ``(first, second, **params)``; it can be pickled if the function can."""

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from agentsrv.cli import following, keys, reloading, running, serving, streams, tools
-from agentsrv.cli.exits import leave, say, use_json
+from agentsrv.cli import following, keys, reloading, running, serving, streams, tools, uncaught
+from agentsrv.cli.exits import leave, leave_by_fault, say, use_json
 from agentsrv.cli.options import (
     Ca,
     Token,
@@ -68,9 +68,12 @@ def main() -> None:
     try:
         with streams.guarded():
             try:
-                app()
+                with uncaught.printed():
+                    app()
             except (AgentsrvError, OSError) as error:
                 leave(error)
+            except Exception as error:  # noqa: BLE001 - a fault of ours
+                leave_by_fault(error)
     except streams.OutputLost as error:
         leave(error)
 

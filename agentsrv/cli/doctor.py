@@ -27,6 +27,7 @@ from agentsrv.cli import addresses
 from agentsrv.cli.exits import Exit
 from agentsrv.cli.options import read_settings
 from agentsrv.cli.serving import loop_factory
+from agentsrv.error_text import redact
 from agentsrv.errors import AgentsrvError, ConfigurationError
 from agentsrv.server.auth import open_authenticator
 from agentsrv.server.exposure import check_exposure, tls_context
@@ -64,9 +65,9 @@ async def run(given: Mapping[str, Any]) -> int:
     """Make all checks and print what they find; return the exit code, 1 for any ``FAIL``."""
     worst = Exit.DONE
     async for finding in examine(given):
-        print(f"{finding.level:4}  {finding.what}")
+        print(f"{finding.level:4}  {redact(finding.what)}")
         if finding.advice:
-            print(f"      {finding.advice}")
+            print(f"      {redact(finding.advice)}")
         if finding.level is Level.FAIL:
             worst = Exit.FAILED
     return worst

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from agentsrv.cli.streams import OutputLost, as_json, forget_output
 from agentsrv.client import NoServer, NotAllowed, TaskCancelled
+from agentsrv.error_text import as_fields, format_traceback, redact
 from agentsrv.errors import (
     AgentsrvError,
     ConfigurationError,
@@ -69,8 +70,8 @@ def leave(error: AgentsrvError | OSError) -> NoReturn:
         if error.is_quiet:
             sys.exit(Exit.READER_GONE)
     if isinstance(error, AgentsrvError) and _json:
-        names = ("code", "message", "retryable", "retry_after", "details")
-        told = {name: getattr(error, name) for name in names}
+        told = dict.fromkeys(("retry_after", "details")) | as_fields(error)
+        told.pop("example", None)
         with suppress(OSError):
             print(as_json({"error": told}), file=sys.stderr, flush=True)
         sys.exit(code_of(error))
@@ -84,8 +85,15 @@ def leave(error: AgentsrvError | OSError) -> NoReturn:
     sys.exit(Exit.FAILED)
 
 
+def leave_by_fault(error: Exception) -> NoReturn:
+    """Print the traceback of an error that is a fault of this program to stderr and exit."""
+    with suppress(OSError):
+        print(format_traceback(error), end="", file=sys.stderr, flush=True)
+    sys.exit(Exit.FAILED)
+
+
 def say(text: str) -> None:
     """Print a sentence to stderr; further lines of it are indented."""
-    lines = visible_text(text).replace("\n", "\n  ")
+    lines = visible_text(redact(text)).replace("\n", "\n  ")
     with suppress(OSError):  # stderr cannot be written: the exit code is all that is left
         print(f"agentsrv: {lines}", file=sys.stderr, flush=True)

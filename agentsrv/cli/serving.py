@@ -22,6 +22,7 @@ from agentsrv.app import App, Running
 from agentsrv.cli import addresses, forks
 from agentsrv.cli.exits import Exit, leave, say
 from agentsrv.cli.signals import Signals, exit_now
+from agentsrv.error_text import describe
 from agentsrv.errors import AgentsrvError, ConfigurationError, missing_extra
 from agentsrv.settings import Loop, Settings
 from agentsrv.suggest import did_you_mean
@@ -61,7 +62,7 @@ def load_app(target: str | None) -> App:
         raise ConfigurationError(f"{module_name}: {error.message}") from error
     except (Exception, SystemExit) as error:
         raise ConfigurationError(
-            f"{module_name} cannot be imported: {type(error).__name__}: {error}{_where(error)}"
+            f"{module_name} cannot be imported: {describe(error)}{_where(error)}"
         ) from error
     app = getattr(module, name or "app", None)
     if isinstance(app, App):

@@ -19,14 +19,13 @@ import logging
 import os
 import sys
 import sysconfig
-import traceback
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from agentsrv.error_text import describe, leaves, redact
+from agentsrv.error_text import describe, format_traceback, leaves, redact
 from agentsrv.errors import AgentsrvError, PermanentError
 from agentsrv.models.events import TracebackFrame
 
@@ -95,7 +94,7 @@ def log_failure(
     if not secrets:
         log.error("step %s failed: %s", step_key, why.message, exc_info=error)
         return
-    text = redact("".join(traceback.format_exception(error)), secrets)
+    text = format_traceback(error, secrets)
     log.error("step %s failed: %s\n%s", step_key, why.message, text)
 
 
@@ -111,20 +110,22 @@ def frames(
     """
     inner = list(leaves(error))
     if inner == [error]:
-        return _frames(error, home, MAX_FRAMES)
-    found = _frames(error, home, MAX_FRAMES // 4)
+        return _frames(error, home, MAX_FRAMES, secrets)
+    found = _frames(error, home, MAX_FRAMES // 4, secrets)
     each = max(1, (MAX_FRAMES - len(found)) // max(1, len(inner)))
     for leaf in inner:
         if len(found) + each > MAX_FRAMES:
             break
-        own = _frames(leaf, home, each)
+        own = _frames(leaf, home, each, secrets)
         if own:
             own[-1]["error"] = describe(leaf, secrets)[:MAX_CODE]
         found += own
     return found
 
 
-def _frames(error: BaseException, home: str, most: int) -> list[TracebackFrame]:
+def _frames(
+    error: BaseException, home: str, most: int, secrets: Collection[str]
+) -> list[TracebackFrame]:
     all_frames = list(_walk(error.__traceback__))
     outside = [
         number
@@ -137,7 +138,7 @@ def _frames(error: BaseException, home: str, most: int) -> list[TracebackFrame]:
             "file": _relative(file),
             "line": line,
             "function": function,
-            "code": redact(linecache.getline(file, line).strip()[:MAX_CODE]),
+            "code": redact(linecache.getline(file, line).strip(), secrets)[:MAX_CODE],
             "own": _is_own(file, home),
         }
         for file, line, function in shown[-most:]

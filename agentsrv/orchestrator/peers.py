@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 import orjson
 from pydantic import BaseModel, Field
 
+from agentsrv.error_text import as_fields
 from agentsrv.errors import AgentsrvError, Fenced, Internal, Unavailable, by_code
 from agentsrv.orchestrator.decisions import Result
 from agentsrv.orchestrator.runner import TaskRunner
@@ -183,9 +184,7 @@ def _decide(message: Message, runner: TaskRunner) -> bytes | None:
 
 
 def _refused(refusal: AgentsrvError) -> bytes:
-    fields = {"code": refusal.code, "message": refusal.message}
-    optional = {"retry_after": refusal.retry_after, "details": refusal.details}
-    return orjson.dumps({"error": fields | optional | {"example": refusal.example}})
+    return orjson.dumps({"error": as_fields(refusal)})
 
 
 def _open_reply(body: bytes) -> Result:
@@ -199,4 +198,5 @@ def _open_reply(body: bytes) -> Result:
         result: Result = reply["result"]
         return result
     refusal = reply["error"]
+    del refusal["retryable"]  # the class has it
     raise by_code(refusal.pop("code"))(refusal.pop("message"), **refusal)

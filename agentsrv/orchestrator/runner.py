@@ -54,11 +54,13 @@ import logging
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from agentsrv.error_text import redact
 from agentsrv.errors import AgentsrvError, Damaged, Fenced, Unavailable
 from agentsrv.models import events as e
 from agentsrv.models.commands import Create
@@ -480,7 +482,8 @@ class TaskRunner:
 
     def _fail(self, failure: Failure) -> None:
         """Stop what else runs, then end the task as failed."""
-        self.stop(failure, self._around.grace)
+        shown = replace(failure, message=redact(failure.message))
+        self.stop(shown, self._around.grace)
 
     async def _measure_end(self, cancelled_at: float) -> None:
         with suppress(AgentsrvError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from contextvars import Token
 from dataclasses import dataclass, replace
@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from pydantic import ValidationError
 
 from agentsrv.agents.base import Agent, StepContext
+from agentsrv.agents.params import complaint
 from agentsrv.agents.questions import Question
 from agentsrv.agents.values import ValueRefusedError, copied, to_json
+from agentsrv.error_text import redact
 from agentsrv.models import events as e
 from agentsrv.models.plan import Step
 from agentsrv.models.states import StepStatus
@@ -79,11 +81,16 @@ class AttemptFailed(Exception):
         traceback: list[e.TracebackFrame] | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message[:MAX_ERROR]
+        self.message = message
         self.traceback = traceback
         self.permanent = permanent
         self.reason = reason
         self.retry_after = retry_after
+
+    def redact(self, secrets: Collection[str]) -> None:
+        """Leave credentials and ``secrets`` out of the message, and what is too long."""
+        self.message = redact(self.message, secrets)[:MAX_ERROR]
+        self.args = (self.message,)
 
 
 class StepRun:
@@ -162,6 +169,7 @@ class StepRun:
                             await self._take_turn()
                         await self._attempt(self.state.attempt + 1)
             except AttemptFailed as failure:
+                failure.redact(self._task.dialogue.secrets)
                 self._settle(failure.reason, failure)
                 if own.cancelling() and not self._task.stopped:
                     await take_back(own)
@@ -304,7 +312,7 @@ class StepRun:
         try:
             arguments = self._agent.params.arguments(context.params) if self._has_params else {}
         except ValidationError as error:  # told by code of the author: the others were checked
-            raise AttemptFailed(f"params: {error}", permanent=True) from error
+            raise AttemptFailed(complaint(error), permanent=True) from error
         running = self._agent.run(context.step, context, **arguments)
         if hasattr(running, "__aiter__"):
             async with aclosing(running) as pieces:

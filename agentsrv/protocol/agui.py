@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from agentsrv.error_text import as_fields
 from agentsrv.errors import AgentsrvError, InvalidCommand, Unauthenticated
 from agentsrv.models.commands import Auth, Create, Respond, Text
 from agentsrv.protocol.session import MAX_BAD_FRAMES, MAX_DETAILS, Refusal, trim
@@ -180,21 +181,14 @@ class AguiSession:
 
     def refused(self, refusal: AgentsrvError) -> bytes:
         """The event that tells of it: ``RUN_ERROR``, or ``CUSTOM`` while a run goes on."""
-        more = {"retryable": refusal.retryable}
-        for name in ("retry_after", "details"):
-            value = getattr(refusal, name)
-            if value is not None:
-                more[name] = value
+        fields = as_fields(refusal)
+        fields.pop("example", None)  # of a command
         if self.is_running:
-            value = {"code": refusal.code, "message": refusal.message, **more}
-            return custom("error", value)
+            return custom("error", fields)
+        code, message = fields.pop("code"), fields.pop("message")
+        metadata = {NAMESPACE: fields}
         return orjson.dumps(
-            {
-                "type": "RUN_ERROR",
-                "message": refusal.message,
-                "code": refusal.code,
-                "metadata": {NAMESPACE: more},
-            }
+            {"type": "RUN_ERROR", "message": message, "code": code, "metadata": metadata}
         )
 
 

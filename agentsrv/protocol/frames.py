@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from agentsrv.error_text import as_fields
 from agentsrv.errors import AgentsrvError
 from agentsrv.protocol import PROTOCOL
 
@@ -46,19 +47,8 @@ def reply(command: str, command_id: CommandId, result: Mapping[str, Any]) -> byt
 
 def error(command: str | None, command_id: CommandId, refusal: AgentsrvError) -> bytes:
     """A command was refused; the connection lives."""
-    frame: dict[str, Any] = {
-        "type": "error",
-        "command": command,
-        "id": command_id,
-        "code": refusal.code,
-        "message": refusal.message,
-        "retryable": refusal.retryable,
-    }
-    for name in ("retry_after", "details", "example"):
-        value = getattr(refusal, name)
-        if value is not None:
-            frame[name] = value
-    return orjson.dumps(frame)
+    head = {"type": "error", "command": command, "id": command_id}
+    return orjson.dumps(head | as_fields(refusal))
 
 
 def caught_up(task_id: str, seq: int) -> bytes:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
+from agentsrv.error_text import redact
 from agentsrv.errors import AgentsrvError, Overloaded, Unauthenticated
 from agentsrv.server.auth import Authenticator, token_of
 from agentsrv.server.exposure import client_address, host_of, is_address, origin_of
@@ -108,11 +109,11 @@ class Doorkeeper:
             else:
                 connection.locate(self._who(connection, request))
         except Overloaded as refusal:
-            response = connection.respond(HTTPStatus.TOO_MANY_REQUESTS, f"{refusal.message}\n")
+            response = _refusal(connection, HTTPStatus.TOO_MANY_REQUESTS, refusal)
             response.headers["Retry-After"] = "1"
             return response
         except Unauthenticated as refusal:
-            response = connection.respond(HTTPStatus.UNAUTHORIZED, f"{refusal.message}\n")
+            response = _refusal(connection, HTTPStatus.UNAUTHORIZED, refusal)
             response.headers["WWW-Authenticate"] = "Bearer"
             return response
         return None
@@ -169,8 +170,8 @@ class Doorkeeper:
             try:
                 await self._check_ready()
             except AgentsrvError as refusal:
-                text = f"not ready: {refusal.message}\n"
-                return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, text)
+                status = HTTPStatus.SERVICE_UNAVAILABLE
+                return _refusal(connection, status, refusal, "not ready: ")
             return connection.respond(HTTPStatus.OK, "ready\n")
         if path in WEBSOCKET_PATHS:
             response = connection.respond(
@@ -194,6 +195,12 @@ class Doorkeeper:
         found = origin_of(origin)
         own = [origin_of(f"{scheme}://{host}") for scheme in self._schemes]
         return found is not None and (found in own or found in self._origins)
+
+
+def _refusal(
+    connection: ServerConnection, status: HTTPStatus, refusal: AgentsrvError, before: str = ""
+) -> Response:
+    return connection.respond(status, f"{before}{redact(refusal.message)}\n")
 
 
 def _hostname(url: str) -> str | None:

@@ -11,6 +11,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.frames import CloseCode
 from websockets.typing import Subprotocol
 
+from agentsrv.error_text import redact
 from agentsrv.errors import Overloaded
 from agentsrv.models.commands import COMMANDS, MAX_DESCRIPTION
 from agentsrv.orchestrator.hub import Hub
@@ -170,7 +171,7 @@ class Listener:
             if identity is not None:
                 socket.identify(identity)
         except Overloaded as refusal:
-            await socket.close(CloseCode.TRY_AGAIN_LATER, refusal.message)
+            await socket.close(CloseCode.TRY_AGAIN_LATER, redact(refusal.message))
             return
         session = Session(is_authenticated=identity is not None)
         self._sockets.add(socket)

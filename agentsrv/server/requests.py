@@ -8,6 +8,7 @@ from typing import Final, Protocol, TypeVar
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
+from agentsrv.error_text import redact
 from agentsrv.errors import AgentsrvError, RateLimited
 from agentsrv.protocol.session import Refusal
 from agentsrv.server.gate import PAUSE
@@ -73,4 +74,4 @@ async def next_request(socket: OutboxConnection, session: Reader[R_co]) -> R_co 
 async def close(socket: OutboxConnection, code: int, reason: str) -> None:
     """Close with a code, behind all that was posted."""
     socket.flush()
-    await socket.close(code, reason)
+    await socket.close(code, redact(reason))

@@ -8,21 +8,24 @@ libraries and of authors name it too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 import orjson
 
-from agentsrv.error_text import redact
+from agentsrv.credentials import HIDDEN
+from agentsrv.error_text import describe, format_traceback, redact
 from agentsrv.settings import LogFormat
 from agentsrv.telemetry.visible import visible, visible_text
 
 QUIET: Final = ("agentsrv.websocket", "httpx2")
 """Loggers with a line for each connection, or for each request to a model: from warnings on."""
+OURS: Final = frozenset({"agentsrv", "asyncio"})
+"""Loggers, with those below them, whose records have no credentials in any process."""
 INDENT: Final = "    | "  # before each line of a traceback, so that none passes for another
 
 
@@ -46,7 +49,7 @@ class TextFormatter(logging.Formatter):
         fields = _fields(record)
         if fields:
             line += f" [{' '.join(f'{name}={visible(str(fields[name]))}' for name in fields)}]"
-        for part in _traceback(self, record).splitlines():
+        for part in _traceback(record).splitlines():
             line += f"\n{INDENT}{visible(part)}"
         return line
 
@@ -65,7 +68,7 @@ class JsonFormatter(logging.Formatter):
         }
         for name, value in _fields(record).items():
             line[name] = value if isinstance(value, int) else visible_text(str(value))
-        trace = _traceback(self, record)
+        trace = _traceback(record)
         if trace:
             line["traceback"] = visible_text(trace)
         return orjson.dumps(line).decode()
@@ -77,8 +80,10 @@ def configure(wanted: LogFormat, stream: TextIO) -> None:
     Call it after the import of the application. Loggers of the server that the application has
     disabled, as ``logging.config.dictConfig`` does by default, are enabled again.
 
-    With ``auto`` the format is text if ``stream`` is a terminal, and JSON otherwise.
+    With ``auto`` the format is text if ``stream`` is a terminal, and JSON otherwise. From now on
+    records of all loggers are without credentials; see `without_credentials`.
     """
+    without_credentials(of_all=True)
     is_text = wanted == "text" or (wanted == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
     handler.setFormatter(TextFormatter() if is_text else JsonFormatter())
@@ -87,6 +92,49 @@ def configure(wanted: LogFormat, stream: TextIO) -> None:
     _enable()
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def without_credentials(*, of_all: bool = False) -> None:
+    """Let this process make records of the log without credentials, whichever handlers print them.
+
+    The message is redacted when a record is made, and ``exc_text`` has the redacted traceback. If
+    that leaves out a credential, ``exc_info`` is ``None``.
+
+    Args:
+        of_all: Of all loggers, and not only of the server's and asyncio's.
+    """
+    _records.are_all_ours = _records.are_all_ours or of_all
+    if _records.make is None:
+        _records.make = logging.getLogRecordFactory()
+        logging.setLogRecordFactory(_records)
+
+
+class _Records:
+    """The factory of records."""
+
+    def __init__(self) -> None:
+        self.make: Callable[..., logging.LogRecord] | None = None  # the factory before
+        self.are_all_ours = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        assert self.make is not None
+        record = self.make(*args, **kwargs)
+        if self.are_all_ours or record.name.partition(".")[0] in OURS:
+            _hide_credentials(record)
+        return record
+
+
+def _hide_credentials(record: logging.LogRecord) -> None:
+    try:
+        message = record.getMessage()
+        shown = redact(message)
+    except Exception as error:  # noqa: BLE001 - logging would print the arguments as they are
+        message = ""
+        shown = f"{record.pathname}:{record.lineno} logs what has no text: {describe(error)}"
+    if shown != message:
+        record.msg, record.args = shown, ()
+    if _traceback(record) and HIDDEN in (record.exc_text or ""):
+        record.exc_info = None
 
 
 def check() -> None:
@@ -121,6 +169,7 @@ def _enable() -> list[str]:
     return found
 
 
+_records: Final = _Records()
 _handlers: Final[list[logging.Handler]] = []  # of the root logger, after ``configure``
 _log = logging.getLogger("agentsrv.log")
 
@@ -134,11 +183,8 @@ def _fields(record: logging.LogRecord) -> Mapping[str, object]:
     return about.get()
 
 
-def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+def _traceback(record: logging.LogRecord) -> str:
     """The error that the record tells of, with the stack where that is told too."""
-    parts = []
-    if record.exc_info:
-        parts.append(formatter.formatException(record.exc_info))
-    if record.stack_info:
-        parts.append(formatter.formatStack(record.stack_info))
-    return redact("\n".join(parts))
+    if record.exc_info and record.exc_info[1] is not None and not record.exc_text:
+        record.exc_text = format_traceback(record.exc_info[1])
+    return "\n".join(redact(part) for part in (record.exc_text, record.stack_info) if part)

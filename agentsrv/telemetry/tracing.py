@@ -18,6 +18,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from agentsrv.error_text import redact
 from agentsrv.models.states import TaskStatus
 from agentsrv.models.task import TaskState
 
@@ -60,7 +61,7 @@ class AttemptSpan:
         if error is not None:
             cause = error.__cause__ or error
             self._span.set_attribute("error.type", type(cause).__qualname__)
-            self._span.set_status(StatusCode.ERROR, str(error))
+            self._span.set_status(StatusCode.ERROR, redact(str(error)))
         context.detach(self._token)
         self._span.end()
 

@@ -40,7 +40,10 @@ _INVISIBLE: Final = (
     + "".join(chr((plane << 16) + last) for plane in range(1, 17) for last in (0xFFFE, 0xFFFF))
 )
 _BEYOND_LATIN: Final = "\u0300-\u1fff\u2100-\ufeff\U00010000-\U000dffff"  # no punctuation
-_TWO_FORMS: Final = "\u00a9\u00ae\u203c\u2049\u2100-\u27ff\u2900-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
+_TWO_FORMS: Final = (
+    "\u00a9\u00ae\u203c\u2049\u2100-\u27ff\u2900-\u2bff"
+    "\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
+)
 _LETTER: Final = f"(?![{_INVISIBLE}\ufe0e\ufe0f])[{_BEYOND_LATIN}]"
 _UNNEEDED: Final = (
     f"(?<!{_LETTER})(?<![{_TWO_FORMS}][\ufe0e\ufe0f])[\u200c\u200d]"
@@ -100,7 +103,8 @@ class VisiblePieces:
 
     def _shown(self, text: str, end: int) -> str:
         """What follows the last characters, up to ``end``."""
-        parts, place = [], len(self._last)
+        place = len(self._last)
+        parts: list[str] = []
         for found in _IN_TEXT.finditer(text, place):
             if found.start() >= end:
                 break

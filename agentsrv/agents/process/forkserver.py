@@ -17,7 +17,6 @@ import socket
 import stat
 import sys
 import time
-import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from fcntl import F_GETFL, fcntl
@@ -26,6 +25,7 @@ from typing import Any, Final, NoReturn
 from agentsrv.agents.process import system
 from agentsrv.agents.process.supervisor import supervise
 from agentsrv.agents.process.worker import Application
+from agentsrv.error_text import format_traceback
 
 HANDED: Final = 4  # descriptors of an attempt: channel, control, stdout, stderr
 FROZEN_SECONDS: Final = 1.0  # for a supervisor to end after its control connection has
@@ -202,8 +202,8 @@ def main(setup: dict[str, Any]) -> NoReturn:
             for module, name in setup["functions"]:
                 application.load(module, name)
             problem = _unforkable(before)
-        except BaseException:  # noqa: BLE001 - also SystemExit: the attempts will tell
-            problem = f"it cannot be imported:\n{traceback.format_exc()}"
+        except BaseException as error:  # noqa: BLE001 - also SystemExit: the attempts will tell
+            problem = f"it cannot be imported:\n{format_traceback(error)}"
         if problem is not None:
             print(  # noqa: T201 - goes to the server's log
                 "each process of an agent imports the application for itself, which takes longer: "

@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 
 from agentsrv.agents.values import ValueRefusedError, to_json
-from agentsrv.error_text import describe
+from agentsrv.error_text import describe, format_traceback
 from agentsrv.errors import AgentsrvError, PermanentError
 
 HEADER: Final = struct.Struct("!I")
@@ -28,7 +28,6 @@ MAX_MESSAGE_BYTES: Final = MAX_RESULT_BYTES + (64 << 10)
 """Size of any other message: a result and what stands around it."""
 PIECE_CHARACTERS: Final = 1 << 16
 """Length of a piece of text; it fits into a message also where each character is escaped."""
-MAX_TRACEBACK: Final = 16_000  # characters
 
 
 def frame(message: dict[str, Any], limit: int = MAX_MESSAGE_BYTES) -> bytes:
@@ -56,13 +55,13 @@ def checked(result: Any) -> Any:
         raise PermanentError(f"the agent's result is refused: {error}") from None
 
 
-def failure(error: BaseException, traceback: str = "") -> dict[str, Any]:
-    """An exception as the other side can read it."""
+def failure(error: BaseException) -> dict[str, Any]:
+    """An exception as the other side can read it, without credentials."""
     kind = type(error).__name__
     return {
         "type": kind.encode(errors="replace").decode(),
         "message": describe(error).removeprefix(kind).removeprefix(": "),
         "permanent": isinstance(error, PermanentError),
         "retry_after": error.retry_after if isinstance(error, AgentsrvError) else None,
-        "traceback": traceback[-MAX_TRACEBACK:].encode(errors="replace").decode(),
+        "traceback": format_traceback(error),
     }

@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 import types
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,10 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, NoReturn
 
 import orjson
+from pydantic import ValidationError
 
 from agentsrv.agents.base import SLOTS, StepContext
-from agentsrv.agents.params import Parameters
+from agentsrv.agents.params import Parameters, complaint
 from agentsrv.agents.process import wire
+from agentsrv.error_text import format_traceback
 from agentsrv.errors import AgentsrvError, ConfigurationError, PermanentError
 from agentsrv.models.plan import Step
 from agentsrv.models.text import joined
@@ -184,9 +185,8 @@ class _ToServer(logging.Handler):
                 "logger": record.name,
                 "message": _printable(record.getMessage(), MAX_LOGGED),
             }
-            if record.exc_info and record.exc_info[0] is not None:
-                formatted = "".join(traceback.format_exception(*record.exc_info))
-                entry["traceback"] = _printable(formatted, wire.MAX_TRACEBACK)
+            if record.exc_info and record.exc_info[1] is not None:
+                entry["traceback"] = format_traceback(record.exc_info[1])
             self._channel.send({"log": entry})
         except Exception:  # noqa: BLE001 - prints it
             self.handleError(record)
@@ -245,8 +245,8 @@ def work(
         code = _do(job, connection, application)
     except KeyboardInterrupt:  # cancelled before the function was called, or after
         code = 128 + signal.SIGINT
-    except BaseException:  # noqa: BLE001 - the server reads the exit status
-        traceback.print_exc()
+    except BaseException as error:  # noqa: BLE001 - the server reads the exit status
+        print(format_traceback(error), file=sys.stderr)  # noqa: T201 - goes to the server's log
         code = os.EX_SOFTWARE
     _leave(code)
 
@@ -285,7 +285,11 @@ def _do(job: dict[str, Any], channel: Channel, application: Application) -> int:
             mailbox=_nothing,
         )
         ctx.channel = channel
-        value = function.run(step, ctx, **function.params.arguments(ctx.params))
+        try:
+            arguments = function.params.arguments(ctx.params)
+        except ValidationError as error:
+            raise PermanentError(complaint(error)) from None
+        value = function.run(step, ctx, **arguments)
         if not channel.is_own:  # os.fork() in the agent, and the copy returns
             return os.EX_OK
         result = ctx.result
@@ -301,7 +305,7 @@ def _do(job: dict[str, Any], channel: Channel, application: Application) -> int:
     except BaseException as error:
         if not channel.is_own:
             raise
-        outcome = {"failed": wire.failure(error, traceback.format_exc())}
+        outcome = {"failed": wire.failure(error)}
     channel.send(outcome)
     return os.EX_OK
 
@@ -321,8 +325,8 @@ def _leave(code: int) -> NoReturn:
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - joins the threads
         atexit._run_exitfuncs()  # noqa: SLF001 - likewise the only way
-    except BaseException:  # noqa: BLE001 - the outcome was sent
-        traceback.print_exc()
+    except BaseException as error:  # noqa: BLE001 - the outcome was sent
+        print(format_traceback(error), file=sys.stderr)  # noqa: T201 - goes to the server's log
     finally:
         for stream in (sys.stdout, sys.stderr):
             with suppress(BaseException):

@@ -21,6 +21,7 @@ from typing import Final
 from agentsrv.cli.render import describe
 from agentsrv.client import Client
 from agentsrv.client.errors import NoServer
+from agentsrv.error_text import redact
 from agentsrv.errors import AgentsrvError
 
 QUESTION: Final = "How does async I/O affect throughput?"
@@ -96,7 +97,7 @@ def main() -> int:
     try:
         asyncio.run(within_time())
     except (AgentsrvError, OSError) as error:
-        reason = str(error) or f"it took longer than {TIMEOUT:.0f} s"
+        reason = redact(str(error)) or f"it took longer than {TIMEOUT:.0f} s"
         print(f"\nThe demonstration failed: {reason}", file=sys.stderr)
     else:
         if server.exit_status == 0:

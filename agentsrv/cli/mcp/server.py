@@ -24,6 +24,7 @@ from pydantic import Field
 from agentsrv.cli.mcp.calls import Call, Result, ending_with_call, result
 from agentsrv.cli.prompt import find_question
 from agentsrv.client import Client
+from agentsrv.error_text import as_fields
 from agentsrv.errors import AgentsrvError
 from agentsrv.models.states import TaskStatus
 from agentsrv.protocol.shell import read_answer
@@ -214,9 +215,10 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except AgentsrvError as error:
-        details = (error.details or [])[1:]  # the first one is the message
+        fields = as_fields(error)
+        details = fields.get("details", [])[1:]  # the first one is the message
         reasons = [f"{detail['field']}: {detail['reason']}" for detail in details]
-        raise ToolError("; ".join([error.message, *reasons])) from error
+        raise ToolError("; ".join([fields["message"], *reasons])) from error
 
 
 def _json(value: Any) -> CallToolResult:
