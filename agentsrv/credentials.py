@@ -235,7 +235,7 @@ _QUOTED_SCHEME: Final = re.compile(
 _BEARER: Final = re.compile(r"""\bbearer(?:\s{1,9}|\.)([^\s'",;\\)>\]}]+)""", re.IGNORECASE)
 _BASIC: Final = re.compile(r"\b(?:basic|Basic|BASIC)\s{1,9}([\w+/-]{8,}={0,2})")
 _USER_OF_URL: Final = re.compile(
-    r"""(://[^\s/:@'"]{0,256}:)(?!\d{1,5}[/?#])(?:[^\s'"<>@]{0,256}@){1,4}"""
+    r"""(://[^\s/:@'"]{0,256}:)(?!\d{1,5}[/?#])(?:[^\s'"<>@]{0,512}@){1,4}"""
 )
 _TOKEN_OF_URL: Final = re.compile(r"""(://)(?=\w*\d)[\w-]{20,256}@""", re.ASCII)
 _ENCODED_URL: Final = re.compile(
