@@ -30,8 +30,8 @@ REACH: Final = 1000
 """Characters of a credential, with its context, after which it is recognised in any case."""
 
 _NAMES: Final = (
-    "api[_-]?key|access[_-]?key|account[_-]?key|private[_-]?key|secret(?!ar)|passw(?:or)?d"
-    "|passphrase|pwd|token|credentials?|signature|session[_-]?id|session[_-]?key|jwt"
+    "api[ _-]?key(?: provided)?|access[_-]?key|account[_-]?key|private[_-]?key|secret(?!ar)"
+    "|passw(?:or)?d|passphrase|pwd|token(?!i[sz])|credentials?|signature|session[_-]?id|session[_-]?key|jwt"
     "|x-amz-[a-z]{1,20}|(?<=[_-])pass(?![a-z])|(?<![a-z])(?:auth|sig)(?![a-z])"
 )
 _HEADERS: Final = (
@@ -90,6 +90,9 @@ _SENTENCE: Final = frozenset(
     """.split()
 )
 """Words with which a sentence in place of a value begins; a passphrase may begin with others."""
+_NEAR: Final = 40  # characters before a name that are looked at
+_OPTION: Final = re.compile(r"(?<!\S)--[a-z_-]*\Z", re.IGNORECASE)  # which the name is the end of
+_MADE_UP: Final = r"(?=\D*\d)[^\s'\"]{8,}"  # no word of a language
 _COUNT: Final = re.compile(r"[\d,.]{1,9}")
 _PLACEHOLDER: Final = re.compile(r"[A-Z][A-Z_]*|[-<\[…].*|\.\.\.|\*+")
 
@@ -140,8 +143,13 @@ def _value_of_name(text: str, field: re.Match[str], separator: re.Match[str]) ->
     if may_be_prose and text[at : at + 1] in {"[", "(", "{"}:
         return None
     value = (_CONTENT if sign == ">" else _VALUE).match(text, at)
-    if value is None or value["bare"] is None:
-        return None if value is None else _enclosed(value)
+    if value is None:
+        return None
+    before = text[max(0, field.start() - _NEAR) : field.start()]
+    if value["bare"] is None:  # in a sentence, only what is no word: token 'a1b2c3d4' is refused
+        is_named = sign is not None or _OPTION.search(before) is not None
+        is_made_up = re.fullmatch(_MADE_UP, value["quoted"] or "") is not None
+        return _enclosed(value) if is_named or is_made_up else None
     word = value["bare"].rstrip(_CLOSING)
     is_number = field["name"] == "token" and _COUNT.fullmatch(word) is not None
     if not word or is_number or word.lower() in _PROSE:
@@ -175,14 +183,11 @@ def _value_of_header(text: str, low: str, field: re.Match[str], at: int) -> _Fou
 
 def _can_separate(low: str, field: re.Match[str], separator: re.Match[str]) -> bool:
     """Whether what is between name and value belongs to a name and a value."""
-    start = max(0, field.start() - 40)
-    before = low[start : field.start()]
-    if separator["sign"] is None:
-        return (
-            field["header"] is None
-            and separator["quote"] is None
-            and re.search(r"(?<!\S)--[a-z_-]*\Z", before) is not None
-        )
+    before = low[max(0, field.start() - _NEAR) : field.start()]
+    if separator["sign"] is None:  # an option, or a word that is quoted
+        is_quoted = low[separator.end() : separator.end() + 1] in {"'", '"'}
+        is_named = is_quoted or _OPTION.search(before) is not None
+        return is_named and field["header"] is None and separator["quote"] is None
     if separator["sign"] == ">":  # an element of XML
         return re.search(r"<[\w:.-]*\Z", before) is not None
     if separator["sign"] == ",":  # a pair, or two arguments of a command line
@@ -235,7 +240,7 @@ _QUOTED_SCHEME: Final = re.compile(
 _BEARER: Final = re.compile(r"""\bbearer(?:\s{1,9}|\.)([^\s'",;\\)>\]}]+)""", re.IGNORECASE)
 _BASIC: Final = re.compile(r"\b(?:basic|Basic|BASIC)\s{1,9}([\w+/-]{8,}={0,2})")
 _USER_OF_URL: Final = re.compile(
-    r"""(://[^\s/:@'"]{0,256}:)(?!\d{1,5}[/?#])(?:[^\s'"<>@]{0,512}@){1,4}"""
+    r"""(://[^\s/:@'"]{0,256}:)(?!\d{1,5}[/?#]|PASSWORD@)(?:[^\s'"<>@]{0,512}@){1,4}"""
 )
 _TOKEN_OF_URL: Final = re.compile(r"""(://)(?=\w*\d)[\w-]{20,256}@""", re.ASCII)
 _ENCODED_URL: Final = re.compile(

@@ -154,7 +154,7 @@ def _block(error: BaseException, secrets: Collection[str]) -> str:
     if isinstance(error, BaseExceptionGroup):
         inner = list(leaves(error))
         for number, leaf in enumerate(inner[:_MAX_INNER], 1):
-            block = _stack(leaf, secrets) + _last_lines(leaf, secrets)
+            block = _stack(leaf, secrets) + _last_lines(leaf, secrets, MAX_TEXT // 2)
             text += f"  +---------------- {number} ----------------\n"
             text += "".join(f"    | {line}\n" for line in block.splitlines())
         if len(inner) > _MAX_INNER:
@@ -170,13 +170,15 @@ def _stack(error: BaseException, secrets: Collection[str]) -> str:
     return "".join(["Traceback (most recent call last):\n", *shown])
 
 
-def _last_lines(error: BaseException, secrets: Collection[str]) -> str:
+def _last_lines(
+    error: BaseException, secrets: Collection[str], most: int = MAX_TRACEBACK // 2
+) -> str:
     """The type and the message of an error; of a `SyntaxError` also its place."""
     try:
         text = "".join(traceback.format_exception_only(error))
     except Exception:  # noqa: BLE001 - the author's own __str__ failed
         text = type(error).__name__
-    return f"{_encodable(redact(text.rstrip(), secrets, MAX_TRACEBACK // 2))}\n"
+    return f"{_encodable(redact(text.rstrip(), secrets, most))}\n"
 
 
 def _described(error: BaseException, secrets: Collection[str]) -> str:
