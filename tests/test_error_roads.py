@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -19,12 +20,15 @@ import pytest
 from pydantic import AfterValidator, BaseModel, field_serializer
 
 from agentsrv import App, PermanentError
+from agentsrv.agents.endpoint_errors import words_of
 from agentsrv.agents.process import wire
+from agentsrv.agents.process.output import MAX_LINE_BYTES, LogBudget, OutputReader
 from agentsrv.agents.process.pool import BOOT
-from agentsrv.agents.process.worker import _ToServer
+from agentsrv.agents.process.worker import MAX_LOGGED, _ToServer
 from agentsrv.cli import doctor, exits, uncaught
 from agentsrv.cli.mcp.server import _refusals
 from agentsrv.cli.serving import load_app
+from agentsrv.credentials import REACH
 from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidCommand
 from agentsrv.orchestrator.peers import _refused
 from agentsrv.protocol import frames
@@ -236,6 +240,43 @@ def by_pipe_log() -> Any:
     return sent
 
 
+def by_long_pipe_log() -> Any:
+    """A line that is cut where a credential is."""
+    sent: Any = []
+    for place in range(0, len(LEAK), 4):
+        message = f"{'x ' * (MAX_LOGGED // 2)}"[place:] + f"{LEAK} {'x ' * MAX_LOGGED}"
+        record = logging.LogRecord("a", logging.ERROR, "a", 1, message, (), None)
+        _ToServer(SimpleNamespace(send=sent.append)).emit(record)  # type: ignore[arg-type]
+    assert "s3cret" not in str(sent)
+    return f"{sent} {MARK}"
+
+
+def by_long_output(caplog) -> Any:
+    """A line that a process prints, which is cut where a credential is."""
+
+    async def read() -> None:
+        for place in range(0, len(LEAK), 4):
+            ours, theirs = os.pipe()
+            reader = OutputReader(ours, "stdout", LogBudget(lambda: 0.0))
+            with os.fdopen(theirs, "wb") as pipe:
+                pipe.write(b"x " * ((MAX_LINE_BYTES + REACH) // 2 - place) + LEAK.encode())
+                pipe.write(b"x" * 20_000)
+            reader.close()
+
+    caplog.set_level(logging.INFO)
+    asyncio.run(read())
+    assert "s3cret" not in caplog.text
+    assert "more bytes" in caplog.text
+    return f"{caplog.text} {MARK}"
+
+
+def by_endpoint() -> Any:
+    """The words of a model's endpoint, which are cut where a credential is."""
+    texts = [words_of(f"{'x ' * 240}{'y' * place} {LEAK}".encode()) for place in range(20)]
+    assert "s3cret" not in str(texts)
+    return f"{texts} {MARK}"
+
+
 def by_log() -> Any:
     """A record with a message, a traceback and a stack, whichever formatter writes it."""
     stream = io.StringIO()
@@ -350,7 +391,7 @@ def by_fork_server() -> Any:
 
 ROADS = [
     by_frame, by_front_end, by_run, by_node, by_close, by_page, by_model_tool, by_span, by_pipe,
-    by_pipe_log, by_log, by_bad_log, by_thread, by_finalizer, by_fault, by_sentence, by_json,
+    by_pipe_log, by_long_pipe_log, by_long_output, by_endpoint, by_log, by_bad_log, by_thread, by_finalizer, by_fault, by_sentence, by_json,
     by_import, by_doctor,
     pytest.param(
         by_fork_server, marks=pytest.mark.skipif(sys.platform == "win32", reason="no forks")
@@ -359,12 +400,12 @@ ROADS = [
 
 
 @pytest.mark.parametrize("road", ROADS)
-def test_of_the_server(road, tmp_path, monkeypatch, capsys):
+def test_of_the_server(road, tmp_path, monkeypatch, capsys, caplog):
     """What is returned, and what is printed."""
     (tmp_path / "leaky_application.py").write_text(f"leak = '''{LEAK}'''\nraise ValueError(leak)\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "leaky_application", raising=False)
-    found = road()
+    found = road(caplog) if road is by_long_output else road()
     printed = capsys.readouterr()
     shown = f"{found} {printed.out} {printed.err}"
     assert MARK in shown

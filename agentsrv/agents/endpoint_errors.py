@@ -18,6 +18,7 @@ from typing import Any, Final
 import orjson
 
 from agentsrv.agents.text import shorten
+from agentsrv.error_text import redact
 from agentsrv.errors import ModelError, ModelRefused
 from agentsrv.models.text import joined
 
@@ -68,7 +69,7 @@ def load(data: bytes) -> Any:
 def nonsense(problem: str, found: Any) -> ModelError:
     """An answer of another shape than a chat completion or embeddings."""
     words = words_in(found)
-    shown = words or json.dumps(found, default=str)[:MAX_WORDS]
+    shown = words or redact(json.dumps(found, default=str))
     return ModelError(
         f"the answer of the model's endpoint makes no sense: {problem}: {shorten(shown, 200)}"
     )
@@ -175,7 +176,7 @@ def _shown(text: str) -> str:
 
 def _clean(text: str) -> str:
     shown = "".join(char if char.isprintable() else " " for char in joined(text))
-    return shorten(shown, MAX_WORDS)
+    return shorten(redact(shown), MAX_WORDS)
 
 
 def words_in(document: Any) -> str:

@@ -8,7 +8,10 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-MAX_LINE_BYTES: Final = 4096
+from agentsrv.credentials import REACH
+from agentsrv.error_text import redact
+
+MAX_LINE_BYTES: Final = 4096  # that are logged
 CHUNK_BYTES: Final = 16 << 10
 PAUSE_SECONDS: Final = 0.01
 """Between two reads while the budget is spent: a flood is read at 1.6 MB/s, and dropped."""
@@ -150,18 +153,22 @@ class OutputReader:
         return self._cut == 0
 
     def _extend(self, part: bytes) -> None:
-        room = MAX_LINE_BYTES - len(self._line)
+        room = MAX_LINE_BYTES + REACH - len(self._line)
         self._line += part[:room]
         self._cut += max(0, len(part) - room)
 
     def _end_line(self) -> bool:
         line, cut = self._line.rstrip(b"\r"), self._cut
         size = len(self._line) + cut + 1
+        more = len(line) + cut - MAX_LINE_BYTES
         self._line, self._cut = bytearray(), 0
         if not self._budget.take():
             self._budget.drop(1, size)
             return False
-        text = line.decode(errors="backslashreplace")
-        more = f"… ({cut} more bytes)" if cut else ""
-        _log.info("%s: %s%s", self._stream, text, more)
+        text = redact(line.decode(errors="backslashreplace"))
+        if cut:  # a credential that is cut is not recognised
+            text = text[:-REACH]
+        if more > 0:
+            text = f"{text[:MAX_LINE_BYTES]}… ({more} more bytes)"
+        _log.info("%s: %s", self._stream, text)
         return True

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from agentsrv.agents.base import SLOTS, StepContext
 from agentsrv.agents.params import Parameters, complaint
 from agentsrv.agents.process import wire
-from agentsrv.error_text import format_traceback
+from agentsrv.error_text import format_traceback, redact
 from agentsrv.errors import AgentsrvError, ConfigurationError, PermanentError
 from agentsrv.models.plan import Step
 from agentsrv.models.text import joined
@@ -183,7 +183,7 @@ class _ToServer(logging.Handler):
             entry: dict[str, Any] = {
                 "level": record.levelno,
                 "logger": record.name,
-                "message": _printable(record.getMessage(), MAX_LOGGED),
+                "message": _encodable(redact(record.getMessage(), most=MAX_LOGGED)),
             }
             if record.exc_info and record.exc_info[1] is not None:
                 entry["traceback"] = format_traceback(record.exc_info[1])
@@ -192,9 +192,8 @@ class _ToServer(logging.Handler):
             self.handleError(record)
 
 
-def _printable(text: str, limit: int) -> str:
-    cut = text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
-    return cut.encode(errors="backslashreplace").decode()
+def _encodable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 class WorkerContext(StepContext):
