@@ -35,6 +35,8 @@ const ENDED = new Set(["completed", "failed", "cancelled"]);
 const RECONNECT_AFTER = new Set([1001, 1006, 1011, 1012, 1013, 4408]); // close codes
 const UNAUTHENTICATED = 4401; // close code
 const REFUSED = "the server does not allow this origin";
+const TRANSIENT = new Set([429, 500, 502, 503, 504]); // HTTP statuses, mostly of a proxy in between
+const STATUS = /server response: (\d{3})/; // in the error of the package ws
 const OPEN_TIMEOUT = 10_000; // ms, for the handshake, the greeting and the answer to `auth`
 const BACKOFF = 250; // ms, doubled by each failure
 const MAX_BACKOFF = 15_000; // ms
@@ -110,6 +112,14 @@ function encode(value, path = "", above = []) {
   if (kind !== "Object") refuse(`a ${kind}`, "an object of fields, an array or a value with toJSON");
   const fields = Object.entries(value).filter(([, one]) => one !== undefined);
   return `{${fields.map(([name, one]) => `${encode(name, path)}:${inside(one, name)}`).join()}}`;
+}
+
+/** Why no further attempt is made after a handshake that was answered with this HTTP status, if so. */
+function refusal(/** @type {number} */ status) {
+  if (TRANSIENT.has(status)) return undefined;
+  if (status === 403) return REFUSED;
+  if (status === 401) return "the handshake was answered with HTTP 401; expected no token in it, or a valid one";
+  return `the handshake was answered with HTTP ${status}; expected a WebSocket; check the URL`;
 }
 
 /** Calls a function of the program; what it throws is reported and disturbs nothing else. */
@@ -385,19 +395,25 @@ export class Client {
     const socket = (this.#socket = new Socket(this.url, [PROTOCOL]));
     this.#timer = setTimeout(() => this.#retry("no answer in time"), OPEN_TIMEOUT);
     socket.onmessage = ({ data }) => this.#receive(data);
-    let isOpen = false;
+    let isOpen = false, status = 0; // of HTTP, where the class tells it
     socket.onopen = () => (isOpen = true);
+    socket.onerror = (/** @type {any} */ { message }) => (status = Number(STATUS.exec(message)?.[1] ?? 0));
     socket.onclose = ({ code, reason }) => {
-      if (code === UNAUTHENTICATED) this.#refuse(reason);
+      const why = status ? refusal(status) : undefined;
+      if (why) this.close(why);
+      else if (code === UNAUTHENTICATED) this.#refuse(reason);
       else if (RECONNECT_AFTER.has(code)) {
-        this.#retry(reason || "no connection");
-        isOpen || this.#askWhy();
+        this.#retry(reason || (status ? `HTTP ${status}` : "no connection"));
+        isOpen || status || this.#askWhy();
       }
       else this.close(`the server closed the connection for good (${code} ${reason})`);
     };
   }
 
-  /** Stops trying if the page's origin is refused, which a browser does not tell by itself. */
+  /**
+   * Stops trying if the page's origin is refused. A browser does not tell a page the status of the
+   * handshake, so the page asks with a request; one with another status says nothing of WebSockets.
+   */
   async #askWhy() {
     try {
       if ((await fetch(this.url.replace(/^ws/i, "http"))).status === 403) this.close(REFUSED);

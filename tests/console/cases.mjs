@@ -57,7 +57,54 @@ const VALUES = {
   tooLargeInBytes: "✓".repeat(700),
 };
 
+/** What the client does after a connection that ended so: the state's name and reason. */
+async function afterEnd(url, WebSocket) {
+  let client;
+  const found = await new Promise((resolve) => {
+    const onState = ({ name, reason = "" }) => /^connect/.test(name) || resolve([name, reason]);
+    client = new Client(url, { onState, WebSocket });
+  });
+  client.close();
+  return found;
+}
+
 const cases = {
+  /** Close codes, from a comma-separated list. */
+  async closes(codes) {
+    const found = {};
+    for (const code of codes.split(",").map(Number)) {
+      class Socket {
+        constructor() {
+          setTimeout(() => this.onopen?.());
+          setTimeout(() => this.onmessage?.({ data: JSON.stringify(HELLO) }), 1);
+          setTimeout(() => this.onclose?.({ code, reason: "so" }), 2);
+        }
+        close() {}
+      }
+      found[code] = await afterEnd("ws://x", Socket);
+    }
+    return found;
+  },
+
+  /** Handshakes that a server answers with an HTTP status, which is its path, for the package ws. */
+  async statuses(url, statuses) {
+    const { WebSocket } = await import(process.env.WS);
+    const found = {};
+    for (const status of statuses.split(",")) found[status] = await afterEnd(`${url}/${status}`, WebSocket);
+    return found;
+  },
+
+  /** A server that refuses the origin which the package ws sends. */
+  async origin(url) {
+    const { WebSocket } = await import(process.env.WS);
+    class Foreign extends WebSocket {
+      constructor(address, protocols) {
+        super(address, protocols, { origin: "https://elsewhere.example" });
+      }
+    }
+    return afterEnd(url, Foreign);
+  },
+
   async unnamedError() {
     const refusal = { type: "error", id: null, code: "invalid_json", message: "no", retryable: false };
     const Socket = scripted((socket, command) => (command.command === "ping" ? pong(socket, command) : socket.tell(refusal)));
@@ -211,9 +258,9 @@ const cases = {
   },
 };
 
-const [, , name, url] = process.argv;
+const [, , name, ...given] = process.argv;
 const result = name === "values"
   ? Object.fromEntries(await Promise.all(Object.entries(VALUES).map(async ([key, value]) => [key, await sends(value)])))
-  : await cases[name](url);
+  : await cases[name](...given);
 console.log(JSON.stringify(result ?? null));
 void AgentsrvError;

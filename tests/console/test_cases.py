@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Close
+from websockets.http11 import Response
 
 from agentsrv import App, StepContext
+from agentsrv.client.verdicts import refusal, verdict
+from agentsrv.errors import AgentsrvError
 from tests.console.test_client import node
+from tests.node import npm_folder
 from tests.server.talk import serving
 
 pytestmark = [
     pytest.mark.timeout(60),
     pytest.mark.skipif(shutil.which("node") is None, reason="needs node, Debian's package nodejs"),
 ]
+ORIGIN = "the server does not allow this origin"
 CASES = Path(__file__).with_name("cases.mjs")
 app = App(builtin=False)
 
@@ -33,9 +42,9 @@ async def echo(step, ctx, value: int = 0):
     return str(value)
 
 
-async def case(name: str, url: str = "") -> Any:
+async def case(name: str, *arguments: str, **environment: str) -> Any:
     """What came of a case."""
-    status, out, err = await node(str(CASES), name, url)
+    status, out, err = await node(str(CASES), name, *arguments, **environment)
     assert (status, err) == (0, ""), err
     return json.loads(out)
 
@@ -142,3 +151,78 @@ async def test_answers_over_a_real_server():
             "invalid_command",
             "9007199254740993",
         ]
+
+
+def as_javascript(error: AgentsrvError | None) -> str:
+    """The state of the client in JavaScript after what is this error in Python."""
+    assert error is not None
+    if "4401" in error.message:
+        return "unauthenticated"
+    return "waiting" if error.retryable else "closed"
+
+
+CODES = [*range(1000, 1016), 3000, 4000, 4400, 4401, 4403, 4404, 4408, 4409, 4500, 4999]
+STATUSES = [
+    200,
+    204,
+    400,
+    401,
+    403,
+    404,
+    405,
+    407,
+    408,
+    410,
+    421,
+    426,
+    429,
+    500,
+    501,
+    502,
+    503,
+    504,
+]
+
+
+async def test_closes_are_taken_as_in_python():
+    """Whether the client connects again, stops, or wants another token."""
+    found = await case("closes", ",".join(map(str, CODES)))
+    for code in CODES:
+        closed = ConnectionClosed(Close(code, ""), None)
+        assert found[str(code)][0] == as_javascript(verdict(closed, "ws://x")), code
+
+
+@pytest.fixture
+def ws() -> str:
+    """The package ws, which tells the status of a handshake."""
+    return str(npm_folder("ws", "ws@8.23.0") / "node_modules/ws/wrapper.mjs")
+
+
+@pytest.mark.interop
+@pytest.mark.timeout(300)  # the first time it is installed
+async def test_statuses_of_a_handshake_are_taken_as_in_python(ws):
+    """The reason of a client that stops names the status, or what it means."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        status = request.split()[1][1:]
+        writer.write(b"HTTP/1.1 %b No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        given = ",".join(map(str, STATUSES))
+        found = await case("statuses", f"ws://127.0.0.1:{port}", given, WS=ws)
+    for status in STATUSES:
+        refused = refusal(InvalidStatus(Response(status, "No", Headers())), "ws://x")
+        name, reason = found[str(status)]
+        assert name == as_javascript(refused), status
+        assert f"HTTP {status}" in reason or (status, reason) == (403, ORIGIN)
+
+
+@pytest.mark.interop
+@pytest.mark.timeout(300)
+async def test_a_refused_origin_ends_a_client_in_node(ws):
+    """With the reason; a request from there would be answered, for it has no origin."""
+    async with serving(app) as server:
+        assert await case("origin", server.url, WS=ws) == ["closed", ORIGIN]
