@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import sys
-from collections.abc import Coroutine
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -23,6 +21,7 @@ from agentsrv.cli.options import (
 )
 from agentsrv.cli.prompt import find_question
 from agentsrv.cli.render import parse_status, shorten, status_word
+from agentsrv.cli.signals import run_until_signal
 from agentsrv.client import Client, Options
 from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidCommand, missing_extra
 from agentsrv.models.commands import MAX_LIST
@@ -156,7 +155,7 @@ def run(
     params = running.parse_params(param or [])
     text = streams.read_stdin() if text == "-" else streams.typed(text, "TEXT")
     job = running.Job(text, agent, params, json, timeout)
-    raise typer.Exit(_await(running.run(job, url, token, ca, knowledge)))
+    raise typer.Exit(run_until_signal(running.run(job, url, token, ca, knowledge)))
 
 
 @app.command()
@@ -172,7 +171,7 @@ def tail(
     ca: Ca = None,
 ) -> None:
     """Follow a task's events until it ends; exit as the task did. On a terminal as `run` does."""
-    raise typer.Exit(_await(following.tail(task, after, json, url, token, ca)))
+    raise typer.Exit(run_until_signal(following.tail(task, after, json, url, token, ca)))
 
 
 @app.command()
@@ -208,7 +207,7 @@ def status(
         if output:
             print(f"\n{output.rstrip()}")
 
-    _await(ask())
+    run_until_signal(ask())
 
 
 @app.command("list")
@@ -239,7 +238,7 @@ def list_tasks(
         if page["total"] > limit:
             say(f"{limit} of {page['total']} tasks; --limit shows more")
 
-    _await(ask())
+    run_until_signal(ask())
 
 
 @app.command()
@@ -258,7 +257,7 @@ def cancel(
         already = " already" if reply["already"] else ""
         print(f"task {reply['task_id']} is {reply['status']}{already}")
 
-    _await(ask())
+    run_until_signal(ask())
 
 
 @app.command()
@@ -289,7 +288,7 @@ def respond(
             reply = await client.respond(asked.input_id, value, decline=decline)
         print(f"question {reply['input_id']} is {'declined' if decline else 'answered'}")
 
-    _await(ask())
+    run_until_signal(ask())
 
 
 @app.command()
@@ -312,7 +311,7 @@ def agents(
                 need = "required" if name in required else f"default {schema.get('default')!r}"
                 print(f"  --param {name}=…  ({kind}, {need})")
 
-    _await(ask())
+    run_until_signal(ask())
 
 
 @app.command()
@@ -332,7 +331,7 @@ def top(
         async with Client(url, Options(ca=ca), token=token) as client:
             await show(client, url, store)
 
-    _await(watch())
+    run_until_signal(watch())
 
 
 @app.command()
@@ -348,7 +347,7 @@ def mcp(
         async with running.reached(url, token, ca, knowledge) as place:
             await serve(place.client)
 
-    _await(offer())
+    run_until_signal(offer())
 
 
 for _tool in (tools.index, tools.backup, tools.doctor, tools.nodes, tools.schema, tools.bench):
@@ -366,8 +365,3 @@ def _row(row: TaskRow, columns: int) -> str:
 
 def _columns() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDTH
-
-
-def _await(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run a command's coroutine; Ctrl-C ends it."""
-    return asyncio.run(work)

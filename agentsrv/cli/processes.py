@@ -18,6 +18,7 @@ from typing import Final
 from agentsrv.app import node_name, open_store
 from agentsrv.cli import addresses, serving
 from agentsrv.cli.exits import Exit
+from agentsrv.cli.signals import HANG_UP, ending, on_signals
 from agentsrv.settings import Settings
 from agentsrv.telemetry import logs, outlets
 
@@ -69,11 +70,7 @@ class _Supervisor:
 
     async def run(self) -> int:
         """Keep all processes alive until a signal; return the worst of their exit codes."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._end)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            loop.add_signal_handler(signal.SIGHUP, self._end_once)
+        on_signals(ending(), self._take)
         codes = await asyncio.gather(*(self._keep(settings) for settings in self._nodes))
         if self._signals == 1:  # some may have ended by it before they could listen to signals
             codes = [code for code in codes if code != TERMINATED] or [Exit.DONE]
@@ -103,9 +100,8 @@ class _Supervisor:
             except TimeoutError:
                 pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _end_once(self) -> None:
-        """As ``_end`` at a first signal: a terminal that closes may send SIGHUP twice."""
-        if not self._signals:
+    def _take(self, number: signal.Signals) -> None:
+        if not self._signals or number is not HANG_UP:
             self._end()
 
     def _end(self) -> None:

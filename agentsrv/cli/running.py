@@ -32,6 +32,9 @@ _DOORS: Final = "key_file api_keys jwt_algorithm jwt_key jwt_jwks jwt_issuer jwt
 _UNGUARDED: Final = dict.fromkeys([*_DOORS.split(), "tls_cert", "tls_key"]) | {
     "behind_proxy": False
 }
+DRAIN: Final = (
+    0.01  # seconds for what runs in this process when it ends: no other start continues it
+)
 LOOK_AGAIN: Final = 0.05  # seconds until a task that is to be cancelled has been created
 
 
@@ -113,7 +116,9 @@ async def reached(
         return
     say(f"{found}; this process serves itself, and forgets the task afterwards")
     given = {"knowledge": knowledge} if knowledge is not None else {}
-    settings = make_settings(host="127.0.0.1", port=0, store="memory:", **given, **_UNGUARDED)
+    settings = make_settings(
+        host="127.0.0.1", port=0, store="memory:", drain_timeout=DRAIN, **given, **_UNGUARDED
+    )
     with _index_somewhere(settings) as settings:
         async with App().running(settings) as running, Client(running.url) as client:
             yield Place(client, running.url, is_lasting=False)
@@ -165,7 +170,7 @@ class _Stop:
             self._cancelling.cancel()
             await asyncio.wait({self._cancelling})
 
-    def _interrupt(self) -> None:
+    def _interrupt(self, _number: signal.Signals) -> None:
         if self._cancelling is not None:
             self._screen.close()
             self.tell_how_to_come_back("interrupted again")

@@ -11,11 +11,11 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path, PurePath
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from agentsrv import threads
 from agentsrv.app import App, Running
@@ -31,6 +31,8 @@ from agentsrv.telemetry import export, logs, outlets
 LAST_CHANCE: Final = 2.0  # seconds that tasks and threads of agents have behind the shutdown
 GC_THRESHOLDS: Final = (50_000, 20, 100)  # objects, then generations before an older one
 POOL: Final = "agentsrv-pool"  # of the threads in which agents and files may block
+
+T = TypeVar("T")
 
 _log = logging.getLogger("agentsrv")
 
@@ -167,25 +169,58 @@ def serve(target: str | None, settings: Settings, complaints: Sequence[str] = ()
 
 
 async def _serve(app: App, settings: Settings, send_spans: Callable[[], None]) -> int:
-    stop = asyncio.Event()
+    stop = _Stop()
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix=POOL))
     patience = settings.drain_timeout + settings.cancel_grace
     with Signals(stop.set, patience) as signals, ExitStack() as stack:
-        async with app.running(settings) as running:
-            calm_gc()
-            _log.info("listening on %s", running.url)
-            # Until the end of the process: agents may fork while the server drains.
-            stack.enter_context(forks.guarded(signals, running.port))
-            await _until_end(running, stop)
-        # Only now: the store may also have failed while the tasks were given time to end.
-        code = _verdict(running)
+        code = int(Exit.DONE)
+        async with AsyncExitStack() as server:
+            running = await stop.unless_set(server.enter_async_context(app.running(settings)))
+            if running is not None:
+                calm_gc()
+                _log.info("listening on %s", running.url)
+                # Until the end of the process: agents may fork while the server drains.
+                stack.enter_context(forks.guarded(signals, running.port))
+                await _until_end(running, stop)
+        if running is not None:
+            # Only now: the store may also have failed while the tasks were given time to end.
+            code = _verdict(running)
         send_spans()
         await _end_leftovers(code)
     return code
 
 
-async def _until_end(running: Running, stop: asyncio.Event) -> None:
+class _Stop:
+    """The demand that the server ends: it cancels a start, and ends the wait of one that runs."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self._start = asyncio.timeout(None)
+
+    def set(self) -> None:
+        """Demand it; call it in the loop."""
+        self._event.set()
+        with suppress(RuntimeError):  # it has started
+            self._start.reschedule(asyncio.get_running_loop().time())
+
+    async def wait(self) -> None:
+        """Wait for the demand."""
+        await self._event.wait()
+
+    async def unless_set(self, start: Awaitable[T]) -> T | None:
+        """What ``start`` returns; ``None`` if it was cancelled by the demand. Call it once."""
+        try:
+            async with self._start:
+                return await start
+        except TimeoutError:
+            if not self._start.expired():
+                raise
+        _log.info("the start was interrupted")
+        return None
+
+
+async def _until_end(running: Running, stop: _Stop) -> None:
     stopped = asyncio.create_task(stop.wait())
     try:
         ends: set[asyncio.Future[Any]] = {stopped, running.broken}

@@ -1,7 +1,26 @@
-"""Signals of a server: received by a thread, so that code that blocks the loop cannot hold them.
+"""Signals that end a command, and what each command does at them.
 
-Theory of operation
--------------------
+=========================  ===================  ===================  ==============================
+command                    SIGTERM              SIGINT               SIGHUP
+=========================  ===================  ===================  ==============================
+serve, also --processes    drain                drain                drain
+and --reload               again: exit at once  again: exit at once  again: nothing
+mcp                        cancel the calls     cancel the calls     cancel the calls
+                           again: exit at once  again: exit at once  again: nothing
+run                        clean up and exit    cancel the task      clean up and exit
+                           again: exit at once  again: exit at once  again: nothing
+other commands that wait   clean up and exit    clean up and exit    clean up and exit
+                           again: exit at once  again: exit at once  again: nothing
+=========================  ===================  ===================  ==============================
+
+A server that is still starting has nothing to drain: it stops at the first signal. SIGHUP is
+ignored if it was ignored at the start (``nohup``); a terminal that closes may send it twice.
+``Signals`` serves ``serve``, `run_until_signal` the commands without authors' code.
+
+Theory of operation of ``Signals``
+----------------------------------
+A thread receives the signals, so that code that blocks the loop cannot hold them.
+
 Python runs signal handlers in the main thread, between two of its instructions, and asyncio runs
 its own in a turn of the loop. An agent that blocks the loop therefore holds both. The handler in
 C, however, always writes the signal's number to the *wake-up descriptor*, whatever the main thread
@@ -9,13 +28,11 @@ does. ``Signals`` reads this descriptor in a thread of its own. The handler in P
 moment: that gives the thread a turn while the main thread is in C code that checks for signals but
 keeps Python's global lock, such as a regular expression.
 
-=============  ====================================================================
-SIGTERM        first: drain. Again: exit at once, with 128 + the signal's number.
-SIGINT         as SIGTERM; the two count together
-SIGHUP         first: drain. Again: nothing, because a terminal that closes may send
-               it twice. Ignored if it was ignored at the start (``nohup``).
-any other      passed on to the loop, for handlers that an application installs
-=============  ====================================================================
+SIGTERM and SIGINT count together: the second of them exits at once, with 128 + the signal's number.
+Any other signal is passed on to the loop, for handlers that an application installs.
+
+A signal may arrive while the handler of another one runs, in the same thread. The handler
+therefore takes no lock (``threading.Event`` has one): the inner call would wait for the outer one.
 
 After the first signal the thread looks at the loop's *beat*, a timer that the loop runs four times
 a second:
@@ -43,22 +60,24 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, Final, Self
+from functools import partial
+from typing import Any, Final, Self, TypeVar
 
 from agentsrv.telemetry import logs, outlets
 from agentsrv.telemetry.watchdog import blocker
 
-STOPPING: Final = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
-)
+T = TypeVar("T")
+
+HANG_UP: Final[signal.Signals | None] = getattr(signal, "SIGHUP", None)  # not on Windows
 BEAT: Final = 0.25  # seconds between two beats of the loop
 TELL_AFTER: Final = 1.0  # seconds without a beat until the log says who blocks the loop
 LEAST: Final = 2.0  # seconds without a beat that are never taken for a blocked loop
 MARGIN: Final = 30.0  # seconds that a shutdown may take beyond the time that tasks have
 LOG_WITHIN: Final = 1.0  # seconds for one line of the log, whose handlers may be an author's
 TURN: Final = 0.1  # seconds that the handler waits for the thread to take the signal
+GLANCE: Final = 0.002  # seconds between two looks whether it has
 
 _log = logging.getLogger("agentsrv.signals")
 
@@ -79,7 +98,7 @@ class Signals:
         self._first: signal.Signals | None = None
         self._first_at = 0.0
         self._exiting = False
-        self._taken = threading.Event()  # the thread has a turn
+        self._turns = 0  # how often the thread has taken signals; written by the thread only
         self._handler = self._on_signal  # one object, to be recognised
         self._told = 0.0  # the beat after which the log has said who blocks the loop
         self._reported: set[int] = set()  # signals whose handlers were replaced
@@ -91,12 +110,7 @@ class Signals:
         self._loop_thread = threading.get_ident()
         self._receiver, self._sender = socket.socketpair()
         self._sender.setblocking(False)  # noqa: FBT003 - that is its signature
-        self._before: dict[int, Any] = {
-            number: signal.getsignal(number)
-            for number in STOPPING
-            if number != getattr(signal, "SIGHUP", None)
-            or signal.getsignal(number) is not signal.SIG_IGN
-        }
+        self._before: dict[int, Any] = {number: signal.getsignal(number) for number in ending()}
         self._beaten = time.monotonic()
         self._hold(report=False)
         self._thread = threading.Thread(target=self._listen, name="agentsrv-signals", daemon=True)
@@ -128,10 +142,11 @@ class Signals:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        self._taken.clear()
+        seen, give_up = self._turns, time.monotonic() + TURN
         if signal.set_wakeup_fd(self._sender.fileno()) != self._sender.fileno():
             self._sender.send(bytes([number]))  # it went to another descriptor
-        self._taken.wait(TURN)
+        while self._turns == seen and time.monotonic() < give_up:
+            time.sleep(GLANCE)
         if self._exiting:  # the lines of the log take longer than a turn
             time.sleep(4 * LOG_WITHIN)
 
@@ -176,7 +191,7 @@ class Signals:
                     self._take(signal.Signals(number))
                 else:
                     self._pass_on(number)
-            self._taken.set()
+            self._turns += 1
             if self._first is not None:
                 self._look(self._first)
 
@@ -189,7 +204,7 @@ class Signals:
             )
             with suppress(RuntimeError):  # the loop has ended by itself
                 self._loop.call_soon_threadsafe(self._on_stop)
-        elif number is not getattr(signal, "SIGHUP", None):
+        elif number is not HANG_UP:
             self._exit(number, f"{number.name} again: exiting at once")
 
     def _pass_on(self, number: int) -> None:
@@ -246,7 +261,16 @@ def _within(seconds: float, work: Callable[[], object]) -> None:
     thread.join(seconds)
 
 
-def on_signals(numbers: Sequence[signal.Signals], act: Callable[[], None]) -> Callable[[], None]:
+def ending() -> tuple[signal.Signals, ...]:
+    """The signals that end a command; without SIGHUP if it is ignored, as ``nohup`` arranges."""
+    if HANG_UP is None or signal.getsignal(HANG_UP) is signal.SIG_IGN:
+        return signal.SIGTERM, signal.SIGINT
+    return signal.SIGTERM, signal.SIGINT, HANG_UP
+
+
+def on_signals(
+    numbers: Sequence[signal.Signals], act: Callable[[signal.Signals], object]
+) -> Callable[[], None]:
     """Call ``act`` in the running loop at each of these signals; for programs without agents.
 
     Returns:
@@ -256,9 +280,10 @@ def on_signals(numbers: Sequence[signal.Signals], act: Callable[[], None]) -> Ca
     before = [(number, signal.getsignal(number)) for number in numbers]
     for number in numbers:
         try:
-            loop.add_signal_handler(number, act)
+            loop.add_signal_handler(number, act, number)
         except NotImplementedError:  # Windows
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(act))
+            take = partial(loop.call_soon_threadsafe, act, number)
+            signal.signal(number, lambda *_, take=take: take())
 
     def undo() -> None:
         for number, handler in before:
@@ -267,3 +292,59 @@ def on_signals(numbers: Sequence[signal.Signals], act: Callable[[], None]) -> Ca
             signal.signal(number, handler)
 
     return undo
+
+
+def end_by(
+    numbers: Sequence[signal.Signals], end: Callable[[signal.Signals], object]
+) -> Callable[[], None]:
+    """Call ``end`` in the running loop at the first of these signals.
+
+    The next one ends the process at once with 128 + its number; SIGHUP does so never.
+
+    Returns:
+        What undoes it.
+    """
+    taken: list[signal.Signals] = []
+
+    def take(number: signal.Signals) -> None:
+        if taken and number is not HANG_UP:
+            os._exit(128 + number)
+        elif not taken:
+            taken.append(number)
+            end(number)
+
+    return on_signals(numbers, take)
+
+
+def run_until_signal(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine; return what it returns.
+
+    SIGTERM and SIGHUP cancel it, so that it closes what it has opened: programs that it started,
+    temporary folders, the terminal's modes. SIGINT does the same, and raises ``KeyboardInterrupt``
+    afterwards, as ``asyncio.run`` does.
+
+    Raises:
+        SystemExit: One of the two signals came; with 128 + its number.
+    """
+    ended_by: list[signal.Signals] = []
+
+    async def watched() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def end(number: signal.Signals) -> None:
+            ended_by.append(number)
+            task.cancel()
+
+        undo = end_by([number for number in ending() if number is not signal.SIGINT], end)
+        try:
+            return await work
+        finally:
+            undo()
+
+    try:
+        return asyncio.run(watched())
+    except asyncio.CancelledError:
+        if not ended_by:
+            raise
+        raise SystemExit(128 + ended_by[0]) from None

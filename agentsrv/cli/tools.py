@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from agentsrv.app import make_index_folder, open_models, store_file
 from agentsrv.cli.exits import use_json
 from agentsrv.cli.live.progress import OnProgress, progress
 from agentsrv.cli.options import Token, make_settings, takes_settings
+from agentsrv.cli.signals import run_until_signal
 from agentsrv.cli.streams import as_json
 from agentsrv.error_text import redact
 from agentsrv.errors import ConfigurationError
@@ -60,7 +60,7 @@ def index(
             finally:
                 await base.close()
 
-    asyncio.run(build())
+    run_until_signal(build())
 
 
 @takes_settings
@@ -68,7 +68,7 @@ def doctor(**given: Any) -> None:
     """Check configuration and environment; exit with 1 where the server would fail."""
     from agentsrv.cli import doctor
 
-    raise typer.Exit(asyncio.run(doctor.run(given)))
+    raise typer.Exit(run_until_signal(doctor.run(given)))
 
 
 def backup(
@@ -108,7 +108,7 @@ def nodes(
     from agentsrv.cli import nodes
 
     settings = make_settings(**({} if store is None else {"store": store}))
-    asyncio.run(nodes.run(settings.store, json=json))
+    run_until_signal(nodes.run(settings.store, json=json))
 
 
 def schema(
@@ -175,7 +175,7 @@ def bench(
     place = Own(store, make_settings(loop=loop).loop) if url is None else Remote(url, token)
     try:
         with progress() as on_progress:
-            asyncio.run(suite.measure(Bench(place, sizes, report), probes or (), on_progress))
+            run_until_signal(suite.measure(Bench(place, sizes, report), probes or (), on_progress))
     finally:
         if isinstance(place, Own):
             place.close()

@@ -158,7 +158,7 @@ class SqliteStore:
         give_up, is_told = monotonic() + OPEN_PATIENCE, False
         while True:
             try:
-                await asyncio.to_thread(self._file.open)
+                await self._open_file()
                 break
             except StoreInUseError:
                 raise
@@ -172,6 +172,17 @@ class SqliteStore:
         if is_told:
             _log.info("the store %s is open", self.path)
         self._thread.start()
+
+    async def _open_file(self) -> None:
+        """Open the file in a thread; cancelling it leaves the file closed."""
+        opening = asyncio.ensure_future(asyncio.to_thread(self._file.open))
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait({opening})
+            if opening.exception() is None:
+                self._file.close()
+            raise
 
     async def announce_stop(self) -> None:
         """See ``Store.announce_stop``; no disk is needed for it, so a full one does not matter."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from agentsrv.cli.render import describe
+from agentsrv.cli.signals import run_until_signal
 from agentsrv.client import Client
 from agentsrv.client.errors import NoServer
 from agentsrv.error_text import redact
@@ -95,7 +96,7 @@ def main() -> int:
             await show(server)
 
     try:
-        asyncio.run(within_time())
+        run_until_signal(within_time())
     except (AgentsrvError, OSError) as error:
         reason = redact(str(error)) or f"it took longer than {TIMEOUT:.0f} s"
         print(f"\nThe demonstration failed: {reason}", file=sys.stderr)

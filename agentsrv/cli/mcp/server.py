@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
 import select
-import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ from pydantic import Field
 
 from agentsrv.cli.mcp.calls import Call, Result, ending_with_call, result
 from agentsrv.cli.prompt import find_question
+from agentsrv.cli.signals import end_by, ending
 from agentsrv.client import Client
 from agentsrv.error_text import as_fields
 from agentsrv.errors import AgentsrvError
@@ -159,14 +158,12 @@ class Tools:
 
 
 async def serve(client: Client) -> None:
-    """Serve the tools on stdin and stdout until stdin ends, or SIGINT or SIGTERM comes.
+    """Serve the tools on stdin and stdout until stdin ends or a signal comes; see `signals`.
 
     Calls that are under way then are cancelled, and so are their tasks.
     """
-    end = _relay_stdin()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, end)
+    end_stdin = _relay_stdin()
+    end_by(ending(), lambda _: end_stdin())
     await Tools(client).server().run_stdio_async()
 
 

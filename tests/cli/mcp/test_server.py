@@ -313,7 +313,7 @@ async def test_a_call_with_half_a_surrogate_pair_is_answered(url):
     assert answers[2 + len(HALVES)]["content"][0]["text"] == "Hello 😀 \\ud83d"
 
 
-@pytest.mark.parametrize("signal", ["\x03", None], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("signal", ["\x03", 15, 1], ids=["Ctrl-C", "SIGTERM", "SIGHUP"])
 async def test_a_signal_ends_it_as_the_end_of_stdin_does(url, signal):
     """Though it waits for a line; the task of a call is cancelled first."""
     initialize = {
@@ -332,7 +332,10 @@ async def test_a_signal_ends_it_as_the_end_of_stdin_does(url, signal):
             with SyncClient(url) as direct:
                 while not direct.list(status="running")["tasks"]:
                     time.sleep(0.01)
-            terminal.type(signal) if signal else terminal.process.kill(15)
+            if isinstance(signal, str):
+                terminal.type(signal)
+            else:
+                terminal.process.kill(signal)
             return terminal.end()
 
     assert await asyncio.to_thread(talk) == 0
