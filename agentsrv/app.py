@@ -22,7 +22,7 @@ from agentsrv.agents.knowledge import KnowledgeBase
 from agentsrv.agents.knowledge.library import Library
 from agentsrv.agents.optimizer import OptimizerAgent
 from agentsrv.agents.planner import BuiltinPlanner
-from agentsrv.agents.process import ProcessPool, refuse_in_worker
+from agentsrv.agents.process import Limits, ProcessPool, refuse_in_worker
 from agentsrv.agents.registry import Registry
 from agentsrv.agents.retriever import RetrieverAgent
 from agentsrv.agents.validator import ValidatorAgent
@@ -196,7 +196,10 @@ class App:
             await library.open()
             stack.push_async_callback(library.close)
             vault = await open_vault(settings)
-            processes = ProcessPool(self.registry.process_functions, settings.max_step_output)
+            processes = ProcessPool(
+                self.registry.process_functions,
+                Limits(settings.max_step_output, settings.max_result),
+            )
             await stack.enter_async_context(processes)
             around = self._surroundings(
                 settings, node, store, library, models.llm, vault=vault, processes=processes

@@ -455,6 +455,11 @@ def big(step: Step, ctx: StepContext, size: int = 0) -> str:
     return "ä" * size
 
 
+def fill(step: Step, ctx: StepContext, size: int = 0) -> None:
+    """Set a result of that size."""
+    ctx.set_result("a" * size)
+
+
 def connect(step: Step, ctx: StepContext) -> list[int]:
     """The ports of sockets that are open; none but the channel, which has no port."""
     found = []

@@ -22,7 +22,7 @@ from agentsrv.settings import Settings
 from tests.agents import programs
 from tests.agents.programs import PROGRAMS
 
-MARK = "AGENTSRV_TEST_MARK"  # in the environment of all processes of a test
+MARK = "TEST_MARK"  # in the environment of all processes of a test
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
@@ -298,6 +298,25 @@ async def test_texts_come_whole(server: Server) -> None:
     for size in (0, 1, 65_535, 65_536, 65_537, 200_000):
         result = await server.client.run("x", agent="big", params={"size": size})
         assert result.final_output == "ä" * size
+
+
+@pytest.mark.parametrize("max_result", [2000, 250_000, 6 << 20])
+async def test_results_may_be_as_large_as_the_setting_says(max_result: int) -> None:
+    """As those of agents in the server; a larger one is refused with both numbers."""
+    app = App(builtin=False)
+    app.agent(isolation="process", retries=0)(programs.fill)
+    settings = Settings(port=0, store="memory:", max_result=max_result)
+    seen: list[Record] = []
+    async with app.running(settings) as running, Client(running.url) as client:
+        size = max_result - len('""')
+        await client.run("x", agent="fill", params={"size": size}, on_event=seen.append)
+        refusal = f"found {max_result + 1} bytes of JSON; expected at most {max_result}"
+        with pytest.raises(TaskFailed) as failed:
+            await client.run("x", agent="fill", params={"size": size + 1})
+    [result] = [r.data["result"] for r in seen if r.event_type == "step_completed"]
+    assert result == "a" * size
+    assert "the agent's result is refused" in failed.value.message
+    assert refusal in failed.value.message
 
 
 async def test_large_params_arrive(server: Server, tmp_path: Path) -> None:

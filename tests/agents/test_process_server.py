@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import importlib
 import os
 import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from agentsrv import App
+from agentsrv.agents.process import attempt, pool
 from agentsrv.client import Client, TaskFailed
 from agentsrv.errors import ConfigurationError
 from agentsrv.settings import Settings
@@ -178,6 +182,67 @@ async def test_whatever_the_import_does(case: str, monkeypatch, tmp_path: Path, 
             kept.wait()
         elif kept is not None:
             kept.close()
+
+
+LOCKED = """
+lock = open({lock!r}, 'a')
+fcntl.flock(lock, fcntl.LOCK_EX)
+lock.close()
+"""
+
+
+@asynccontextmanager
+async def waiting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: float
+) -> AsyncIterator[Client]:
+    """A server whose processes wait for a lock when they import the application."""
+    lock = tmp_path / "lock"
+    monkeypatch.setattr(attempt, "IMPORT_SECONDS", seconds)
+    monkeypatch.setattr(pool, "IMPORT_SECONDS", seconds)
+    monkeypatch.syspath_prepend(tmp_path)
+    top = f"import fcntl{LOCKED.format(lock=str(lock))}"
+    module = importlib.import_module(application(tmp_path, top))
+    with lock.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        settings = Settings(port=0, store="memory:", drain_timeout=0.1)
+        async with module.app.running(settings) as running, Client(running.url) as client:
+            yield client
+
+
+async def test_an_import_that_waits_has_a_bound(monkeypatch, tmp_path: Path, caplog) -> None:
+    """The error says what waits; the attempts that wait for the fork server do so together."""
+    async with waiting(monkeypatch, tmp_path, 1.0) as client:
+        tasks = [client.run("x", agent="work") for _ in range(pool.STARTING_AT_ONCE + 2)]
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+    for error in ended:
+        assert isinstance(error, TaskFailed)
+        assert "did not import the application within 1 s" in str(error)
+    assert "has not imported the application within 1 s and is interrupted" in caplog.text
+    assert caplog.text.count("and is interrupted") == 1
+
+
+@pytest.mark.parametrize("phase", ["fork server", "worker"])
+async def test_an_attempt_that_waits_for_an_import_can_be_ended(
+    phase, monkeypatch, tmp_path: Path
+) -> None:
+    """By a cancel and by the step's time-out, at once; the server answers meanwhile."""
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+    in_worker = phase == "worker"
+    async with waiting(monkeypatch, tmp_path, 0.5 if in_worker else 1e6) as client:
+        monkeypatch.setattr(attempt, "IMPORT_SECONDS", 1e6)
+        task = (await client.create("x", agent="work", execute=True))["task_id"]
+        await until(lambda: len(marked(mark)) >= (3 if in_worker else 1))  # with a supervisor
+        assert (await client.status(task))["status"] == "running"
+        await client.cancel(task)
+        last = [record async for record in client.events(task)][-1]
+        assert (last.event_type, last.data["stopped"]) == ("task_cancelled", True)
+        await until(lambda: len(marked(mark)) == 1)
+        step = {"step_id": "a", "agent": "work", "timeout": 0.1, "max_retries": 0}
+        with pytest.raises(TaskFailed, match=r"no result within 0\.1 s"):
+            await client.run("x", plan={"steps": [step]})
+        await until(lambda: len(marked(mark)) == 1)
+    await until(lambda: not marked(mark))
 
 
 SCRIPT = """

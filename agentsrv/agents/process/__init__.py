@@ -44,14 +44,16 @@ States of an attempt
 --------------------
 ::
 
-    starting ──► running ──► leaving ──► over
-        │           │           │
-        └───────────┴─► stopping┘
+    starting ──► loading ──► running ──► leaving ──► over
+        │           │           │           │
+        └───────────┴───────────┴─► stopping┘
 
 ======== ==================================================== =====================================
-starting waits for the fork server; no code of the author     cancelled: control is closed, over
-         runs before the job is sent
-running  the job was sent; requests are served                cancelled or broken: stopping
+starting waits for the fork server, which may still import    cancelled: control is closed, over
+         the application; no code of the agent runs
+loading  the job was sent; the worker imports the             cancelled, or after
+         application, unless the fork server has              ``IMPORT_SECONDS``: stopping
+running  the import is done; requests are served              cancelled or broken: stopping
 leaving  the result was read; the worker exits                after ``EXIT_SECONDS``: killed
 stopping interrupted (SIGINT to the worker's process group),  after ``INTERRUPT_SECONDS``: killed
          if it was cancelled
@@ -64,6 +66,9 @@ Failures that are covered
   left the group. ``PR_SET_PDEATHSIG`` covers a connection that a forked copy of the server holds.
 - A worker kills or stops its supervisor: the worker dies with it (``PR_SET_PDEATHSIG``), and the
   fork server kills the orphans, which fall to it.
+- The import waits (for a lock, for a network): the fork server is interrupted after
+  ``IMPORT_SECONDS`` and goes on without the application; each worker then imports it for itself
+  and is ended after the same time, with an error that says so.
 - The fork server is stopped: it is killed when a process has not started in ``START_SECONDS``.
 - The fork server is killed: running attempts are not affected; the next attempt starts a new one.
   (Should the supervisor of such an attempt be killed too, programs of its worker survive.)
@@ -73,6 +78,7 @@ Without Linux there is neither ``PR_SET_PDEATHSIG`` nor a subreaper: programs th
 worker's process group, and those of a worker that kills its own supervisor, survive.
 """
 
+from agentsrv.agents.process.attempt import Limits
 from agentsrv.agents.process.pool import ProcessFunction, ProcessPool, refuse_in_worker
 
-__all__ = ["ProcessFunction", "ProcessPool", "refuse_in_worker"]
+__all__ = ["Limits", "ProcessFunction", "ProcessPool", "refuse_in_worker"]

@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -18,6 +18,8 @@ from agentsrv.errors import AgentProcessError, AgentsrvError, PermanentError
 
 START_SECONDS: Final = 30.0
 """For the fork server to start a process; it is stopped or broken if it takes longer."""
+IMPORT_SECONDS: Final = 60.0
+"""For the import of the application, by the fork server or by a worker."""
 EXIT_SECONDS: Final = 1.0
 """For a worker to exit after its result: threads to be joined, ``atexit`` handlers to run."""
 INTERRUPT_SECONDS: Final = 0.25
@@ -30,6 +32,18 @@ Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 """Serves a request of the worker: takes the arguments, returns JSON."""
 
 _log = logging.getLogger("agentsrv.agent")
+
+
+class Limits(NamedTuple):
+    """What is read of one attempt.
+
+    Attributes:
+        text: Characters of the returned text; the rest of a longer one is not read.
+        result: Bytes of the result as JSON; the worker refuses a larger one.
+    """
+
+    text: int
+    result: int
 
 
 class RemoteTraceback(Exception):
@@ -47,11 +61,12 @@ class Attempt:
         self,
         handlers: Mapping[str, Handler],
         budget: LogBudget,
-        max_text: int,
+        limits: Limits,
     ) -> None:
         self._handlers = handlers
         self._budget = budget
-        self._max_text = max_text
+        self._max_text = limits.text
+        self._max_message = wire.max_message(limits.result)
         self._loop = asyncio.get_running_loop()
         self._sockets: list[socket.socket] = []
         self._outputs: list[OutputReader] = []
@@ -64,6 +79,7 @@ class Attempt:
         self._is_interrupted = False
         self._is_cut = False  # the text is longer than what is read
         self._begun: asyncio.Future[None] = self._loop.create_future()
+        self._loaded: asyncio.Future[None] = self._loop.create_future()
 
     async def start(self, hand_over: Callable[[list[int]], Awaitable[None]]) -> bool:
         """Make the connections, and wait until there is a process at their other ends.
@@ -122,27 +138,32 @@ class Attempt:
         cancellation kills at once and waits for nothing.
 
         Raises:
-            AgentProcessError: The process ended before it returned, or sent something else than
-                messages.
+            AgentProcessError: The process ended before it returned, sent something else than
+                messages, or did not import the application within ``IMPORT_SECONDS``.
             AgentsrvError: The function raised; the class has the name of the error's.
         """
         gone = self._gone
         assert gone is not None
         talk = self._conversation = self._loop.create_task(self._converse(job))
-        talk.add_done_callback(_retrieve)
+        talk.add_done_callback(retrieve)
+        first = asyncio.FIRST_COMPLETED
+        progress: set[asyncio.Future[Any]] = {talk, gone, self._loaded}
         try:
-            await asyncio.wait({talk, gone}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(progress, timeout=IMPORT_SECONDS, return_when=first)
+            if not done:
+                self._problem = (
+                    f"was ended: it did not import the application within {IMPORT_SECONDS:g} s; "
+                    "the log has the place where the import waits"
+                )
+                await self._interrupt(gone)
+            await asyncio.wait({talk, gone}, return_when=first)
             if gone.done():  # what was sent before can be read
                 await asyncio.wait({talk}, timeout=EXIT_SECONDS)
             else:
-                await self._leave(talk, gone)
+                await self._exited(talk, gone)
         except asyncio.CancelledError:
             self._is_interrupted = True
-            with suppress(OSError):
-                self._control.send(b"i")
-            await asyncio.wait({gone}, timeout=INTERRUPT_SECONDS)
-            self._kill()
-            await asyncio.wait({gone})
+            await self._interrupt(gone)
             raise
         return self._outcome(talk)
 
@@ -165,7 +186,15 @@ class Attempt:
             for connection in self._sockets:
                 connection.close()
 
-    async def _leave(
+    async def _interrupt(self, gone: asyncio.Task[None]) -> None:
+        """Interrupt the worker; kill all that is left of it after ``INTERRUPT_SECONDS``."""
+        with suppress(OSError):
+            self._control.send(b"i")
+        await asyncio.wait({gone}, timeout=INTERRUPT_SECONDS)
+        self._kill()
+        await asyncio.wait({gone})
+
+    async def _exited(
         self, talk: asyncio.Task[tuple[str | None, Any]], gone: asyncio.Task[None]
     ) -> None:
         """Wait for the process to exit by itself, as far as it may, and kill it."""
@@ -198,9 +227,9 @@ class Attempt:
 
     def _outcome(self, talk: asyncio.Task[tuple[str | None, Any]]) -> tuple[str | None, Any]:
         error = talk.exception() if talk.done() else EOFError()
-        if not isinstance(error, EOFError):
-            return talk.result()
         problem = self._problem
+        if problem is None and not isinstance(error, EOFError):
+            return talk.result()
         if problem is None and self._status is None:
             problem = "was killed together with its supervisor"
         elif problem is None and self._status is not None:
@@ -247,6 +276,9 @@ class Attempt:
         while True:
             message = await self._receive(data)
             match message:
+                case {"loaded": True}:
+                    if not self._loaded.done():
+                        self._loaded.set_result(None)
                 case {"log": {"message": str(line), "level": int(level), **more}}:
                     await self._write_log(level, line, more)
                 case {"request": int(number), "method": str(method), "arguments": dict(arguments)}:
@@ -274,9 +306,9 @@ class Attempt:
         while True:
             if len(data) >= size:
                 (length,) = wire.HEADER.unpack_from(data)
-                if length > wire.MAX_MESSAGE_BYTES:
+                if length > self._max_message:
                     raise _garbage(
-                        f"its length is {length} bytes; expected at most {wire.MAX_MESSAGE_BYTES}"
+                        f"its length is {length} bytes; expected at most {self._max_message}"
                     )
                 wanted = size + length
                 if len(data) >= wanted:
@@ -314,11 +346,11 @@ class Attempt:
             reply = {"reply": number, "value": await handler(arguments)}
         except Exception as error:  # noqa: BLE001 - the function gets it
             reply = {"reply": number, "failed": wire.failure(error)}
-        await self._loop.sock_sendall(self._channel, wire.frame(reply))
+        await self._loop.sock_sendall(self._channel, wire.frame(reply, self._max_message))
 
 
-def _retrieve(task: asyncio.Task[Any]) -> None:
-    """Take the error of a task that nobody may await."""
+def retrieve(task: asyncio.Task[Any]) -> None:
+    """Take the error of a task that may not be awaited."""
     if not task.cancelled():
         task.exception()
 

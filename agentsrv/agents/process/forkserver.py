@@ -62,7 +62,7 @@ class _ForkServer:
         for number in (self._signalled, self._signal):
             os.set_blocking(number, False)
         for number in (signal.SIGCHLD, signal.SIGTERM):  # the latter when the server dies
-            signal.signal(number, _do_nothing)
+            signal.signal(number, system.do_nothing)
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(self._signal, warn_on_full_buffer=False)
@@ -81,7 +81,7 @@ class _ForkServer:
                 else:
                     self._hung_up(descriptor)
             self._reap()
-        self._leave()
+        self._end()
 
     def _timeout(self) -> float | None:
         """Milliseconds until something has to be looked at again."""
@@ -96,7 +96,7 @@ class _ForkServer:
         except OSError:
             data, descriptors = b"", []
         if not data:
-            self._leave()
+            self._end()
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)  # noqa: FBT003 - has no name
         if len(descriptors) != HANDED:  # the limit of open files
@@ -175,7 +175,7 @@ class _ForkServer:
                     entry.control.close()
                 self._ended.clear()
 
-    def _leave(self) -> NoReturn:
+    def _end(self) -> NoReturn:
         """End, and let all supervisors end, also if a copy of the server holds the connections."""
         for entry in self._running.values():
             with suppress(OSError):
@@ -213,7 +213,7 @@ def main(setup: dict[str, Any]) -> NoReturn:
             os.umask(umask)
             os.chdir(folder)
             _start_again(server, setup, environment)
-    _flush()
+    system.flush_output()
     gc.collect()
     gc.freeze()  # pages that are never written stay shared with the workers
     _ForkServer(server, application).serve()
@@ -241,7 +241,7 @@ def _start_again(
     server: socket.socket, setup: dict[str, Any], environment: dict[str, str]
 ) -> NoReturn:
     """Replace this process by a fork server that does not import the application."""
-    _flush()
+    system.flush_output()
     for child in system.children():
         with suppress(OSError):
             os.kill(child, signal.SIGKILL)
@@ -252,13 +252,3 @@ def _start_again(
         signal.signal(number, signal.SIG_DFL)
     again = json.dumps({**setup, "preload": False})
     os.execve(sys.executable, [*sys.orig_argv[:-1], again], environment)  # noqa: S606
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
-
-
-def _do_nothing(number: int, frame: object) -> None:
-    """Wake up the poll."""

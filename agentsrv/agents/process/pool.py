@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 from agentsrv.agents.process import system, wire
-from agentsrv.agents.process.attempt import START_SECONDS, Attempt, Handler
+from agentsrv.agents.process.attempt import (
+    IMPORT_SECONDS,
+    START_SECONDS,
+    Attempt,
+    Handler,
+    Limits,
+    retrieve,
+)
 from agentsrv.agents.process.output import LogBudget, OutputReader
 from agentsrv.errors import AgentProcessError, ConfigurationError, PermanentError
 
@@ -31,6 +39,8 @@ HAND_OVERS: Final = 3
 """Fork servers to which an attempt is given, where one ends before it has started a process."""
 LINES_AT_ONCE: Final = 2000
 LINES_PER_SECOND: Final = 500
+RESTART_SECONDS: Final = 5.0
+"""For the fork server to begin anew without the application, after its import was interrupted."""
 LEAVING_SECONDS: Final = 2.0
 """For the fork server to exit, before it is killed."""
 BOOT: Final = (
@@ -94,13 +104,12 @@ class ProcessPool:
 
     Args:
         functions: Those that the fork server imports ahead.
-        max_text: Characters of a returned text that are read; what is longer is cut behind the
-            piece that exceeds it.
+        limits: Of what each attempt returns.
     """
 
-    def __init__(self, functions: Iterable[ProcessFunction], max_text: int) -> None:
+    def __init__(self, functions: Iterable[ProcessFunction], limits: Limits) -> None:
         self._functions = [(each.run.__module__, each.run.__qualname__) for each in functions]
-        self._max_text = max_text
+        self._limits = limits
         self._starting = asyncio.Semaphore(STARTING_AT_ONCE)
         self._server: _ForkServerProcess | None = None
         self._starter: asyncio.Task[None] | None = None
@@ -126,18 +135,21 @@ class ProcessPool:
     async def call(self, function: ProcessFunction, step: Step, ctx: StepContext) -> Any:
         """Call ``function`` in a fresh process; return what it returned.
 
-        A result that it set is set on ``ctx``. Cancelling the call kills the process.
+        A result that it set is set on ``ctx``. Cancelling the call kills the process, or ends the
+        wait for one.
 
         Raises:
             PermanentError: The function cannot be found by another process, or its input is too
                 large.
-            AgentProcessError: The process ended, or could not be started.
+            AgentProcessError: The process ended, could not be started, or did not import the
+                application in time.
             AgentsrvError: The function raised.
         """
-        job = _job(function, step, ctx)
+        job = _job(function, step, ctx, self._limits.result)
         budget = LogBudget(asyncio.get_running_loop().time, parent=self._budget)
         for _ in range(HAND_OVERS):
-            attempt = Attempt({"progress": _progress(ctx)}, budget, self._max_text)
+            await self._server_ready()  # before its turn: all attempts that wait share one bound
+            attempt = Attempt({"progress": _progress(ctx)}, budget, self._limits)
             self._attempts.add(attempt)
             try:
                 async with self._starting:
@@ -160,7 +172,7 @@ class ProcessPool:
         """The task that starts the fork server; the one under way, if there is one."""
         if self._starter is None or self._starter.done():
             self._starter = asyncio.get_running_loop().create_task(self._replace_server())
-            self._starter.add_done_callback(_retrieve)
+            self._starter.add_done_callback(retrieve)
         return self._starter
 
     async def _replace_server(self) -> None:
@@ -168,11 +180,11 @@ class ProcessPool:
             if self._server is not None:
                 await self._server.close()
             self._server = _ForkServerProcess(self._functions, preload=preload)
-            if await self._server.is_ready():
+            if await self._server.start():
                 return
         raise AgentProcessError(
-            "the process that starts agents' processes ended when it started; its output is in "
-            "the log"
+            "the process that starts agents' processes ended when it started, or did not start "
+            f"within {START_SECONDS:g} s; its output is in the log"
         )
 
     def _give_up(self) -> NoReturn:
@@ -184,10 +196,16 @@ class ProcessPool:
             "should have started it was killed"
         )
 
+    async def _server_ready(self) -> _ForkServerProcess:
+        """The fork server; starts one if there is none."""
+        while self._server is None or not self._server.is_ready:
+            await asyncio.shield(self._start_server())
+        return self._server
+
     async def _hand_over(self, descriptors: list[int]) -> None:
         """Send the descriptors of one attempt to the fork server, to a new one if it has ended."""
-        while self._server is None or not await self._server.send(descriptors):
-            await asyncio.shield(self._start_server())
+        while not await (await self._server_ready()).send(descriptors):
+            pass
 
 
 class _ForkServerProcess:
@@ -206,7 +224,9 @@ class _ForkServerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._outputs: list[OutputReader] = []
         self._sending = asyncio.Lock()
-        self._is_ready = False
+        self.is_ready = False
+        """Whether it takes attempts."""
+        self._modules = sorted({module for module, _ in functions}) if preload else []
         self._is_closing = False
         main = sys.modules["__main__"]
         spec = getattr(main, "__spec__", None)
@@ -252,22 +272,43 @@ class _ForkServerProcess:
         self._thread = threading.Thread(target=live, name="agentsrv-forkserver", daemon=True)
         self._thread.start()
 
-    async def is_ready(self) -> bool:
-        """Wait until it has imported the application; return whether it has."""
-        with suppress(ConnectionError):
-            self._is_ready = await self._loop.sock_recv(self._connection, 1) == b"r"
-        return self._is_ready
+    async def start(self) -> bool:
+        """Wait until it takes attempts; return whether it does.
+
+        An import of the application that takes longer than ``IMPORT_SECONDS`` is interrupted:
+        the fork server logs where it waited, and goes on without it. It is killed if it does not.
+        """
+        if await self._becomes_ready(IMPORT_SECONDS if self._modules else START_SECONDS):
+            return True
+        if self._modules and not self._ended.done():
+            _log.warning(
+                "the process that starts agents' processes has not imported the application "
+                "within %g s and is interrupted; the import of one of these modules waits: %s",
+                IMPORT_SECONDS,
+                ", ".join(self._modules),
+            )
+            self._signal(signal.SIGINT)
+            if await self._becomes_ready(RESTART_SECONDS):
+                return True
+        self.kill()
+        return False
+
+    async def _becomes_ready(self, seconds: float) -> bool:
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(seconds):
+                self.is_ready = await self._loop.sock_recv(self._connection, 1) == b"r"
+        return self.is_ready
 
     async def send(self, descriptors: list[int]) -> bool:
         """Give it the descriptors of one attempt; return whether it took them."""
         async with self._sending:
-            while self._is_ready:
+            while self.is_ready:
                 try:
                     socket.send_fds(self._connection, [b"f"], descriptors)
                 except BlockingIOError:
                     await self._writable()
                 except OSError:  # it has ended
-                    self._is_ready = False
+                    self.is_ready = False
                 else:
                     return True
         return False
@@ -277,7 +318,7 @@ class _ForkServerProcess:
         self._is_closing = True
         self._connection.close()
         try:
-            if self._is_ready:
+            if self.is_ready:
                 await asyncio.wait({self._ended}, timeout=LEAVING_SECONDS)
             if not self._ended.done() and self._process is not None:
                 self._process.kill()
@@ -288,9 +329,12 @@ class _ForkServerProcess:
 
     def kill(self) -> None:
         """End it at once."""
-        self._is_ready = False
+        self.is_ready = False
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:
-            self._process.kill()
+            self._process.send_signal(number)
 
     async def _writable(self) -> None:
         ready = asyncio.Event()
@@ -305,7 +349,7 @@ class _ForkServerProcess:
             self._ended.set_result(None)
 
 
-def _job(function: ProcessFunction, step: Step, ctx: StepContext) -> bytes:
+def _job(function: ProcessFunction, step: Step, ctx: StepContext, max_result: int) -> bytes:
     """The message that begins an attempt."""
     module, name = function.place
     context = {
@@ -323,6 +367,7 @@ def _job(function: ProcessFunction, step: Step, ctx: StepContext) -> bytes:
         "function": name,
         "step": step.model_dump(mode="json"),
         "context": context,
+        "max_result": max_result,
     }
     try:
         return wire.frame({"job": job}, wire.MAX_JOB_BYTES)
@@ -337,9 +382,3 @@ def _progress(ctx: StepContext) -> Handler:
         await ctx.progress(**arguments)
 
     return progress
-
-
-def _retrieve(task: asyncio.Task[None]) -> None:
-    """Take the error of a start that no attempt awaits."""
-    if not task.cancelled():
-        task.exception()

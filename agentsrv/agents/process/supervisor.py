@@ -45,7 +45,7 @@ def supervise(
     for number in signal.valid_signals() - HEARD:
         with suppress(OSError):  # reserved by the C library
             signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, _do_nothing)
+    signal.signal(signal.SIGCHLD, system.do_nothing)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     if _is_closed(control):  # cancelled while it started
         os._exit(0)
@@ -154,7 +154,3 @@ def _is_closed(control: socket.socket) -> bool:
         return False
     except OSError:
         return True
-
-
-def _do_nothing(number: int, frame: object) -> None:
-    """Wake up the poll."""

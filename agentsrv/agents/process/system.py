@@ -68,6 +68,17 @@ def open_descriptors() -> set[int]:
     return found
 
 
+def flush_output() -> None:
+    """Flush the standard streams, which the application may have closed or replaced."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BaseException):
+            stream.flush()
+
+
+def do_nothing(_number: int, _frame: object) -> None:
+    """A signal handler: the wake-up descriptor has ended the poll."""
+
+
 def describe_end(status: int) -> str:
     """How a process ended, of the status that ``os.waitpid`` gives: ``ended with …``."""
     code = os.waitstatus_to_exitcode(status)

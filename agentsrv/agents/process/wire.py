@@ -3,7 +3,8 @@
 From the server: ``{"job": {…}}`` first, then ``{"reply": ID, "value": …}`` or
 ``{"reply": ID, "failed": {…}}``.
 
-From the worker: ``{"log": {…}}``, ``{"request": ID, "method": …, "arguments": {…}}``,
+From the worker: ``{"loaded": true}`` when it has imported the application, ``{"log": {…}}``,
+``{"request": ID, "method": …, "arguments": {…}}``,
 ``{"text": "…"}`` for a piece of the returned text, and at the end either ``{"done": {…}}`` or
 ``{"failed": {…}}``.
 """
@@ -22,15 +23,20 @@ from agentsrv.errors import AgentsrvError, PermanentError
 HEADER: Final = struct.Struct("!I")
 MAX_JOB_BYTES: Final = 64 << 20
 """Size of the first message to a worker: params, and the outputs and results before the step."""
-MAX_RESULT_BYTES: Final = 4 << 20
-"""Size of an agent's result."""
-MAX_MESSAGE_BYTES: Final = MAX_RESULT_BYTES + (64 << 10)
-"""Size of any other message: a result and what stands around it."""
+MAX_MESSAGE_BYTES: Final = 4 << 20
+"""Size of any other message, unless a result may be larger; see `max_message`."""
+ENVELOPE_BYTES: Final = 64 << 10
+"""What a message with a result has in addition to the result."""
 PIECE_CHARACTERS: Final = 1 << 16
 """Length of a piece of text; it fits into a message also where each character is escaped."""
 
 
-def frame(message: dict[str, Any], limit: int = MAX_MESSAGE_BYTES) -> bytes:
+def max_message(max_result: int) -> int:
+    """Size of a message in bytes if a result may have ``max_result`` bytes of JSON."""
+    return max(MAX_MESSAGE_BYTES, max_result) + ENVELOPE_BYTES
+
+
+def frame(message: dict[str, Any], limit: int) -> bytes:
     """The bytes of one message.
 
     Raises:
@@ -43,14 +49,14 @@ def frame(message: dict[str, Any], limit: int = MAX_MESSAGE_BYTES) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
-def checked(result: Any) -> Any:
+def checked(result: Any, max_bytes: int) -> Any:
     """Return what an agent gave as its result.
 
     Raises:
-        PermanentError: It is not JSON, or larger than a message.
+        PermanentError: It is not JSON, or has more than ``max_bytes`` (the setting ``max_result``).
     """
     try:
-        return to_json(result, "result", MAX_RESULT_BYTES)
+        return to_json(result, "result", max_bytes)
     except ValueRefusedError as error:
         raise PermanentError(f"the agent's result is refused: {error}") from None
 

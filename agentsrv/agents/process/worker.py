@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from agentsrv.agents.base import SLOTS, StepContext
 from agentsrv.agents.params import Parameters, complaint
-from agentsrv.agents.process import wire
+from agentsrv.agents.process import system, wire
 from agentsrv.error_text import format_traceback, redact
 from agentsrv.errors import AgentsrvError, ConfigurationError, PermanentError
 from agentsrv.models.plan import Step
@@ -104,6 +104,7 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self.max_message = wire.MAX_MESSAGE_BYTES
         self._identity = os.fstat(connection.fileno())
         self._owner = os.getpid()
         self._sending = threading.Lock()
@@ -125,7 +126,7 @@ class Channel:
         """
         if not self.is_own:
             raise OSError("ctx belongs to the agent's process; this is a copy made by os.fork()")
-        data = wire.frame(message)
+        data = wire.frame(message, self.max_message)
         with self._sending:
             self._check()
             self._connection.sendall(data)
@@ -247,7 +248,7 @@ def work(
     except BaseException as error:  # noqa: BLE001 - the server reads the exit status
         print(format_traceback(error), file=sys.stderr)  # noqa: T201 - goes to the server's log
         code = os.EX_SOFTWARE
-    _leave(code)
+    _exit(code)
 
 
 def _stand_alone(output: tuple[int, int], handlers: Mapping[int, Any]) -> None:
@@ -269,8 +270,10 @@ def _do(job: dict[str, Any], channel: Channel, application: Application) -> int:
     ours.setLevel(logging.INFO)
     ours.propagate = False
     ours.addHandler(to_server := _ToServer(channel))
+    channel.max_message = wire.max_message(job["max_result"])
     try:
         function = application.load(job["module"], job["function"])
+        channel.send({"loaded": True})
         if not logging.root.handlers:  # the application logs nowhere else
             logging.root.setLevel(logging.INFO)
             logging.root.addHandler(to_server)
@@ -298,7 +301,7 @@ def _do(job: dict[str, Any], channel: Channel, application: Application) -> int:
                 channel.send({"text": value[start : start + wire.PIECE_CHARACTERS]})
         elif value is not None:
             result = value
-        outcome = {"done": {"result": wire.checked(result)}}
+        outcome = {"done": {"result": wire.checked(result, job["max_result"])}}
     except SystemExit as error:
         return _exit_status(error)
     except BaseException as error:
@@ -319,7 +322,7 @@ def _exit_status(error: SystemExit) -> int:
     return 1
 
 
-def _leave(code: int) -> NoReturn:
+def _exit(code: int) -> NoReturn:
     """Exit as Python programs do, and multiprocessing's processes too."""
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - joins the threads
@@ -327,7 +330,5 @@ def _leave(code: int) -> NoReturn:
     except BaseException as error:  # noqa: BLE001 - the outcome was sent
         print(format_traceback(error), file=sys.stderr)  # noqa: T201 - goes to the server's log
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(BaseException):
-                stream.flush()
+        system.flush_output()
         os._exit(code)
