@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from agentsrv.settings import Settings
+from agentsrv.settings import Settings, complaints
+from tests.agents.test_process import MARK
+from tests.faults import asking_app, busy_app, cluster_app, rogue_app, slow_app
 
 
 @pytest.fixture(autouse=True)
@@ -116,3 +118,14 @@ def test_a_setting_has_its_limits(monkeypatch, name, value):
     monkeypatch.setenv(f"AGENTSRV_{name.upper()}", value)
     with pytest.raises(ValidationError, match=rf"{name}\n"):
         Settings()
+
+
+@pytest.mark.parametrize(
+    "name",
+    {MARK, busy_app.SYNCHRONOUS}
+    | {app.TRACE for app in (asking_app, busy_app, cluster_app, rogue_app, slow_app)},
+)
+def test_variables_of_tests_are_no_settings(name, monkeypatch):
+    """A server of a test does not report them as unknown."""
+    monkeypatch.setenv(name, "x")
+    assert not [found for found in complaints() if name in found.what]

@@ -7,7 +7,7 @@ import os
 
 from agentsrv import App, ExecutionPlan, Step, StepContext, TaskContext
 
-TRACE = "AGENTSRV_TEST_TRACE"  # the file in which is left what was done
+TRACE = "TEST_TRACE"  # the file in which is left what was done
 QUESTIONS = 3  # of each step that asks
 app = App(builtin=False)
 

@@ -10,8 +10,8 @@ from typing import Any
 from agentsrv import App, ExecutionPlan, Step, StepContext, TaskContext
 from agentsrv.store.sqlite_log import SqliteLog
 
-TRACE = "AGENTSRV_TEST_TRACE"  # the file in which each attempt leaves a line when it begins
-SYNCHRONOUS = "AGENTSRV_TEST_SYNCHRONOUS"  # weakens the store, to see whether a test notices
+TRACE = "TEST_TRACE"  # the file in which each attempt leaves a line when it begins
+SYNCHRONOUS = "TEST_SYNCHRONOUS"  # weakens the store, to see whether a test notices
 PIECES = 6
 PAUSE = 0.004  # seconds between two pieces
 

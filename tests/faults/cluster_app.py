@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agentsrv import App, Step, StepContext
 
-TRACE = "AGENTSRV_TEST_TRACE"  # the file in which agents leave lines
+TRACE = "TEST_TRACE"  # the file in which agents leave lines
 PIECE = 0.02  # seconds between two words
 
 app = App(builtin=False)

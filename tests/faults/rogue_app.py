@@ -12,7 +12,7 @@ from typing import Any
 
 from agentsrv import App, ExecutionPlan, PermanentError, Step, StepContext, TaskContext
 
-TRACE = "AGENTSRV_TEST_TRACE"  # the file in which a cancelled agent leaves a line
+TRACE = "TEST_TRACE"  # the file in which a cancelled agent leaves a line
 KINDS: dict[str, type[BaseException]] = {
     kind.__name__: kind
     for kind in (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agentsrv import App, ExecutionPlan, Step, StepContext, TaskContext
 
-TRACE = "AGENTSRV_TEST_TRACE"  # the file in which each attempt leaves a line
+TRACE = "TEST_TRACE"  # the file in which each attempt leaves a line
 app = App(builtin=False)
 
 
