@@ -11,12 +11,17 @@ Theory of operation. `guarded` surrounds the whole command line.
   library, has no escape sequences. Rich's own sequences are written to the stream that `raw`
   returns; the texts that Rich is given are made visible where they are put together.
 - Where stdout is not a terminal, text is written as it is: a result in a file is the result.
+- A pipe or terminal may be non-blocking: the flag belongs to the open file, which other processes
+  share, and each of them may set it at any time (Node and ssh do). A write to it takes a part of
+  the text, or nothing. ``_Patient`` waits for the reader and writes the rest, so text is never
+  lost. ``read_stdin`` waits for the writer in the same way.
 - A write to stdout that fails raises `OutputLost`, which `exits.leave` turns into an exit code:
   141 without a sentence where the reader of a pipe has gone, 74 otherwise.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -26,9 +31,11 @@ from typing import Any, Final, TextIO, cast
 import orjson
 
 from agentsrv.errors import AgentsrvError, InvalidCommand
+from agentsrv.telemetry.outlets import until_ready
 from agentsrv.telemetry.visible import VisiblePieces, visible_json
 
 STDIN, STDOUT, STDERR = range(3)
+READ_BYTES: Final = 1 << 16
 NARROW: Final = "backslashreplace"  # how a character is written that the encoding lacks
 
 
@@ -43,11 +50,62 @@ class OutputLost(AgentsrvError):
         """Whether the reader of a pipe has gone, which is no fault."""
 
 
+class _Patient(io.RawIOBase):
+    """A raw stream whose ``write`` returns when everything is written.
+
+    It is not closed together with the stream below.
+    """
+
+    def __init__(self, below: io.RawIOBase) -> None:
+        self._below = below
+
+    def writable(self) -> bool:
+        """Return true, as ``io.TextIOWrapper`` asks for."""
+        return True
+
+    def fileno(self) -> int:
+        """Return the descriptor of the stream below."""
+        return self._below.fileno()
+
+    def isatty(self) -> bool:
+        """Return whether the descriptor is a terminal."""
+        return self._below.isatty()
+
+    def write(self, data: Any, /) -> int:
+        """Write all of ``data``, however long the reader takes; return its length in bytes."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while left:
+            written = self._below.write(left)
+            if written is None:  # non-blocking, and full
+                until_ready(self.fileno(), writable=True)
+            else:
+                left = left[written:]
+        return size
+
+
+def _patient(stream: TextIO) -> TextIO:
+    """``stream`` on a raw stream that writes everything; a test's own stream as it is."""
+    buffer = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)  # `python -u` has no buffer between them
+    if not isinstance(raw, io.RawIOBase):
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(
+        cast("Any", _Patient(raw)),
+        encoding=stream.encoding,
+        errors=NARROW,
+        line_buffering=bool(stream.line_buffering),
+        write_through=getattr(stream, "write_through", False),
+    )
+
+
 class _Guarded:
     """A text stream whose writes are visible on a terminal, and whose failures are known."""
 
     def __init__(self, stream: TextIO, *, must_arrive: bool) -> None:
-        self.stream = stream
+        self.original = stream
+        self.stream = _patient(stream)
         self._must_arrive = must_arrive
         self._visible = VisiblePieces() if stream.isatty() else None
 
@@ -118,7 +176,7 @@ def release() -> None:
 
     A stdout that was closed takes what is printed and drops it: an agent's ``print`` must not fail.
     """
-    sys.stdout, sys.stderr = raw(sys.stdout), raw(sys.stderr)
+    sys.stdout, sys.stderr = _original(sys.stdout), _original(sys.stderr)
     try:
         os.write(STDOUT, b"")
     except OSError:
@@ -128,6 +186,11 @@ def release() -> None:
 def raw(stream: TextIO) -> TextIO:
     """The stream itself, for a library that writes escape sequences of its own."""
     return stream.stream if isinstance(stream, _Guarded) else stream
+
+
+def _original(stream: TextIO) -> TextIO:
+    """The stream as it was before `guarded`."""
+    return stream.original if isinstance(stream, _Guarded) else stream
 
 
 def as_json(value: Any, *, indent: bool = False) -> str:
@@ -168,8 +231,14 @@ def read_stdin() -> str:
     Raises:
         InvalidCommand: It is not.
     """
+    data = bytearray()
+    while (part := sys.stdin.buffer.read(READ_BYTES)) != b"":
+        if part is None:  # non-blocking, and empty
+            until_ready(sys.stdin.fileno(), writable=False)
+        else:
+            data += part
     try:
-        return sys.stdin.buffer.read().decode()
+        return data.decode()
     except UnicodeError as error:
         raise InvalidCommand(f"standard input is not UTF-8 ({error}); expected text") from None
 

@@ -139,14 +139,9 @@ class Outlet(io.RawIOBase):
 
     def _write_out(self, entry: bytes) -> bool:
         """Write the entry, however long that takes; return false if that is not possible."""
-        left = memoryview(entry)
         try:
-            while left:
-                try:
-                    left = left[os.write(self._descriptor, left) :]
-                except BlockingIOError:  # somebody made the descriptor non-blocking
-                    select.select([], [self._descriptor], [])
-        except (OSError, ValueError):  # ValueError: select takes descriptors up to 1023 only
+            write_all(self._descriptor, entry)
+        except OSError:
             return False
         return True
 
@@ -154,6 +149,27 @@ class Outlet(io.RawIOBase):
         """Drop what waits and write directly from now on; for a child of ``os.fork``."""
         self._is_child = True
         self._reset()
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of ``data``, however long the reader takes.
+
+    Raises:
+        OSError: The reader has gone, or the descriptor cannot be written.
+    """
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError:  # another process made the descriptor non-blocking
+            until_ready(descriptor, writable=True)
+
+
+def until_ready(descriptor: int, *, writable: bool) -> None:
+    """Wait until a non-blocking descriptor can be written or read, or its other end is closed."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT if writable else select.POLLIN)
+    poll.poll()
 
 
 def dropped() -> int:

@@ -5,16 +5,20 @@ Never a traceback, never a success without its output.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
 
 from agentsrv import App
+from agentsrv.client import SyncClient
 from agentsrv.settings import Settings
 from tests.cli.conftest import in_a_thread
 
@@ -27,6 +31,14 @@ BAD = b"caf\xe9"
 async def speaker(step, ctx, size: int = 1, name: str = ""):
     """Say something."""
     yield TEXT * size + name
+
+
+@app.agent
+async def chatty(step, ctx):
+    """Report often."""
+    for number in range(200):
+        await ctx.progress(number, 200, "x" * 60)
+    yield "done"
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +102,110 @@ def test_a_stream_that_fails_ends_in_a_sentence_and_a_code(name, server):
     assert told is None or told in err
     if code == 141:
         assert b"standard output" not in err
+
+
+PIPE = 4096  # bytes that the pipe of a slow reader holds, the least that Linux gives
+MANY = "--param size=3000"  # more than that
+INITIALIZE = {
+    "protocolVersion": "2025-06-18",
+    "capabilities": {},
+    "clientInfo": {"name": "test", "version": "0"},
+}
+MCP = [
+    {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": INITIALIZE},
+    {"jsonrpc": "2.0", "method": "notifications/initialized"},
+    *({"jsonrpc": "2.0", "id": number, "method": "tools/list"} for number in range(2, 6)),
+]
+SLOW = {
+    "run": (1, f"run hello --agent speaker {MANY}"),
+    "run, JSON": (1, f"run hello --agent speaker {MANY} --json"),
+    "run, events": (2, "run hello --agent chatty"),
+    "status": (1, "status TASK"),
+    "tail": (1, "tail TASK"),
+    "list": (1, "list --json"),
+    "schema": (1, "schema"),
+    "mcp": (1, "mcp"),
+}
+
+
+def read_slowly(reader: int, process: subprocess.Popen[bytes]) -> bytes:
+    """Read nothing until the program has ended or writes no more, then small parts."""
+    before, waiting = b"", bytes(4)
+    while process.poll() is None and (not any(waiting) or waiting != before):
+        time.sleep(0.2)
+        before, waiting = waiting, fcntl.ioctl(reader, termios.FIONREAD, bytes(4))
+    parts = []
+    while part := os.read(reader, 1000):
+        parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets the size of a pipe")
+@pytest.mark.parametrize(
+    ("name", "unbuffered"), [*((name, "") for name in SLOW), ("run", "1"), ("run, events", "1")]
+)
+def test_a_non_blocking_pipe_gets_everything(name, unbuffered, server, tmp_path):
+    """As much as a file does, from each command, on the stream that has most of its output."""
+    stream, arguments = SLOW[name]
+    with SyncClient(server) as client:
+        large = {"size": 3000}
+        task = client.create("hello", agent="speaker", params=large, execute=True)["task_id"]
+        list(client.events(task))
+        for _ in range(20 - client.list()["total"]):
+            client.create("x" * 300, agent="speaker")
+    command = [sys.executable, "-m", "agentsrv", *arguments.replace("TASK", task).split()]
+    known = {**os.environ, "AGENTSRV_URL": server, "PYTHONUNBUFFERED": unbuffered}
+    asked = tmp_path / "asked"
+    asked.write_text("".join(json.dumps(message) + "\n" for message in MCP))
+
+    def start(output: int) -> subprocess.Popen[bytes]:
+        streams = {1: subprocess.DEVNULL, 2: subprocess.DEVNULL, stream: output}
+        with asked.open() as stdin:
+            return subprocess.Popen(
+                command, stdin=stdin, stdout=streams[1], stderr=streams[2], env=known
+            )
+
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE)
+    with start(writer) as process, os.fdopen(reader, "rb"):
+        os.close(writer)
+        found = read_slowly(reader, process)
+        assert process.wait(60) == 0
+    with (tmp_path / "out").open("wb") as file, start(file.fileno()) as process:
+        assert process.wait(60) == 0
+    expected = (tmp_path / "out").read_bytes()
+    assert len(expected) > PIPE
+    if "run" in name or name == "list":  # ids and times differ, or there is one task more
+        assert found.count(b"\n") == expected.count(b"\n")
+        assert abs(len(found) - len(expected)) < 200 * (1 + found.count(b"\n"))
+        assert found.endswith(b"\n")
+    else:
+        assert sorted(found.splitlines()) == sorted(expected.splitlines())
+
+
+def test_a_text_is_read_whole_from_a_non_blocking_pipe(server):
+    """Also where the writer is slower than the reader."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    command = [sys.executable, "-m", "agentsrv", "run", "-", "--agent", "speaker", "--json"]
+    known = {**os.environ, "AGENTSRV_URL": server}
+    with subprocess.Popen(command, stdin=reader, stdout=subprocess.PIPE, env=known) as process:
+        os.close(reader)
+        with os.fdopen(writer, "wb", buffering=0) as typing:
+            typing.write(b"first, ")
+            read_all(writer)
+            typing.write(b"second")
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        process.stdout.read()
+    assert first["data"]["task_description"] == "first, second"
+
+
+def read_all(pipe: int) -> None:
+    """Return when all that was written to the pipe has been read."""
+    while any(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4))):
+        time.sleep(0.01)
 
 
 ENCODINGS = {

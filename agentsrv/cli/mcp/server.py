@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import select
 import threading
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Annotated, Any, Final
 
@@ -22,11 +23,13 @@ from pydantic import Field
 from agentsrv.cli.mcp.calls import Call, Result, ending_with_call, result
 from agentsrv.cli.prompt import find_question
 from agentsrv.cli.signals import end_by, ending
+from agentsrv.cli.streams import STDIN, STDOUT
 from agentsrv.client import Client
 from agentsrv.error_text import as_fields
 from agentsrv.errors import AgentsrvError
 from agentsrv.models.states import TaskStatus
 from agentsrv.protocol.shell import read_answer
+from agentsrv.telemetry.outlets import write_all
 from agentsrv.version import __version__
 
 INSTRUCTIONS: Final = """\
@@ -34,7 +37,6 @@ Runs tasks on an agentsrv server: each is planned as steps, which agents carry o
 for the result and reports progress; cancelling the call cancels the task. A task that asks a \
 question waits for its answer: put it to the user, do not invent it."""
 
-STDIN: Final = 0
 CHUNK: Final = 65_536  # bytes
 HALF: Final = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair, which an escape in JSON can hold and UTF-8 cannot."""
@@ -164,7 +166,8 @@ async def serve(client: Client) -> None:
     """
     end_stdin = _relay_stdin()
     end_by(ending(), lambda _: end_stdin())
-    await Tools(client).server().run_stdio_async()
+    async with _relayed_stdout():
+        await Tools(client).server().run_stdio_async()
 
 
 def _relay_stdin() -> Callable[[], object]:
@@ -193,6 +196,37 @@ def _relay_stdin() -> Callable[[], object]:
 
     threading.Thread(target=relay, name="agentsrv-stdin", daemon=True).start()
     return partial(os.write, ending, b"\0")
+
+
+@asynccontextmanager
+async def _relayed_stdout() -> AsyncIterator[None]:
+    """Put a pipe in the place of stdout within the block; all that is written to it arrives.
+
+    The SDK writes to a duplicate of the descriptor. If that is non-blocking, as in programs that
+    Node.js starts, the SDK loses the rest of what is written while the reader is slow.
+    """
+    target = os.dup(STDOUT)
+    reader, writer = os.pipe()
+    end, stop = os.pipe()
+    os.dup2(writer, STDOUT)
+    os.close(writer)
+
+    def relay() -> None:
+        with suppress(OSError):  # the reader has gone
+            while reader in select.select([reader, end], [], [])[0]:
+                write_all(target, os.read(reader, CHUNK))
+        os.close(reader)
+
+    thread = threading.Thread(target=relay, name="agentsrv-stdout", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.dup2(target, STDOUT)
+        os.write(stop, b"\0")
+        await asyncio.to_thread(thread.join)
+        for descriptor in (target, end, stop):
+            os.close(descriptor)
 
 
 def without_halves(line: bytes) -> bytes:
