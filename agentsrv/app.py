@@ -49,6 +49,7 @@ from agentsrv.store.memory import MemoryStore
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.shared import SharedStore
 from agentsrv.store.sqlite import SqliteStore
+from agentsrv.store.sqlite_file import beside
 from agentsrv.telemetry import logs, outlets
 from agentsrv.telemetry.export import open_tracing
 from agentsrv.telemetry.watchdog import Watchdog
@@ -355,7 +356,7 @@ async def open_vault(settings: Settings) -> Vault:
     file = store_file(settings)
     vault = Vault(
         None if key is None else key.get_secret_value(),
-        None if file is None else file.with_name(f"{file.name}.key"),
+        None if file is None else beside(file, ".key"),
         is_shared=settings.store.startswith(POSTGRES),
     )
     await asyncio.to_thread(vault.load)

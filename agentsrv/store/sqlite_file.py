@@ -238,7 +238,10 @@ def check_place(path: Path) -> None:
 
 
 def beside(path: Path, suffix: str) -> Path:
-    """The file that SQLite keeps next to the database, which may be a symbolic link."""
+    """The file of that suffix next to the database itself, which ``path`` may be a link to.
+
+    SQLite names its own files so. A server that uses another name of the same database finds them.
+    """
     real = path.resolve()
     return real.with_name(real.name + suffix)
 

@@ -38,7 +38,7 @@ from agentsrv.store.base import Append, Created, Head, Lease, NewTask, Page, Row
 from agentsrv.store.marks import Marks
 from agentsrv.store.queue import QueueLimits, TaskQueue
 from agentsrv.store.sqlite_faults import Fault, HoleError, MovedError, fault_of, hint_for, is_damage
-from agentsrv.store.sqlite_file import DatabaseFile
+from agentsrv.store.sqlite_file import DatabaseFile, beside
 from agentsrv.store.sqlite_schema import SEQ_BITS
 
 WAL_LIMIT: Final = 64 << 20  # bytes that the write-ahead log is cut back to after a checkpoint
@@ -70,7 +70,7 @@ class SqliteLog:
         self._ready_changed = False
         self._file = DatabaseFile(path)
         self._overwritten: str | None = None
-        self.marks = Marks(path.with_name(path.name + ".running"))
+        self.marks = Marks()
         self._db: sqlite3.Connection
         self._kept: set[tuple[int]] = set()  # damaged tasks that are too old to be kept
         self.damaged: dict[str, str] = {}
@@ -158,7 +158,7 @@ class SqliteLog:
         A crash in between finds the marks again, and stores the same.
         """
         interrupted: dict[str, list[tuple[str, int]]] = {}
-        for mark in self.marks.open():
+        for mark in self.marks.open(beside(self._file.path, ".running")):
             interrupted.setdefault(mark.task_id, []).append((mark.step_id, mark.attempt))
         store = "UPDATE task SET interrupted = ? WHERE task_id = ? AND ended_at IS NULL"
         rows = [(json.dumps(attempts), task_id) for task_id, attempts in interrupted.items()]
@@ -502,9 +502,8 @@ class SqliteLog:
             if fault_of(error) is not Fault.DAMAGED:
                 raise
             rows = self._list_whole(where, values, limit + 1)
-        page = [Row(row[1], TaskStatus(row[2]), row[3], row[4]) for row in rows[:limit]]
-        more = len(rows) > limit
-        return Page(page, total, str(rows[limit - 1][0]) if more else None)
+        found = [(row[0], Row(row[1], TaskStatus(row[2]), row[3], row[4])) for row in rows]
+        return base.page_of(found, limit, total)
 
     def _list_whole(self, where: str, values: Sequence[Any], limit: int) -> Sequence[Any]:
         """Rows of a list one by one, without those that cannot be read."""
