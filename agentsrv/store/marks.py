@@ -3,7 +3,7 @@
 A crash of the server must be charged to the attempts whose code ran, also where the log has not
 heard of their beginning: code may end the process in its first line, before anything of its start
 is committed. Committing each start first would cost one ``fsync`` a step. A mark costs one
-``pwrite`` of 128 bytes, about a microsecond: the page belongs to the operating system, so it
+``pwrite`` of 128 bytes, some microseconds: the page belongs to the operating system, so it
 survives whatever ends the process. It needs no ``fsync``, because no attempt causes a power cut.
 
 The file is not mapped: reading or writing a map ends the process with SIGBUS if the file was

@@ -14,6 +14,7 @@ from pydantic import BaseModel, SecretStr
 
 from agentsrv import App, PermanentError, Step, StepContext
 from agentsrv.agents.questions import is_secret
+from agentsrv.app import open_vault
 from agentsrv.client import Client
 from agentsrv.errors import InvalidInput, Unavailable
 from agentsrv.orchestrator.failures import examine
@@ -222,3 +223,12 @@ def test_a_secret_is_in_no_text_of_a_group():
     assert not any("open" in text for text in texts)
     assert "bad ***" in found.message
     assert any("bad ***" in text for text in texts[1:])
+
+
+async def test_the_key_is_beside_the_database_itself(tmp_path: Path) -> None:
+    """Each name of a database leads to the same key."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link.db").symlink_to(tmp_path / "data" / "agentsrv.db")
+    vault = await open_vault(Settings(store=f"sqlite:///{tmp_path}/link.db"))
+    vault.prepare()
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["agentsrv.db.key"]
