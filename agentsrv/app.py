@@ -173,8 +173,8 @@ class App:
         """Serve within the ``async with`` block; on leaving it, drain and close.
 
         Raises:
-            ConfigurationError: The store, the knowledge folder or the models cannot be used, or
-                strangers could come in or listen in.
+            ConfigurationError: The store, the knowledge folder or the models cannot be used, the
+                agents' descriptions are too large, or strangers could come in or listen in.
             OSError: The address cannot be listened on.
         """
         refuse_in_worker()
@@ -253,6 +253,7 @@ class App:
         vault: Vault,
         processes: ProcessPool,
     ) -> Surroundings:
+        self.registry.check_size()
         self.registry.max_plan = settings.max_plan
         return Surroundings(
             node=node,

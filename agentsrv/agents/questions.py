@@ -35,6 +35,7 @@ from agentsrv.models.events import InputReceived
 from agentsrv.models.text import joined
 
 MAX_PROMPT: Final = 32_768  # characters, as of a task's description
+MAX_QUESTION: Final = 256 << 10  # bytes of JSON of prompt, schema, options and default together
 MAX_SHOWN: Final = 80  # characters of a wrong answer that are told back
 MAX_DETAILS: Final = 10  # complaints about one answer
 MAX_SMALL: Final = 2048  # bytes of an answer whose errors are all looked for
@@ -106,6 +107,7 @@ class Question:
             members=tuple(members or ()) if schema is bool or schema is Any else (),
             is_secret=is_secret(described),
         )
+        question.check_size()
         if question.is_secret and default is not None:
             raise PermanentError(
                 "the question asks for a secret; expected no default, which is public"
@@ -126,6 +128,19 @@ class Question:
             except InvalidInput as error:
                 raise PermanentError(f"the question's {name}: {error.message}") from error
         return question
+
+    def check_size(self) -> None:
+        """Refuse a question that is too large for the log's events and for ``status``.
+
+        Raises:
+            PermanentError: It is.
+        """
+        size = len(orjson.dumps([self.prompt, self.schema, self.options, self.default]))
+        if size > MAX_QUESTION:
+            raise PermanentError(
+                f"the question has {size} bytes as JSON, with its schema, options and default; "
+                f"expected at most {MAX_QUESTION}"
+            )
 
     def check(self, value: Any) -> None:
         """Refuse an answer that is not what was asked for.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.suggest import meant_or_known
 
 MAX_PLAN: Final = 500_000  # bytes of JSON
+MAX_DESCRIBED: Final = 1_000_000  # bytes of JSON of all agents' descriptions and parameters
 _STEP_SIZE: Final = 256  # bytes of a step's names, numbers and punctuation
 
 
@@ -95,6 +97,26 @@ class Registry:
             }
             for agent in self._agents.values()
         ]
+
+    def check_size(self) -> None:
+        """Refuse agents that one reply to ``agents`` cannot describe.
+
+        Raises:
+            ConfigurationError: Their descriptions and parameters are too large.
+        """
+        sizes = {
+            agent["name"]: len(
+                json.dumps(agent, ensure_ascii=False, default=str).encode(errors="replace")
+            )
+            for agent in self.described()
+        }
+        total = sum(sizes.values())
+        if total > MAX_DESCRIBED:
+            largest = max(sizes, key=sizes.__getitem__)
+            raise ConfigurationError(
+                f"the agents' descriptions and parameters have {total} bytes as JSON, those of "
+                f"agent {largest!r} {sizes[largest]}; expected at most {MAX_DESCRIBED}"
+            )
 
     @property
     def process_functions(self) -> list[ProcessFunction]:

@@ -12,6 +12,7 @@ from agentsrv.errors import Conflict, InvalidState, NotFound
 from agentsrv.models import events as e
 from agentsrv.models.events import STEP_EVENTS
 from agentsrv.models.plan import ExecutionPlan, Step
+from agentsrv.models.snapshots import bounded
 from agentsrv.models.states import (
     STEP_TRANSITIONS,
     TRANSITIONS,
@@ -19,9 +20,7 @@ from agentsrv.models.states import (
     TaskStatus,
     refuse,
 )
-
-MAX_OUTPUT: Final = 1_000_000  # bytes of a text in one event, as JSON: no frame exceeds 1 MiB
-_NOTE: Final = 100  # bytes of the note at the end of a text that was cut
+from agentsrv.models.text import fitted
 
 
 @dataclass(slots=True)
@@ -154,7 +153,7 @@ class TaskState:
         """What there is of the final output: the texts of the plan's sinks, in its order.
 
         The result of a sink that has one and no text is included as JSON. Output that is too long
-        for an event is cut; see `fitted`.
+        for an event is cut; see `text.fitted`.
         """
         sinks = self.plan.sinks if self.plan else []
         texts = (self._text(self.steps[step.step_id]) for step in sinks)
@@ -206,7 +205,10 @@ class TaskState:
         return _since(self.queued_at, now)
 
     def snapshot(self) -> dict[str, Any]:
-        """What ``status`` answers."""
+        """What ``status`` answers, bounded as a frame is."""
+        return bounded(self._whole_snapshot())
+
+    def _whole_snapshot(self) -> dict[str, Any]:
         return {
             "task_id": self.task_id,
             "status": self.status.value,
@@ -402,22 +404,6 @@ _FOLDS: Final[dict[type[e.Event], Callable[[TaskState, Any, str], None]]] = {
     e.TaskCompleted: _completed,
     e.TaskFailed: _failed,
 }
-
-
-def fitted(text: str) -> str:
-    """``text``, cut if it is longer than ``MAX_OUTPUT`` as JSON, with a note of its length.
-
-    The events ``partial_output`` have all of it.
-    """
-    if len(text) <= MAX_OUTPUT // 6:  # a character has at most 6 bytes
-        return text
-    size, most = len(orjson.dumps(text)), MAX_OUTPUT - _NOTE
-    if size <= MAX_OUTPUT:
-        return text
-    kept = text[: len(text) * most // size]
-    while len(orjson.dumps(kept)) > most:
-        kept = kept[: len(kept) * 9 // 10]
-    return f"{kept}\n\n[cut: the whole text has {len(text)} characters]"
 
 
 def _since(timestamp: str | None, now: float) -> float:

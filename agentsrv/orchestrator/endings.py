@@ -8,7 +8,7 @@ from typing import Final
 
 from agentsrv.models import events as e
 from agentsrv.models.states import StepStatus
-from agentsrv.models.task import fitted
+from agentsrv.models.text import fitted
 from agentsrv.orchestrator.journal import Journal
 
 _UNDER_WAY: Final = (StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.INPUT_REQUIRED)

@@ -23,8 +23,8 @@ from agentsrv.error_text import redact
 from agentsrv.models import events as e
 from agentsrv.models.plan import Step
 from agentsrv.models.states import StepStatus
-from agentsrv.models.task import StepState, fitted
-from agentsrv.models.text import REPLACEMENT, joined, split
+from agentsrv.models.task import StepState
+from agentsrv.models.text import REPLACEMENT, fitted, joined, split
 from agentsrv.orchestrator.cache import Found, key_of
 from agentsrv.orchestrator.dialogue import Dialogue
 from agentsrv.orchestrator.failures import examine, log_failure

@@ -16,12 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple, Protocol
 
+import orjson
+
 from agentsrv.errors import Conflict, Damaged, Fenced, InvalidCommand, Overloaded, Unavailable
 from agentsrv.models.states import TaskStatus
 from agentsrv.store.marks import Marks
 
 IDEMPOTENCY_TTL: Final = 86_400.0  # seconds that a key stands for the task it created
 MAX_CURSOR: Final = 18  # digits; what fits 64 bits for certain
+MAX_PAGE: Final = 1_040_000  # bytes of a page as JSON: its frame has at most 1 MiB
+ROW_BYTES: Final = 160  # what a row has as JSON, without its text
 QUEUE_RETRY_AFTER: Final = 1.0  # seconds that a refused client should wait
 
 
@@ -323,6 +327,23 @@ def is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def page_of(found: Sequence[tuple[int, Row]], limit: int, total: int) -> Page:
+    """The page that begins with ``found``: rows with the numbers of their tasks.
+
+    It has at most ``limit`` rows, and fewer if they have more than ``MAX_PAGE`` bytes as JSON.
+    There are more pages if ``found`` has more rows than that.
+    """
+    rows: list[Row] = []
+    room = MAX_PAGE
+    for _, row in found[:limit]:
+        room -= len(orjson.dumps(row.user_input)) + ROW_BYTES
+        if room < 0:
+            break
+        rows.append(row)
+    more = len(found) > len(rows)
+    return Page(rows, total, str(found[len(rows) - 1][0]) if more else None)
 
 
 def is_name(*names: str) -> bool:

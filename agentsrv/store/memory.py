@@ -35,6 +35,11 @@ class _Task:
     lease_end: LeaseEnd = LeaseEnd.ORDERLY
     ended_at: float | None = None
 
+    def row(self) -> tuple[int, Row]:
+        """Its line in a list, with its number."""
+        head, new = self.head, self.new
+        return self.number, Row(head.task_id, head.status, new.user_input, new.created_at)
+
 
 class MemoryStore:
     """A store in dictionaries; it loses everything with the process.
@@ -144,12 +149,8 @@ class MemoryStore:
             if status is None or task.head.status is status
         ]
         rest = found if before is None else [task for task in found if task.number < before]
-        rows = [
-            Row(task.head.task_id, task.head.status, task.new.user_input, task.new.created_at)
-            for task in rest[:limit]
-        ]
-        more = len(rest) > limit
-        return Page(rows, len(found), str(rest[limit - 1].number) if more else None)
+        rows = [task.row() for task in rest[: limit + 1]]
+        return base.page_of(rows, limit, len(found))
 
     def append(self, append: Append) -> asyncio.Future[None]:
         """See ``Store.append``."""

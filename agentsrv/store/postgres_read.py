@@ -15,7 +15,7 @@ from asyncpg import Connection
 from agentsrv.errors import NotFound
 from agentsrv.models.limits import Use
 from agentsrv.models.states import TaskStatus
-from agentsrv.store.base import Head, Page, Row, Span
+from agentsrv.store.base import Head, Page, Row, Span, page_of
 from agentsrv.store.postgres_statements import HEAD
 from agentsrv.store.postgres_write import to_head
 from agentsrv.store.shared import NEWS_WITHIN, TOLD_WITHIN, Message, News, Node
@@ -142,8 +142,8 @@ async def page(
             (1 << 62) if before is None else before,
             limit + 1,
         )
-    found = [Row(row[1], TaskStatus(row[2]), row[3].decode(), row[4]) for row in rows[:limit]]
-    return Page(found, total, str(rows[limit - 1][0]) if len(rows) > limit else None)
+    found = [(row[0], Row(row[1], TaskStatus(row[2]), row[3].decode(), row[4])) for row in rows]
+    return page_of(found, limit, total)
 
 
 async def news(db: Connection, task_ids: Sequence[str], owners: Sequence[str]) -> Sequence[News]:

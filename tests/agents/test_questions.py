@@ -79,6 +79,22 @@ def test_any_type_that_pydantic_reads_can_be_asked_for():
             asked.check(1)
 
 
+@pytest.mark.parametrize(
+    "large",
+    [
+        {"options": [f"{number:064}" for number in range(5000)]},
+        {"schema": {"type": "string", "description": "x" * 300_000}},
+        {"schema": str, "default": "x" * 300_000},
+    ],
+    ids=["options", "schema", "default"],
+)
+def test_a_question_that_no_event_can_hold_is_refused(large):
+    """Whatever makes it large; the prompt has a limit of its own."""
+    given = {"schema": None, "options": None, "default": None, "timeout": None, **large}
+    with pytest.raises(PermanentError, match=r"the question has \d{6} bytes as JSON"):
+        Question.of("Which?", key="a", **given)
+
+
 def test_asking_leaves_no_reference_cycle_behind():
     """A task that asks is freed as it ends, as any other is."""
     question(schema=Visit)

@@ -2,10 +2,12 @@ from typing import Literal
 
 import pytest
 
+from agentsrv import App
 from agentsrv.agents.base import Agent
 from agentsrv.agents.registry import Registry
 from agentsrv.errors import ConfigurationError, InvalidCommand
 from agentsrv.models.plan import ExecutionPlan, Step
+from agentsrv.settings import Settings
 from tests.agents.contexts import make_context
 
 PLAN = ExecutionPlan(steps=(Step(step_id="a", agent="writer"),))
@@ -28,6 +30,23 @@ def registry():
     registry.add(Agent.of(writer))
     registry.planner = planner
     return registry
+
+
+async def test_agents_that_no_reply_can_describe_are_refused():
+    """At the start of the server; the error names the largest."""
+    app = App(builtin=False)
+    app.agent(writer)
+    many = Literal[tuple(f"{number:064}" for number in range(20_000))]
+
+    async def chooser(step, ctx, choice: many):  # type: ignore[valid-type]
+        """Choose."""
+
+    async with app.running(Settings(port=0, store="memory:")):
+        pass
+    app.agent(chooser)
+    with pytest.raises(ConfigurationError, match=r"agent 'chooser' 1\d+; expected at most 1000000"):
+        async with app.running(Settings(port=0, store="memory:")):
+            pass
 
 
 async def test_a_planner_is_handed_its_params(registry):

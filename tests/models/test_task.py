@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 from agentsrv.errors import Conflict, InvalidState, NotFound
 from agentsrv.models import events as e
 from agentsrv.models.plan import ExecutionPlan, Step
+from agentsrv.models.snapshots import MAX_SNAPSHOT
 from agentsrv.models.states import (
     STEP_TRANSITIONS,
     TRANSITIONS,
     StepStatus,
     TaskStatus,
 )
-from agentsrv.models.task import MAX_OUTPUT, Question, StepState, TaskState, fitted
+from agentsrv.models.task import Question, StepState, TaskState
+from agentsrv.models.text import MAX_OUTPUT, fitted
 from tests.models.samples import AT, STEPS, sample
 
 KINDS = pytest.mark.parametrize("kind", e.EVENTS.values(), ids=lambda kind: kind.__name__)
@@ -593,4 +595,5 @@ def test_a_long_output_is_cut_and_says_so(piece):
     whole = 5 * len(text) + 8
     assert state.written.endswith(f"[cut: the whole text has {whole} characters]")
     assert 800_000 < len(orjson.dumps(state.written)) <= MAX_OUTPUT
+    assert len(orjson.dumps(state.snapshot())) <= MAX_SNAPSHOT
     assert fitted(text[: 900_000 // 6]) == text[: 900_000 // 6]

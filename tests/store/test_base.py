@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 
+import orjson
 import pytest
 
 from agentsrv.errors import Conflict, Fenced, InvalidCommand, Overloaded
@@ -298,6 +299,21 @@ class TestList:
         second = await store.list("ann", None, 2, first.next_cursor)
         assert [row.task_id for row in second.rows] == ["t1", "t0"]
         assert second.total == 5
+
+    @pytest.mark.parametrize("text", ["x" * 32_768, "\0" * 32_768, "😀" * 32_768])
+    async def test_a_page_has_at_most_a_frame(self, store, text):
+        """The cursor leads to the rest, whatever ``limit`` allows."""
+        for number in range(40):
+            await store.create(new_task(f"t{number}")._replace(user_input=text))
+        names, cursor, pages = [], None, 0
+        while pages == 0 or cursor is not None:
+            page = await store.list("ann", None, 500, cursor)
+            assert sum(len(orjson.dumps(row.user_input)) + 150 for row in page.rows) < 1 << 20
+            assert page.total == 40
+            names += [row.task_id for row in page.rows]
+            cursor, pages = page.next_cursor, pages + 1
+        assert names == [f"t{number}" for number in range(39, -1, -1)]
+        assert pages > 1
 
     async def test_a_list_may_be_of_one_status(self, store):
         """Rows, total and cursor are of the tasks with that status."""
