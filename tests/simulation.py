@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -25,7 +26,9 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def __init__(self, seed: int | None = None) -> None:
         super().__init__()
         self._now = 0.0
-        self._random = None if seed is None else random.Random(seed)
+        self.chance = random.Random(seed)
+        """Decides the order of work, if there is a seed."""
+        self._shuffles = seed is not None
 
     def time(self) -> float:
         """Seconds since the loop was made."""
@@ -41,16 +44,36 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             if not waiting:
                 raise RuntimeError("deadlock: everybody waits for somebody else")
             self._now = max(self._now, min(handle.when() for handle in waiting))
-        elif self._random is not None:
+        elif self._shuffles:
             order = list(self._ready)
-            self._random.shuffle(order)
+            self.chance.shuffle(order)
             self._ready.clear()
             self._ready.extend(order)
         super()._run_once()  # type: ignore[misc]
 
 
 def simulate(work: Coroutine[Any, Any, T], seed: int | None = None) -> T:
-    """Run ``work`` to its end in a simulated loop; what it leaves running is cancelled."""
+    """Run ``work`` to its end in a simulated loop; what it leaves running is cancelled.
+
+    With a seed, the same happens in each run and in each process. Therefore the seed also decides
+    what ``random`` gives, and no garbage is collected amid the run: it closes coroutines that an
+    earlier run has left behind, and their ``finally`` blocks would run in this loop.
+    """
+    if seed is None:
+        return _run(work, None)
+    gc.collect()
+    was_enabled, state = gc.isenabled(), random.getstate()
+    gc.disable()
+    random.seed(seed)
+    try:
+        return _run(work, seed)
+    finally:
+        random.setstate(state)
+        if was_enabled:
+            gc.enable()
+
+
+def _run(work: Coroutine[Any, Any, T], seed: int | None) -> T:
     with asyncio.Runner(loop_factory=lambda: SimulatedLoop(seed)) as runner:
         return runner.run(work)
 

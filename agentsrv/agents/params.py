@@ -169,7 +169,7 @@ class Parameters:
     def complaints(self, params: Mapping[str, Any]) -> list[ErrorDetails]:
         """What is wrong with ``params`` for the function; empty if nothing is.
 
-        The server calls this in its own name, where a crash could be charged to no task. So it
+        The server calls this in its own name, where a crash would count against no task. So it
         calls no function of the author; what that refuses fails the attempt.
         """
         if self.runs_code:

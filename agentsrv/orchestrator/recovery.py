@@ -16,8 +16,8 @@ from agentsrv.store.base import Lease
 def interrupted(state: TaskState, lease: Lease) -> list[Interrupted]:
     """The attempts of a task whose code ran when its last worker's process crashed.
 
-    An attempt of a step that the log does not have is charged to the making of the plan: the plan
-    is not in the log either.
+    An attempt of a step that the log does not have counts as the making of the plan: the plan is
+    not in the log either.
     """
     if lease.interrupted is None:
         steps = [step for step in state.steps.values() if step.status is StepStatus.RUNNING]
@@ -37,18 +37,21 @@ def interrupted(state: TaskState, lease: Lease) -> list[Interrupted]:
     return list(attempts.values())
 
 
-def charge(
-    journal: Journal, attempts: Sequence[Interrupted], *, had_company: bool
+def count_losses(
+    journal: Journal, attempts: Sequence[Interrupted], *, other_cause: bool
 ) -> Failure | None:
     """Log a loss for each attempt that a crash interrupted.
+
+    A suspect's number of losses does not rise where ``other_cause``: another attempt, which was
+    not suspected, is the likelier cause.
 
     Returns:
         How the task ends, where a step has lost too often.
     """
     failure = None
     for attempt in attempts:
-        is_excused = attempt.is_suspect and had_company
-        losses = attempt.losses + (not is_excused)
+        counts = not (attempt.is_suspect and other_cause)
+        losses = attempt.losses + counts
         suspected = losses >= SUSPECT_AT
         journal.append(e.StepLost(attempt.step_id, attempt.attempt, losses, suspected))
         if losses >= FAILS_AT and failure is None:
@@ -68,7 +71,7 @@ def recover(
     attempts: Sequence[Interrupted],
     traceparent: str | None,
     *,
-    had_company: bool,
+    other_cause: bool,
 ) -> Ending | None:
     """Log what a crash or a release left open; return how the task ends, or ``None``.
 
@@ -77,12 +80,12 @@ def recover(
         node: The node that continues the task.
         attempts: Those whose code ran at a crash.
         traceparent: The span of the run that begins, where there is one.
-        had_company: Whether suspects ran beside attempts that may be the cause.
+        other_cause: Whether attempts that were not suspected ran too, and may be the cause.
     """
     steps = journal.state.steps
     done = [step_id for step_id, step in steps.items() if step.status is StepStatus.COMPLETED]
     journal.append(e.TaskRecovered(node, done, traceparent))
-    failure = charge(journal, attempts, had_company=had_company)
+    failure = count_losses(journal, attempts, other_cause=other_cause)
     active = [
         step
         for step in steps.values()

@@ -81,7 +81,7 @@ from agentsrv.orchestrator.guard import take_back
 from agentsrv.orchestrator.journal import Journal
 from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.planning import PlanningFailed, make_plan
-from agentsrv.orchestrator.recovery import adopt, charge, interrupted, recover, restart
+from agentsrv.orchestrator.recovery import adopt, count_losses, interrupted, recover, restart
 from agentsrv.orchestrator.steps import Outcome, StepRun, TaskInfo
 from agentsrv.orchestrator.surroundings import Surroundings
 from agentsrv.orchestrator.suspects import SUSPECT_AT, Interrupted
@@ -116,7 +116,7 @@ class TaskRunner:
         around: Surroundings,
         attempts: Sequence[Interrupted] = (),
         *,
-        had_company: bool = False,
+        other_cause: bool = False,
         queued_at: float | None = None,
     ) -> None:
         self._around = around
@@ -147,7 +147,7 @@ class TaskRunner:
             self.dialogue,
         )
         self._attempts = attempts  # that a crash of the last worker's process interrupted
-        self._had_company = had_company
+        self._other_cause = other_cause
         self.phase = Phase.RUNNING
         self._ending: Ending | None = None  # how the task ends, once it is stopping
         self._branches: dict[asyncio.Task[None], StepRun | None] = {}
@@ -322,12 +322,12 @@ class TaskRunner:
         else:
             self._before = state.elapsed(self._around.now())
             ending = recover(
-                journal, node, self._attempts, traceparent, had_company=self._had_company
+                journal, node, self._attempts, traceparent, other_cause=self._other_cause
             )
             if ending is not None:  # nothing of the task runs yet
                 self.phase, self._ending = Phase.STOPPING, ending
                 return
-            if self._attempts:  # code that ends the process must not undo what it is charged with
+            if self._attempts:  # code that ends the process must not undo the count
                 self._attempts = ()
                 await journal.commit()
         if not self._is_in_time():
@@ -350,7 +350,7 @@ class TaskRunner:
             journal.append(e.PlanCreated(described, *plan.origin))
             if earlier is not None:
                 adopt(journal, earlier)
-            if self._attempts and not is_asked and not await self._charge_steps():
+            if self._attempts and not is_asked and not await self._count_step_losses():
                 return
         else:
             self._around.registry.check_plan(state.plan)  # the application may have changed
@@ -360,7 +360,7 @@ class TaskRunner:
         """Have the start of the planning marked or committed before the planner's code runs."""
         state, store = self.state, self._around.store
         if self._attempts:
-            failure = charge(self.journal, self._attempts, had_company=self._had_company)
+            failure = count_losses(self.journal, self._attempts, other_cause=self._other_cause)
             if failure is not None:
                 self._fail(failure)
                 return False
@@ -379,10 +379,10 @@ class TaskRunner:
             self._around.store.marks.leave(self._mark)
         self._around.suspects.leave(self)
 
-    async def _charge_steps(self) -> bool:
-        """Charge attempts with a crash of which the log did not even have the plan."""
+    async def _count_step_losses(self) -> bool:
+        """Log the losses of attempts for which the log did not even have the plan."""
         attempts = interrupted(self.state, self._lease)
-        failure = charge(self.journal, attempts, had_company=self._had_company)
+        failure = count_losses(self.journal, attempts, other_cause=self._other_cause)
         if failure is not None:
             self._fail(failure)
             return False

@@ -279,7 +279,7 @@ class StepRun:
         self._has_turn = losses >= SUSPECT_AT
 
     def _stand_down(self) -> None:
-        """Take down that no code of the attempt runs: a crash is not charged to it."""
+        """Take down that no code of the attempt runs: a crash from now on is no loss of it."""
         around = self._task.around
         if self._mark >= 0 and around.store.marks is not None:
             around.store.marks.leave(self._mark)

@@ -1,26 +1,26 @@
-"""Suspects: which attempts may run after a crash, so that the next one tells its cause.
+"""Suspects: which attempts may run after a crash, so that the next crash shows its cause.
 
 Theory of operation
 ===================
 
-A crash of the server's process interrupts every attempt whose code ran. All of them but one are
-innocent, and nothing in the crash says which. So each of them gets a *loss* (``step_lost`` in the
-log), and whoever makes progress is acquitted: a completed step, an answer, text beyond that of
-all earlier attempts set its losses to 0. A step that waits (for an answer, a back-off, its turn)
-runs no code and loses nothing; nor does any step when the server's process had declared that it
-stops.
+A crash of the server's process interrupts every attempt whose code ran. One of them caused it, and
+nothing in the crash says which. So each of them gets a *loss* (``step_lost`` in the log). Progress
+sets the losses of a step to 0: its completion, an answer, text beyond that of all its earlier
+attempts. A step that waits (for an answer, a back-off, its turn) runs no code and gets no loss; nor
+does any step when the server's process had declared that it stops.
 
-A step with ``SUSPECT_AT`` losses is a *suspect*. From then on the node isolates it:
+A step with ``SUSPECT_AT`` losses is a *suspect*: it is suspected of crashing the server. From then
+on the node isolates it:
 
 - At most one suspect runs at a time. Those with the most losses go first. A suspect has its turn
   until it makes progress, waits, or its attempt ends.
 - For the first ``TURN`` seconds of its turn, or until the turn ends, no other attempt of the node
-  begins. A crash in this time has one possible cause. After it others begin beside the suspect:
-  a long silent innocent does not hold up the node.
-- After a crash, the tasks that it interrupted are looked at together (``Inquest``) before any of
-  them runs again. A suspect that had *company*, attempts without progress that are not
-  suspects, gets no further loss: it has survived its ``TURN`` alone, so the company is the more
-  likely cause, and becomes suspected in its place.
+  begins. A crash in this time has one possible cause. After it other attempts begin beside the
+  suspect, so a long silent step does not hold up the node.
+- After a crash, the tasks that it interrupted are reviewed together (``CrashReview``) before any of
+  them runs again. If attempts without progress that are not suspects ran beside a suspect, the
+  suspect gets no further loss: it has run alone for ``TURN`` seconds without a crash, so one of the
+  others is the likelier cause. They get their loss, and become suspects in their turn.
 
 A step fails at its loss number ``FAILS_AT``. As a suspect gets a loss only for a crash in which no
 other attempt could be the cause, a task never fails for the crashes of another one on its node.
@@ -29,7 +29,7 @@ other attempt could be the cause, a task never fails for the crashes of another 
 losses    meaning                           may begin
 ========= ================================= ==============================================
 0         has made progress, or never lost  unless a suspect is in its first ``TURN`` seconds
-1         was there at a crash              likewise
+1         ran at a crash                    likewise
 2 to 4    suspect                           alone, one after the other
 5         the step fails                    never
 ========= ================================= ==============================================
@@ -48,7 +48,7 @@ from typing import Final, NamedTuple
 SUSPECT_AT: Final = 2  # losses
 FAILS_AT: Final = 5  # losses
 TURN: Final = 10.0  # seconds in which a suspect is alone
-LINING_UP: Final = 0.1  # seconds after an inquest in which the suspects come to their attempts
+LINING_UP: Final = 0.1  # seconds after a review in which the suspects come to their attempts
 
 
 class Interrupted(NamedTuple):
@@ -68,18 +68,19 @@ class Interrupted(NamedTuple):
         return self.losses >= SUSPECT_AT and not self.progressed
 
     @property
-    def is_company(self) -> bool:
-        """Whether it may be the cause rather than a suspect that ran at the same time."""
+    def is_other_cause(self) -> bool:
+        """Whether it may be the cause although it was no suspect."""
         return self.losses < SUSPECT_AT and not self.progressed
 
 
-class Inquest:
-    """What the tasks that one crash interrupted have to say, together."""
+class CrashReview:
+    """What the tasks that one crash interrupted report together."""
 
     def __init__(self) -> None:
         self.due = 0
-        """Tasks that are still to be looked at."""
-        self.had_company = False
+        """Tasks that have not reported yet."""
+        self.other_cause = False
+        """Whether an attempt that was no suspect may be the cause."""
         self.has_suspects = False
 
 
@@ -89,7 +90,7 @@ class Suspects:
     def __init__(self) -> None:
         self.closed = False
         """Whether an attempt must ask ``admit`` before it begins; a suspect always must."""
-        self._inquest = Inquest()
+        self._review = CrashReview()
         self._line: list[tuple[int, int, object]] = []
         """Suspects that wait: those with the most losses first, then in the order of coming."""
         self._number = count()
@@ -99,37 +100,37 @@ class Suspects:
         self._lining_up: asyncio.TimerHandle | None = None
         self._waiting: list[asyncio.Future[None]] = []
 
-    def begin_inquest(self, tasks: int) -> Inquest:
-        """Let no attempt begin until so many crashed tasks have testified.
+    def begin_review(self, tasks: int) -> CrashReview:
+        """Let no attempt begin until that many crashed tasks have reported or withdrawn.
 
         Tasks that come while others are still due join them: they may be of the same crash.
         """
-        if not self._inquest.due:
-            self._inquest = Inquest()
-        self._inquest.due += tasks
-        self._settle()
-        return self._inquest
+        if not self._review.due:
+            self._review = CrashReview()
+        self._review.due += tasks
+        self._update()
+        return self._review
 
-    async def testify(self, inquest: Inquest, interrupted: Sequence[Interrupted]) -> bool:
-        """Say what a task was doing, then wait for the others.
+    async def report(self, review: CrashReview, interrupted: Sequence[Interrupted]) -> bool:
+        """Report which attempts of a task a crash interrupted, then wait for the other tasks.
 
         Returns:
-            Whether suspects had company.
+            Whether an attempt of any of the tasks that was no suspect may be the cause.
         """
-        inquest.had_company |= any(each.is_company for each in interrupted)
-        inquest.has_suspects |= any(each.losses + 1 >= SUSPECT_AT for each in interrupted)
-        self.excuse(inquest)
-        while inquest.due:
+        review.other_cause |= any(each.is_other_cause for each in interrupted)
+        review.has_suspects |= any(each.losses + 1 >= SUSPECT_AT for each in interrupted)
+        self.withdraw(review)
+        while review.due:
             await self._change()
-        return inquest.had_company
+        return review.other_cause
 
-    def excuse(self, inquest: Inquest) -> None:
+    def withdraw(self, review: CrashReview) -> None:
         """Do not wait for one of the tasks any more."""
-        inquest.due -= 1
-        if not inquest.due and inquest.has_suspects and self._lining_up is None:
+        review.due -= 1
+        if not review.due and review.has_suspects and self._lining_up is None:
             loop = asyncio.get_running_loop()
             self._lining_up = loop.call_later(LINING_UP, self._end_lining_up)
-        self._settle()
+        self._update()
 
     async def admit(self, who: object, losses: int) -> None:
         """Wait until an attempt may begin; a suspect must ``leave`` when its turn is over."""
@@ -141,7 +142,7 @@ class Suspects:
         self._line.append(place)
         self._line.sort(key=lambda each: each[:2])
         try:
-            self._settle()
+            self._update()
             while (
                 self._is_gathering or self._holder not in (None, who) or self._line[0] is not place
             ):
@@ -152,7 +153,7 @@ class Suspects:
                 self._alone = loop.call_later(TURN, self._end_alone)
         finally:
             self._line.remove(place)
-            self._settle()
+            self._update()
 
     def leave(self, who: object) -> None:
         """End the turn of a suspect, if it has it."""
@@ -161,13 +162,13 @@ class Suspects:
             if self._alone is not None:
                 self._alone.cancel()
                 self._alone = None
-            self._settle()
+            self._update()
 
     @property
     def _is_gathering(self) -> bool:
-        return self._inquest.due > 0 or self._lining_up is not None
+        return self._review.due > 0 or self._lining_up is not None
 
-    def _settle(self) -> None:
+    def _update(self) -> None:
         """Decide anew who may begin, and let those who wait look at it."""
         is_next = self._holder is None and bool(self._line)
         self.closed = self._is_gathering or self._alone is not None or is_next
@@ -183,8 +184,8 @@ class Suspects:
 
     def _end_lining_up(self) -> None:
         self._lining_up = None
-        self._settle()
+        self._update()
 
     def _end_alone(self) -> None:
         self._alone = None
-        self._settle()
+        self._update()

@@ -17,7 +17,7 @@ from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.recovery import interrupted
 from agentsrv.orchestrator.runner import Phase, TaskRunner
 from agentsrv.orchestrator.surroundings import Surroundings
-from agentsrv.orchestrator.suspects import Inquest, Interrupted
+from agentsrv.orchestrator.suspects import CrashReview, Interrupted
 from agentsrv.orchestrator.vault import Vault
 from agentsrv.store.base import Lease, damaged
 from agentsrv.telemetry import logs
@@ -138,9 +138,9 @@ class Worker:
             if free > 0:
                 leases = await self._claim(free)
             crashed = sum(lease.interrupted != () for lease in leases)
-            inquest = self._around.suspects.begin_inquest(crashed) if crashed else None
+            review = self._around.suspects.begin_review(crashed) if crashed else None
             for lease in leases:
-                work = self._run(lease, None if lease.interrupted == () else inquest)
+                work = self._run(lease, None if lease.interrupted == () else review)
                 task = asyncio.create_task(work, name=f"task {lease.task_id}")
                 self._tasks.add(task)
                 task.add_done_callback(self._done)
@@ -178,21 +178,21 @@ class Worker:
                 raise damaged(lease.task_id)
         return spec, state, queued_at
 
-    async def _run(self, lease: Lease, inquest: Inquest | None) -> None:
+    async def _run(self, lease: Lease, review: CrashReview | None) -> None:
         is_loaded = False
         try:
             attempts: Sequence[Interrupted] = ()
-            had_company = False
-            if inquest is None:
+            other_cause = False
+            if review is None:
                 spec, state, queued_at = await self._load(lease)
             else:
                 try:
                     spec, state, queued_at = await self._load(lease)
+                    attempts = interrupted(state, lease)
                 except BaseException:
-                    self._around.suspects.excuse(inquest)  # before the lease is given back
+                    self._around.suspects.withdraw(review)  # before the lease is given back
                     raise
-                attempts = interrupted(state, lease)
-                had_company = await self._around.suspects.testify(inquest, attempts)
+                other_cause = await self._around.suspects.report(review, attempts)
             is_loaded = True
             if state.status.is_terminal or self._draining.is_set():
                 await self._around.store.release(lease.task_id, lease.epoch)
@@ -203,7 +203,7 @@ class Worker:
                 state,
                 self._around,
                 attempts,
-                had_company=had_company,
+                other_cause=other_cause,
                 queued_at=queued_at,
             )
             self._live[lease.task_id] = runner

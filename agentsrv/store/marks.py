@@ -1,14 +1,14 @@
 """Marks: which attempts run in this process, in a file that outlives the process.
 
-A crash of the server must be charged to the attempts whose code ran, also where the log has not
-heard of their beginning: code may end the process in its first line, before anything of its start
-is committed. Committing each start first would cost one ``fsync`` a step. A mark costs one
-``pwrite`` of 128 bytes, some microseconds: the page belongs to the operating system, so it
-survives whatever ends the process. It needs no ``fsync``, because no attempt causes a power cut.
+A crash of the server counts as a loss of each attempt whose code ran, also if its start is not in
+the log: code may end the process in its first line, before its start is committed. Committing each
+start first would cost one ``fsync`` a step. A mark costs one ``pwrite`` of 128 bytes, some
+microseconds: the page belongs to the operating system, so it survives whatever ends the process.
+It needs no ``fsync``, because no attempt causes a power cut.
 
 The file is not mapped: reading or writing a map ends the process with SIGBUS if the file was
 truncated, if the disk is full or if a page cannot be read. ``pwrite`` to a truncated file makes it
-longer again. If it fails, the attempt runs without a mark, so a crash is not charged to it.
+longer again. If it fails, the attempt runs without a mark, so a crash is no loss of it.
 
 The file is a table of slots. A slot that is in use names the task, the step and the attempt::
 
@@ -16,7 +16,7 @@ The file is a table of slots. A slot that is in use names the task, the step and
 
 Ids are padded with zeros; a planner has an empty step id. ``open`` returns what an earlier process
 left behind, ``clear`` forgets it once it is stored elsewhere. ``announce_stop`` empties the table
-for good: what ends this process from then on was declared, and is charged to no attempt.
+for good: what ends this process from then on was declared, and counts against no attempt.
 """
 
 from __future__ import annotations

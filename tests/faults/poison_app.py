@@ -1,4 +1,4 @@
-"""Agents that end the server's process, and innocent ones that are there when it happens."""
+"""Agents that end the server's process, and harmless ones that run when it happens."""
 
 from __future__ import annotations
 

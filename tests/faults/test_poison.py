@@ -1,6 +1,6 @@
 """An agent that ends the server's process fails its own task, and no other.
 
-Under a supervisor that starts the server again, the culprit fails after five crashes that only it
+Under a supervisor that starts the server again, the poison task fails after five crashes that only it
 can have caused, its message says so, and all tasks beside it complete: on one node, and on three
 that share a database.
 """
@@ -30,8 +30,8 @@ from tests.programs import require
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 APP = "tests.faults.poison_app:app"
-INNOCENT = ["sleeping", "streaming", "asking", "threaded", "processed"]
-CULPRITS = [
+HARMLESS = ["sleeping", "streaming", "asking", "threaded", "processed"]
+POISON = [
     "first_line",
     "after_an_await",
     "while_streaming",
@@ -44,8 +44,8 @@ PLAN: ExecutionPlan = chain(10, "short")
 MOST_CRASHES = FAILS_AT + 2  # text that was not committed before may count as progress once more
 
 
-class Company:
-    """Innocent tasks of all kinds, of each ``count``, and one that is not."""
+class Tasks:
+    """Harmless tasks of all kinds, of each ``count``, and a poison task."""
 
     def __init__(self, client: Client, count: int) -> None:
         self._client = client
@@ -54,8 +54,8 @@ class Company:
         self._asking: list[str] = []
 
     async def begin(self) -> None:
-        """Execute the innocent ones."""
-        kinds: list[dict[str, Any]] = [{"agent": name} for name in INNOCENT]
+        """Execute the harmless tasks."""
+        kinds: list[dict[str, Any]] = [{"agent": name} for name in HARMLESS]
         kinds.append({"plan": PLAN.model_dump(mode="json")})
         for _ in range(self._count):
             for kind in kinds:
@@ -64,15 +64,15 @@ class Company:
                 if kind.get("agent") == "asking":
                     self._asking.append(task)
 
-    async def poison(self, culprit: str) -> list[Record]:
-        """Execute the culprit; return its log when it has ended."""
-        params: dict[str, Any] = {"number": 13} if culprit == "in_its_params" else {}
-        task = (await self._client.create("x", agent=culprit, params=params))["task_id"]
+    async def poison(self, agent: str) -> list[Record]:
+        """Execute the poison task; return its log when it has ended."""
+        params: dict[str, Any] = {"number": 13} if agent == "in_its_params" else {}
+        task = (await self._client.create("x", agent=agent, params=params))["task_id"]
         await self._client.execute(task)
         return await self.log(task)
 
     async def finish(self) -> list[list[Record]]:
-        """The logs of the innocent ones, whose questions are answered now."""
+        """The logs of the harmless tasks, whose questions are answered now."""
         for task in self._asking:
             await self._client.respond(f"{task}/step_001/1", True)
         return [await log for log in self._logs]
@@ -82,7 +82,7 @@ class Company:
         return [record async for record in self._client.events(task)]
 
 
-def check_culprit(log: list[Record]) -> None:
+def check_poison(log: list[Record]) -> None:
     """It fails at its fifth loss, and is told why and what to do."""
     losses = [record.data for record in log if record.event_type == "step_lost"]
     assert log[-1].event_type == "task_failed"
@@ -93,7 +93,7 @@ def check_culprit(log: list[Record]) -> None:
 
 
 def keep(ledger: Ledger, crashes: int, logs: list[list[Record]]) -> None:
-    """Write down what came of the innocent ones."""
+    """Write down what came of the harmless tasks."""
     ledger.record(
         "P10",
         faults={"crashes by an agent": crashes},
@@ -102,27 +102,27 @@ def keep(ledger: Ledger, crashes: int, logs: list[list[Record]]) -> None:
     )
 
 
-@pytest.mark.parametrize("culprit", CULPRITS)
+@pytest.mark.parametrize("agent", POISON)
 @pytest.mark.parametrize("count", [1, pytest.param(9, marks=pytest.mark.soak)])
-async def test_the_culprit_fails_and_nobody_else(
-    culprit: str, count: int, tmp_path: Path, ledger: Ledger
+async def test_the_poison_task_fails_and_no_other(
+    agent: str, count: int, tmp_path: Path, ledger: Ledger
 ):
     """Whatever way it ends the process."""
     server = ServerProcess(tmp_path, APP)
     async with supervised(server) as supervisor, Client(server.url, PATIENT) as client:
-        company = Company(client, count)
-        await company.begin()
-        log = await company.poison(culprit)
-        logs = await company.finish()
-    check_culprit(log)
+        tasks = Tasks(client, count)
+        await tasks.begin()
+        log = await tasks.poison(agent)
+        logs = await tasks.finish()
+    check_poison(log)
     assert len(supervisor.ends) <= MOST_CRASHES
     keep(ledger, len(supervisor.ends), logs)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("culprit", ["first_line", "after_an_await", "in_c"])
-async def test_the_culprit_fails_on_many_nodes(culprit: str, tmp_path: Path, ledger: Ledger):
+@pytest.mark.parametrize("agent", ["first_line", "after_an_await", "in_c"])
+async def test_the_poison_task_fails_on_many_nodes(agent: str, tmp_path: Path, ledger: Ledger):
     """It goes from node to node, and each is started again."""
     require("nginx")
     with postgres(*QUICK) as database:
@@ -133,11 +133,11 @@ async def test_the_culprit_fails_on_many_nodes(culprit: str, tmp_path: Path, led
             ports = [cluster.nodes[name].port for name in NAMES]
             port = await stack.enter_async_context(nginx(tmp_path, ports))
             client = await stack.enter_async_context(Client(f"ws://127.0.0.1:{port}", PATIENT))
-            company = Company(client, 9)
-            await company.begin()
-            log = await company.poison(culprit)
-            logs = await company.finish()
+            tasks = Tasks(client, 9)
+            await tasks.begin()
+            log = await tasks.poison(agent)
+            logs = await tasks.finish()
             crashes = sum(len(node.ends) for node in nodes)
-    check_culprit(log)
+    check_poison(log)
     assert crashes <= MOST_CRASHES
     keep(ledger, crashes, logs)

@@ -15,7 +15,7 @@ from tests.faults.streaming import PATIENT, Streams, account
 from tests.faults.wire import Wire
 
 pytestmark = pytest.mark.faults
-AT_ONCE = 4  # tasks; each meets fewer kills than a task may before it is held for the culprit
+AT_ONCE = 4  # tasks; each meets fewer kills than a task may before it fails as the cause
 TASK = "words words words"
 
 

@@ -1,14 +1,17 @@
-"""Poisoned agents among innocent tasks, on clusters whose order of work is a seed's.
+"""Poison tasks among harmless ones, on clusters whose order of work is a seed's.
 
-A poisoned agent ends its whole node, as ``os._exit`` would; a supervisor starts it again. However
-the crashes, the orderly stops and the cuts fall: no innocent task fails, each poisoned one fails
-after a bounded number of crashes, and nothing but a crash is charged.
+A poison task ends its whole node, as ``os._exit`` would; a supervisor starts it again. However the
+crashes, the orderly stops and the cuts fall: no harmless task fails, each poison task fails after a
+bounded number of crashes, and only crashes count as losses.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 
@@ -22,23 +25,46 @@ from agentsrv.orchestrator.suspects import FAILS_AT
 from tests.orchestrator.cluster import Member
 from tests.orchestrator.people import only
 from tests.orchestrator.world import check_log, step
-from tests.simulation import simulate
+from tests.simulation import SimulatedLoop, simulate
 from tests.store.shared_memory import Place
 
 STUCK = 20_000.0  # seconds after which a task that has not ended never will
-INNOCENT = ("silent", "streaming", "planned", "asking")
+HARMLESS = ("silent", "streaming", "planned", "asking")
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
 @pytest.mark.parametrize("seeds", [40, pytest.param(1000, marks=pytest.mark.soak)])
 @pytest.mark.timeout(3600)
-def test_only_the_culprits_fail(seeds: int, nodes: int) -> None:
+def test_only_poison_tasks_fail(seeds: int, nodes: int) -> None:
     """Every seed is another interleaving; a failing one is printed and replays alone."""
     figures = Counter[str]()
     failing = [seed for seed in range(seeds) if not holds(seed, nodes, figures)]
     print(f"seeds: {seeds}, failing: {failing}, {dict(figures)}")
     assert not failing
     assert figures["crashes"] > seeds
+
+
+def test_a_seed_gives_the_same_run_in_each_process():
+    """Whatever the order of its sets, and whatever ran in the process before."""
+    program = (
+        "from collections import Counter; from tests.orchestrator.test_suspects import Story\n"
+        "from tests.simulation import simulate\n"
+        "for seed in {seeds}:\n"
+        "    story = Story(seed, 3, Counter()); simulate(story.tell(), seed)\n"
+        "print(story.trace)"
+    )
+    traces = {
+        subprocess.run(
+            [sys.executable, "-c", program.format(seeds=seeds)],
+            env={**os.environ, "PYTHONHASHSEED": hashes},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seeds, hashes in (("[6]", "1"), ("[3, 6]", "2"))
+    }
+    assert len(traces) == 1
+    assert "task_failed" in traces.pop()
 
 
 def holds(seed: int, nodes: int, figures: Counter[str]) -> bool:
@@ -52,7 +78,7 @@ def holds(seed: int, nodes: int, figures: Counter[str]) -> bool:
 
 
 class Story:
-    """Some nodes under supervisors, innocent tasks, and culprits that come at any time."""
+    """Some nodes under supervisors, harmless tasks, and poison tasks that come at any time."""
 
     def __init__(self, seed: int, nodes: int, figures: Counter[str]) -> None:
         self.chance = random.Random(seed)
@@ -60,12 +86,14 @@ class Story:
         self.figures = figures
         self.place = Place(random.Random(seed), latency=self.chance.choice([0.0, 0.01]))
         self.registry = Registry()
-        for run in (self.silent, self.streaming, self.asking, self.poisoned):
+        for run in (self.silent, self.streaming, self.asking, self.poison):
             self.registry.add(Agent.of(run, retries=0))
         self.members: list[Member] = []
         self.homes: dict[asyncio.AbstractEventLoop, None] = {}
         self.born = 0
         self.crashes = 0
+        self.trace: list[object] = []
+        """What has happened, without the ids of tasks, which are drawn anew in each run."""
         self.wakes = 0.0
         """When the system lives on in peace, by the loop's clock."""
 
@@ -85,7 +113,7 @@ class Story:
         """Wait for somebody, who never comes."""
         await ctx.ask("How many?", int, timeout=600, default=3)
 
-    async def poisoned(self, step: Step, ctx: StepContext) -> AsyncIterator[str]:
+    async def poison(self, step: Step, ctx: StepContext) -> AsyncIterator[str]:
         """End the node that runs this: at once, after a while, or amid the text."""
         kind = step.input
         if kind == "later":
@@ -146,35 +174,40 @@ class Story:
         harming = asyncio.create_task(self.harm())
         gateway = Member(self.place.door("gateway"), self.registry)
         await gateway.start(works=False)
-        innocent, guilty = [], []
+        harmless, poison = [], []
         chain = [step(f"s{n}", "silent", *([f"s{n - 1}"] if n else [])) for n in range(4)]
-        for name in INNOCENT:
+        for name in HARMLESS:
             steps = chain if name == "planned" else [step("a", name)]
-            innocent.append(await gateway.create(*steps))
+            harmless.append(await gateway.create(*steps))
         for _ in range(self.chance.choice([1, 2, 4])):
             kind = self.chance.choice(["at once", "later", "streaming"])
-            guilty.append(await gateway.create(step("a", "poisoned", input=kind)))
+            poison.append(await gateway.create(step("a", "poison", input=kind)))
             await asyncio.sleep(self.chance.choice([0, 1, 40]))
         async with asyncio.timeout(STUCK):
-            for task in (*innocent, *guilty):
+            for task in (*harmless, *poison):
                 await gateway.subscribe(task)
                 await gateway.reader.until(task)
             await harming
+        # Each turn of the loop has drawn from one of these, each call of the store from the other.
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimulatedLoop)
+        self.trace += [loop.time(), loop.chance.random(), self.place.chance.random()]
         for member in (*self.members, gateway):
             member.door.mend()
             await member.stop()
-        for task in innocent:
+        for task in harmless:
             log = await self.log(task)
-            assert log[-1].event_type == "task_completed", f"innocent: {log[-1].data}"
-        for task in guilty:
+            assert log[-1].event_type == "task_completed", f"harmless: {log[-1].data}"
+        for task in poison:
             log = await self.log(task)
             assert log[-1].event_type == "task_failed"
             losses = [each["losses"] for each in only(log, "step_lost")]
             assert max(losses) == FAILS_AT
-        assert self.crashes <= 12 * len(guilty), f"{self.crashes} crashes by {len(guilty)}"
+        assert self.crashes <= 12 * len(poison), f"{self.crashes} crashes by {len(poison)}"
 
     async def log(self, task: str) -> list[Record]:
         """A task's log, which has ended well formed."""
         log = [decode(body) for body in await self.place.read(task, 0, 10_000)]
+        self.trace += [(record.event_type, record.timestamp) for record in log]
         check_log(log)
         return log

@@ -129,7 +129,7 @@ class Place(MemoryStore):
 
     def orphan(self, *, of: str | None = None) -> None:
         """Take the tasks of a node, or of all whose leases are over."""
-        for node in set(self.holders.values()):
+        for node in dict.fromkeys(self.holders.values()):  # no set: its order is the process's
             if node == of or not self.lives(node):
                 for task_id in self.held_by(node):
                     task = self._tasks[task_id]

@@ -1,4 +1,4 @@
-"""Ends of the server that nobody is to blame for: no task is counted a loss, and none fails."""
+"""Ends of the server that no task causes: no task is counted a loss, and none fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.faults.nodes import chain
 from tests.faults.nursery import ForkedServer, Nursery
 from tests.faults.process import ServerProcess, free_port
 from tests.faults.streaming import PATIENT
-from tests.faults.test_poison import APP, Company
+from tests.faults.test_poison import APP, Tasks
 
 pytestmark = pytest.mark.faults
 MOST_LOSSES = 2  # without progress: the step that runs when the server is killed may begin again
@@ -88,13 +88,13 @@ async def test_orderly_stops_are_no_loss(stops: int, tmp_path: Path, ledger: Led
     chance = random.Random(stops)
     await asyncio.to_thread(server.start)
     async with Client(server.url, PATIENT) as client:
-        company = Company(client, 2)
-        await company.begin()
+        tasks = Tasks(client, 2)
+        await tasks.begin()
         for _ in range(stops):
             await asyncio.sleep(chance.uniform(0, 0.3))  # in whatever they are doing
             assert await asyncio.to_thread(server.stop) == 0
             await asyncio.to_thread(server.start)
-        logs = await company.finish()
+        logs = await tasks.finish()
     await asyncio.to_thread(server.kill)
     lost = sum(record.event_type == "step_lost" for log in logs for record in log)
     failed = sum(log[-1].event_type != "task_completed" for log in logs)
