@@ -6,6 +6,7 @@ import os
 
 import pytest
 from hypothesis import settings
+from hypothesis import strategies as st
 
 from tests.figures import Figures
 
@@ -26,3 +27,14 @@ def pytest_configure(config: pytest.Config) -> None:
         # pytest starts; the terminals that tests open have sizes of their own.
         for name in ("COLUMNS", "LINES"):
             os.environ.pop(name, None)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Make the table of all characters, which the first text that hypothesis makes needs.
+
+    If `.hypothesis` does not have it yet, this takes 5 s of a core: on a busy machine longer than
+    the time limit of the test that happens to be the first.
+    """
+    functions = [getattr(item, "obj", None) for item in session.items]
+    if any(getattr(function, "is_hypothesis_test", False) for function in functions):
+        st.characters(codec="utf-8").validate()
