@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from agentsrv.errors import AgentsrvError, Fenced
+from agentsrv.error_text import describe
+from agentsrv.errors import AgentsrvError, Fenced, Unavailable
 from agentsrv.models.events import (
     TERMINAL_EVENTS,
     Event,
@@ -142,7 +143,7 @@ class Journal:
 
         Raises:
             Fenced: The task has another writer; nothing more of this one will be written.
-            Unavailable: The store cannot tell.
+            Unavailable: The store cannot commit, for whatever reason; the outcome is unknown.
         """
         if self._lost is not None:
             raise self._lost
@@ -212,6 +213,18 @@ class Journal:
         self._scheduled = False
         if not self._bodies or self._in_flight is not None:
             return
+        try:
+            done = self._in_flight = self._hand_over()
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must get it
+            self._fail(error)
+            return
+        if done.done():
+            self._committed(done)
+        else:
+            done.add_done_callback(self._committed)
+
+    def _hand_over(self) -> asyncio.Future[None]:
+        """Append everything that waits."""
         self._close_all()
         self._characters = 0
         bodies, self._bodies = self._bodies, []
@@ -229,21 +242,14 @@ class Journal:
             state=kept_snapshot(self.state),
             replies=replies,
         )
-        done = self._in_flight = self._store.append(append)
-        if done.done():
-            self._committed(done)
-        else:
-            done.add_done_callback(self._committed)
+        return self._store.append(append)
 
     def _committed(self, done: asyncio.Future[None]) -> None:
         self._in_flight = None
-        error = done.exception()
-        if isinstance(error, AgentsrvError):
-            self._measures.fenced += isinstance(error, Fenced)
-            self._lose(error)
-            return
+        error = asyncio.CancelledError() if done.cancelled() else done.exception()
         if error is not None:
-            raise error
+            self._fail(error)
+            return
         if self.closed and self._lost is None and not self._bodies:  # it held the task's end
             self._measures.end(self.state.agent, self.state.status.value)
         waiters, self._in_flight_waiters = self._in_flight_waiters, []
@@ -253,12 +259,29 @@ class Journal:
         if self._bodies:
             self._schedule()
 
+    def _fail(self, error: BaseException) -> None:
+        """Lose the task because an append failed. What is no AgentsrvError is the store's fault."""
+        if isinstance(error, AgentsrvError):
+            self._measures.fenced += isinstance(error, Fenced)
+            self._lose(error)
+            return
+        self._measures.store_faults += 1
+        _log.error(
+            "task %s: the store failed to commit by a fault of its own; the task is run again from "
+            "its log",
+            self._lease.task_id,
+            exc_info=error,
+            extra={"about": {"task_id": self._lease.task_id}},
+        )
+        reason = f"the store failed to commit: {describe(error)}; the outcome is unknown"
+        self._lose(Unavailable(reason))
+
     def _lose(self, error: AgentsrvError) -> None:
-        if self._lost is None:
+        """Close the journal, and raise ``error`` in every call that waits for a commit."""
+        is_first = self._lost is None
+        if is_first:
             self._lost = error
             self.closed = True
-            if self._on_lost is not None:
-                self._on_lost(error)
         waiters, self._waiters = self._waiters, []
         if self._in_flight is None:
             waiters += self._in_flight_waiters
@@ -266,6 +289,8 @@ class Journal:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(error)
+        if is_first and self._on_lost is not None:
+            self._on_lost(error)
 
     def _refuse(self, event: Event) -> None:
         self._measures.refused += 1

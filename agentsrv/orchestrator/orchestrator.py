@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from typing import Final
 import orjson
 
 from agentsrv.agents.registry import Registry
+from agentsrv.error_text import describe
 from agentsrv.errors import (
+    AgentsrvError,
     Fenced,
     InvalidCommand,
     InvalidState,
@@ -33,6 +36,8 @@ from agentsrv.orchestrator.worker import Worker
 from agentsrv.store.base import Head, NewTask, Store
 
 READY_WITHIN: Final = 2.0  # seconds that the store has to answer; a commit is under way for some ms
+
+_log = logging.getLogger("agentsrv.orchestrator")
 
 
 class Orchestrator:
@@ -308,6 +313,11 @@ class Orchestrator:
                 await self._store.check()
         except TimeoutError:
             raise Unavailable(f"the store does not answer within {READY_WITHIN:g} s") from None
+        except AgentsrvError:
+            raise
+        except Exception as error:
+            _log.exception("the store cannot be checked")
+            raise Unavailable(f"the store cannot be checked: {describe(error)}") from error
 
     def agents(self) -> Result:
         """The registered agents."""

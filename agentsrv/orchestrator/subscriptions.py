@@ -8,16 +8,20 @@ the store. So resuming, replaying and following are one thing, and a slow reader
 from __future__ import annotations
 
 import asyncio
+import logging
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from agentsrv.errors import AgentsrvError
+from agentsrv.errors import AgentsrvError, Internal
 from agentsrv.models.events import is_life_cycle, is_terminal
 from agentsrv.orchestrator.hub import Hub
 from agentsrv.store.base import Commit, Span, damaged
 
 PAGE = 256  # events read from the store at once, of as many tasks as it takes: some 64 KiB
+
+_log = logging.getLogger("agentsrv.subscriptions")
 
 
 class Sink(Protocol):
@@ -295,6 +299,12 @@ class Subscriber:
                 await asyncio.sleep(0)  # others have a turn beside a client that is quick
         except AgentsrvError:
             self._hub.stall(self)  # the log waits, and so does the client
+        except Exception:  # noqa: BLE001 - it may not pass: the client gets it, and can try again
+            incident = uuid.uuid4().hex[:12]
+            _log.exception("incident %s: subscriptions cannot be read", incident)
+            for cursor in list(self._lagging):
+                told = f"task {cursor.task_id} cannot be read: internal error (incident {incident})"
+                self._drop(cursor, Internal(told))
         finally:
             self._reader = None
 
@@ -333,7 +343,7 @@ class Subscriber:
             # It may have been given up or replaced meanwhile.
             if cursor in self._lagging and cursor.task_id not in self.held:
                 if events is None:
-                    self._drop(cursor)
+                    self._drop(cursor, damaged(cursor.task_id))
                     continue
                 if limit and not events:
                     cursor.head = cursor.seq  # the log is gone: it was too old to keep
@@ -356,14 +366,14 @@ class Subscriber:
         elif cursor.ended and cursor.seq >= cursor.head and not cursor.life_cycle:
             self.unsubscribe(cursor.task_id)
 
-    def _drop(self, cursor: _Cursor) -> None:
+    def _drop(self, cursor: _Cursor, refusal: AgentsrvError) -> None:
         """Give up a task whose log cannot be read; the others are delivered."""
         if cursor.life_cycle:
             self._lagging.pop(cursor, None)
             self._life_cycles.pop(cursor.task_id, None)
         else:
             self.unsubscribe(cursor.task_id)
-        self._sink.refused(damaged(cursor.task_id))
+        self._sink.refused(refusal)
 
     def _tell(self, cursor: _Cursor) -> None:
         assert cursor.target is not None

@@ -51,6 +51,7 @@ class Worker:
         self._returned: dict[str, int] = {}
         """How often this worker has given back each task that has not ended here since."""
         self._is_away = False  # the store gave nothing at the last try
+        self._faults = 0  # tries since the last one that was not a fault of the store
 
     @property
     def measures(self) -> Measures:
@@ -156,6 +157,14 @@ class Worker:
                 _log.error("no tasks are claimed: %s", error)
             self._is_away = True
             return ()
+        except Exception:  # noqa: BLE001 - the store does not call ``on_ready`` when it has passed
+            _log.exception("no tasks are claimed: the store failed by a fault of its own")
+            self._is_away = True
+            self._faults += 1
+            delay = _BACK_OFF.delay(self._faults)
+            asyncio.get_running_loop().call_later(delay, self._wake.set)
+            return ()
+        self._faults = 0
         if self._is_away:
             _log.info("tasks are claimed again")
         self._is_away = False
@@ -222,8 +231,10 @@ class Worker:
             # A damaged log stays leased: the next worker could not read it either.
             if isinstance(error, Unavailable) and not isinstance(error, Damaged) and not is_loaded:
                 await self._give_back(lease)
-        except BaseExceptionGroup:
+        except (Exception, BaseExceptionGroup):  # noqa: BLE001 - a fault of ours ends one task
             _log.exception("task %s: its run broke off", lease.task_id)
+            if not is_loaded:
+                await self._give_back(lease)
 
     async def _give_back(self, lease: Lease) -> None:
         """Release a lease, in an asyncio task of its own: an agent may cancel that of the task."""

@@ -345,15 +345,17 @@ class OutboxConnection(ServerConnection):
         """Release everything that waits for room."""
         if not hasattr(self, "share"):
             return  # nothing was begun
-        self.gate.close(self.share)
-        if self._is_large:
-            self.share.end_large(self._continue_large)
-        self._unread = _NOTHING
-        if self._rest is not None:
-            self._rest.cancel()
-        super().connection_lost(exc)
-        self._stop_timer()
-        self._wake()
+        try:
+            self.gate.close(self.share)
+            if self._is_large:
+                self.share.end_large(self._continue_large)
+            self._unread = _NOTHING
+            if self._rest is not None:
+                self._rest.cancel()
+            super().connection_lost(exc)
+        finally:
+            self._stop_timer()
+            self._wake()
 
     def pause_writing(self) -> None:
         """Read nothing more from a client that does not read: its pings want answers too."""

@@ -119,11 +119,13 @@ class Turns:
             return
         left = PER_TURN
         waiting = self._waiting
-        while waiting and left > 0:
-            left -= waiting.popleft()()
-        self._left = left
-        # Portions queue others, so this is looked at once, after all of them.
-        self._is_scheduled = False
-        if waiting:
-            self._between = BETWEEN
-            self._schedule()
+        try:
+            while waiting and left > 0:
+                left -= waiting.popleft()()
+        finally:  # a portion that raises is that of one connection; the others must not wait for it
+            self._left = left
+            # Portions queue others, so this is looked at once, after all of them.
+            self._is_scheduled = False
+            if waiting:
+                self._between = BETWEEN
+                self._schedule()

@@ -12,6 +12,7 @@ as long to make.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple, Protocol
@@ -27,6 +28,8 @@ MAX_CURSOR: Final = 18  # digits; what fits 64 bits for certain
 MAX_PAGE: Final = 1_040_000  # bytes of a page as JSON: its frame has at most 1 MiB
 ROW_BYTES: Final = 160  # what a row has as JSON, without its text
 QUEUE_RETRY_AFTER: Final = 1.0  # seconds that a refused client should wait
+
+_log = logging.getLogger("agentsrv.store")
 
 
 class LeaseEnd(IntEnum):
@@ -201,7 +204,7 @@ class Store(Protocol):
         """Declare that this process stops: whatever ends it from now on is not a crash.
 
         Raises nothing where the store cannot be written; then the attempts that run when the
-        process ends are charged with a crash.
+        process ends get a loss, as after a crash.
         """
 
     async def close(self) -> None:
@@ -298,6 +301,16 @@ class Store(Protocol):
 
     def queued_by(self, owner: str) -> int:
         """How many of them are the owner's, as far as this process knows."""
+
+
+def notify(listener: Callable[..., None], *values: object) -> None:
+    """Call a listener of a store; what it raises is logged and keeps nobody waiting."""
+    try:
+        listener(*values)
+    except Exception:  # noqa: BLE001 - one listener's fault keeps nobody waiting
+        task_ids = [value.task_id for value in values if isinstance(value, Commit)]
+        about = {"task_id": task_ids[0]} if task_ids else {}
+        _log.exception("a listener of the store failed", extra={"about": about})
 
 
 def ignore_commit(_: Commit, /) -> None:

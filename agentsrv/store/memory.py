@@ -200,7 +200,7 @@ class MemoryStore:
         if task is not None and task.head.epoch == epoch and self._queue.is_leased(task_id):
             task.lease_end = task.lease_end.declared()
             self._queue.lose(task_id, task.head.owner)
-            self.on_ready()
+            base.notify(self.on_ready)
 
     async def purge(self, before: float, limit: int) -> int:
         """See ``Store.purge``."""
@@ -237,6 +237,6 @@ class MemoryStore:
             is_ready = True
         elif status.is_terminal:
             is_ready = self._queue.drop(head.task_id, head.owner)
-        self.on_commit(Commit(head.task_id, head.owner, head.seq, events))
+        base.notify(self.on_commit, Commit(head.task_id, head.owner, head.seq, events))
         if is_ready:
-            self.on_ready()
+            base.notify(self.on_ready)

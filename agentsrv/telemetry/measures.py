@@ -73,6 +73,8 @@ class Measures:
         """Events and pieces of text that came behind the end of their task."""
         self.fenced = 0
         """Appends that another writer was ahead of."""
+        self.store_faults = 0
+        """Appends of running tasks that failed by a fault of the store."""
         self.stopped = Histogram(QUICK)
         """From a cancellation of a task that runs until none of its code does."""
         self.cancelled = Histogram(QUICK)

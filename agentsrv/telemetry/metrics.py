@@ -128,6 +128,12 @@ METRICS: Final = (
         _one(lambda m: m.waits()),
     ),
     Metric(
+        "agentsrv_store_faults_total",
+        "counter",
+        "Appends of running tasks that failed by a fault of the store; the log has the stack.",
+        _one(lambda m: m.store_faults),
+    ),
+    Metric(
         "agentsrv_store_damaged_tasks",
         "gauge",
         "Tasks that the store could not read since the server started.",

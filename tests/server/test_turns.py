@@ -80,6 +80,26 @@ def test_a_portion_is_done_at_once_until_the_turn_is_used_up(loop, turns):
     assert loop.turn() == 0  # nothing was counted, so there is nothing to reset
 
 
+def test_a_portion_that_fails_holds_up_no_other(loop, turns):
+    """It is one connection's; those behind it have their turn."""
+    done: list[str] = []
+
+    def fail() -> float:
+        raise LookupError("a fault")
+
+    def succeed() -> float:
+        done.append("done")
+        return 1.0
+
+    turns.queue(fail)
+    turns.queue(succeed)
+    with pytest.raises(LookupError):
+        loop.turn()
+    while not loop.is_idle:
+        loop.turn()
+    assert done == ["done"]
+
+
 def test_portions_wait_in_rotation(loop, turns):
     """Whoever has more to do goes to the end; one turn does not do more than its units."""
     done: list[str] = []
