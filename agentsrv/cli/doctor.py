@@ -35,6 +35,7 @@ from agentsrv.server.files import SPARE
 from agentsrv.server.listener import PASSING
 from agentsrv.settings import Settings, complaints
 from agentsrv.store.sqlite import LONG_LOG
+from agentsrv.store.sqlite_faults import REINDEX_HINT
 from agentsrv.store.sqlite_file import beside, check_place, holder_of, writer_of
 from agentsrv.store.sqlite_log import WAL_LIMIT
 from agentsrv.store.sqlite_look import OLDEST, Damage, find_damage, look
@@ -230,7 +231,15 @@ def _check_file(path: Path, holder: str | None) -> Iterator[Finding]:
         damage = find_damage(path)
     except ConfigurationError as error:
         damage = Damage(error.message, [])
-    if damage.tasks or damage.reason:
+    if damage.indexes:
+        yield Finding(
+            Level.FAIL,
+            f"indexes: {path}: {', '.join(damage.indexes)}: {damage.reason}",
+            REINDEX_HINT.replace("FILE", str(path))
+            if not damage.tasks
+            else "restore a copy made by agentsrv backup: rows are damaged, too",
+        )
+    if damage.tasks or (damage.reason and not damage.indexes):
         named = ", ".join(damage.tasks[:NAMED]) or "none that can be named"
         more = f" and {len(damage.tasks) - NAMED} more" if len(damage.tasks) > NAMED else ""
         reason = damage.reason or "events are not what was written"

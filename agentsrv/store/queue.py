@@ -123,6 +123,15 @@ class TaskQueue:
         """Whether a worker has the task."""
         return task_id in self._leased
 
+    def has(self, task_id: str, owner: str) -> bool:
+        """Whether the task waits or is leased."""
+        return (
+            task_id in self._leased
+            or task_id in self._new
+            or task_id in self._lost
+            or task_id in self._lines.get(owner, ())
+        )
+
     def drop(self, task_id: str, owner: str) -> bool:
         """Forget a task, wherever it is.
 

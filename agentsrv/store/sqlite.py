@@ -53,7 +53,7 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 
 from agentsrv.error_text import describe
-from agentsrv.errors import AgentsrvError, InvalidCommand, Unavailable
+from agentsrv.errors import Unavailable
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Span
@@ -62,9 +62,17 @@ from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite_faults import Fault, MovedError, fault_of, hint_for, may_pass
 from agentsrv.store.sqlite_file import StoreInUseError, writer_of
 from agentsrv.store.sqlite_log import WAL_LIMIT, SqliteLog
+from agentsrv.store.sqlite_operation import (
+    Operation,
+    Outcome,
+    Outcomes,
+    Work,
+    is_replay,
+    outcome_of,
+    read_span,
+)
 
 T = TypeVar("T")
-Work = Callable[[SqliteLog], T]
 
 MAX_ROWS = 2000  # events written in one turn of the loop: some 5 ms
 FIRST_RETRY: Final = 0.05  # seconds until a store that waits tries again; then twice as long each
@@ -76,35 +84,8 @@ OPEN_PATIENCE: Final = (
 CHECK_EVERY: Final = 1.0  # seconds between looks at the file of a store that is idle
 LONG_LOG: Final = 4 * WAL_LIMIT  # bytes of a write-ahead log that somebody keeps from shrinking
 CLOSED: Final = Unavailable("the store is closed")
-GARBAGE: Final = (ValueError, TypeError, AttributeError, LookupError)
-"""What reading a row raises that has another form than any that was written."""
-REFUSALS: Final = (AgentsrvError, ValueError, TypeError, OverflowError, sqlite3.DataError)
-"""Errors of one operation: values that SQLite cannot take are refused before they are written."""
 
 _log = logging.getLogger("agentsrv.store")
-
-
-@dataclass(slots=True, eq=False)
-class _Operation:
-    work: Work[Any]
-    done: asyncio.Future[Any]
-    commit: Commit | None = None
-    is_long: bool = False
-    """Whether it may take milliseconds, and so runs in the thread."""
-    is_early: bool = False
-    """Whether its result may be told before the commit."""
-    writes: bool = False
-    task_id: str | None = None
-    """The task that it is about, if it is about one."""
-    nothing: Any = None
-    """The result of a read about a name that no task can have."""
-    is_patient: bool = False
-    """Whether it waits as long as the store does, because a running task depends on it."""
-
-
-Outcome = tuple[_Operation, Any, Exception | None]
-"""An operation with its result or its refusal."""
-Outcomes = list[Outcome]
 
 
 @dataclass(slots=True, eq=False)
@@ -132,7 +113,7 @@ class SqliteStore:
         self._file = SqliteLog(path, limits or QueueLimits())
         self.marks: Marks | None = self._file.marks
         self.commits_starts = False
-        self._waiting: list[_Operation] = []
+        self._waiting: list[Operation] = []
         self._busy = False
         self._scheduled = False
         self._broken: BaseException | None = None
@@ -236,7 +217,7 @@ class SqliteStore:
 
     async def read_each(self, spans: Sequence[Span]) -> Sequence[Sequence[bytes] | None]:
         """See ``Store.read_each``."""
-        return await self._submit(lambda log: [_read_span(log, span) for span in spans])
+        return await self._submit(lambda log: [read_span(log, span) for span in spans])
 
     async def spec(self, task_id: str) -> bytes | None:
         """See ``Store.spec``."""
@@ -322,7 +303,7 @@ class SqliteStore:
             done.set_exception(Unavailable(self.trouble))
             return done
         self._waiting.append(
-            _Operation(work, done, commit, is_long, is_early, writes, task_id, nothing, is_patient)
+            Operation(work, done, commit, is_long, is_early, writes, task_id, nothing, is_patient)
         )
         if not self._scheduled and not self._busy:
             self._scheduled = True
@@ -367,6 +348,8 @@ class SqliteStore:
         else:
             return outcomes
         dropped = self._file.drop_damaged()
+        for task_id, reason in dropped.items():
+            self._file.note_damage(task_id, reason)
         write()
         kept: Outcomes = []
         for outcome in outcomes:
@@ -379,7 +362,7 @@ class SqliteStore:
                 kept.append(outcome)
         return kept
 
-    def _execute(self, outcomes: Outcomes) -> _Operation | None:
+    def _execute(self, outcomes: Outcomes) -> Operation | None:
         """Execute operations up to one that takes long, which is returned.
 
         One that meets an error which is not its own stays the first of those that wait.
@@ -390,7 +373,7 @@ class SqliteStore:
                 self._waiting = waiting[place + operation.is_long :]
                 return operation if operation.is_long else None
             try:
-                outcomes.append(_outcome(operation, self._file))
+                outcomes.append(outcome_of(operation, self._file))
             except sqlite3.Error:
                 self._waiting = waiting[place:]
                 raise
@@ -405,25 +388,18 @@ class SqliteStore:
             if refusal is None:
                 if not operation.done.done():  # cancelled, or refused while the store waited
                     operation.done.set_result(result)
-                if operation.commit is not None and not _is_replay(result):
-                    self._tell(operation.commit)
+                if operation.commit is not None and not is_replay(result):
+                    base.notify(self.on_commit, operation.commit)
             elif not operation.done.done():
                 operation.done.set_exception(refusal)
         if not self._busy and self._file.take_ready_changed():
-            self.on_ready()
+            base.notify(self.on_ready)
         if self._waiting and not self._scheduled and not self._busy and self._wait is None:
             self._scheduled = True
             self._loop.call_soon(self._turn)
 
-    def _tell(self, commit: Commit) -> None:
-        try:
-            self.on_commit(commit)
-        except Exception:  # noqa: BLE001 - one listener's fault must not keep the others waiting
-            extra = {"about": {"task_id": commit.task_id}}
-            _log.exception("a listener failed at a commit", extra=extra)
-
     def _committed(
-        self, outcomes: Outcomes, left: _Operation | None, error: BaseException | None
+        self, outcomes: Outcomes, left: Operation | None, error: BaseException | None
     ) -> None:
         """The thread is done; ``left`` is an operation that it could not execute."""
         self._busy = False
@@ -433,7 +409,7 @@ class SqliteStore:
             self._fail(error, outcomes)
         else:
             if self._since is not None:
-                self.on_durable(monotonic() - self._since)
+                base.notify(self.on_durable, monotonic() - self._since)
             self._settle(outcomes)
 
     def _fail(self, error: BaseException, outcomes: Outcomes) -> None:
@@ -469,7 +445,7 @@ class SqliteStore:
                 outcomes.append((operation, None, Unavailable(self.trouble or "")))
                 continue
             try:
-                outcomes.append(_outcome(operation, self._file))
+                outcomes.append(outcome_of(operation, self._file))
             except sqlite3.Error as error:
                 refusal = Unavailable(f"the store cannot be read now: {describe(error)}")
                 outcomes.append((operation, None, refusal))
@@ -509,7 +485,7 @@ class SqliteStore:
             waited = monotonic() - wait.since
             _log.warning("the store %s takes writes again, after %.1f s", self.path, waited)
             self.trouble = None
-            self.on_resumed()
+            base.notify(self.on_resumed)
         self._settle(wait.held)
 
     def _announce_when_due(self) -> None:
@@ -541,7 +517,7 @@ class SqliteStore:
         in_doubt = [operation for operation, _, _ in wait.held if not operation.is_patient]
         self._refuse(in_doubt, f"{self.trouble}; the outcome is unknown")
 
-    def _refuse(self, operations: Sequence[_Operation], reason: str) -> None:
+    def _refuse(self, operations: Sequence[Operation], reason: str) -> None:
         for operation in operations:
             if not operation.done.done():
                 operation.done.set_exception(Unavailable(reason))
@@ -579,7 +555,7 @@ class SqliteStore:
                 exc_info=error,
                 extra={"about": {}},  # no task's fault, whosever turn it was
             )
-            self.on_broken(error)
+            base.notify(self.on_broken, error)
 
     def _unavailable(self) -> Unavailable:
         return Unavailable(f"the store cannot write: {self._broken}; the outcome is unknown")
@@ -606,6 +582,7 @@ class SqliteStore:
 
         Raises:
             MovedError: They are not what was opened.
+            CutOffError: They are shorter than what was written.
             OSError: They cannot be looked at.
         """
         self._checked = monotonic()
@@ -624,15 +601,20 @@ class SqliteStore:
         self._file.check_content()
 
     def _close_file(self, closed: asyncio.Future[None]) -> None:
-        self._file.close()
-        self._loop.call_soon_threadsafe(closed.set_result, None)
+        try:
+            self._file.close()
+        except Exception:  # noqa: BLE001 - whoever closes it waits for it
+            _log.exception("the store %s was not closed in order", self.path)
+        finally:
+            self._loop.call_soon_threadsafe(closed.set_result, None)
 
-    def _finish(self, outcomes: Outcomes, long: _Operation | None) -> None:
+    def _finish(self, outcomes: Outcomes, long: Operation | None) -> None:
         failed: BaseException | None = None
         try:
             if long is not None:
-                outcomes = [*outcomes, _outcome(long, self._file)]
+                outcomes = [*outcomes, outcome_of(long, self._file)]
                 long = None
+            self._file.check_place()
             outcomes = self._written(outcomes, self._file.commit)
             self._file.check_place()
             if monotonic() - self._checked > CHECK_EVERY:
@@ -655,51 +637,3 @@ class SqliteStore:
         except Exception as error:  # noqa: BLE001 - judged in the loop
             failed = error
         self._loop.call_soon_threadsafe(self._attempted, failed)
-
-
-def _read_span(log: SqliteLog, span: Span) -> Sequence[bytes] | None:
-    """A part of a log; ``None`` where it is damaged: other logs are read all the same."""
-    try:
-        return log.read(*span)
-    except UnicodeEncodeError:
-        return ()
-    except (sqlite3.Error, *GARBAGE) as error:
-        if isinstance(error, sqlite3.Error) and fault_of(error) is not Fault.DAMAGED:
-            raise
-        log.note_damage(span.task_id, error)
-        return None
-
-
-def _outcome(operation: _Operation, log: SqliteLog) -> Outcome:
-    """What comes of an operation: its result, or why it is refused.
-
-    Raises:
-        sqlite3.Error: Not the operation's fault; nothing of it is left in the transaction.
-    """
-    mark = len(log.redo)
-    try:
-        return operation, operation.work(log), None
-    except UnicodeEncodeError as error:  # half a surrogate pair: no task has that name
-        if operation.writes:
-            return operation, None, InvalidCommand(f"a text cannot be stored: {error.reason}")
-        return operation, operation.nothing, None
-    except (*REFUSALS, *GARBAGE) as refusal:
-        if isinstance(refusal, AgentsrvError) or operation.writes or operation.task_id is None:
-            return operation, None, refusal
-        # A row of another form than any that was written.
-        log.note_damage(operation.task_id, refusal)
-        return operation, None, base.damaged(operation.task_id)
-    except sqlite3.Error as error:
-        if operation.writes:
-            log.undo(mark)
-        if fault_of(error) is not Fault.DAMAGED:
-            raise
-        if operation.task_id is None:
-            return operation, None, Unavailable(f"the store is damaged: {describe(error)}")
-        log.note_damage(operation.task_id, error)
-        return operation, None, base.damaged(operation.task_id)
-
-
-def _is_replay(result: object) -> bool:
-    """Whether a ``create`` found its task and wrote nothing."""
-    return isinstance(result, Created) and result.replayed

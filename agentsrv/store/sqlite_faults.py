@@ -20,6 +20,10 @@ from typing import Final
 LOCKED: Final = (
     "another program has locked it; find the program (lsof FILE), or wait until it has ended"
 )
+REINDEX_HINT: Final = (
+    "stop the server and make the indexes anew: `sqlite3 FILE REINDEX`; restore a copy by "
+    "`agentsrv backup` if that fails"
+)
 HINTS: Final = {
     sqlite3.SQLITE_BUSY: LOCKED,
     sqlite3.SQLITE_LOCKED: LOCKED,
@@ -52,6 +56,19 @@ class HoleError(sqlite3.DatabaseError):
     """Events are missing in a log: the page that they were on is damaged, unnoticed by SQLite."""
 
     sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+
+
+class IndexDamageError(sqlite3.DatabaseError):
+    """An index of the table of tasks leads to another task's row, or does not have a task.
+
+    If the rows themselves are whole, `REINDEX` makes the indexes anew from them.
+    """
+
+    sqlite_errorcode = sqlite3.SQLITE_CORRUPT_INDEX
+
+
+class CutOffError(Exception):
+    """One of the store's files is shorter than what was written to it."""
 
 
 class MovedError(Exception):

@@ -15,6 +15,11 @@ paths of the database and of its write-ahead log lead to with those that were op
 three ``stat`` calls and runs in the store's thread after each commit, before the commit is
 acknowledged, and once a second while the store is idle.
 
+The files do not get shorter under the server, or what was committed is lost. ``cut_off`` compares
+the size of the write-ahead log with the number of pages that its index (``-shm``) counts, and the
+size of the database with what it was before and with its header. It runs before each commit too:
+SQLite would write behind the gap, and at the next start read only what is before it.
+
 A file that is overwritten in place keeps its inode. ``overwritten`` looks at the header of the
 database: SQLite's magic, the write-ahead mode, the application's id, and a change counter that
 only grows. The pages of the new content do not belong to the write-ahead log of the old one;
@@ -26,6 +31,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -40,6 +46,10 @@ HEADER_SIZE: Final = 100  # bytes of a database's header
 MAGIC: Final = b"SQLite format 3\x00"
 WAL_MODE: Final = b"\x02\x02"  # the header's file format versions in write-ahead mode
 APPLICATION_ID: Final = APPLICATION.to_bytes(4, "big")
+INDEX_HEADER: Final = struct.Struct("=14xHI28x")  # of a log's index: size of pages, pages in it
+LOG_HEADER: Final = 32  # bytes
+FRAME_HEADER: Final = 24  # bytes before each page in a log
+MAX_PAGE: Final = 1 << 16  # bytes; written as 1
 MODE: Final = 0o644  # of a new file, less the umask; what SQLite itself gives
 WRITE_LOCK: Final = 120  # the byte of the log's index that SQLite locks in order to write
 NEVER: Final = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO)
@@ -59,7 +69,13 @@ class DatabaseFile:
         self.path = path.absolute()
         """Also where an agent changes the working folder."""
         self._fd: int | None = None
+        self._shm: int | None = None
+        """Descriptor of the log's index."""
         self._inodes: dict[Path, tuple[int, int]] = {}
+        self._sizes: list[int] = []
+        """Bytes of the database and its log, when ``complaint`` looked last."""
+        self._largest = 0
+        """Bytes that the database had."""
         self._changes = 0
 
     def lock(self) -> None:
@@ -106,9 +122,15 @@ class DatabaseFile:
 
     def close(self) -> None:
         """Close the descriptor, and unlock the file with it. SQLite must have closed it before."""
+        self._close_shm()
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+    def _close_shm(self) -> None:
+        if self._shm is not None:
+            os.close(self._shm)
+            self._shm = None
 
     def watch(self) -> None:
         """Remember what the paths lead to now. SQLite must have opened its log before.
@@ -122,10 +144,13 @@ class DatabaseFile:
         for path in (beside(self.path, suffix) for suffix in BESIDE):
             found = path.stat()
             self._inodes[path] = (found.st_dev, found.st_ino)
-        self._changes = 0
+        self._close_shm()  # of an index that is no more: no lock of SQLite's is lost by it
+        self._shm = os.open(beside(self.path, "-shm"), os.O_RDONLY | os.O_CLOEXEC)
+        self._largest = self._changes = 0
 
     def complaint(self) -> str | None:
         """Why nothing may be acknowledged: a file that was deleted, moved or replaced."""
+        self._sizes = []
         for path, opened in self._inodes.items():
             try:
                 found = os.stat(path)  # noqa: PTH116 - after each commit: without a call more
@@ -134,6 +159,23 @@ class DatabaseFile:
                 return f"{path}: {what}"
             if (found.st_dev, found.st_ino) != opened:
                 return f"{path} was replaced by another file"
+            self._sizes.append(found.st_size)
+        return None
+
+    def cut_off(self) -> str | None:
+        """Which file is shorter than what was written to it, as far as ``complaint`` has seen."""
+        if self._shm is None or self._fd is None:
+            return None
+        database, log, _ = self._sizes
+        expected = _log_bytes(os.pread(self._shm, 2 * INDEX_HEADER.size, 0))
+        if log < expected:
+            name = beside(self.path, "-wal")
+            return f"{name} was cut off: it has {log} bytes, expected at least {expected}"
+        if database < self._largest:
+            expected = _database_bytes(os.pread(self._fd, HEADER_SIZE, 0))
+            if database < expected:  # else it was made smaller by VACUUM
+                return f"{self.path} was cut off: it has {database} bytes, expected {expected}"
+        self._largest = database
         return None
 
     @property
@@ -187,6 +229,21 @@ class DatabaseFile:
                 path.rename(beside(path, ".of-overwritten"))
             except OSError:
                 continue  # not there any more
+
+
+def _log_bytes(header: bytes) -> int:
+    """Bytes of a write-ahead log up to its last commit, by the two copies of its index's header."""
+    size = INDEX_HEADER.size
+    if len(header) < 2 * size or header[:size] != header[size:]:
+        return 0  # somebody is writing it
+    page, frames = INDEX_HEADER.unpack(header[:size])
+    page = MAX_PAGE if page == 1 else page
+    return LOG_HEADER + frames * (FRAME_HEADER + page) if frames else 0
+
+
+def _database_bytes(header: bytes) -> int:
+    page, pages = int.from_bytes(header[16:18], "big"), int.from_bytes(header[28:32], "big")
+    return (MAX_PAGE if page == 1 else page) * pages
 
 
 def writer_of(path: Path) -> int | None:

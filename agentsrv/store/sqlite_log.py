@@ -3,18 +3,10 @@
 Methods write into an open transaction and return at once; ``commit`` makes it durable. Those
 that raise an ``AgentsrvError`` have written nothing; the transaction continues.
 
-Theory of operation of a transaction that fails.
-
-Each statement that writes is kept with its values until the commit (``_redo``). SQLite rolls a
-transaction back by itself when the disk is full or a page cannot be read; the store also does so
-when an operation has met a damaged page. The next statement that writes, or ``commit``, then
-begins a new transaction and executes the kept statements again. As one server has the file, they
-find what they found the first time. So the tasks that were claimed and queued meanwhile stay
-what the queue in memory says, and nothing has to be decided again.
-
-SQLite is told not to wait for locks: a statement that meets one raises at once, and the caller
-(``SqliteStore``) decides when to try again. ``undo`` takes back the statements of the one operation
-that failed.
+An index is not believed. Each row is found by an index and then read from the table itself, by its
+number; where it is another task's, or a task that must be there is not found, ``IndexDamageError``
+is raised, and nothing is read or written. ``NOT INDEXED`` keeps SQLite from taking columns from an
+index.
 """
 
 # ruff: noqa: S608 - statements are put together from constants of this file only
@@ -26,7 +18,6 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,46 +28,61 @@ from agentsrv.store import base, sqlite_schema
 from agentsrv.store.base import Append, Created, Head, Lease, NewTask, Page, Row
 from agentsrv.store.marks import Marks
 from agentsrv.store.queue import QueueLimits, TaskQueue
-from agentsrv.store.sqlite_faults import Fault, HoleError, MovedError, fault_of, hint_for, is_damage
+from agentsrv.store.sqlite_faults import (
+    REINDEX_HINT,
+    CutOffError,
+    Fault,
+    HoleError,
+    IndexDamageError,
+    MovedError,
+    fault_of,
+    hint_for,
+    is_damage,
+)
 from agentsrv.store.sqlite_file import DatabaseFile, beside
+from agentsrv.store.sqlite_recovery import Recovery, id_of, try_row
 from agentsrv.store.sqlite_schema import SEQ_BITS
+from agentsrv.store.sqlite_transaction import Transaction
 
 WAL_LIMIT: Final = 64 << 20  # bytes that the write-ahead log is cut back to after a checkpoint
 HEAD: Final = "task_id, owner, status, seq, epoch"
-ROW: Final = "id, task_id, status, user_input, created_at"
+ROW: Final = "task_id, status, user_input, created_at, owner"
+BY_ID: Final = "(SELECT id AS number FROM task WHERE task_id = ?1)"
+"""What the index of ids says of a task."""
+BY_KEY: Final = "(SELECT id AS number FROM task WHERE owner = ?1 AND idempotency_key = ?2)"
+"""What the index of idempotency keys says."""
+READ: Final = "LEFT JOIN task NOT INDEXED ON id = number"
+"""The row itself, from the table; NULLs where it is missing."""
 LOG: Final = (
     f"(SELECT id << {SEQ_BITS} AS first, (id + 1 << {SEQ_BITS}) - 1 AS last"
-    " FROM task WHERE task_id = ?)"
+    f" FROM {BY_ID} JOIN task NOT INDEXED ON id = number AND task_id = ?1)"
 )
 """The places between which a task's log is."""
-Rows = list[tuple[int]]
-"""Numbers of tasks, as statements take them: the method ``list`` hides the type in the class."""
-INSERT: Final = "INSERT INTO event VALUES (?, ?)"
+OLD: Final = "task NOT INDEXED WHERE id = ?1 AND ended_at < ?2"
+Numbers = list[int]
+"""Of tasks: the method ``list`` hides the type in the class."""
 
 _log = logging.getLogger("agentsrv.store")
 
 
-class SqliteLog:
+class SqliteLog(Transaction):
     """Tasks and events in one file; see ``Store`` for what each method means."""
 
     def __init__(self, path: Path, limits: QueueLimits) -> None:
+        super().__init__()
         self._path = path
         self.queue = TaskQueue(limits)
         """What stands in the column ``ready``; the file's own order of it is for the opening."""
         self._place = 0  # the last in the queue
-        self._rows: list[tuple[int, bytes]] = []
-        self.redo: list[tuple[str, Sequence[Any]]] = []
-        """The statements of the transaction with their values; a list of values is many rows."""
         self._ready_changed = False
         self._file = DatabaseFile(path)
         self._overwritten: str | None = None
+        self._is_cut_off = False
+        self._has_index_damage = False
         self.marks = Marks()
-        self._db: sqlite3.Connection
-        self._kept: set[tuple[int]] = set()  # damaged tasks that are too old to be kept
+        self._kept: set[int] = set()  # numbers of damaged tasks that are too old to be kept
         self.damaged: dict[str, str] = {}
         """Tasks that cannot be read, and why, as far as they were met."""
-        self.has_changes = False
-        """Whether somebody waits for the next commit."""
 
     def open(self) -> None:
         """Lock and open the file; make the schema where there is none; free all leases.
@@ -91,7 +97,6 @@ class SqliteLog:
         self.damaged.clear()
         try:
             self._connect()
-            self._take_marks()
         except (sqlite3.Error, OSError, ConfigurationError) as error:
             self.close()
             reason = f"cannot open the store {self._path}: {describe(error)}"
@@ -110,11 +115,12 @@ class SqliteLog:
         """Close the file and let another server have it.
 
         SQLite moves its log into the database when it closes it. Where another file was copied
-        over the database that would damage the copy: there the connection stays open.
+        over the database that would damage the copy, and where one of the files was cut off it
+        would write the gap: there the connection stays open until the process ends.
         """
         self.marks.close()
         if hasattr(self, "_db"):
-            if self._overwritten is None:
+            if self._overwritten is None and not self._is_cut_off:
                 self._db.close()
             else:
                 _keep_open(self._db)
@@ -127,8 +133,12 @@ class SqliteLog:
         sqlite_schema.bring_up(self._db, found)
         if found is None or not self._file.has_header():  # a crash may have come before
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._free_leases()
-        self._read_queue()
+        recovery = Recovery(self._db, self.note_damage)
+        recovery.repair_indexes(self._path)
+        recovery.free_leases()
+        self._place = recovery.read_queue(self.queue)
+        recovery.store_marks(self.marks.open(beside(self._file.path, ".running")))
+        self.marks.clear()
         self._file.watch()
 
     def _connection(self) -> sqlite3.Connection:
@@ -141,85 +151,10 @@ class SqliteLog:
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT}")
 
-    def _free_leases(self) -> None:
-        """Let every task that an earlier process had leased be claimed."""
-        free = "UPDATE task SET node = NULL, ready = 0 WHERE"
-        try:
-            self._db.execute(f"{free} node IS NOT NULL")
-        except sqlite3.Error as error:
-            if fault_of(error) is not Fault.DAMAGED:
-                raise
-            for (row,) in self._db.execute("SELECT id FROM task WHERE node IS NOT NULL").fetchall():
-                self._try_row(row, f"{free} id = ?")
-
-    def _take_marks(self) -> None:
-        """Store which attempts the end of the last process interrupted, then forget the marks.
-
-        A crash in between finds the marks again, and stores the same.
-        """
-        interrupted: dict[str, list[tuple[str, int]]] = {}
-        for mark in self.marks.open(beside(self._file.path, ".running")):
-            interrupted.setdefault(mark.task_id, []).append((mark.step_id, mark.attempt))
-        store = "UPDATE task SET interrupted = ? WHERE task_id = ? AND ended_at IS NULL"
-        rows = [(json.dumps(attempts), task_id) for task_id, attempts in interrupted.items()]
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(store, rows)
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            self.roll_back()
-            if fault_of(error) is not Fault.DAMAGED:
-                raise
-            for attempts, task_id in rows:
-                try:
-                    self._db.execute(store, (attempts, task_id))
-                except sqlite3.Error as own:
-                    if fault_of(own) is not Fault.DAMAGED:
-                        raise
-                    self.note_damage(task_id, own)
-        self.marks.clear()
-
-    def _read_queue(self) -> None:
-        columns = "SELECT task_id, owner, ready FROM task WHERE"
-        try:
-            rows = self._db.execute(f"{columns} ready IS NOT NULL ORDER BY ready, id").fetchall()
-        except sqlite3.Error as error:
-            if fault_of(error) is not Fault.DAMAGED:
-                raise
-            ids = "SELECT id FROM task WHERE ready IS NOT NULL ORDER BY ready, id"
-            rows = [
-                found
-                for (row,) in self._db.execute(ids).fetchall()
-                if (found := self._try_row(row, f"{columns} id = ?"))
-            ]
-        for task_id, owner, ready in rows:
-            if ready:
-                self.queue.put(task_id, owner)
-            else:
-                self.queue.lose(task_id, owner)
-            self._place = ready
-        self.queue.settle()
-
-    def _try_row(self, row: int, statement: str) -> Any:
-        """Execute a statement about one task; one whose page is damaged is left alone."""
-        try:
-            return self._db.execute(statement, (row,)).fetchone()
-        except sqlite3.Error as error:
-            if fault_of(error) is not Fault.DAMAGED:
-                raise
-            self.note_damage(self._id_of(row), error)
-        return None
-
-    def _id_of(self, row: int) -> str:
-        """The id of a task whose own page cannot be read: from the index of ids, all of it."""
-        try:
-            ids = dict(self._db.execute("SELECT id, task_id FROM task ORDER BY task_id"))
-        except sqlite3.Error:
-            ids = {}
-        return str(ids.get(row, f"number {row}"))
-
     def note_damage(self, task_id: str, error: BaseException) -> None:
         """Remember that a task cannot be used, and log it once."""
+        if isinstance(error, IndexDamageError):
+            self.note_index_damage(error)
         if task_id not in self.damaged:
             self.damaged[task_id] = str(error)
             _log.error(
@@ -231,15 +166,32 @@ class SqliteLog:
                 extra={"about": {"task_id": task_id}},
             )
 
+    def note_index_damage(self, error: IndexDamageError) -> None:
+        """Log, once, that an index of the table of tasks, or the table, is damaged."""
+        if not self._has_index_damage:
+            self._has_index_damage = True
+            _log.error(
+                "an index of the store %s and the table do not agree: %s. `agentsrv doctor` says "
+                "which is damaged. If only an index is, %s",
+                self._path,
+                error,
+                REINDEX_HINT,
+            )
+
     def check_place(self) -> None:
         """Return if the file is where it was opened, so that what is committed can be found.
 
         Raises:
             MovedError: It was deleted, moved or replaced, or its log was.
+            CutOffError: It is shorter than what was written, or its log is.
         """
         complaint = self._file.complaint()
         if complaint is not None:
             raise MovedError(complaint)
+        complaint = self._file.cut_off()
+        if complaint is not None:
+            self._is_cut_off = True
+            raise CutOffError(complaint)
 
     def check_content(self) -> None:
         """Return if the database is the one that was opened; once it is not, it stays so.
@@ -273,126 +225,14 @@ class SqliteLog:
         """Bytes of the write-ahead log."""
         return self._file.log_size
 
-    def flush(self) -> None:
-        """Write what was gathered for the transaction; quick, because nothing is synced yet."""
-        if self._rows:
-            rows, self._rows = self._rows, []
-            self.redo.append((INSERT, rows))
-            if not self._db.in_transaction:
-                self._begin()
-            else:
-                self._db.executemany(INSERT, rows)
-
-    def drop_damaged(self) -> set[str]:
-        """Take out of the transaction what a damaged page keeps from being written.
-
-        An event goes to the page on which its neighbours are. Each is tried by itself; a task
-        with one that fails loses all that it has in the transaction, and can be used no more.
-
-        Returns:
-            The ids of these tasks.
-
-        Raises:
-            sqlite3.Error: Something else fails.
-        """
-        self.roll_back()
-        inserts = [values for sql, values in self.redo if sql == INSERT]
-        self.redo = [entry for entry in self.redo if entry[0] != INSERT]
-        rows = [row for values in inserts for row in values]
-        self._begin()
-        damaged: dict[int, sqlite3.Error] = {}
-        for row in rows:
-            try:
-                self._db.execute(INSERT, row)
-            except sqlite3.Error as error:
-                if fault_of(error) is not Fault.DAMAGED:
-                    raise
-                damaged[row[0] >> SEQ_BITS] = error
-        names = {number: self._id_of(number) for number in damaged}  # before they are rolled back
-        self.roll_back()
-        dropped = set(names.values())
-        self.redo = [entry for entry in self.redo if dropped.isdisjoint(map(str, entry[1]))]
-        self.redo.append((INSERT, [row for row in rows if row[0] >> SEQ_BITS not in damaged]))
-        for number, reason in damaged.items():
-            self.note_damage(names[number], reason)
-        return dropped
-
     def commit(self) -> None:
         """Make everything since the last commit durable; this waits for the disk.
 
         Raises:
             sqlite3.Error: Nothing was committed as far as this process can know.
         """
-        self.flush()
-        if self.redo and not self._db.in_transaction:
-            self._begin()
-        if self._db.in_transaction:
-            try:
-                self._db.execute("COMMIT")
-            except sqlite3.Error:
-                self.roll_back()
-                raise
-            self.redo.clear()
+        super().commit()
         self.queue.settle()  # nobody works on what may not have been
-        self.has_changes = False
-
-    def begin(self) -> None:
-        """Open the transaction if it is not open, and write what it had written before.
-
-        Raises:
-            sqlite3.Error: It cannot be opened; what is kept for it stays kept.
-        """
-        if not self._db.in_transaction:
-            self._begin()
-
-    def check_lock(self) -> None:
-        """Return if the file could be written now; nothing is.
-
-        Raises:
-            sqlite3.Error: It could not.
-        """
-        if not self._db.in_transaction:
-            self._begin()
-            if not self.redo:
-                self._db.execute("ROLLBACK")
-
-    def _begin(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            for sql, values in self.redo:
-                if isinstance(values, list):
-                    self._db.executemany(sql, values)
-                else:
-                    self._db.execute(sql, values)
-        except sqlite3.Error:
-            self.roll_back()
-            raise
-
-    def roll_back(self) -> None:
-        """Let no half of the transaction stay open; SQLite may have rolled back by itself."""
-        if self._db.in_transaction:
-            with suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
-
-    def _write(self, sql: str, values: Sequence[Any], *, durable: bool = True) -> sqlite3.Cursor:
-        """Execute a statement in the transaction; unless ``durable``, nobody waits for its commit.
-
-        ``values`` that are a list are rows.
-        """
-        if not self._db.in_transaction:
-            self._begin()
-        self.has_changes |= durable
-        if isinstance(values, list):
-            cursor = self._db.executemany(sql, values)
-        else:
-            cursor = self._db.execute(sql, values)
-        self.redo.append((sql, values))
-        return cursor
-
-    def undo(self, mark: int) -> None:
-        """Take back the statements after ``mark``, and what one that failed may have left."""
-        del self.redo[mark:]
-        self.roll_back()
 
     def create(self, task: NewTask) -> Created:
         """See ``Store.create``."""
@@ -405,7 +245,7 @@ class SqliteLog:
         ready = self._next_place(task.owner, task.status)
         self._expire_key(task)
         seq = len(task.events)
-        row = self._write(
+        (number,) = self._write_row(
             "INSERT INTO task (task_id, owner, status, seq, ready, user_input, created_at,"
             " idempotency_key, spec) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
             (
@@ -419,17 +259,39 @@ class SqliteLog:
                 task.idempotency_key,
                 task.spec,
             ),
-        ).fetchone()
-        assert row is not None
-        self._gather(row[0], seq, task.events)
+            task.task_id,
+        )
+        self._gather(number, task.task_id, seq, task.events)
         if ready is not None:
             self._put(task.task_id, task.owner)
         return Created(Head(task.task_id, task.owner, task.status, seq, 0), replayed=False)
 
     def head(self, task_id: str) -> Head | None:
         """See ``Store.head``."""
-        sql = f"SELECT {HEAD} FROM task WHERE task_id = ?"
-        return _to_head(self._db.execute(sql, (task_id,)).fetchone())
+        row = self._row(HEAD, task_id)
+        return None if row is None else _to_head(row)
+
+    def _row(self, columns: str, task_id: str) -> Any:
+        """The columns of a task's row, of which the first must be ``task_id``.
+
+        Raises:
+            IndexDamageError, HoleError: The index of ids leads to another task, or to none.
+        """
+        row = self._db.execute(f"SELECT {columns} FROM {BY_ID} {READ}", (task_id,)).fetchone()
+        if row is not None and row[0] != task_id:
+            raise _contradiction("ids", row[0])
+        return row
+
+    def _missed(self, task_id: str, *, is_known: bool) -> Head | None:
+        """The head of a task whose row a statement did not find as it expected it.
+
+        Raises:
+            IndexDamageError: There is no such row, although the task is known.
+        """
+        head = self.head(task_id)
+        if head is None and is_known:
+            raise IndexDamageError("the index of ids does not have it")
+        return head
 
     def find(self, owner: str, prefix: str) -> Sequence[str]:
         """See ``Store.find``."""
@@ -441,11 +303,25 @@ class SqliteLog:
 
     def find_key(self, owner: str, idempotency_key: str) -> str | None:
         """See ``Store.find_key``."""
+        row = self._keyed("task_id", owner, idempotency_key)
+        return None if row is None else str(row[0])
+
+    def _keyed(self, columns: str, owner: str, idempotency_key: str) -> Any:
+        """The columns of the row of a task with an idempotency key.
+
+        Raises:
+            IndexDamageError, HoleError: The index of keys leads to another task, or to none.
+        """
         row = self._db.execute(
-            "SELECT task_id FROM task WHERE owner = ? AND idempotency_key = ?",
+            f"SELECT {columns}, task_id, owner, idempotency_key FROM {BY_KEY} {READ}",
             (owner, idempotency_key),
         ).fetchone()
-        return None if row is None else str(row[0])
+        if row is None:
+            return None
+        *found, task_id, found_owner, found_key = row
+        if (found_owner, found_key) != (owner, idempotency_key):
+            raise _contradiction("idempotency keys", task_id)
+        return found
 
     def read(self, task_id: str, after: int, limit: int) -> Sequence[bytes]:
         """See ``Store.read``."""
@@ -467,22 +343,20 @@ class SqliteLog:
                 break
         rows.close()
         if len(found) < limit:
-            seq = self._db.execute("SELECT seq FROM task WHERE task_id = ?", (task_id,)).fetchone()
-            if seq is not None and seq[0] > after + len(found):
+            row = self._row("task_id, seq", task_id)
+            if row is not None and row[1] > after + len(found):
                 raise HoleError(f"event {after + len(found) + 1} is missing")
         return found[:limit]
 
     def spec(self, task_id: str) -> bytes | None:
         """See ``Store.spec``."""
-        sql = "SELECT spec FROM task WHERE task_id = ?"
-        row = self._db.execute(sql, (task_id,)).fetchone()
-        return None if row is None else row[0]
+        row = self._row("task_id, spec", task_id)
+        return None if row is None else row[1]
 
     def state(self, task_id: str) -> bytes | None:
         """See ``Store.state``."""
-        sql = "SELECT state FROM task WHERE task_id = ?"
-        row = self._db.execute(sql, (task_id,)).fetchone()
-        return None if row is None else row[0]
+        row = self._row("task_id, state", task_id)
+        return None if row is None else row[1]
 
     def list(self, owner: str, status: TaskStatus | None, limit: int, before: int | None) -> Page:
         """See ``Store.list``; ``before`` is the number of the last task listed."""
@@ -495,22 +369,41 @@ class SqliteLog:
         rows: Sequence[Any]
         try:
             rows = self._db.execute(
-                f"SELECT {ROW} FROM task WHERE {where} ORDER BY id DESC LIMIT ?",
+                f"SELECT number, {ROW} FROM (SELECT id AS number FROM task WHERE {where}"
+                " ORDER BY id DESC LIMIT ?) LEFT JOIN task NOT INDEXED ON id = number"
+                " ORDER BY number DESC",
                 (*values, limit + 1),
             ).fetchall()
         except sqlite3.Error as error:
             if fault_of(error) is not Fault.DAMAGED:
                 raise
             rows = self._list_whole(where, values, limit + 1)
-        found = [(row[0], Row(row[1], TaskStatus(row[2]), row[3], row[4])) for row in rows]
-        return base.page_of(found, limit, total)
+        found = [
+            (row[0], Row(row[1], TaskStatus(row[2]), row[3], row[4]))
+            for row in rows
+            if self._is_of(owner, row)
+        ]
+        page = base.page_of(found, limit, total)
+        if page.next_cursor is None and len(rows) > limit:  # rows were left out
+            return page._replace(next_cursor=str(rows[-1][0]))
+        return page
+
+    def _is_of(self, owner: str, row: Sequence[Any]) -> bool:
+        """Whether a row of a list is the owner's, whatever the index of owners says."""
+        number, task_id, *_, found = row
+        if found == owner:
+            return True
+        error = IndexDamageError("the index of owners leads to it for another owner")
+        self.note_damage(task_id or f"number {number}", error)
+        return False
 
     def _list_whole(self, where: str, values: Sequence[Any], limit: int) -> Sequence[Any]:
         """Rows of a list one by one, without those that cannot be read."""
         ids = self._db.execute(f"SELECT id FROM task WHERE {where} ORDER BY id DESC", values)
         rows: list[Any] = []
         for (row,) in ids.fetchall():
-            found = self._try_row(row, f"SELECT {ROW} FROM task WHERE id = ?")
+            sql = f"SELECT id, {ROW} FROM task WHERE id = ?"
+            found = try_row(self._db, row, sql, self.note_damage)
             if found is not None:
                 rows.append(found)
             if len(rows) == limit:
@@ -520,29 +413,34 @@ class SqliteLog:
     def append(self, append: Append) -> None:
         """See ``Store.append``."""
         seq = append.expected + len(append.events)
-        where = "WHERE task_id = ? AND epoch = ? AND seq = ? RETURNING id"
-        key = (append.task_id, append.epoch, append.expected)
+        where = (
+            "id = (SELECT id FROM task WHERE task_id = ?) AND task_id = ? AND epoch = ? AND seq = ?"
+        )
+        key = (append.task_id, append.task_id, append.epoch, append.expected)
+        values: tuple[Any, ...]
         ready = self._next_place(append.owner, append.status)
         if append.status.is_terminal:
-            row = self._write(
-                "UPDATE task SET seq = ?, status = ?, node = NULL, ready = NULL, ended_at = ?,"
-                f" interrupted = NULL, state = ? {where}",
-                (seq, append.status.value, append.at, append.state, *key),
-            ).fetchone()
+            change = (
+                "seq = ?, status = ?, node = NULL, ready = NULL, ended_at = ?, interrupted = NULL,"
+                " state = ?"
+            )
+            values = (seq, append.status.value, append.at, append.state)
         elif ready is not None:
-            row = self._write(
-                f"UPDATE task SET seq = ?, status = ?, ready = ? {where}",
-                (seq, append.status.value, ready, *key),
-            ).fetchone()
+            change, values = "seq = ?, status = ?, ready = ?", (seq, append.status.value, ready)
         else:
-            row = self._write(
-                "UPDATE task SET seq = ?, status = ?,"
-                f" interrupted = CASE WHEN node IS NULL THEN interrupted END {where}",
-                (seq, append.status.value, *key),
-            ).fetchone()
+            change = (
+                "seq = ?, status = ?, interrupted = CASE WHEN node IS NULL THEN interrupted END"
+            )
+            values = (seq, append.status.value)
+        row = self._write_row(
+            f"UPDATE task NOT INDEXED SET {change} WHERE {where} RETURNING id",
+            (*values, *key),
+            append.task_id,
+        )
         if row is None:
-            raise base.fenced(append, self.head(append.task_id))
-        self._gather(row[0], seq, append.events)
+            is_known = self.queue.has(append.task_id, append.owner)
+            raise base.fenced(append, self._missed(append.task_id, is_known=is_known))
+        self._gather(row[0], append.task_id, seq, append.events)
         if append.status.is_terminal:
             self._ready_changed |= self.queue.drop(append.task_id, append.owner)
         elif ready is not None:
@@ -568,12 +466,18 @@ class SqliteLog:
         return leases
 
     def _lease(self, task_id: str, node: str) -> Lease:
-        epoch, seq, spec, owner, found = self._write(
-            "UPDATE task SET epoch = epoch + 1, node = ?, ready = NULL WHERE task_id = ?"
+        row = self._write_row(
+            "UPDATE task NOT INDEXED SET epoch = epoch + 1, node = ?, ready = NULL"
+            " WHERE id = (SELECT id FROM task WHERE task_id = ?) AND task_id = ?"
             " RETURNING epoch, seq, spec, owner, interrupted",
-            (node, task_id),
+            (node, task_id, task_id),
+            task_id,
             durable=False,
-        ).fetchone()
+        )
+        if row is None:
+            self._missed(task_id, is_known=True)
+            raise IndexDamageError("its row is not found")
+        epoch, seq, spec, owner, found = row
         try:
             interrupted = [(name, attempt) for name, attempt in json.loads(found)] if found else ()
         except (ValueError, TypeError) as error:
@@ -582,14 +486,18 @@ class SqliteLog:
 
     def release(self, task_id: str, epoch: int) -> None:
         """See ``Store.release``."""
-        row = self._write(
-            "UPDATE task SET node = NULL, ready = 0"
-            " WHERE task_id = ? AND epoch = ? AND node IS NOT NULL RETURNING owner",
-            (task_id, epoch),
-        ).fetchone()
-        if row is not None:
-            self.queue.lose(task_id, row[0])
-            self._ready_changed = True
+        row = self._write_row(
+            "UPDATE task NOT INDEXED SET node = NULL, ready = 0"
+            " WHERE id = (SELECT id FROM task WHERE task_id = ?) AND task_id = ? AND epoch = ?"
+            " AND node IS NOT NULL RETURNING owner",
+            (task_id, task_id, epoch),
+            task_id,
+        )
+        if row is None:
+            self._missed(task_id, is_known=self.queue.is_leased(task_id))
+            return
+        self.queue.lose(task_id, row[0])
+        self._ready_changed = True
 
     def purge(self, before: float, limit: int) -> int:
         """See ``Store.purge``; freed pages are used again, so the file stops growing."""
@@ -597,28 +505,32 @@ class SqliteLog:
             "SELECT id FROM task WHERE ended_at < ? ORDER BY ended_at LIMIT ?",
             (before, limit + len(self._kept)),
         )
-        rows = [row for row in found if row not in self._kept][:limit]
-        if not self._forget(rows):
-            rows = [row for row in rows if self._forget([row])]
-        return len(rows)
+        numbers = [number for (number,) in found if number not in self._kept][:limit]
+        if not self._forget(numbers, before):
+            numbers = [number for number in numbers if self._forget([number], before)]
+        return len(numbers)
 
-    def _forget(self, rows: Rows) -> bool:
+    def _forget(self, numbers: Numbers, before: float) -> bool:
         """Delete tasks; ``False``: one is damaged, and none was deleted."""
-        mark = len(self.redo)
+        mark, rows = len(self.redo), [(number, before) for number in numbers]
         try:
             self._write(
                 f"DELETE FROM event WHERE place BETWEEN ?1 << {SEQ_BITS}"
-                f" AND (?1 + 1 << {SEQ_BITS}) - 1",
+                f" AND (?1 + 1 << {SEQ_BITS}) - 1"
+                f" AND EXISTS (SELECT 1 FROM {OLD})",
                 rows,
+                None,
             )
-            self._write("DELETE FROM task WHERE id = ?", rows)
+            deleted = self._write(f"DELETE FROM {OLD}", rows, None).rowcount
+            if deleted != len(numbers) and numbers:
+                raise IndexDamageError("the index of ends has it for a task that has not ended")
         except sqlite3.Error as error:
             if fault_of(error) is not Fault.DAMAGED:
                 raise
             self.undo(mark)
-            if len(rows) == 1:
-                self._kept.add(rows[0])
-                self.note_damage(self._id_of(*rows[0]), error)
+            if len(numbers) == 1:
+                self._kept.add(numbers[0])
+                self.note_damage(id_of(self._db, numbers[0]), error)
             return False
         return True
 
@@ -627,30 +539,25 @@ class SqliteLog:
         changed, self._ready_changed = self._ready_changed, False
         return changed
 
-    def _gather(self, task: int, seq: int, events: Sequence[bytes]) -> None:
-        """Let the next ``flush`` write events of which ``seq`` is the last one's number."""
-        if events:
-            self._rows.append((task << SEQ_BITS | seq, b"\n".join(events)))
-
     def _replayed(self, task: NewTask) -> Head | None:
         """The task that the idempotency key stands for."""
         if task.idempotency_key is None:
             return None
-        row = self._db.execute(
-            f"SELECT {HEAD}, spec FROM task"
-            " WHERE owner = ? AND idempotency_key = ? AND created_at > ?",
-            (task.owner, task.idempotency_key, task.created_at - base.IDEMPOTENCY_TTL),
-        ).fetchone()
-        if row is not None and row[-1] != task.spec:
+        row = self._keyed(f"{HEAD}, spec, created_at", task.owner, task.idempotency_key)
+        if row is None or row[-1] <= task.created_at - base.IDEMPOTENCY_TTL:
+            return None
+        if row[-2] != task.spec:
             raise base.key_conflict(task.idempotency_key)
-        return None if row is None else _to_head(row[:-1])
+        return _to_head(row[:-2])
 
     def _expire_key(self, task: NewTask) -> None:
         """Take the key from the task that it stood for too long."""
         if task.idempotency_key is not None:
             self._write(
-                "UPDATE task SET idempotency_key = NULL WHERE owner = ? AND idempotency_key = ?",
+                "UPDATE task NOT INDEXED SET idempotency_key = NULL"
+                f" WHERE id = {BY_KEY} AND owner = ?1 AND idempotency_key = ?2",
                 (task.owner, task.idempotency_key),
+                task.task_id,
             )
 
     def _next_place(self, owner: str, status: TaskStatus) -> int | None:
@@ -673,8 +580,13 @@ def _keep_open(connection: sqlite3.Connection) -> None:
     threading.Thread(target=lambda _: wait(), args=(connection,), daemon=True).start()
 
 
-def _to_head(row: tuple[str, str, str, int, int] | None) -> Head | None:
-    if row is None:
-        return None
+def _contradiction(index: str, found: str | None) -> sqlite3.DatabaseError:
+    """A row and an index do not agree: one of them is damaged."""
+    if found is None:
+        return HoleError("its row is missing in the table")
+    return IndexDamageError(f"the index of {index} leads to the row of task {found[:40]!r}")
+
+
+def _to_head(row: Sequence[Any]) -> Head:
     task_id, owner, status, seq, epoch = row
     return Head(task_id, owner, TaskStatus(status), seq, epoch)

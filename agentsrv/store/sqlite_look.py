@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from agentsrv.errors import ConfigurationError
 from agentsrv.store.sqlite_file import beside
 from agentsrv.store.sqlite_schema import SCHEMA_VERSION, SEQ_BITS, version_of
 
+TREE: Final = re.compile(r"[Tt]ree (?:page )?(\d+)")  # in what SQLite finds wrong
 OLDEST: Final = (3, 37, 0)  # of SQLite: the first with STRICT tables
 
 
@@ -57,10 +59,12 @@ class Damage:
     Attributes:
         reason: SQLite's own words, of the first thing that it found; empty if it found nothing.
         tasks: Ids of the tasks whose row or log is not what was written.
+        indexes: Names of the indexes that are damaged, or do not have what the tables have.
     """
 
     reason: str
     tasks: Sequence[str]
+    indexes: Sequence[str] = ()
 
 
 def find_damage(path: Path) -> Damage:
@@ -76,25 +80,56 @@ def find_damage(path: Path) -> Damage:
             if version_of(db) != SCHEMA_VERSION:
                 return Damage("", [])
             db.execute("BEGIN")
-            reason = _reason(db)
-            ids = db.execute("SELECT id, task_id FROM task ORDER BY task_id").fetchall()
-            return Damage(reason, [task_id for row, task_id in ids if not _is_whole(db, row)])
+            complaints = _complaints(db)
+            tasks = _damaged_tasks(db)
+            reason = complaints[0] if complaints else ""
+            return Damage(reason, tasks, _indexes(db, complaints))
     except sqlite3.Error as error:
         raise ConfigurationError(f"it cannot be read: {error}") from error
 
 
-def _reason(db: sqlite3.Connection) -> str:
+def _complaints(db: sqlite3.Connection) -> list[str]:
+    """What SQLite finds wrong with the file, as many lines as it gives."""
     try:
-        verdict = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+        rows = db.execute("PRAGMA integrity_check").fetchall()
     except sqlite3.DatabaseError as error:
-        return str(error)
-    return "" if verdict == "ok" else verdict.splitlines()[-1]
+        return [str(error)]
+    lines = [line for (row,) in rows for line in str(row).splitlines()]
+    return [line for line in lines if line != "ok" and not line.startswith("***")]
 
 
-def _is_whole(db: sqlite3.Connection, row: int) -> bool:
+def _indexes(db: sqlite3.Connection, complaints: Sequence[str]) -> list[str]:
+    """The indexes that SQLite names, by their name or by the number of their first page."""
+    indexes = db.execute("SELECT name, rootpage FROM sqlite_master WHERE type = 'index'").fetchall()
+    words = [set(re.findall(r"\w+", line)) for line in complaints]
+    roots = {found for line in complaints for found in TREE.findall(line)}
+    return [
+        name for name, root in indexes if str(root) in roots or any(name in line for line in words)
+    ]
+
+
+def _damaged_tasks(db: sqlite3.Connection) -> list[str]:
+    """The ids of tasks, as the index or the table has them, that cannot be read whole by it."""
+    by_index = _ids(db, "SELECT id, task_id FROM task ORDER BY task_id")
+    by_table = _ids(db, "SELECT id, task_id FROM task NOT INDEXED")
+    found = {*by_index, *by_table}
+    whole = {task_id for row, task_id in found if _is_whole(db, row, task_id)}
+    return sorted({task_id for _, task_id in found} - whole)
+
+
+def _ids(db: sqlite3.Connection, statement: str) -> list[tuple[int, str]]:
+    """Numbers and ids of tasks, up to the first that cannot be read."""
+    found: list[tuple[int, str]] = []
+    with suppress(sqlite3.DatabaseError):
+        found.extend((row, task_id) for row, task_id in db.execute(statement) if task_id)
+    return found
+
+
+def _is_whole(db: sqlite3.Connection, row: int, task_id: str) -> bool:
     """Whether a task's row and each event of its log can be read."""
     try:
-        (seq, *_) = db.execute("SELECT seq, * FROM task WHERE id = ?", (row,)).fetchone()
+        columns = db.execute("SELECT task_id, seq, * FROM task NOT INDEXED WHERE id = ?", (row,))
+        name, seq, *_ = columns.fetchone()
         bodies = db.execute(
             "SELECT body FROM event WHERE place BETWEEN ? AND ? ORDER BY place",
             (row << SEQ_BITS, (row + 1 << SEQ_BITS) - 1),
@@ -107,7 +142,7 @@ def _is_whole(db: sqlite3.Connection, row: int) -> bool:
                     return False
     except (sqlite3.Error, ValueError, TypeError, AttributeError, LookupError):
         return False
-    return bool(number == seq)
+    return bool(number == seq and name == task_id)
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:

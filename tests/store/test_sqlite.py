@@ -28,6 +28,42 @@ from tests.store.tasks import (
 DISK_ERROR = sqlite3.OperationalError("disk I/O error")
 
 
+LISTENERS = ("on_commit", "on_ready", "on_durable")
+
+
+@pytest.mark.parametrize("name", LISTENERS)
+async def test_a_listener_that_fails_keeps_nobody_waiting(tmp_path, caplog, name):
+    """What was committed is acknowledged, and so is what comes after it."""
+
+    def fail(*_: Any) -> None:
+        raise LookupError("a listener's fault")
+
+    store = SqliteStore(tmp_path / "agentsrv.db")
+    setattr(store, name, fail)
+    await store.open()
+    async with asyncio.timeout(60):
+        for number in range(3):
+            await store.create(new_task(f"t{number}", QUEUED))
+        await store.close()
+    assert "a listener's fault" in caplog.text
+
+
+async def test_a_file_that_cannot_be_closed_keeps_nobody_waiting(tmp_path, caplog, monkeypatch):
+    """The server ends all the same; the log has the reason."""
+    store = SqliteStore(tmp_path / "agentsrv.db")
+    await store.open()
+    close = store._file.close
+
+    def fail() -> None:
+        close()
+        raise sqlite3.OperationalError("unable to close")
+
+    monkeypatch.setattr(store._file, "close", fail)
+    async with asyncio.timeout(60):
+        await store.close()
+    assert "unable to close" in caplog.text
+
+
 class Gate:
     """Stands before a connection: counts commits, holds them up, or makes them fail."""
 

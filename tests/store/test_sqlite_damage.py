@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from agentsrv.errors import ConfigurationError, Damaged
-from agentsrv.store.base import Span
+from agentsrv.errors import AgentsrvError, ConfigurationError, Damaged, Unavailable
+from agentsrv.store.base import Lease, Span
 from agentsrv.store.sqlite import SqliteStore
 from agentsrv.store.sqlite_look import find_damage
 from tests.store.tasks import (
@@ -36,8 +41,30 @@ def event(seq: int) -> bytes:
     return b'{"seq":%d,"x":"%s"}' % (seq, b"y" * 900)
 
 
+_filled: dict[bool, bytes] = {}
+
+
 async def fill(path: Path, *, unfinished: bool = False) -> None:
     """A store of many tasks; each has a log of some pages of its own and a row of half a page."""
+    if unfinished not in _filled:
+        await make(path, unfinished=unfinished)
+        _filled[unfinished] = read(path)
+    else:
+        write(path, _filled[unfinished])
+
+
+def read(path: Path) -> bytes:
+    """The file's content."""
+    return path.read_bytes()
+
+
+def write(path: Path, content: bytes) -> None:
+    """Make the file."""
+    path.write_bytes(content)
+
+
+async def make(path: Path, *, unfinished: bool) -> None:
+    """Write it."""
     store = SqliteStore(path)
     await store.open()
     for number in range(TASKS):
@@ -182,6 +209,168 @@ async def test_a_start_leaves_damaged_tasks_alone(tmp_path, table, how):
         await store.close()
 
 
+INDEXES = (
+    "sqlite_autoindex_task_1",
+    "task_ready",
+    "task_node",
+    "task_ended",
+    "task_owner",
+    "task_key",
+)
+
+
+def spoil_root(path: Path, name: str, how: Spoil) -> None:
+    """Overwrite the first page of an index."""
+    with sqlite3.connect(path) as db:
+        (root,) = db.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = ?", (name,)
+        ).fetchone()
+    db.close()
+    with path.open("r+b") as file:
+        file.seek((root - 1) * PAGE)
+        page = file.read(PAGE)
+        file.seek((root - 1) * PAGE)
+        file.write(how(page))
+
+
+def change(old: bytes, new: bytes) -> Spoil:
+    """Change an entry of an index so that SQLite finds nothing wrong with the page."""
+
+    def spoil(page: bytes) -> bytes:
+        assert page.count(old) == 1
+        return page.replace(old, new)
+
+    return spoil
+
+
+# An entry of the index of ids: the sizes of its parts, the id, the number of the row.
+ENTRY = b"\x13\x01t%02d" % ODD + bytes([ODD + 1])
+QUIET_WAYS: dict[str, Spoil] = {
+    "the row of another task": change(ENTRY, ENTRY[:-1] + bytes([ODD - 9])),
+    "a row that is not there": change(ENTRY, ENTRY[:-1] + b"\x7f"),
+    "another id": change(ENTRY, ENTRY.replace(b"t30", b"t2~")),
+}
+"""Ways in which the index of ids can be wrong without SQLite's noticing."""
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+@pytest.mark.parametrize("how", QUIET_WAYS.values(), ids=QUIET_WAYS)
+async def test_a_wrong_index_of_ids_is_not_believed(tmp_path, caplog, how, is_open):
+    """No task is given another one's row or log. A start makes the index anew where it can."""
+    path = tmp_path / "agentsrv.db"
+    await fill(path, unfinished=True)
+    if not is_open:
+        spoil_root(path, INDEXES[0], how)
+    store = SqliteStore(path)
+    store.on_broken = _fail
+    await store.open()
+    if is_open:  # before the server has read the page
+        store._file._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        store._file._db.execute("PRAGMA shrink_memory")
+        spoil_root(path, INDEXES[0], how)
+        store._file._db.execute("PRAGMA cache_size=0")
+    leases = {lease.task_id: lease for lease in await claim(store, "node", TASKS)}
+    acknowledged = await append_to_all(store, leases.values())
+    for number in range(TASKS):
+        name = f"t{number:02}"
+        try:
+            head = await store.head(name)
+            log = await log_of(store, name)
+        except Damaged:
+            continue
+        assert head is None or (head.task_id, len(log)) == (name, head.seq)
+    await store.close()
+    assert len(acknowledged) >= TASKS - 2
+    check_in_file(path, acknowledged)
+    told = ("REINDEX", "made anew", "its row is missing")
+    assert any(part in caplog.text for part in told)
+
+
+@pytest.mark.parametrize("how", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("index", INDEXES)
+async def test_what_is_acknowledged_is_in_the_file(tmp_path, caplog, index, how):
+    """Whatever index is damaged: an append is refused, or it is there with its events.
+
+    The start is refused where nobody can tell any more which tasks are to be run.
+    """
+    path = tmp_path / "agentsrv.db"
+    await fill(path, unfinished=True)
+    spoil_root(path, index, how)
+    store = SqliteStore(path)
+    store.on_broken = _fail
+    refusal = await refused(store)
+    if refusal is not None:
+        assert index in ("task_ready", "task_node")
+        assert "restore a backup" in refusal.message
+        assert "cannot be made anew" in caplog.text
+        return
+    leases = await claim(store, "node", TASKS)
+    acknowledged = await append_to_all(store, leases)
+    await store.close()
+    check_in_file(path, acknowledged)
+
+
+@pytest.mark.parametrize("how", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("table", ["task", "event"])
+async def test_what_is_acknowledged_beside_a_damaged_page_is_in_the_file(tmp_path, table, how):
+    """Also where the page is damaged under the open store, and all tasks share one transaction."""
+    path = tmp_path / "agentsrv.db"
+    await fill(path, unfinished=True)
+    store = SqliteStore(path)
+    store.on_broken = _fail
+    await store.open()
+    leases = await claim(store, "node", TASKS)
+    store._file.commit()
+    store._file._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    spoil(path, table, how)
+    store._file._db.execute("PRAGMA cache_size=0")
+    acknowledged = await append_to_all(store, leases)
+    assert len(acknowledged) > TASKS - 6
+    await store.close()
+    check_in_file(path, acknowledged)
+
+
+async def refused(store: SqliteStore) -> ConfigurationError | None:
+    """Open a store; return why it cannot be opened, if it cannot."""
+    try:
+        await store.open()
+    except ConfigurationError as refusal:
+        return refusal
+    return None
+
+
+async def append_to_all(store: SqliteStore, leases: Iterable[Lease]) -> dict[str, int]:
+    """Append an event to each task, all at once; return where those that were acknowledged are.
+
+    The text of each task names another task: a task is known by its id, not by what it says.
+    """
+    wanted = {
+        lease.task_id: following(lease)._replace(events=[event(lease.seq + 1)]) for lease in leases
+    }
+    found = await asyncio.gather(*map(store.append, wanted.values()), return_exceptions=True)
+    refused = [each for each in found if each is not None]
+    assert all(isinstance(each, AgentsrvError) for each in refused), refused
+    return {
+        task_id: append.expected + 1
+        for (task_id, append), each in zip(wanted.items(), found, strict=True)
+        if each is None
+    }
+
+
+def check_in_file(path: Path, acknowledged: Mapping[str, int]) -> None:
+    """By the tables alone, whatever is left of the indexes."""
+    db = sqlite3.connect(path)
+    found: dict[str, int] = {}
+    for number in range(1, 2 * TASKS):
+        with suppress(sqlite3.DatabaseError):
+            for task_id, seq in db.execute("SELECT task_id, seq FROM task WHERE id = ?", (number,)):
+                place = number << 32 | seq
+                if db.execute("SELECT body FROM event WHERE place = ?", (place,)).fetchone():
+                    found[task_id] = seq
+    db.close()
+    assert acknowledged.items() <= found.items()
+
+
 async def test_a_list_leaves_damaged_tasks_out(tmp_path):
     """The others are listed, on each page of the list."""
     path = tmp_path / "agentsrv.db"
@@ -236,6 +425,88 @@ async def test_a_store_without_a_readable_schema_cannot_be_opened(tmp_path):
         await SqliteStore(path).open()
     with pytest.raises(ConfigurationError, match="cannot be read"):
         find_damage(path)
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+async def test_a_file_that_is_cut_off_under_the_server_ends_it(tmp_path, caplog, suffix):
+    """Nothing is acknowledged that would stand behind the gap; what is whole can be read after."""
+    path = tmp_path / "agentsrv.db"
+    await fill(path, unfinished=True)
+    store = SqliteStore(path)
+    broken: list[BaseException] = []
+    store.on_broken = broken.append
+    await store.open()
+    leases = await claim(store, "node", TASKS)
+    before = await append_to_all(store, leases[:10])
+    cut = path.with_name(path.name + suffix)
+    os.truncate(cut, cut.stat().st_size // 2)
+    after = await append_to_all(store, leases[10:])
+    assert not after
+    assert len(broken) == 1
+    assert "was cut off" in str(broken[0])
+    with pytest.raises(Unavailable):
+        await store.create(new_task("new"))
+    await store.close()
+    # What the next process finds: the lock and the index of the log are of this one.
+    other = tmp_path / "other"
+    other.mkdir()
+    for each in (path, path.with_name(path.name + "-wal")):
+        shutil.copy(each, other)
+    if not suffix:
+        return
+    again = SqliteStore(other / path.name)
+    again.on_broken = _fail
+    await again.open()
+    for task_id in before:
+        log = await log_of(again, task_id)
+        assert [json.loads(each)["seq"] for each in log] == list(range(1, len(log) + 1))
+        assert len(log) >= EVENTS
+    await again.append(following(await leased_of(again)))
+    await again.close()
+
+
+async def leased_of(store: SqliteStore) -> Lease:
+    """The lease of any task."""
+    (lease,) = await claim(store, "node", 1)
+    return lease
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+async def test_a_log_that_was_cut_off_is_read_up_to_the_gap(tmp_path, share):
+    """While no server runs: each task's log is whole up to some event, and can be continued."""
+    path = tmp_path / "agentsrv.db"
+    await fill(path, unfinished=True)
+    store = SqliteStore(path)
+    await store.open()
+    await append_to_all(store, await claim(store, "node", TASKS))
+    other = tmp_path / "other"
+    other.mkdir()
+    for each in (path, path.with_name(path.name + "-wal")):
+        shutil.copy(each, other)
+    await store.close()
+    log = other / f"{path.name}-wal"
+    os.truncate(log, int(log.stat().st_size * share))
+    again = SqliteStore(other / path.name)
+    again.on_broken = _fail
+    await again.open()
+    leases = await claim(again, "node", TASKS)
+    assert len(leases) == TASKS
+    for lease in leases:
+        assert len(await log_of(again, lease.task_id)) == lease.seq
+    acknowledged = await append_to_all(again, leases)
+    assert len(acknowledged) == TASKS
+    await again.close()
+    check_in_file(other / path.name, acknowledged)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+async def test_a_database_that_was_cut_off_is_refused(tmp_path, share):
+    """While no server runs: the sentence says what to do."""
+    path = tmp_path / "agentsrv.db"
+    await fill(path)
+    os.truncate(path, int(path.stat().st_size * share) // PAGE * PAGE)
+    with pytest.raises(ConfigurationError, match="restore a backup"):
+        await SqliteStore(path).open()
 
 
 def _fail(error: BaseException) -> None:

@@ -1,0 +1,204 @@
+"""Transaction: statements that are written together, and written again where that fails.
+
+Theory of operation of a transaction that fails.
+
+Each statement that writes is kept with its values until the commit (``redo``). SQLite rolls a
+transaction back by itself when the disk is full or a page cannot be read; the store also does so
+when an operation has met a damaged page. The next statement that writes, or ``commit``, then
+begins a new transaction and executes the kept statements again. As one server has the file, they
+find what they found the first time. So the tasks that were claimed and queued meanwhile stay
+what the queue in memory says, and nothing has to be decided again.
+
+Each kept statement names the task that it is about. Where a page is damaged, ``drop_damaged`` takes
+out all statements of the tasks that cannot be written, so that a task's row is never written
+without its events, and writes those of the other tasks.
+
+SQLite is told not to wait for locks: a statement that meets one raises at once, and the caller
+(``SqliteStore``) decides when to try again. ``undo`` takes back the statements of the one operation
+that failed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+
+from agentsrv.store.sqlite_faults import Fault, IndexDamageError, fault_of
+from agentsrv.store.sqlite_schema import SEQ_BITS
+
+INSERT: Final = "INSERT INTO event VALUES (?, ?)"
+
+
+class Statement(NamedTuple):
+    """A statement that has been executed and waits for the commit."""
+
+    sql: str
+    values: Sequence[Any]
+    """Those of one row; a list has those of many rows."""
+    task_id: str | None
+    """The task that it is about, if it is about one."""
+
+
+class Transaction:
+    """One transaction at a time on one connection; see the module."""
+
+    def __init__(self) -> None:
+        self._db: sqlite3.Connection
+        self._rows: list[tuple[int, bytes]] = []
+        self._names: dict[int, str] = {}
+        """The ids of the tasks, by number, that have events in the transaction."""
+        self.redo: list[Statement] = []
+        """The statements of the transaction."""
+        self.has_changes = False
+        """Whether somebody waits for the next commit."""
+
+    def begin(self) -> None:
+        """Open the transaction if it is not open, and write what it had written before.
+
+        Raises:
+            sqlite3.Error: It cannot be opened; what is kept for it stays kept.
+        """
+        if not self._db.in_transaction:
+            self._begin()
+
+    def flush(self) -> None:
+        """Write what was gathered for the transaction; quick, because nothing is synced yet."""
+        if self._rows:
+            rows, self._rows = self._rows, []
+            self.redo.append(Statement(INSERT, rows, None))
+            if not self._db.in_transaction:
+                self._begin()
+            else:
+                self._db.executemany(INSERT, rows)
+
+    def commit(self) -> None:
+        """Make everything since the last commit durable; this waits for the disk.
+
+        Raises:
+            sqlite3.Error: Nothing was committed as far as this process can know.
+        """
+        self.flush()
+        if self.redo and not self._db.in_transaction:
+            self._begin()
+        if self._db.in_transaction:
+            try:
+                self._db.execute("COMMIT")
+            except sqlite3.Error:
+                self.roll_back()
+                raise
+            self.redo.clear()
+            self._names.clear()
+        self.has_changes = False
+
+    def check_lock(self) -> None:
+        """Return if the file could be written now; nothing is.
+
+        Raises:
+            sqlite3.Error: It could not.
+        """
+        if not self._db.in_transaction:
+            self._begin()
+            if not self.redo:
+                self._db.execute("ROLLBACK")
+
+    def roll_back(self) -> None:
+        """Let no half of the transaction stay open; SQLite may have rolled back by itself."""
+        if self._db.in_transaction:
+            with suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+
+    def undo(self, mark: int) -> None:
+        """Take back the statements after ``mark``, and what one that failed may have left."""
+        del self.redo[mark:]
+        self.roll_back()
+
+    def drop_damaged(self) -> dict[str, sqlite3.Error]:
+        """Take out of the transaction all tasks of which a damaged page keeps something out.
+
+        An event goes to the page on which its neighbours are, and a row to several indexes. A task
+        of which anything cannot be written loses all that it has in the transaction. The
+        transaction is left open, with the statements of the others.
+
+        Returns:
+            Why, by the ids of these tasks.
+
+        Raises:
+            sqlite3.Error: Something else fails.
+        """
+        rows = [row for each in self.redo if each.sql == INSERT for row in each.values]
+        statements = [each for each in self.redo if each.sql != INSERT]
+        damaged: dict[str, sqlite3.Error] = {}
+        while True:
+            statements = [each for each in statements if each.task_id not in damaged]
+            rows = [row for row in rows if self._names[row[0] >> SEQ_BITS] not in damaged]
+            single = [Statement(INSERT, row, self._names[row[0] >> SEQ_BITS]) for row in rows]
+            self.redo = [*statements, Statement(INSERT, rows, None)]
+            self.roll_back()
+            self._db.execute("BEGIN IMMEDIATE")
+            for statement in (*statements, *single):
+                try:
+                    self._replay(statement)
+                except sqlite3.Error as error:
+                    if fault_of(error) is not Fault.DAMAGED or statement.task_id is None:
+                        self.roll_back()
+                        raise
+                    damaged[statement.task_id] = error
+                    break
+            else:
+                return damaged
+
+    def _write(
+        self, sql: str, values: Sequence[Any], task_id: str | None, *, durable: bool = True
+    ) -> sqlite3.Cursor:
+        """Execute a statement in the transaction; unless ``durable``, nobody waits for its commit.
+
+        ``values`` that are a list are rows.
+        """
+        if not self._db.in_transaction:
+            self._begin()
+        self.has_changes |= durable
+        statement = Statement(sql, values, task_id)
+        cursor = self._execute(statement)
+        self.redo.append(statement)
+        return cursor
+
+    def _write_row(
+        self, sql: str, values: Sequence[Any], task_id: str, *, durable: bool = True
+    ) -> Any:
+        """Write one row; ``None`` if the statement, which has a RETURNING clause, found none."""
+        row = self._write(sql, values, task_id, durable=durable).fetchone()
+        if row is None:
+            self.redo.pop()
+        return row
+
+    def _gather(self, number: int, task_id: str, seq: int, events: Sequence[bytes]) -> None:
+        """Let the next ``flush`` write events of which ``seq`` is the last one's number."""
+        if events:
+            self._rows.append((number << SEQ_BITS | seq, b"\n".join(events)))
+            self._names[number] = task_id
+
+    def _begin(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in self.redo:
+                self._replay(statement)
+        except sqlite3.Error:
+            self.roll_back()
+            raise
+
+    def _replay(self, statement: Statement) -> None:
+        """Execute a statement again.
+
+        Raises:
+            sqlite3.Error: It fails, or does not find the row that it found the first time.
+        """
+        cursor = self._execute(statement)
+        if "RETURNING" in statement.sql and cursor.fetchone() is None:
+            raise IndexDamageError(f"the row of task {statement.task_id} is not found any more")
+
+    def _execute(self, statement: Statement) -> sqlite3.Cursor:
+        if isinstance(statement.values, list):
+            return self._db.executemany(statement.sql, statement.values)
+        return self._db.execute(statement.sql, statement.values)
