@@ -61,7 +61,7 @@ class Postgres:
         """Make its folder, with an empty database."""
         command = [require("initdb"), "-D", str(self.folder), "-A", "trust", "-U", USER]
         subprocess.run(
-            [*command, "--encoding=UTF8", "--no-locale", "--no-sync"],
+            [*command, "--encoding=UTF8", "--no-locale", "--no-sync", "--data-checksums"],
             check=True,
             stdout=subprocess.DEVNULL,
             **_as_user(),

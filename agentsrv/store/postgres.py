@@ -19,7 +19,8 @@ from typing import Any, Final, TypeVar
 
 import asyncpg
 
-from agentsrv.errors import ConfigurationError, Unavailable
+from agentsrv.error_text import describe
+from agentsrv.errors import ConfigurationError, Damaged, Unavailable
 from agentsrv.models.limits import Use
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base, postgres_read
@@ -86,7 +87,14 @@ class PostgresStore:
         self._timing = timing
         self._clock = clock
         self._lease = NodeLease(dsn, node, role, timing, clock)
-        self._flusher = Flusher(dsn, self._lease, self._limits, clock, self._settled)
+        self._flusher = Flusher(
+            dsn,
+            self._lease,
+            self._limits,
+            clock,
+            self._settled,
+            note_damage=self._note_damage,
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool: asyncpg.Pool
         self._hints: Hints
@@ -165,8 +173,11 @@ class PostgresStore:
             async with connection.transaction():
                 self._lease.writer = await self._flusher.open(connection)
                 await self._lease.open(connection)
-            await connection.execute(REAP)
-            self._queued = await queue(connection)
+            try:
+                await connection.execute(REAP)
+                self._queued = await queue(connection)
+            except link.DAMAGED as error:  # the sweeps say so again and again
+                _log.error("PostgreSQL cannot read a page: %s", describe(error))
             return name
         finally:
             connection.terminate()
@@ -212,7 +223,8 @@ class PostgresStore:
         """See ``Store.head``."""
         if not base.is_name(task_id):
             return None
-        return await self._read_behind((task_id,), partial(postgres_read.head, task_id=task_id))
+        await self._flusher.settled(task_id)
+        return await self._read(partial(postgres_read.head, task_id=task_id), task_id)
 
     async def find(self, owner: str, prefix: str) -> Sequence[str]:
         """See ``Store.find``."""
@@ -228,29 +240,45 @@ class PostgresStore:
 
     async def read(self, task_id: str, after: int, limit: int) -> Sequence[bytes]:
         """See ``Store.read``."""
-        (log,) = await self.read_each([Span(task_id, after, limit)])
+        if not base.is_name(task_id):
+            return ()
+        await self._flusher.settled(task_id)
+        spans = [Span(task_id, after, limit)]
+        (log,) = await self._read(partial(postgres_read.read_each, spans=spans), task_id)
         return log
 
-    async def read_each(self, spans: Sequence[Span]) -> Sequence[Sequence[bytes]]:
+    async def read_each(self, spans: Sequence[Span]) -> Sequence[Sequence[bytes] | None]:
         """See ``Store.read_each``."""
         if not all(base.is_name(span.task_id) for span in spans):
-            return [
-                () if not base.is_name(span.task_id) else await self.read(*span) for span in spans
-            ]
-        task_ids = [span.task_id for span in spans]
-        return await self._read_behind(task_ids, partial(postgres_read.read_each, spans=spans))
+            return await self._read_singly(spans)
+        for span in spans:
+            await self._flusher.settled(span.task_id)
+        try:
+            return await self._try_read(partial(postgres_read.read_each, spans=spans))
+        except link.DAMAGED:
+            return await self._read_singly(spans)
+
+    async def _read_singly(self, spans: Sequence[Span]) -> Sequence[Sequence[bytes] | None]:
+        """Read one log after the other; ``None`` for a damaged one."""
+        found: list[Sequence[bytes] | None] = []
+        for span in spans:
+            try:
+                found.append(await self.read(*span))
+            except Damaged:
+                found.append(None)
+        return found
 
     async def spec(self, task_id: str) -> bytes | None:
         """See ``Store.spec``."""
         if not base.is_name(task_id):
             return None
-        return await self._read(lambda db: postgres_read.column(db, "spec", task_id))
+        return await self._read(lambda db: postgres_read.column(db, "spec", task_id), task_id)
 
     async def state(self, task_id: str) -> bytes | None:
         """See ``Store.state``."""
         if not base.is_name(task_id):
             return None
-        return await self._read(lambda db: postgres_read.column(db, "state", task_id))
+        return await self._read(lambda db: postgres_read.column(db, "state", task_id), task_id)
 
     async def list(
         self, owner: str, status: TaskStatus | None, limit: int, cursor: str | None
@@ -293,10 +321,12 @@ class PostgresStore:
         """
         number = await self._read(postgres_read.next_number)
         poster = self._lease.id
-        holder = await self._read(lambda db: postgres_read.post(db, number, task_id, poster, body))
+        holder = await self._read(
+            lambda db: postgres_read.post(db, number, task_id, poster, body), task_id
+        )
         if holder is not None:
             if holder == self._lease.id:
-                self.on_inbox()
+                base.notify(self.on_inbox)
             else:
                 self._hints.add(inbox=[holder])
         return number
@@ -332,7 +362,7 @@ class PostgresStore:
         """Hand a request over; who claims at once gets what it queues by the same flush."""
         done = self._flusher.submit(request)
         if request.status is TaskStatus.QUEUED:
-            self.on_ready()
+            base.notify(self.on_ready)
         return done
 
     # What happens by itself.
@@ -347,18 +377,40 @@ class PostgresStore:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("the store broke", exc_info=error)
             self._flusher.closed = True
-            self.on_broken(error)
+            base.notify(self.on_broken, error)
 
-    async def _read(self, work: Callable[[Any], Awaitable[T]]) -> T:
+    async def _read(self, work: Callable[[Any], Awaitable[T]], task_id: str | None = None) -> T:
+        """Do ``work``, which concerns one task if ``task_id`` is given.
+
+        Raises:
+            Damaged: A page of the task cannot be read.
+            Unavailable: The server cannot be reached, or another page cannot be read.
+        """
+        try:
+            return await self._try_read(work)
+        except link.DAMAGED as error:
+            if task_id is None:
+                _log.error("PostgreSQL cannot read a page: %s", describe(error))
+                raise link.damage(error) from error
+            self._note_damage(task_id, error)
+            raise base.damaged(task_id) from error
+
+    async def _try_read(self, work: Callable[[Any], Awaitable[T]]) -> T:
         if not self._tasks:
             raise Unavailable("the store is closed")
         return await link.reading(self._pool, self._clock, work)
 
-    async def _read_behind(self, task_ids: Sequence[str], work: Callable[[Any], Awaitable[T]]) -> T:
-        """Read what was handed over before, even if whoever did so went away."""
-        for task_id in task_ids:
-            await self._flusher.settled(task_id)
-        return await self._read(work)
+    def _note_damage(self, task_id: str, error: BaseException) -> None:
+        """Remember that a task cannot be used, and log it once."""
+        if task_id not in self.damage:
+            self.damage[task_id] = str(error)
+            _log.error(
+                "task %s cannot be read from PostgreSQL: %s; the other tasks run. Look at the "
+                "server's disk and log, and restore the table from a standby or a backup",
+                task_id,
+                error,
+                extra={"about": {"task_id": task_id}},
+            )
 
     def _settled(self, settled: Sequence[tuple[Operation, Any]], outcome: Outcome) -> None:
         """Tell everybody, here and elsewhere, what a flush has written."""
@@ -375,14 +427,15 @@ class PostgresStore:
                 done.set_result(result)
             match request:
                 case NewTask() if not result.replayed:
-                    self._tell(Commit(request.task_id, request.owner, 0, request.events))
+                    commit = Commit(request.task_id, request.owner, 0, request.events)
+                    base.notify(self.on_commit, commit)
                     news.append(News(request.task_id, request.owner, len(request.events)))
                     is_ready |= is_left and request.status is TaskStatus.QUEUED
                 case Append():
                     commit = Commit(
                         request.task_id, request.owner, request.expected, request.events
                     )
-                    self._tell(commit)
+                    base.notify(self.on_commit, commit)
                     seq = request.expected + len(request.events)
                     news.append(News(request.task_id, request.owner, seq))
                     is_ready |= is_left and request.status is TaskStatus.QUEUED
@@ -393,13 +446,13 @@ class PostgresStore:
                     is_ready = True
                 case Claim() if done.cancelled():
                     self._give_back(result)
-        self.on_durable(outcome.seconds)
+        base.notify(self.on_durable, outcome.seconds)
         if outcome.queued is not None:
             self._queued = outcome.queued
         if is_ready:
-            self.on_ready()
+            base.notify(self.on_ready)
         if self._lease.id in outcome.posters:
-            self.on_inbox()
+            base.notify(self.on_inbox)
         self._hints.add(news, is_ready=is_ready, replies=outcome.posters)
 
     def _give_back(self, leases: Sequence[Lease]) -> None:
@@ -410,32 +463,26 @@ class PostgresStore:
                 lambda done: done.cancelled() or done.exception()
             )
 
-    def _tell(self, commit: Commit) -> None:
-        try:
-            self.on_commit(commit)
-        except Exception:  # noqa: BLE001 - one listener's fault must not keep the others waiting
-            _log.exception("a listener failed at a commit of task %s", commit.task_id)
-
     def _heard(self, hint: Hint) -> None:
         if hint.news:
-            self.on_news(hint.news)
+            base.notify(self.on_news, hint.news)
         if hint.is_ready:
-            self.on_ready()
+            base.notify(self.on_ready)
         if self._lease.id in hint.inbox or self._lease.id in hint.replies:
-            self.on_inbox()
+            base.notify(self.on_inbox)
 
     def _missed(self) -> None:
         """Hints were lost: there may be anything."""
-        self.on_ready()
-        self.on_inbox()
+        base.notify(self.on_ready)
+        base.notify(self.on_inbox)
 
     async def _sweep(self) -> None:
         """Find what no hint has told of, and the tasks of nodes that died."""
         sweeps = 0
         while True:
             await asyncio.sleep(self._timing.sweep)
-            self.on_ready()
-            self.on_inbox()
+            base.notify(self.on_ready)
+            base.notify(self.on_inbox)
             try:
                 async with link.borrowed(self._pool) as connection:
                     reaped = await connection.fetchval(REAP)
@@ -443,12 +490,13 @@ class PostgresStore:
                     if sweeps % FORGETTING == 0:
                         await connection.execute(FORGET)
             except link.FAILED as error:
-                _log.debug("nothing was swept: %r", error)
+                level = logging.ERROR if isinstance(error, link.DAMAGED) else logging.DEBUG
+                _log.log(level, "nothing was swept: %s", describe(error))
                 continue
             sweeps += 1
             if reaped:
                 _log.warning("%d tasks of nodes that are gone can be claimed", reaped)
-                self.on_ready()
+                base.notify(self.on_ready)
                 self._hints.add(is_ready=True)
 
 

@@ -19,7 +19,7 @@ import asyncpg
 from agentsrv.error_text import describe
 from agentsrv.errors import AgentsrvError, Unavailable
 from agentsrv.store import postgres_link as link
-from agentsrv.store.base import Append, NewTask
+from agentsrv.store.base import Append, NewTask, damaged
 from agentsrv.store.postgres_write import Claim, Flush, Mark, Outcome, Release, Request, Stale
 from agentsrv.store.queue import QueueLimits
 
@@ -47,6 +47,8 @@ class Operation:
     done: asyncio.Future[Any]
 
 
+NoteDamage = Callable[[str, BaseException], None]
+"""Takes note of a task that cannot be read or written, and why."""
 Settled = Callable[[Sequence[tuple[Operation, Any]], Outcome], None]
 """Is told of each flush: the operations with their results, an exception where refused."""
 
@@ -64,12 +66,17 @@ class Flusher:
         limits: QueueLimits,
         clock: Callable[[], float],
         settled: Settled,
+        *,
+        note_damage: NoteDamage,
     ) -> None:
         self._dsn = dsn
         self._holding = holding
         self._limits = limits
         self._clock = clock
         self._settled = settled
+        self._note_damage = note_damage
+        self._singly = 0
+        """Flushes that take one request each: one of those that wait has met a damaged page."""
         self._waiting: list[Operation] = []
         self._writing: Sequence[Operation] = ()
         self._wake = asyncio.Event()
@@ -122,7 +129,9 @@ class Flusher:
                     await self._wake.wait()
                 # A turn for who was told of the last flush, or of what is asked for now.
                 await asyncio.sleep(0)
-                self._writing, self._waiting = take(self._waiting)
+                most = 1 if self._singly else MAX_REQUESTS
+                self._writing, self._waiting = take(self._waiting, most)
+                self._singly -= bool(self._singly)
                 await self._flush(self._writing)
         finally:
             self._drop()
@@ -152,6 +161,10 @@ class Flusher:
                     _log.warning(told, link.address_of(self._dsn), self.trouble)
                 is_away = True
                 await asyncio.sleep(pause())
+            except link.DAMAGED as error:
+                self._drop()
+                self._set_aside(operations, error)
+                return
             except Exception as error:  # noqa: BLE001 - a fault of ours: all are told, and it goes on
                 _log.exception("PostgreSQL refused a flush")
                 self._drop()
@@ -210,6 +223,24 @@ class Flusher:
         self._writing = ()
         self._flushed.set()
 
+    def _set_aside(self, operations: Sequence[Operation], error: Exception) -> None:
+        """Refuse the request that has met a damaged page; of many, find it by one flush each."""
+        self._writing = ()
+        if len(operations) > 1:
+            self._waiting[:0] = operations
+            self._singly = len(operations)
+            return
+        (operation,) = operations
+        task_id = getattr(operation.request, "task_id", None)
+        if task_id is None or isinstance(operation.request, NewTask):
+            refusal: AgentsrvError = link.damage(error)
+        else:
+            self._note_damage(task_id, error)
+            refusal = damaged(task_id)
+        if not operation.done.done():
+            operation.done.set_exception(refusal)
+        self._flushed.set()
+
     def _give_up(self, error: object) -> None:
         """Tell everybody; those who came later would only wait as long."""
         refusal = link.unavailable(error)
@@ -226,7 +257,9 @@ def _copy(refusal: AgentsrvError) -> AgentsrvError:
     return type(refusal)(f"{refusal.message}; the outcome is unknown")
 
 
-def take(waiting: list[Operation]) -> tuple[list[Operation], list[Operation]]:
+def take(
+    waiting: list[Operation], most: int = MAX_REQUESTS
+) -> tuple[list[Operation], list[Operation]]:
     """What can go in one flush, in the order it was asked for, and what must wait for the next.
 
     Of one task, one idempotency key and of claims there is one in a flush.
@@ -236,7 +269,7 @@ def take(waiting: list[Operation]) -> tuple[list[Operation], list[Operation]]:
     seen: set[object] = set()
     events = 0
     for place, operation in enumerate(waiting):
-        if events > MAX_EVENTS or len(taken) >= MAX_REQUESTS:
+        if events > MAX_EVENTS or len(taken) >= most:
             return taken, left + waiting[place:]
         subjects = set(_subjects(operation.request))
         if seen.isdisjoint(subjects):

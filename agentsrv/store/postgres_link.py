@@ -50,6 +50,8 @@ SHUT_OUT: Final = (
     asyncpg.InvalidCatalogNameError,  # the database is gone, perhaps while it is restored
 )
 """Errors of connecting. A server that runs waits for them to pass as well; one that starts ends."""
+DAMAGED: Final = (asyncpg.DataCorruptedError, asyncpg.IndexCorruptedError)
+"""A page cannot be read: its checksum is wrong, or what is on it. Other pages can be."""
 FAILED: Final = (*AWAY, asyncpg.PostgresError)
 """Whatever the server may do to work that is simply tried again later."""
 
@@ -238,6 +240,7 @@ async def reading(
 
     Raises:
         Unavailable: Nobody came.
+        DAMAGED: A page cannot be read.
     """
     give_up, pause = clock() + PATIENCE, pauses()
     while True:
@@ -247,6 +250,8 @@ async def reading(
         except (*AWAY, *SHUT_OUT) as error:
             if clock() > give_up:
                 raise unavailable(error) from error
+        except DAMAGED:
+            raise
         except asyncpg.PostgresError as error:
             _log.exception("PostgreSQL refused a statement")
             raise unavailable(error) from error
@@ -257,3 +262,8 @@ def unavailable(error: object) -> Unavailable:
     """What is told of an error that did not pass."""
     told = describe(error) if isinstance(error, BaseException) else error
     return Unavailable(f"PostgreSQL cannot be used now: {told}")
+
+
+def damage(error: BaseException) -> Unavailable:
+    """The refusal of what needs a page that cannot be read."""
+    return Unavailable(f"the PostgreSQL store is damaged: {describe(error)}")
