@@ -6,7 +6,12 @@ the wire and in the client.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+PROGRAMMING_ERRORS: Final = (NameError, AttributeError, TypeError)
+"""Errors that another attempt would repeat, if a line of the application raised them."""
+_MAX_WAIT: Final = 86_400.0  # seconds
 
 
 class AgentsrvError(Exception):
@@ -39,6 +44,29 @@ class AgentsrvError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy with all fields, whatever arguments a subclass's constructor takes."""
         return _restored, (type(self), self.args, self.__dict__)
+
+
+def longest_wait(errors: Iterable[BaseException]) -> float | None:
+    """Return the longest ``retry_after`` of errors of authors, ``None`` if none has one.
+
+    Whatever it is set to: what is not a number from 0 on is left out.
+    """
+    waits = [wait for error in errors if (wait := _wait(error)) is not None]
+    return max(waits, default=None)
+
+
+def _wait(error: BaseException) -> float | None:
+    if not isinstance(error, AgentsrvError):
+        return None
+    wait: Any = None
+    try:
+        wait = error.retry_after
+        seconds = float(wait)
+    except OverflowError:
+        return _MAX_WAIT if isinstance(wait, int) and wait > 0 else None
+    except BaseException:  # noqa: BLE001 - None, text, or an attribute that raises
+        return None
+    return min(seconds, _MAX_WAIT) if seconds >= 0 else None
 
 
 def missing_extra(subject: str, extra: str) -> str:
@@ -208,6 +236,38 @@ class ModelTruncated(ModelRefused):
 
 class AgentProcessError(AgentsrvError):
     """The process of an agent ended before the agent returned, or could not be started."""
+
+
+class ProgrammingError(NamedTuple):
+    """One of ``PROGRAMMING_ERRORS`` that a function raised in its process.
+
+    Attributes:
+        kinds: The names of its class and of those that it inherits from.
+        file: The file of the line that raised it.
+    """
+
+    kinds: tuple[str, ...]
+    file: str
+
+
+class RemoteError(AgentsrvError):
+    """An agent's function raised an error in its process; the subclass has that error's name.
+
+    Args:
+        message: The error's description.
+        retry_after: Seconds that it asks to wait.
+        programming: The programming errors in it; several, if it is a group.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        programming: Sequence[ProgrammingError] = (),
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.programming = programming
 
 
 class ConfigurationError(AgentsrvError):

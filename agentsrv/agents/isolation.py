@@ -52,15 +52,8 @@ async def _in_thread(run: PlainFunction, step: Step, ctx: StepContext, **params:
     """
     ctx.asker, ctx.mailbox = _no_question, _no_message  # they belong to this loop
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
-
-    def settle(result: Any, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is None:
-            done.set_result(result)
-        else:
-            done.set_exception(error)
+    # The error is not the future's own: a future refuses a StopIteration, and would not be done.
+    done: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
 
     def work() -> None:
         result, failure = None, None
@@ -69,19 +62,22 @@ async def _in_thread(run: PlainFunction, step: Step, ctx: StepContext, **params:
         except BaseException as error:  # noqa: BLE001 - it is raised again in the loop
             failure = error
         with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(settle, result, failure)
+            loop.call_soon_threadsafe(done.set_result, (result, failure))
 
     # A daemon, so that a function that never returns does not keep the process from its exit.
     name, run_here = f"agent {ctx.step_key}", copy_context().run  # its log and its spans
     threading.Thread(target=run_here, args=(work,), name=name, daemon=True).start()
+    cancelled: asyncio.CancelledError | None = None
     try:
         await asyncio.wait({done})
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as error:
+        cancelled = error
         ctx.cancelled.set()
         await asyncio.wait({done})
-        if done.exception() is not None:
-            raise
-    return done.result()
+    result, failure = done.result()
+    if failure is not None:
+        raise cancelled or failure
+    return result
 
 
 async def _no_question(question: Question) -> InputReceived:

@@ -9,7 +9,11 @@ unless the agent's option ``retry_on`` names them. Raised inside a library they 
 a service answered, and are retried like any other error.
 
 A line belongs to the application if its file is in the folder of the agent's own file, or in none
-of the standard library, the installed packages and agentsrv.
+of the standard library, the installed packages and agentsrv. Of an error in an agent's process the
+server knows only the names and files, as `RemoteError` has them.
+
+An error's attributes may be anything and may raise anything: what cannot be read is left out, and
+the attempt fails all the same.
 """
 
 from __future__ import annotations
@@ -21,12 +25,13 @@ import sys
 import sysconfig
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from agentsrv.error_text import describe, format_traceback, leaves, redact
-from agentsrv.errors import AgentsrvError, PermanentError
+from agentsrv.error_text import can_be_printed, describe, format_traceback, leaves, redact, safely
+from agentsrv.errors import PROGRAMMING_ERRORS, PermanentError, RemoteError, longest_wait
 from agentsrv.models.events import TracebackFrame
 
 if TYPE_CHECKING:
@@ -34,7 +39,6 @@ if TYPE_CHECKING:
 
 MAX_FRAMES: Final = 20
 MAX_CODE: Final = 200  # characters of a line of code
-PROGRAMMING_ERRORS: Final = (NameError, AttributeError, TypeError)
 
 _PACKAGE: Final = str(Path(__file__).parent.parent) + os.sep
 _LIBRARIES: Final = (
@@ -69,33 +73,29 @@ def examine(
 ) -> Failure:
     """What ``error``, raised by ``agent`` or by a planner, means for the step.
 
-    ``secrets`` are texts that the message and the traceback must not have.
+    ``secrets`` are texts that the message and the traceback must not have. Raises nothing.
     """
     home = "" if agent is None else agent.home
     retried = () if agent is None else agent.retry_on
-    inner = list(leaves(error))
-    waits = [leaf.retry_after for leaf in inner if isinstance(leaf, AgentsrvError)]
+    inner, no_frames = leaves(error), list[TracebackFrame]()
     return Failure(
         message=describe(error, secrets),
         permanent=any(
-            isinstance(leaf, PermanentError)
-            or (_is_programming_error(leaf, home) and not isinstance(leaf, retried))
-            for leaf in inner
+            safely(partial(_is_permanent, leaf, home, retried), otherwise=False) for leaf in inner
         ),
-        retry_after=max((wait for wait in waits if wait is not None), default=None),
-        traceback=frames(error, home, secrets),
+        retry_after=longest_wait(inner),
+        traceback=safely(lambda: frames(error, home, secrets), no_frames),
     )
 
 
 def log_failure(
-    log: logging.Logger, step_key: str, error: BaseException, why: Failure, secrets: Collection[str]
+    log: logging.Logger, what: str, error: BaseException, why: Failure, secrets: Collection[str]
 ) -> None:
-    """Log a failed attempt with its traceback, at level error."""
-    if not secrets:
-        log.error("step %s failed: %s", step_key, why.message, exc_info=error)
-        return
-    text = format_traceback(error, secrets)
-    log.error("step %s failed: %s\n%s", step_key, why.message, text)
+    """Log at level error that ``what`` (a step, a planning) failed, with the traceback."""
+    if can_be_printed(error) and not secrets:
+        log.error("%s failed: %s", what, why.message, exc_info=error)
+    else:  # a traceback that cannot be made would fail in the log's handlers too
+        log.error("%s failed: %s\n%s", what, why.message, format_traceback(error, secrets))
 
 
 def frames(
@@ -108,8 +108,8 @@ def frames(
     group are followed by those of each inner error; the last one of each has ``error``, its
     description without ``secrets``.
     """
-    inner = list(leaves(error))
-    if inner == [error]:
+    inner = leaves(error)
+    if len(inner) == 1 and inner[0] is error:
         return _frames(error, home, MAX_FRAMES, secrets)
     found = _frames(error, home, MAX_FRAMES // 4, secrets)
     each = max(1, (MAX_FRAMES - len(found)) // max(1, len(inner)))
@@ -152,8 +152,20 @@ def _walk(trace: TracebackType | None) -> Iterator[tuple[str, int, str]]:
         trace = trace.tb_next
 
 
-def _is_programming_error(error: BaseException, home: str) -> bool:
-    if not isinstance(error, PROGRAMMING_ERRORS):
+def _is_permanent(
+    error: BaseException, home: str, retried: tuple[type[BaseException], ...]
+) -> bool:
+    """Whether another attempt would end with the same error."""
+    if isinstance(error, PermanentError):
+        return True
+    if isinstance(error, RemoteError):
+        names = {kind.__qualname__ for kind in retried}
+        return any(
+            _is_own(found.file, home) and names.isdisjoint(found.kinds)
+            for found in error.programming
+            if found.file
+        )
+    if not isinstance(error, PROGRAMMING_ERRORS) or isinstance(error, retried):
         return False
     file = None
     for file, _, _ in _walk(error.__traceback__):  # noqa: B007 - the last one

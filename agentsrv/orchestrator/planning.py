@@ -12,7 +12,7 @@ from agentsrv.models.commands import Create
 from agentsrv.models.plan import ExecutionPlan
 from agentsrv.models.retry import RetryPolicy
 from agentsrv.models.task import TaskState
-from agentsrv.orchestrator.failures import examine
+from agentsrv.orchestrator.failures import examine, log_failure
 from agentsrv.orchestrator.guard import is_authors, take_back
 from agentsrv.orchestrator.steps import TaskInfo
 
@@ -61,7 +61,7 @@ async def make_plan(
                 raise asyncio.CancelledError from error
             failures += 1
             found = examine(error)
-            _log.error("planning of task %s failed", task.task_id, exc_info=True)
+            log_failure(_log, f"planning of task {task.task_id}", error, found, ())
             if found.permanent or not policy.allows(failures):
                 raise PlanningFailed(found.message, failures - 1) from error
             await asyncio.sleep(policy.delay(failures, found.retry_after))

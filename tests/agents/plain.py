@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
+from collections.abc import Callable
 
 from agentsrv import PermanentError, Step, StepContext
 
@@ -50,3 +52,65 @@ def deaf(step: Step, ctx: StepContext) -> str:
     """Never look whether anybody asks."""
     time.sleep(1.5)
     return "done at last"
+
+
+class Own(BaseException):
+    """An error of an author that is no `Exception`."""
+
+
+RAISED: dict[str, type[BaseException]] = {
+    kind.__name__: kind
+    for kind in (
+        ValueError,
+        StopIteration,
+        StopAsyncIteration,
+        GeneratorExit,
+        asyncio.CancelledError,
+        KeyboardInterrupt,
+        SystemExit,
+        Own,
+    )
+}
+
+
+def raises(step: Step, ctx: StepContext, error: str) -> str:
+    """Raise what is asked for, as ``next`` does of an empty iterator."""
+    raise RAISED[error]("own")
+
+
+def _undefined() -> None:
+    undefined_name  # type: ignore[name-defined]  # noqa: B018, F821
+
+
+def _in_library() -> None:
+    json.dumps(object())
+
+
+def _group(*errors: Exception) -> None:
+    raise ExceptionGroup("both", errors)
+
+
+def _raised(work: Callable[[], object]) -> Exception:
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        return error
+    raise AssertionError
+
+
+WRONG: dict[str, tuple[Callable[[], object], int]] = {
+    # What is done, and the attempts that it has of three.
+    "an undefined name": (_undefined, 1),
+    "a missing attribute": (lambda: None.missing, 1),  # type: ignore[attr-defined]
+    "a wrong type": (lambda: "a" + 1, 1),  # type: ignore[operator]
+    "a wrong type in a library": (_in_library, 3),
+    "a value": (lambda: int("a"), 3),
+    "a wrong type in a group": (lambda: _group(ValueError("a"), _raised(_undefined)), 1),
+    "a group of others": (lambda: _group(ValueError("a"), _raised(_in_library)), 3),
+    "permanent in a group": (lambda: _group(ValueError("a"), PermanentError("b")), 1),
+}
+
+
+def wrong(step: Step, ctx: StepContext, what: str) -> None:
+    """Do something wrong."""
+    WRONG[what][0]()

@@ -145,3 +145,37 @@ async def test_a_thread_that_does_not_stop_is_told_and_keeps_its_slot():
                 break
         await client.cancel(behind["task_id"])
         assert (await last(client, behind["task_id"])).event_type == "task_cancelled"
+
+
+@pytest.mark.parametrize("error", plain.RAISED)
+async def test_whatever_a_thread_raises_fails_the_attempt(error):
+    """The attempts are counted, and the slot is free for the next task."""
+    async with served(
+        plain.raises, plain.add, isolation="thread", retries=1, retry_base=0
+    ) as client:
+        seen: list[Record] = []
+        with pytest.raises(TaskFailed, match=error):
+            async with asyncio.timeout(20):
+                await client.run("x", agent="raises", params={"error": error}, on_event=seen.append)
+        assert [r.event_type for r in seen].count("step_started") == 2
+        assert (await client.run("x", agent="add")).final_output == "3"
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+async def test_programming_errors_are_not_retried(isolation):
+    """Wherever the function runs; unless the agent's option says so."""
+    found: dict[str, int] = {}
+    retried: dict[str, int] = {}
+    for retry_on, attempts in (((), found), ((NameError, AttributeError, TypeError), retried)):
+        options = {"isolation": isolation, "retries": 2, "retry_base": 0, "retry_on": retry_on}
+        async with served(plain.wrong, **options) as client:
+            for what in plain.WRONG:
+                seen: list[Record] = []
+                with pytest.raises(TaskFailed):
+                    await client.run(
+                        "x", agent="wrong", params={"what": what}, on_event=seen.append
+                    )
+                attempts[what] = [r.event_type for r in seen].count("step_started")
+    assert found == {what: expected for what, (_, expected) in plain.WRONG.items()}
+    permanent = {"permanent in a group"}
+    assert retried == {what: 1 if what in permanent else 3 for what in plain.WRONG}

@@ -14,7 +14,7 @@ import orjson
 
 from agentsrv.agents.process import system, wire
 from agentsrv.agents.process.output import PAUSE_SECONDS, LogBudget, OutputReader
-from agentsrv.errors import AgentProcessError, AgentsrvError, PermanentError
+from agentsrv.errors import AgentProcessError, PermanentError, ProgrammingError, RemoteError
 
 START_SECONDS: Final = 30.0
 """For the fork server to start a process; it is stopped or broken if it takes longer."""
@@ -140,7 +140,7 @@ class Attempt:
         Raises:
             AgentProcessError: The process ended before it returned, sent something else than
                 messages, or did not import the application within ``IMPORT_SECONDS``.
-            AgentsrvError: The function raised; the class has the name of the error's.
+            RemoteError: The function raised; the class has the name of the error's.
         """
         gone = self._gone
         assert gone is not None
@@ -362,16 +362,28 @@ def _garbage(reason: str) -> AgentProcessError:
     )
 
 
-def _as_raised(kind: str, message: str, more: Mapping[Any, Any]) -> AgentsrvError:
+def _as_raised(kind: str, message: str, more: Mapping[Any, Any]) -> RemoteError:
     """The error that the function raised, by a class of the same name."""
-    retry_after = more.get("retry_after")
+    retry_after, programming = more.get("retry_after"), more.get("programming")
     name = kind if kind.isidentifier() and len(kind) <= MAX_TYPE_NAME else "UnknownError"
-    base = PermanentError if more.get("permanent") is True else AgentsrvError
-    is_number = isinstance(retry_after, int | float) and retry_after >= 0
-    error: AgentsrvError = type(name, (base,), {})(
-        message, retry_after=float(retry_after) if is_number and retry_after is not None else None
+    is_permanent = more.get("permanent") is True
+    bases = (RemoteError, PermanentError) if is_permanent else (RemoteError,)
+    error: RemoteError = type(name, bases, {})(
+        message,
+        retry_after=retry_after if isinstance(retry_after, int | float) else None,
+        programming=[
+            ProgrammingError(tuple(map(str, kinds)), file)
+            for kinds, file in _pairs(programming)
+            if isinstance(kinds, list) and isinstance(file, str)
+        ],
     )
     return error
+
+
+def _pairs(found: object) -> list[list[Any]]:
+    """The pairs in a list; what is something else is left out."""
+    entries = found if isinstance(found, list) else []
+    return [entry for entry in entries if isinstance(entry, list) and len(entry) == 2]  # noqa: PLR2004 - a pair
 
 
 def _log_traceback(text: object) -> None:

@@ -17,8 +17,8 @@ from typing import Any, Final
 import orjson
 
 from agentsrv.agents.values import ValueRefusedError, to_json
-from agentsrv.error_text import describe, format_traceback
-from agentsrv.errors import AgentsrvError, PermanentError
+from agentsrv.error_text import describe, format_traceback, leaves, safely
+from agentsrv.errors import PROGRAMMING_ERRORS, PermanentError, longest_wait
 
 HEADER: Final = struct.Struct("!I")
 MAX_JOB_BYTES: Final = 64 << 20
@@ -29,6 +29,7 @@ ENVELOPE_BYTES: Final = 64 << 10
 """What a message with a result has in addition to the result."""
 PIECE_CHARACTERS: Final = 1 << 16
 """Length of a piece of text; it fits into a message also where each character is escaped."""
+MAX_PROGRAMMING: Final = 20  # programming errors of a group that are sent
 
 
 def max_message(max_result: int) -> int:
@@ -62,12 +63,33 @@ def checked(result: Any, max_bytes: int) -> Any:
 
 
 def failure(error: BaseException) -> dict[str, Any]:
-    """An exception as the other side can read it, without credentials."""
+    """An exception as the other side can read it, without credentials.
+
+    Of a group what its errors mean together. ``programming`` has the programming errors: the names
+    of each one's classes, and the file of the line that raised it. Whether that belongs to the
+    application is for the server to say.
+    """
     kind = type(error).__name__
+    inner = leaves(error)
+    programming = [leaf for leaf in inner if isinstance(leaf, PROGRAMMING_ERRORS)][:MAX_PROGRAMMING]
     return {
         "type": kind.encode(errors="replace").decode(),
         "message": describe(error).removeprefix(kind).removeprefix(": "),
-        "permanent": isinstance(error, PermanentError),
-        "retry_after": error.retry_after if isinstance(error, AgentsrvError) else None,
+        "permanent": any(isinstance(leaf, PermanentError) for leaf in inner),
+        "retry_after": longest_wait(inner),
+        "programming": [[_kinds(leaf), _file(leaf)] for leaf in programming],
         "traceback": format_traceback(error),
     }
+
+
+def _kinds(error: BaseException) -> list[str]:
+    names = [kind.__qualname__ for kind in type(error).__mro__]
+    return [name.encode(errors="replace").decode() for name in names]
+
+
+def _file(error: BaseException) -> str:
+    trace = safely(lambda: error.__traceback__, None)
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = "" if trace is None else trace.tb_frame.f_code.co_filename
+    return name.encode(errors="replace").decode()
