@@ -43,6 +43,15 @@ MAX_SMALL: Final = 2048  # bytes of an answer whose errors are all looked for
 Schema = Mapping[str, Any]
 
 
+class CheckError(Exception):
+    """A validator of an author failed while it checked an answer; ``error`` is what it raised."""
+
+    def __init__(self, error: BaseException, *, is_secret: bool) -> None:
+        super().__init__("a validator of the question failed")
+        self.error = error
+        self.is_secret = is_secret
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """What an agent asks, as `Question.of` has checked it."""
@@ -147,6 +156,8 @@ class Question:
 
         Raises:
             InvalidInput: It tells what was found and what was expected.
+            CheckError: A validator of the author raised something else than pydantic takes for a
+                refusal.
         """
         if self.is_secret:
             self._check_secret(value)
@@ -157,25 +168,38 @@ class Question:
         if self.options is not None and _canonical(value) not in map(_canonical, self.options):
             expected = orjson.dumps(self.options).decode()
             raise _invalid(value, [("value", f"expected one of {expected}")])
-        try:
-            _checker(self.kind).validate_json(orjson.dumps(value), strict=True)
-        except ValidationError as error:
-            complaints = error.errors(include_url=False, include_input=False)[:MAX_DETAILS]
-            told = [(_path(complaint["loc"]), complaint["msg"]) for complaint in complaints]
-            raise _invalid(value, told) from None
+        complaints = self._complaints(self.kind, value)
+        if complaints:
+            raise _invalid(value, complaints)
 
     def _check_secret(self, value: Any) -> None:
         """As ``check``, with an error that does not repeat any of the value."""
         try:
             if self.kind is None:
                 check_schema(self.schema, value)
-            else:
-                _checker(self.kind).validate_json(orjson.dumps(value), strict=True)
-        except (InvalidInput, ValidationError):
+                return
+            is_valid = not self._complaints(self.kind, value)
+        except InvalidInput:
+            is_valid = False
+        if not is_valid:
             reason = "the answer does not fit the question's schema; it is not repeated here"
             raise InvalidInput(
                 reason, details=[{"field": "value", "reason": "does not fit the schema"}]
             ) from None
+
+    def _complaints(self, kind: TypeAdapter[Any], value: Any) -> list[tuple[str, str]]:
+        """The places and reasons of what is wrong with an answer."""
+        try:
+            _checker(kind).validate_json(orjson.dumps(value), strict=True)
+        except ValidationError as error:
+            try:
+                found = error.errors(include_url=False, include_input=False)[:MAX_DETAILS]
+                return [(_path(complaint["loc"]), complaint["msg"]) for complaint in found]
+            except BaseException as failure:
+                raise CheckError(failure, is_secret=self.is_secret) from failure
+        except BaseException as failure:
+            raise CheckError(failure, is_secret=self.is_secret) from failure
+        return []
 
     def read(self, answer: InputReceived) -> Any:
         """The answer as the type that was asked for; JSON where that was a JSON Schema.

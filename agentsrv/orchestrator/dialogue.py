@@ -6,19 +6,21 @@ import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import orjson
 
-from agentsrv.agents.questions import Question, check_schema, is_secret
-from agentsrv.errors import Fenced, PermanentError, TooLarge
+from agentsrv.agents.questions import CheckError, Question, check_schema, is_secret
+from agentsrv.error_text import describe
+from agentsrv.errors import Fenced, InvalidInput, PermanentError, TooLarge
 from agentsrv.models import events as e
 from agentsrv.models.commands import Respond
 from agentsrv.models.states import TRANSITIONS, refuse
 from agentsrv.models.task import Question as Asked
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.journal import Journal
-from agentsrv.orchestrator.vault import Vault, texts_of
+from agentsrv.orchestrator.vault import SEALED, Vault, texts_of
 from agentsrv.threads import in_thread
 
 MAX_QUESTIONS: Final = 100  # of one step: an agent that asks in a loop is stopped
@@ -27,7 +29,9 @@ MAX_MESSAGES: Final = 1000  # of one task; all of them are kept for steps that r
 MAX_MESSAGES_SIZE: Final = 1 << 20  # bytes of JSON that they may have together
 SERVER: Final = "server"  # who settles a question when its time is over
 
-_Waiter = tuple[Question, "asyncio.Future[None]"]
+Check = Callable[[Any], None]
+"""Validates an answer: raises `InvalidInput`, or `CheckError` where the author's code fails."""
+_Waiter = tuple[Check, "asyncio.Future[None]"]
 
 
 class Dialogue:
@@ -53,10 +57,13 @@ class Dialogue:
 
     # The agents' side.
 
-    async def ask(self, step_id: str, attempt: int, question: Question) -> e.InputReceived:
+    async def ask(
+        self, step_id: str, attempt: int, question: Question, check: Check
+    ) -> e.InputReceived:
         """Ask, unless that was done before, and wait until the question is settled.
 
-        Cancelling the call leaves the question open.
+        Cancelling the call leaves the question open. So does an error of the author's validators,
+        which is raised here: it fails the attempt, and the next one asks again.
 
         Raises:
             PermanentError: Its number is that of another question, there are too many, or it asks
@@ -70,7 +77,7 @@ class Dialogue:
                 self._vault.prepare()
         asked = self._asked(step_id, attempt, question)
         if asked.answer is None:
-            await self._settled(asked.asked, question)
+            await self._settled(asked.asked, question.timeout, check)
         await self._journal.commit()  # an agent must not act on what a crash would undo
         assert asked.answer is not None
         if not question.is_secret:
@@ -103,7 +110,7 @@ class Dialogue:
             InvalidInput, TooLarge: That is no answer to it; it stays open.
         """
         waiters = self._waiters.get(command.input_id)
-        check = None if waiters is None else waiters[0][0].check
+        check = None if waiters is None else partial(self._check, command.input_id, waiters[0][0])
         expiry, now = self._expiries.get(command.input_id), self._now()
         if expiry is not None:
             now = math.inf if expiry <= asyncio.get_running_loop().time() else -math.inf
@@ -161,9 +168,9 @@ class Dialogue:
             )
         return found
 
-    async def _settled(self, asked: e.InputRequired, question: Question) -> None:
+    async def _settled(self, asked: e.InputRequired, longest: float | None, check: Check) -> None:
         loop = asyncio.get_running_loop()
-        waiter = (question, loop.create_future())
+        waiter: _Waiter = (check, loop.create_future())
         waiters = self._waiters.setdefault(asked.input_id, [])
         waiters.append(waiter)
         timer = None
@@ -171,8 +178,8 @@ class Dialogue:
             expiry = self._expiries.get(asked.input_id)
             if expiry is None:  # asked by an earlier process: only the wall clock was there
                 left = max(0.0, e.parse_timestamp(asked.expires_at) - self._now())
-                if question.timeout is not None:  # the clock was set back
-                    left = min(left, question.timeout)
+                if longest is not None:  # the clock was set back
+                    left = min(left, longest)
                 expiry = self._expiries[asked.input_id] = loop.time() + left
             timer = loop.call_at(expiry, self._expire, asked)
         try:
@@ -183,6 +190,26 @@ class Dialogue:
                 self._waiters.pop(asked.input_id, None)
             if timer is not None:
                 timer.cancel()
+
+    def _check(self, input_id: str, check: Check, value: Any) -> None:
+        """Validate an answer; what the author's validators raise goes to the steps that wait.
+
+        Raises:
+            InvalidInput: That is not an answer, or the validators failed.
+        """
+        try:
+            check(value)
+        except CheckError as error:
+            if error.is_secret:
+                self.secrets.update(texts_of(value))
+            for _, waiting in self._waiters.get(input_id, ()):
+                if not waiting.done():
+                    waiting.set_exception(error)
+            told = "it is not repeated here" if error.is_secret else describe(error.error)
+            raise InvalidInput(
+                f"the answer cannot be checked, because a validator of the question fails: {told}. "
+                "The attempt fails with this error; the next one asks again"
+            ) from error
 
     def _expire(self, asked: e.InputRequired) -> None:
         if asked in self._journal.state.inputs and not self._journal.closed:
@@ -203,7 +230,7 @@ def received(  # noqa: PLR0917 - each is what the event is made of
     by: str,
     now: float,
     vault: Vault,
-    check: Callable[[Any], None] | None = None,
+    check: Check | None = None,
 ) -> e.InputReceived:
     """The event that settles a question, as a client wants it settled.
 
@@ -224,7 +251,7 @@ def received(  # noqa: PLR0917 - each is what the event is made of
     if command.action == "accept":
         is_hidden = is_secret(asked.schema)
         if is_hidden:  # another node has encrypted it for the way
-            value = vault.open(asked.input_id, value)
+            value = _opened(vault, asked.input_id, value)
         size = len(orjson.dumps(value))
         if size > MAX_ANSWER:
             raise TooLarge(f"the value has {size} bytes; expected at most {MAX_ANSWER}")
@@ -235,6 +262,22 @@ def received(  # noqa: PLR0917 - each is what the event is made of
         if is_hidden:
             value = vault.seal(asked.input_id, value)
     return e.InputReceived(asked.input_id, asked.step_id, command.action, value, by)
+
+
+def _opened(vault: Vault, input_id: str, value: Any) -> Any:
+    """The answer to a secret question.
+
+    Raises:
+        InvalidInput: It looks like a ciphertext, but neither this node nor another with the same
+            key has made it.
+    """
+    try:
+        return vault.open(input_id, value)
+    except PermanentError:
+        raise InvalidInput(
+            f"found an object with only the field {SEALED!r}, which is how servers write an "
+            "encrypted answer, and this server cannot decrypt it; expected the answer itself"
+        ) from None
 
 
 def sent(state: TaskState, message: Any, by: str) -> e.MessageReceived:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 from agentsrv.errors import Overloaded
@@ -92,7 +93,8 @@ class Hub:
 
     def read(self, subscriber: Subscriber) -> asyncio.Task[None]:
         """Run the subscriber's reader."""
-        task = asyncio.create_task(subscriber.read())
+        # It may begin where a step commits, and is not part of that step.
+        task = asyncio.create_task(subscriber.read(), context=Context())
         self._readers.add(task)
         task.add_done_callback(self._readers.discard)
         return task

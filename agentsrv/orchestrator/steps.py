@@ -20,12 +20,14 @@ from agentsrv.agents.params import complaint
 from agentsrv.agents.questions import Question
 from agentsrv.agents.values import ValueRefusedError, copied, to_json
 from agentsrv.error_text import redact
+from agentsrv.errors import InvalidState
 from agentsrv.models import events as e
 from agentsrv.models.plan import Step
 from agentsrv.models.states import StepStatus
 from agentsrv.models.task import StepState
 from agentsrv.models.text import REPLACEMENT, fitted, joined, split
 from agentsrv.orchestrator.cache import Found, key_of
+from agentsrv.orchestrator.crew import Crew
 from agentsrv.orchestrator.dialogue import Dialogue
 from agentsrv.orchestrator.failures import examine, log_failure
 from agentsrv.orchestrator.guard import is_authors, take_back
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 MAX_ERROR = 2000  # characters of an error message in the log
 MAX_PIECE = 64_000  # characters of one event of output: no frame exceeds 1 MiB
+FIRST_LOOK: Final = 0.1  # seconds until the tasks of a step that has asked are looked at again
+LAST_LOOK: Final = 5.0  # seconds between two looks, which become longer
 
 # Before Python 3.13 a TaskGroup that failed inside of a time limit makes it raise the latter.
 _EXPIRED: Final = (TimeoutError, asyncio.CancelledError)
@@ -137,6 +141,8 @@ class StepRun:
         self._span: AttemptSpan | None = None  # of the attempt, where the server is traced
         self._mark = -1  # in the store's marks, while code of the attempt runs
         self._has_turn = False  # as a suspect
+        self._crew = Crew()
+        self._look: asyncio.Handle | None = None  # whether only answers are waited for
 
     @property
     def cancelled_event(self) -> e.StepCancelled:
@@ -195,6 +201,7 @@ class StepRun:
     async def _attempt(self, attempt: int) -> None:
         """Call the agent once; whatever it raises becomes ``AttemptFailed`` or a cancellation."""
         step, limit = self.step, None
+        self._crew.begin()
         self._offset = self._asking = 0
         self._limit = None
         self._journal.append(
@@ -218,7 +225,7 @@ class StepRun:
             return
         store = self._task.around.store
         if store.marks is not None:
-            self._mark = store.marks.enter(self._task.task_id, step.step_id, attempt)
+            self._enter()
         elif store.commits_starts:
             await self._journal.commit()
         try:
@@ -228,13 +235,15 @@ class StepRun:
                 async with asyncio.timeout(self._timeout) as limit:
                     self._limit = limit
                     result = await self._call(context)
+            if result is not None:
+                result = _check(result, self._task.around.limits.result)
         except AttemptFailed:
             raise
         except BaseException as error:
             if not is_authors(error, stopped=self._task.stopped):
                 raise
             why = examine(error, self._agent, self._task.dialogue.secrets)
-            log_failure(_log, self._key, error, why, self._task.dialogue.secrets)
+            log_failure(_log, f"step {self._key}", error, why, self._task.dialogue.secrets)
             shown = why.traceback if self._task.around.tracebacks else None
             if limit is not None and limit.expired() and isinstance(error, _EXPIRED):
                 message = f"no result within {self._timeout} s"
@@ -245,8 +254,6 @@ class StepRun:
                 retry_after=why.retry_after,
                 traceback=shown,
             ) from error
-        if result is not None:
-            result = _check(result, self._task.around.limits.result)
         duration = round(loop.time() - started, 6)
         self._journal.append(
             e.StepCompleted(
@@ -265,6 +272,9 @@ class StepRun:
             return
         logs.about.reset(self._said)
         self._said = None
+        self._crew.own = self._crew.code = None
+        if self._look is not None:
+            self._look.cancel()
         if self._mark >= 0 or self._has_turn:
             self._stand_down()
         seconds = monotonic() - self._started
@@ -278,14 +288,24 @@ class StepRun:
         await self._task.around.suspects.admit(self, losses)
         self._has_turn = losses >= SUSPECT_AT
 
+    def _enter(self) -> None:
+        """Mark that code of the attempt runs: a crash is a loss of it."""
+        marks = self._task.around.store.marks
+        if marks is not None and self._mark < 0:
+            self._mark = marks.enter(self._task.task_id, self.step.step_id, self.state.attempt)
+
+    def _leave(self) -> None:
+        """Take the mark away."""
+        marks = self._task.around.store.marks
+        if marks is not None and self._mark >= 0:
+            marks.leave(self._mark)
+            self._mark = -1
+
     def _stand_down(self) -> None:
         """Take down that no code of the attempt runs: a crash from now on is no loss of it."""
-        around = self._task.around
-        if self._mark >= 0 and around.store.marks is not None:
-            around.store.marks.leave(self._mark)
-            self._mark = -1
+        self._leave()
         if self._has_turn:
-            around.suspects.leave(self)
+            self._task.around.suspects.leave(self)
             self._has_turn = False
 
     def _cache_key(self, context: StepContext) -> bytes:
@@ -313,7 +333,7 @@ class StepRun:
             arguments = self._agent.params.arguments(context.params) if self._has_params else {}
         except ValidationError as error:  # told by code of the author: the others were checked
             raise AttemptFailed(complaint(error), permanent=True) from error
-        running = self._agent.run(context.step, context, **arguments)
+        running = self._crew.code = self._agent.run(context.step, context, **arguments)
         if hasattr(running, "__aiter__"):
             async with aclosing(running) as pieces:
                 async for piece in pieces:
@@ -370,8 +390,17 @@ class StepRun:
             )
         return whole
 
-    async def _report(self, done: Any, total: Any, message: Any) -> None:
-        event = e.StepProgress(self.step.step_id, self.state.attempt, done, total, message)
+    def _too_late(self, attempt: int, what: str) -> InvalidState:
+        """The refusal of what code does that an attempt has left behind."""
+        return InvalidState(
+            f"found {what} of attempt {attempt} of step {self._key}, which is over; expected it "
+            "before the end: wait for the tasks that the agent starts (asyncio.TaskGroup)"
+        )
+
+    async def _report(self, attempt: int, done: Any, total: Any, message: Any) -> None:
+        if attempt != self.state.attempt or self._said is None:
+            raise self._too_late(attempt, "a progress report")
+        event = e.StepProgress(self.step.step_id, attempt, done, total, message)
         if event.done is not done or event.total is not total or event.message is not message:
             self._log_report(event, done, total, message)
         self._journal.append(event)
@@ -391,25 +420,38 @@ class StepRun:
             *(event.done, event.total, event.message, e.MAX_MESSAGE),
         )
 
-    async def _ask(self, question: Question) -> e.InputReceived:
-        attempt = self.state.attempt
-        with self._standing_still():
-            received = await self._task.dialogue.ask(self.step.step_id, attempt, question)
-            if self.state.losses >= SUSPECT_AT:  # an earlier attempt had the answer already
+    async def _ask(self, attempt: int, question: Question) -> e.InputReceived:
+        if attempt != self.state.attempt or self._said is None:
+            raise self._too_late(attempt, "a question")
+        check = partial(self._check_answer, question)
+        with self._waiting():
+            received = await self._task.dialogue.ask(self.step.step_id, attempt, question, check)
+            # An earlier attempt had the answer already.
+            if self.state.losses >= SUSPECT_AT and not self._has_turn:
                 await self._take_turn()
             return received
 
-    @contextmanager
-    def _standing_still(self) -> Iterator[None]:
-        """Stop the attempt's time, for as long as any of its questions is waited for.
+    def _check_answer(self, question: Question, value: Any) -> None:
+        """Validate an answer, which calls code of the author: a crash is charged to the step."""
+        was_marked = self._mark >= 0
+        self._enter()
+        try:
+            question.check(value)
+        finally:
+            if not was_marked:
+                self._leave()
 
-        A wait that outlives its attempt, because the agent left it behind, changes nothing in the
-        next one.
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Wait for an answer in the running task: the attempt's time stands still.
+
+        As soon as the step only waits, a crash is not charged to it. A wait that outlives its
+        attempt, because the agent left it behind, changes no time of the next one.
         """
         clock, limit, attempt = asyncio.get_running_loop().time, self._limit, self.state.attempt
+        task = self._crew.ask()
         self._asking += 1
-        if self._asking == 1:
-            self._stand_down()
+        self._look_at_tasks()
         if limit is not None and self._asking == 1:
             self._left = (limit.when() or 0.0) - clock()
             with suppress(RuntimeError):  # the time was over just before
@@ -417,14 +459,36 @@ class StepRun:
         try:
             yield
         finally:
+            self._crew.answered(task)
             if attempt == self.state.attempt:
                 self._asking -= 1
-                marks = self._task.around.store.marks
-                if marks is not None and not self._asking and self._said is not None:
-                    self._mark = marks.enter(self._task.task_id, self.step.step_id, attempt)
                 if limit is not None and not self._asking:
                     with suppress(RuntimeError):
                         limit.reschedule(clock() + self._left)
+            if self._said is not None:  # code runs again, be it of an earlier attempt
+                self._enter()
+                self._look_at_tasks()
+
+    def _look_at_tasks(self, delay: float | None = None) -> None:
+        """Stand down if the step only waits for answers; else look again.
+
+        A crew of one is known at once. Where an agent asks in several tasks, they come to wait in
+        the same turn of the loop. Later looks find what nothing else tells: that a task has ended
+        which worked beside the question.
+        """
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        if not self._asking or self._said is None:
+            return
+        loop = asyncio.get_running_loop()
+        if self._crew.is_one or (delay is not None and self._crew.only_waits):
+            self._stand_down()
+        elif delay is None:
+            self._look = loop.call_soon(self._look_at_tasks, FIRST_LOOK)
+        else:
+            following = min(2 * delay, LAST_LOOK)
+            self._look = loop.call_later(delay, self._look_at_tasks, following)
 
     def _context(self, attempt: int) -> StepContext:
         task, step = self._task, self.step
@@ -439,8 +503,8 @@ class StepRun:
             step_key=self._key,
             outputs=partial(_outputs, self._dependencies),  # type: ignore[arg-type]
             results=partial(_results, self._dependencies),  # type: ignore[arg-type]
-            reporter=self._report,
-            asker=self._ask,
+            reporter=partial(self._report, attempt),
+            asker=partial(self._ask, attempt),
             mailbox=task.dialogue.message,
             step=step if type(step.input) not in _SHARED else _own(step),
             processes=task.around.processes,

@@ -12,6 +12,7 @@ from agentsrv.errors import AgentsrvError, Damaged, Unavailable
 from agentsrv.models.commands import Create
 from agentsrv.models.retry import RetryPolicy
 from agentsrv.models.task import TaskState
+from agentsrv.orchestrator import crew
 from agentsrv.orchestrator.endings import LOSS, RELEASE
 from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.recovery import interrupted
@@ -89,6 +90,7 @@ class Worker:
 
     def start(self) -> None:
         """Begin to claim."""
+        crew.watch()
         self._loop_task = asyncio.create_task(self._claim_forever(), name="agentsrv-worker")
 
     def abandon(self) -> None:

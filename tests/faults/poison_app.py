@@ -72,6 +72,28 @@ async def in_its_params(
 
 
 @app.agent(retries=0)
+async def beside_a_question(step: Step, ctx: StepContext) -> None:
+    """Ask, and end the process beside the question."""
+    question = asyncio.create_task(ctx.ask("go on?"))
+    await asyncio.sleep(0.3)
+    question.cancel()
+    os._exit(1)
+
+
+@app.agent(retries=0)
+async def in_a_side_task(step: Step, ctx: StepContext) -> None:
+    """Ask, and end the process in another task."""
+
+    async def end() -> None:
+        await asyncio.sleep(0.3)
+        os._exit(1)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(end())
+        await ctx.ask("go on?")
+
+
+@app.agent(retries=0)
 async def sleeping(step: Step, ctx: StepContext) -> str:
     """Say nothing for a while."""
     await asyncio.sleep(1.0)
@@ -90,6 +112,12 @@ async def streaming(step: Step, ctx: StepContext) -> AsyncIterator[str]:
 async def asking(step: Step, ctx: StepContext) -> str:
     """Wait for a person."""
     return str(await ctx.ask("go on?"))
+
+
+@app.agent(retries=0)
+async def asking_twice(step: Step, ctx: StepContext) -> str:
+    """Wait for two persons."""
+    return str(await asyncio.gather(ctx.ask("go on?"), ctx.ask("really?")))
 
 
 @app.agent(retries=0, isolation="thread")

@@ -30,7 +30,8 @@ from tests.programs import require
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 APP = "tests.faults.poison_app:app"
-HARMLESS = ["sleeping", "streaming", "asking", "threaded", "processed"]
+HARMLESS = ["sleeping", "streaming", "asking", "asking_twice", "threaded", "processed"]
+QUESTIONS = {"asking": 1, "asking_twice": 2}
 POISON = [
     "first_line",
     "after_an_await",
@@ -39,6 +40,8 @@ POISON = [
     "in_c",
     "in_a_thread",
     "in_its_params",
+    "beside_a_question",
+    "in_a_side_task",
 ]
 PLAN: ExecutionPlan = chain(10, "short")
 MOST_CRASHES = FAILS_AT + 2  # text that was not committed before may count as progress once more
@@ -61,8 +64,8 @@ class Tasks:
             for kind in kinds:
                 task = (await self._client.create("x", execute=True, **kind))["task_id"]
                 self._logs.append(asyncio.create_task(self.log(task)))
-                if kind.get("agent") == "asking":
-                    self._asking.append(task)
+                count = QUESTIONS.get(kind.get("agent", ""), 0)
+                self._asking += [f"{task}/step_001/{number + 1}" for number in range(count)]
 
     async def poison(self, agent: str) -> list[Record]:
         """Execute the poison task; return its log when it has ended."""
@@ -73,8 +76,8 @@ class Tasks:
 
     async def finish(self) -> list[list[Record]]:
         """The logs of the harmless tasks, whose questions are answered now."""
-        for task in self._asking:
-            await self._client.respond(f"{task}/step_001/1", True)
+        for question in self._asking:
+            await self._client.respond(question, True)
         return [await log for log in self._logs]
 
     async def log(self, task: str) -> list[Record]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import collections.abc
 import dataclasses
 import datetime as dt
 import decimal
@@ -94,6 +95,30 @@ class Pair(NamedTuple):
 
 class Row(typing.TypedDict):
     key: int
+
+
+class Serialized(BaseModel):
+    """Raises when it is written."""
+
+    model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)
+    raised: BaseException
+
+    @pydantic.field_serializer("raised")
+    def _raise(self, value: BaseException) -> str:
+        raise value
+
+
+class Closed(collections.abc.Mapping[str, int]):
+    """A row of a database whose cursor is closed."""
+
+    def __getitem__(self, key: str) -> int:
+        raise OSError("the cursor is closed")
+
+    def __iter__(self) -> typing.Iterator[str]:
+        raise OSError("the cursor is closed")
+
+    def __len__(self) -> int:
+        return 1
 
 
 class Text(str):
@@ -204,6 +229,11 @@ RESULTS: list[tuple[str, typing.Callable[[], Any], Any]] = [
     ("array", lambda: np.array([1]), Refused("result: found numpy.ndarray")),
     ("80 MB", lambda: {"x": "y" * 80_000_000}, Refused("result: found 80000008 bytes", "at most 250000")),
     ("80 MB of bytes", lambda: [b"y" * 80_000_000], Refused("result: found", "at most 250000")),
+    ("serializer that raises", lambda: Serialized(raised=ValueError("own")), Refused("result: Serialized", "ValueError: own")),
+    ("serializer that exits", lambda: Serialized(raised=SystemExit(3)), Refused("result: Serialized", "SystemExit: 3")),
+    ("serializer that interrupts", lambda: [Serialized(raised=KeyboardInterrupt("own"))], Refused("result[0]: Serialized", "KeyboardInterrupt: own")),
+    ("serializer that cancels", lambda: Serialized(raised=asyncio.CancelledError("own")), Refused("result: Serialized", "CancelledError: own")),
+    ("serializer whose error has no text", lambda: Serialized(raised=_Hostile(SystemExit(3))), Refused("result: Serialized")),
     ("many items", lambda: {"x": {1} | set(range(10**6))}, Refused("at most 250000")),
 ]  # fmt: skip
 
@@ -297,6 +327,80 @@ def _json_of_object() -> None:
     json.dumps(object())
 
 
+class _Hostile(Exception):
+    """An error whose texts raise."""
+
+    def __init__(self, raised: BaseException) -> None:
+        super().__init__()
+        self._raised = raised
+
+    def __str__(self) -> str:
+        raise self._raised
+
+    __repr__ = __str__
+
+
+class _Raising:
+    """An attribute that raises."""
+
+    def __get__(self, *_: object) -> typing.NoReturn:
+        raise SystemExit(3)
+
+    def __set__(self, *_: object) -> None:
+        pass
+
+
+class _HostileAttributes(ModelError):
+    __cause__ = __context__ = __notes__ = _Raising()
+    message = retry_after = details = status = _Raising()
+
+
+class _HostilePermanent(PermanentError):
+    __cause__ = __context__ = __notes__ = _Raising()
+    message = retry_after = details = _Raising()
+
+
+class _Bare(ModelError):
+    def __init__(self) -> None:
+        """Set nothing."""
+
+
+class _OddText(Exception):
+    def __str__(self) -> str:
+        class Odder(str):
+            __slots__ = ()
+            __len__ = __getitem__ = encode = __bool__ = _Raising()
+
+        return Odder("odd")
+
+
+class _HostileGroup(ExceptionGroup[Exception]):
+    exceptions = _Raising()
+
+
+class _Itself(ExceptionGroup[Exception]):
+    @property
+    def exceptions(self) -> tuple[Exception]:
+        return (self,)
+
+
+def _noted(error: BaseException, note: Any) -> BaseException:
+    error.__notes__ = [note]
+    return error
+
+
+def _deep_group(error: Exception) -> BaseException:
+    for _ in range(3000):
+        error = ExceptionGroup("g", [error])
+    return error
+
+
+def _raise_wait(wait: Any) -> None:
+    raise ModelError("busy", retry_after=wait)
+
+
+_NO_WAITS: list[Any] = [NAN, -1.0, "x", [], -(10**400), SystemExit]
+
 FAILURES: list[tuple[str, typing.Callable[[], Any], int, tuple[str, ...]]] = [
     # What is raised, attempts of an agent with retries=2, parts of the last message.
     ("error", lambda: _raise(ValueError("a")), 3, ("ValueError: a",)),
@@ -316,6 +420,25 @@ FAILURES: list[tuple[str, typing.Callable[[], Any], int, tuple[str, ...]]] = [
     ("text that cannot be made", lambda: _raise(_NoText()), 3, ("_NoText",)),
     ("half a pair in the text", lambda: _raise(ValueError("a\ud83d")), 3, ("ValueError: a?",)),
     ("exit", lambda: _raise(SystemExit(3)), 3, ("SystemExit: 3",)),
+    ("exit in the text", lambda: _raise(_Hostile(SystemExit(3))), 3, ("_Hostile",)),
+    ("interrupt in the text", lambda: _raise(_Hostile(KeyboardInterrupt())), 3, ("_Hostile",)),
+    ("attributes that raise", lambda: _raise(_HostileAttributes("a")), 3, ("_HostileAttributes: a",)),
+    ("permanent, with attributes that raise", lambda: _raise(_HostilePermanent("a")), 1, ("_HostilePermanent: a",)),
+    ("without the attributes of its class", lambda: _raise(_Bare()), 3, ("_Bare",)),
+    ("text that is no text", lambda: _raise(_OddText("a")), 3, ("_OddText: odd",)),
+    ("notes that raise", lambda: _raise(_noted(ValueError("a"), Odd())), 3, ("ValueError: a",)),
+    ("group that cannot be read", lambda: _raise(_HostileGroup("g", [ValueError("a")])), 3, ("_HostileGroup: g",)),
+    ("group that contains itself", lambda: _raise(_Itself("g", [ValueError("a")])), 3, ("_Itself: g",)),
+    ("deep group", lambda: _raise(_deep_group(ValueError("a"))), 3, ("ExceptionGroup: g", "ValueError: a")),
+    ("permanent, deep in a group", lambda: _raise(_deep_group(PermanentError("a"))), 1, ("PermanentError: a",)),
+    ("many errors in a group", lambda: _raise(ExceptionGroup("g", [ValueError("a")] * 5000)), 3, ("and 4990 more",)),
+    ("cause that cannot be read", lambda: _raise(_caused(ValueError("a"), _Hostile(SystemExit(3)))), 3, ("ValueError: a",)),
+    ("its own cause", lambda: _raise(_caused(error := ValueError("a"), error)), 3, ("ValueError: a",)),
+    ("result that cannot be read", Closed, 3, ("OSError: the cursor is closed",)),
+    *(
+        (f"retry_after of {wait!r:.20}", functools.partial(_raise_wait, wait), 3, ("ModelError: busy",))
+        for wait in _NO_WAITS
+    ),
 ]  # fmt: skip
 
 
@@ -340,6 +463,11 @@ def _typed() -> BaseException:
 
 WAITS: list[tuple[str, typing.Callable[[], Any], float]] = [
     ("retry_after", lambda: _raise(ModelError("busy", retry_after=7.0)), 7.0),
+    ("retry_after as text", functools.partial(_raise_wait, "5"), 5.0),
+    ("retry_after of a day", functools.partial(_raise_wait, 86_400), 60.0),
+    ("retry_after beyond floats", functools.partial(_raise_wait, 10**400), 60.0),
+    ("retry_after of infinity", functools.partial(_raise_wait, float("inf")), 60.0),
+    ("retry_after in a group, beside nan", lambda: _group(ModelError("a", retry_after=7.0), ModelError("b", retry_after=NAN)), 7.0),
     ("retry_after in a group", lambda: _group(ModelError("busy", retry_after=7.0), ValueError("a")), 7.0),
 ]  # fmt: skip
 
@@ -548,6 +676,32 @@ REGISTRATIONS: list[tuple[str, typing.Callable[[App], Any], dict[str, Any], Any]
     ("unknown param of none", lambda app: app.agent("it")(plain), {"x": 1}, Refused("params.x: unknown")),
 ]  # fmt: skip
 
+
+class After(NamedTuple):
+    """An answer, after another one that is refused as `invalid_input`."""
+
+    refused: Any
+    answer: Any
+
+
+def _even(value: int) -> int:
+    if value in _RAISED:
+        raise _RAISED[value]
+    if value % 2:
+        raise ValueError("not even")
+    return value
+
+
+def _even_secret(value: SecretStr) -> SecretStr:
+    if value.get_secret_value() != "2":
+        raise KeyError(value.get_secret_value())
+    return value
+
+
+_RAISED: dict[int, BaseException] = {3: KeyError("own"), 5: SystemExit("own")}
+Even = Annotated[int, pydantic.AfterValidator(_even)]
+EvenSecret = Annotated[SecretStr, pydantic.AfterValidator(_even_secret)]
+
 QUESTIONS: list[tuple[str, dict[str, Any], Any, Any]] = [
     # Arguments of ask, the answer, what the agent is given (its repr) or the error of the step.
     ("enum options", {"options": [Colour.RED, Colour.BLUE]}, "red", repr(Colour.RED)),
@@ -564,5 +718,12 @@ QUESTIONS: list[tuple[str, dict[str, Any], Any, Any]] = [
     ("default of none of them", {"options": ["a"], "default": "b"}, None, Refused("question's default")),
     ("timeout of nan", {"timeout": NAN}, None, Refused("timeout is nan")),
     ("key of a number", {"key": 5}, None, Refused("key is 5; expected text")),
+    ("like a ciphertext", {"schema": SecretStr}, After({"sealed": "x"}, "hidden"), "SecretStr('**********')"),
+    ("object like a ciphertext", {"schema": {"type": "object", "writeOnly": True}}, After({"sealed": ""}, {"a": 1}), "{'a': 1}"),
+    ("like a ciphertext, of no secret", {"schema": dict[str, str]}, {"sealed": "x"}, "{'sealed': 'x'}"),
+    ("validator that refuses", {"schema": Even}, After(1, 2), "2"),
+    ("validator that fails", {"schema": Even}, After(3, 2), Refused("CheckError", "KeyError: 'own'")),
+    ("validator that exits", {"schema": Even}, After(5, 2), Refused("CheckError", "SystemExit: own")),
+    ("validator of a secret that fails", {"schema": EvenSecret}, After("secret 3", "2"), Refused("CheckError", "***")),
     ("secret with a default", {"schema": SecretStr, "default": SecretStr("x")}, None, Refused("default")),
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -17,6 +18,7 @@ from agentsrv.errors import (
     InvalidInput,
     InvalidState,
     NotFound,
+    PermanentError,
     TooLarge,
 )
 from agentsrv.models.commands import Respond
@@ -252,6 +254,118 @@ def test_a_question_that_an_attempt_left_behind_does_not_count_in_the_next():
             end = await world.reader.until(task)
             assert await left[0] == 1
         assert (end.event_type, end.data["final_output"]) == ("task_completed", "2")
+
+    simulate(story())
+
+
+LATE: list[Callable[[StepContext], Any]] = [
+    lambda ctx: ctx.progress(1, 2, "late"),
+    lambda ctx: ctx.ask("Late?", int, key="late", default=1, timeout=5),
+]
+
+
+@pytest.mark.parametrize("late", LATE)
+@pytest.mark.parametrize("after", [0.5, 2.0])  # in the back-off, in the next attempt
+def test_what_an_attempt_left_behind_is_refused_later(late: Callable[..., Any], after: float):
+    """It would pass for the next attempt's; the code that comes too late is told."""
+    refused: list[BaseException] = []
+
+    async def comes_late(ctx: StepContext) -> None:
+        await asyncio.sleep(after)
+        try:
+            await late(ctx)
+        except InvalidState as error:
+            refused.append(error)
+
+    async def agent(step: Step, ctx: StepContext) -> str:
+        if ctx.attempt == 1:
+            refused_later.append(asyncio.create_task(comes_late(ctx)))
+            raise RuntimeError("once")
+        await asyncio.sleep(5)
+        return "done"
+
+    refused_later: list[asyncio.Task[None]] = []
+
+    async def story() -> None:
+        world = World()
+        world.agent(agent, retries=1, retry_base=1.0)
+        async with running(world):
+            task = await world.create(step("a", "agent"))
+            assert (await world.reader.until(task)).data["final_output"] == "done"
+            log = await world.log(task)
+        assert not only(log, "step_progress")
+        assert not only(log, "input_required")
+
+    simulate(story())
+    assert "of attempt 1 of step" in str(refused[0])
+    assert "is over" in str(refused[0])
+
+
+class Checked(BaseModel):
+    """An answer with a validator of the author."""
+
+    value: int
+
+    @field_validator("value")
+    @classmethod
+    def _check(cls, value: int) -> int:
+        if value < 0:
+            raise RAISED[-1]
+        return value
+
+
+class NoText(ValueError):
+    """A refusal that cannot be told."""
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+RAISED: list[BaseException] = []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("own"),
+        SystemExit("own"),
+        KeyboardInterrupt("own"),
+        asyncio.CancelledError("own"),
+        GeneratorExit("own"),
+        StopIteration("own"),
+        StopAsyncIteration("own"),
+        PermanentError("own"),
+        BaseExceptionGroup("own", [SystemExit(3)]),
+        NoText(),
+    ],
+)
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_validator_that_fails_fails_the_attempt(error: BaseException, retries: int):
+    """The client is refused, the attempt fails with the error, the next one asks again."""
+
+    async def agent(step: Step, ctx: StepContext) -> str:
+        return str((await ctx.ask("Which?", Checked)).value)
+
+    async def story() -> None:
+        RAISED.append(error)
+        world = World()
+        world.agent(agent, retries=retries)
+        async with running(world):
+            task = await world.create(step("a", "agent"))
+            asked = await question(world, task)
+            with pytest.raises(InvalidInput, match="a validator of the question fails"):
+                await world.respond(asked, {"value": -1})
+            if retries:
+                await world.reader.until(task, "step_retrying")
+                await asyncio.sleep(1)
+                await world.respond(asked, {"value": 7})
+            end = await world.reader.until(task)
+            log = await world.log(task)
+        assert end.event_type == ("task_completed" if retries else "task_failed")
+        [failure] = only(log, "step_retrying") + only(log, "step_failed")
+        assert "a validator of the question" in failure["error_message"]
+        raised = "SystemExit" if isinstance(error, NoText) else type(error).__name__
+        assert raised in failure["error_message"]
 
     simulate(story())
 
