@@ -25,6 +25,7 @@ from agentsrv.telemetry import logs
 from agentsrv.telemetry.measures import Measures
 
 MAX_PREPARED: Final = 1000  # queued tasks of which the state is kept; one costs some 2 KiB
+MAX_RETURNED: Final = 1000  # tasks of which is known how often they were given back
 
 _BACK_OFF: Final = RetryPolicy()
 
@@ -50,7 +51,8 @@ class Worker:
         self._loop_task: asyncio.Task[None] | None = None
         self._draining = asyncio.Event()
         self._returned: dict[str, int] = {}
-        """How often this worker has given back each task that has not ended here since."""
+        """How often this worker has given back each task that has not ended here since; of many
+        only those that were given back last."""
         self._is_away = False  # the store gave nothing at the last try
         self._faults = 0  # tries since the last one that was not a fault of the store
 
@@ -239,11 +241,16 @@ class Worker:
                 await self._give_back(lease)
 
     async def _give_back(self, lease: Lease) -> None:
-        """Release a lease, in an asyncio task of its own: an agent may cancel that of the task."""
+        """Release a lease beside the run, whose slot is free at once.
+
+        Only where very many leases wait for their release the slot is kept until this one's: else
+        a worker that cannot run anything would lease the whole queue.
+        """
         releasing = asyncio.create_task(self._release(lease), name=f"release {lease.task_id}")
         self._releases.add(releasing)
         releasing.add_done_callback(self._releases.discard)
-        await asyncio.wait({releasing})
+        if len(self._releases) > MAX_RETURNED:
+            await asyncio.wait({releasing})
 
     async def _release(self, lease: Lease) -> None:
         """Release a lease, if need be after a while.
@@ -252,7 +259,10 @@ class Worker:
         and may break off again. So this worker waits before each release of the same task twice as
         long as before the last one, up to a minute.
         """
-        times = self._returned[lease.task_id] = self._returned.get(lease.task_id, 0) + 1
+        times = self._returned.pop(lease.task_id, 0) + 1
+        self._returned[lease.task_id] = times  # the newest is the last
+        if len(self._returned) > MAX_RETURNED:
+            del self._returned[next(iter(self._returned))]
         with suppress(TimeoutError):
             await asyncio.wait_for(self._draining.wait(), _BACK_OFF.delay(times))
         try:

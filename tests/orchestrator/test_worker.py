@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import pytest
 
 from agentsrv.errors import Unavailable
+from agentsrv.orchestrator import worker
 from agentsrv.orchestrator.logs import forget_old
 from tests.orchestrator.cluster import cluster
-from tests.orchestrator.people import only, sleeper
-from tests.orchestrator.world import check_log, step
+from tests.orchestrator.people import only, quick, sleeper
+from tests.orchestrator.world import World, check_log, running, step
 from tests.simulation import now, simulate
 from tests.store.shared_memory import LEASE, Place
 
@@ -155,5 +156,43 @@ def test_old_tasks_are_forgotten_although_the_store_was_away():
             await asyncio.sleep(130)
             assert await here.door._place.head(task) is None
             forgetting.cancel()
+
+    simulate(story())
+
+
+def test_a_task_that_waits_for_its_release_takes_no_slot(monkeypatch):
+    """The back-off before a release is up to a minute; others run meanwhile."""
+
+    async def story() -> None:
+        world = World(concurrency=1)
+        world.agent(sleeper)
+        world.agent(quick)
+        async with running(world):
+            broken = [await world.create(step("a", "sleeper"), execute=False) for _ in range(3)]
+            read = world.store.read
+
+            async def unreadable(task_id: str, after: int, limit: int) -> Sequence[bytes]:
+                if task_id in broken and limit != 100_000:
+                    raise Unavailable("not now")
+                return await read(task_id, after, limit)
+
+            for task in broken:
+                await world.execute(task)
+            world.worker._prepared.clear()
+            world.store.read = unreadable  # type: ignore[method-assign]
+            await asyncio.sleep(300)
+            assert world.worker.running == 0
+            assert len(world.worker._returned) == 3
+            task = await world.create(step("a", "quick"))
+            began = asyncio.get_running_loop().time()
+            await world.reader.until(task)
+            assert asyncio.get_running_loop().time() - began < 1
+            monkeypatch.setattr(worker, "MAX_RETURNED", 2)
+            await asyncio.sleep(300)
+            assert len(world.worker._returned) <= 2
+            world.store.read = read  # type: ignore[method-assign]
+            for task in broken:
+                await world.reader.until(task)
+            assert not world.worker._returned
 
     simulate(story())
