@@ -36,7 +36,8 @@ What follows from the table:
 - A step that waits for an answer, a back-off or its turn is cancelled like any other: the
   ``finally`` blocks of an agent that asks are code that runs. Only where no attempt is under way
   in any step does a cancel end the task in the same turn (``_is_idle``).
-- A cancel replaces a failure as the ending of a task that is stopping.
+- A cancel replaces a failure as the ending of a task that is stopping, and the failure's grace
+  period by its own.
 - ``run`` returns when no code of the task runs any more, whatever the phase: until then the
   task holds its worker's slot.
 - ``TaskInfo.stopped`` is set before the cancellation and by nothing else. Code that catches
@@ -247,6 +248,7 @@ class TaskRunner:
         elif was is Phase.STOPPING:
             if isinstance(ending, CancelRequest):
                 self._ending = ending
+                self._wait_for_steps(grace)
             return
         elif was is Phase.RUNNING:
             self.phase, self._ending = Phase.STOPPING, ending
@@ -265,8 +267,13 @@ class TaskRunner:
         if self._is_idle:
             self._end(stopped=True)
         else:
-            loop = asyncio.get_running_loop()
-            self._patience = loop.call_later(grace, self._cut_off, grace)
+            self._wait_for_steps(grace)
+
+    def _wait_for_steps(self, grace: float) -> None:
+        """Give the steps so many seconds from now on to end."""
+        if self._patience is not None:
+            self._patience.cancel()
+        self._patience = asyncio.get_running_loop().call_later(grace, self._cut_off, grace)
 
     @property
     def _is_idle(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 
@@ -262,5 +263,33 @@ def test_cancel_wins_over_a_failure_that_winds_down():
             end = await world.reader.until(task)
             check_log(world.reader.of(task))
         assert end.event_type == "task_cancelled"
+
+    simulate(story())
+
+
+@pytest.mark.parametrize(("grace", "ends"), [(0.0, 1.0), (2.0, 3.0), (30.0, 31.0), (None, 6.0)])
+def test_a_cancel_of_a_failing_task_has_its_own_grace(grace: float | None, ends: float):
+    """Seconds from the cancel on, be they fewer or more than those of the failure."""
+
+    async def stubborn(step: Step, ctx: StepContext) -> None:
+        while asyncio.get_running_loop().time() < 100:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(100)
+
+    async def story() -> None:
+        world = World(grace=5)
+        world.agent(stubborn)
+        world.agent(failing(99), name="broken", retries=0)
+        async with running(world):
+            task = await world.create(step("a", "stubborn"), step("b", "broken"))
+            await world.reader.until(task, "step_failed")
+            began = asyncio.get_running_loop().time()
+            await asyncio.sleep(1)
+            fields = {} if grace is None else {"grace": grace}
+            await world.cancel(task, **fields)
+            end = await world.reader.until(task)
+            assert asyncio.get_running_loop().time() - began == pytest.approx(ends)
+            check_log(await world.log(task))
+        assert (end.event_type, end.data["stopped"]) == ("task_cancelled", False)
 
     simulate(story())
