@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path, PurePath
@@ -161,11 +161,33 @@ def serve(target: str | None, settings: Settings, complaints: Sequence[str] = ()
                 _log.warning("%s", complaint)
             send_spans = export.configure()
             with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
-                return runner.run(_serve(app, settings, send_spans))
+                return _run(runner.get_loop(), _serve(app, settings, send_spans))
         except OSError as error:
             leave(addresses.explained(error, settings))
         except AgentsrvError as error:
             leave(error)
+
+
+def _run(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, int]) -> int:
+    """Run ``work`` to its end, and return what it returns.
+
+    A ``SystemExit`` or ``KeyboardInterrupt`` in a task or a callback that an agent has created
+    leaves the loop, whoever awaits the task. The loop continues; whoever awaits it is given the
+    error. Signals are never raised: `Signals` receives them.
+    """
+    serving = loop.create_task(work)
+    while True:
+        try:
+            return loop.run_until_complete(serving)
+        except (SystemExit, KeyboardInterrupt) as error:
+            if serving.done():
+                raise
+            _log.error(
+                "code in this process raised %s in an asyncio task or a callback of its own; the "
+                "server continues. An agent ends its step by an error",
+                type(error).__name__,
+                exc_info=error,
+            )
 
 
 async def _serve(app: App, settings: Settings, send_spans: Callable[[], None]) -> int:

@@ -42,6 +42,38 @@ async def raiser(step: Step, ctx: StepContext, error: str = "ValueError") -> str
     raise KINDS[error]("rogue")
 
 
+async def _exit(error: str) -> None:
+    await asyncio.sleep(0.01)
+    raise KINDS[error](3)
+
+
+@app.agent(retries=1, retry_base=0.01)
+async def parent(step: Step, ctx: StepContext, error: str) -> None:
+    """Await a child that raises."""
+    await asyncio.create_task(_exit(error))
+
+
+@app.agent(retries=1, retry_base=0.01)
+async def group(step: Step, ctx: StepContext, error: str) -> None:
+    """Have a group of which one raises."""
+    async with asyncio.TaskGroup() as children:
+        children.create_task(_exit(error))
+        children.create_task(asyncio.sleep(60))
+
+
+@app.agent
+async def careless(step: Step, ctx: StepContext, error: str) -> str:
+    """Leave a child and a callback that raise to themselves."""
+
+    def callback() -> None:
+        raise KINDS[error](3)
+
+    asyncio.create_task(_exit(error))  # noqa: RUF006 - that is the fault
+    asyncio.get_running_loop().call_soon(callback)
+    await asyncio.sleep(0.1)
+    return "careless"
+
+
 @app.agent(retries=0)
 async def endless(step: Step, ctx: StepContext) -> AsyncIterator[str]:
     """Write without end, and without giving others a turn."""

@@ -17,9 +17,11 @@ from tests.faults.process import ServerProcess
 from tests.faults.rogue_app import KINDS, TRACE
 
 pytestmark = pytest.mark.faults
+EXITS = ("SystemExit", "KeyboardInterrupt")  # which leave an event loop
 ROGUES: list[tuple[str | None, dict[str, Any], str]] = [
     *(("raiser", {"error": error}, "do it") for error in KINDS),
     *(("liar", {"kind": kind}, "do it") for kind in ("nan", "huge", "cycle", "coroutine")),
+    *((agent, {"error": error}, "do it") for agent in ("parent", "group") for error in EXITS),
     ("endless", {}, "do it"),
     ("mumbler", {}, "do it"),
     ("diver", {}, "do it"),
@@ -45,6 +47,9 @@ async def test_rogue_agents_fail_their_tasks_only(tmp_path: Path, ledger: Ledger
                     violations += not failed.message
                 violations += (await beside).final_output != "good"
             assert (await client.run("x", agent="orphaner")).final_output == "left"
+            for error in EXITS:
+                run = await client.run("x", agent="careless", params={"error": error})
+                assert run.final_output == "careless"
             assert (await client.run("x", agent="blocker")).final_output == "slept"
             assert (await client.run("x", agent="good")).final_output == "good"
     finally:
@@ -52,10 +57,11 @@ async def test_rogue_agents_fail_their_tasks_only(tmp_path: Path, ledger: Ledger
     log = server.log.read_text()
     assert "the event loop is blocked" in log
     assert "in blocker" in log
+    assert "code in this process raised SystemExit" in log
     violations += status != 0
     ledger.record(
         "P10",
-        faults={"rogue agents": len(ROGUES) + 2},
+        faults={"rogue agents": len(ROGUES) + 2 + len(EXITS)},
         checked={"tasks beside them": len(ROGUES) + 1},
         violations=violations,
     )
