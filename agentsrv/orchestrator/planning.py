@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from agentsrv.agents.base import TaskContext
 from agentsrv.agents.registry import Registry
+from agentsrv.error_text import safely
 from agentsrv.errors import AgentsrvError, InvalidCommand, PermanentError
 from agentsrv.models.commands import Create
 from agentsrv.models.plan import ExecutionPlan
@@ -50,7 +52,8 @@ async def make_plan(
             registry.check_plan(plan)
             registry.check_params(spec.params, plan)
         except (InvalidCommand, PermanentError) as error:
-            raise PlanningFailed(error.message, failures) from error
+            kind = type(error).__name__  # an author's class may have no message
+            raise PlanningFailed(safely(partial(_message, error), kind), failures) from error
         except BaseException as error:
             if not is_authors(error, stopped=task.stopped):
                 raise
@@ -67,6 +70,10 @@ async def make_plan(
             await asyncio.sleep(policy.delay(failures, found.retry_after))
         else:
             return plan
+
+
+def _message(error: AgentsrvError) -> str:
+    return str.__str__(error.message)
 
 
 async def _ask_planner(task: TaskInfo, registry: Registry) -> ExecutionPlan:

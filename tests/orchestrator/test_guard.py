@@ -15,6 +15,7 @@ import anyio
 import pytest
 
 from agentsrv.agents.base import StepContext, TaskContext
+from agentsrv.errors import PermanentError
 from agentsrv.models.plan import ExecutionPlan, Step
 from tests.orchestrator.people import only, quick
 from tests.orchestrator.world import World, check_log, running, step
@@ -358,6 +359,30 @@ def test_a_planner_is_asked_so_often_and_no_more(planner):
             end = await world.reader.until(task)
         assert end.event_type == "task_failed"
         assert len(asked) == 4
+
+    simulate(story())
+
+
+class Bare(PermanentError):
+    """An error of an author without the attributes of its class."""
+
+    def __init__(self) -> None:
+        """Set nothing."""
+
+
+def test_a_planner_may_raise_an_error_without_a_message():
+    """Its class is told; the planner is not asked again."""
+
+    async def plan(task_description: str, ctx: TaskContext) -> ExecutionPlan:
+        raise Bare
+
+    async def story() -> None:
+        world = World()
+        world.registry.planner = plan
+        async with running(world):
+            end = await world.reader.until(await world.create())
+        assert end.event_type == "task_failed"
+        assert end.data["error_message"] == "planning failed: Bare"
 
     simulate(story())
 
