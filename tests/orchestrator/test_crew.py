@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from contextlib import suppress
+from typing import Annotated, Any
 
 import pytest
+from pydantic import AfterValidator
 
 from agentsrv.agents.base import StepContext
+from agentsrv.errors import InvalidInput
 from agentsrv.models.plan import Step
 from agentsrv.store.memory import MemoryStore
 from tests.orchestrator.world import World, running, step
@@ -278,3 +281,39 @@ def test_a_step_is_marked_unless_it_only_waits(doing: Doing, is_generator: bool,
         assert not marks.found
 
     simulate(story(), seed)
+
+
+@pytest.mark.parametrize("answer", [1, -1, 0])
+def test_a_step_is_marked_while_its_validators_run(answer: int):
+    """Whether they accept the answer, refuse it or fail: a crash in them is the step's."""
+    seen: list[int] = []
+    marks = Marks()
+
+    def check(value: int) -> int:
+        seen.append(len(marks.found))
+        if value < 0:
+            raise ValueError("negative")
+        return 1 // value
+
+    async def agent(step: Step, ctx: StepContext) -> None:
+        await ctx.ask("How many?", Annotated[int, AfterValidator(check)])
+
+    async def story() -> None:
+        store = MemoryStore()
+        store.marks = marks  # type: ignore[assignment]
+        world = World(store)
+        world.agent(agent, retries=0)
+        async with running(world):
+            task = await world.create(step("a", "agent"))
+            asked = (await world.reader.until(task, "input_required")).data["input_id"]
+            assert not marks.found
+            with suppress(InvalidInput):
+                await world.respond(asked, answer)
+            if answer < 0:
+                assert not marks.found
+                await world.cancel(task)
+            await world.reader.until(task)
+        assert not marks.found
+
+    simulate(story())
+    assert seen[0] == 1
