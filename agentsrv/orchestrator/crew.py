@@ -3,7 +3,7 @@
 Theory of operation
 ===================
 
-A crash of the process is charged to steps whose code ran. A step with an open question runs no
+A crash of the process is a loss of each step whose code ran. A step with an open question runs no
 code only if *all* of its asyncio tasks wait for answers: an agent may ask in one task and work in
 another. So the server has to know the tasks of a step:
 

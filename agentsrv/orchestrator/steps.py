@@ -432,7 +432,7 @@ class StepRun:
             return received
 
     def _check_answer(self, question: Question, value: Any) -> None:
-        """Validate an answer, which calls code of the author: a crash is charged to the step."""
+        """Validate an answer, which calls code of the author: a crash is a loss of the step."""
         was_marked = self._mark >= 0
         self._enter()
         try:
@@ -445,7 +445,7 @@ class StepRun:
     def _waiting(self) -> Iterator[None]:
         """Wait for an answer in the running task: the attempt's time stands still.
 
-        As soon as the step only waits, a crash is not charged to it. A wait that outlives its
+        As soon as the step only waits, a crash is no loss of it. A wait that outlives its
         attempt, because the agent left it behind, changes no time of the next one.
         """
         clock, limit, attempt = asyncio.get_running_loop().time, self._limit, self.state.attempt

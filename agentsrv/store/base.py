@@ -161,12 +161,12 @@ class Store(Protocol):
     """
 
     marks: Marks | None
-    """Where attempts are marked as long as their code runs, so that a crash can be charged to
-    them; ``None`` where the log tells which attempts run."""
+    """Where attempts are marked as long as their code runs, so that a crash can be counted as
+    their loss; ``None`` where the log tells which attempts run."""
 
     commits_starts: bool
     """Whether the start of an attempt must be committed before its code runs: what ends the
-    process would otherwise be charged to nobody."""
+    process would otherwise be nobody's loss."""
 
     on_commit: Callable[[Commit], None]
     """Called in the event loop after each append, when its awaitable is done."""

@@ -1,4 +1,4 @@
-"""A crash is charged to a step with an open question unless all of its tasks wait for answers."""
+"""A crash is a loss of a step with an open question unless all of its tasks wait for answers."""
 
 from __future__ import annotations
 
