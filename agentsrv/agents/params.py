@@ -87,6 +87,7 @@ class Parameters:
 
     Attributes:
         model: Validates ``params``.
+        schema: Its JSON Schema. It is made once, because that may call functions of the author.
         names: The params, by the names that clients use.
         takes_all: Whether the function has ``**params`` and so takes those of any other name.
         fields: Each parameter and its field of ``model``.
@@ -94,6 +95,7 @@ class Parameters:
     """
 
     model: type[BaseModel]
+    schema: dict[str, Any]
     names: tuple[str, ...]
     takes_all: bool
     fields: tuple[tuple[str, str], ...]
@@ -136,14 +138,15 @@ class Parameters:
                 rest = annotation
             else:
                 fields[parameter.name] = _field(parameter, annotation, place)
-        model = _model(label, fields, rest)
+        model, schema = _model(label, fields, rest)
         names = tuple(name for field in fields.values() for name in _names_of(field))
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ConfigurationError(f"{label} has two parameters that take the param {twice!r}")
         own = tuple((name, f"p{number}") for number, name in enumerate(fields))
         runs_code = _runs_code(model.__pydantic_core_schema__)
-        return cls(model, names, rest is not None, own, _passing(parameters, filled), runs_code)
+        passing = _passing(parameters, filled)
+        return cls(model, schema, names, rest is not None, own, passing, runs_code)
 
     def adapted(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """``run`` as a function of ``(first, second, **params)``; ``run`` itself if it is one."""
@@ -379,10 +382,15 @@ def _names_of(field: tuple[Any, Any]) -> list[str]:
     ]
 
 
-def _model(label: str, fields: Mapping[str, tuple[Any, Any]], rest: Any) -> type[BaseModel]:
-    """The model of the fields; ``rest`` is the annotation of ``**params``, if there is one."""
+def _model(
+    label: str, fields: Mapping[str, tuple[Any, Any]], rest: Any
+) -> tuple[type[BaseModel], dict[str, Any]]:
+    """The model of the fields, and its JSON Schema.
+
+    ``rest`` is the annotation of ``**params``, if there is one.
+    """
     try:
-        model = _make_model(label, list(fields.values()), rest)
+        made = _make_model(label, list(fields.values()), rest)
     except Exception as error:
         for name, field in fields.items():
             _check_alone(f"{label}, parameter {name!r}", field)
@@ -390,10 +398,12 @@ def _model(label: str, fields: Mapping[str, tuple[Any, Any]], rest: Any) -> type
     for name, field in fields.items():
         if field[1] is not ...:
             _check_alone(f"{label}, parameter {name!r}", field)
-    return model
+    return made
 
 
-def _make_model(label: str, fields: Sequence[tuple[Any, Any]], rest: Any) -> type[BaseModel]:
+def _make_model(
+    label: str, fields: Sequence[tuple[Any, Any]], rest: Any
+) -> tuple[type[BaseModel], dict[str, Any]]:
     class Base(BaseModel):
         model_config = ConfigDict(
             extra="forbid" if rest is None else "allow", validate_default=True
@@ -405,8 +415,7 @@ def _make_model(label: str, fields: Sequence[tuple[Any, Any]], rest: Any) -> typ
     own: dict[str, Any] = {f"p{number}": field for number, field in enumerate(fields)}
     name = re.sub(r"\W+", "_", label.partition(" ")[2] or label).strip("_")
     model = create_model(f"{name}_params", __base__=Base, **own)
-    model.model_json_schema()  # what is published
-    return model
+    return model, model.model_json_schema()
 
 
 def _check_alone(place: str, field: tuple[Any, Any]) -> None:
@@ -416,7 +425,7 @@ def _check_alone(place: str, field: tuple[Any, Any]) -> None:
         ConfigurationError: It names the parameter.
     """
     try:
-        model = _make_model("agent x", [field], None)
+        model, _ = _make_model("agent x", [field], None)
         model.model_validate({})
     except ValidationError as error:
         for complaint in error.errors(include_url=False):

@@ -93,7 +93,7 @@ class Registry:
             {
                 "name": agent.name,
                 "description": agent.description,
-                "params": agent.params.model.model_json_schema(),
+                "params": agent.params.schema,
             }
             for agent in self._agents.values()
         ]

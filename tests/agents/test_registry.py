@@ -1,6 +1,7 @@
 from typing import Any, Literal
 
 import pytest
+from pydantic_core import core_schema
 
 from agentsrv import App
 from agentsrv.agents.base import Agent
@@ -48,6 +49,32 @@ async def test_agents_that_no_reply_can_describe_are_refused():
     with pytest.raises(ConfigurationError, match=r"agent 'chooser' 1\d+; expected at most 1000000"):
         async with app.running(Settings(port=0, store="memory:")):
             pass
+
+
+def test_describing_calls_nothing_of_an_author(registry):
+    """A schema of the author's own is made when the agent is registered, and not for a client."""
+    made = []
+
+    class Size:
+        """A type that makes its schema itself."""
+
+        @classmethod
+        def __get_pydantic_core_schema__(cls, source, handler):
+            return core_schema.int_schema()
+
+        @classmethod
+        def __get_pydantic_json_schema__(cls, core, handler):
+            made.append(cls)
+            return {"type": "integer"}
+
+    async def sized(step, ctx, size: Size):
+        """Take a size."""
+
+    registry.add(Agent.of(sized))
+    assert made
+    made.clear()
+    assert registry.described()[-1]["params"]["properties"]["size"]["type"] == "integer"
+    assert made == []
 
 
 async def test_a_planner_is_handed_its_params(registry):
