@@ -122,8 +122,10 @@ def test_a_setting_has_its_limits(monkeypatch, name, value):
 
 @pytest.mark.parametrize(
     "name",
-    {MARK, busy_app.SYNCHRONOUS}
-    | {app.TRACE for app in (asking_app, busy_app, cluster_app, rogue_app, slow_app)},
+    sorted(
+        {MARK, busy_app.SYNCHRONOUS}
+        | {app.TRACE for app in (asking_app, busy_app, cluster_app, rogue_app, slow_app)}
+    ),
 )
 def test_variables_of_tests_are_no_settings(name, monkeypatch):
     """A server of a test does not report them as unknown."""
