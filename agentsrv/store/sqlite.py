@@ -324,7 +324,8 @@ class SqliteStore:
         since = monotonic()
         try:
             long = self._execute(outcomes)
-            outcomes = self._written(outcomes, self._file.flush)
+            self._file.flush()
+            outcomes = self._without_dropped(outcomes)
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing is acknowledged
             self._fail(error, outcomes)
             return
@@ -338,19 +339,13 @@ class SqliteStore:
         self._jobs.put(lambda: self._finish(later, long))
         self._settle(early)
 
-    def _written(self, outcomes: Outcomes, write: Callable[[], None]) -> Outcomes:
-        """Write what was executed; refuse those whose pages are damaged, and write the others."""
-        try:
-            write()
-        except sqlite3.Error as error:
-            if fault_of(error) is not Fault.DAMAGED:
-                raise
-        else:
+    def _without_dropped(self, outcomes: Outcomes) -> Outcomes:
+        """Refuse the operations on tasks that the transaction has left out as damaged."""
+        dropped = self._file.take_dropped()
+        if not dropped:
             return outcomes
-        dropped = self._file.drop_damaged()
         for task_id, reason in dropped.items():
             self._file.note_damage(task_id, reason)
-        write()
         kept: Outcomes = []
         for outcome in outcomes:
             operation = outcome[0]
@@ -486,7 +481,7 @@ class SqliteStore:
             _log.warning("the store %s takes writes again, after %.1f s", self.path, waited)
             self.trouble = None
             base.notify(self.on_resumed)
-        self._settle(wait.held)
+        self._settle(self._without_dropped(wait.held))
 
     def _announce_when_due(self) -> None:
         """Refuse clients, and say why, once the store has waited for long enough."""
@@ -615,7 +610,8 @@ class SqliteStore:
                 outcomes = [*outcomes, outcome_of(long, self._file)]
                 long = None
             self._file.check_place()
-            outcomes = self._written(outcomes, self._file.commit)
+            self._file.commit()
+            outcomes = self._without_dropped(outcomes)
             self._file.check_place()
             if monotonic() - self._checked > CHECK_EVERY:
                 self._check()

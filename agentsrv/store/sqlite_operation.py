@@ -72,6 +72,10 @@ def outcome_of(operation: Operation, log: SqliteLog) -> Outcome:
     Raises:
         sqlite3.Error: Not the operation's fault; nothing of it is left in the transaction.
     """
+    if operation.writes:
+        if operation.task_id in log.dropped:
+            return operation, None, base.damaged(operation.task_id)
+        log.replay()
     mark = len(log.redo)
     try:
         return operation, operation.work(log), None

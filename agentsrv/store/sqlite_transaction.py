@@ -9,9 +9,11 @@ begins a new transaction and executes the kept statements again. As one server h
 find what they found the first time. So the tasks that were claimed and queued meanwhile stay
 what the queue in memory says, and nothing has to be decided again.
 
-Each kept statement names the task that it is about. Where a page is damaged, ``drop_damaged`` takes
-out all statements of the tasks that cannot be written, so that a task's row is never written
-without its events, and writes those of the other tasks.
+Each kept statement names the task that it is about. Where a page is damaged, all statements of the
+tasks that cannot be written are taken out, so that a task's row is never written without its
+events, and those of the other tasks are written. This happens wherever kept statements are written,
+so an operation never meets the damage of another task. ``dropped`` names the tasks, and the store
+refuses their operations, also those that had succeeded before.
 
 SQLite is told not to wait for locks: a statement that meets one raises at once, and the caller
 (``SqliteStore``) decides when to try again. ``undo`` takes back the statements of the one operation
@@ -51,6 +53,8 @@ class Transaction:
         """The ids of the tasks, by number, that have events in the transaction."""
         self.redo: list[Statement] = []
         """The statements of the transaction."""
+        self.dropped: dict[str, sqlite3.Error] = {}
+        """Tasks that were taken out because of a damaged page, and why; see ``take_dropped``."""
         self.has_changes = False
         """Whether somebody waits for the next commit."""
 
@@ -63,6 +67,15 @@ class Transaction:
         if not self._db.in_transaction:
             self._begin()
 
+    def replay(self) -> None:
+        """Write what is kept if the transaction was rolled back.
+
+        Raises:
+            sqlite3.Error: It cannot be written now; it stays kept.
+        """
+        if self.redo and not self._db.in_transaction:
+            self._begin()
+
     def flush(self) -> None:
         """Write what was gathered for the transaction; quick, because nothing is synced yet."""
         if self._rows:
@@ -70,8 +83,11 @@ class Transaction:
             self.redo.append(Statement(INSERT, rows, None))
             if not self._db.in_transaction:
                 self._begin()
-            else:
+                return
+            try:
                 self._db.executemany(INSERT, rows)
+            except sqlite3.Error as error:
+                self._recover(error)
 
     def commit(self) -> None:
         """Make everything since the last commit durable; this waits for the disk.
@@ -80,14 +96,13 @@ class Transaction:
             sqlite3.Error: Nothing was committed as far as this process can know.
         """
         self.flush()
-        if self.redo and not self._db.in_transaction:
-            self._begin()
+        self.replay()
         if self._db.in_transaction:
             try:
                 self._db.execute("COMMIT")
-            except sqlite3.Error:
-                self.roll_back()
-                raise
+            except sqlite3.Error as error:
+                self._recover(error)
+                self._commit_once()
             self.redo.clear()
             self._names.clear()
         self.has_changes = False
@@ -114,15 +129,35 @@ class Transaction:
         del self.redo[mark:]
         self.roll_back()
 
-    def drop_damaged(self) -> dict[str, sqlite3.Error]:
+    def take_dropped(self) -> dict[str, sqlite3.Error]:
+        """The tasks that were taken out since this was called last, and why."""
+        dropped, self.dropped = self.dropped, {}
+        return dropped
+
+    def _recover(self, error: sqlite3.Error) -> None:
+        """Roll back. After damage, leave the transaction open without the damaged tasks.
+
+        Raises:
+            sqlite3.Error: It is no damage, or cannot be put down to a task.
+        """
+        self.roll_back()
+        if fault_of(error) is not Fault.DAMAGED:
+            raise error
+        self._drop_damaged()
+
+    def _commit_once(self) -> None:
+        try:
+            self._db.execute("COMMIT")
+        except sqlite3.Error:
+            self.roll_back()
+            raise
+
+    def _drop_damaged(self) -> None:
         """Take out of the transaction all tasks of which a damaged page keeps something out.
 
         An event goes to the page on which its neighbours are, and a row to several indexes. A task
         of which anything cannot be written loses all that it has in the transaction. The
         transaction is left open, with the statements of the others.
-
-        Returns:
-            Why, by the ids of these tasks.
 
         Raises:
             sqlite3.Error: Something else fails.
@@ -147,7 +182,8 @@ class Transaction:
                     damaged[statement.task_id] = error
                     break
             else:
-                return damaged
+                self.dropped |= damaged
+                return
 
     def _write(
         self, sql: str, values: Sequence[Any], task_id: str | None, *, durable: bool = True
@@ -184,9 +220,8 @@ class Transaction:
         try:
             for statement in self.redo:
                 self._replay(statement)
-        except sqlite3.Error:
-            self.roll_back()
-            raise
+        except sqlite3.Error as error:
+            self._recover(error)
 
     def _replay(self, statement: Statement) -> None:
         """Execute a statement again.

@@ -7,14 +7,15 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agentsrv.errors import AgentsrvError, ConfigurationError, Damaged, Unavailable
-from agentsrv.store.base import Lease, Span
+from agentsrv.store.base import Append, Lease, Span
 from agentsrv.store.sqlite import SqliteStore
 from agentsrv.store.sqlite_look import find_damage
 from tests.store.tasks import (
@@ -310,10 +311,17 @@ async def test_what_is_acknowledged_is_in_the_file(tmp_path, caplog, index, how)
     check_in_file(path, acknowledged)
 
 
+@pytest.mark.parametrize("reads", [False, True], ids=["", "reads"])
 @pytest.mark.parametrize("how", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("table", ["task", "event"])
-async def test_what_is_acknowledged_beside_a_damaged_page_is_in_the_file(tmp_path, table, how):
-    """Also where the page is damaged under the open store, and all tasks share one transaction."""
+async def test_what_is_acknowledged_beside_a_damaged_page_is_in_the_file(
+    tmp_path, table, how, reads
+):
+    """Also where the page is damaged under the open store, and all tasks share one transaction.
+
+    A read in the same turn writes what others have appended: their damage is none of its task's,
+    and what comes after it is written all the same.
+    """
     path = tmp_path / "agentsrv.db"
     await fill(path, unfinished=True)
     store = SqliteStore(path)
@@ -324,8 +332,9 @@ async def test_what_is_acknowledged_beside_a_damaged_page_is_in_the_file(tmp_pat
     store._file._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     spoil(path, table, how)
     store._file._db.execute("PRAGMA cache_size=0")
-    acknowledged = await append_to_all(store, leases)
+    acknowledged = await append_to_all(store, leases, reads=reads)
     assert len(acknowledged) > TASKS - 6
+    assert len(store.damage) < 6
     await store.close()
     check_in_file(path, acknowledged)
 
@@ -339,15 +348,25 @@ async def refused(store: SqliteStore) -> ConfigurationError | None:
     return None
 
 
-async def append_to_all(store: SqliteStore, leases: Iterable[Lease]) -> dict[str, int]:
+async def append_to_all(
+    store: SqliteStore, leases: Iterable[Lease], *, reads: bool = False
+) -> dict[str, int]:
     """Append an event to each task, all at once; return where those that were acknowledged are.
 
-    The text of each task names another task: a task is known by its id, not by what it says.
+    With ``reads`` each append is followed by a read of another task's log. The text of each task names another task: a task is known by its id, not by what it says.
     """
     wanted = {
         lease.task_id: following(lease)._replace(events=[event(lease.seq + 1)]) for lease in leases
     }
-    found = await asyncio.gather(*map(store.append, wanted.values()), return_exceptions=True)
+
+    async def appended(append: Append) -> None:
+        await store.append(append)
+
+    calls: list[Coroutine[Any, Any, object]] = []  # all of them begin in one turn of the loop
+    for append, other in zip(wanted.values(), [*wanted][::-1], strict=True):
+        calls += [appended(append), store.read(other, 0, 100)] if reads else [appended(append)]
+    every = await asyncio.gather(*calls, return_exceptions=True)
+    found = every[:: 2 if reads else 1]
     refused = [each for each in found if each is not None]
     assert all(isinstance(each, AgentsrvError) for each in refused), refused
     return {
