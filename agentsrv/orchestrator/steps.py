@@ -141,6 +141,7 @@ class StepRun:
         self._span: AttemptSpan | None = None  # of the attempt, where the server is traced
         self._mark = -1  # in the store's marks, while code of the attempt runs
         self._has_turn = False  # as a suspect
+        self._taking: asyncio.Lock | None = None  # while a suspect waits for another turn
         self._crew = Crew()
         self._look: asyncio.Handle | None = None  # whether only answers are waited for
 
@@ -288,6 +289,13 @@ class StepRun:
         await self._task.around.suspects.admit(self, losses)
         self._has_turn = losses >= SUSPECT_AT
 
+    async def _take_turn_again(self) -> None:
+        """The same after an answer, by whichever task of the step comes first."""
+        self._taking = self._taking or asyncio.Lock()
+        async with self._taking:
+            if not self._has_turn:
+                await self._take_turn()
+
     def _enter(self) -> None:
         """Mark that code of the attempt runs: a crash is a loss of it."""
         marks = self._task.around.store.marks
@@ -425,11 +433,14 @@ class StepRun:
             raise self._too_late(attempt, "a question")
         check = partial(self._check_answer, question)
         with self._waiting():
-            received = await self._task.dialogue.ask(self.step.step_id, attempt, question, check)
-            # An earlier attempt had the answer already.
-            if self.state.losses >= SUSPECT_AT and not self._has_turn:
-                await self._take_turn()
-            return received
+            try:
+                return await self._task.dialogue.ask(self.step.step_id, attempt, question, check)
+            finally:
+                # Code runs again, and the answer may be no progress: there was none, or an earlier
+                # attempt had it already.
+                is_suspect = self.state.losses >= SUSPECT_AT and self._said is not None
+                if is_suspect and not self._task.stopped:
+                    await self._take_turn_again()
 
     def _check_answer(self, question: Question, value: Any) -> None:
         """Validate an answer, which calls code of the author: a crash is a loss of the step."""
@@ -467,28 +478,34 @@ class StepRun:
                         limit.reschedule(clock() + self._left)
             if self._said is not None:  # code runs again, be it of an earlier attempt
                 self._enter()
-                self._look_at_tasks()
+                self._look_later(FIRST_LOOK)
 
     def _look_at_tasks(self, delay: float | None = None) -> None:
         """Stand down if the step only waits for answers; else look again.
 
         A crew of one is known at once. Where an agent asks in several tasks, they come to wait in
         the same turn of the loop. Later looks find what nothing else tells: that a task has ended
-        which worked beside the question.
+        which worked beside the question. After an answer nothing is known for some turns: the end
+        of a task that has failed is on its way to those that wait for it.
         """
         if self._look is not None:
             self._look.cancel()
             self._look = None
         if not self._asking or self._said is None:
             return
-        loop = asyncio.get_running_loop()
         if self._crew.is_one or (delay is not None and self._crew.only_waits):
             self._stand_down()
         elif delay is None:
-            self._look = loop.call_soon(self._look_at_tasks, FIRST_LOOK)
+            self._look = asyncio.get_running_loop().call_soon(self._look_at_tasks, FIRST_LOOK)
         else:
-            following = min(2 * delay, LAST_LOOK)
-            self._look = loop.call_later(delay, self._look_at_tasks, following)
+            self._look_later(delay)
+
+    def _look_later(self, delay: float) -> None:
+        if self._look is not None:
+            self._look.cancel()
+        following = min(2 * delay, LAST_LOOK)
+        loop = asyncio.get_running_loop()
+        self._look = loop.call_later(delay, self._look_at_tasks, following)
 
     def _context(self, attempt: int) -> StepContext:
         task, step = self._task, self.step

@@ -13,6 +13,7 @@ from pydantic import AfterValidator
 from agentsrv.agents.base import StepContext
 from agentsrv.errors import InvalidInput
 from agentsrv.models.plan import Step
+from agentsrv.orchestrator import steps, suspects
 from agentsrv.store.memory import MemoryStore
 from tests.orchestrator.world import World, running, step
 from tests.simulation import simulate
@@ -161,6 +162,16 @@ async def _goes_on_after_an_answer(ctx: StepContext) -> None:
     await asyncio.gather(one(), asked(ctx, "a"))
 
 
+async def _goes_on_after_a_failure(ctx: StepContext) -> None:
+    async def one() -> None:
+        await asked(ctx, "answered")
+        raise ValueError("of one, while the other waits")
+
+    with suppress(ValueError):
+        await asyncio.gather(one(), asked(ctx, "a"))
+    await work()
+
+
 async def _goes_on_after_a_while(ctx: StepContext) -> None:
     question = later(asked(ctx, "a"))
     await asyncio.wait({question}, timeout=1)
@@ -231,6 +242,7 @@ WORK: list[Doing] = [
     _groups_work,
     _works_in_a_group,
     _goes_on_after_an_answer,
+    _goes_on_after_a_failure,
     _goes_on_after_a_while,
     _waits_with_a_time_limit,
     _gives_a_question_up,
@@ -281,6 +293,37 @@ def test_a_step_is_marked_unless_it_only_waits(doing: Doing, is_generator: bool,
         assert not marks.found
 
     simulate(story(), seed)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_suspect_waits_for_its_turn_after_a_question_that_it_gives_up(monkeypatch, at_once: int):
+    """Whatever ends the question: two suspects never run beside each other."""
+    monkeypatch.setattr(steps, "SUSPECT_AT", 0)
+    monkeypatch.setattr(suspects, "SUSPECT_AT", 0)
+    running_now: set[str] = set()
+
+    async def agent(step: Step, ctx: StepContext) -> None:
+        async def one(number: int) -> None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await asked(ctx, f"q{number}")
+
+        for _ in range(2):
+            await asyncio.gather(*map(one, range(at_once)))
+            assert not running_now - {ctx.task_id}
+            running_now.add(ctx.task_id)
+            await asyncio.sleep(1)
+            running_now.discard(ctx.task_id)
+
+    async def story() -> None:
+        world = World(MemoryStore())
+        world.agent(agent, retries=0)
+        async with running(world):
+            tasks = [await world.create(step("a", "agent")) for _ in range(3)]
+            for task in tasks:
+                assert (await world.reader.until(task)).event_type == "task_completed"
+
+    simulate(story())
 
 
 @pytest.mark.parametrize("answer", [1, -1, 0])
