@@ -59,7 +59,8 @@ def describe(error: BaseException, secrets: Collection[str] = ()) -> str:
         if cause is None or id(cause) in seen or len(text) > MAX_TEXT:
             break
         seen.add(id(cause))
-        if _message(cause, secrets) not in text:
+        told = _message(cause, secrets)
+        if not told or told not in text:
             text += f" (caused by {_described(cause, secrets)})"
         cause = _cause(cause)
     return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"

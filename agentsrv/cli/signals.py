@@ -289,7 +289,7 @@ def on_signals(
         for number, handler in before:
             with suppress(NotImplementedError):
                 loop.remove_signal_handler(number)
-            signal.signal(number, handler)
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     return undo
 

@@ -26,6 +26,8 @@ from agentsrv.telemetry.measures import Measures
 BACKLOG = 16 << 10  # characters of output
 BACKLOG_EVENTS = 32
 
+MAX_PIECE = 64_000  # characters of output that are appended at once: no frame exceeds 1 MiB
+
 _log = logging.getLogger("agentsrv.journal")
 
 

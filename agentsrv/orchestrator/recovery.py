@@ -8,7 +8,7 @@ from agentsrv.models import events as e
 from agentsrv.models.states import STEP_TRANSITIONS, StepStatus, TaskStatus
 from agentsrv.models.task import StepState, TaskState
 from agentsrv.orchestrator.endings import CancelRequest, Ending, Failure
-from agentsrv.orchestrator.journal import Journal
+from agentsrv.orchestrator.journal import MAX_PIECE, Journal
 from agentsrv.orchestrator.suspects import FAILS_AT, SUSPECT_AT, Interrupted
 from agentsrv.store.base import Lease
 
@@ -135,8 +135,10 @@ def adopt(journal: Journal, earlier: TaskState) -> None:
         if step.status is StepStatus.COMPLETED:
             step_id, name = step.step.step_id, step.step.agent
             journal.append(e.StepStarted(step_id, 1, name, step.step.description))
-            if step.output:
-                journal.append(e.PartialOutput(step_id, 1, 0, step.output))
+            for start in range(0, len(step.output), MAX_PIECE):
+                piece = step.output[start : start + MAX_PIECE]
+                journal.append(e.PartialOutput(step_id, 1, start, piece))
+            journal.written += len(step.output)
             journal.append(
                 e.StepCompleted(step_id, 1, "completed", step.result, cached=True, duration=0.0)
             )

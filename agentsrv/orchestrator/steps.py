@@ -31,7 +31,7 @@ from agentsrv.orchestrator.crew import Crew
 from agentsrv.orchestrator.dialogue import Dialogue
 from agentsrv.orchestrator.failures import examine, log_failure
 from agentsrv.orchestrator.guard import is_authors, take_back
-from agentsrv.orchestrator.journal import Journal
+from agentsrv.orchestrator.journal import MAX_PIECE, Journal
 from agentsrv.orchestrator.surroundings import Surroundings
 from agentsrv.orchestrator.suspects import SUSPECT_AT
 from agentsrv.telemetry import logs
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from agentsrv.telemetry.tracing import AttemptSpan
 
 MAX_ERROR = 2000  # characters of an error message in the log
-MAX_PIECE = 64_000  # characters of one event of output: no frame exceeds 1 MiB
 FIRST_LOOK: Final = 0.1  # seconds until the tasks of a step that has asked are looked at again
 LAST_LOOK: Final = 5.0  # seconds between two looks, which become longer
 

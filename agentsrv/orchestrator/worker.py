@@ -257,15 +257,22 @@ class Worker:
 
         Outside of a drain the task would be claimed again at once, by this worker or another one,
         and may break off again. So this worker waits before each release of the same task twice as
-        long as before the last one, up to a minute.
+        long as before the last one, up to a minute. A release that the store cannot carry out now
+        is tried again after such a wait, but not in a drain.
         """
         times = self._returned.pop(lease.task_id, 0) + 1
         self._returned[lease.task_id] = times  # the newest is the last
         if len(self._returned) > MAX_RETURNED:
             del self._returned[next(iter(self._returned))]
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._draining.wait(), _BACK_OFF.delay(times))
-        try:
-            await self._around.store.release(lease.task_id, lease.epoch)
-        except AgentsrvError as error:
-            _log.warning("task %s was not given back: %s", lease.task_id, error)
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._draining.wait(), _BACK_OFF.delay(times))
+            is_last = self._draining.is_set()
+            try:
+                await self._around.store.release(lease.task_id, lease.epoch)
+                return
+            except AgentsrvError as error:
+                _log.warning("task %s was not given back: %s", lease.task_id, error)
+                if is_last or isinstance(error, Damaged) or not isinstance(error, Unavailable):
+                    return
+            times += 1

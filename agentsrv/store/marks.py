@@ -123,8 +123,8 @@ class Marks:
     def close(self) -> None:
         """Close the file; the marks in it stay."""
         if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+            fd, self._fd = self._fd, None  # first: an attempt may end in another thread
+            os.close(fd)
 
     def _grow(self) -> None:
         """Add slots; the file becomes longer when they are written."""

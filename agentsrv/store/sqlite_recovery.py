@@ -79,6 +79,8 @@ class Recovery:
         try:
             self._db.execute("REINDEX task")
         except sqlite3.Error as error:
+            if fault_of(error) is Fault.PASSING:  # a lock, a full disk: the start waits for it
+                raise
             told = "the indexes of the store %s are damaged (%s) and cannot be made anew: %s"
             _log.error(told, path, reason, error)
         else:

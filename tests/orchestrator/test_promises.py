@@ -11,6 +11,7 @@ from agentsrv.agents.base import StepContext
 from agentsrv.errors import InvalidCommand, InvalidState, NotFound
 from agentsrv.models.commands import Create
 from agentsrv.models.plan import Step
+from agentsrv.orchestrator import recovery
 from agentsrv.orchestrator.logs import forget_old
 from agentsrv.orchestrator.subscriptions import Subscriber
 from tests.orchestrator.world import OWNER, Reader, World, check_log, running, step
@@ -114,6 +115,40 @@ def test_a_failed_task_is_resumed_behind_its_completed_steps():
         }
         assert cached == {"a": True, "b": False, "c": False}
         assert (await world.status(second))["steps"][0]["output"] == "a()"
+
+    simulate(story())
+
+
+def test_what_is_taken_over_is_in_small_events_and_counts_as_output(monkeypatch):
+    """A long text comes in several events, and takes the room that a task has for output."""
+    monkeypatch.setattr(recovery, "MAX_PIECE", 300)
+    is_broken = True
+
+    async def worker(step: Step, ctx: StepContext) -> str:
+        if step.step_id == "d" and is_broken:
+            raise ValueError("no")
+        return "x" * (10 if step.step_id == "d" else 1000)
+
+    async def story() -> None:
+        nonlocal is_broken
+        world = World()  # in which a task may write 3000 characters
+        world.agent(worker, retries=0)
+        async with running(world):
+            before = [step(name, "worker") for name in "abc"]
+            first = await world.create(*before, step("d", "worker", *"abc"))
+            assert (await world.reader.until(first)).event_type == "task_failed"
+            is_broken = False
+            second = await world.create(resume_from=first)
+            end = await world.reader.until(second)
+            check_log(await world.log(second))
+        pieces = [
+            r.data["output"]
+            for r in world.reader.of(second)
+            if (r.event_type, r.data.get("step_id")) == ("partial_output", "a")
+        ]
+        assert [len(piece) for piece in pieces] == [300, 300, 300, 100]
+        assert end.event_type == "task_failed"
+        assert "the output is too long" in end.data["error_message"]
 
     simulate(story())
 

@@ -160,6 +160,40 @@ def test_old_tasks_are_forgotten_although_the_store_was_away():
     simulate(story())
 
 
+def test_a_release_is_tried_again():
+    """As long as the store cannot carry it out now: else the lease would stay where it is."""
+
+    async def story() -> None:
+        world = World()
+        world.agent(quick)
+        async with running(world):
+            task = await world.create(step("a", "quick"), execute=False)
+            read, release = world.store.read, world.store.release
+            refused = 0
+
+            async def unreadable(task_id: str, after: int, limit: int) -> Sequence[bytes]:
+                if limit != 100_000:
+                    raise Unavailable("not now")
+                return await read(task_id, after, limit)
+
+            async def unwilling(task_id: str, epoch: int) -> None:
+                nonlocal refused
+                refused += 1
+                if refused < 4:
+                    raise Unavailable("not now")
+                world.store.read = read  # type: ignore[method-assign]
+                await release(task_id, epoch)
+
+            await world.execute(task)
+            world.worker._prepared.clear()
+            world.store.read = unreadable  # type: ignore[method-assign]
+            world.store.release = unwilling  # type: ignore[method-assign]
+            assert (await world.reader.until(task)).event_type == "task_completed"
+            assert refused == 4
+
+    simulate(story())
+
+
 def test_a_task_that_waits_for_its_release_takes_no_slot(monkeypatch):
     """The back-off before a release is up to a minute; others run meanwhile."""
 

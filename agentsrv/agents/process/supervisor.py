@@ -50,7 +50,11 @@ def supervise(
     if _is_closed(control):  # cancelled while it started
         os._exit(0)
     supervisor = os.getpid()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        control.send(json.dumps({"error": f"fork: {error}"}).encode() + b"\n")
+        os._exit(0)
     if pid == 0:
         try:
             signal.set_wakeup_fd(-1)
