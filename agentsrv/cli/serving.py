@@ -28,7 +28,7 @@ from agentsrv.settings import Loop, Settings
 from agentsrv.suggest import did_you_mean
 from agentsrv.telemetry import export, logs, outlets
 
-LAST_CHANCE: Final = 2.0  # seconds that tasks and threads of agents have behind the shutdown
+LAST_CHANCE: Final = 2.0  # seconds that tasks and threads of agents have after the shutdown
 GC_THRESHOLDS: Final = (50_000, 20, 100)  # objects, then generations before an older one
 POOL: Final = "agentsrv-pool"  # of the threads in which agents and files may block
 

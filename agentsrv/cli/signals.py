@@ -299,7 +299,7 @@ def end_by(
 ) -> Callable[[], None]:
     """Call ``end`` in the running loop at the first of these signals.
 
-    The next one ends the process at once with 128 + its number; SIGHUP does so never.
+    The next one ends the process at once with 128 + its number; a second SIGHUP does nothing.
 
     Returns:
         What undoes it.

@@ -90,7 +90,7 @@ class Dialogue:
         """Wait for the task's message of that number, counted from 0.
 
         Raises:
-            Fenced: The task is in other hands.
+            Fenced: Another worker has the task.
         """
         messages = self._journal.state.messages
         while len(messages) <= number:
@@ -103,7 +103,7 @@ class Dialogue:
     # The people's side.
 
     def respond(self, command: Respond, by: str) -> None:
-        """Settle a question; so it is when the journal has committed.
+        """Settle a question; that counts when the journal has committed it.
 
         Raises:
             NotFound, Conflict, InvalidState: It cannot be answered (any more).
@@ -117,7 +117,7 @@ class Dialogue:
         self._settle(received(self._journal.state, command, by, now, self._vault, check))
 
     def send(self, message: Any, by: str) -> int:
-        """Give the running steps a message; so it is when the journal has committed.
+        """Give the running steps a message; that counts when the journal has committed it.
 
         Returns:
             Its number in the log.

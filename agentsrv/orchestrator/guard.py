@@ -1,4 +1,4 @@
-"""Tells what an author's code raised from what the server did to it."""
+"""Distinguishes what an author's code raised from what the server did to it."""
 
 from __future__ import annotations
 

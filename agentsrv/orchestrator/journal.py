@@ -170,7 +170,7 @@ class Journal:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the task is in other hands, or given up."""
+        """Whether another worker has the task, or this one has given it up."""
         return self._lost is not None
 
     @property
@@ -191,7 +191,7 @@ class Journal:
         self._lose(self._lost or given_up)
 
     def retire(self) -> None:
-        """Tell nobody any more: then a runner that is done can be freed without a search."""
+        """Call nobody any more: then a runner that is done can be freed without a search."""
         self._on_lost = None
 
     def _close(self, step_id: str) -> None:

@@ -58,7 +58,7 @@ def count_losses(
             what = "planner" if attempt.step_id is None else f"step {attempt.step_id}"
             failure = Failure(
                 f"the {what} was running at {losses} crashes of the server without making "
-                "progress, at the last ones as the only possible cause; it probably ends the "
+                "progress, and nothing else can have caused the last of them; it probably ends the "
                 'server\'s process: fix its agent, or register it with isolation="process"',
                 attempt.step_id,
             )

@@ -147,7 +147,7 @@ class Shares:
     """The shares of all who have a connection, by name.
 
     One whose last connection has gone is kept until its bucket is full again for certain: to
-    connect anew is no way to a full one.
+    connect again does not fill it.
 
     Args:
         connections: How many each may have; ``None`` for any number.

@@ -21,8 +21,8 @@ LOCKED: Final = (
     "another program has locked it; find the program (lsof FILE), or wait until it has ended"
 )
 REINDEX_HINT: Final = (
-    "stop the server and make the indexes anew: `sqlite3 FILE REINDEX`; restore a copy by "
-    "`agentsrv backup` if that fails"
+    "stop the server and make the indexes anew: `sqlite3 FILE REINDEX`; restore a "
+    "copy that `agentsrv backup` has made if that fails"
 )
 HINTS: Final = {
     sqlite3.SQLITE_BUSY: LOCKED,

@@ -72,7 +72,7 @@ class SqliteLog(Transaction):
         super().__init__()
         self._path = path
         self.queue = TaskQueue(limits)
-        """What stands in the column ``ready``; the file's own order of it is for the opening."""
+        """The tasks whose column ``ready`` is set; their order is read at the opening."""
         self._place = 0  # the last in the queue
         self._ready_changed = False
         self._file = DatabaseFile(path)
@@ -159,7 +159,8 @@ class SqliteLog(Transaction):
             self.damaged[task_id] = str(error)
             _log.error(
                 "task %s cannot be read from the store %s: %s; the other tasks run. "
-                "`agentsrv doctor` lists what is damaged; restore a copy by `agentsrv backup`",
+                "`agentsrv doctor` lists what is damaged; restore a "
+                "copy that `agentsrv backup` has made",
                 task_id,
                 self._path,
                 error,

@@ -1,7 +1,7 @@
 """Operation: what a caller wants done in the file, and what comes of it.
 
-An error of one operation refuses it and leaves no trace of it; the others go on. Damage refuses the
-operations on its task.
+An error of one operation refuses it, and takes back what it has written; the others are executed.
+Damage refuses the operations on its task.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Logs: one line for each thing that is told, for people or for programs, whatever stands in it.
+"""Logs: one line for each record, for people or for programs, whatever characters it has.
 
-A line names whom it speaks of: the connection, the principal, the task, the step and its attempt,
-as far as they are known. Whoever works on one of these says so in its own context, so the lines of
+A line names what it is about: the connection, the principal, the task, the step and its attempt,
+as far as they are known. Code that works on one of these sets it in its context, so the lines of
 libraries and of authors name it too.
 """
 
@@ -184,7 +184,7 @@ def _fields(record: logging.LogRecord) -> Mapping[str, object]:
 
 
 def _traceback(record: logging.LogRecord) -> str:
-    """The error that the record tells of, with the stack where that is told too."""
+    """The record's error, and its stack if it has one."""
     if record.exc_info and record.exc_info[1] is not None and not record.exc_text:
         record.exc_text = format_traceback(record.exc_info[1])
     return "\n".join(redact(part) for part in (record.exc_text, record.stack_info) if part)

@@ -56,7 +56,7 @@ loading  the job was sent; the worker imports the             cancelled, or afte
 running  the import is done; requests are served              cancelled or broken: stopping
 leaving  the result was read; the worker exits                after ``EXIT_SECONDS``: killed
 stopping interrupted (SIGINT to the worker's process group),  after ``INTERRUPT_SECONDS``: killed
-         if it was cancelled
+         if it was cancelled or its import takes too long
 ======== ==================================================== =====================================
 
 Failures that are covered
