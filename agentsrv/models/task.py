@@ -47,6 +47,8 @@ class StepState:
     or an answer."""
     furthest: int = 0
     """The most characters that an earlier attempt wrote."""
+    discarded: int = 0
+    """Characters that all earlier attempts wrote."""
     result: Any = None
     error_message: str | None = None
     degraded: bool = False
@@ -273,6 +275,7 @@ def _step_lost(step: StepState, event: e.StepLost) -> None:
 
 def _step_retrying(step: StepState, event: e.StepRetrying) -> None:
     step.furthest = max(step.furthest, len(step.output))
+    step.discarded += len(step.output)
     step.pieces = []
     step.failures = event.retry_count
     step.error_message = event.error_message

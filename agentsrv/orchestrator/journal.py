@@ -61,7 +61,7 @@ class Journal:
     ) -> None:
         self.state = state
         self.closed = False
-        self.written = sum(len(step.output) for step in state.steps.values())
+        self.written = sum(step.discarded + len(step.output) for step in state.steps.values())
         """Characters of output, of all steps and attempts."""
         self._store = store
         self._lease = lease

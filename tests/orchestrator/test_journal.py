@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from agentsrv.agents.base import StepContext
 from agentsrv.errors import AgentsrvError, Fenced, Unavailable
 from agentsrv.models import events as e
+from agentsrv.models.plan import Step
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator import recovery
 from agentsrv.orchestrator.journal import Journal
@@ -229,3 +232,30 @@ def test_a_task_whose_report_fails_does_not_hold_up_the_review(monkeypatch, capl
 
     simulate(story())
     assert "its run broke off" in caplog.text
+
+
+def test_the_room_for_output_is_that_of_all_lives_of_a_task():
+    """A journal of the same log has counted what earlier attempts wrote, too."""
+
+    async def writer(step: Step, ctx: StepContext) -> AsyncIterator[str]:
+        yield "x" * 100
+        if ctx.attempt < 3:
+            raise ValueError("again")
+        await asyncio.sleep(1000)
+
+    async def story() -> None:
+        world = World()
+        world.agent(writer)
+        async with running(world):
+            task = await world.create(step("a", "writer"))
+            await asyncio.sleep(100)
+            state = TaskState.fold(task, await world.store.read(task, 0, 100))
+            lease = Lease(task, 1, state.seq, b"{}", "ann")
+            journal = Journal(
+                world.store, lease, state, now=now, on_lost=lambda _: None, measures=Measures()
+            )
+            assert state.steps["a"].output == "x" * 100
+            assert journal.written == 300
+            await world.cancel(task)
+
+    simulate(story())
