@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -20,6 +21,9 @@ def _state(tmp_path_factory: pytest.TempPathFactory) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Let the figures of tests be printed, by the process that reports."""
     config.pluginmanager.register(Figures())
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's `&` ignores Ctrl-C, and so would all programs that the tests start.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     settings.register_profile("no deadline", deadline=None)  # an example is slow on a busy machine
     settings.load_profile("no deadline")
     if hasattr(config, "workerinput"):
