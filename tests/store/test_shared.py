@@ -51,6 +51,7 @@ class Doors:
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
         self.opened: list[PostgresStore] = []
+        self._held: list[asyncpg.Connection] = []  # of nodes that hang
 
     async def open(
         self, node: str = "one", timing: Timing = STILL, limits: QueueLimits | None = None
@@ -82,8 +83,15 @@ class Doors:
             ):
                 await asyncio.sleep(0.01)
         await connection.close()
+        assert lease._connection is not None
+        self._held.append(lease._connection)
         lease._drop = lambda: None  # type: ignore[method-assign]
         await self.kill(door)
+
+    def let_go(self) -> None:
+        """Close the connections of nodes that hang."""
+        for connection in self._held:
+            connection.terminate()
 
 
 class MemoryDoors:
@@ -124,6 +132,8 @@ async def doors(request):
     yield doors
     for store in doors.opened:
         await store.close()
+    if isinstance(doors, Doors):
+        doors.let_go()
 
 
 @pytest.fixture
