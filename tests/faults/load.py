@@ -19,6 +19,7 @@ from tests.faults.checker import Stored, Violations
 
 TERMINAL = ("task_completed", "task_failed", "task_cancelled")
 UNDECIDED = ("unavailable", "shutting_down")  # what a server that is about to end may answer
+ASK_AGAIN = 0.05  # seconds before a command that was answered so is sent again
 RETRY_PAUSE = 0.01  # seconds between attempts to connect
 NO_SERVER = (OSError, EOFError, TimeoutError, ConnectionClosed, InvalidHandshake)
 
@@ -62,7 +63,8 @@ class Load:
     """Creates, executes and cancels tasks on several connections, each of which comes back.
 
     A command without an answer is sent again on the next connection, a ``create`` with the
-    same idempotency key. Subscriptions go on at the last event or begin anew, by chance.
+    same idempotency key; one that is answered ``unavailable`` by a server that lives on, on the
+    same one. Subscriptions go on at the last event or begin anew, by chance.
     ``run`` owns the connections; it returns when all tasks have ended after ``finish``, or
     when ``quota`` tasks have.
     """
@@ -245,8 +247,18 @@ class Load:
                     await self._subscribe(life, job)
                 elif frame["code"] not in UNDECIDED:
                     self.wrong.append(f"{job}: {command} was answered {frame}")
+                elif frame["code"] == "unavailable" and job is not None:
+                    await asyncio.sleep(ASK_AGAIN)
+                    await self._ask_again(life, job, command)
             case _:
                 pass
+
+    async def _ask_again(self, life: Life, job: Job, command: str) -> None:
+        if command == "cancel":
+            life.cancelling.discard(job)
+            await self._perhaps_cancel(life, job)
+        else:
+            await self._go_on(life, job)
 
     async def _take_reply(self, life: Life, command: str, job: Job, frame: dict[str, Any]) -> None:
         match command:
