@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint types docs soak bench figures counts lock clean
+.PHONY: help setup demo serve test slow lint types docs soak bench figures counts lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -75,9 +75,13 @@ demo: $(RUN) ## start a server, run a task, watch its events
 serve: $(RUN) ## serve the example's knowledge until Ctrl-C
 	@$(BIN)/agentsrv serve --knowledge agentsrv/cli/demo/knowledge
 
-test: $(ALL) ## run the tests (without the long ones) on all cores; COVER=1 measures coverage, too
-	$(PYTEST) $(PARALLEL) -m "not soak and not alone" $(if $(COVER),--cov --cov-report=)
-	$(PYTEST) -m "alone and not soak" $(if $(COVER),--cov --cov-append --cov-report=term)
+test: $(ALL) ## run the tests that fit into a few minutes; COVER=1 measures coverage, too
+	$(PYTEST) $(PARALLEL) -m "not (slow or soak or alone)" $(if $(COVER),--cov --cov-report=)
+	$(PYTEST) -m "alone and not soak" $(if $(COVER),--cov --cov-append --cov-report=)
+
+slow: $(ALL) ## run the slow tests, and more seeds of each simulation
+	$(PYTEST) $(PARALLEL) -m "(slow or seeds) and not soak" --seeds=100 \
+		$(if $(COVER),--cov --cov-append --cov-report=term)
 
 lint: $(ALL) ## check style, format and who imports whom
 	$(BIN)/ruff check .
@@ -93,6 +97,7 @@ docs: $(ALL) ## check the links between the Markdown files, and make a site of t
 
 soak: $(ALL) ## run the tests that take minutes
 	$(PYTEST) -m soak --timeout=3600
+	$(PYTEST) $(PARALLEL) -m seeds --seeds=3000
 
 bench: $(ALL) ## measure all that docs/performance.md shows, and write it there (a quarter of an hour)
 	@$(BIN)/python -m tests.bench

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -16,6 +17,24 @@ from tests.figures import Figures
 def _state(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Let what the server keeps for its user be in the tests' own folder."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a run decide how many interleavings the simulations try."""
+    parser.addoption(
+        "--seeds",
+        type=int,
+        default=None,
+        metavar="COUNT",
+        help="try the seeds below COUNT in each simulation, not those that its marker names",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make a test of each seed of a simulation: a failing one is named, and replays alone."""
+    if marker := metafunc.definition.get_closest_marker("seeds"):
+        count = metafunc.config.getoption("--seeds")
+        metafunc.parametrize("seed", range(marker.args[0] if count is None else count))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,11 +53,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Make the table of all characters, which the first text that hypothesis makes needs.
-
-    If `.hypothesis` does not have it yet, this takes 5 s of a core: on a busy machine longer than
-    the time limit of the test that happens to be the first.
-    """
+    """Do once what would otherwise make single tests slow."""
     functions = [getattr(item, "obj", None) for item in session.items]
     if any(getattr(function, "is_hypothesis_test", False) for function in functions):
+        # Hypothesis's table of all characters: 5 s of a core if `.hypothesis` does not have it
+        # yet, on a busy machine more than the time limit of one test.
         st.characters(codec="utf-8").validate()
+    # What has been imported and collected lives as long as the run: the garbage collector need not
+    # look at it again. Simulations collect before they start, each of them.
+    gc.collect()
+    gc.freeze()

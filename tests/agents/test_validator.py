@@ -193,6 +193,7 @@ def errors_for(text, results, foreign):
     yield from (("without a source", sentence, ()) for sentence in INVENTED)
 
 
+@pytest.mark.slow
 async def test_planted_errors_are_found(database, capsys):
     """In reports that must quote all of them; where a paraphrase will do, most of them. What a
     report says of itself is never doubted.

@@ -10,6 +10,7 @@ from tests.bench import peers, ratios
 from tests.bench.sizes import TINY
 
 
+@pytest.mark.slow
 async def test_the_yardstick_measures_every_server(monkeypatch, dsn):
     """Ratios beside the bare server for each; a peer that is not installed is named."""
     monkeypatch.setattr(capacity, "SETTLE", 0.01)

@@ -66,6 +66,7 @@ async def measured(place: Own | Remote, *names: str, rounds: int = TINY.rounds) 
     return report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", suite.PROBES)
 async def test_every_probe_measures_a_real_server(request, name):
     """Each figure has its rounds, and is a number; those of speed are above nothing."""

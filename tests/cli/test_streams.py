@@ -12,8 +12,10 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeAlias
 
 import pytest
 
@@ -21,6 +23,8 @@ from agentsrv import App
 from agentsrv.client import SyncClient
 from agentsrv.settings import Settings
 from tests.cli.conftest import in_a_thread
+
+OnPart: TypeAlias = Callable[[bytes], object]
 
 app = App(builtin=False)
 TEXT = "✓ done: naïve 😀"
@@ -111,7 +115,7 @@ INITIALIZE = {
     "capabilities": {},
     "clientInfo": {"name": "test", "version": "0"},
 }
-MCP = [
+MCP: list[dict[str, object]] = [
     {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": INITIALIZE},
     {"jsonrpc": "2.0", "method": "notifications/initialized"},
     *({"jsonrpc": "2.0", "id": number, "method": "tools/list"} for number in range(2, 6)),
@@ -128,7 +132,7 @@ SLOW = {
 }
 
 
-def read_slowly(reader: int, process: subprocess.Popen[bytes]) -> bytes:
+def read_slowly(reader: int, process: subprocess.Popen[bytes], on_part: OnPart) -> bytes:
     """Read nothing until the program has ended or writes no more, then small parts."""
     before, waiting = b"", bytes(4)
     while process.poll() is None and (not any(waiting) or waiting != before):
@@ -137,6 +141,7 @@ def read_slowly(reader: int, process: subprocess.Popen[bytes]) -> bytes:
     parts = []
     while part := os.read(reader, 1000):
         parts.append(part)
+        on_part(b"".join(parts))
     return b"".join(parts)
 
 
@@ -155,26 +160,41 @@ def test_a_non_blocking_pipe_gets_everything(name, unbuffered, server, tmp_path)
             client.create("x" * 300, agent="speaker")
     command = [sys.executable, "-m", "agentsrv", *arguments.replace("TASK", task).split()]
     known = {**os.environ, "AGENTSRV_URL": server, "PYTHONUNBUFFERED": unbuffered}
-    asked = tmp_path / "asked"
-    asked.write_text("".join(json.dumps(message) + "\n" for message in MCP))
+    answers = sum("id" in message for message in MCP) if name == "mcp" else 0
 
     def start(output: int) -> subprocess.Popen[bytes]:
         streams = {1: subprocess.DEVNULL, 2: subprocess.DEVNULL, stream: output}
-        with asked.open() as stdin:
-            return subprocess.Popen(
-                command, stdin=stdin, stdout=streams[1], stderr=streams[2], env=known
-            )
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=streams[1], stderr=streams[2], env=known
+        )
+        assert process.stdin is not None
+        if name == "mcp":
+            process.stdin.write(b"".join(json.dumps(message).encode() + b"\n" for message in MCP))
+            process.stdin.flush()
+        else:
+            process.stdin.close()
+        return process
+
+    def end(process: subprocess.Popen[bytes], found: bytes) -> bool:
+        """End its input, which ends mcp, when it has answered; whether it has."""
+        assert process.stdin is not None
+        if found.count(b"\n") >= answers:
+            process.stdin.close()
+        return process.stdin.closed
 
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE)
     with start(writer) as process, os.fdopen(reader, "rb"):
         os.close(writer)
-        found = read_slowly(reader, process)
+        found = read_slowly(reader, process, partial(end, process))
         assert process.wait(60) == 0
-    with (tmp_path / "out").open("wb") as file, start(file.fileno()) as process:
+    file = tmp_path / "out"
+    with file.open("wb") as output, start(output.fileno()) as process:
+        while not end(process, file.read_bytes()):
+            time.sleep(0.02)
         assert process.wait(60) == 0
-    expected = (tmp_path / "out").read_bytes()
+    expected = file.read_bytes()
     assert len(expected) > PIPE
     if "run" in name or name == "list":  # ids and times differ, or there is one task more
         assert found.count(b"\n") == expected.count(b"\n")

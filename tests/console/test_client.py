@@ -89,6 +89,7 @@ async def test_the_example_runs_a_task():
     assert "out of paper" in failed[2]
 
 
+@pytest.mark.slow
 async def test_the_example_signs_in_and_gives_up_in_time():
     """By its token; and where there is no server, after some attempts."""
     async with serving(app, api_keys=ADA) as server:

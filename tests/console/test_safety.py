@@ -62,6 +62,7 @@ def test_markup_is_refused_by_the_browser_itself(page: Page, visit: Visit):
     visit.faults.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 1280])
 def test_axe_finds_no_grave_fault(browser: Browser, server: ServerProcess, theme, width):

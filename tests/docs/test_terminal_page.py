@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from agentsrv.cli.exits import Exit
 from tests.docs.terminal import PAGE, SCREEN, capture, served, settled
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_a_terminal_shows():
     """But for ids, times and names, which are others each time."""
     documented = SCREEN.findall(PAGE.read_text())

@@ -98,6 +98,7 @@ def reader(tmp_path) -> Iterator[Reader]:
     somebody.stop(signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_reader_gets_through_it(reader):
     """Chapter by chapter; the first is what has made the environment of this test."""

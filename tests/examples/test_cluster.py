@@ -10,6 +10,7 @@ from tests.programs import require
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_client_behind_nginx_misses_nothing_when_the_running_node_is_killed():
     """PostgreSQL, three nodes and nginx, all real; the task goes on elsewhere."""

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 STARTS_WITHIN = 60.0  # seconds; a second where the machine is idle
+LOGS_WITHIN = 60.0  # seconds; some milliseconds, but for what is yet to happen
 
 
 class ServerProcess:
@@ -79,6 +80,17 @@ class ServerProcess:
         process = self._process
         assert process is not None
         return wait_for_port(self.port, lambda: process.poll() is None)
+
+    def wait_for_log(self, words: str, times: int = 1) -> str:
+        """Wait until its log has ``words`` so many times; return the log.
+
+        A thread of the server writes the log, after what it reports has happened.
+        """
+        deadline = time.monotonic() + LOGS_WITHIN
+        while (log := self.log.read_text()).count(words) < times:
+            assert time.monotonic() < deadline, f"expected {words!r} {times} times in:\n{log}"
+            time.sleep(0.02)
+        return log
 
     def wait(self, timeout: float = 30) -> int:
         """Wait until it has ended by itself; return its exit status."""

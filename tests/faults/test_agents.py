@@ -31,6 +31,7 @@ ROGUES: list[tuple[str | None, dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 async def test_rogue_agents_fail_their_tasks_only(tmp_path: Path, ledger: Ledger) -> None:
     """Each of them fails with a message, and a task beside and behind each completes."""
     server = ServerProcess(tmp_path, "tests.faults.rogue_app:app")

@@ -104,6 +104,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [16, pytest.param(1, marks=pytest.mark.soak)])
 async def test_a_crash_at_every_write(
     tmp_path: Path, ledger: Ledger, nursery: Nursery, stride: int

@@ -72,9 +72,7 @@ async def test_a_full_disk(
         return (found.f_blocks - found.f_bfree) * found.f_frsize // 1024
 
     async def logged(words: str, times: int) -> None:
-        async with asyncio.timeout(60):
-            while server.log.read_text().count(words) < times:  # noqa: ASYNC110 - another process
-                await asyncio.sleep(0.02)
+        await asyncio.to_thread(server.wait_for_log, words, times)
 
     server.start()
     async with load.running() as running:
@@ -133,6 +131,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [40, pytest.param(1, marks=pytest.mark.soak)])
 async def test_a_disk_that_fails(
     tmp_path: Path, ledger: Ledger, nursery: Nursery, stride: int

@@ -81,6 +81,7 @@ async def stop(server: ServerProcess) -> tuple[float, int, Farewell]:
         return took, status, await hearing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("restarts", "hard"),
     [
@@ -190,6 +191,7 @@ async def test_tasks_that_end_in_time_are_not_handed_over(tmp_path: Path, ledger
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("agent", "count"), [("stubborn", 40), ("blocking", 40)], ids=["stubborn", "blocking"]
 )

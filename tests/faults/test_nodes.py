@@ -161,6 +161,7 @@ async def test_who_steers_from_another_node_is_heard_at_once(
         )
 
 
+@pytest.mark.slow
 async def test_a_client_misses_nothing_when_the_running_node_is_killed(
     cluster: Cluster, ledger: Ledger
 ) -> None:
@@ -194,6 +195,7 @@ async def test_a_client_misses_nothing_when_the_running_node_is_killed(
     )
 
 
+@pytest.mark.slow
 async def test_a_stopped_node_finds_its_tasks_in_other_hands(
     cluster: Cluster, ledger: Ledger
 ) -> None:
@@ -220,6 +222,7 @@ async def test_a_stopped_node_finds_its_tasks_in_other_hands(
     ledger.record("P3", faults={"nodes stopped": 1}, checked={"tasks": 1}, violations=0)
 
 
+@pytest.mark.slow
 async def test_nodes_go_on_when_postgresql_is_back(
     cluster: Cluster, server: Postgres, ledger: Ledger
 ) -> None:

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.faults
 STOPPED = 13.0  # seconds: longer than a lease
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "stops"), [(4, 1), pytest.param(100, 30, marks=pytest.mark.soak)]
 )

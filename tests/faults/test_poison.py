@@ -105,7 +105,9 @@ def keep(ledger: Ledger, crashes: int, logs: list[list[Record]]) -> None:
     )
 
 
-@pytest.mark.parametrize("agent", POISON)
+@pytest.mark.parametrize(
+    "agent", [POISON[0], *(pytest.param(name, marks=pytest.mark.slow) for name in POISON[1:])]
+)
 @pytest.mark.parametrize("count", [1, pytest.param(9, marks=pytest.mark.soak)])
 async def test_the_poison_task_fails_and_no_other(
     agent: str, count: int, tmp_path: Path, ledger: Ledger

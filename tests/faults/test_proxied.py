@@ -27,6 +27,7 @@ pytestmark = pytest.mark.faults
 WORDS = 100  # of each step: two seconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.soak)])
 @pytest.mark.timeout(900)
 async def test_a_stream_outlives_the_nodes_that_it_comes_from(
@@ -60,6 +61,7 @@ async def test_a_stream_outlives_the_nodes_that_it_comes_from(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=pytest.mark.soak)])
 @pytest.mark.timeout(600)
 async def test_all_nodes_are_restarted_one_after_the_other(

@@ -19,6 +19,7 @@ AT_ONCE = 4  # tasks; each meets fewer kills than a task may before it fails as 
 TASK = "words words words"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "restarts",
     [

@@ -119,6 +119,7 @@ async def run(server: Server, agent: str, **params: object) -> str:
         return (await client.run("x", agent=agent, params=params)).final_output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "loop"), [*zip(BLOCKERS, LOOPS * len(BLOCKERS), strict=False), ("sleep", "uvloop")]
 )
@@ -143,6 +144,7 @@ async def test_one_signal_ends_a_blocked_server_after_the_drain_time(serve, numb
     assert "exiting without a drain" in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "number", "loop"),
     [

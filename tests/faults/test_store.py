@@ -86,10 +86,10 @@ async def test_what_passes_is_told_and_everything_resumes(server, tmp_path, name
         assert types[-1] == "task_completed"
         assert "task_recovered" not in types
     assert await measured(server.url, "agentsrv_store_waiting") == 0
-    log = server.log.read_text()
+    log = server.wait_for_log("takes writes again, after")
+    assert log.count("takes writes again, after") == 1
     assert log.count("cannot write, since") == 1
     assert ("(process " in log) == (name == "write lock"), "who has the lock is told"
-    assert log.count("takes writes again, after") == 1
     assert server.stop() == Exit.DONE
     assert is_intact(path)
     for stored in read_store(path).values():
@@ -108,7 +108,7 @@ async def test_what_lasts_is_told(server, tmp_path, name):
             with pytest.raises(Unavailable):
                 await client.create("y")
             assert (await fetch(server.url, "/healthz"))[0] == 200
-    assert "restore the store" in server.log.read_text()
+    server.wait_for_log("restore the store")
     assert server.stop() == Exit.DONE
 
 

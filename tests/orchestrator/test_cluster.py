@@ -28,26 +28,19 @@ STUCK = 400.0  # seconds after which a task that has not ended never will
 PATIENCE = 30.0  # seconds until a client takes its node for dead
 
 
-@pytest.mark.parametrize("seeds", [100, pytest.param(3000, marks=pytest.mark.soak)])
-@pytest.mark.timeout(3600)
-def test_a_cluster_keeps_its_promises(seeds: int) -> None:
-    """Every seed is another interleaving of faults; a failing one is printed and replays alone."""
+@pytest.mark.seeds(15)
+def test_a_cluster_keeps_its_promises(seed: int) -> None:
+    """Every seed is another interleaving of faults."""
+    simulate(Story(seed, Counter()).tell(), seed)
+
+
+def test_the_clusters_suffer_faults() -> None:
+    """Nodes die and tasks are asked for from elsewhere, often enough to show something."""
     figures = Counter[str]()
-    failing = [seed for seed in range(seeds) if not holds(seed, figures)]
-    print(f"seeds: {seeds}, failing: {failing}, {dict(figures)}")
-    assert not failing
-    assert figures["recoveries"] > seeds / 4
-    assert figures["asked of other nodes"] > seeds
-
-
-def holds(seed: int, figures: Counter[str]) -> bool:
-    """Whether one interleaving keeps the promises; run it alone to see what does not."""
-    try:
+    for seed in range(8):
         simulate(Story(seed, figures).tell(), seed)
-    except (AssertionError, TimeoutError, RuntimeError) as error:
-        print(f"seed {seed}: {type(error).__name__}: {error}")
-        return False
-    return True
+    assert figures["recoveries"] > 2
+    assert figures["asked of other nodes"] > 8
 
 
 class Story:

@@ -304,7 +304,7 @@ def test_an_agent_is_given_only_a_committed_answer():
     simulate(story())
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.seeds(10)
 def test_an_answer_against_the_clock(seed):
     """At the very moment one of them wins: the reply, the log and the agent tell the same."""
 
@@ -331,7 +331,7 @@ def test_an_answer_against_the_clock(seed):
     simulate(story(), seed)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.seeds(10)
 def test_an_answer_against_a_cancel(seed):
     """Whichever is first: an answer that was acknowledged is in the log, and the task ends."""
 
@@ -360,7 +360,7 @@ def test_an_answer_against_a_cancel(seed):
 # Everything at once.
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.seeds(30)
 def test_any_interleaving_keeps_what_was_acknowledged(seed):
     """Shuffled order, crashes, failures, cancels, late and doubled answers: the log tells all."""
     chance = random.Random(seed)

@@ -376,7 +376,7 @@ def test_a_plan_tells_where_it_came_from():
 # Everything at once.
 
 
-@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.seeds(40)
 def test_any_interleaving_keeps_the_promises(seed, monkeypatch):
     """Shuffled order, random failures, cancels at random moments: every log is well formed."""
     monkeypatch.setattr(logs, "SNAPSHOT_FROM", 16)

@@ -33,7 +33,7 @@ async def follow(world: World, reader: Reader, task: str, after: int = 0) -> Sub
     return subscriber
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.seeds(20)
 def test_every_reader_sees_the_log_from_where_it_asked(seed):
     """Readers that join at any time, behind any event, and stop reading at times, miss nothing."""
     chance = random.Random(seed)
@@ -295,7 +295,7 @@ def test_a_long_backlog_does_not_starve_another_task():
     simulate(story())
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.seeds(10)
 def test_a_cancel_beside_a_task_that_is_bound_to_its_client(seed):
     """What is committed may be nothing: who waits for the log does not always add to it."""
 

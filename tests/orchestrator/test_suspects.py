@@ -33,15 +33,12 @@ HARMLESS = ("silent", "streaming", "planned", "asking")
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
-@pytest.mark.parametrize("seeds", [40, pytest.param(1000, marks=pytest.mark.soak)])
-@pytest.mark.timeout(3600)
-def test_only_poison_tasks_fail(seeds: int, nodes: int) -> None:
-    """Every seed is another interleaving; a failing one is printed and replays alone."""
+@pytest.mark.seeds(6)
+def test_only_poison_tasks_fail(seed: int, nodes: int) -> None:
+    """Every seed is another interleaving, and crashes more than once."""
     figures = Counter[str]()
-    failing = [seed for seed in range(seeds) if not holds(seed, nodes, figures)]
-    print(f"seeds: {seeds}, failing: {failing}, {dict(figures)}")
-    assert not failing
-    assert figures["crashes"] > seeds
+    simulate(Story(seed, nodes, figures).tell(), seed)
+    assert figures["crashes"] > 1
 
 
 def test_a_seed_gives_the_same_run_in_each_process():
@@ -65,16 +62,6 @@ def test_a_seed_gives_the_same_run_in_each_process():
     }
     assert len(traces) == 1
     assert "task_failed" in traces.pop()
-
-
-def holds(seed: int, nodes: int, figures: Counter[str]) -> bool:
-    """Whether one interleaving keeps the promises; run it alone to see what does not."""
-    try:
-        simulate(Story(seed, nodes, figures).tell(), seed)
-    except (AssertionError, TimeoutError, RuntimeError) as error:
-        print(f"seed {seed}, {nodes} nodes: {type(error).__name__}: {error}")
-        return False
-    return True
 
 
 class Story:

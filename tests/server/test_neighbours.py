@@ -315,6 +315,7 @@ async def test_subscriptions_at_one_node_count_at_the_other(server):
         await until(is_followed)
 
 
+@pytest.mark.slow
 async def test_commands_at_both_nodes_share_one_rate(server, capsys):
     """Both together are let through as many as one alone; another principal never notices."""
     loop, rate, settles, counts = asyncio.get_running_loop(), 100, 4.0, 5.0
