@@ -109,8 +109,12 @@ async def serving(app: App | None = None, **settings: Any) -> AsyncIterator[Runn
 
 @asynccontextmanager
 async def talking(server: Running, **options: Any) -> AsyncIterator[Talk]:
-    """A connection, its hello read."""
-    async with connect(server.url, **options) as socket:
+    """A connection, its hello read.
+
+    At the end it does not wait for the server's close frame for long: a server that has refused
+    a command over the rate reads nothing more for some seconds.
+    """
+    async with connect(server.url, **{"close_timeout": 0.1} | options) as socket:
         talk = Talk(socket)
         assert (await talk.next())["type"] == "hello"
         yield talk

@@ -15,7 +15,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from agentsrv.app import Running
-from agentsrv.server import files, listener, outbox
+from agentsrv.server import files, listener, outbox, requests
 from agentsrv.server.gate import LARGE_AT_ONCE
 from tests.hostile.frames import dense_plan
 from tests.server.people import ADA_KEY, BOB_KEY, BOTH, bearer
@@ -82,6 +82,13 @@ async def test_hello_tells_every_limit():
     }
 
 
+@pytest.fixture(autouse=True)
+def _short_rests(monkeypatch):
+    """Let a connection over the rate be read again soon; its refusals stay."""
+    for module in (outbox, requests):
+        monkeypatch.setattr(module, "MAX_REST", 0.05)
+
+
 async def test_commands_over_the_rate_are_refused_and_others_are_not():
     """All connections of a principal share it; another one has its own."""
     async with (
@@ -129,9 +136,8 @@ async def test_invalid_frames_count_and_are_not_parsed_above_the_rate():
         assert (await other.ask("ping"))["code"] == "rate_limited"
 
 
-async def test_a_large_answer_counts_as_several_commands(monkeypatch):
+async def test_a_large_answer_counts_as_several_commands():
     """By its length; then nothing is read for a while."""
-    monkeypatch.setattr(outbox, "MAX_REST", 0.05)
     async with (
         serving(command_rate=SLOW, command_burst=4) as server,
         talking(server) as talk,
