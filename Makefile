@@ -99,10 +99,10 @@ soak: $(ALL) ## run the tests that take minutes
 	$(PYTEST) -m soak --timeout=3600
 	$(PYTEST) $(PARALLEL) -m seeds --seeds=3000
 
-bench: $(ALL) ## measure all that docs/performance.md shows, and write it there (a quarter of an hour)
+bench: $(ALL) ## measure every figure of the performance page and update the page (15 minutes)
 	@$(BIN)/python -m tests.bench
 
-figures: $(ALL) ## write the tables and plots of docs/performance.md anew from docs/performance.json
+figures: $(ALL) ## regenerate the performance page from its measured figures
 	@$(BIN)/python -m tests.bench.page
 
 counts: $(ALL) ## count the work of a task, and accept it as what the tests expect

@@ -1,5 +1,5 @@
 // A client of agentsrv that reconnects and resumes; for browsers and Node, without dependencies.
-// How to use it: docs/javascript.md. The types are made of the published schema: protocol.d.ts.
+// How to use it: docs/howto/javascript.md. The types are made of the published schema: protocol.d.ts.
 
 /** @typedef {import("./protocol.d.ts").Event} Event */
 /** @typedef {import("./protocol.d.ts").Commands} Commands */

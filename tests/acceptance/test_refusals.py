@@ -1,4 +1,4 @@
-"""What keeps a server from starting: each in one sentence, and docs/security.md has them all."""
+"""What keeps a server from starting: each in one sentence, and docs/howto/security.md has them all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.server.issuer import SECRET, pem, private_key, private_pem
 from tests.server.people import ADA
 
 ROOT: Final = Path(__file__).parents[2]
-PAGE: Final = ROOT / "docs" / "security.md"
+PAGE: Final = ROOT / "docs" / "howto" / "security.md"
 PATIENCE: Final = 200  # seconds for all of them
 USAGE: Final = 2  # exit status
 EVERYWHERE: Final = "--host=0.0.0.0"

@@ -1,4 +1,4 @@
-"""``python -m tests.bench``: all figures of docs/performance.md, and the page from them."""
+"""``python -m tests.bench``: all figures of docs/explanation/performance.md, and the page from them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""``python -m tests.bench.page``: the figures of docs/performance.json, as tables and plots.
+"""``python -m tests.bench.page``: the figures of docs/explanation/performance.json, as tables and plots.
 
-What stands between the marks in docs/performance.md is written anew, and so are the SVG files.
+What stands between the marks in docs/explanation/performance.md is written anew, and so are the SVG files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from agentsrv.bench.suite import PROBES
 from tests.bench.plots import Bars
 from tests.bench.ratios import NAMES
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "explanation"
 FIGURES = DOCS / "performance.json"
 PAGE = DOCS / "performance.md"
 CANCELS = {

@@ -1,4 +1,4 @@
-"""The screens that docs/terminal.md shows.
+"""The screens that docs/howto/terminal.md shows.
 
 python -m tests.docs.terminal    # captures them anew and writes them there
 """
@@ -19,7 +19,7 @@ from typing import Final
 from tests.cli.terminal import Terminal, in_terminal
 from tests.listening import listening
 
-PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "terminal.md"
+PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "howto" / "terminal.md"
 URL: Final = "ws://127.0.0.1:8765"  # that the page shows
 CTRL_C: Final = "\x03"
 SCREEN: Final = re.compile(r"^```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)

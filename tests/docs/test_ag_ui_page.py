@@ -1,4 +1,4 @@
-"""docs/ag-ui.md: held against the code; its frames are those of the interoperation tests."""
+"""docs/howto/ag-ui.md: held against the code; its frames are those of the interoperation tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from agentsrv.protocol.agui import OPTIONS, AguiSession, CancelRun, RunAgentInpu
 from agentsrv.protocol.agui_events import _TOLD
 from tests.docs.pages import DOCS, of
 
-PAGE = (DOCS / "ag-ui.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "howto" / "ag-ui.md").read_text(encoding="utf-8")
 SENT = PAGE.partition("## What is sent")[2].partition("\n## ")[0]
 COMES = PAGE.partition("## What comes")[2].partition("\n## ")[0]
 
@@ -41,6 +41,6 @@ def test_the_types_of_events_are_agentsrv_s_or_ag_ui_s():
 
 def test_the_example_is_imported_as_the_page_says():
     """The transport is where the page takes it from."""
-    (program,) = of("ag-ui.md", "js")
+    (program,) = of("howto/ag-ui.md", "js")
     assert './websocket-agent.mjs"' in program
     assert (DOCS.parent / "examples" / "ag-ui" / "websocket-agent.mjs").is_file()

@@ -1,4 +1,4 @@
-"""docs/agents.md: each of its programs runs, and each task ends as the page shows."""
+"""docs/howto/agents.md: each of its programs runs, and each task ends as the page shows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from agentsrv.models.commands import ADAPTER
 from tests.agents.fake_model import fake_model
 from tests.server.talk import Talk, talking
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "agents.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "howto" / "agents.md").read_text(
+    encoding="utf-8"
+)
 PROGRAMS = [
     (
         text.partition("\n")[0].removeprefix("## "),

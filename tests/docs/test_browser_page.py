@@ -1,4 +1,4 @@
-"""docs/browser.md: its program, under Node.js with the WebSocket that it lacks before 22."""
+"""docs/howto/browser.md: its program, under Node.js with the WebSocket that it lacks before 22."""
 
 import asyncio
 from typing import Any
@@ -20,7 +20,7 @@ BEFORE = 'import { WebSocket } from "ws";\nglobalThis.WebSocket ??= WebSocket;\n
 async def test_the_program_prints_what_the_page_shows(cuts, tmp_path):
     """It runs a task, shows its text and answers what it asks, over a lost connection too."""
     (tmp_path / "node_modules").symlink_to(npm_folder("ws", "ws@8.23.0") / "node_modules")
-    (function, use), (shown,) = of("browser.md", "js"), of("browser.md", "text")
+    (function, use), (shown,) = of("howto/browser.md", "js"), of("howto/browser.md", "text")
     names: dict[str, Any] = {"__name__": "shop"}
     exec(SHOP, names)  # noqa: S102 - the page is ours
     coming = iter(cuts)

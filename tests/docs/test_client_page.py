@@ -1,4 +1,4 @@
-"""docs/client.md: each of its programs prints what the page shows, on a real server."""
+"""docs/howto/client.md: each of its programs prints what the page shows, on a real server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from agentsrv.client import Options, Reconnect
 from agentsrv.errors import AgentsrvError
 from tests.listening import listening
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "howto" / "client.md").read_text(
+    encoding="utf-8"
+)
 URL = "ws://127.0.0.1:8765"
 SECTIONS = [
     (text.partition("\n")[0], re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL))

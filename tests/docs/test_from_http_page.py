@@ -1,4 +1,4 @@
-"""docs/from-http.md: the client that has moved, and the script that reads lines."""
+"""docs/howto/from-http.md: the client that has moved, and the script that reads lines."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from tests.programs import require
 
 def test_the_program_prints_what_the_page_shows(tmp_path):
     """With the built-in agents."""
-    (program,), (shown,) = of("from-http.md", "python"), of("from-http.md", "text")
+    (program,), (shown,) = of("howto/from-http.md", "python"), of("howto/from-http.md", "text")
     with listening(tmp_path, f"--knowledge={KNOWLEDGE}") as url:
         assert run(tmp_path, "moved.py", program, url) == shown
 
@@ -21,7 +21,7 @@ def test_the_program_prints_what_the_page_shows(tmp_path):
 def test_the_command_prints_a_line_for_each_event(tmp_path):
     """From the first to the last."""
     require("jq")
-    (script,) = of("from-http.md", "sh")
+    (script,) = of("howto/from-http.md", "sh")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with listening(tmp_path, f"--knowledge={KNOWLEDGE}") as url:
         printed = subprocess.run(

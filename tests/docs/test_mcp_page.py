@@ -1,4 +1,4 @@
-"""docs/mcp.md: its program prints what the page shows, and its table has every tool."""
+"""docs/howto/mcp.md: its program prints what the page shows, and its table has every tool."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from agentsrv.cli.mcp.server import Tools
 from agentsrv.client import Client
 from tests.examples.sessions import served
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "mcp.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "howto" / "mcp.md").read_text(
+    encoding="utf-8"
+)
 URL = "ws://127.0.0.1:8765"
 
 

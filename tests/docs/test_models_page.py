@@ -1,4 +1,4 @@
-"""docs/models.md: its tables are those of the code."""
+"""docs/howto/models.md: its tables are those of the code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from agentsrv.agents.planner import MAX_PLANNED, PlanName, report, research
 from agentsrv.agents.validator import Verdict
 from agentsrv.settings import Settings
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "howto" / "models.md").read_text(
+    encoding="utf-8"
+)
 
 
 def rows(section: str) -> list[tuple[str, str]]:

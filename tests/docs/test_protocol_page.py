@@ -1,4 +1,4 @@
-"""docs/protocol.md against the models, and against a server that runs."""
+"""docs/reference/protocol.md against the models, and against a server that runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from agentsrv.settings import Settings
 from tests.server.talk import Talk, serving, talking
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "reference" / "protocol.md").read_text(encoding="utf-8")
 NOT_SENT = "not sent yet"
 BY_THE_LIBRARY = {1002, 1007, 1009, 1011}  # websockets closes with them by itself
 

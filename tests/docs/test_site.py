@@ -35,15 +35,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_document_is_a_page(site):
-    """Those of docs/ and those at the top."""
-    for page in (*ROOT.glob("docs/*.md"), ROOT / "SYSTEM_DESIGN.md"):
-        assert (site / page.relative_to(ROOT)).with_suffix(".html").is_file()
+    """The pages below docs/ and those at the top level."""
+    for page in (*ROOT.glob("docs/**/*.md"), ROOT / "SYSTEM_DESIGN.md"):
+        name = "index" if page.stem == "README" else page.stem
+        assert (site / page.relative_to(ROOT)).with_name(f"{name}.html").is_file()
     assert "agentsrv" in (site / "index.html").read_text()
 
 
 def test_what_a_page_loads_is_there(site):
     """The theme's style and scripts, and pictures."""
-    for page in (site / "index.html", site / "docs" / "performance.html"):
+    for page in (site / "index.html", site / "docs" / "explanation" / "performance.html"):
         loaded = OWN.findall(page.read_text())
         assert any(".css" in name for name in loaded)
         assert any(".js" in name for name in loaded)

@@ -1,4 +1,4 @@
-"""docs/terminal.md: its screens are what a terminal of 80 columns shows, and its codes the codes."""
+"""docs/howto/terminal.md: its screens are what a terminal of 80 columns shows, and its codes the codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/tutorial.md: what it tells to do is done, and what it shows is seen."""
+"""docs/tutorial/shop.md: what it tells to do is done, and what it shows is seen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from pathlib import Path
 import pexpect
 import pytest
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tutorial.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tutorial" / "shop.md").read_text(
+    encoding="utf-8"
+)
 BIN = Path(sys.executable).parent
 CHAPTERS = [
     re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)

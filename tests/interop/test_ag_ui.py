@@ -149,8 +149,8 @@ async def test_the_example_s_program_shows_a_task_and_asks(program):
 
 
 async def test_the_page_s_program_runs_a_task(program):
-    """That of docs/ag-ui.md, under Node.js with the WebSocket that it lacks before 22."""
-    (page,) = of("ag-ui.md", "js")
+    """That of docs/howto/ag-ui.md, under Node.js with the WebSocket that it lacks before 22."""
+    (page,) = of("howto/ag-ui.md", "js")
     assert URL in page
     before = 'import { WebSocket } from "ws";\nglobalThis.WebSocket ??= WebSocket;\n'
     after = "console.log(agent.messages.at(-1).content);\n"

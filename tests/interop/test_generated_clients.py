@@ -1,4 +1,4 @@
-"""Clients generated of the published schema, as docs/protocol.md tells, talk to a real server."""
+"""Clients generated of the published schema, as docs/reference/protocol.md tells, talk to a real server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.programs import require
 from tests.server.talk import serving
 
 HERE = Path(__file__).parent
-PAGE = (HERE.parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
+PAGE = (HERE.parents[1] / "docs" / "reference" / "protocol.md").read_text(encoding="utf-8")
 FOR_PYTHON, FOR_TYPESCRIPT = re.findall(
     r"```sh\n(.*?)```", PAGE.partition("## Schema")[2], re.DOTALL
 )
