@@ -1,4 +1,4 @@
-"""docs/howto/models.md: its tables are those of the code."""
+"""docs/reference/models.md: its tables are those of the code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agentsrv.agents.planner import MAX_PLANNED, PlanName, report, research
 from agentsrv.agents.validator import Verdict
 from agentsrv.settings import Settings
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "howto" / "models.md").read_text(
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "models.md").read_text(
     encoding="utf-8"
 )
 
@@ -41,9 +41,9 @@ def test_every_setting_of_models_is_told():
 
 def test_every_agent_and_every_verdict_is_told():
     """And no other."""
-    agents = [name for name, _ in rows("What the built-in agents do with it")]
+    agents = [name for name, _ in rows("Agents")]
     assert agents == [agent["name"] for agent in App().registry.described()]
-    assert [name for name, _ in rows("Checking a report")] == list(get_args(Verdict))
+    assert [name for name, _ in rows("Verdicts")] == list(get_args(Verdict))
 
 
 def test_every_plan_is_told_with_its_steps():
