@@ -26,6 +26,14 @@ SHOWN = (
 )
 
 
+def on_config(config: MkDocsConfig) -> None:
+    """Add each decision record to the navigation, after the index of the records."""
+    (explanation,) = (group["Explanation"] for group in config.nav or [] if "Explanation" in group)
+    (records,) = (item["Decision records"] for item in explanation if "Decision records" in item)
+    pages = sorted(ROOT.glob("docs/adr/[0-9]*.md"))
+    records.extend(page.relative_to(ROOT).as_posix() for page in pages)
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the repository's files, in place of those of ``docs_dir`` alone."""
     docs = Path(config.docs_dir)
