@@ -1,4 +1,4 @@
-"""docs/howto/agents.md: each of its programs runs, and each task ends as the page shows."""
+"""Each program of docs/howto/agents.md runs; docs/reference/agents.md lists every name."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from agentsrv import App
 from agentsrv.agents.base import AgentOptions, StepContext
 from agentsrv.models.commands import ADAPTER
 from tests.agents.fake_model import fake_model
+from tests.docs.pages import DOCS
 from tests.server.talk import Talk, talking
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "howto" / "agents.md").read_text(
-    encoding="utf-8"
-)
+PAGE = (DOCS / "howto" / "agents.md").read_text(encoding="utf-8")
+REFERENCE = (DOCS / "reference" / "agents.md").read_text(encoding="utf-8")
 PROGRAMS = [
     (
         text.partition("\n")[0].removeprefix("## "),
@@ -87,9 +87,11 @@ def test_the_script_prints_what_the_page_shows(tmp_path):
 
 def test_every_option_and_every_name_of_the_context_is_told():
     """The tables have the options of ``AgentOptions`` and the public names of ``StepContext``."""
-    options = re.findall(r"^\| `(\w+)` \|", PAGE.partition("## Retries")[2], re.MULTILINE)
+    options = re.findall(r"^\| `(\w+)` \|", REFERENCE.partition("## Options")[2], re.MULTILINE)
     assert options[: len(AgentOptions.__annotations__)] == list(AgentOptions.__annotations__)
-    told = set(re.findall(r"`(?:await )?(\w+)(?:\(.*?\))?`", PAGE.partition("## The contexts")[2]))
+    told = set(
+        re.findall(r"`(?:await )?(\w+)(?:\(.*?\))?`", REFERENCE.partition("## The contexts")[2])
+    )
     public = {name for kind in StepContext.__mro__[:-1] for name in vars(kind)} | set(
         StepContext.__dataclass_fields__
     )
