@@ -6,18 +6,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from agentsrv import client
 from agentsrv.client import Options, Reconnect
 from agentsrv.errors import AgentsrvError
+from tests.docs.pages import DOCS
 from tests.listening import listening
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "howto" / "client.md").read_text(
-    encoding="utf-8"
-)
+PAGE = (DOCS / "howto" / "client.md").read_text(encoding="utf-8")
+REFERENCE = (DOCS / "reference" / "client.md").read_text(encoding="utf-8")
 URL = "ws://127.0.0.1:8765"
 SECTIONS = [
     (text.partition("\n")[0], re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL))
@@ -56,7 +55,7 @@ def test_each_program_prints_what_the_page_shows(title, blocks, url, tmp_path):
 
 def rows(section: str) -> dict[str, str]:
     """The first two columns of a section's table."""
-    text = PAGE.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    text = REFERENCE.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     return dict(re.findall(r"^\| (`.*?`) \| (.*?) \|", text, re.MULTILINE))
 
 
@@ -64,14 +63,12 @@ def test_every_option_is_told_with_its_default():
     """But for those that are for tests."""
     hidden = {"random", "sleep", "clock"}
     defaults = {name: getattr(Options(), name) for name in Options.__slots__ if name not in hidden}
-    told = {
-        name.strip("`"): text.strip("`") for name, text in rows("Limits of the connection").items()
-    }
+    told = {name.strip("`"): text.strip("`") for name, text in rows("Options").items()}
     assert told == {
         name: "Reconnect()" if value == Reconnect() else str(value)
         for name, value in defaults.items()
     }
-    assert f"attempts={Reconnect().attempts}" in PAGE
+    assert f"attempts={Reconnect().attempts}" in REFERENCE
 
 
 def test_every_error_of_the_client_is_told():
