@@ -1,4 +1,4 @@
-"""docs/howto/observability.md against the metrics, the spans and the log."""
+"""docs/reference/telemetry.md against the metrics, the spans and the log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentsrv.telemetry.logs import JsonFormatter, TextFormatter
 from agentsrv.telemetry.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "howto" / "observability.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "reference" / "telemetry.md").read_text(encoding="utf-8")
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in PAGE.splitlines()
