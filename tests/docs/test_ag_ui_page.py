@@ -1,4 +1,4 @@
-"""docs/howto/ag-ui.md: held against the code; its frames are those of the interoperation tests."""
+"""docs/reference/ag-ui.md against the code; tests of interoperation send its frames."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from agentsrv.protocol.agui import OPTIONS, AguiSession, CancelRun, RunAgentInpu
 from agentsrv.protocol.agui_events import _TOLD
 from tests.docs.pages import DOCS, of
 
-PAGE = (DOCS / "howto" / "ag-ui.md").read_text(encoding="utf-8")
-SENT = PAGE.partition("## What is sent")[2].partition("\n## ")[0]
-COMES = PAGE.partition("## What comes")[2].partition("\n## ")[0]
+PAGE = (DOCS / "reference" / "ag-ui.md").read_text(encoding="utf-8")
+SENT = PAGE.partition("## What the front end sends")[2].partition("\n## ")[0]
+COMES = PAGE.partition("## What the front end receives")[2].partition("\n## ")[0]
 
 
 def test_every_field_that_is_read_is_told():
