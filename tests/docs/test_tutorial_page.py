@@ -1,4 +1,4 @@
-"""docs/tutorial/shop.md: what it tells to do is done, and what it shows is seen."""
+"""docs/tutorial/shop.md: a test does what it says, and sees what it shows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import pexpect
 import pytest
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tutorial" / "shop.md").read_text(
-    encoding="utf-8"
-)
+from tests.cli.terminal import Terminal, in_terminal
+from tests.docs.pages import DOCS
+from tests.docs.terminal import settled
+
+PAGE = (DOCS / "tutorial" / "shop.md").read_text(encoding="utf-8")
 BIN = Path(sys.executable).parent
 CHAPTERS = [
     re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
@@ -38,7 +40,6 @@ class Reader:
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "AGENTSRV_PORT": str(port),
             "AGENTSRV_URL": f"ws://127.0.0.1:{port}",
-            "TERM": "dumb",
         }
         self._server: subprocess.Popen[str] | None = None
 
@@ -71,23 +72,23 @@ class Reader:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def begin(self, command: str) -> pexpect.spawn[str]:
-        """Start a command in a terminal, and wait for what it asks."""
-        terminal = pexpect.spawn(
-            "sh", ["-c", command], cwd=str(self.folder), env=self.environment,
-            encoding="utf-8", timeout=PATIENCE, dimensions=(50, 200),
-        )  # fmt: skip
-        terminal.expect_exact("How many apples?")
-        return terminal
+    @contextmanager
+    def running(self, command: str) -> Iterator[Terminal]:
+        """Run a command in a terminal; what it redirects goes to the file that it names."""
+        words = shlex.split(command.replace(">", " >"))
+        target = words.pop().removeprefix(">") if words[-1].startswith(">") else None
+        stdout = None if target is None else self.folder / target
+        with in_terminal(*words[1:], env=self.environment, stdout=stdout) as terminal:
+            yield terminal
 
-    def receipt(self, terminal: pexpect.spawn[str]) -> str:
-        """What the file has when the command has ended."""
-        terminal.expect(pexpect.EOF)
+    @property
+    def receipt(self) -> str:
+        """What the file has."""
         return (self.folder / "receipt.txt").read_text()
 
 
 def told(block: str) -> tuple[str, str]:
-    """The command of a console block, and what it is said to show."""
+    """The command of a console block, and what the page shows below it."""
     command, _, shown = block.removeprefix("$ ").partition("\n")
     return command, shown
 
@@ -103,37 +104,44 @@ def reader(tmp_path) -> Iterator[Reader]:
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_reader_gets_through_it(reader):
-    """Chapter by chapter; the first is what has made the environment of this test."""
-    _, (app, serve, run), (streaming, counted), (shop,), (ask, sold), crash, (test, pytest_) = (
-        CHAPTERS
-    )
+    """Chapter by chapter; the first one has made the environment of this test."""
+    _, (app, serve, run), (streaming, counted), (shop,), (ask, sold), crash, test = CHAPTERS
     server, _ = told(serve[1])
     file = reader.folder / "shop.py"
     for text, block in ((app[1], run), (streaming[1], counted)):
         file.write_text(text)
         reader.serve(server)
         command, shown = told(block[1])
-        assert reader.do(command) == shown
+        with reader.running(command) as terminal:
+            assert terminal.end() == 0
+        assert settled(terminal.text) == settled(shown)
 
     file.write_text(shop[1])
     reader.serve(server)
-    command, _ = told(ask[1])
-    terminal = reader.begin(command)
-    terminal.sendline("3")
-    assert reader.receipt(terminal) == sold[1]
+    command, shown = told(ask[1])
+    with reader.running(command) as terminal:
+        terminal.wait_for("How many apples?")
+        terminal.type("3\n")
+        assert terminal.end() == 0
+    assert settled(terminal.text) == settled(shown)
+    assert reader.receipt == sold[1]
 
-    (_, kill), (_, answer), (_, rest) = crash
-    assert shlex.split(kill.removeprefix("$ "))[-1] == server
-    terminal = reader.begin(command)
-    reader.stop(signal.SIGKILL)
-    reader.serve(server)
-    asking, respond = answer.strip().split("\n")
-    listed = ""
-    while not (found := re.search(r"[0-9a-f]{16}", listed)):  # it is recovered first
-        listed = reader.do(asking.removeprefix("$ "))
-    reader.do(respond.removeprefix("$ ").replace("863e", found[0]))
-    assert reader.receipt(terminal) == rest
+    (_, answer), (_, rest) = crash
+    with reader.running(command) as terminal:
+        terminal.wait_for("How many apples?")
+        reader.stop(signal.SIGQUIT)  # as Ctrl-\ does
+        terminal.wait_for("was lost")
+        reader.serve(server)
+        asking, respond = answer.strip().split("\n")
+        listed = ""
+        while not (found := re.search(r"[0-9a-f]{16}", listed)):  # it is recovered first
+            listed = reader.do(asking.removeprefix("$ "))
+        reader.do(respond.removeprefix("$ ").replace("863e", found[0]))
+        assert terminal.end() == 0
+    assert reader.receipt == rest
 
-    (reader.folder / "test_shop.py").write_text(test[1])
-    command, shown = told(pytest_[1])
-    assert shown.strip() in reader.do(command)
+    (_, program), _, (_, pytest_) = test
+    (reader.folder / "test_shop.py").write_text(program)
+    command, shown = told(pytest_)
+    duration = re.compile(r"\d+\.\d+s")
+    assert duration.sub("TIME", reader.do(command)) == duration.sub("TIME", shown)
