@@ -27,7 +27,7 @@ PART: Final = 0.7  # of the time that tasks stream, in which the loop's lag is l
 
 
 async def connects(bench: Bench) -> None:
-    """Connections that are opened and greeted."""
+    """Connections that are opened and receive their hello."""
     wanted = allow_connections(bench.sizes.connects)
     rates = []
     async with bench.place.server() as target:
@@ -39,7 +39,7 @@ async def connects(bench: Bench) -> None:
 
 
 async def idle(bench: Bench) -> None:
-    """Idle connections: what each costs, and what active work loses beside them."""
+    """Idle connections: the cost of each, and of all of them to active work."""
     for wanted in bench.sizes.connections:
         count = allow_connections(wanted)
         if count < wanted:
@@ -95,7 +95,7 @@ async def crowd(target: Target, count: int) -> AsyncIterator[None]:
 
 
 async def tasks(bench: Bench) -> None:
-    """What the server's memory grows by with each task."""
+    """Growth of the server's memory with each task."""
     sizes = bench.sizes
     async with bench.own.server() as target:
         if target.pid is None:
@@ -166,7 +166,7 @@ async def followed(target: Target, count: int, events: int) -> tuple[float, floa
 
 
 async def streams(bench: Bench) -> None:
-    """Many tasks that write as fast as they can, and how late the server's loop is meanwhile."""
+    """Many tasks that write as fast as they can, and the lag of the server's loop meanwhile."""
     sizes = bench.sizes
 
     def pouring(width: int, total: int) -> Runner:

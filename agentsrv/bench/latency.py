@@ -36,7 +36,7 @@ async def throughput(bench: Bench) -> None:
 
 
 async def commit(bench: Bench) -> None:
-    """From a create to its reply, beside a sync of the same disk."""
+    """From a create to its reply, compared with a sync of the same disk."""
     rounds, syncs = [], []
     async with bench.place.server() as target:
         for _ in range(bench.sizes.rounds):
@@ -65,7 +65,7 @@ async def commits(target: Target, count: int) -> list[float]:
 
 
 async def sleepers(bench: Bench) -> None:
-    """A planner and three agents that sleep 550 ms in all: what comes on top."""
+    """A planner and three agents that sleep 550 ms in total: the time in addition to that."""
     slept = PLANNER_SLEEP + sum(AGENT_SLEEPS)
 
     def sleepy(width: int, total: int) -> Runner:
@@ -82,7 +82,7 @@ async def sleepers(bench: Bench) -> None:
 
 
 async def cancel(bench: Bench) -> None:
-    """From a cancel to its end at the client, beside tasks that write an event each second."""
+    """From a cancel to the client's last event, while tasks run that write an event each second."""
     async with bench.place.server() as target:
         for running in bench.sizes.running:
             rounds = [

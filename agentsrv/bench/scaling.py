@@ -23,7 +23,7 @@ ALONE: Final = "sqlite"  # the server that nodes are compared with
 
 
 async def processes(bench: Bench) -> None:
-    """Two processes on one port, over one."""
+    """Two processes on one port, compared with one."""
     own, report = bench.shared, bench.report
     runs: dict[int, list[Load]] = {count: [] for count in PROCESSES}
     for _ in range(bench.sizes.rounds):
@@ -41,7 +41,7 @@ async def processes(bench: Bench) -> None:
 
 
 async def nodes(bench: Bench) -> None:
-    """Nodes that share a store, beside one server with SQLite."""
+    """Nodes that share a store, compared with one server with SQLite."""
     own, report = bench.shared, bench.report
     alone = Own(loop=own.loop)
     shapes = {ALONE: (alone, 1)} | {str(count): (own, count) for count in bench.sizes.nodes}
@@ -71,7 +71,7 @@ async def nodes(bench: Bench) -> None:
 
 
 async def tails(bench: Bench) -> None:
-    """Tasks of another node, which write nothing, followed from one that runs none."""
+    """Following tasks of another node that write nothing, from a node without tasks."""
     sizes, costs = bench.sizes, []
     for _ in range(sizes.rounds):
         async with bench.shared.cluster("worker", "gateway") as cluster:

@@ -78,7 +78,7 @@ def sections(found: Found) -> Iterator[str]:
         f"uvloop {machine.get('uvloop')}. Each figure is the median of its rounds, with the lowest "
         "and the highest in brackets."
     )
-    yield "### Beside other servers"
+    yield "### Compared with other servers"
     yield throughput(found)
     yield f"![{charts['ratio'].title}](performance-ratio.svg)"
     yield cancels(found)
@@ -92,7 +92,7 @@ def sections(found: Found) -> Iterator[str]:
         ]
         if rows:
             yield f"### {probe}\n\n{(function.__doc__ or '').partition(chr(10))[0]}"
-            yield table(("figure", "found"), rows)
+            yield table(("figure", "measured"), rows)
         if rows and probe in charts:
             yield f"![{charts[probe].title}](performance-{probe}.svg)"
     if found.notes:
@@ -223,7 +223,7 @@ def plots(found: Found) -> dict[str, Bars]:
             ("events/s",),
         ),
         "stored": Bars(
-            "Tasks per second beside what is stored already",
+            "Tasks per second, by the number of stored events",
             {
                 f"{count:,} events": [found[f"stored.{count}.tasks"]]
                 for count in found.sizes("stored.", ".tasks")
