@@ -294,6 +294,8 @@ async def test_lines_are_whole_where_a_reader_is_slow(serve):
     server._reader.start()
     assert server.process.stdout is not None
     threading.Thread(target=server.process.stdout.read, daemon=True).start()
+    # Until the reader has caught up, the line about the signal may be among the dropped ones.
+    await asyncio.to_thread(wait_for, server.said("lines of standard error were dropped"))
     server.process.terminate()
     assert await asyncio.to_thread(server.process.wait, PATIENCE) == 0
     server._reader.join()
