@@ -23,6 +23,7 @@ from agentsrv import App
 from agentsrv.client import SyncClient
 from agentsrv.settings import Settings
 from tests.cli.conftest import in_a_thread
+from tests.programs import require
 
 OnPart: TypeAlias = Callable[[bytes], object]
 
@@ -61,7 +62,7 @@ def server() -> Iterator[str]:
 def shell(script: str, server: str, **environment: str) -> tuple[int, bytes, bytes]:
     """The exit code, stdout and stderr of a script in which ``$AGENTSRV`` is the command."""
     command = [
-        "bash",
+        require("bash"),
         "-o",
         "pipefail",
         "-c",
@@ -327,7 +328,7 @@ with streams.guarded():
 def test_what_an_application_prints_is_its_own(streams):
     """Served with a closed stdout it prints without an error, and in colour where it likes."""
     command = f"{sys.executable} -c '{SERVED}' {streams}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+    done = subprocess.run([require("bash"), "-c", command], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == (b"" if ">&-" in streams.split() else b"an agent prints\n")
     assert done.stderr == (b"" if "2>&-" in streams.split() else b"\x1b[32m\n")
