@@ -222,6 +222,7 @@ class Dialogue:
         for _, waiting in self._waiters.get(event.input_id, ()):
             if not waiting.done():
                 waiting.set_result(None)
+                self._journal.works(event.step_id)  # as soon as the answer is committed
 
 
 def received(  # noqa: PLR0917 - each is what the event is made of

@@ -16,6 +16,7 @@ from agentsrv.models.events import (
     encode,
     format_timestamp,
 )
+from agentsrv.models.states import StepStatus, TaskStatus
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.logs import kept_snapshot
 from agentsrv.store.base import Append, Lease, Store
@@ -47,6 +48,10 @@ class Journal:
     ``append`` and ``write`` change ``state`` at once and never wait; what they add while an
     append is under way goes into the next one. After the terminal event, or when the lease is
     lost, the journal is closed: what comes later is refused and counted.
+
+    In a store that several nodes share, each append also says which steps work although a question
+    of theirs is open (``works``): the log alone would have them wait for the answer. It goes along
+    with the events, and has an append of its own only where it changes while none are waiting.
     """
 
     def __init__(
@@ -74,6 +79,10 @@ class Journal:
         """The encoded events behind ``_handed_over``; empty in the place of one in ``_open``."""
         self._open: dict[str, _Open] = {}
         self._replies: list[tuple[int, bytes]] = []
+        self._works: set[str] = set()
+        self._said: list[str] = []  # which of them the last append said to work beside a question
+        self.is_due = False
+        """Whether an append is due that says it anew, with events or without."""
         self._characters = 0
         self._waiters: list[asyncio.Future[None]] = []
         self._in_flight: asyncio.Future[None] | None = None
@@ -133,6 +142,31 @@ class Journal:
         """
         self._replies.append((number, body))
 
+    def works(self, step_id: str) -> None:
+        """Take down that code of the step runs: a crash is a loss of it, whatever it has asked."""
+        if self._store.commits_starts and step_id not in self._works:
+            self._works.add(step_id)
+            self._mention()
+
+    def rests(self, step_id: str) -> None:
+        """Take down that no code of the step runs: it has ended, or waits for answers."""
+        if step_id in self._works:
+            self._works.remove(step_id)
+            self._mention()
+
+    def _mention(self) -> None:
+        """Have the next append, be it empty, say which steps work, if the last one did not."""
+        self.is_due = not self.closed and self._working() != self._said
+        if self.is_due and not self._scheduled and self._in_flight is None:
+            self._schedule()
+
+    def _working(self) -> list[str]:
+        """The steps that work although a question of theirs is open."""
+        if self.state.status is not TaskStatus.INPUT_REQUIRED:
+            return []
+        status = {step_id: self.state.steps[step_id].status for step_id in sorted(self._works)}
+        return [step_id for step_id in status if status[step_id] is StepStatus.INPUT_REQUIRED]
+
     def mark(self) -> int:
         """The number of the last event added so far; a later piece of text joins none of them."""
         self._close_all()
@@ -149,10 +183,11 @@ class Journal:
         """
         if self._lost is not None:
             raise self._lost
-        if not self._bodies and self._in_flight is None:
+        has_news = self._bodies or self.is_due
+        if not has_news and self._in_flight is None:
             return
         waiter: asyncio.Future[None] = self._loop.create_future()
-        if self._bodies:
+        if has_news:
             self._waiters.append(waiter)
             self._flush()
         else:
@@ -213,7 +248,7 @@ class Journal:
     def _flush(self) -> None:
         """Hand what waits over to the store, unless an append is under way."""
         self._scheduled = False
-        if not self._bodies or self._in_flight is not None:
+        if self._in_flight is not None or not (self._bodies or self.is_due or self._waiters):
             return
         try:
             done = self._in_flight = self._hand_over()
@@ -233,6 +268,8 @@ class Journal:
         replies, self._replies = self._replies, []
         self._in_flight_waiters, self._waiters = self._waiters, []
         expected, self._handed_over = self._handed_over, self.state.seq
+        is_asking = self.state.status is TaskStatus.INPUT_REQUIRED
+        self._said, self.is_due = self._working() if is_asking else [], False
         append = Append(
             task_id=self.state.task_id,
             owner=self._lease.owner,
@@ -243,6 +280,7 @@ class Journal:
             at=self._now(),
             state=kept_snapshot(self.state),
             replies=replies,
+            working=self._said,
         )
         return self._store.append(append)
 
@@ -258,7 +296,7 @@ class Journal:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-        if self._bodies:
+        if self._bodies or self.is_due or self._waiters:
             self._schedule()
 
     def _fail(self, error: BaseException) -> None:
@@ -283,7 +321,7 @@ class Journal:
         is_first = self._lost is None
         if is_first:
             self._lost = error
-            self.closed = True
+            self.closed, self.is_due = True, False
         waiters, self._waiters = self._waiters, []
         if self._in_flight is None:
             waiters += self._in_flight_waiters

@@ -20,8 +20,12 @@ def interrupted(state: TaskState, lease: Lease) -> list[Interrupted]:
     not in the log either.
     """
     if lease.interrupted is None:
-        steps = [step for step in state.steps.values() if step.status is StepStatus.RUNNING]
-        found = [(step.step.step_id, step.attempt) for step in steps]
+        found = [
+            (step_id, step.attempt)
+            for step_id, step in state.steps.items()
+            if step.status is StepStatus.RUNNING
+            or (step.status is StepStatus.INPUT_REQUIRED and step_id in lease.working)
+        ]
         if state.plan is None and state.status is not TaskStatus.QUEUED:
             found = [("", 1)]
     else:

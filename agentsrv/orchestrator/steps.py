@@ -20,7 +20,7 @@ from agentsrv.agents.params import complaint
 from agentsrv.agents.questions import Question
 from agentsrv.agents.values import ValueRefusedError, copied, to_json
 from agentsrv.error_text import redact
-from agentsrv.errors import InvalidState
+from agentsrv.errors import AgentsrvError, InvalidState
 from agentsrv.models import events as e
 from agentsrv.models.plan import Step
 from agentsrv.models.states import StepStatus
@@ -143,6 +143,7 @@ class StepRun:
         self._taking: asyncio.Lock | None = None  # while a suspect waits for another turn
         self._crew = Crew()
         self._look: asyncio.Handle | None = None  # whether only answers are waited for
+        self._is_look_near = False  # so near that a further question changes nothing
 
     @property
     def cancelled_event(self) -> e.StepCancelled:
@@ -223,10 +224,8 @@ class StepRun:
         key = None if self._agent.cache is None else self._cache_key(context)
         if key is not None and self._repeat(key, attempt):
             return
-        store = self._task.around.store
-        if store.marks is not None:
-            self._enter()
-        elif store.commits_starts:
+        self._enter()
+        if self._task.around.store.commits_starts:
             await self._journal.commit()
         try:
             if self._timeout is None:
@@ -275,8 +274,8 @@ class StepRun:
         self._crew.own = self._crew.code = None
         if self._look is not None:
             self._look.cancel()
-        if self._mark >= 0 or self._has_turn:
-            self._stand_down()
+            self._look, self._is_look_near = None, False
+        self._stand_down()
         seconds = monotonic() - self._started
         self._task.around.measures.attempts[self._agent.name, outcome].observe(seconds)
         if self._span is not None:
@@ -298,13 +297,17 @@ class StepRun:
     def _enter(self) -> None:
         """Mark that code of the attempt runs: a crash is a loss of it."""
         marks = self._task.around.store.marks
-        if marks is not None and self._mark < 0:
+        if marks is None:
+            self._journal.works(self.step.step_id)
+        elif self._mark < 0:
             self._mark = marks.enter(self._task.task_id, self.step.step_id, self.state.attempt)
 
     def _leave(self) -> None:
         """Take the mark away."""
         marks = self._task.around.store.marks
-        if marks is not None and self._mark >= 0:
+        if marks is None:
+            self._journal.rests(self.step.step_id)
+        elif self._mark >= 0:
             marks.leave(self._mark)
             self._mark = -1
 
@@ -431,28 +434,40 @@ class StepRun:
         if attempt != self.state.attempt or self._said is None:
             raise self._too_late(attempt, "a question")
         check = partial(self._check_answer, question)
-        with self._waiting():
+        with self._waiting() as task:
             try:
                 return await self._task.dialogue.ask(self.step.step_id, attempt, question, check)
             finally:
-                # Code runs again, and the answer may be no progress: there was none, or an earlier
-                # attempt had it already.
-                is_suspect = self.state.losses >= SUSPECT_AT and self._said is not None
-                if is_suspect and not self._task.stopped:
-                    await self._take_turn_again()
+                if self.is_attempting and not self._task.stopped:
+                    await self._wake(task)
+
+    async def _wake(self, task: asyncio.Task[Any] | None) -> None:
+        """Let the task's code run again, after an answer or without one."""
+        if self.state.losses >= SUSPECT_AT:  # an answer that an earlier attempt had is no progress
+            await self._take_turn_again()
+        self._crew.answered(task)
+        self._enter()
+        if self._journal.is_due:  # nothing was answered, and a crash would be nobody's loss
+            with suppress(AgentsrvError):  # then the journal is lost, and the task is stopped
+                await self._journal.commit()
 
     def _check_answer(self, question: Question, value: Any) -> None:
-        """Validate an answer, which calls code of the author: a crash is a loss of the step."""
-        was_marked = self._mark >= 0
+        """Validate an answer, which calls code of the author.
+
+        A crash is a loss of the step where the store has marks. The log could tell of it only by
+        a commit before each answer.
+        """
+        if self._task.around.store.marks is None or self._mark >= 0:
+            question.check(value)
+            return
         self._enter()
         try:
             question.check(value)
         finally:
-            if not was_marked:
-                self._leave()
+            self._leave()
 
     @contextmanager
-    def _waiting(self) -> Iterator[None]:
+    def _waiting(self) -> Iterator[asyncio.Task[Any] | None]:
         """Wait for an answer in the running task: the attempt's time stands still.
 
         As soon as the step only waits, a crash is no loss of it. A wait that outlives its
@@ -467,7 +482,7 @@ class StepRun:
             with suppress(RuntimeError):  # the time was over just before
                 limit.reschedule(None)
         try:
-            yield
+            yield task
         finally:
             self._crew.answered(task)
             if attempt == self.state.attempt:
@@ -478,30 +493,36 @@ class StepRun:
             if self._said is not None:  # code runs again, be it of an earlier attempt
                 self._enter()
                 self._look_later(FIRST_LOOK)
+                self._is_look_near = True
 
     def _look_at_tasks(self, delay: float | None = None) -> None:
         """Stand down if the step only waits for answers; else look again.
 
         A crew of one is known at once. Where an agent asks in several tasks, they come to wait in
-        the same turn of the loop. Later looks find what nothing else tells: that a task has ended
+        the same turn of the loop; the look is before the end of the turn, in which the journal
+        commits their questions. Later looks find what nothing else tells: that a task has ended
         which worked beside the question. After an answer nothing is known for some turns: the end
         of a task that has failed is on its way to those that wait for it.
         """
+        if delay is None and self._is_look_near and not self._crew.is_one:
+            return
         if self._look is not None:
             self._look.cancel()
-            self._look = None
+            self._look, self._is_look_near = None, False
         if not self._asking or self._said is None:
             return
         if self._crew.is_one or (delay is not None and self._crew.only_waits):
             self._stand_down()
         elif delay is None:
             self._look = asyncio.get_running_loop().call_soon(self._look_at_tasks, FIRST_LOOK)
+            self._is_look_near = True
         else:
             self._look_later(delay)
 
     def _look_later(self, delay: float) -> None:
         if self._look is not None:
             self._look.cancel()
+        self._is_look_near = False
         following = min(2 * delay, LAST_LOOK)
         loop = asyncio.get_running_loop()
         self._look = loop.call_later(delay, self._look_at_tasks, following)

@@ -98,7 +98,10 @@ class Lease(NamedTuple):
     interrupted: Sequence[tuple[str, int]] | None = ()
     """The attempts that a crash of the last worker's process interrupted: step ids (empty where
     the plan was made) with attempts. ``None``: there was a crash, and code ran of each step that
-    is running by the log. Kept until the first append of the lease is committed."""
+    is running by the log, and of those in ``working``. Kept until the first append of the lease
+    is committed."""
+    working: Sequence[str] = ()
+    """Steps whose code ran at that crash although the log has an open question of theirs."""
 
 
 class Append(NamedTuple):
@@ -116,6 +119,9 @@ class Append(NamedTuple):
     """The finished task's snapshot, with the terminal event, where it is worth keeping."""
     replies: Sequence[tuple[int, bytes]] = ()
     """In a store that several nodes share: messages that the events answer, and how."""
+    working: Sequence[str] = ()
+    """In such a store: steps with an open question whose code runs all the same. It replaces what
+    the last append of the lease said; an append without events changes nothing else."""
 
 
 class Span(NamedTuple):

@@ -33,6 +33,7 @@ class _Task:
     log: list[bytes] = field(default_factory=list)
     state: bytes | None = None
     lease_end: LeaseEnd = LeaseEnd.ORDERLY
+    working: Sequence[str] = ()
     ended_at: float | None = None
 
     def row(self) -> tuple[int, Row]:
@@ -171,7 +172,9 @@ class MemoryStore:
         done.set_result(None)
         if self._queue.is_leased(append.task_id):
             task.lease_end = LeaseEnd.OPEN
-        self._write(task, append.events, append.status)
+            task.working = append.working
+        if append.events:
+            self._write(task, append.events, append.status)
         return done
 
     async def claim(self, node: str, limit: int) -> Sequence[Lease]:  # noqa: ARG002 - the protocol's
@@ -190,6 +193,7 @@ class MemoryStore:
                     spec=task.new.spec,
                     owner=head.owner,
                     interrupted=None if task.lease_end is LeaseEnd.CRASH else (),
+                    working=task.working,
                 )
             )
         return leases

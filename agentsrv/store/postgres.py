@@ -431,7 +431,7 @@ class PostgresStore:
                     base.notify(self.on_commit, commit)
                     news.append(News(request.task_id, request.owner, len(request.events)))
                     is_ready |= is_left and request.status is TaskStatus.QUEUED
-                case Append():
+                case Append() if request.events:
                     commit = Commit(
                         request.task_id, request.owner, request.expected, request.events
                     )

@@ -57,7 +57,7 @@ WHERE task.id = given.id AND NOT EXISTS (SELECT FROM task WHERE task_id = succes
 """
 HEADS: Final = f"SELECT {HEAD} FROM task WHERE task_id = ANY ($1)"
 TAKEN: Final = "SELECT task_id FROM task WHERE task_id = ANY ($1)"
-LEASE: Final = "task_id, epoch, seq, spec, owner, lease_end"
+LEASE: Final = "task_id, epoch, seq, spec, owner, lease_end, working"
 CLAIMED: Final = f"SELECT {LEASE} FROM task WHERE id = ANY ($1) AND node = $2"
 # Lost tasks first, then one of each owner in turn: whoever waits for its turn the longest, which
 # began when it was served last, or with its first task. Owners are looked up one after the other
@@ -117,14 +117,15 @@ WITH mark AS MATERIALIZED (
     SELECT id FROM writer WHERE id = $1 AND flush = $2 FOR UPDATE
 ), given AS MATERIALIZED (
     SELECT * FROM unnest($6::integer[], $7::text[], $8::integer[], $9::bigint[], $10::bigint[],
-        $11::text[], $12::bigint[], $13::float8[], $14::bytea[], $15::bytea[])
-    AS given(place, task_id, epoch, expected, seq, status, ready, ended_at, state, body)
+        $11::text[], $12::bigint[], $13::float8[], $14::bytea[], $15::text[],
+        $16::bytea[])
+    AS given(place, task_id, epoch, expected, seq, status, ready, ended_at, state, working, body)
 ), answer AS MATERIALIZED (
-    SELECT * FROM unnest($16::integer[], $17::bigint[], $18::bytea[])
+    SELECT * FROM unnest($17::integer[], $18::bigint[], $19::bytea[])
     AS answer(place, number, reply)
 ), asked AS MATERIALIZED (
     SELECT number FROM inbox
-    WHERE number = ANY ($17) AND reply IS NULL AND NOT withdrawn ORDER BY number FOR UPDATE
+    WHERE number = ANY ($18) AND reply IS NULL AND NOT withdrawn ORDER BY number FOR UPDATE
 ), moved AS (
     UPDATE task SET
         seq = given.seq,
@@ -132,6 +133,7 @@ WITH mark AS MATERIALIZED (
         at = clock_timestamp(),
         node = CASE WHEN given.ended_at IS NULL THEN node END,
         lease_end = CASE WHEN node IS NULL THEN lease_end ELSE 2 END,
+        working = CASE WHEN node IS NULL THEN task.working ELSE given.working END,
         ready = CASE WHEN given.ended_at IS NULL THEN coalesce(given.ready, task.ready) END,
         ended_at = given.ended_at,
         closed_at = CASE WHEN given.ended_at IS NOT NULL THEN clock_timestamp() END,
@@ -147,7 +149,7 @@ WITH mark AS MATERIALIZED (
         SELECT owner FROM task WHERE task.ready > 0 AND id NOT IN (SELECT id FROM moved)
         UNION ALL SELECT owner FROM moved WHERE moved.ready > 0
     ) AS line
-    WHERE $21 GROUP BY owner
+    WHERE $22 GROUP BY owner
 ), logged AS (
     INSERT INTO event SELECT id, seq, body FROM moved WHERE body IS NOT NULL
 ), answered AS (
@@ -155,13 +157,13 @@ WITH mark AS MATERIALIZED (
     FROM mark, answer JOIN asked USING (number)
     WHERE inbox.number = answer.number
         AND CASE WHEN place IS NULL THEN NOT EXISTS (
-                SELECT FROM task WHERE task.id = inbox.task AND node IS DISTINCT FROM $22
+                SELECT FROM task WHERE task.id = inbox.task AND node IS DISTINCT FROM $23
                 AND node IS NOT NULL)
             ELSE place IN (SELECT place FROM moved) END
     RETURNING poster
 ), freed AS (
     UPDATE task SET node = NULL, ready = 0, lease_end = lease_end % 2
-    FROM mark, unnest($19::text[], $20::integer[]) AS given(task_id, epoch)
+    FROM mark, unnest($20::text[], $21::integer[]) AS given(task_id, epoch)
     WHERE task.task_id = given.task_id AND task.epoch = given.epoch AND node IS NOT NULL
 )
 UPDATE writer SET

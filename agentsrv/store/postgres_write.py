@@ -260,7 +260,7 @@ class Flush:
             mark.number,
             refused,
             self._claimed,
-            *_columns(rows, 10),
+            *_columns(rows, 11),
             *_columns(answers, 3),
             *_columns([release for _, release in self._all(Release)], 2),
             self._changes_queue,
@@ -304,10 +304,16 @@ def to_head(  # noqa: PLR0917 - a row of the columns HEAD
 
 
 def _lease(  # noqa: PLR0917 - a row of the columns LEASE
-    task_id: str, epoch: int, seq: int, spec: bytes, owner: str, lease_end: int
+    task_id: str,
+    epoch: int,
+    seq: int,
+    spec: bytes,
+    owner: str,
+    lease_end: int,
+    working: str | None,
 ) -> Lease:
     interrupted = None if lease_end == LeaseEnd.CRASH else ()
-    return Lease(task_id, epoch, seq, spec, owner, interrupted)
+    return Lease(task_id, epoch, seq, spec, owner, interrupted, tuple((working or "").split()))
 
 
 def _append_row(place: int, append: Append, ready: int | None) -> tuple[Any, ...]:
@@ -322,6 +328,7 @@ def _append_row(place: int, append: Append, ready: int | None) -> tuple[Any, ...
         ready,
         append.at if ends else None,
         append.state if ends else None,
+        " ".join(append.working) or None,
         _body(append.events),
     )
 

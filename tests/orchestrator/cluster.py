@@ -39,6 +39,11 @@ class Member(World):
         """The node's name."""
         return self.door.node
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the node cannot reach the store."""
+        return not self.door._mended.is_set()
+
     async def start(self, *, works: bool = True) -> None:
         """Take part; as a gateway it claims nothing."""
         await self.door.open()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Annotated, Any
@@ -10,13 +11,16 @@ from typing import Annotated, Any
 import pytest
 from pydantic import AfterValidator
 
-from agentsrv.agents.base import StepContext
+from agentsrv.agents.base import Agent, StepContext
+from agentsrv.agents.registry import Registry
 from agentsrv.errors import InvalidInput
 from agentsrv.models.plan import Step
 from agentsrv.orchestrator import steps, suspects
 from agentsrv.store.memory import MemoryStore
+from tests.orchestrator.cluster import Member
 from tests.orchestrator.world import World, running, step
 from tests.simulation import simulate
+from tests.store.shared_memory import LEASE, Place
 
 FOR_EVER = 100_000.0  # seconds
 
@@ -293,6 +297,39 @@ def test_a_step_is_marked_unless_it_only_waits(doing: Doing, is_generator: bool,
         assert not marks.found
 
     simulate(story(), seed)
+
+
+@pytest.mark.parametrize("latency", [0.0, 0.2])
+@pytest.mark.parametrize("doing", [*WAIT, *WORK])
+def test_the_node_that_continues_a_task_knows_whether_it_only_waited(doing: Doing, latency: float):
+    """Two nodes die that run it, the second amid an attempt that asks nothing new."""
+
+    async def agent(step: Step, ctx: StepContext) -> None:
+        await doing(ctx)
+        await work()
+
+    async def story() -> None:
+        place, registry = Place(random.Random(0), latency=latency), Registry()
+        registry.add(Agent.of(agent, retry_base=0.1))
+        task = ""
+        members = [Member(place.door(name), registry) for name in "abc"]
+        for member in members:
+            await member.start()
+            task = task or await member.create(step("a", "agent"))
+            await asyncio.sleep(LEASE + 10)
+            for asked in (await member.status(task))["inputs"]:
+                if asked["input_id"].endswith("answered"):
+                    await member.respond(asked["input_id"], 1)
+            await asyncio.sleep(60)
+            assert (await member.status(task))["inputs"]
+            if member is not members[-1]:
+                member.kill()
+        losses = [record.event_type for record in await members[-1].log(task)].count("step_lost")
+        await members[-1].stop()
+        # What the first attempt has left behind is in no other process.
+        assert losses == (0 if doing in WAIT else 1 if doing is _left_work_behind else 2)
+
+    simulate(story())
 
 
 @pytest.mark.parametrize("at_once", [1, 3])

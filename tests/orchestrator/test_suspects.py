@@ -13,7 +13,8 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -21,6 +22,7 @@ from agentsrv.agents.base import Agent, StepContext
 from agentsrv.agents.registry import Registry
 from agentsrv.models.events import Record, decode
 from agentsrv.models.plan import Step
+from agentsrv.orchestrator.steps import LAST_LOOK
 from agentsrv.orchestrator.suspects import FAILS_AT
 from tests.orchestrator.cluster import Member
 from tests.orchestrator.people import only
@@ -29,7 +31,9 @@ from tests.simulation import SimulatedLoop, simulate
 from tests.store.shared_memory import Place
 
 STUCK = 20_000.0  # seconds after which a task that has not ended never will
-HARMLESS = ("silent", "streaming", "planned", "asking")
+HARMLESS = ("silent", "streaming", "planned", "asking", "asking_twice", "helped")
+KINDS = ("at once", "later", "streaming", "beside", "given up", "half answered", "asked before")
+KNOWN = 5.0  # seconds after which the store surely knows that a step only waits
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
@@ -73,7 +77,8 @@ class Story:
         self.figures = figures
         self.place = Place(random.Random(seed), latency=self.chance.choice([0.0, 0.01]))
         self.registry = Registry()
-        for run in (self.silent, self.streaming, self.asking, self.poison):
+        agents = (self.silent, self.streaming, self.asking, self.asking_twice, self.helped)
+        for run in (*agents, self.poison):
             self.registry.add(Agent.of(run, retries=0))
         self.members: list[Member] = []
         self.homes: dict[asyncio.AbstractEventLoop, None] = {}
@@ -81,8 +86,10 @@ class Story:
         self.crashes = 0
         self.trace: list[object] = []
         """What has happened, without the ids of tasks, which are drawn anew in each run."""
-        self.wakes = 0.0
-        """When the system lives on in peace, by the loop's clock."""
+        self.waiting: dict[str, tuple[int, float]] = {}
+        """The harmless tasks that only wait for answers: their attempt, and since when."""
+        self.spared: set[tuple[str, int]] = set()
+        """Attempts that only waited when their node crashed, for so long that others know."""
 
     # Agents.
 
@@ -98,11 +105,52 @@ class Story:
 
     async def asking(self, step: Step, ctx: StepContext) -> None:
         """Wait for somebody, who never comes."""
-        await ctx.ask("How many?", int, timeout=600, default=3)
+        with self.resting(ctx):
+            await ctx.ask("How many?", int, timeout=600, default=3)
+
+    async def asking_twice(self, step: Step, ctx: StepContext) -> None:
+        """Wait for two people."""
+        with self.resting(ctx):
+            await asyncio.gather(
+                ctx.ask("How many?", int, key="a", timeout=600, default=3),
+                ctx.ask("And how many?", int, key="b", timeout=600, default=3),
+            )
+
+    async def helped(self, step: Step, ctx: StepContext) -> None:
+        """Work beside a question, and wait for its answer."""
+        async with asyncio.TaskGroup() as group:
+            question = ctx.ask("How many?", int, timeout=600, default=3)
+            asked = group.create_task(question)
+            await asyncio.sleep(self.chance.choice([0.5, 30]))
+            with self.resting(ctx, after=LAST_LOOK):
+                await asked
+
+    @contextmanager
+    def resting(self, ctx: StepContext, *, after: float = 0.0) -> Iterator[None]:
+        """Take down that the step only waits; the node finds that within ``after`` seconds."""
+        since = asyncio.get_running_loop().time() + after
+        self.waiting[ctx.task_id] = (ctx.attempt, since)
+        try:
+            yield
+        finally:
+            self.waiting.pop(ctx.task_id, None)
 
     async def poison(self, step: Step, ctx: StepContext) -> AsyncIterator[str]:
-        """End the node that runs this: at once, after a while, or amid the text."""
+        """End the node that runs this: at once, after a while, amid the text, beside a question."""
         kind = step.input
+        question = ctx.ask("Go on?", key="a")
+        if kind == "beside" or (kind == "asked before" and ctx.attempt == 1):
+            asyncio.create_task(question)  # noqa: RUF006 - left behind
+            await asyncio.sleep(2)
+        elif kind == "given up":
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await question
+        elif kind == "half answered":
+            asyncio.create_task(question)  # noqa: RUF006 - likewise
+            await ctx.ask("Now?", key="b", timeout=1, default=True)
+        else:
+            question.close()
         if kind == "later":
             await asyncio.sleep(2)
         elif kind == "streaming":
@@ -114,10 +162,18 @@ class Story:
             if runner is not None and not member.is_dead:
                 self.crashes += 1
                 self.figures["crashes"] += 1
+                self.spare(member)
                 member.kill()
                 delay = self.chance.uniform(0.1, 2)
                 asyncio.get_running_loop().call_later(delay, self.bear_soon)
         await asyncio.sleep(10_000)
+
+    def spare(self, member: Member) -> None:
+        """Take down which attempts of a node must not be held for the cause of its crash."""
+        known = asyncio.get_running_loop().time() - KNOWN
+        for task, (attempt, since) in self.waiting.items():
+            if since < known and member.worker.runs(task) and not member.is_cut_off:
+                self.spared.add((task, attempt))
 
     # Nodes.
 
@@ -167,7 +223,7 @@ class Story:
             steps = chain if name == "planned" else [step("a", name)]
             harmless.append(await gateway.create(*steps))
         for _ in range(self.chance.choice([1, 2, 4])):
-            kind = self.chance.choice(["at once", "later", "streaming"])
+            kind = self.chance.choice(KINDS)
             poison.append(await gateway.create(step("a", "poison", input=kind)))
             await asyncio.sleep(self.chance.choice([0, 1, 40]))
         async with asyncio.timeout(STUCK):
@@ -185,6 +241,8 @@ class Story:
         for task in harmless:
             log = await self.log(task)
             assert log[-1].event_type == "task_completed", f"harmless: {log[-1].data}"
+            lost = {(task, each["attempt"]) for each in only(log, "step_lost")}
+            assert not lost & self.spared, "a step that only waited was held for the cause"
         for task in poison:
             log = await self.log(task)
             assert log[-1].event_type == "task_failed"

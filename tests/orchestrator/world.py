@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -87,6 +87,7 @@ class World:
         concurrency: int = 10,
         grace: float = 5.0,
         node: str = "node-1",
+        clock: Callable[[], float] = now,
     ) -> None:
         self.store: Store = store or MemoryStore()
         self.registry = registry or Registry()
@@ -95,13 +96,13 @@ class World:
             store=self.store,
             registry=self.registry,
             search=no_passages,
-            now=now,
+            now=clock,
             grace=grace,
             limits=OutputLimits(step=1000, task=3000),
         )
         self.worker = Worker(self.around, concurrency)
         self.orchestrator = Orchestrator(
-            self.store, self.registry, self.worker, now=now, grace=grace
+            self.store, self.registry, self.worker, now=clock, grace=grace
         )
         self.hub = Hub(self.store)
         self.reader = Reader()
