@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
@@ -20,7 +21,7 @@ from typing import Any, Final, TypeVar
 import asyncpg
 
 from agentsrv.error_text import describe
-from agentsrv.errors import ConfigurationError, Damaged, Unavailable
+from agentsrv.errors import AgentsrvError, ConfigurationError, Damaged, Unavailable
 from agentsrv.models.limits import Use
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base, postgres_read
@@ -29,16 +30,17 @@ from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, P
 from agentsrv.store.bus import Bus, Hint, Hints
 from agentsrv.store.marks import Marks
 from agentsrv.store.postgres_bus import open_bus
+from agentsrv.store.postgres_damage import Damage, TooMuchDamage, search
 from agentsrv.store.postgres_flush import Flusher, Operation
 from agentsrv.store.postgres_lease import (
     DEFAULT_TIMING,
     FORGET,
-    REAP,
     NodeLease,
     Timing,
     boot_clock,
 )
 from agentsrv.store.postgres_schema import bring_up
+from agentsrv.store.postgres_statements import Statements, statements
 from agentsrv.store.postgres_write import Claim, Outcome, Release, Settle, queue
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.shared import Message, News, Node
@@ -47,6 +49,7 @@ T = TypeVar("T")
 
 OPEN_PATIENCE: Final = 20.0  # seconds that ``open`` waits; a supervisor then starts the node again
 FORGETTING: Final = 600  # sweeps between looks at what nobody needs any more
+SEARCH_AGAIN: Final = 60.0  # seconds after a search for damaged tasks that found nothing
 
 _log = logging.getLogger("agentsrv.store")
 
@@ -96,6 +99,9 @@ class PostgresStore:
             note_damage=self._note_damage,
         )
         self._tasks: set[asyncio.Task[None]] = set()
+        self._left_out: dict[int, Damage] = {}  # damaged tasks, by their numbers
+        self._search: asyncio.Task[None] | None = None  # for damaged tasks
+        self._searched = -math.inf  # when the last search found nothing, by the clock
         self._pool: asyncpg.Pool
         self._hints: Hints
         self.marks: Marks | None = None  # another node must learn of a start
@@ -174,8 +180,8 @@ class PostgresStore:
                 self._lease.writer = await self._flusher.open(connection)
                 await self._lease.open(connection)
             try:
-                await connection.execute(REAP)
-                self._queued = await queue(connection)
+                await connection.execute(self._flusher.statements.reap)
+                self._queued = await queue(connection, self._flusher.statements)
             except link.DAMAGED as error:  # the sweeps say so again and again
                 _log.error("PostgreSQL cannot read a page: %s", describe(error))
             return name
@@ -195,6 +201,8 @@ class PostgresStore:
         if not self._tasks:
             return
         await self._flusher.close()
+        if self._search is not None:
+            self._tasks.add(self._search)
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
@@ -230,7 +238,7 @@ class PostgresStore:
         """See ``Store.find``."""
         if not base.is_name(owner, prefix):
             return ()
-        return await self._read(partial(postgres_read.find, owner=owner, prefix=prefix))
+        return await self._find(partial(postgres_read.find, owner=owner, prefix=prefix))
 
     async def find_key(self, owner: str, idempotency_key: str) -> str | None:
         """See ``Store.find_key``."""
@@ -287,7 +295,9 @@ class PostgresStore:
         before = base.parse_cursor(cursor)
         if not base.is_name(owner):
             return Page([], 0, None)
-        return await self._read(lambda db: postgres_read.page(db, owner, status, limit, before))
+        return await self._find(
+            lambda db, find: postgres_read.page(db, find, owner, status, limit, before)
+        )
 
     def append(self, append: Append) -> asyncio.Future[None]:
         """See ``Store.append``."""
@@ -307,11 +317,11 @@ class PostgresStore:
 
     async def purge(self, before: float, limit: int) -> int:
         """See ``Store.purge``."""
-        return await self._read(lambda db: postgres_read.purge(db, before, limit))
+        return await self._find(lambda db, find: postgres_read.purge(db, find, before, limit))
 
     async def news(self, task_ids: Sequence[str], owners: Sequence[str]) -> Sequence[News]:
         """See ``SharedStore.news``."""
-        return await self._read(lambda db: postgres_read.news(db, task_ids, owners))
+        return await self._find(lambda db, find: postgres_read.news(db, find, task_ids, owners))
 
     async def post(self, task_id: str, body: bytes) -> int:
         """See ``SharedStore.post``.
@@ -344,7 +354,7 @@ class PostgresStore:
         lease = self._lease.id
         if lease is None:
             return ()
-        return await self._read(lambda db: postgres_read.inbox(db, lease))
+        return await self._find(lambda db, find: postgres_read.inbox(db, find, lease))
 
     async def settle(self, number: int, reply: bytes) -> None:
         """See ``SharedStore.settle``."""
@@ -356,7 +366,7 @@ class PostgresStore:
 
     async def nodes(self) -> Sequence[Node]:
         """See ``SharedStore.nodes``."""
-        return await self._read(postgres_read.nodes)
+        return await self._find(postgres_read.nodes)
 
     def _submit(self, request: NewTask | Append) -> asyncio.Future[Any]:
         """Hand a request over; who claims at once gets what it queues by the same flush."""
@@ -395,14 +405,33 @@ class PostgresStore:
             self._note_damage(task_id, error)
             raise base.damaged(task_id) from error
 
+    async def _find(self, work: Callable[[Any, Statements], Awaitable[T]]) -> T:
+        """Do ``work``, which looks for tasks by these statements.
+
+        Raises:
+            Unavailable: The server cannot be reached, or a page cannot be read.
+        """
+        while True:
+            found = self._flusher.statements
+            try:
+                return await self._try_read(lambda db: work(db, found))  # noqa: B023 - awaited here
+            except link.DAMAGED as error:
+                if found is self._flusher.statements:  # they do not leave the page out
+                    _log.error("PostgreSQL cannot read a page: %s", describe(error))
+                    self._note_damage(None, error)
+                    raise link.damage(error) from error
+
     async def _try_read(self, work: Callable[[Any], Awaitable[T]]) -> T:
         if not self._tasks:
             raise Unavailable("the store is closed")
         return await link.reading(self._pool, self._clock, work)
 
-    def _note_damage(self, task_id: str, error: BaseException) -> None:
-        """Remember that a task cannot be used, and log it once."""
-        if task_id not in self.damage:
+    def _note_damage(self, task_id: str | None, error: object) -> None:
+        """Remember that a task cannot be used, and log it once; search for it if it is unknown."""
+        if task_id is None:
+            if self._clock() > self._searched + SEARCH_AGAIN:
+                self._begin_search(is_due=False)
+        elif task_id not in self.damage:
             self.damage[task_id] = str(error)
             _log.error(
                 "task %s cannot be read from PostgreSQL: %s; the other tasks run. Look at the "
@@ -411,6 +440,37 @@ class PostgresStore:
                 error,
                 extra={"about": {"task_id": task_id}},
             )
+
+    def _begin_search(self, *, is_due: bool) -> None:
+        if self._search is None or self._search.done():
+            self._search = asyncio.create_task(self._search_damage(is_due=is_due))
+
+    async def _search_damage(self, *, is_due: bool) -> None:
+        """Find the tasks that cannot be read, so that they are left out where tasks are looked for.
+
+        A search that ``is_due`` was not caused by a statement that failed.
+        """
+        found = dict[int, Damage]()
+        try:
+            async for piece in search(self._try_read):
+                found |= {damage.number: damage for damage in piece.damage}
+        except (TooMuchDamage, AgentsrvError) as error:
+            _log.error("the damaged tasks of PostgreSQL were not found: %s", describe(error))
+            self._searched = self._clock()
+            return
+        if not is_due and found.keys() <= self._left_out.keys():
+            _log.error(
+                "PostgreSQL cannot read a page, but it is none of a task that was not known to be "
+                "damaged; perhaps of an index: try REINDEX TABLE task"
+            )
+            self._searched = self._clock()
+        for number in self._left_out.keys() - found.keys():  # was repaired
+            self.damage.pop(self._left_out[number].name, None)
+        self._left_out = found
+        self._flusher.statements = statements(tuple(sorted(found)))
+        for damage in found.values():
+            self._note_damage(damage.name, damage.reason)
+        base.notify(self.on_ready)
 
     def _settled(self, settled: Sequence[tuple[Operation, Any]], outcome: Outcome) -> None:
         """Tell everybody, here and elsewhere, what a flush has written."""
@@ -476,6 +536,10 @@ class PostgresStore:
         base.notify(self.on_ready)
         base.notify(self.on_inbox)
 
+    async def _reap(self, db: Any, find: Statements) -> tuple[int, Mapping[str, int]]:
+        """Take the tasks of nodes that died; return how many, and the queue."""
+        return await db.fetchval(find.reap), await queue(db, find)
+
     async def _sweep(self) -> None:
         """Find what no hint has told of, and the tasks of nodes that died."""
         sweeps = 0
@@ -484,12 +548,13 @@ class PostgresStore:
             base.notify(self.on_ready)
             base.notify(self.on_inbox)
             try:
-                async with link.borrowed(self._pool) as connection:
-                    reaped = await connection.fetchval(REAP)
-                    self._queued = await queue(connection)
-                    if sweeps % FORGETTING == 0:
-                        await connection.execute(FORGET)
-            except link.FAILED as error:
+                reaped, self._queued = await self._find(self._reap)
+                if sweeps % FORGETTING == 0:
+                    if self._left_out:  # a damaged task may need a row that would be forgotten
+                        self._begin_search(is_due=True)
+                    else:
+                        await self._read(lambda db: db.execute(FORGET))
+            except (*link.FAILED, Unavailable) as error:
                 level = logging.ERROR if isinstance(error, link.DAMAGED) else logging.DEBUG
                 _log.log(level, "nothing was swept: %s", describe(error))
                 continue

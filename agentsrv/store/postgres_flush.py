@@ -20,6 +20,7 @@ from agentsrv.error_text import describe
 from agentsrv.errors import AgentsrvError, Unavailable
 from agentsrv.store import postgres_link as link
 from agentsrv.store.base import Append, NewTask, damaged
+from agentsrv.store.postgres_statements import statements
 from agentsrv.store.postgres_write import Claim, Flush, Mark, Outcome, Release, Request, Stale
 from agentsrv.store.queue import QueueLimits
 
@@ -47,8 +48,8 @@ class Operation:
     done: asyncio.Future[Any]
 
 
-NoteDamage = Callable[[str, BaseException], None]
-"""Takes note of a task that cannot be read or written, and why."""
+NoteDamage = Callable[[str | None, BaseException], None]
+"""Takes note of a task that cannot be read or written, and why; ``None`` if it is unknown which."""
 Settled = Callable[[Sequence[tuple[Operation, Any]], Outcome], None]
 """Is told of each flush: the operations with their results, an exception where refused."""
 
@@ -75,6 +76,8 @@ class Flusher:
         self._clock = clock
         self._settled = settled
         self._note_damage = note_damage
+        self.statements = statements()
+        """Those that look for tasks; others where damaged tasks are to be left out."""
         self._singly = 0
         """Flushes that take one request each: one of those that wait has met a damaged page."""
         self._waiting: list[Operation] = []
@@ -145,7 +148,7 @@ class Flusher:
         requests = [operation.request for operation in operations]
         node, is_away = self._holding.id, False
         while True:
-            flush = Flush(requests, node, self._limits)
+            flush = Flush(requests, node, self._limits, self.statements)
             try:
                 outcome = await self._attempt(flush)
             except Stale:
@@ -163,6 +166,8 @@ class Flusher:
                 await asyncio.sleep(pause())
             except link.DAMAGED as error:
                 self._drop()
+                if flush.statements is not self.statements:  # which leave the page out by now
+                    continue
                 self._set_aside(operations, error)
                 return
             except Exception as error:  # noqa: BLE001 - a fault of ours: all are told, and it goes on
@@ -233,6 +238,7 @@ class Flusher:
         (operation,) = operations
         task_id = getattr(operation.request, "task_id", None)
         if task_id is None or isinstance(operation.request, NewTask):
+            self._note_damage(None, error)
             refusal: AgentsrvError = link.damage(error)
         else:
             self._note_damage(task_id, error)

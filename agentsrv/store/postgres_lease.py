@@ -24,7 +24,6 @@ from agentsrv.store.shared import SWEEP
 
 REMEMBERED: Final = "1 day"  # how long a lost node is shown
 ANSWERED: Final = "1 hour"  # how long a message is kept: whoever posted it has long withdrawn it
-REAPED: Final = 1000  # tasks taken at a time from nodes that died
 TRY: Final = 2.0  # seconds that a beat may take, with a new connection if need be
 WATCH: Final = 0.25  # seconds between looks at the clock: timers stand still while a machine sleeps
 
@@ -51,28 +50,6 @@ UPDATE node SET expires_at = clock_timestamp() + make_interval(secs => $2), lag 
 WHERE id = $1 AND expires_at > clock_timestamp() RETURNING id
 """
 STOPS: Final = "UPDATE node SET stops = true WHERE id = $1"
-# A node that beats has its row locked, and is passed over; one that is lost cannot beat any more.
-#
-# Its process has crashed if it had not declared that it stops, and neither its backend nor a later
-# lease of it is there. Where the database was started after its last beat, nothing can be said of
-# it, and it is not held for crashed.
-REAP: Final = f"""
-WITH lost AS (
-    SELECT task.id, node.stops OR beaten_at < pg_postmaster_start_time()
-        OR EXISTS (SELECT FROM pg_stat_activity WHERE pid = node.backend)
-        OR EXISTS (
-            SELECT FROM node AS later WHERE later.writer = node.writer AND later.id > node.id
-        ) AS lives
-    FROM node JOIN task ON task.node = node.id
-    WHERE expires_at < clock_timestamp()
-    LIMIT {REAPED} FOR UPDATE OF node, task SKIP LOCKED
-), reaped AS (
-    UPDATE task SET node = NULL, ready = 0, epoch = epoch + 1,
-        lease_end = CASE WHEN lease_end < 2 THEN lease_end WHEN lives THEN 0 ELSE 1 END
-    FROM lost WHERE task.id = lost.id RETURNING task.id
-)
-SELECT count(*) FROM reaped
-"""
 FORGET: Final = f"""
 DELETE FROM node WHERE expires_at < clock_timestamp() - interval '{REMEMBERED}'
     AND NOT EXISTS (SELECT FROM task WHERE task.node = node.id);

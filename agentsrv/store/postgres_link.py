@@ -69,12 +69,16 @@ HINTS: Final = {
     # A NOTIFY is a commit; nobody need wait until the disk, or a standby, has it.
     "synchronous_commit": "off",
 }
-WRITER: Final = {
+READER: Final = {
     **SETTINGS,
     "jit": "off",
+    # By the index also where a table is small: a scan of all of it would meet damaged rows.
+    "enable_seqscan": "off",
+}
+WRITER: Final = {
+    **READER,
     # Always by the index: a plan that was made when the tables were small is kept for good, and
     # rows that are locked in the order they are given in cannot deadlock.
-    "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "plan_cache_mode": "force_generic_plan",
@@ -159,7 +163,7 @@ async def connect_pool(dsn: str) -> asyncpg.Pool:
     """Connections for reading, which are made when they are needed."""
 
     async def connect_one(*_: Any, **__: Any) -> asyncpg.Connection:
-        return await connect(dsn)
+        return await connect(dsn, READER)
 
     return await asyncpg.create_pool(
         dsn, min_size=0, max_size=POOL, connect=connect_one, reset=_keep

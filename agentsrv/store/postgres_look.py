@@ -10,6 +10,7 @@ import asyncpg
 from agentsrv.errors import ConfigurationError
 from agentsrv.store import postgres_link as link
 from agentsrv.store import postgres_read
+from agentsrv.store.postgres_statements import statements
 from agentsrv.store.shared import Node
 
 
@@ -38,7 +39,7 @@ async def look(dsn: str) -> Look:
         try:
             version = await connection.fetchval("SHOW server_version")
             try:
-                nodes = await postgres_read.nodes(connection)
+                nodes = await postgres_read.nodes(connection, statements())
             except asyncpg.UndefinedTableError:
                 nodes = None
         finally:

@@ -16,9 +16,9 @@ from agentsrv.errors import NotFound
 from agentsrv.models.limits import Use
 from agentsrv.models.states import TaskStatus
 from agentsrv.store.base import Head, Page, Row, Span, page_of
-from agentsrv.store.postgres_statements import HEAD
+from agentsrv.store.postgres_statements import HEAD, Statements
 from agentsrv.store.postgres_write import to_head
-from agentsrv.store.shared import NEWS_WITHIN, TOLD_WITHIN, Message, News, Node
+from agentsrv.store.shared import TOLD_WITHIN, Message, News, Node
 
 # Rows up to the one that holds the last event that is wanted: it may hold more.
 READ: Final = """
@@ -33,28 +33,10 @@ CROSS JOIN LATERAL (
 ) AS event
 ORDER BY place, seq
 """
-RECENT: Final = f"clock_timestamp() - make_interval(secs => {NEWS_WITHIN})"
-NEWS: Final = f"""
-SELECT task_id, owner, seq FROM task WHERE task_id = ANY ($1)
-UNION SELECT task_id, owner, seq FROM task
-    WHERE owner = ANY ($2) AND closed_at IS NULL AND at > {RECENT}
-UNION SELECT task_id, owner, seq FROM task
-    WHERE owner = ANY ($2) AND closed_at > {RECENT}
-"""
 POST: Final = """
 INSERT INTO inbox (number, task, poster, body)
 SELECT $1, id, $3, $4 FROM task WHERE task_id = $2
 ON CONFLICT DO NOTHING
-"""
-INBOX: Final = """
-SELECT number, task_id, body FROM task JOIN inbox ON inbox.task = task.id
-WHERE node = $1 AND reply IS NULL AND NOT withdrawn ORDER BY number
-"""
-NODES: Final = """
-SELECT DISTINCT ON (name) name, role, extract(epoch FROM started_at)::float8,
-    extract(epoch FROM expires_at - clock_timestamp())::float8,
-    (SELECT count(*) FROM task WHERE node = node.id), lag
-FROM node ORDER BY name, id DESC
 """
 SHARE: Final = f"""
 WITH told AS (
@@ -66,19 +48,6 @@ WITH told AS (
 SELECT principals, connections, subscriptions, rates FROM use
 WHERE writer <> $1 AND at > clock_timestamp() - make_interval(secs => {TOLD_WITHIN})
 """
-PURGE: Final = """
-WITH old AS (
-    SELECT id FROM task WHERE ended_at < $1
-    ORDER BY ended_at LIMIT $2 FOR UPDATE SKIP LOCKED
-), events AS (
-    DELETE FROM event USING old WHERE task = old.id
-), messages AS (
-    DELETE FROM inbox USING old WHERE task = old.id
-), tasks AS (
-    DELETE FROM task USING old WHERE task.id = old.id RETURNING 1
-)
-SELECT count(*) FROM tasks
-"""
 
 
 async def head(db: Connection, task_id: str) -> Head | None:
@@ -87,10 +56,11 @@ async def head(db: Connection, task_id: str) -> Head | None:
     return None if row is None else to_head(*row)
 
 
-async def find(db: Connection, owner: str, prefix: str) -> Sequence[str]:
+async def find(db: Connection, find: Statements, owner: str, prefix: str) -> Sequence[str]:
     """See ``Store.find``."""
     rows = await db.fetch(
-        "SELECT task_id FROM task WHERE task_id >= $1 AND task_id < $2 AND owner = $3 LIMIT 2",
+        f"SELECT task_id FROM {find.tasks}"
+        " WHERE task_id >= $1 AND task_id < $2 AND owner = $3 LIMIT 2",
         prefix,
         prefix + "\U0010ffff",
         owner,
@@ -125,8 +95,13 @@ async def column(db: Connection, name: str, task_id: str) -> bytes | None:
     return body
 
 
-async def page(
-    db: Connection, owner: str, status: TaskStatus | None, limit: int, before: int | None
+async def page(  # noqa: PLR0917 - what ``Store.list`` is given
+    db: Connection,
+    find: Statements,
+    owner: str,
+    status: TaskStatus | None,
+    limit: int,
+    before: int | None,
 ) -> Page:
     """See ``Store.list``; ``before`` is the number of the last task listed."""
     where, values = "owner = $1", [owner]
@@ -134,9 +109,10 @@ async def page(
         where, values = "owner = $1 AND status = $2", [owner, status.value]
     place = len(values) + 1
     async with db.transaction(isolation="repeatable_read", readonly=True):
-        total = await db.fetchval(f"SELECT count(*) FROM task WHERE {where}", *values)
+        total = await db.fetchval(f"SELECT count(*) FROM {find.tasks} WHERE {where}", *values)
         rows = await db.fetch(
-            "SELECT id, task_id, status, user_input, created_at FROM task"
+            "SELECT id, task_id, status, user_input, created_at"
+            f" FROM {find.tasks}"
             f" WHERE {where} AND id < ${place} ORDER BY id DESC LIMIT ${place + 1}",
             *values,
             (1 << 62) if before is None else before,
@@ -146,9 +122,11 @@ async def page(
     return page_of(found, limit, total)
 
 
-async def news(db: Connection, task_ids: Sequence[str], owners: Sequence[str]) -> Sequence[News]:
+async def news(
+    db: Connection, find: Statements, task_ids: Sequence[str], owners: Sequence[str]
+) -> Sequence[News]:
     """See ``SharedStore.news``."""
-    return [News(*row) for row in await db.fetch(NEWS, task_ids, owners)]
+    return [News(*row) for row in await db.fetch(find.news, task_ids, owners)]
 
 
 async def next_number(db: Connection) -> int:
@@ -189,9 +167,9 @@ async def replies(db: Connection, numbers: Sequence[int]) -> Mapping[int, bytes]
     return {row[0]: row[1] for row in rows}
 
 
-async def inbox(db: Connection, lease: int) -> Sequence[Message]:
+async def inbox(db: Connection, find: Statements, lease: int) -> Sequence[Message]:
     """See ``SharedStore.inbox``."""
-    return [Message(*row) for row in await db.fetch(INBOX, lease)]
+    return [Message(*row) for row in await db.fetch(find.inbox, lease)]
 
 
 async def share(
@@ -203,12 +181,12 @@ async def share(
     return [{principal: Use(*use) for principal, *use in zip(*row, strict=True)} for row in rows]
 
 
-async def nodes(db: Connection) -> Sequence[Node]:
+async def nodes(db: Connection, find: Statements) -> Sequence[Node]:
     """See ``SharedStore.nodes``."""
-    return [Node(*row) for row in await db.fetch(NODES)]
+    return [Node(*row) for row in await db.fetch(find.nodes)]
 
 
-async def purge(db: Connection, before: float, limit: int) -> int:
+async def purge(db: Connection, find: Statements, before: float, limit: int) -> int:
     """See ``Store.purge``."""
-    forgotten: Any = await db.fetchval(PURGE, before, limit)
+    forgotten: Any = await db.fetchval(find.purge, before, limit)
     return int(forgotten)

@@ -121,8 +121,18 @@ CREATE TABLE node (
 """
 # working: the steps, separated by spaces, whose code runs although a question of theirs is open.
 # NULL in nearly all rows: a step that asks nothing is not in it, nor is one that only waits.
+#
+# The indexes by which tasks are looked for contain the id: postgres_statements says why.
 SECOND: Final = """
 ALTER TABLE task ADD COLUMN working text COLLATE "C";
+DROP INDEX task_node;
+CREATE INDEX task_node ON task (node, id) WHERE node IS NOT NULL;
+DROP INDEX task_open;
+CREATE INDEX task_open ON task (owner, id) WHERE closed_at IS NULL;
+DROP INDEX task_closed;
+CREATE INDEX task_closed ON task (owner, closed_at, id) WHERE closed_at IS NOT NULL;
+DROP INDEX task_ended;
+CREATE INDEX task_ended ON task (ended_at, id) WHERE ended_at IS NOT NULL;
 """
 STEPS: Final[Sequence[str]] = (FIRST, SECOND)
 """What makes version 1 of an empty schema, version 2 of 1, and so on; a step never changes."""

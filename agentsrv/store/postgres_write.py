@@ -91,8 +91,15 @@ class Flush:
     ``node`` is the lease that claimed tasks hang on; without one nothing is claimed.
     """
 
-    def __init__(self, requests: Sequence[Request], node: int | None, limits: QueueLimits) -> None:
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        node: int | None,
+        limits: QueueLimits,
+        statements: sql.Statements,
+    ) -> None:
         self._requests = requests
+        self.statements = statements
         self._node = node
         self._limits = limits
         self._outcome = Outcome()
@@ -129,7 +136,7 @@ class Flush:
         for place, _ in self._all(Claim):
             outcome.results[place] = [_lease(*row) for row in rows]
         if self._changes_queue:
-            outcome.queued = await queue(connection)
+            outcome.queued = await queue(connection, self.statements)
         return outcome
 
     def _all(self, kind: type) -> list[tuple[int, Any]]:
@@ -148,7 +155,9 @@ class Flush:
         queueing = self._queueing()
         expired: dict[int, int] = {}
         if keyed or queueing:
-            first, owners, counts, *used = await connection.fetchrow(sql.LOOK, *_columns(keyed, 4))
+            first, owners, counts, *used = await connection.fetchrow(
+                self.statements.look, *_columns(keyed, 4)
+            )
             expired = self._replay(creates, used)
             self._give_places(queueing, first, _counts(owners, counts))
         for place in creates.keys() & outcome.refusals.keys():
@@ -238,7 +247,9 @@ class Flush:
                 self._outcome.results[place] = []
                 continue
             running = ANY_NUMBER if self._limits.running is None else self._limits.running
-            rows = sorted(await connection.fetch(sql.CLAIM, self._node, claim.limit, running))
+            rows = sorted(
+                await connection.fetch(self.statements.claim, self._node, claim.limit, running)
+            )
             self._claimed = [row[2] for row in rows]
             self._outcome.results[place] = [_lease(*row[3:]) for row in rows]
 
@@ -255,7 +266,7 @@ class Flush:
         refused = [*outcome.refusals, *outcome.again]
         refused += [place for place, made in outcome.results.items() if _is_replay(made)]
         row = await connection.fetchrow(
-            sql.WRITE,
+            self.statements.write,
             *mark[:2],
             mark.number,
             refused,
@@ -286,9 +297,9 @@ class Flush:
             self._outcome.refusals[place] = base.fenced(append, heads.get(append.task_id))
 
 
-async def queue(connection: asyncpg.Connection) -> dict[str, int]:
+async def queue(connection: asyncpg.Connection, statements: sql.Statements) -> dict[str, int]:
     """How many tasks of each owner wait for their first worker."""
-    return dict(map(tuple, await connection.fetch(sql.QUEUE)))
+    return dict(map(tuple, await connection.fetch(statements.queue)))
 
 
 def _counts(owners: Sequence[str] | None, counts: Sequence[int] | None) -> dict[str, int]:
