@@ -7,7 +7,7 @@ import shutil
 import socket
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
@@ -41,6 +41,9 @@ from agentsrv.store.sqlite_log import WAL_LIMIT
 from agentsrv.store.sqlite_look import OLDEST, Damage, find_damage, look
 
 SCARCE: Final = 1 << 30  # bytes of free disk space
+REPAIR: Final = (
+    "look at the database server's disk and log, and restore the tables from a standby or a backup"
+)
 NAMED: Final = 5  # damaged tasks whose ids are printed
 ANSWER: Final = 16  # tokens of the answer that a model is asked for
 
@@ -240,14 +243,19 @@ def _check_file(path: Path, holder: str | None) -> Iterator[Finding]:
             else "restore a copy made by agentsrv backup: rows are damaged, too",
         )
     if damage.tasks or (damage.reason and not damage.indexes):
-        named = ", ".join(damage.tasks[:NAMED]) or "none that can be named"
-        more = f" and {len(damage.tasks) - NAMED} more" if len(damage.tasks) > NAMED else ""
+        named = _named(damage.tasks) or "none that can be named"
         reason = damage.reason or "events are not what was written"
         yield Finding(
             Level.FAIL,
-            f"damage: {path}: {reason}; tasks that cannot be read: {named}{more}",
+            f"damage: {path}: {reason}; tasks that cannot be read: {named}",
             "the other tasks run; look at the disk, and restore a copy made by agentsrv backup",
         )
+
+
+def _named(tasks: Sequence[str]) -> str:
+    """Some of the damaged tasks, and how many there are more."""
+    more = f" and {len(tasks) - NAMED} more" if len(tasks) > NAMED else ""
+    return ", ".join(tasks[:NAMED]) + more
 
 
 def check_disk(settings: Settings) -> Iterator[Finding]:
@@ -308,10 +316,10 @@ async def check_postgres(settings: Settings) -> AsyncIterator[Finding]:
     """The database that servers share, and who lives in it."""
     if not settings.store.startswith(POSTGRES):
         return
-    from agentsrv.store.postgres_look import look
+    from agentsrv.store import postgres_look
 
     try:
-        found = await look(settings.store)
+        found = await postgres_look.look(settings.store)
     except ConfigurationError as error:
         yield Finding(Level.FAIL, f"store: {error.message}", "look at the address in store")
         return
@@ -322,6 +330,22 @@ async def check_postgres(settings: Settings) -> AsyncIterator[Finding]:
     lives = [node for node in found.nodes if node.left > 0]
     tasks = sum(node.running for node in lives)
     yield Finding(Level.OK, f"{told}, nodes: {len(lives)}, tasks that they run: {tasks}")
+    try:
+        examined = await postgres_look.examine(settings.store)
+    except ConfigurationError as error:
+        yield Finding(Level.FAIL, f"damage: {error.message}", REPAIR)
+        return
+    which = "all" if examined.is_whole else "the newest"
+    told = f"damage: {which} {examined.tasks} tasks of the store were read, with their logs"
+    if not examined.damage:
+        yield Finding(Level.OK, f"{told}; none is damaged")
+        return
+    yield Finding(
+        Level.FAIL,
+        f"{told}; {len(examined.damage)} cannot be read: "
+        f"{_named([each.name for each in examined.damage])}: {examined.damage[0].reason}",
+        f"the other tasks run; {REPAIR}",
+    )
 
 
 async def check_models(settings: Settings) -> AsyncIterator[Finding]:

@@ -55,6 +55,9 @@ class Damage(NamedTuple):
 class TooMuchDamage(Exception):
     """More tasks than ``MOST`` cannot be read."""
 
+    def __init__(self) -> None:
+        super().__init__(f"more than {MOST} tasks cannot be read")
+
 
 class Piece(NamedTuple):
     """What was found in some of the tasks."""

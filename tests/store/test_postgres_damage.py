@@ -13,12 +13,16 @@ from typing import Any, TypeVar
 import asyncpg
 import pytest
 
+from agentsrv.cli.doctor import Finding, Level, check_postgres
 from agentsrv.errors import Damaged, Unavailable
+from agentsrv.settings import Settings
 from agentsrv.store import postgres as store_module
+from agentsrv.store import postgres_damage
 from agentsrv.store import postgres_link as link
 from agentsrv.store.base import Span
 from agentsrv.store.postgres import PostgresStore
 from agentsrv.store.postgres_lease import Timing
+from agentsrv.store.postgres_look import examine, look
 from agentsrv.store.postgres_statements import statements
 from tests.postgres import QUICK, Postgres, postgres
 from tests.store.tasks import (
@@ -353,3 +357,46 @@ async def test_what_is_left_out_is_left_out_by_an_index(dsn, closing, rows, dama
                 )
                 looked += conditions
     assert looked
+
+
+@pytest.mark.parametrize("table", ["task", "event"])
+async def test_the_doctor_names_the_damaged_tasks(own_server, table):
+    """Of those that it reads, the newest first; what it prints says how many these are."""
+    await fill(own_server)
+    (finding,) = [each async for each in diagnosed(own_server)]
+    assert finding == Finding(
+        Level.OK,
+        f"damage: all {TASKS} tasks of the store were read, with their logs; none is damaged",
+    )
+    damaged = await spoil(own_server, table)
+    found = await examine(own_server.dsn())
+    assert {damage.name for damage in found.damage} == (
+        damaged if table == "event" else {f"number {int(name[1:]) + 1}" for name in damaged}
+    )
+    assert (found.tasks, found.is_whole) == (TASKS, True)
+    assert (await look(own_server.dsn())).nodes == []
+    (finding,) = [each async for each in diagnosed(own_server)]
+    assert finding.level is Level.FAIL
+    assert f"all {TASKS} tasks of the store were read, with their logs; " in finding.what
+    assert f"{len(damaged)} cannot be read: {found.damage[0].name}" in finding.what
+    assert "invalid page" in finding.what
+    assert "restore" in finding.advice
+
+
+async def test_the_doctor_reads_no_more_than_so_many_tasks(own_server, monkeypatch):
+    """It says so, and which these are."""
+    monkeypatch.setattr(postgres_damage, "ROWS", 8)
+    await fill(own_server)
+    assert ODD in await spoil(own_server, "event")
+    found = await examine(own_server.dsn(), most=8)
+    assert (found.tasks, found.is_whole, found.damage) == (8, False, [])
+    found = await examine(own_server.dsn(), most=32)
+    assert (found.tasks, found.is_whole) == (32, False)
+    assert ODD in {damage.name for damage in found.damage}
+
+
+async def diagnosed(server: Postgres) -> AsyncIterator[Finding]:
+    """What the doctor says of damage."""
+    async for finding in check_postgres(Settings(store=server.dsn())):
+        if finding.what.startswith("damage"):
+            yield finding
