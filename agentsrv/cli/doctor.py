@@ -336,7 +336,7 @@ async def check_postgres(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding(Level.FAIL, f"damage: {error.message}", REPAIR)
         return
     which = "all" if examined.is_whole else "the newest"
-    told = f"damage: {which} {examined.tasks} tasks of the store were read, with their logs"
+    told = f"damage: {which} {examined.tasks:,} tasks of the store were read, with their logs"
     if not examined.damage:
         yield Finding(Level.OK, f"{told}; none is damaged")
         return

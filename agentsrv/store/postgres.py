@@ -460,8 +460,8 @@ class PostgresStore:
             return
         if not is_due and found.keys() <= self._left_out.keys():
             _log.error(
-                "PostgreSQL cannot read a page, but it is none of a task that was not known to be "
-                "damaged; perhaps of an index: try REINDEX TABLE task"
+                "PostgreSQL cannot read a page, but every task that is not known to be damaged can "
+                "be read: the page may be of an index; try REINDEX TABLE task"
             )
             self._searched = self._clock()
         for number in self._left_out.keys() - found.keys():  # was repaired

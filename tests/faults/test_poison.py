@@ -126,7 +126,9 @@ async def test_the_poison_task_fails_and_no_other(
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("agent", ["first_line", "after_an_await", "in_c"])
+@pytest.mark.parametrize(
+    "agent", ["first_line", "after_an_await", "in_c", "beside_a_question", "in_a_side_task"]
+)
 async def test_the_poison_task_fails_on_many_nodes(agent: str, tmp_path: Path, ledger: Ledger):
     """It goes from node to node, and each is started again."""
     require("nginx")
