@@ -21,7 +21,16 @@ from agentsrv.errors import AgentsrvError, Unavailable
 from agentsrv.store import postgres_link as link
 from agentsrv.store.base import Append, NewTask, damaged
 from agentsrv.store.postgres_statements import statements
-from agentsrv.store.postgres_write import Claim, Flush, Mark, Outcome, Release, Request, Stale
+from agentsrv.store.postgres_write import (
+    Claim,
+    Flush,
+    Mark,
+    Outcome,
+    Release,
+    Request,
+    Stale,
+    may_change_queue,
+)
 from agentsrv.store.queue import QueueLimits
 
 MAX_EVENTS: Final = 5000  # events of one flush: some 100 ms
@@ -236,8 +245,9 @@ class Flusher:
             self._singly = len(operations)
             return
         (operation,) = operations
-        task_id = getattr(operation.request, "task_id", None)
-        if task_id is None or isinstance(operation.request, NewTask):
+        request = operation.request
+        task_id = None if isinstance(request, NewTask) else getattr(request, "task_id", None)
+        if task_id is None or may_change_queue(request):  # perhaps the page of another task
             self._note_damage(None, error)
             refusal: AgentsrvError = link.damage(error)
         else:

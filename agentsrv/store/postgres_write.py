@@ -105,7 +105,7 @@ class Flush:
         self._outcome = Outcome()
         self._claimed: list[int] = []
         self._ready: dict[int, int] = {}  # the places in the queue that appends take
-        self._changes_queue = any(map(_may_change_queue, requests))
+        self._changes_queue = any(map(may_change_queue, requests))
 
     async def write(self, connection: asyncpg.Connection, mark: Mark) -> Outcome:
         """Write it; it is durable when this returns.
@@ -354,7 +354,8 @@ def _is_replay(result: object) -> bool:
     return isinstance(result, Created) and result.replayed
 
 
-def _may_change_queue(request: Request) -> bool:
+def may_change_queue(request: Request) -> bool:
+    """Whether the flush of a request counts the queue, and so reads rows of other tasks."""
     match request:
         case NewTask():
             return request.status is TaskStatus.QUEUED

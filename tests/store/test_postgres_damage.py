@@ -26,6 +26,7 @@ from agentsrv.store.postgres_look import examine, look
 from agentsrv.store.postgres_statements import statements
 from tests.postgres import QUICK, Postgres, postgres
 from tests.store.tasks import (
+    CANCELLED,
     COMPLETED,
     QUEUED,
     STILL,
@@ -61,7 +62,8 @@ BLOCKS = {
 @pytest.fixture
 def own_server() -> Iterator[Postgres]:
     """A server of one test, whose files are damaged."""
-    with postgres(*QUICK) as running:
+    # Each scan reads the rows, as it does where PostgreSQL has not noted that all may see a page.
+    with postgres(*QUICK, "enable_indexonlyscan=off") as running:
         yield running
 
 
@@ -227,9 +229,13 @@ async def test_a_damaged_page_keeps_no_other_task_from_being_found(own_server, c
     } - damaged
     store = PostgresStore(own_server.dsn(), node="node", bus=DeafBus(), timing=SWEEPING)
     await store.open()
+    cancelled = min(name for name in expected if name.startswith(WAITING))
+    expected.remove(cancelled)
     claimed: set[str] = set()
     try:
         async with asyncio.timeout(PATIENCE):
+            ending = following(await head_of(store, cancelled), CANCELLED)
+            await patiently(lambda: store.append(ending))
             while claimed != expected:
                 leases = await patiently(lambda: claim(store, "node", 2))
                 claimed |= {lease.task_id for lease in leases}
