@@ -204,7 +204,7 @@ class StepRun:
         step, limit = self.step, None
         self._crew.begin()
         self._offset = self._asking = 0
-        self._limit = None
+        self._half, self._limit = "", None
         self._journal.append(
             e.StepStarted(step.step_id, attempt, self._agent.name, step.description)
         )
@@ -293,6 +293,8 @@ class StepRun:
         async with self._taking:
             if not self._has_turn:
                 await self._take_turn()
+                if self._said is None:  # the attempt has ended without the task that asked
+                    self._stand_down()
 
     def _enter(self) -> None:
         """Mark that code of the attempt runs: a crash is a loss of it."""
@@ -338,7 +340,6 @@ class StepRun:
         return True
 
     async def _call(self, context: StepContext) -> Any:
-        self._half = ""
         try:
             arguments = self._agent.params.arguments(context.params) if self._has_params else {}
         except ValidationError as error:  # told by code of the author: the others were checked
