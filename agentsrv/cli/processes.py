@@ -82,9 +82,14 @@ class _Supervisor:
         while True:
             started, lives = loop.time(), lives + 1
             process = self._context.Process(target=_live, args=(self._target, settings))
-            process.start()
-            self._processes[settings.node] = process
-            code = await _exit_of(process)
+            try:
+                process.start()
+            except OSError as error:  # too many processes or open files: the others serve on
+                code, problem = int(Exit.FAILED), f"cannot be started: {error}"
+            else:
+                self._processes[settings.node] = process
+                code = await _exit_of(process)
+                problem = f"ended with {code}"
             if self._stop.is_set():
                 return code
             if code == Exit.USAGE and lives == 1:  # it has told why; the others cannot, either
@@ -92,7 +97,7 @@ class _Supervisor:
                 return code
             if loop.time() - started > LIVED:
                 pause = PAUSE
-            _log.error("%s ended with %d; it starts again in %g s", settings.node, code, pause)
+            _log.error("%s %s; it starts again in %g s", settings.node, problem, pause)
             try:
                 async with asyncio.timeout(pause):
                     await self._stop.wait()

@@ -82,12 +82,16 @@ class SyncClient:
         self._client = Client(url, options, token=token)
         self._loop = asyncio.new_event_loop()
         self._lock = threading.Lock()  # nothing is given to the loop behind its end
-        self._closed = False
         self._process = os.getpid()
         self._thread = threading.Thread(
             target=_run, args=(self._loop,), name="agentsrv-client", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._loop.close()
+            raise
+        self._closed = False
         try:
             self._wait(self._client.__aenter__(), SimpleQueue())
         except BaseException:

@@ -134,7 +134,7 @@ class DocumentReader:
         assert child.stdout is not None
         deadline = time.monotonic() + seconds
         line = bytearray()
-        with selectors.DefaultSelector() as selector:
+        with selectors.PollSelector() as selector:  # which needs no descriptor
             selector.register(child.stdout, selectors.EVENT_READ)
             while not line.endswith(b"\n"):
                 if not selector.select(max(0.0, deadline - time.monotonic())):

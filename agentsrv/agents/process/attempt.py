@@ -101,9 +101,9 @@ class Attempt:
                 self._channel = self._connect(theirs)
                 self._control = self._connect(theirs)
                 for stream in ("stdout", "stderr"):
-                    ours, other = os.pipe()
+                    output, other = OutputReader.of_pipe(stream, self._budget)
                     theirs.append(other)
-                    self._outputs.append(OutputReader(ours, stream, self._budget))
+                    self._outputs.append(output)
             except OSError as error:
                 raise AgentProcessError(
                     f"the agent's process cannot be started: {error}"

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Self
 
 from agentsrv.credentials import REACH
 from agentsrv.error_text import redact
@@ -94,6 +94,21 @@ class OutputReader:
         self._loop = asyncio.get_running_loop()
         os.set_blocking(descriptor, False)
         self._loop.add_reader(descriptor, self._readable)
+
+    @classmethod
+    def of_pipe(cls, stream: str, budget: LogBudget) -> tuple[Self, int]:
+        """Make a pipe; return its reader, and the descriptor to write to.
+
+        Raises:
+            OSError: There is no pipe to be had; nothing is left open.
+        """
+        ours, theirs = os.pipe()
+        try:
+            return cls(ours, stream, budget), theirs
+        except BaseException:
+            os.close(ours)
+            os.close(theirs)
+            raise
 
     def close(self) -> None:
         """Read what the pipe holds, and close it, also if some process could still write."""

@@ -12,8 +12,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from functools import cached_property
+from contextlib import ExitStack, suppress
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
@@ -179,7 +179,12 @@ class ProcessPool:
         for preload in (True, False):  # the import of the application may end the process
             if self._server is not None:
                 await self._server.close()
-            self._server = _ForkServerProcess(self._functions, preload=preload)
+            try:
+                self._server = _ForkServerProcess(self._functions, preload=preload)
+            except (OSError, RuntimeError) as error:
+                raise AgentProcessError(
+                    f"the process that starts agents' processes cannot be started: {error}"
+                ) from error
             if await self._server.start():
                 return
         raise AgentProcessError(
@@ -214,12 +219,14 @@ class _ForkServerProcess:
     A thread starts it and waits for its end: the kernel signals the death of the parent when the
     thread ends that started the process, and children need no SIGCHLD handler, which is the
     application's.
+
+    Raises:
+        OSError, RuntimeError: Too many files are open, or there is no room for a thread. Nothing is
+            left open.
     """
 
     def __init__(self, functions: list[tuple[str, str]], *, preload: bool) -> None:
         self._loop = asyncio.get_running_loop()
-        self._connection, theirs = socket.socketpair()
-        self._connection.settimeout(0)
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._process: subprocess.Popen[bytes] | None = None
         self._outputs: list[OutputReader] = []
@@ -228,11 +235,30 @@ class _ForkServerProcess:
         """Whether it takes attempts."""
         self._modules = sorted({module for module, _ in functions}) if preload else []
         self._is_closing = False
+        with ExitStack() as opened:
+            self._connection, theirs = map(opened.enter_context, socket.socketpair())
+            self._connection.settimeout(0)
+            budget, others = LogBudget(self._loop.time), list[int]()
+            for stream in ("stdout", "stderr"):
+                output, other = OutputReader.of_pipe(stream, budget)
+                opened.callback(output.close)
+                opened.callback(os.close, other)
+                self._outputs.append(output)
+                others.append(other)
+            command = self._command(theirs.fileno(), functions, preload=preload)
+            live = partial(self._live, command, theirs, others)
+            thread = threading.Thread(target=live, name="agentsrv-forkserver", daemon=True)
+            thread.start()
+            opened.pop_all()
+
+    def _command(
+        self, connection: int, functions: list[tuple[str, str]], *, preload: bool
+    ) -> list[str]:
         main = sys.modules["__main__"]
         spec = getattr(main, "__spec__", None)
         path = getattr(main, "__file__", None)
         setup = {
-            "connection": theirs.fileno(),
+            "connection": connection,
             "path": [str(Path(entry).absolute()) for entry in sys.path],  # "" is the folder
             "argv": sys.argv,
             "main_name": spec.name if spec is not None else None,
@@ -240,37 +266,32 @@ class _ForkServerProcess:
             "functions": functions,
             "preload": preload,
         }
-        pipes = [os.pipe(), os.pipe()]
-        budget = LogBudget(self._loop.time)
-        for (ours, _), stream in zip(pipes, ("stdout", "stderr"), strict=True):
-            self._outputs.append(OutputReader(ours, stream, budget))
         flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - as multiprocessing does
-        command = [sys.executable, *flags, "-c", BOOT, json.dumps(setup)]
+        return [sys.executable, *flags, "-c", BOOT, json.dumps(setup)]
 
-        def live() -> None:
-            try:
-                with theirs:
-                    self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
-                        command,
-                        stdin=subprocess.DEVNULL,
-                        stdout=pipes[0][1],
-                        stderr=pipes[1][1],
-                        pass_fds=[theirs.fileno()],
-                        start_new_session=True,
-                    )
-            except OSError:
-                _log.exception("the process that starts agents' processes cannot be started")
-            for _, other in pipes:
-                os.close(other)
-            if self._process is not None:
-                if self._is_closing:
-                    self._process.kill()
-                self._process.wait()
-            with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._on_end)
-
-        self._thread = threading.Thread(target=live, name="agentsrv-forkserver", daemon=True)
-        self._thread.start()
+    def _live(self, command: list[str], theirs: socket.socket, output: list[int]) -> None:
+        """Start the process and wait for its end, in the thread."""
+        stdout, stderr = output
+        try:
+            with theirs:
+                self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout,
+                    stderr=stderr,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+        except OSError:
+            _log.exception("the process that starts agents' processes cannot be started")
+        for descriptor in output:
+            os.close(descriptor)
+        if self._process is not None:
+            if self._is_closing:
+                self._process.kill()
+            self._process.wait()
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._on_end)
 
     async def start(self) -> bool:
         """Wait until it takes attempts; return whether it does.

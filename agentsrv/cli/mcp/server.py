@@ -10,7 +10,7 @@ import select
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Annotated, Any, Final
 
@@ -176,11 +176,6 @@ def _relay_stdin() -> Callable[[], object]:
     The SDK reads in a thread that waits for a line, which no signal and no cancellation ends. It
     drops a line with half of a surrogate pair without an answer, so such a half is replaced here.
     """
-    source = os.dup(STDIN)
-    reader, writer = os.pipe()
-    end, ending = os.pipe()
-    os.dup2(reader, STDIN)
-    os.close(reader)
 
     def relay() -> None:
         with os.fdopen(writer, "wb", buffering=0) as lines:
@@ -194,7 +189,14 @@ def _relay_stdin() -> Callable[[], object]:
                     lines.write(without_halves(line) + b"\n")
             lines.write(rest)
 
-    threading.Thread(target=relay, name="agentsrv-stdin", daemon=True).start()
+    with ExitStack() as opened:
+        (source,) = _closed_by(opened, os.dup(STDIN))
+        reader, writer = _closed_by(opened, *os.pipe())
+        end, ending = _closed_by(opened, *os.pipe())
+        threading.Thread(target=relay, name="agentsrv-stdin", daemon=True).start()
+        opened.pop_all()
+    os.dup2(reader, STDIN)
+    os.close(reader)
     return partial(os.write, ending, b"\0")
 
 
@@ -205,11 +207,6 @@ async def _relayed_stdout() -> AsyncIterator[None]:
     The SDK writes to a duplicate of the descriptor. If that is non-blocking, as in programs that
     Node.js starts, the SDK loses the rest of what is written while the reader is slow.
     """
-    target = os.dup(STDOUT)
-    reader, writer = os.pipe()
-    end, stop = os.pipe()
-    os.dup2(writer, STDOUT)
-    os.close(writer)
 
     def relay() -> None:
         with suppress(OSError):  # the reader has gone
@@ -218,7 +215,14 @@ async def _relayed_stdout() -> AsyncIterator[None]:
         os.close(reader)
 
     thread = threading.Thread(target=relay, name="agentsrv-stdout", daemon=True)
-    thread.start()
+    with ExitStack() as opened:
+        (target,) = _closed_by(opened, os.dup(STDOUT))
+        reader, writer = _closed_by(opened, *os.pipe())
+        end, stop = _closed_by(opened, *os.pipe())
+        thread.start()
+        opened.pop_all()
+    os.dup2(writer, STDOUT)
+    os.close(writer)
     try:
         yield
     finally:
@@ -227,6 +231,13 @@ async def _relayed_stdout() -> AsyncIterator[None]:
         await asyncio.to_thread(thread.join)
         for descriptor in (target, end, stop):
             os.close(descriptor)
+
+
+def _closed_by(stack: ExitStack, *descriptors: int) -> tuple[int, ...]:
+    """Let ``stack`` close descriptors; return them."""
+    for descriptor in descriptors:
+        stack.callback(os.close, descriptor)
+    return descriptors
 
 
 def without_halves(line: bytes) -> bytes:
