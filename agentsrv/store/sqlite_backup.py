@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from agentsrv.errors import ConfigurationError, Unavailable
-from agentsrv.store.sqlite_look import Look, has_log, look, open_to_read
+from agentsrv.store.sqlite_look import Look, complaints_of, has_log, look, open_to_read
 
 OWNER_ONLY: Final = 0o600  # who may read a backup may read all tasks
 
@@ -53,9 +53,9 @@ def _copy(store: Path, part: Path) -> None:
         source.backup(copy)  # in one step: in several, each commit beside it would begin it anew
         # Else the copy would be opened with a write-ahead log, which is not wanted beside it.
         copy.execute("PRAGMA journal_mode=DELETE")
-        verdict = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if verdict != "ok":
-        raise Unavailable(f"the copy is damaged, and the store perhaps: {verdict}")
+        complaints = complaints_of(copy, "quick_check")
+    if complaints:
+        raise Unavailable(f"the copy is damaged, and the store perhaps: {complaints[0]}")
     if has_log(store) and not was_written:
         raise Unavailable("a server has started meanwhile; try again")
 

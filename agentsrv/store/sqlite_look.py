@@ -16,6 +16,9 @@ from agentsrv.errors import ConfigurationError
 from agentsrv.store.sqlite_file import beside
 from agentsrv.store.sqlite_schema import SCHEMA_VERSION, SEQ_BITS, version_of
 
+UNUSED: Final = re.compile(r"Page \d+(: | is )never used")
+"""Pages that a damaged index had, which was made anew; see ``sqlite_recovery``."""
+MOST: Final = 1_000_000  # lines of what SQLite finds wrong
 TREE: Final = re.compile(r"[Tt]ree (?:page )?(\d+)")  # in what SQLite finds wrong
 OLDEST: Final = (3, 37, 0)  # of SQLite: the first with STRICT tables
 
@@ -80,7 +83,7 @@ def find_damage(path: Path) -> Damage:
             if version_of(db) != SCHEMA_VERSION:
                 return Damage("", [])
             db.execute("BEGIN")
-            complaints = _complaints(db)
+            complaints = complaints_of(db, "integrity_check")
             tasks = _damaged_tasks(db)
             reason = complaints[0] if complaints else ""
             return Damage(reason, tasks, _indexes(db, complaints))
@@ -88,14 +91,18 @@ def find_damage(path: Path) -> Damage:
         raise ConfigurationError(f"it cannot be read: {error}") from error
 
 
-def _complaints(db: sqlite3.Connection) -> list[str]:
-    """What SQLite finds wrong with the file, as many lines as it gives."""
+def complaints_of(db: sqlite3.Connection, check: str) -> list[str]:
+    """What SQLite finds wrong with the file by one of its checks, but for pages without use."""
     try:
-        rows = db.execute("PRAGMA integrity_check").fetchall()
+        rows = db.execute(f"PRAGMA {check}({MOST})").fetchall()
     except sqlite3.DatabaseError as error:
         return [str(error)]
     lines = [line for (row,) in rows for line in str(row).splitlines()]
-    return [line for line in lines if line != "ok" and not line.startswith("***")]
+    return [
+        line
+        for line in lines
+        if line != "ok" and not line.startswith("***") and not UNUSED.fullmatch(line)
+    ]
 
 
 def _indexes(db: sqlite3.Connection, complaints: Sequence[str]) -> list[str]:

@@ -17,7 +17,8 @@ import pytest
 from agentsrv.errors import AgentsrvError, ConfigurationError, Damaged, Unavailable
 from agentsrv.store.base import Append, Lease, Span
 from agentsrv.store.sqlite import SqliteStore
-from agentsrv.store.sqlite_look import find_damage
+from agentsrv.store.sqlite_backup import back_up
+from agentsrv.store.sqlite_look import Damage, find_damage
 from tests.store.tasks import (
     COMPLETED,
     QUEUED,
@@ -220,8 +221,8 @@ INDEXES = (
 )
 
 
-def spoil_root(path: Path, name: str, how: Spoil) -> None:
-    """Overwrite the first page of an index."""
+def spoil_root(path: Path, name: str, how: Spoil, *, child: int | None = None) -> None:
+    """Overwrite the first page of an index, or a page that it leads to."""
     with sqlite3.connect(path) as db:
         (root,) = db.execute(
             "SELECT rootpage FROM sqlite_master WHERE name = ?", (name,)
@@ -230,6 +231,12 @@ def spoil_root(path: Path, name: str, how: Spoil) -> None:
     with path.open("r+b") as file:
         file.seek((root - 1) * PAGE)
         page = file.read(PAGE)
+        if child is not None:
+            assert page[0] == 0x02  # not a leaf
+            at = int.from_bytes(page[12 + 2 * child : 14 + 2 * child], "big")
+            root = int.from_bytes(page[at : at + 4], "big")
+            file.seek((root - 1) * PAGE)
+            page = file.read(PAGE)
         file.seek((root - 1) * PAGE)
         file.write(how(page))
 
@@ -289,24 +296,74 @@ async def test_a_wrong_index_of_ids_is_not_believed(tmp_path, caplog, how, is_op
 
 @pytest.mark.parametrize("how", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("index", INDEXES)
-async def test_what_is_acknowledged_is_in_the_file(tmp_path, caplog, index, how):
-    """Whatever index is damaged: an append is refused, or it is there with its events.
-
-    The start is refused where nobody can tell any more which tasks are to be run.
-    """
+async def test_a_start_makes_a_damaged_index_anew(tmp_path, caplog, index, how):
+    """Whatever index it is: all tasks are run, and nothing is found wrong with the file."""
     path = tmp_path / "agentsrv.db"
     await fill(path, unfinished=True)
     spoil_root(path, index, how)
     store = SqliteStore(path)
     store.on_broken = _fail
+    await store.open()
+    found = find_damage(path)
+    acknowledged = await append_to_all(store, await claim(store, "node", TASKS))
+    await store.close()
+    assert len(acknowledged) == TASKS
+    check_in_file(path, acknowledged)
+    assert found == find_damage(path) == Damage("", [], [])
+    back_up(path, tmp_path / "copy.db")
+    logged = "made anew" in caplog.text
+    caplog.clear()
+    for file in (path, tmp_path / "copy.db"):
+        again = SqliteStore(file)
+        await again.open()
+        assert len(await claim(again, "node", TASKS)) == TASKS
+        await again.close()
+    assert not caplog.records
+    assert logged or index in ALIKE or how is WAYS["zeros in the rows"]
+
+
+ALIKE = ("task_ready", "task_ended", "task_key")
+"""Indexes without entries, of whose pages some can be changed without changing anything."""
+
+
+@pytest.mark.parametrize("how", ["zeros", "another kind of page", "cells beyond the page"])
+async def test_one_damaged_page_of_many_of_an_index(tmp_path, caplog, how):
+    """The queue is read in its order from an index that was made anew."""
+    path, names = tmp_path / "agentsrv.db", [f"t{number:04}" for number in range(2000)]
+    store = SqliteStore(path)
+    await store.open()
+    await asyncio.gather(
+        *(store.create(new_task(name, QUEUED, events=[b'{"seq":1}'])) for name in names)
+    )
+    await store.close()
+    spoil_root(path, "task_ready", WAYS[how], child=1)
+    store = SqliteStore(path)
+    store.on_broken = _fail
+    await store.open()
+    assert [lease.task_id for lease in await claim(store, "node", 2000)] == names
+    await store.close()
+    assert "made anew" in caplog.text
+    assert find_damage(path) == Damage("", [], [])
+
+
+@pytest.mark.parametrize("index", INDEXES)
+async def test_an_index_that_cannot_be_made_anew_is_named(tmp_path, caplog, index):
+    """Where a task's row is damaged too. The start is refused where it needs the index."""
+    path = tmp_path / "agentsrv.db"
+    await fill(path, unfinished=True)
+    spoil(path, "task", WAYS["zeros"])
+    spoil_root(path, index, WAYS["zeros"])
+    store = SqliteStore(path)
+    store.on_broken = _fail
     refusal = await refused(store)
-    if refusal is not None:
-        assert index in ("task_ready", "task_node")
-        assert "restore a backup" in refusal.message
-        assert "cannot be made anew" in caplog.text
+    assert "cannot be made anew from its tasks' rows" in caplog.text
+    if index in ("task_ready", "task_node"):
+        assert refusal is not None
+        assert "cannot be made anew from its tasks' rows" in refusal.message
+        assert refusal.message.endswith("restore a backup, or set store to another file")
         return
-    leases = await claim(store, "node", TASKS)
-    acknowledged = await append_to_all(store, leases)
+    assert refusal is None
+    acknowledged = await append_to_all(store, await claim(store, "node", TASKS))
     await store.close()
     check_in_file(path, acknowledged)
 
