@@ -67,6 +67,12 @@ class IndexDamageError(sqlite3.DatabaseError):
     sqlite_errorcode = sqlite3.SQLITE_CORRUPT_INDEX
 
 
+class UnopenedError(sqlite3.OperationalError):
+    """One of the store's files cannot be opened now."""
+
+    sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+
+
 class CutOffError(Exception):
     """One of the store's files is shorter than what was written to it."""
 

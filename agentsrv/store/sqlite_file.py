@@ -187,15 +187,18 @@ class DatabaseFile:
             return 0
 
     @property
-    def lacks_log_only(self) -> bool:
-        """Whether the database is in its place, and of its log there is nothing at all."""
-        database, *log = self._inodes
+    def is_in_place(self) -> bool:
+        """Whether the path leads to the database that was opened."""
+        assert self._fd is not None
         try:
-            found = database.stat()
+            return os.path.samestat(self.path.stat(), os.fstat(self._fd))
         except OSError:
             return False
-        is_there = (found.st_dev, found.st_ino) == self._inodes[database]
-        return is_there and not any(path.exists() for path in log)
+
+    @property
+    def lacks_log_only(self) -> bool:
+        """Whether the database is in its place, and of its log there is nothing at all."""
+        return self.is_in_place and not any(beside(self.path, each).exists() for each in BESIDE)
 
     def has_header(self) -> bool:
         """Whether the database itself says whose it is; until a checkpoint only its log may."""

@@ -35,9 +35,11 @@ from agentsrv.store.sqlite_faults import (
     HoleError,
     IndexDamageError,
     MovedError,
+    UnopenedError,
     fault_of,
     hint_for,
     is_damage,
+    may_pass,
 )
 from agentsrv.store.sqlite_file import DatabaseFile, beside
 from agentsrv.store.sqlite_recovery import Recovery, id_of, try_row
@@ -78,6 +80,7 @@ class SqliteLog(Transaction):
         self._file = DatabaseFile(path)
         self._overwritten: str | None = None
         self._is_cut_off = False
+        self._is_unconnected = False  # while the connection is made anew
         self._has_index_damage = False
         self.marks = Marks()
         self._kept: set[int] = set()  # numbers of damaged tasks that are too old to be kept
@@ -129,7 +132,7 @@ class SqliteLog(Transaction):
     def _connect(self) -> None:
         self._db = self._connection()
         found = sqlite_schema.version_of(self._db)
-        self._set_up()
+        _set_up(self._db)
         sqlite_schema.bring_up(self._db, found)
         if found is None or not self._file.has_header():  # a crash may have come before
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -145,11 +148,6 @@ class SqliteLog(Transaction):
         return sqlite3.connect(
             self._file.path, isolation_level=None, check_same_thread=False, timeout=0
         )
-
-    def _set_up(self) -> None:
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT}")
 
     def note_damage(self, task_id: str, error: BaseException) -> None:
         """Remember that a task cannot be used, and log it once."""
@@ -208,18 +206,42 @@ class SqliteLog(Transaction):
             raise MovedError(self._overwritten)
 
     def put_back_log(self) -> None:
-        """Where only the write-ahead log was deleted: move it into the database; begin another."""
-        if not self._file.lacks_log_only:
-            return
-        self.roll_back()
-        blocked, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if not blocked:
+        """Where only the write-ahead log was deleted: move it into the database; begin another.
+
+        The second part is done again by the next call if it fails; the statements of the
+        transaction stay kept meanwhile, and there is no connection.
+
+        Raises:
+            sqlite3.Error: It cannot be done now.
+            MovedError: The database, too, is not where it was opened.
+        """
+        if not self._is_unconnected:
+            if not self._file.lacks_log_only:
+                return
+            self.roll_back()
+            blocked, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if blocked:
+                return
+            self._is_unconnected = True
             self._db.close()
-            self._db = self._connection()
-            self._set_up()
-            self._db.execute("BEGIN IMMEDIATE")  # SQLite makes the log only when it writes
-            self._db.execute("ROLLBACK")
+        if not self._file.is_in_place:  # SQLite would make an empty one
+            raise MovedError(f"{self._path} was moved or replaced")
+        connection = self._connection()
+        try:
+            _set_up(connection)
+            connection.execute("BEGIN IMMEDIATE")  # SQLite makes the log only when it writes
+            connection.execute("ROLLBACK")
             self._file.watch()
+            self.check_place()
+        except OSError as error:
+            connection.close()
+            if may_pass(error):
+                raise UnopenedError(describe(error)) from error
+            raise
+        except BaseException:
+            connection.close()
+            raise
+        self._db, self._is_unconnected = connection, False
 
     @property
     def log_size(self) -> int:
@@ -573,6 +595,12 @@ class SqliteLog(Transaction):
         self._place += 1
         self.queue.put(task_id, owner)
         self._ready_changed = True
+
+
+def _set_up(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute(f"PRAGMA journal_size_limit={WAL_LIMIT}")
 
 
 def _keep_open(connection: sqlite3.Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import resource
@@ -17,9 +18,11 @@ from pathlib import Path
 import pytest
 
 from agentsrv.errors import ConfigurationError, Unavailable
-from agentsrv.store import sqlite
+from agentsrv.store import sqlite, sqlite_log
 from agentsrv.store.sqlite import SqliteStore
-from agentsrv.store.sqlite_file import StoreInUseError, holder_of, writer_of
+from agentsrv.store.sqlite_faults import UnopenedError
+from agentsrv.store.sqlite_file import DatabaseFile, StoreInUseError, holder_of, writer_of
+from agentsrv.store.sqlite_log import SqliteLog
 from agentsrv.store.sqlite_schema import APPLICATION, SCHEMA_VERSION
 from tests.store.conditions import LASTING, LOCKED, MOVED, held
 from tests.store.tasks import (
@@ -123,6 +126,75 @@ async def test_a_deleted_log_is_made_anew(path):
     async with opened(path) as again:
         assert await log_of(again, "t1") == numbers(1, 2)
         assert await again.head("t2") is not None
+
+
+FAILURES: dict[str, tuple[object, str, Exception]] = {
+    "no connection": (SqliteLog, "_connection", UnopenedError("unable to open database file")),
+    "no set-up": (sqlite_log, "_set_up", UnopenedError("unable to open database file")),
+    "no look": (DatabaseFile, "watch", OSError(errno.EMFILE, "Too many open files")),
+    "no look at a file": (DatabaseFile, "watch", FileNotFoundError(errno.ENOENT, "No such file")),
+}
+
+
+@pytest.mark.parametrize(("owner", "name", "error"), FAILURES.values(), ids=FAILURES)
+async def test_a_deleted_log_is_made_anew_at_the_next_try(path, monkeypatch, owner, name, error):
+    """However often the connection cannot be made anew: what waits is written, by one commit."""
+    attempts = 0
+    async with opened(path) as store:
+        lease = await leased(store)
+        await store.append(following(lease))
+        function = getattr(owner, name)
+
+        def fail(*arguments: object) -> object:
+            nonlocal attempts
+            attempts += 1
+            if attempts <= 3:
+                raise error
+            return function(*arguments)
+
+        monkeypatch.setattr(owner, name, fail)
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink()
+        append = store.append(following(lease._replace(seq=2)))
+        await until(lambda: attempts == 2)
+        reading = store.head("t1")
+        with pytest.raises(Unavailable):
+            await reading
+        assert not append.done()
+        await append
+        await until(lambda: store.trouble is None)
+        monkeypatch.undo()
+        assert store._file._db.execute("PRAGMA synchronous").fetchone() == (2,)
+        await store.create(new_task("t2"))
+        assert await log_of(store, "t1") == numbers(1, 3)
+    async with opened(path) as again:
+        assert await log_of(again, "t1") == numbers(1, 3)
+        assert await again.head("t2") is not None
+
+
+async def test_no_empty_database_takes_the_place_of_one_that_is_moved(path, monkeypatch):
+    """While its connection is made anew."""
+    async with opened(path) as store:
+        lease = await leased(store)
+        moved = path.with_name("moved.db")
+
+        def fail(self: SqliteLog) -> sqlite3.Connection:
+            monkeypatch.undo()
+            path.rename(moved)
+            raise UnopenedError("unable to open database file")
+
+        monkeypatch.setattr(SqliteLog, "_connection", fail)
+        monkeypatch.setattr(sqlite, "LAST_RETRY", 0.01)
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink()
+        append = store.append(following(lease))
+        await until(moved.exists)
+        await until(lambda: "moved or replaced" in str(store._wait and store._wait.error))
+        assert not path.exists()
+        moved.rename(path)
+        await append
+    async with opened(path) as again:
+        assert await log_of(again, "t1") == numbers(1, 2)
 
 
 @pytest.mark.parametrize("condition", LASTING.values(), ids=LASTING)
