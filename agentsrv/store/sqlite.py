@@ -348,11 +348,14 @@ class SqliteStore:
             self._file.note_damage(task_id, reason)
         kept: Outcomes = []
         for outcome in outcomes:
-            operation = outcome[0]
+            operation, result, refusal = outcome
             if operation.writes and operation.task_id in dropped:
                 if operation.commit is not None:
                     self._file.queue.drop(operation.task_id, operation.commit.owner)
                 kept.append((operation, None, base.damaged(operation.task_id)))
+            elif operation.is_early and result:  # nobody works on a task that cannot be written
+                leases = [lease for lease in result if lease.task_id not in dropped]
+                kept.append((operation, leases, refusal))
             else:
                 kept.append(outcome)
         return kept

@@ -475,14 +475,15 @@ class SqliteLog(Transaction):
         if not claimed:
             return ()
         leases: list[Lease] = []
+        first = self.unit + 1
         for task_id in claimed:
-            mark = len(self.redo)
+            self.unit += 1
             try:
                 leases.append(self._lease(task_id, node))
             except sqlite3.Error as error:
-                self.undo(mark)
+                self.undo(self.unit)
                 if fault_of(error) is not Fault.DAMAGED:
-                    self.undo(mark - len(leases))
+                    self.undo(first)
                     self.queue.unclaim(claimed)
                     raise
                 self.note_damage(task_id, error)  # it stays claimed: nobody can have it
@@ -535,7 +536,8 @@ class SqliteLog(Transaction):
 
     def _forget(self, numbers: Numbers, before: float) -> bool:
         """Delete tasks; ``False``: one is damaged, and none was deleted."""
-        mark, rows = len(self.redo), [(number, before) for number in numbers]
+        self.unit += 1
+        rows = [(number, before) for number in numbers]
         try:
             self._write(
                 f"DELETE FROM event WHERE place BETWEEN ?1 << {SEQ_BITS}"
@@ -550,7 +552,7 @@ class SqliteLog(Transaction):
         except sqlite3.Error as error:
             if fault_of(error) is not Fault.DAMAGED:
                 raise
-            self.undo(mark)
+            self.undo(self.unit)
             if len(numbers) == 1:
                 self._kept.add(numbers[0])
                 self.note_damage(id_of(self._db, numbers[0]), error)

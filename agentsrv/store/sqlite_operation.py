@@ -76,7 +76,8 @@ def outcome_of(operation: Operation, log: SqliteLog) -> Outcome:
         if operation.task_id in log.dropped:
             return operation, None, base.damaged(operation.task_id)
         log.replay()
-    mark = len(log.redo)
+        log.unit += 1
+    unit = log.unit
     try:
         return operation, operation.work(log), None
     except UnicodeEncodeError as error:  # half a surrogate pair: no task has that name
@@ -91,7 +92,7 @@ def outcome_of(operation: Operation, log: SqliteLog) -> Outcome:
         return operation, None, base.damaged(operation.task_id)
     except sqlite3.Error as error:
         if operation.writes:
-            log.undo(mark)
+            log.undo(unit)
         if fault_of(error) is not Fault.DAMAGED:
             raise
         is_new = operation.commit is not None and not operation.commit.after

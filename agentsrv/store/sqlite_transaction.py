@@ -13,17 +13,19 @@ Each kept statement names the task that it is about. Where a page is damaged, al
 tasks that cannot be written are taken out, so that a task's row is never written without its
 events, and those of the other tasks are written. This happens wherever kept statements are written,
 so an operation never meets the damage of another task. ``dropped`` names the tasks, and the store
-refuses their operations, also those that had succeeded before.
+refuses their operations, also those that had succeeded before. The statements of a purge are about
+many tasks; one that meets damage is taken out whole, because the next purge finds the same tasks.
 
 SQLite is told not to wait for locks: a statement that meets one raises at once, and the caller
 (``SqliteStore``) decides when to try again. ``undo`` takes back the statements of the one operation
-that failed.
+that failed. It knows them by the number of their *unit*, and not by their place among the kept
+statements, which changes when those of a damaged task are taken out.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
@@ -41,6 +43,8 @@ class Statement(NamedTuple):
     """Those of one row; a list has those of many rows."""
     task_id: str | None
     """The task that it is about, if it is about one."""
+    unit: int = 0
+    """The number of what is taken back together; 0 for events, which are never taken back."""
 
 
 class Transaction:
@@ -57,6 +61,8 @@ class Transaction:
         """Tasks that were taken out because of a damaged page, and why; see ``take_dropped``."""
         self.has_changes = False
         """Whether somebody waits for the next commit."""
+        self.unit = 0
+        """The unit of the statements that come; add 1 before what may be taken back."""
 
     def begin(self) -> None:
         """Open the transaction if it is not open, and write what it had written before.
@@ -124,9 +130,9 @@ class Transaction:
             with suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
 
-    def undo(self, mark: int) -> None:
-        """Take back the statements after ``mark``, and what one that failed may have left."""
-        del self.redo[mark:]
+    def undo(self, unit: int) -> None:
+        """Take back the statements of ``unit`` and of later ones, also half of one that failed."""
+        self.redo = [statement for statement in self.redo if statement.unit < unit]
         self.roll_back()
 
     def take_dropped(self) -> dict[str, sqlite3.Error]:
@@ -157,33 +163,52 @@ class Transaction:
 
         An event goes to the page on which its neighbours are, and a row to several indexes. A task
         of which anything cannot be written loses all that it has in the transaction. The
-        transaction is left open, with the statements of the others.
+        transaction is left open, with the statements of the others in their order.
 
         Raises:
             sqlite3.Error: Something else fails.
         """
-        rows = [row for each in self.redo if each.sql == INSERT for row in each.values]
-        statements = [each for each in self.redo if each.sql != INSERT]
-        damaged: dict[str, sqlite3.Error] = {}
         while True:
-            statements = [each for each in statements if each.task_id not in damaged]
-            rows = [row for row in rows if self._names[row[0] >> SEQ_BITS] not in damaged]
-            single = [Statement(INSERT, row, self._names[row[0] >> SEQ_BITS]) for row in rows]
-            self.redo = [*statements, Statement(INSERT, rows, None)]
             self.roll_back()
             self._db.execute("BEGIN IMMEDIATE")
-            for statement in (*statements, *single):
+            for statement in self._singly():
                 try:
                     self._replay(statement)
                 except sqlite3.Error as error:
-                    if fault_of(error) is not Fault.DAMAGED or statement.task_id is None:
-                        self.roll_back()
+                    self.roll_back()
+                    if fault_of(error) is not Fault.DAMAGED:
                         raise
-                    damaged[statement.task_id] = error
+                    self._take_out(statement, error)
                     break
             else:
-                self.dropped |= damaged
                 return
+
+    def _singly(self) -> Iterator[Statement]:
+        """The kept statements, each event in one of its own, which names its task."""
+        for statement in self.redo:
+            if statement.sql != INSERT:
+                yield statement
+                continue
+            for row in statement.values:
+                yield Statement(INSERT, row, self._names[row[0] >> SEQ_BITS])
+
+    def _take_out(self, damaged: Statement, error: sqlite3.Error) -> None:
+        """Keep nothing of the task, or of the purge, of which a statement meets damage."""
+        task_id, unit = damaged.task_id, damaged.unit
+        if task_id is None:
+            self.redo = [each for each in self.redo if each.unit != unit]
+            return
+        self.dropped[task_id] = error
+        kept: list[Statement] = []
+        for each in self.redo:
+            if each.sql != INSERT:
+                if each.task_id != task_id:
+                    kept.append(each)
+                continue
+            rows = [row for row in each.values if self._names[row[0] >> SEQ_BITS] != task_id]
+            if rows:
+                kept.append(Statement(INSERT, rows, None))
+        self.redo = kept
 
     def _write(
         self, sql: str, values: Sequence[Any], task_id: str | None, *, durable: bool = True
@@ -195,7 +220,7 @@ class Transaction:
         if not self._db.in_transaction:
             self._begin()
         self.has_changes |= durable
-        statement = Statement(sql, values, task_id)
+        statement = Statement(sql, values, task_id, self.unit)
         cursor = self._execute(statement)
         self.redo.append(statement)
         return cursor

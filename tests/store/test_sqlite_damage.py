@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from agentsrv.errors import AgentsrvError, ConfigurationError, Damaged, Unavailable
-from agentsrv.store.base import Append, Lease, Span
+from agentsrv.store.base import Append, Lease, NewTask, Span
+from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite import SqliteStore
 from agentsrv.store.sqlite_backup import back_up
+from agentsrv.store.sqlite_log import SqliteLog
 from agentsrv.store.sqlite_look import Damage, find_damage
 from tests.store.tasks import (
     COMPLETED,
@@ -394,6 +396,152 @@ async def test_what_is_acknowledged_beside_a_damaged_page_is_in_the_file(
     assert len(store.damage) < 6
     await store.close()
     check_in_file(path, acknowledged)
+
+
+def spoil_row(path: Path, name: str) -> None:
+    """Overwrite the page of a task's row."""
+    content = path.read_bytes()
+    for at in range(0, len(content), PAGE):
+        page = content[at : at + PAGE]
+        if page[0] == 0x0D and name.encode() in page and b"zzzz" in page:
+            break
+    else:
+        raise AssertionError(f"no page of {name}")
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(bytes(PAGE))
+
+
+def big_task(name: str) -> NewTask:
+    """A task with a row of half a page."""
+    return new_task(name, spec=b'{"n":"%s"}' % (b"z" * 1500), events=[event(1)])
+
+
+def log_with_appends(path: Path, damaged: str) -> SqliteLog:
+    """A log with appends of the tasks "first" and "whole" that wait for their commit.
+
+    Meanwhile the rows of "first" and of ``damaged`` are spoilt.
+    """
+    log = SqliteLog(path, QueueLimits())
+    log.open()
+    for name in ("before", "first", "between", "other", "whole", "after"):
+        log.create(big_task(name))
+    log.commit()
+    log._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    log._db.execute("PRAGMA cache_size=0")
+    for name in ("first", "whole"):
+        log.append(Append(name, "ann", 0, 1, [event(2)], RUNNING, 0.0))
+    log.flush()
+    spoil_row(path, "first")
+    spoil_row(path, damaged)
+    return log
+
+
+def check_appends(log: SqliteLog) -> None:
+    """Of the two appends one is written whole, and nothing of the other is."""
+    assert list(log.dropped) == ["first"]
+    log.commit()
+    assert log.head("whole") is not None
+    assert log.read("whole", 0, 9) == [event(1), event(2)]
+    (number,) = log._db.execute("SELECT id FROM task WHERE task_id = 'first'").fetchone()
+    places = log._db.execute("SELECT place FROM event WHERE place >> 32 = ?", (number,))
+    assert [place & 0xFFFF for (place,) in places] == [1]
+
+
+@pytest.mark.parametrize("failing", [None, "t32", "t40"])
+async def test_a_claim_takes_back_its_own_statements_only(tmp_path, monkeypatch, failing):
+    """Also where a damaged task was taken out of its transaction since it began."""
+    path = tmp_path / "agentsrv.db"
+    await fill(path, unfinished=True)
+    log = log_with_appends(path, "t30")
+    lease, full = log._lease, sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+
+    def lease_or_fail(task_id: str, node: str) -> Lease:
+        if task_id == failing:
+            raise full
+        return lease(task_id, node)
+
+    monkeypatch.setattr(log, "_lease", lease_or_fail)
+    if failing is None:
+        claimed = [each.task_id for each in log.claim("node", 50)]
+        assert len(claimed) >= 48
+    else:
+        claimed = []
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            log.claim("node", 50)
+    check_appends(log)
+    leased_in_file = log._db.execute(
+        "SELECT task_id FROM task INDEXED BY task_node WHERE node IS NOT NULL ORDER BY id"
+    )
+    assert [task_id for (task_id,) in leased_in_file] == claimed
+    log.close()
+
+
+@pytest.mark.parametrize("damaged", ["t00", "t30"])
+async def test_a_purge_takes_back_its_own_statements_only(tmp_path, damaged):
+    """A damaged task is kept with its log; what waits for the same commit is not touched."""
+    path = tmp_path / "agentsrv.db"
+    await fill(path)
+    log = log_with_appends(path, damaged)
+    purged = log.purge(2**40, 100)
+    assert purged > TASKS - 8
+    check_appends(log)
+    ids = log._db.execute("SELECT id FROM task INDEXED BY task_owner")
+    numbers = {number for (number,) in ids}
+    logs = {place >> 32 for (place,) in log._db.execute("SELECT place FROM event")}
+    assert logs == numbers
+    assert len(numbers) == TASKS + 6 - purged
+    log.close()
+
+
+async def test_a_purge_that_meets_damage_later_is_left_out(tmp_path):
+    """Where its statements are executed again; the next one does what can be done."""
+    path = tmp_path / "agentsrv.db"
+    await fill(path)
+    log = SqliteLog(path, QueueLimits())
+    log.open()
+    log._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    log._db.execute("PRAGMA cache_size=0")
+    log.create(big_task("before"))
+    assert log.purge(2**40, 100) == TASKS
+    log.unit += 1  # another operation
+    log.create(big_task("after"))
+    spoil_row(path, "t30")
+    log.roll_back()  # as SQLite does of itself
+    log.commit()
+    assert not log.dropped
+    assert [log.read(name, 0, 9) for name in ("before", "after")] == [[event(1)]] * 2
+    assert log.purge(2**40, 100) > TASKS - 6
+    log.commit()
+    assert "t30" in log.damaged
+    log.close()
+
+
+async def test_a_task_that_cannot_be_written_is_not_claimed(tmp_path, monkeypatch):
+    """Where that is found after its claim, before anybody has the lease."""
+    path = tmp_path / "agentsrv.db"
+    await fill(path, unfinished=True)
+    store = SqliteStore(path)
+    store.on_broken = _fail
+    await store.open()
+    log, flush = store._file, store._file.flush
+    log._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    log._db.execute("PRAGMA cache_size=0")
+
+    def spoilt_flush() -> None:
+        monkeypatch.undo()
+        spoil_row(path, "t30")
+        log.roll_back()
+        log.replay()
+        flush()
+
+    monkeypatch.setattr(log, "flush", spoilt_flush)
+    names = [lease.task_id for lease in await store.claim("node", TASKS)]
+    assert "t30" not in names
+    assert len(names) > TASKS - 6
+    assert "t30" in store.damage
+    await store.close()
 
 
 async def refused(store: SqliteStore) -> ConfigurationError | None:
