@@ -66,6 +66,9 @@ class Journal:
     ) -> None:
         self.state = state
         self.closed = False
+        self.fault: str | None = None
+        """Why an append was refused that will be refused again: because of what it holds, or by a
+        fault of the store."""
         self.written = sum(step.discarded + len(step.output) for step in state.steps.values())
         """Characters of output, of all steps and attempts."""
         self._store = store
@@ -290,6 +293,8 @@ class Journal:
         if error is not None:
             self._fail(error)
             return
+        if self._measures.store_faults.tasks:
+            self._measures.store_faults.tasks.clear()
         if self.closed and self._lost is None and not self._bodies:  # it held the task's end
             self._measures.end(self.state.agent, self.state.status.value)
         waiters, self._in_flight_waiters = self._in_flight_waiters, []
@@ -301,11 +306,15 @@ class Journal:
 
     def _fail(self, error: BaseException) -> None:
         """Lose the task because an append failed. What is no AgentsrvError is the store's fault."""
-        if isinstance(error, AgentsrvError):
+        if isinstance(error, (Fenced, Unavailable)):  # another writer, or the store is away
             self._measures.fenced += isinstance(error, Fenced)
             self._lose(error)
             return
-        self._measures.store_faults += 1
+        self.fault = describe(error)
+        if isinstance(error, AgentsrvError):
+            self._lose(error)
+            return
+        self._measures.store_faults.note(self._lease.task_id, self.fault)
         _log.error(
             "task %s: the store failed to commit by a fault of its own; the task is run again from "
             "its log",
@@ -313,7 +322,7 @@ class Journal:
             exc_info=error,
             extra={"about": {"task_id": self._lease.task_id}},
         )
-        reason = f"the store failed to commit: {describe(error)}; the outcome is unknown"
+        reason = f"the store failed to commit: {self.fault}; the outcome is unknown"
         self._lose(Unavailable(reason))
 
     def _lose(self, error: AgentsrvError) -> None:

@@ -299,15 +299,17 @@ class Orchestrator:
         return found[0]
 
     async def check_ready(self) -> None:
-        """Return if new work would be taken now.
+        """Return if new work would be taken now, and run.
 
         Raises:
             ShuttingDown: The server is about to stop.
-            Unavailable: The store takes no writes, or does not answer.
+            Unavailable: The store takes no writes, does not answer, gives no tasks to the worker,
+                or fails to commit what several tasks write.
         """
         self._check_open()
-        if self._store.trouble is not None:
-            raise Unavailable(self._store.trouble)
+        complaint = self._store.trouble or self._worker.measures.store_faults.complaint
+        if complaint is not None:
+            raise Unavailable(complaint)
         try:
             async with asyncio.timeout(READY_WITHIN):
                 await self._store.check()

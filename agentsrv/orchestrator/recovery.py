@@ -74,6 +74,7 @@ def recover(
     node: str,
     attempts: Sequence[Interrupted],
     traceparent: str | None,
+    given_up: Failure | None,
     *,
     other_cause: bool,
 ) -> Ending | None:
@@ -84,6 +85,7 @@ def recover(
         node: The node that continues the task.
         attempts: Those whose code ran at a crash.
         traceparent: The span of the run that begins, where there is one.
+        given_up: How the task ends if it is not to be run again.
         other_cause: Whether attempts that were not suspected ran too, and may be the cause.
     """
     steps = journal.state.steps
@@ -98,6 +100,7 @@ def recover(
     cancelling = journal.state.cancelling
     if cancelling is not None:
         return CancelRequest(cancelling.reason, cancelling.by, cancelling.grace)
+    failure = failure or given_up
     if failure is not None:
         return failure
     restart(journal, active)

@@ -119,7 +119,9 @@ class TaskRunner:
         *,
         other_cause: bool = False,
         queued_at: float | None = None,
+        given_up: Failure | None = None,
     ) -> None:
+        self._given_up = given_up  # how the task ends, if it is not to be run again
         self._around = around
         self._queued_at = queued_at  # of the loop's clock, where the task was queued here
         self._began = asyncio.get_running_loop().time()
@@ -324,19 +326,26 @@ class TaskRunner:
     async def _begin(self) -> None:
         state, journal, node = self.state, self.journal, self._around.node
         traceparent = None if self._span is None else self._span.traceparent
-        if state.status is TaskStatus.QUEUED:
+        ending: Ending | None = self._given_up
+        is_new = state.status is TaskStatus.QUEUED
+        if is_new:
             journal.append(e.TaskStarted(node, traceparent))
         else:
             self._before = state.elapsed(self._around.now())
             ending = recover(
-                journal, node, self._attempts, traceparent, other_cause=self._other_cause
+                journal,
+                node,
+                self._attempts,
+                traceparent,
+                self._given_up,
+                other_cause=self._other_cause,
             )
-            if ending is not None:  # nothing of the task runs yet
-                self.phase, self._ending = Phase.STOPPING, ending
-                return
-            if self._attempts:  # code that ends the process must not undo the count
-                self._attempts = ()
-                await journal.commit()
+        if ending is not None:  # nothing of the task runs yet
+            self.phase, self._ending = Phase.STOPPING, ending
+            return
+        if self._attempts and not is_new:  # code that ends the process must not undo the count
+            self._attempts = ()
+            await journal.commit()
         if not self._is_in_time():
             return
         if state.plan is None:

@@ -1,4 +1,25 @@
-"""Worker: claims tasks while it has slots, runs them, recovers and drains."""
+"""Worker: claims tasks while it has slots, runs them, recovers and drains.
+
+Theory of operation of runs that break off.
+
+A run of a task *breaks off* if it returns without the task's end although no drain began: an append
+was refused, the log could not be read, the server has a fault. The task is then released, claimed
+again, here or on another node, and run from its log. Whatever broke it off may do so again, so
+that every one of these runs is counted, backed off and bounded, in this process and by task:
+
+    count     ``_Returns.times``: all of them. ``_Returns.faults``: those that the task itself may
+              have caused, because the store refused what it wrote (``Journal.fault``) or the server
+              failed on it. Faults that meet several tasks, with no commit in between, are those of
+              the store. A run of more than ``LONG_RUN`` seconds begins the count anew.
+    back off  Before each release the worker waits twice as long as before the last one, up to a
+              minute. Meanwhile the task has a lease, but no slot.
+    bound     After ``MAX_FAULTS`` faults or ``MAX_RETURNS`` runs, the next run only writes that the
+              task has failed. If even that is refused, the task is left alone: it keeps its lease,
+              the log and a metric say so, and it is tried again after a restart of the server.
+
+Errors that concern the whole store do not use the bound up: while it cannot write, nothing is
+released or claimed.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +27,16 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
+from agentsrv.error_text import describe
 from agentsrv.errors import AgentsrvError, Damaged, Unavailable
 from agentsrv.models.commands import Create
 from agentsrv.models.retry import RetryPolicy
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator import crew
-from agentsrv.orchestrator.endings import LOSS, RELEASE
+from agentsrv.orchestrator.endings import LOSS, RELEASE, Failure
 from agentsrv.orchestrator.logs import load_state
 from agentsrv.orchestrator.recovery import interrupted
 from agentsrv.orchestrator.runner import Phase, TaskRunner
@@ -26,10 +49,31 @@ from agentsrv.telemetry.measures import Measures
 
 MAX_PREPARED: Final = 1000  # queued tasks of which the state is kept; one costs some 2 KiB
 MAX_RETURNED: Final = 1000  # tasks of which is known how often they were given back
+MAX_FAULTS: Final = 10  # runs of a task that a fault broke off, until it fails: some 4 minutes
+MAX_RETURNS: Final = 60  # runs of a task that broke off for whatever reason: about an hour
+LONG_RUN: Final = 600.0  # seconds after which a run that breaks off counts as the first one
 
 _BACK_OFF: Final = RetryPolicy()
 
 _log = logging.getLogger("agentsrv.worker")
+
+
+@dataclass(slots=True)
+class _Returns:
+    """How often this worker has given a task back that has not ended; see the module."""
+
+    times: int = 0
+    faults: int = 0
+    reason: str = "its log could not be read or written"
+
+    @property
+    def failure(self) -> Failure | None:
+        """How the task ends, if it is not to be run again."""
+        if self.faults < MAX_FAULTS and self.times < MAX_RETURNS:
+            return None
+        return Failure(
+            f"the task was run {self.times} times and broke off each time: {self.reason}"
+        )
 
 
 class Worker:
@@ -50,10 +94,9 @@ class Worker:
         around.store.on_ready = self._wake.set
         self._loop_task: asyncio.Task[None] | None = None
         self._draining = asyncio.Event()
-        self._returned: dict[str, int] = {}
-        """How often this worker has given back each task that has not ended here since; of many
+        self._returned: dict[str, _Returns] = {}
+        """The tasks that this worker has given back and that have not ended here since; of many
         only those that were given back last."""
-        self._is_away = False  # the store gave nothing at the last try
         self._faults = 0  # tries since the last one that was not a fault of the store
 
     @property
@@ -154,24 +197,25 @@ class Worker:
 
     async def _claim(self, free: int) -> Sequence[Lease]:
         """Claim tasks; none while the store is away, which says when it may give some again."""
+        faults = self.measures.store_faults
         try:
             leases = await self._around.store.claim(self._around.node, free)
         except AgentsrvError as error:
-            if not self._is_away:
+            if faults.claims is None:
                 _log.error("no tasks are claimed: %s", error)
-            self._is_away = True
+            faults.claims = str(error)
             return ()
-        except Exception:  # noqa: BLE001 - the store does not call ``on_ready`` when it has passed
+        except Exception as error:  # noqa: BLE001 - ``on_ready`` is not called when it has passed
             _log.exception("no tasks are claimed: the store failed by a fault of its own")
-            self._is_away = True
+            faults.claims = describe(error)
             self._faults += 1
             delay = _BACK_OFF.delay(self._faults)
             asyncio.get_running_loop().call_later(delay, self._wake.set)
             return ()
         self._faults = 0
-        if self._is_away:
+        if faults.claims is not None:
             _log.info("tasks are claimed again")
-        self._is_away = False
+        faults.claims = None
         return leases
 
     def _done(self, task: asyncio.Task[None]) -> None:
@@ -192,7 +236,9 @@ class Worker:
         return spec, state, queued_at
 
     async def _run(self, lease: Lease, review: CrashReview | None) -> None:
-        is_loaded = False
+        is_loaded, began = False, asyncio.get_running_loop().time()
+        returns = self._returned.get(lease.task_id)
+        given_up = None if returns is None else returns.failure
         try:
             attempts: Sequence[Interrupted] = ()
             other_cause = False
@@ -218,52 +264,84 @@ class Worker:
                 attempts,
                 other_cause=other_cause,
                 queued_at=queued_at,
+                given_up=given_up,
             )
             self._live[lease.task_id] = runner
             logs.about.set(runner.about)
+            fault: str | None = None
             try:
                 await runner.run()
+            except BaseException as error:
+                fault = describe(error)
+                raise
             finally:
                 if self._live.get(lease.task_id) is runner:  # not lost, and claimed anew
                     del self._live[lease.task_id]
                 if runner.phase is Phase.ENDED:
                     self._returned.pop(lease.task_id, None)
                 else:
-                    await self._give_back(lease)
+                    await self._give_back(lease, began, fault or runner.journal.fault)
         except AgentsrvError as error:
             _log.warning("task %s: its run broke off: %s", lease.task_id, error)
             # A damaged log stays leased: the next worker could not read it either.
             if isinstance(error, Unavailable) and not isinstance(error, Damaged) and not is_loaded:
-                await self._give_back(lease)
-        except (Exception, BaseExceptionGroup):  # noqa: BLE001 - a fault of ours ends one task
+                await self._give_back(lease, began, None)
+        except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - it ends one task
             _log.exception("task %s: its run broke off", lease.task_id)
             if not is_loaded:
-                await self._give_back(lease)
+                await self._give_back(lease, began, describe(error))
 
-    async def _give_back(self, lease: Lease) -> None:
-        """Release a lease beside the run, whose slot is free at once.
+    async def _give_back(self, lease: Lease, began: float, fault: str | None) -> None:
+        """Count a run that broke off, and release its lease beside it; its slot is free at once.
 
         Only where very many leases wait for their release the slot is kept until this one's: else
         a worker that cannot run anything would lease the whole queue.
+
+        Args:
+            lease: That of the run.
+            began: When the run began, by the loop's clock.
+            fault: What the task itself may have caused, if that broke the run off.
         """
-        releasing = asyncio.create_task(self._release(lease), name=f"release {lease.task_id}")
+        returns = self._returned.pop(lease.task_id, None)
+        if returns is None or asyncio.get_running_loop().time() - began > LONG_RUN:
+            returns = _Returns()
+        was_given_up = returns.failure is not None
+        returns.times += 1
+        if fault is not None:
+            returns.faults += not self.measures.store_faults.is_general
+            returns.reason = fault
+        self._returned[lease.task_id] = returns  # the newest is the last
+        if len(self._returned) > MAX_RETURNED:
+            del self._returned[next(iter(self._returned))]
+        if was_given_up and not self._draining.is_set():
+            self._leave_alone(lease, returns.reason)
+            return
+        release = self._release(lease, returns.times)
+        releasing = asyncio.create_task(release, name=f"release {lease.task_id}")
         self._releases.add(releasing)
         releasing.add_done_callback(self._releases.discard)
         if len(self._releases) > MAX_RETURNED:
             await asyncio.wait({releasing})
 
-    async def _release(self, lease: Lease) -> None:
-        """Release a lease, if need be after a while.
+    def _leave_alone(self, lease: Lease, reason: str) -> None:
+        """Keep a lease without a run: whoever had it next could not do more."""
+        self.measures.left_alone += 1
+        self.measures.store_faults.tasks.pop(lease.task_id, None)  # no others are known to fail
+        _log.error(
+            "task %s is left alone: it broke off too often, and its failure or its release cannot "
+            "be written: %s. It is tried again after a restart of the server",
+            lease.task_id,
+            reason,
+            extra={"about": {"task_id": lease.task_id}},
+        )
 
-        Outside of a drain the task would be claimed again at once, by this worker or another one,
-        and may break off again. So this worker waits before each release of the same task twice as
-        long as before the last one, up to a minute. A release that the store cannot carry out now
-        is tried again after such a wait, but not in a drain.
+    async def _release(self, lease: Lease, times: int) -> None:
+        """Release a lease, outside of a drain after the wait that follows ``times`` returns.
+
+        A release that the store cannot carry out now is tried again after a longer wait, but not in
+        a drain.
         """
-        times = self._returned.pop(lease.task_id, 0) + 1
-        self._returned[lease.task_id] = times  # the newest is the last
-        if len(self._returned) > MAX_RETURNED:
-            del self._returned[next(iter(self._returned))]
+        faults = 0
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._draining.wait(), _BACK_OFF.delay(times))
@@ -274,5 +352,11 @@ class Worker:
             except AgentsrvError as error:
                 _log.warning("task %s was not given back: %s", lease.task_id, error)
                 if is_last or isinstance(error, Damaged) or not isinstance(error, Unavailable):
+                    return
+            except Exception as error:  # noqa: BLE001 - nobody waits for it
+                _log.exception("task %s was not given back", lease.task_id)
+                faults += 1
+                if is_last or faults == MAX_FAULTS:
+                    self._leave_alone(lease, describe(error))
                     return
             times += 1

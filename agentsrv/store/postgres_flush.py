@@ -88,7 +88,7 @@ class Flusher:
         self.statements = statements()
         """Those that look for tasks; others where damaged tasks are to be left out."""
         self._singly = 0
-        """Flushes that take one request each: one of those that wait has met a damaged page."""
+        """Flushes that take one request each: one of those that wait cannot be written."""
         self._waiting: list[Operation] = []
         self._writing: Sequence[Operation] = ()
         self._wake = asyncio.Event()
@@ -164,6 +164,9 @@ class Flusher:
                 self._drop()
             except (*link.AWAY, *link.SHUT_OUT) as error:
                 self._drop()
+                if isinstance(error, ValueError):  # asyncpg's, of a value that it cannot encode
+                    self._set_aside(operations, error)
+                    return
                 self.trouble = describe(error)
                 if self._clock() > max(started + link.PATIENCE, self._holding.until):
                     self._give_up(error)
@@ -173,16 +176,11 @@ class Flusher:
                     _log.warning(told, link.address_of(self._dsn), self.trouble)
                 is_away = True
                 await asyncio.sleep(pause())
-            except link.DAMAGED as error:
+            except Exception as error:  # noqa: BLE001 - damage, or a fault of ours: it goes on
                 self._drop()
                 if flush.statements is not self.statements:  # which leave the page out by now
                     continue
                 self._set_aside(operations, error)
-                return
-            except Exception as error:  # noqa: BLE001 - a fault of ours: all are told, and it goes on
-                _log.exception("PostgreSQL refused a flush")
-                self._drop()
-                self._give_up(error)
                 return
             else:
                 if node != self._holding.id:  # lost meanwhile, and all that it ran was told to stop
@@ -238,18 +236,25 @@ class Flusher:
         self._flushed.set()
 
     def _set_aside(self, operations: Sequence[Operation], error: Exception) -> None:
-        """Refuse the request that has met a damaged page; of many, find it by one flush each."""
+        """Refuse the request that cannot be written; of many, find it by one flush each.
+
+        It has met a damaged page, or PostgreSQL does not take what it holds.
+        """
         self._writing = ()
         if len(operations) > 1:
             self._waiting[:0] = operations
             self._singly = len(operations)
             return
         (operation,) = operations
-        request = operation.request
+        request, is_damage = operation.request, isinstance(error, link.DAMAGED)
         task_id = None if isinstance(request, NewTask) else getattr(request, "task_id", None)
-        if task_id is None or may_change_queue(request):  # perhaps the page of another task
+        refusal: Exception
+        if not is_damage:
+            _log.error("PostgreSQL refused a request (%s)", type(request).__name__, exc_info=error)
+            refusal = error if isinstance(request, Append) else link.unavailable(error)
+        elif task_id is None or may_change_queue(request):  # perhaps the page of another task
             self._note_damage(None, error)
-            refusal: AgentsrvError = link.damage(error)
+            refusal = link.damage(error)
         else:
             self._note_damage(task_id, error)
             refusal = damaged(task_id)

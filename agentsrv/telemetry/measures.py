@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
+from agentsrv.telemetry.faults import StoreFaults
+
 QUICK: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 """Bounds for what should take milliseconds, in seconds."""
 OF_A_PLAN: Final = "(plan)"  # in place of an agent: no agent is called so
@@ -73,8 +75,10 @@ class Measures:
         """Events and pieces of text that came behind the end of their task."""
         self.fenced = 0
         """Appends that another writer was ahead of."""
-        self.store_faults = 0
-        """Appends of running tasks that failed by a fault of the store."""
+        self.store_faults = StoreFaults()
+        """Errors of the store that it does not announce."""
+        self.left_alone = 0
+        """Tasks that broke off too often, and of which not even the failure could be written."""
         self.stopped = Histogram(QUICK)
         """From a cancellation of a task that runs until none of its code does."""
         self.cancelled = Histogram(QUICK)

@@ -131,7 +131,13 @@ METRICS: Final = (
         "agentsrv_store_faults_total",
         "counter",
         "Appends of running tasks that failed by a fault of the store; the log has the stack.",
-        _one(lambda m: m.store_faults),
+        _one(lambda m: m.store_faults.total),
+    ),
+    Metric(
+        "agentsrv_tasks_left_alone_total",
+        "counter",
+        "Tasks that broke off too often and could not be failed: they stay as they are.",
+        _one(lambda m: m.left_alone),
     ),
     Metric(
         "agentsrv_store_damaged_tasks",

@@ -94,7 +94,7 @@ def test_every_error_of_an_append_reaches_those_who_wait(fault, when, caplog):
 
     simulate(story())
     is_fault = not isinstance(fault, AgentsrvError)
-    assert measures.store_faults == is_fault
+    assert measures.store_faults.total == is_fault
     assert ("by a fault of its own" in caplog.text) is is_fault
     assert (type(fault).__name__ in caplog.text) is is_fault
 
@@ -119,7 +119,7 @@ def test_a_task_runs_again_after_a_fault_of_the_store(caplog):
             assert (await here.reader.until(task)).event_type == "task_completed"
             assert "task_recovered" in here.reader.types(task)
             check_log(await here.log(task))
-            assert here.worker.measures.store_faults == 1
+            assert here.worker.measures.store_faults.total == 1
 
     simulate(story())
     assert "TypeError: a fault" in caplog.text

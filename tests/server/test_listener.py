@@ -13,6 +13,7 @@ from websockets.typing import Origin, Subprotocol
 
 from agentsrv.app import Running
 from agentsrv.protocol import PROTOCOL
+from agentsrv.store.base import Append
 from agentsrv.store.sqlite import SqliteStore
 from agentsrv.store.sqlite_log import SqliteLog
 from tests.server.people import ADA, ADA_KEY
@@ -264,6 +265,37 @@ async def test_a_server_whose_disk_hangs_is_not_ready(tmp_path, monkeypatch):
         assert (await talk.next())["type"] == "reply"
         line, _ = await get(server, "GET /readyz HTTP/1.1\nHost: localhost\n\n")
         assert line.split()[1] == "200"
+
+
+async def test_a_server_whose_store_fails_by_a_fault_is_not_ready(tmp_path, monkeypatch):
+    """Once the appends of two tasks have failed, until something is committed."""
+    append, failing = SqliteLog.append, True
+
+    def faulty(log: SqliteLog, wanted: Append) -> None:
+        if failing:
+            raise OverflowError("a number is too large")
+        append(log, wanted)
+
+    async def ready() -> tuple[str, str]:
+        line, answer = await get(server, "GET /readyz HTTP/1.1\nHost: localhost\n\n")
+        return line.split()[1], answer
+
+    monkeypatch.setattr(SqliteLog, "append", faulty)
+    create = {"command": "create", "task_description": "x", "agent": "echo", "execute": True}
+    async with serving(store=f"sqlite:///{tmp_path}/t.db") as server, talking(server) as talk:
+        await talk.ask(create)
+        while not server.worker.measures.store_faults.total:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.01)
+        assert (await ready())[0] == "200", "what one task writes may be the cause"
+        await talk.ask(create)
+        while (found := await ready())[0] == "200":  # noqa: ASYNC110 - nor has this
+            await asyncio.sleep(0.01)
+        assert "not ready: the store fails to commit the events of 2 tasks" in found[1]
+        assert "OverflowError: a number is too large" in found[1]
+        failing = False
+        await talk.ask(create)
+        while (await ready())[0] != "200":  # noqa: ASYNC110 - nor this
+            await asyncio.sleep(0.01)
 
 
 async def test_a_task_survives_a_restart(tmp_path):

@@ -550,6 +550,29 @@ class TestTexts:
         assert [type(each) for each in found] == [Created, InvalidCommand, InvalidCommand]
 
 
+POISON = {
+    "what the server refuses": lambda append: append._replace(events=[b"poison"]),
+    "what cannot be sent": lambda append: append._replace(epoch=1 << 40),
+}
+
+
+@pytest.mark.parametrize("spoil", POISON.values(), ids=POISON)
+async def test_an_append_that_is_refused_each_time_is_refused_alone(store, admin, caplog, spoil):
+    """However many others are in the same flush; the store takes none of it for an outage."""
+    leases = [await leased(store, f"t{number}") for number in range(5)]
+    await admin.execute("ALTER TABLE event ADD CHECK (position('poison'::bytea IN body) = 0)")
+    for _ in range(3):
+        appends = [following(await head_of(store, lease.task_id)) for lease in leases]
+        appends[2] = spoil(appends[2])
+        every = await asyncio.gather(*map(store.append, appends), return_exceptions=True)
+        refused = every.pop(2)
+        assert every == [None] * 4
+        assert isinstance(refused, (asyncpg.PostgresError, ValueError))
+        assert store.trouble is None
+    assert [len(await log_of(store, f"t{number}")) for number in range(5)] == [4, 4, 1, 4, 4]
+    assert "PostgreSQL refused a request (Append)" in caplog.text
+
+
 class TestOpen:
     async def test_two_at_once(self, connect, dsn):
         """Of several nodes that open an empty schema one makes it."""
