@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from itertools import count
+from typing import Any
 
 import asyncpg
 import pytest
@@ -11,6 +12,24 @@ import pytest
 from tests.postgres import QUICK, Postgres, postgres
 
 _schemas = count(1)
+
+
+@pytest.fixture(autouse=True)
+async def all_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """A test closes its connections; else the garbage collector finds them in a later test."""
+    made: list[asyncpg.Connection] = []
+    init = asyncpg.Connection.__init__
+
+    def remembered(connection: asyncpg.Connection, *arguments: Any, **named: Any) -> None:
+        init(connection, *arguments, **named)
+        made.append(connection)
+
+    monkeypatch.setattr(asyncpg.Connection, "__init__", remembered)
+    yield
+    left = [connection for connection in made if not connection.is_closed()]
+    for connection in left:
+        connection.terminate()
+    assert not left
 
 
 @pytest.fixture(scope="session")
