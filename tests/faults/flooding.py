@@ -1,7 +1,8 @@
 """A client that sends more than it may: ``python -m tests.faults.flooding PORT TOKEN SECONDS``.
 
-It offers 10,000 commands a second over some connections, whatever becomes of them, and tells at
-its end what did, as JSON.
+It offers 10,000 commands a second over some connections, whatever becomes of them, and prints at
+its end what did, as JSON. Turns that come late offer more. A flood that has not been refused continues
+for up to ``PATIENCE`` seconds: on a busy machine it takes that long to become one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tests.faults.wire import Wire, command
 CONNECTIONS: Final = 20
 A_SECOND: Final = 10_000  # commands, by all of them
 TICK: Final = 0.01  # seconds
+PATIENCE: Final = 60.0  # seconds
 HELD: Final = 1 << 20  # bytes that wait in this process for one connection; beyond, it has to wait
 CHUNK: Final = 1 << 18  # bytes
 SERVED, REFUSED = b'"type":"reply"', b'"code":"rate_limited"'
@@ -32,10 +34,11 @@ class Tap:
         self._tail = b""
         self.offered = self.served = self.refused = 0
 
-    def turn(self, frames: bytes, count: int) -> None:
-        """Offer so many commands, and count the answers that have come."""
-        if len(self._out) < HELD:
-            self._out += frames
+    def turn(self, frame: bytes, due: int) -> None:
+        """Offer what is due of all commands, and count the answers that have come."""
+        count = min(due - self.offered, (HELD - len(self._out)) // len(frame))
+        if count > 0:
+            self._out += frame * count
             self.offered += count
         with suppress(BlockingIOError):
             del self._out[: self._socket.send(self._out)]
@@ -51,16 +54,18 @@ class Tap:
 
 def main(port: int, token: str, seconds: float) -> None:
     """Flood."""
-    share = round(A_SECOND * TICK / CONNECTIONS)
-    frames = command({"command": "ping", "id": 1}) * share
+    frame = command({"command": "ping", "id": 1})
     with ExitStack() as stack:
         taps = [Tap(stack.enter_context(Wire(port, token=token))) for _ in range(CONNECTIONS)]
         print("flooding", flush=True)
         started = now = time.monotonic()
         turns = 0
-        while now < started + seconds:
+        while now < started + seconds or (
+            now < started + PATIENCE and not any(tap.refused for tap in taps)
+        ):
+            due = round(A_SECOND * (now - started) / CONNECTIONS)
             for tap in taps:
-                tap.turn(frames, share)
+                tap.turn(frame, due)
             turns += 1
             time.sleep(max(0.0, started + turns * TICK - time.monotonic()))
             now = time.monotonic()
