@@ -82,7 +82,7 @@ class Recovery:
     def repair_indexes(self, path: Path) -> None:
         """Make the indexes anew if one cannot be read, or if they contradict each other.
 
-        Only indexes are read, which takes about 0.3 s for a million tasks.
+        Only indexes are read, which takes about 0.5 s for a million tasks.
 
         Raises:
             IndexDamageError: They cannot be made anew, and do not say which tasks are to be run.
