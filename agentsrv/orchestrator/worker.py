@@ -324,7 +324,7 @@ class Worker:
             await asyncio.wait({releasing})
 
     def _leave_alone(self, lease: Lease, reason: str) -> None:
-        """Keep a lease without a run: whoever had it next could not do more."""
+        """Keep the lease and do not run the task: another worker could not write more of it."""
         self.measures.left_alone += 1
         self.measures.store_faults.tasks.pop(lease.task_id, None)  # no others are known to fail
         _log.error(
