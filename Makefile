@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test slow lint types docs soak bench figures counts lock clean
+.PHONY: help setup demo serve check test slow lint types docs soak bench figures counts lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -74,6 +74,9 @@ demo: $(RUN) ## start a server, run a task, watch its events
 
 serve: $(RUN) ## serve the example's knowledge until Ctrl-C
 	@$(BIN)/agentsrv serve --knowledge agentsrv/cli/demo/knowledge
+
+check: $(ALL) ## run the unit tests: less than a minute on two cores
+	$(PYTEST) $(PARALLEL) -m "not (slow or soak)" tests/unit
 
 test: $(ALL) ## run the tests that fit into a few minutes; COVER=1 measures coverage, too
 	$(PYTEST) $(PARALLEL) -m "not (slow or soak or alone)" $(if $(COVER),--cov --cov-report=)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from tests.figures import Figures
+from tests.support.figures import Figures
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,8 +14,8 @@ from agentsrv.bench.sizes import FULL, QUICK, Bench, Sizes
 from agentsrv.bench.target import Own
 from agentsrv.settings import Loop
 from tests.bench import page, ratios
-from tests.postgres import postgres
-from tests.programs import find
+from tests.support.postgres import postgres
+from tests.support.programs import find
 
 STORED = (0, 1_000_000, 10_000_000)
 

@@ -21,7 +21,7 @@ from statistics import median
 
 from agentsrv.agents.process import Limits, ProcessFunction, ProcessPool
 from agentsrv.models.plan import Step
-from tests.agents.contexts import make_context
+from tests.support.agent_contexts import make_context
 
 Call = Callable[[], Awaitable[object]]
 Way = Callable[[], AbstractAsyncContextManager[Call]]

@@ -18,7 +18,7 @@ from agentsrv.models.states import TaskStatus
 from agentsrv.store.base import Append, NewTask, Store
 from agentsrv.store.postgres import PostgresStore
 from agentsrv.store.sqlite import SqliteStore
-from tests.postgres import postgres
+from tests.support.postgres import postgres
 
 EVENT: Final = b'{"type":"partial_output","seq":1234,"step_id":"s1","text":"%s"}' % (b"word " * 18)
 SHAPES: Final = ((1, 1), (100, 1), (100, 4), (100, 16))  # tasks, and events of an append

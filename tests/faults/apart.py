@@ -17,9 +17,9 @@ from typing import Final
 
 import pytest
 
-from tests.faults.measure import eventually
-from tests.postgres import USER
-from tests.programs import require
+from tests.support.measure import eventually
+from tests.support.postgres import USER
+from tests.support.programs import require
 
 PLACES: Final = 9  # addresses that others may connect to
 STARTS_WITHIN: Final = 60  # seconds

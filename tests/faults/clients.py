@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, Self
 
-from tests.faults.measure import is_established
-from tests.faults.wire import Wire
+from tests.support.measure import is_established
+from tests.support.wire import Wire
 
 PING: Final = {"command": "ping"}
 SMALL_BUFFER: Final = 4096  # bytes in the kernel, of a client that never reads

@@ -9,9 +9,9 @@ import pytest
 
 from examples.cluster.local import nginx
 from tests.faults.nodes import NAMES, Cluster, made_cluster
-from tests.figures import PROMISE
-from tests.postgres import QUICK, postgres
-from tests.programs import require
+from tests.support.figures import PROMISE
+from tests.support.postgres import QUICK, postgres
+from tests.support.programs import require
 
 
 class Ledger:

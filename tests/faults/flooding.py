@@ -13,7 +13,7 @@ import time
 from contextlib import ExitStack, suppress
 from typing import Final
 
-from tests.faults.wire import Wire, command
+from tests.support.wire import Wire, command
 
 CONNECTIONS: Final = 20
 A_SECOND: Final = 10_000  # commands, by all of them

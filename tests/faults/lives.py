@@ -25,7 +25,7 @@ from tests.faults.checker import (
 )
 from tests.faults.load import NO_SERVER, TERMINAL, Load, check_told
 from tests.faults.nursery import ForkedServer, Nursery
-from tests.faults.process import free_port
+from tests.support.server_process import free_port
 
 APPLICATION = "tests.faults.busy_app:app"
 CHECKPOINT = 1000  # pages in the write-ahead log at which SQLite copies them into the file

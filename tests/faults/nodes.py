@@ -21,8 +21,8 @@ from agentsrv.errors import Unavailable
 from agentsrv.models.events import Record, parse_timestamp
 from agentsrv.models.plan import ExecutionPlan
 from tests.faults.cluster_app import TRACE
-from tests.faults.process import ServerProcess
-from tests.orchestrator.world import check_log, step
+from tests.support.server_process import ServerProcess
+from tests.support.world import check_log, step
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from tests.faults.process import free_port, wait_for_port
+from tests.support.server_process import free_port, wait_for_port
 
 PR_SET_PTRACER = 0x59616D61  # <sys/prctl.h>; without effect where Yama is not
 PRELOADED = ("agentsrv.cli.commands", "agentsrv.cli.serving", "tests.faults.busy_app")

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from agentsrv.bench.figures import percentile
-from tests.faults.wire import (
+from tests.support.wire import (
     HEADER_END,
     PING,
     PONG,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from tests.faults.apart import Network
-from tests.postgres import QUICK, USER, Postgres, folder_of_servers, free_port
+from tests.support.postgres import QUICK, USER, Postgres, folder_of_servers, free_port
 
 NAMES: Final = ("s1", "s2", "s3")
 QUORUM: Final = f"ANY 1 ({','.join(NAMES)})"  # a primary is not among its own standbys

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import require
+from tests.support.programs import require
 
 STRACE = ["strace", "-f"]
 FAST = "--seccomp-bpf"  # stops the process in the chosen calls only; loses injected signals

@@ -12,7 +12,7 @@ from typing import Any
 
 from agentsrv.client import Client, Options, Reconnect, Record
 from agentsrv.errors import AgentsrvError
-from tests.faults.wire import Wire
+from tests.support.wire import Wire
 
 PATIENT = Options(reconnect=Reconnect(base=0.02, cap=0.2, attempts=10_000, first_attempts=100))
 REFUSED = 0.05  # seconds before a refused command is given again

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from tests.faults.process import ServerProcess
+from tests.support.server_process import ServerProcess
 
 
 @dataclass

@@ -13,8 +13,8 @@ import pytest
 
 from agentsrv.client import Client, Record, TaskFailed
 from tests.faults.conftest import Ledger
-from tests.faults.process import ServerProcess
 from tests.faults.rogue_app import KINDS, TRACE
+from tests.support.server_process import ServerProcess
 
 pytestmark = pytest.mark.faults
 EXITS = ("SystemExit", "KeyboardInterrupt")  # which leave an event loop

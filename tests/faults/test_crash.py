@@ -17,8 +17,8 @@ from tests.faults.conftest import Ledger
 from tests.faults.lives import APPLICATION, ENDS_WITHIN, Place, at_each
 from tests.faults.load import Load, check_told
 from tests.faults.nursery import Nursery
-from tests.faults.process import ServerProcess
 from tests.faults.strace import kill_at, require_strace
+from tests.support.server_process import ServerProcess
 
 pytestmark = pytest.mark.faults
 

@@ -28,8 +28,8 @@ from tests.faults.nodes import (
     told,
     wait,
 )
-from tests.orchestrator.world import check_log
-from tests.postgres import QUICK, postgres
+from tests.support.postgres import QUICK, postgres
+from tests.support.world import check_log
 
 pytestmark = [pytest.mark.faults, pytest.mark.alone]
 SHORT = (1.0, 4.0)  # seconds: a lease can be renewed in time

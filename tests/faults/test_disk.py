@@ -17,9 +17,9 @@ from tests.faults.conftest import Ledger
 from tests.faults.lives import APPLICATION, Place, at_each
 from tests.faults.load import UNDECIDED, Load, check_told
 from tests.faults.nursery import Nursery
-from tests.faults.process import ServerProcess
 from tests.faults.strace import fail_from, require_strace
-from tests.programs import require
+from tests.support.programs import require
+from tests.support.server_process import ServerProcess
 
 pytestmark = pytest.mark.faults
 SENTENCE = "the store cannot be trusted any more"

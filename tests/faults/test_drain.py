@@ -17,9 +17,9 @@ import pytest
 from agentsrv.client import Client
 from tests.faults.clients import Reading
 from tests.faults.conftest import Ledger
-from tests.faults.process import ServerProcess
 from tests.faults.streaming import PATIENT, Streams, account
-from tests.faults.wire import ConnectionLost, Wire
+from tests.support.server_process import ServerProcess
+from tests.support.wire import ConnectionLost, Wire
 
 pytestmark = pytest.mark.faults
 DRAIN = 0.3  # seconds

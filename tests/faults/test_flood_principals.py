@@ -18,10 +18,10 @@ from agentsrv.server.gate import RATE
 from agentsrv.settings import Settings
 from tests.faults.clients import Answers
 from tests.faults.conftest import Ledger
-from tests.faults.measure import MIB, Watch, needs_proc
-from tests.faults.process import ServerProcess
-from tests.faults.wire import Wire
-from tests.server.people import ADA_KEY, BOB_KEY, BOTH
+from tests.support.measure import MIB, Watch, needs_proc
+from tests.support.principals import ADA_KEY, BOB_KEY, BOTH
+from tests.support.server_process import ServerProcess
+from tests.support.wire import Wire
 
 pytestmark = [pytest.mark.faults, needs_proc]
 

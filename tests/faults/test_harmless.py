@@ -15,9 +15,9 @@ from agentsrv.models.events import Record
 from tests.faults.conftest import Ledger
 from tests.faults.nodes import chain
 from tests.faults.nursery import ForkedServer, Nursery
-from tests.faults.process import ServerProcess, free_port
 from tests.faults.streaming import PATIENT
 from tests.faults.test_poison import APP, Tasks
+from tests.support.server_process import ServerProcess, free_port
 
 pytestmark = pytest.mark.faults
 MOST_LOSSES = 2  # without progress: the step that runs when the server is killed may begin again

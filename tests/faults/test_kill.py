@@ -14,9 +14,9 @@ from websockets.asyncio.client import connect
 
 from tests.faults.conftest import Ledger
 from tests.faults.load import NO_SERVER
-from tests.faults.measure import eventually
-from tests.faults.process import ServerProcess
 from tests.faults.slow_app import TRACE
+from tests.support.measure import eventually
+from tests.support.server_process import ServerProcess
 
 pytestmark = pytest.mark.faults
 TASKS = 10

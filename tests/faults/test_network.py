@@ -32,12 +32,12 @@ from agentsrv.models.events import is_terminal
 from agentsrv.models.plan import Step
 from agentsrv.orchestrator.subscriptions import Subscriber
 from tests.faults.conftest import Ledger
-from tests.faults.measure import eventually, needs_proc, sockets
-from tests.faults.process import ServerProcess
-from tests.faults.wire import ConnectionLost, Wire
-from tests.orchestrator.world import OWNER, World, step
-from tests.proxy import Cut, CuttingProxy, Kind
-from tests.simulation import SimulatedLoop
+from tests.support.measure import eventually, needs_proc, sockets
+from tests.support.proxy import Cut, CuttingProxy, Kind
+from tests.support.server_process import ServerProcess
+from tests.support.simulation import SimulatedLoop
+from tests.support.wire import ConnectionLost, Wire
+from tests.support.world import OWNER, World, step
 
 pytestmark = pytest.mark.faults
 T = TypeVar("T")

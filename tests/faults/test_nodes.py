@@ -20,8 +20,8 @@ from agentsrv.client import Client
 from agentsrv.models.events import Record, parse_timestamp
 from tests.faults.conftest import Ledger
 from tests.faults.nodes import Cluster, chain, execute, fetch, first, made_cluster, told
-from tests.orchestrator.world import check_log
-from tests.postgres import QUICK, Postgres, postgres, redis
+from tests.support.postgres import QUICK, Postgres, postgres, redis
+from tests.support.world import check_log
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
 

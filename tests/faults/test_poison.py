@@ -21,11 +21,11 @@ from agentsrv.orchestrator.suspects import FAILS_AT, SUSPECT_AT
 from examples.cluster.local import nginx
 from tests.faults.conftest import Ledger
 from tests.faults.nodes import NAMES, chain, made_cluster
-from tests.faults.process import ServerProcess
 from tests.faults.streaming import PATIENT
 from tests.faults.supervisor import supervised, watched
-from tests.postgres import QUICK, postgres
-from tests.programs import require
+from tests.support.postgres import QUICK, postgres
+from tests.support.programs import require
+from tests.support.server_process import ServerProcess
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 

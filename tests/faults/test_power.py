@@ -20,8 +20,8 @@ from tests.faults.lives import APPLICATION, all_ended
 from tests.faults.load import Load
 from tests.faults.nursery import ForkedServer, Nursery
 from tests.faults.powercut import CALLS, KEEPS, Disk, Recording, Told
-from tests.faults.process import ServerProcess
 from tests.faults.strace import record, require_strace
+from tests.support.server_process import ServerProcess
 
 pytestmark = pytest.mark.faults
 SERVED = 7  # every so many disks are not only looked at

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from agentsrv.client import Client
-from tests.agents.test_process import MARK, marked, until
 from tests.faults.conftest import Ledger
-from tests.faults.process import ServerProcess
+from tests.integration.agents.test_process import MARK, marked, until
+from tests.support.server_process import ServerProcess
 
 pytestmark = [
     pytest.mark.faults,

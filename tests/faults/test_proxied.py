@@ -20,8 +20,8 @@ from tests.faults.nodes import (
     measured,
     told,
 )
-from tests.faults.process import ServerProcess
-from tests.orchestrator.world import check_log
+from tests.support.server_process import ServerProcess
+from tests.support.world import check_log
 
 pytestmark = pytest.mark.faults
 WORDS = 100  # of each step: two seconds

@@ -19,7 +19,7 @@ from tests.faults.asking_app import QUESTIONS, TRACE
 from tests.faults.checker import Violations, check_log, read_store
 from tests.faults.conftest import Ledger
 from tests.faults.load import NO_SERVER
-from tests.faults.process import ServerProcess
+from tests.support.server_process import ServerProcess
 
 pytestmark = pytest.mark.faults
 TASKS = 8

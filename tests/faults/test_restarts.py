@@ -10,9 +10,9 @@ import pytest
 
 from agentsrv.client import Client
 from tests.faults.conftest import Ledger
-from tests.faults.process import ServerProcess
 from tests.faults.streaming import PATIENT, Streams, account
-from tests.faults.wire import Wire
+from tests.support.server_process import ServerProcess
+from tests.support.wire import Wire
 
 pytestmark = pytest.mark.faults
 AT_ONCE = 4  # tasks; each meets fewer kills than a task may before it fails as the cause

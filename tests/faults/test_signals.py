@@ -19,7 +19,7 @@ import pytest
 
 from agentsrv.client import Client
 from tests.faults.deaf_app import BLOCKERS, REPLACERS
-from tests.faults.process import free_port
+from tests.support.server_process import free_port
 
 pytestmark = pytest.mark.faults
 LOOPS = ("asyncio", "uvloop")

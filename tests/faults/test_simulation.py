@@ -10,8 +10,8 @@ import pytest
 
 from agentsrv.agents.base import StepContext, TaskContext
 from agentsrv.models.plan import ExecutionPlan, Step
-from tests.orchestrator.world import World, check_log, running, step
-from tests.simulation import simulate
+from tests.support.simulation import simulate
+from tests.support.world import World, check_log, running, step
 
 pytestmark = pytest.mark.faults
 POINTS = 120  # turns of the loop behind the creation at which the task is cancelled

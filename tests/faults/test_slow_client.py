@@ -18,15 +18,15 @@ from agentsrv.bench.machine import resident
 from agentsrv.server.connection import MAX_UNDER_WAY
 from tests.faults.clients import SMALL_BUFFER, Answers, Drops, Reading, flood
 from tests.faults.conftest import Ledger
-from tests.faults.measure import (
+from tests.support.measure import (
     MIB,
     Watch,
     eventually,
     needs_proc,
     sockets,
 )
-from tests.faults.process import ServerProcess
-from tests.faults.wire import PING, TEXT, ConnectionLost, Wire, command, framed, handshake
+from tests.support.server_process import ServerProcess
+from tests.support.wire import PING, TEXT, ConnectionLost, Wire, command, framed, handshake
 
 pytestmark = [pytest.mark.faults, needs_proc]
 

@@ -21,9 +21,9 @@ from agentsrv.store import postgres, sqlite
 from agentsrv.store.sqlite_look import find_damage
 from tests.faults.checker import is_intact, read_store
 from tests.faults.nodes import fetch, measured
-from tests.faults.process import ServerProcess
-from tests.store.conditions import LASTING, LOCKED, MOVED, held
-from tests.store.test_sqlite_damage import PAGE, places
+from tests.support.server_process import ServerProcess
+from tests.support.store_conditions import LASTING, LOCKED, MOVED, held
+from tests.unit.store.test_sqlite_damage import PAGE, places
 
 pytestmark = pytest.mark.faults
 APP = "tests.faults.signal_app:app"
