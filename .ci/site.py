@@ -22,6 +22,7 @@ SHOWN = (
     "examples/deploy/*",
     "examples/grafana/*",
     "examples/javascript/*",
+    "tests/README.md",
     "tests/bench/*.py",
 )
 
