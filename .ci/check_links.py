@@ -1,6 +1,6 @@
 """Check that the links between the Markdown files of this repository resolve.
 
-Looks at the top-level Markdown files, docs/ and examples/: each relative link must name a file or a
+Looks at the top-level Markdown files, docs/, examples/ and tests/: each relative link must name a file or a
 folder of the repository, each anchor a heading of the file it points into. Links to other
 sites are not followed.
 """
@@ -89,7 +89,7 @@ def complaint(page: Path, link: str) -> str | None:
 
 def main() -> int:
     """Print each broken link; the exit status is 1 if there is one."""
-    folders = (ROOT / "docs", ROOT / "examples")
+    folders = (ROOT / "docs", ROOT / "examples", ROOT / "tests")
     pages = [
         *sorted(ROOT.glob("*.md")),
         *(page for it in folders for page in sorted(it.rglob("*.md"))),
