@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import (
     AsyncIterator,
@@ -35,6 +34,7 @@ from agentsrv.models.events import InputReceived
 from agentsrv.models.text import joined
 
 MAX_PROMPT: Final = 32_768  # characters, as of a task's description
+MAX_TIMEOUT: Final = 100 * 365 * 86_400  # seconds: the time at which it ends is a date of a log
 MAX_QUESTION: Final = 256 << 10  # bytes of JSON of prompt, schema, options and default together
 MAX_SHOWN: Final = 80  # characters of a wrong answer that are told back
 MAX_DETAILS: Final = 10  # complaints about one answer
@@ -90,7 +90,9 @@ class Question:
         """
         if not isinstance(prompt, str):
             raise PermanentError(f"the question's prompt is {prompt!r}; expected text")
+        prompt = str.__str__(prompt)  # a subclass may have methods that tell something else
         prompt = prompt if prompt.isascii() else joined(prompt)
+        key = str.__str__(key) if isinstance(key, str) else key
         if isinstance(key, str) and not _KEY.fullmatch(key):
             raise PermanentError(
                 f"the question's key is {key!r}; expected 1 to 64 of letters, digits, "
@@ -100,8 +102,11 @@ class Question:
             raise PermanentError(
                 f"the question's prompt has {len(prompt)} characters; expected 1 to {MAX_PROMPT}"
             )
-        if timeout is not None and not (_is_number(timeout) and 0 < timeout < math.inf):
-            raise PermanentError(f"the question's timeout is {timeout!r}; expected seconds above 0")
+        if timeout is not None and not (_is_number(timeout) and 0 < timeout <= MAX_TIMEOUT):
+            raise PermanentError(
+                f"the question's timeout is {timeout!r}; expected seconds above 0, and at most "
+                f"{MAX_TIMEOUT}; None waits without limit"
+            )
         members = None if options is None else _members(options)
         kind, described = _described(schema, None if members is None else [m[0] for m in members])
         question = cls(

@@ -133,6 +133,7 @@ class StepRun:
         self._limit: asyncio.Timeout | None = None  # of the attempt that runs
         self._left = 0.0  # seconds of it when the first open question was asked
         self._asking = 0  # questions that are waited for
+        self._has_listened = False  # for messages; then its result is of this task alone
         self._started = 0.0  # the attempt, of the monotonic clock
         self.about: Mapping[str, object] = {}
         """Fields of the log that name the attempt; also read from the stack by the watchdog."""
@@ -259,7 +260,8 @@ class StepRun:
                 step.step_id, attempt, "completed", result, cached=False, duration=duration
             )
         )
-        if key is not None and self._agent.cache is not None and not self.state.questions:
+        is_personal = bool(self.state.questions) or self._has_listened
+        if key is not None and self._agent.cache is not None and not is_personal:
             found = Found(self.state.output, result)
             self._task.around.cache.put(
                 key, found, asyncio.get_running_loop().time() + self._agent.cache
@@ -366,6 +368,8 @@ class StepRun:
             kind = type(piece).__name__
             message = f"the agent yielded {kind}; expected str; ctx.set_result takes other values"
             raise AttemptFailed(message, permanent=True)
+        if type(piece) is not str:  # whose methods may tell anything
+            piece = str.__str__(piece)
         if self._half or not piece.isascii():
             piece = self._joined(piece, is_last=is_last)
         if not piece:
@@ -451,6 +455,10 @@ class StepRun:
         if self._journal.is_due:  # nothing was answered, and a crash would be nobody's loss
             with suppress(AgentsrvError):  # then the journal is lost, and the task is stopped
                 await self._journal.commit()
+
+    async def _message(self, number: int) -> Any:
+        self._has_listened = True
+        return await self._task.dialogue.message(number)
 
     def _check_answer(self, question: Question, value: Any) -> None:
         """Validate an answer, which calls code of the author.
@@ -543,7 +551,7 @@ class StepRun:
             results=partial(_results, self._dependencies),  # type: ignore[arg-type]
             reporter=partial(self._report, attempt),
             asker=partial(self._ask, attempt),
-            mailbox=task.dialogue.message,
+            mailbox=self._message,
             step=step if type(step.input) not in _SHARED else _own(step),
             processes=task.around.processes,
         )

@@ -125,6 +125,25 @@ class Text(str):
     __slots__ = ()
 
 
+class Lying(str):
+    """Text whose methods tell something else."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return 3
+
+    def __str__(self) -> str:
+        return "a/b"
+
+    def __getitem__(self, key: Any) -> str:
+        return "z"
+
+    def isascii(self) -> bool:
+        """Say so of every text."""
+        return True
+
+
 def _cycle() -> list[Any]:
     found: list[Any] = []
     found.append(found)
@@ -292,6 +311,12 @@ TEXTS: list[tuple[str, list[Any], Any]] = [
     ("subclass of str", [Text("a"), Kind.PLAIN], "aplain"),
     ("long piece", ["é" * 200_000], "é" * 200_000),
     ("too long", ["x" * 1_048_577], Refused("too long", "1048576 characters", "max_step_output")),
+    (
+        "subclass that lies about its length",
+        [Lying("x" * 1_048_577)],
+        Refused("too long", "1048576 characters"),
+    ),
+    ("subclass that lies about its characters", [Lying("a\ud83d"), "b"], "a\ufffdb"),
     ("bytes", [b"x"], Refused("yielded bytes; expected str")),
     ("a number", ["a", 1], Refused("yielded int; expected str")),
 ]
@@ -717,6 +742,11 @@ QUESTIONS: list[tuple[str, dict[str, Any], Any, Any]] = [
     ("options without JSON", {"options": [object()]}, None, Refused("options[0]: found object")),
     ("default of none of them", {"options": ["a"], "default": "b"}, None, Refused("question's default")),
     ("timeout of nan", {"timeout": NAN}, None, Refused("timeout is nan")),
+    ("timeout beyond the calendar", {"timeout": 1e12}, None, Refused("timeout is 1000000000000.0", "at most")),
+    ("timeout beyond the clock", {"timeout": 1e300}, None, Refused("timeout is 1e+300", "at most")),
+    ("prompt that lies about its length", {"prompt": Lying("x" * 40_000)}, None, Refused("prompt has 40000 characters")),
+    ("prompt that lies about its characters", {"prompt": Lying("a\ud83d")}, True, "True"),
+    ("key that lies about its text", {"key": Lying("k")}, True, "True"),
     ("key of a number", {"key": 5}, None, Refused("key is 5; expected text")),
     ("like a ciphertext", {"schema": SecretStr}, After({"sealed": "x"}, "hidden"), "SecretStr('**********')"),
     ("object like a ciphertext", {"schema": {"type": "object", "writeOnly": True}}, After({"sealed": ""}, {"a": 1}), "{'a': 1}"),

@@ -184,7 +184,7 @@ async def test_questions_can_be_answered_or_are_refused():
 
     @app.agent(retries=0)
     async def it(step: Step, ctx: StepContext, number: int) -> str:
-        return repr(await ctx.ask("Which?", **a.QUESTIONS[number][1]))
+        return repr(await ctx.ask(**{"prompt": "Which?", **a.QUESTIONS[number][1]}))
 
     pairs = []
     async with serving(app) as client:

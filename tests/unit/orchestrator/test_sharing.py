@@ -138,18 +138,45 @@ def test_a_failure_is_not_kept():
     simulate(story())
 
 
-def test_an_answer_of_people_is_not_kept():
-    """They are asked by each task."""
+async def asks(ctx: StepContext) -> str:
+    """Ask, and be given the default."""
+    return str(await ctx.ask("Sure?", default=True, timeout=1))
 
-    async def asker(step: Step, ctx: StepContext) -> str:
-        return str(await ctx.ask("Sure?", default=True, timeout=1))
+
+async def reads(ctx: StepContext) -> str:
+    """Read a message."""
+    return str(await anext(ctx.messages()))
+
+
+async def reads_in_vain(ctx: StepContext) -> str:
+    """Wait for a message for a second."""
+    try:
+        return str(await asyncio.wait_for(anext(ctx.messages()), 1))
+    except TimeoutError:
+        return "none"
+
+
+@pytest.mark.parametrize("listens", [asks, reads, reads_in_vain])
+def test_what_depends_on_people_is_not_kept(listens):
+    """Each task asks its own people, and reads its own messages."""
+
+    async def agent(step: Step, ctx: StepContext) -> str:
+        return await listens(ctx)
 
     async def story() -> None:
         world = World()
-        world.agent(asker, cache=60)
+        world.agent(agent, cache=60)
         async with running(world):
-            for _ in range(2):
-                assert not (await ended(world, step("a", "asker")))[0]["cached"]
+            for number in range(2):
+                task = await world.create(step("a", "agent"))
+                await world.reader.until(task, "step_started")
+                if listens is reads:
+                    await world.send(task, number)
+                await world.reader.until(task)
+                (done,) = (r for r in world.reader.of(task) if r.event_type == "step_completed")
+                assert not done.data["cached"]
+                if listens is reads:
+                    assert (await world.status(task))["final_output"] == str(number)
 
     simulate(story())
 
