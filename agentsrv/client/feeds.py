@@ -165,6 +165,14 @@ class Feed:
             cursor.fail(error)
         self.update()
 
+    def refused(self, error: AgentsrvError) -> None:
+        """Fail every cursor that wants more: the server has ended the subscription."""
+        self._position = None
+        for cursor in self.cursors:
+            if cursor.wants:
+                cursor.fail(error)
+        self.update()
+
     def _will_reach(self, cursor: Cursor) -> bool:
         """Whether the subscription as it is will bring the cursor's next event."""
         return self._position is not None and (
@@ -264,6 +272,12 @@ class Feeds:
         feed = self._feeds.get(record.task_id)
         if feed is not None:
             feed.take(record)
+
+    def refused(self, task_id: str, error: AgentsrvError) -> None:
+        """Fail the cursors of a task that the server follows no more."""
+        feed = self._feeds.get(task_id)
+        if feed is not None:
+            feed.refused(error)
 
     def up(self) -> None:
         """Subscribe on a new connection, behind what was received on the old one."""

@@ -88,6 +88,9 @@ class Listener(Protocol):
     def take(self, record: Record) -> None:
         """An event arrived."""
 
+    def refused(self, task_id: str, error: AgentsrvError) -> None:
+        """A subscription to a task cannot go on."""
+
     def up(self) -> None:
         """There is a connection."""
 
@@ -360,6 +363,8 @@ class Link:
             case "reply":
                 answer = {key: frame[key] for key in frame if key not in ENVELOPE}
                 self._settle(frame["id"], answer)
+            case "error" if frame["id"] is None and "task_id" in frame:
+                self._listener.refused(frame["task_id"], from_frame(frame))
             case "error":
                 self._settle(frame["id"], from_frame(frame))
             case "goaway":

@@ -549,6 +549,12 @@ export class Client {
   }
 
   #answer(/** @type {any} */ frame) {
+    if (frame.type === "error" && (frame.id ?? null) === null && frame.task_id) {
+      const feed = this.#feeds.get(frame.task_id); // its subscription cannot go on
+      if (feed) feed.isOn = false;
+      for (const one of [...(feed?.listeners ?? [])]) one.fail(new AgentsrvError(frame));
+      return;
+    }
     // An error without an id is about a frame that the server could not read. It answers the commands
     // of a connection in their order, so that was the oldest.
     const isUnnamed = frame.type === "error" && (frame.id ?? null) === null;

@@ -35,7 +35,8 @@ class Hub:
         """How many tasks those of each principal follow at other nodes, as far as it is told."""
         self._by_owner: dict[str, set[Subscriber]] = {}
         self._readers: set[asyncio.Task[None]] = set()
-        self._bound: dict[str, Subscriber] = {}
+        self._bound: dict[str, list[Subscriber]] = {}
+        """Those with which a task is to end: with the last; the others count if it is refused."""
         self._stalled: set[Subscriber] = set()
 
     def follow(self, task_id: str, subscriber: Subscriber) -> None:
@@ -77,19 +78,27 @@ class Hub:
 
     def bind(self, task_id: str, subscriber: Subscriber) -> None:
         """Let the task end with ``subscriber``, until it has ended by itself."""
-        self._bound[task_id] = subscriber
+        self._bound.setdefault(task_id, []).append(subscriber)
 
-    def unbind(self, task_id: str) -> None:
-        """Let the task go on without its subscriber."""
-        self._bound.pop(task_id, None)
+    def unbind(self, task_id: str, subscriber: Subscriber) -> None:
+        """Take one ``bind`` of ``subscriber`` back; those of other commands stay."""
+        bonds = self._bound.get(task_id, [])
+        if subscriber in bonds:
+            bonds.remove(subscriber)
+            if not bonds:
+                del self._bound[task_id]
 
     def release(self, subscriber: Subscriber) -> list[str]:
         """The tasks that were to end with ``subscriber``."""
         self._stalled.discard(subscriber)
-        bound = [task_id for task_id, owner in self._bound.items() if owner is subscriber]
-        for task_id in bound:
-            del self._bound[task_id]
-        return bound
+        released = []
+        for task_id, bonds in list(self._bound.items()):
+            if bonds[-1] is subscriber:
+                released.append(task_id)
+                del self._bound[task_id]
+            elif subscriber in bonds:
+                self._bound[task_id] = [bond for bond in bonds if bond is not subscriber]
+        return released
 
     def read(self, subscriber: Subscriber) -> asyncio.Task[None]:
         """Run the subscriber's reader."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import orjson
 
 from agentsrv.error_text import describe
-from agentsrv.errors import AgentsrvError, InvalidState
+from agentsrv.errors import AgentsrvError, InvalidState, NotFound
 from agentsrv.models.task import TaskState
 from agentsrv.store.base import Store, damaged
 
@@ -22,11 +22,16 @@ _log = logging.getLogger("agentsrv.retention")
 _store_log = logging.getLogger("agentsrv.store")
 
 
+def forgotten(task_id: str) -> NotFound:
+    """The refusal of a task whose log was there and is not any more."""
+    return NotFound(f"task {task_id} is not kept any more: it ended too long ago")
+
+
 async def load_state(store: Store, task_id: str) -> TaskState:
     """Fold a task's whole log.
 
     Raises:
-        InvalidState: There is no such task.
+        NotFound: There is no such task any more.
         Damaged: Its log cannot be read, or does not hold what was written.
     """
     log: list[bytes] = []
@@ -35,7 +40,7 @@ async def load_state(store: Store, task_id: str) -> TaskState:
         if len(page) < PAGE:
             break
     if not log:
-        raise InvalidState(f"task {task_id} has no log")
+        raise forgotten(task_id)
     try:
         return TaskState.fold(task_id, log)
     except (InvalidState, ValueError, TypeError, LookupError) as error:

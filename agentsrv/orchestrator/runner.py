@@ -62,7 +62,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from agentsrv.error_text import redact
-from agentsrv.errors import AgentsrvError, Damaged, Fenced, Unavailable
+from agentsrv.errors import AgentsrvError, Damaged, Fenced, NotFound, Unavailable
 from agentsrv.models import events as e
 from agentsrv.models.commands import Create
 from agentsrv.models.plan import Frontier, Step
@@ -309,7 +309,7 @@ class TaskRunner:
             await work()
         except Fenced:
             pass  # the log has another writer
-        except Damaged as error:  # another try would read the same
+        except (Damaged, NotFound) as error:  # another try would read the same
             self._fail(Failure(error.message))
         except Unavailable as error:  # what the task needs to know cannot be read: it begins again
             _log.warning("task %s is given back: %s", self.state.task_id, error)

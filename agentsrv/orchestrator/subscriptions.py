@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from agentsrv.errors import AgentsrvError, Internal
+from agentsrv.errors import AgentsrvError, Internal, NotFound
 from agentsrv.models.events import is_life_cycle, is_terminal
 from agentsrv.orchestrator.hub import Hub
+from agentsrv.orchestrator.logs import forgotten
 from agentsrv.store.base import Commit, Span, damaged
 
 PAGE = 256  # events read from the store at once, of as many tasks as it takes: some 64 KiB
@@ -37,8 +38,8 @@ class Sink(Protocol):
     def caught_up(self, task_id: str, seq: int) -> None:
         """Take note that all was delivered that was logged when a subscription began."""
 
-    def refused(self, refusal: AgentsrvError) -> None:
-        """Take note that a task cannot be followed any more; the error says which and why."""
+    def refused(self, task_id: str, refusal: AgentsrvError) -> None:
+        """Take note that a task cannot be followed any more; the error says why."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +57,10 @@ class _Cursor:
     """Whether ``head`` is known to be the task's last event."""
     kept: Sequence[bytes] = ()
     """What was committed behind ``seq`` while an answer kept it back: it need not be read."""
+    is_accepted: bool = False
+    """Whether the command that asked for it was carried out."""
+    replaced: _Cursor | None = None
+    """The subscription that comes back if this one is refused; ``None`` once it is accepted."""
 
     @property
     def waits(self) -> bool:
@@ -77,7 +82,8 @@ class Answer:
     def __init__(self, subscriber: Subscriber) -> None:
         self._subscriber = subscriber
         self._kept: list[str] = []
-        self._replaced: list[tuple[str, _Cursor | None]] = []
+        self._begun: dict[str, _Cursor] = {}
+        """The subscriptions that were begun within, by task."""
         self._bound: list[str] = []
 
     def keep(self, task_id: str) -> None:
@@ -87,7 +93,7 @@ class Answer:
         self._kept.append(task_id)
 
     def is_followed(self, task_id: str) -> bool:
-        """Whether there is a subscription to the task."""
+        """Whether there is a subscription to the task that cannot be refused any more."""
         return self._subscriber.follows(task_id)
 
     def follow(self, task_id: str, after: int) -> None:
@@ -100,11 +106,17 @@ class Answer:
             Overloaded: The principal follows as many tasks as it may.
         """
         self.keep(task_id)
-        self._replaced.append((task_id, self._subscriber.install(task_id, after)))
+        self._begun[task_id] = self._subscriber.install(task_id, after)
 
     def found(self, task_id: str, head: int, *, ended: bool) -> None:
-        """Tell where the log of a task that is followed ends, and whether for good."""
-        self._subscriber.found(task_id, head, ended=ended)
+        """Tell where the log of a task that is followed ends, and whether for good.
+
+        Without effect on what another command has begun meanwhile.
+        """
+        cursor = self._begun[task_id]
+        cursor.head = max(cursor.head, head)
+        cursor.target = head
+        cursor.ended = ended
 
     def bind(self, task_id: str) -> None:
         """Let the task be cancelled when the connection is gone."""
@@ -113,9 +125,9 @@ class Answer:
 
     def undo(self) -> None:
         """Take back what was begun: subscriptions, and bonds."""
-        for task_id, before in reversed(self._replaced):
-            self._subscriber.restore(task_id, before)
-        self._replaced.clear()
+        for cursor in self._begun.values():
+            self._subscriber.withdraw(cursor)
+        self._begun.clear()
         for task_id in self._bound:
             self._subscriber.unbind(task_id)
         self._bound.clear()
@@ -126,6 +138,8 @@ class Answer:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self.undo()
+        for cursor in self._begun.values():
+            cursor.is_accepted, cursor.replaced = True, None
         held = self._subscriber.held
         for task_id in self._kept:
             held[task_id] -= 1
@@ -156,15 +170,16 @@ class Subscriber:
         return len(self._cursors)
 
     def follows(self, task_id: str) -> bool:
-        """Whether the task is followed."""
-        return task_id in self._cursors
+        """Whether the task is followed by a subscription that was accepted."""
+        cursor = self._cursors.get(task_id)
+        return cursor is not None and cursor.is_accepted
 
     def answering(self) -> Answer:
         """Open the bracket around carrying out a command and sending its reply."""
         return Answer(self)
 
-    def install(self, task_id: str, after: int) -> _Cursor | None:
-        """Put a new cursor behind event ``after``; return the one that it replaces.
+    def install(self, task_id: str, after: int) -> _Cursor:
+        """Put a new cursor behind event ``after``, in place of an earlier one.
 
         Raises:
             Overloaded: It replaces none, and the principal follows as many tasks as it may.
@@ -174,25 +189,27 @@ class Subscriber:
             self._hub.follow(task_id, self)
         else:
             self._lagging.pop(before, None)
-        self._cursors[task_id] = _Cursor(task_id, after, 0, None)
-        return before
+        cursor = self._cursors[task_id] = _Cursor(task_id, after, 0, None, replaced=before)
+        return cursor
 
-    def restore(self, task_id: str, before: _Cursor | None) -> None:
-        """Take ``install`` back."""
-        if before is None:
-            self.unsubscribe(task_id)
-        elif task_id in self._cursors:
-            self._lagging.pop(self._cursors[task_id], None)
-            before.head = max(before.head, self._cursors[task_id].head)
-            self._cursors[task_id] = before
+    def withdraw(self, cursor: _Cursor) -> None:
+        """Take ``install`` back, and nothing that another command has installed since.
 
-    def found(self, task_id: str, head: int, *, ended: bool) -> None:
-        """See ``Answer.found``; without effect where the task is followed no more."""
-        cursor = self._cursors.get(task_id)
-        if cursor is not None:
-            cursor.head = max(cursor.head, head)
-            cursor.target = head
-            cursor.ended = ended
+        Commands are carried out side by side, so a later one may have replaced the cursor. Then it
+        is only left out of what comes back if that one is refused too.
+        """
+        current = self._cursors.get(cursor.task_id)
+        if current is not cursor:
+            while current is not None and current.replaced is not cursor:
+                current = current.replaced
+            if current is not None:
+                current.replaced = cursor.replaced
+        elif cursor.replaced is None:
+            self.unsubscribe(cursor.task_id)
+        else:
+            self._lagging.pop(cursor, None)
+            cursor.replaced.head = max(cursor.replaced.head, cursor.head)
+            self._cursors[cursor.task_id] = cursor.replaced
 
     def unsubscribe(self, task_id: str) -> bool:
         """Follow a task no more; return whether it was followed."""
@@ -223,7 +240,7 @@ class Subscriber:
 
     def unbind(self, task_id: str) -> None:
         """Take ``bind`` back."""
-        self._hub.unbind(task_id)
+        self._hub.unbind(task_id, self)
 
     def close(self) -> Sequence[str]:
         """End everything; nothing is delivered after this.
@@ -295,7 +312,7 @@ class Subscriber:
             while self._sink.has_room and (turn := self._turn()):
                 spans = [Span(cursor.task_id, cursor.seq, limit) for cursor, limit in turn]
                 pages = await self._hub.store.read_each(spans)
-                self._serve(turn, pages)
+                self._serve(turn, pages, await self._gone(turn, pages))
                 await asyncio.sleep(0)  # others have a turn beside a client that is quick
         except AgentsrvError:
             self._hub.stall(self)  # the log waits, and so does the client
@@ -335,7 +352,21 @@ class Subscriber:
             self._lagging[cursor] = None
         return turn
 
-    def _serve(self, turn: Turn, pages: Sequence[Sequence[bytes] | None]) -> None:
+    async def _gone(
+        self, turn: Turn, pages: Sequence[Sequence[bytes] | None]
+    ) -> Collection[_Cursor]:
+        """The cursors that found nothing where there had been events: those of forgotten tasks."""
+        store = self._hub.store
+        empty = [
+            cursor
+            for (cursor, limit), events in zip(turn, pages, strict=True)
+            if limit and events is not None and not events
+        ]
+        return {cursor for cursor in empty if await store.head(cursor.task_id) is None}
+
+    def _serve(
+        self, turn: Turn, pages: Sequence[Sequence[bytes] | None], gone: Collection[_Cursor]
+    ) -> None:
         """Deliver what was read; what finds no room is read again."""
         for (cursor, limit), events in zip(turn, pages, strict=True):
             if not self._sink.has_room:
@@ -346,7 +377,10 @@ class Subscriber:
                     self._drop(cursor, damaged(cursor.task_id))
                     continue
                 if limit and not events:
-                    cursor.head = cursor.seq  # the log is gone: it was too old to keep
+                    if cursor in gone:
+                        self._drop(cursor, forgotten(cursor.task_id))
+                        continue
+                    cursor.head = cursor.seq
                 self._deliver(cursor, events)
 
     def _deliver(self, cursor: _Cursor, events: Sequence[bytes]) -> None:
@@ -368,12 +402,14 @@ class Subscriber:
 
     def _drop(self, cursor: _Cursor, refusal: AgentsrvError) -> None:
         """Give up a task whose log cannot be read; the others are delivered."""
-        if cursor.life_cycle:
-            self._lagging.pop(cursor, None)
-            self._life_cycles.pop(cursor.task_id, None)
-        else:
+        if not cursor.life_cycle:
             self.unsubscribe(cursor.task_id)
-        self._sink.refused(refusal)
+            self._sink.refused(cursor.task_id, refusal)
+            return
+        self._lagging.pop(cursor, None)
+        self._life_cycles.pop(cursor.task_id, None)
+        if not isinstance(refusal, NotFound):  # of all tasks: one fewer is not a failure
+            self._sink.refused(cursor.task_id, refusal)
 
     def _tell(self, cursor: _Cursor) -> None:
         assert cursor.target is not None

@@ -45,9 +45,13 @@ def reply(command: str, command_id: CommandId, result: Mapping[str, Any]) -> byt
     return orjson.dumps({"type": "reply", "command": command, "id": command_id, **result})
 
 
-def error(command: str | None, command_id: CommandId, refusal: AgentsrvError) -> bytes:
-    """A command was refused; the connection lives."""
+def error(
+    command: str | None, command_id: CommandId, refusal: AgentsrvError, task_id: str | None = None
+) -> bytes:
+    """A command was refused, or a subscription to ``task_id`` has ended; the connection lives."""
     head = {"type": "error", "command": command, "id": command_id}
+    if task_id is not None:
+        head["task_id"] = task_id
     return orjson.dumps(head | as_fields(refusal))
 
 

@@ -36,10 +36,13 @@ class Detail(TypedDict):
 
 
 class Refused(TypedDict):
-    """A command was refused; the connection lives."""
+    """A command was refused, or a subscription cannot go on; the connection lives."""
 
     command: str | None
     id: str | int | None
+    task_id: NotRequired[
+        Annotated[str, Field(description="The task of a subscription that cannot go on.")]
+    ]
     code: str
     message: str
     retryable: bool

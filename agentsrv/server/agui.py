@@ -79,7 +79,7 @@ class AguiConnection:
         if self._run is not None:
             self._post(self._run, self._run.caught_up())
 
-    def refused(self, refusal: AgentsrvError) -> None:
+    def refused(self, task_id: str, refusal: AgentsrvError) -> None:  # noqa: ARG002 - the sink's
         """See ``Sink.refused``."""
         self._session.is_running = False
         self._socket.post([self._session.refused(refusal)])

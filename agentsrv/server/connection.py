@@ -101,9 +101,9 @@ class Connection:
         """See ``Sink.caught_up``."""
         self._socket.post([frames.caught_up(task_id, seq)])
 
-    def refused(self, refusal: AgentsrvError) -> None:
+    def refused(self, task_id: str, refusal: AgentsrvError) -> None:
         """See ``Sink.refused``."""
-        self._socket.post([frames.error("subscribe", None, refusal)])
+        self._socket.post([frames.error("subscribe", None, refusal, task_id)])
 
     async def _receive(self) -> None:
         while (request := await next_request(self._socket, self._session)) is not None:

@@ -128,7 +128,7 @@ class Follower:
         if self._spend():
             assert seq <= self.last, f"caught up with {seq}, but the last that came is {self.last}"
 
-    def refused(self, refusal: AgentsrvError) -> None:
+    def refused(self, task_id: str, refusal: AgentsrvError) -> None:
         """See ``Sink.refused``."""
         raise AssertionError(refusal)
 

@@ -48,7 +48,7 @@ class Reader:
         self.marks.append((task_id, seq))
         self._news.set()
 
-    def refused(self, refusal: AgentsrvError) -> None:
+    def refused(self, task_id: str, refusal: AgentsrvError) -> None:
         """See ``Sink.refused``."""
         self.refusals.append(refusal)
         self._news.set()

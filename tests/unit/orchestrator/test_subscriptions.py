@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from agentsrv.agents.base import StepContext
-from agentsrv.errors import NotFound, SeqAhead
-from agentsrv.models.commands import Create, Subscribe
+from agentsrv.errors import InvalidState, NotFound, SeqAhead
+from agentsrv.models.commands import Create, Execute, Subscribe
 from agentsrv.models.plan import Step
 from agentsrv.orchestrator.subscriptions import Subscriber
+from agentsrv.store.base import Head
+from agentsrv.store.memory import MemoryStore
 from tests.support.simulation import simulate
 from tests.support.world import OWNER, Reader, World, running, step
 
@@ -313,3 +315,151 @@ def test_a_cancel_beside_a_task_that_is_bound_to_its_client(seed):
             assert (await world.log(task))[-1].event_type == "task_cancelled"
 
     simulate(story(), seed)
+
+
+class Awaited(MemoryStore):
+    """A store whose answers take their time, as those of a file do."""
+
+    async def head(self, task_id: str) -> Head | None:
+        """See ``Store.head``."""
+        found = await super().head(task_id)
+        await asyncio.sleep(0.01)
+        return found
+
+
+FIRST, REFUSED, SECOND = 0, 10_000, 3
+"""Events behind which a subscription begins: the middle one is refused."""
+
+
+@pytest.mark.parametrize(
+    ("before", "commands", "begins"),
+    [
+        (None, (REFUSED, FIRST), FIRST),
+        (None, (FIRST, REFUSED), FIRST),
+        (None, (REFUSED, FIRST, REFUSED), FIRST),
+        (None, (FIRST, REFUSED, SECOND), SECOND),
+        (None, (REFUSED, REFUSED), None),
+        (FIRST, (REFUSED, SECOND), SECOND),
+        (FIRST, (REFUSED, SECOND, REFUSED), SECOND),
+        (FIRST, (REFUSED, REFUSED), None),
+    ],
+)
+def test_a_refused_subscription_takes_back_nothing_but_itself(before, commands, begins):
+    """Commands are carried out side by side; the last one that is accepted counts."""
+
+    async def story() -> None:
+        world = World(Awaited())
+        world.agent(talking)
+        async with running(world):
+            task = await world.create(step("a", "talking"))
+            await asyncio.sleep(1)
+            world.subscriber.unsubscribe(task)
+            if before is not None:
+                await world.subscribe(task, before)
+                await asyncio.sleep(0.2)
+            known = len(world.reader.of(task))
+            asked = [world.subscribe(task, after) for after in commands]
+            replies = await asyncio.gather(*asked, return_exceptions=True)
+            refused = [isinstance(reply, SeqAhead) for reply in replies]
+            assert refused == [after == REFUSED for after in commands]
+            await asyncio.sleep(10)
+            log, told = await world.log(task), world.reader.of(task)[known:]
+            if begins is not None:
+                assert told == log[begins:]
+            elif before is None:
+                assert told == []
+            else:
+                assert world.reader.of(task)[-1] == log[-1]
+                assert told == log[-len(told) :]
+            assert len(world.subscriber) == 0
+            assert world.hub.counts == {}
+
+    simulate(story())
+
+
+@pytest.mark.parametrize("connections", [1, 2])
+@pytest.mark.parametrize("closes", [True, False])
+def test_an_execute_that_is_refused_leaves_the_bond_and_the_subscription(connections, closes):
+    """Of two side by side one queues the task; the task belongs to its connection."""
+
+    async def story() -> None:
+        world = World(Awaited())
+        world.agent(talking)
+        readers = [Reader() for _ in range(connections)]
+        subscribers = [Subscriber(world.hub, reader, OWNER) for reader in readers]
+
+        async def execute(subscriber: Subscriber) -> bool:
+            try:
+                with subscriber.answering() as answer:
+                    await world.orchestrator.execute(OWNER, Execute(task_id=task), answer)
+            except InvalidState:
+                return False
+            return True
+
+        async with running(world):
+            fields = {"execute": False, "on_disconnect": "cancel"}
+            task = await world.create(step("a", "talking"), **fields)
+            both = (subscribers * 2)[:2]
+            done = await asyncio.gather(*map(execute, both))
+            assert sorted(done) == [False, True]
+            owner = both[done.index(True)]
+            if closes:
+                assert owner.close() == [task]
+            else:
+                await asyncio.sleep(10)
+                reader = readers[subscribers.index(owner)]
+                assert reader.of(task) == await world.log(task)
+                assert owner.close() == []
+
+    simulate(story())
+
+
+def test_a_follower_of_a_task_that_is_forgotten_is_told():
+    """It has read a part of the log; the rest is not kept any more."""
+
+    async def story() -> None:
+        world = World()
+        world.agent(talking)
+        watcher = Reader()
+        everything = Subscriber(world.hub, watcher, OWNER)
+        everything.subscribe_all()
+        async with running(world):
+            task = await world.create(step("a", "talking"))
+            await world.reader.until(task, "partial_output")
+            world.reader.has_room = watcher.has_room = False
+            await asyncio.sleep(10)
+            assert await world.store.purge(world.around.now() + 1, 10) == 1
+            world.reader.has_room = watcher.has_room = True
+            world.subscriber.resume()
+            everything.resume()
+            await asyncio.sleep(1)
+            (refusal,) = world.reader.refusals
+            assert isinstance(refusal, NotFound)
+            assert "not kept any more" in refusal.message
+            assert watcher.refusals == []
+            assert len(world.subscriber) == 0
+
+    simulate(story())
+
+
+def test_a_task_whose_earlier_task_is_forgotten_fails_with_the_reason():
+    """It was to take over what is not kept any more."""
+
+    async def fails(step: Step, ctx: StepContext) -> str:
+        raise ValueError("not today")
+
+    async def story() -> None:
+        world = World()
+        world.agent(fails, retries=0)
+        async with running(world):
+            earlier = await world.create(step("a", "fails"))
+            await world.reader.until(earlier)
+            task = await world.create(execute=False, resume_from=earlier)
+            assert await world.store.purge(world.around.now() + 1, 10) == 1
+            await world.execute(task)
+            end = await world.reader.until(task)
+            assert end.data["error_message"] == (
+                f"task {earlier} is not kept any more: it ended too long ago"
+            )
+
+    simulate(story())
