@@ -41,6 +41,7 @@ from agentsrv.telemetry.library import without_quotes
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 ENVELOPE: Final = ("type", "command", "id")  # of a reply; the rest is what was asked for
 CLOSE_TIMEOUT: Final = 2.0  # seconds for a closing handshake
+LONGEST_WAIT: Final = 60.0  # seconds that a server may have the client wait for the next try
 BURST: Final = 100  # frames handled before the readers of events have a turn
 
 _log = logging.getLogger("agentsrv.client")
@@ -368,7 +369,7 @@ class Link:
             case "error":
                 self._settle(frame["id"], from_frame(frame))
             case "goaway":
-                self._reconnect_in = max(0.0, float(frame["reconnect_in"]))
+                self._reconnect_in = min(max(0.0, float(frame["reconnect_in"])), LONGEST_WAIT)
             case _:
                 pass  # caught_up, and what a newer server may have to tell
 
@@ -381,7 +382,7 @@ class Link:
             _log.warning("an answer to no command of this client: %s", answer)
             return
         if isinstance(answer, RateLimited) and not call.is_line and not call.abandoned:
-            wait = answer.retry_after or 0.0
+            wait = min(answer.retry_after or 0.0, LONGEST_WAIT)
             asyncio.get_running_loop().call_later(wait, self._send_again, number, call.sent)
             return
         if isinstance(answer, ShuttingDown) and call.resend and not call.abandoned:

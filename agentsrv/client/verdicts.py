@@ -68,7 +68,9 @@ def greeting(body: bytes | str, url: str) -> Hello:
     """
     try:
         hello: Hello = orjson.loads(body)
-        if hello["protocol"] == PROTOCOL and isinstance(hello["limits"], dict):
+        if hello["protocol"] == PROTOCOL:
+            if not isinstance(hello["limits"].get("max_frame", 0), int):
+                raise TypeError("max_frame is not a number")  # noqa: TRY301 - found below
             if "auth_timeout" in hello["limits"]:
                 raise NotAllowed(
                     f"{address(url)} asks who you are; expected a token "
@@ -76,7 +78,7 @@ def greeting(body: bytes | str, url: str) -> Hello:
                 )
             return hello
         found = repr(hello["protocol"])[:QUOTED]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         found = "a WebSocket that sends no greeting of agentsrv"
     raise NotAServer(f"{address(url)}: found {found}; expected {PROTOCOL!r}; {LOOK}")
 

@@ -28,6 +28,7 @@ from agentsrv.errors import AgentsrvError
 from agentsrv.models.text import joined
 
 MAX_MESSAGE: Final = 2000  # characters of a progress message
+SEALED: Final = "sealed"  # the one field of the object that stands for a secret answer
 _NUMBERS: Final = (int, float)
 _MOST: Final = 2**53  # beyond it a float is no exact count
 

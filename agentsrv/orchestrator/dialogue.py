@@ -20,7 +20,7 @@ from agentsrv.models.states import TRANSITIONS, refuse
 from agentsrv.models.task import Question as Asked
 from agentsrv.models.task import TaskState
 from agentsrv.orchestrator.journal import Journal
-from agentsrv.orchestrator.vault import SEALED, Vault, texts_of
+from agentsrv.orchestrator.vault import Vault, texts_of
 from agentsrv.threads import in_thread
 
 MAX_QUESTIONS: Final = 100  # of one step: an agent that asks in a loop is stopped
@@ -276,7 +276,7 @@ def _opened(vault: Vault, input_id: str, value: Any) -> Any:
         return vault.open(input_id, value)
     except PermanentError:
         raise InvalidInput(
-            f"found an object with only the field {SEALED!r}, which is how servers write an "
+            f"found an object with only the field {e.SEALED!r}, which is how servers write an "
             "encrypted answer, and this server cannot decrypt it; expected the answer itself"
         ) from None
 

@@ -28,8 +28,8 @@ from typing import Any, Final
 import orjson
 
 from agentsrv.errors import PermanentError, Unavailable, missing_extra
+from agentsrv.models.events import SEALED
 
-SEALED: Final = "sealed"
 MIN_SECRET: Final = 4  # characters; shorter ones are parts of ordinary words
 
 

@@ -1,6 +1,8 @@
 import asyncio
+import datetime as dt
 from contextlib import aclosing
 
+import orjson
 import pytest
 
 from agentsrv import App, InputDeclined, StepContext
@@ -169,8 +171,23 @@ async def test_somebody_else_may_be_quicker(client, server):
 RESPOND = {"input_id": f"{T1}/a/1", "value": 4, "action": "accept"}
 
 
-@pytest.mark.parametrize(("action", "value"), [("accept", 4), ("accept", 5), ("decline", None)])
-async def test_an_answer_counts_once_over_a_lost_connection(hasty, action, value):
+@pytest.mark.parametrize(
+    ("given", "action", "value", "is_same"),
+    [
+        (4, "accept", 4, True),
+        (4, "accept", 5, False),
+        (4, "accept", "4", False),
+        (4, "decline", None, False),
+        ((1, 2), "accept", [1, 2], True),
+        ([1, 2], "accept", [2, 1], False),
+        ({"a": 1, "b": 2}, "accept", {"b": 2, "a": 1}, True),
+        (dt.date(2026, 1, 2), "accept", "2026-01-02", True),
+        (1, "accept", True, False),
+        ("hidden", "accept", {"sealed": "x"}, True),
+        ("hidden", "decline", None, False),
+    ],
+)
+async def test_an_answer_counts_once_over_a_lost_connection(hasty, given, action, value, is_same):
     """Asked again, the server has an answer already: the log tells whether it is this one."""
 
     async def lose(peer):
@@ -193,13 +210,14 @@ async def test_an_answer_counts_once_over_a_lost_connection(hasty, action, value
         await idle(peer)
 
     async with FakeServer(lose, refuse).running() as server, Client(server.url, hasty) as client:
-        if (action, value) == ("accept", 4):
-            assert (await client.respond(f"{T1}/a/1", 4))["task_id"] == T1
+        if is_same:
+            assert (await client.respond(f"{T1}/a/1", given))["task_id"] == T1
         else:
             with pytest.raises(Conflict):
-                await client.respond(f"{T1}/a/1", 4)
+                await client.respond(f"{T1}/a/1", given)
     asked = [command for command in server.asked if command["command"] == "respond"]
-    assert [{key: command[key] for key in RESPOND} for command in asked] == [RESPOND] * 2
+    sent = RESPOND | {"value": orjson.loads(orjson.dumps(given))}
+    assert [{key: command[key] for key in RESPOND} for command in asked] == [sent] * 2
 
 
 async def test_a_message_is_not_sent_twice(hasty):

@@ -160,6 +160,21 @@ async def test_a_refused_subscription_fails_the_cursor(wire):
         await cursor.next()
 
 
+async def test_a_subscription_that_cannot_go_on_fails_the_cursors_behind_what_they_have(wire):
+    """Those that have read to the end do not notice; a later iterator asks again."""
+    cursor = wire.feeds.open(TASK, 0)
+    wire.answer(seq=5)
+    wire.send(1, 2)
+    wire.feeds.refused(TASK, NotFound("the task is not kept any more"))
+    wire.feeds.refused("another", NotFound("of nobody"))
+    assert await take(cursor, 2) == [1, 2]
+    with pytest.raises(NotFound, match="not kept"):
+        await cursor.next()
+    wire.feeds.close(cursor)
+    wire.feeds.open(TASK, 2)
+    assert wire.commands() == [("subscribe", 2)]
+
+
 async def test_a_new_connection_resumes_behind_what_was_buffered(wire):
     """Answers of the old one count no more."""
     cursor = wire.feeds.open(TASK, 0)

@@ -19,6 +19,7 @@ from agentsrv.errors import (
     ConfigurationError,
     InvalidCommand,
     InvalidJson,
+    NotFound,
     Overloaded,
     TooLarge,
     Unavailable,
@@ -314,6 +315,73 @@ async def test_a_frame_that_cannot_be_read_ends_everything(frame):
     async with FakeServer(babbles).running() as server, Client(server.url) as client:
         with pytest.raises(ProtocolViolation, match="cannot be read"):
             await client.ping()
+
+
+@pytest.mark.parametrize("reply", [{}, {"task_id": ["t"]}, {"task_id": {}}])
+async def test_a_reply_that_cannot_be_read_is_an_error_of_its_command(reply):
+    """Its caller does not wait for another one; the connection lives."""
+
+    async def babbles(peer):
+        await peer.reply(await peer.receive(), **reply)
+        await peer.reply(await peer.receive())
+        await idle(peer)
+
+    async with FakeServer(babbles).running() as server, Client(server.url) as client:
+        with pytest.raises(ProtocolViolation, match="cannot be read"):
+            await client.create("x", execute=True, subscribe=True)
+        await client.ping()
+
+
+@pytest.mark.parametrize("limits", [None, [], "x", {"max_frame": "x"}, {"max_frame": [1]}])
+async def test_a_greeting_with_other_limits_is_none(limits):
+    """Before a command depends on them."""
+
+    async def greets(peer):
+        await peer.send(HELLO | {"limits": limits})
+        await idle(peer)
+
+    async with FakeServer(greets, greet=False).running() as server:
+        with pytest.raises(NotAServer):
+            async with Client(server.url):
+                pass
+
+
+async def test_a_subscription_that_cannot_go_on_is_no_answer_to_a_command():
+    """It fails the iterators of its task; other commands and tasks go on."""
+
+    async def refuses(peer):
+        await peer.subscribed(after=0, seq=2)
+        ping = await peer.receive()
+        await peer.send(
+            {"type": "error", "command": "subscribe", "id": None, "task_id": T1,
+             "code": "not_found", "message": "not kept any more", "retryable": False}
+        )  # fmt: skip
+        await peer.reply(ping)
+        await idle(peer)
+
+    async with FakeServer(refuses).running() as server, Client(server.url) as client:
+        events = client.events(T1)
+        following = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0.05)
+        await client.ping()
+        with pytest.raises(NotFound, match="not kept"):
+            await following
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan", 1e300, -5])
+async def test_a_server_cannot_have_the_client_wait_for_ever(seconds):
+    """What it asks for is bounded."""
+
+    async def leaves(peer):
+        await peer.send({"type": "goaway", "reason": "drain", "reconnect_in": seconds})
+        await peer.socket.close(1012)
+
+    waits = Waits()
+    running = FakeServer(leaves, answers).running()
+    async with running as server, Client(server.url, waits.options) as client:
+        await client.ping()
+    assert waits.seconds
+    assert max(waits.seconds) <= 100
 
 
 async def test_a_frame_over_the_clients_limit_ends_everything():
