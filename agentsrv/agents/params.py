@@ -39,8 +39,9 @@ from pydantic import (
     create_model,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from agentsrv.agents.branching import HINT, is_too_much, width_of
 from agentsrv.error_text import describe
 from agentsrv.errors import ConfigurationError
 
@@ -102,6 +103,8 @@ class Parameters:
     passing: Passing | None
     runs_code: bool
     """Whether validating them calls functions of the author, which might end the process."""
+    width: int
+    """How many branches each level of a value is tried by; see `branching`."""
 
     @classmethod
     def of(cls, run: Callable[..., Any], label: str, slots: Sequence[Slot]) -> Parameters:
@@ -146,7 +149,8 @@ class Parameters:
         own = tuple((name, f"p{number}") for number, name in enumerate(fields))
         runs_code = _runs_code(model.__pydantic_core_schema__)
         passing = _passing(parameters, filled)
-        return cls(model, schema, names, rest is not None, own, passing, runs_code)
+        width = width_of(schema, uses_discriminators=True)
+        return cls(model, schema, names, rest is not None, own, passing, runs_code, width)
 
     def adapted(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """``run`` as a function of ``(first, second, **params)``; ``run`` itself if it is one."""
@@ -158,6 +162,7 @@ class Parameters:
         Raises:
             ValidationError: A value is wrong, or one without a default is missing.
         """
+        self._check_work(params)
         if self.takes_all:
             valid = self.model.model_validate(dict(params))
             return {name: getattr(valid, field) for name, field in self.fields} | (
@@ -168,6 +173,24 @@ class Parameters:
         given = {name: params[name] for name in self.names if name in params}
         valid = self.model.model_validate(given)
         return {name: getattr(valid, field) for name, field in self.fields}
+
+    def _check_work(self, params: Mapping[str, Any]) -> None:
+        """Refuse a value whose validation takes too long, without validating it.
+
+        Raises:
+            ValidationError: It names the param.
+        """
+        found = [
+            InitErrorDetails(
+                type=PydanticCustomError("branching", HINT),
+                loc=(name,),
+                input=None,
+            )
+            for name, value in params.items()
+            if (self.takes_all or name in self.names) and is_too_much(value, self.width)
+        ]
+        if found:
+            raise ValidationError.from_exception_data(self.model.__name__, found)
 
     def complaints(self, params: Mapping[str, Any]) -> list[ErrorDetails]:
         """What is wrong with ``params`` for the function; empty if nothing is.

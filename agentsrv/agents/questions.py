@@ -20,6 +20,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, SchemaValidator
 
+from agentsrv.agents.branching import HINT, is_too_much, width_of
 from agentsrv.agents.params import portable
 from agentsrv.agents.values import ValueRefusedError, copied, to_json
 from agentsrv.errors import (
@@ -194,6 +195,8 @@ class Question:
 
     def _complaints(self, kind: TypeAdapter[Any], value: Any) -> list[tuple[str, str]]:
         """The places and reasons of what is wrong with an answer."""
+        if is_too_much(value, _width(kind)):
+            return [("value", HINT)]
         try:
             _checker(kind).validate_json(orjson.dumps(value), strict=True)
         except ValidationError as error:
@@ -314,6 +317,8 @@ def check_schema(schema: Schema, value: Any) -> None:
     except ValueError as error:
         reason = str(error).partition("\n")[0]
         raise PermanentError(f"the question's schema is no JSON Schema: {reason}") from None
+    if is_too_much(value, width_of(schema, uses_discriminators=False)):
+        raise _invalid(value, [("value", HINT)])
     try:
         validator.validate(value)  # up to the first error: all of them may be tens of thousands
     except jsonschema_rs.ValidationError as first:
@@ -366,6 +371,11 @@ def _checker(kind: TypeAdapter[Any]) -> SchemaValidator:
     # The validators that models already have would be used in place of these schemas.
     schema = cast("CoreSchema", _failing_fast(kind.core_schema))
     return SchemaValidator(schema, _use_prebuilt=False)
+
+
+@lru_cache(maxsize=128)
+def _width(kind: TypeAdapter[Any]) -> int:
+    return width_of(kind.json_schema(), uses_discriminators=True)
 
 
 def _failing_fast(schema: Any) -> Any:

@@ -69,7 +69,8 @@ Failures that are covered
 - The import waits (for a lock, for a network): the fork server is interrupted after
   ``IMPORT_SECONDS`` and goes on without the application; each worker then imports it for itself
   and is ended after the same time, with an error that says so.
-- The fork server is stopped: it is killed when a process has not started in ``START_SECONDS``.
+- The fork server is stopped: it is killed when it has started no process for ``START_SECONDS``,
+  also if the attempts that wait for one end sooner.
 - The fork server is killed: running attempts are not affected; the next attempt starts a new one.
   (Should the supervisor of such an attempt be killed too, programs of its worker survive.)
 - A worker closes or reuses the channel's descriptor: each write compares the socket's identity.

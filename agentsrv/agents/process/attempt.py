@@ -130,6 +130,11 @@ class Attempt:
         """Whether there was a process, or a reason why there cannot be one, which `run` tells."""
         return self._begun.done()
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether the fork server has taken the attempt: there is a process, or was one."""
+        return self._begun.done() or (self._gone is not None and self._gone.done())
+
     async def run(self, job: bytes) -> tuple[str | None, Any]:
         """Send the job and serve the worker; return its text, if any, and its result.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from agentsrv.agents.process import system, wire
 from agentsrv.agents.process.attempt import (
@@ -115,6 +115,8 @@ class ProcessPool:
         self._starter: asyncio.Task[None] | None = None
         self._budget = LogBudget(asyncio.get_running_loop().time, LINES_AT_ONCE, LINES_PER_SECOND)
         self._attempts: set[Attempt] = set()
+        self._silent_since: float | None = None
+        """When the first attempt was handed over of which the fork server has taken none since."""
 
     async def __aenter__(self) -> Self:
         """Start the fork server ahead of the first attempt, if there are functions for it."""
@@ -153,8 +155,7 @@ class ProcessPool:
             self._attempts.add(attempt)
             try:
                 async with self._starting:
-                    if not await attempt.start(self._hand_over):
-                        self._give_up()
+                    await self._begin(attempt)
                 if attempt.has_begun:
                     text, result = await attempt.run(job)
                     ctx.set_result(result)
@@ -179,6 +180,7 @@ class ProcessPool:
         for preload in (True, False):  # the import of the application may end the process
             if self._server is not None:
                 await self._server.close()
+            self._silent_since = None
             try:
                 self._server = _ForkServerProcess(self._functions, preload=preload)
             except (OSError, RuntimeError) as error:
@@ -192,14 +194,36 @@ class ProcessPool:
             f"within {START_SECONDS:g} s; its output is in the log"
         )
 
-    def _give_up(self) -> NoReturn:
+    async def _begin(self, attempt: Attempt) -> None:
+        """Have the attempt's process started.
+
+        The fork server is killed if it has answered nothing for ``START_SECONDS``, whether one
+        attempt waits so long or several one after the other, each of which ends sooner.
+
+        Raises:
+            AgentProcessError: It did not start in time.
+        """
+        is_in_time = True
+        try:
+            is_in_time = await attempt.start(self._hand_over)
+        finally:
+            now = asyncio.get_running_loop().time()
+            if attempt.is_answered:
+                self._silent_since = None
+            elif self._silent_since is not None and now - self._silent_since >= START_SECONDS:
+                self._give_up()
+        if not is_in_time:
+            self._give_up()
+            raise AgentProcessError(
+                f"the agent's process did not start within {START_SECONDS:g} s; the process that "
+                "should have started it was killed"
+            )
+
+    def _give_up(self) -> None:
         """Kill the fork server, which does not answer; the next attempt starts a new one."""
+        self._silent_since = None
         if self._server is not None:
             self._server.kill()
-        raise AgentProcessError(
-            f"the agent's process did not start within {START_SECONDS:g} s; the process that "
-            "should have started it was killed"
-        )
 
     async def _server_ready(self) -> _ForkServerProcess:
         """The fork server; starts one if there is none."""
@@ -211,6 +235,8 @@ class ProcessPool:
         """Send the descriptors of one attempt to the fork server, to a new one if it has ended."""
         while not await (await self._server_ready()).send(descriptors):
             pass
+        if self._silent_since is None:
+            self._silent_since = asyncio.get_running_loop().time()
 
 
 class _ForkServerProcess:

@@ -345,6 +345,38 @@ async def test_the_fork_server_may_be_stopped(server: Server, monkeypatch) -> No
     await server.look()
 
 
+async def test_a_stopped_fork_server_is_noticed_by_attempts_that_end_sooner(
+    server: Server, monkeypatch
+) -> None:
+    """None of them waits as long as it is given, but one after the other they do."""
+    await server.look()
+    os.kill(min(marked(server._mark)), signal.SIGSTOP)
+    monkeypatch.setattr(attempt, "EXIT_SECONDS", 0.01)
+    monkeypatch.setattr(pool, "START_SECONDS", 0.5)
+    step = {"step_id": "a", "agent": "look", "timeout": 0.2, "max_retries": 0}
+    failures = 0
+    while True:
+        try:
+            await server.client.run("x", plan={"steps": [step]})
+            break
+        except TaskFailed as failure:
+            failures += 1
+            assert "no result within 0.2 s" in failure.message  # noqa: PT017 - of each of them
+            assert failures < 100
+        step["timeout"] = 0.2 if pool_is_silent(server) else 30
+    assert failures > 1
+
+
+def pool_is_silent(server: Server) -> bool:
+    """Whether the fork server that was stopped is still there."""
+    oldest = min(marked(server._mark), default=0)
+    try:
+        state = Path(f"/proc/{oldest}/stat").read_text(encoding="utf-8").rpartition(")")[2]
+    except OSError:
+        return False
+    return state.split()[0] == "T"
+
+
 @pytest.mark.parametrize("deaths", [1, pool.HAND_OVERS])
 async def test_the_fork_server_may_end_with_an_attempt_in_its_hands(
     monkeypatch, deaths: int
