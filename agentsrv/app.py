@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -234,13 +235,15 @@ class App:
             await stack.enter_async_context(_accepting(listener, store, hub, settings, on_fault))
             if settings.role != "gateway":
                 worker.start()
+            stack.push_async_exit(
+                partial(_leave, orchestrator, worker, listener, settings.drain_timeout)
+            )
             try:
                 yield Running(listener.url, listener.port, worker, broken)
-            finally:
-                orchestrator.draining = True
-                listener.say_goodbye("the server stops")
-                await worker.drain(settings.drain_timeout)
-                await listener.close()
+            except GeneratorExit:  # by `loop.shutdown_asyncgens()`: nobody leaves the block so
+                reason = "code in this process has closed the server's asynchronous generators"
+                on_fault(Dismantled(reason))
+                raise
 
     def _surroundings(
         self,
@@ -271,6 +274,26 @@ class App:
             tracing=open_tracing(),
             processes=processes,
         )
+
+
+class Dismantled(RuntimeError):
+    """Code in this process has taken the server apart: what runs cannot be given back in order."""
+
+
+async def _leave(
+    orchestrator: Orchestrator,
+    worker: Worker,
+    listener: Listener,
+    timeout: float,  # noqa: ASYNC109 - of the drain
+    kind: type[BaseException] | None,
+    *_: object,
+) -> None:
+    """Drain and close, unless there is nothing left that could drain."""
+    if kind is not GeneratorExit:
+        orchestrator.draining = True
+        listener.say_goodbye("the server stops")
+        await worker.drain(timeout)
+        await listener.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path, PurePath
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from agentsrv import threads
-from agentsrv.app import App, Running
+from agentsrv.app import App, Dismantled, Running
 from agentsrv.cli import addresses, forks
 from agentsrv.cli.exits import Exit, leave, say
 from agentsrv.cli.signals import Signals, exit_now
@@ -173,12 +173,16 @@ def _run(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, int]) -> int
 
     A ``SystemExit`` or ``KeyboardInterrupt`` in a task or a callback that an agent has created
     leaves the loop, whoever awaits the task. The loop continues; whoever awaits it is given the
-    error. Signals are never raised: `Signals` receives them.
+    error. Likewise where an agent stops the loop. Signals are never raised: `Signals` gets them.
     """
     serving = loop.create_task(work)
     while True:
         try:
             return loop.run_until_complete(serving)
+        except RuntimeError as error:
+            if serving.done():
+                raise
+            _log.error("code in this process stopped the event loop; it continues: %s", error)
         except (SystemExit, KeyboardInterrupt) as error:
             if serving.done():
                 raise
@@ -247,8 +251,22 @@ async def _until_end(running: Running, stop: _Stop) -> None:
     try:
         ends: set[asyncio.Future[Any]] = {stopped, running.broken}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:  # only code that cancels all tasks reaches this one
+        _end_as_by_crash("code in this process has cancelled the server's own asyncio tasks")
     finally:
         stopped.cancel()
+    if running.broken.done() and isinstance(fault := running.broken.result(), Dismantled):
+        _end_as_by_crash(str(fault))
+
+
+def _end_as_by_crash(reason: str) -> NoReturn:
+    """Exit at once, without a drain: so the attempts whose code runs are charged with it."""
+    _log.critical(
+        "%s; it cannot continue and ends at once. After a restart, running tasks continue; a step "
+        "that causes this again and again is failed",
+        reason,
+    )
+    exit_now(Exit.FAILED)
 
 
 def _verdict(running: Running) -> int:

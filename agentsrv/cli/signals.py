@@ -63,7 +63,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, NoReturn, Self, TypeVar
 
 from agentsrv.telemetry import logs, outlets
 from agentsrv.telemetry.watchdog import blocker
@@ -248,7 +248,7 @@ class Signals:
         _within(LOG_WITHIN, lambda: _log.log(level, "%s", text, extra={"about": about or {}}))
 
 
-def exit_now(code: int) -> None:
+def exit_now(code: int) -> NoReturn:
     """End the process at once; the last lines of the log are written as far as somebody reads."""
     _within(LOG_WITHIN, logging.shutdown)
     _within(2 * LOG_WITHIN, lambda: outlets.flush(LOG_WITHIN))

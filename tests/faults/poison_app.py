@@ -46,6 +46,21 @@ async def by_a_signal(step: Step, ctx: StepContext) -> None:
 
 
 @app.agent(retries=0)
+async def by_cancelling_all_tasks(step: Step, ctx: StepContext) -> None:
+    """End what it takes for its own, as programs do before they exit."""
+    for task in asyncio.all_tasks():
+        task.cancel()
+    await asyncio.sleep(1)
+
+
+@app.agent(retries=0)
+async def by_closing_all_generators(step: Step, ctx: StepContext) -> None:
+    """Likewise."""
+    await asyncio.get_running_loop().shutdown_asyncgens()
+    await asyncio.sleep(1)
+
+
+@app.agent(retries=0)
 async def in_c(step: Step, ctx: StepContext) -> None:
     """A fault in C code."""
     ctypes.string_at(0)

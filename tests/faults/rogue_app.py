@@ -75,6 +75,15 @@ async def careless(step: Step, ctx: StepContext, error: str) -> str:
 
 
 @app.agent(retries=0)
+async def stopper(step: Step, ctx: StepContext) -> str:
+    """Stop the event loop, once and again."""
+    for _ in range(3):
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(0.01)
+    return "stopped"
+
+
+@app.agent(retries=0)
 async def endless(step: Step, ctx: StepContext) -> AsyncIterator[str]:
     """Write without end, and without giving others a turn."""
     while True:

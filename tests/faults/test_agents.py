@@ -51,6 +51,7 @@ async def test_rogue_agents_fail_their_tasks_only(tmp_path: Path, ledger: Ledger
             for error in EXITS:
                 run = await client.run("x", agent="careless", params={"error": error})
                 assert run.final_output == "careless"
+            assert (await client.run("x", agent="stopper")).final_output == "stopped"
             assert (await client.run("x", agent="blocker")).final_output == "slept"
             assert (await client.run("x", agent="good")).final_output == "good"
     finally:
@@ -59,10 +60,11 @@ async def test_rogue_agents_fail_their_tasks_only(tmp_path: Path, ledger: Ledger
     assert "the event loop is blocked" in log
     assert "in blocker" in log
     assert "code in this process raised SystemExit" in log
+    assert "code in this process stopped the event loop" in log
     violations += status != 0
     ledger.record(
         "P10",
-        faults={"rogue agents": len(ROGUES) + 2 + len(EXITS)},
+        faults={"rogue agents": len(ROGUES) + 3 + len(EXITS)},
         checked={"tasks beside them": len(ROGUES) + 1},
         violations=violations,
     )

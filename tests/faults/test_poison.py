@@ -42,6 +42,8 @@ POISON = [
     "in_its_params",
     "beside_a_question",
     "in_a_side_task",
+    "by_cancelling_all_tasks",
+    "by_closing_all_generators",
 ]
 PLAN: ExecutionPlan = chain(10, "short")
 MOST_CRASHES = FAILS_AT + 2  # text that was not committed before may count as progress once more
