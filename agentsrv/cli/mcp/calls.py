@@ -151,7 +151,7 @@ class _Unanswered(Exception):
 def told(asked: e.InputRequired) -> CallToolResult:
     """The result of a call that leaves a question open: what is asked, and how to answer."""
     task_id = asked.input_id.partition("/")[0]
-    options = "" if asked.options is None else f" One of: {', '.join(map(str, asked.options))}."
+    options = "" if asked.options is None else f" One of: {', '.join(forms.labels(asked.options))}."
     text = (
         f"Task {task_id} waits for an answer. {asked.step_id} asks: {asked.prompt}{options}\n"
         f"Ask the user, then answer with the tool respond, question {asked.input_id}, "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import orjson
 from mcp_types import ElicitRequestFormParams, ElicitResult
 
 from agentsrv.errors import InputDeclined
@@ -49,7 +50,10 @@ def form(asked: InputRequired, refusal: str | None = None) -> ElicitRequestFormP
         }
     else:
         field = _only_field(asked)
-        if asked.default is not None and type(asked.default).__name__ in ("bool", "int", "str"):
+        if asked.default is not None and asked.options is not None:
+            place = list(map(_key, asked.options)).index(_key(asked.default))
+            field["default"] = labels(asked.options)[place]
+        elif asked.default is not None and type(asked.default).__name__ in ("bool", "int", "str"):
             field["default"] = asked.default
         schema = {"type": "object", "properties": {FIELD: field}, "required": [FIELD]}
     return ElicitRequestFormParams(message=message, requested_schema=schema)
@@ -70,8 +74,19 @@ def answer(asked: InputRequired, result: ElicitResult) -> Any:
         return result.content
     value = result.content.get(FIELD)
     if asked.options is not None:
-        return next((option for option in asked.options if str(option) == value), value)
+        named = zip(labels(asked.options), asked.options, strict=True)
+        return next((option for label, option in named if label == value), value)
     return read_answer(value, asked) if isinstance(value, str) else value
+
+
+def labels(options: Sequence[Any]) -> list[str]:
+    """What a user chooses from: texts as they are, others as JSON; all as JSON if two are alike."""
+    found = [option if isinstance(option, str) else _key(option) for option in options]
+    return found if len(set(found)) == len(found) else list(map(_key, options))
+
+
+def _key(option: Any) -> str:
+    return orjson.dumps(option, option=orjson.OPT_SORT_KEYS).decode()
 
 
 def _is_flat(asked: InputRequired) -> bool:
@@ -81,13 +96,14 @@ def _is_flat(asked: InputRequired) -> bool:
         and asked.schema.get("type") == "object"
         and isinstance(fields, dict)
         and bool(fields)
-        and all(field.get("type") in PLAIN for field in fields.values())
+        and all(isinstance(one, dict) and one.get("type") in PLAIN for one in fields.values())
+        and fields.keys() >= set(asked.schema.get("required", ()))
     )
 
 
 def _only_field(asked: InputRequired) -> dict[str, Any]:
     if asked.options is not None:
-        return {"type": "string", "enum": list(map(str, asked.options))}
+        return {"type": "string", "enum": labels(asked.options)}
     if asked.schema.get("type") in PLAIN:
         return _field(asked.schema)
     return {"type": "string", "description": "Written as JSON."}

@@ -54,6 +54,36 @@ def only(field: dict[str, Any]) -> dict[str, Any]:
             2,
         ),
         (
+            asked({}, options=["red", {"b": 1, "a": None}], default={"a": None, "b": 1}),
+            only(
+                {
+                    "type": "string",
+                    "enum": ["red", '{"a":null,"b":1}'],
+                    "default": '{"a":null,"b":1}',
+                }
+            ),
+            {"answer": '{"a":null,"b":1}'},
+            {"b": 1, "a": None},
+        ),
+        (
+            asked({}, options=[1, "1", True, "true"]),
+            only({"type": "string", "enum": ["1", '"1"', "true", '"true"']}),
+            {"answer": '"1"'},
+            "1",
+        ),
+        (
+            asked({"type": "object", "properties": {"a": True}}),
+            only({"type": "string", "description": "Written as JSON."}),
+            {"answer": '{"a": 1}'},
+            {"a": 1},
+        ),
+        (
+            asked({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["b"]}),
+            only({"type": "string", "description": "Written as JSON."}),
+            {"answer": '{"b": 1}'},
+            {"b": 1},
+        ),
+        (
             asked({"type": "array", "items": {"type": "integer"}}),
             only({"type": "string", "description": "Written as JSON."}),
             {"answer": "[1, 2]"},
@@ -74,7 +104,11 @@ def only(field: dict[str, Any]) -> dict[str, Any]:
             {"street": "Elm", "number": 4},
         ),
     ],
-    ids=["yes or no", "as text", "default", "number", "options", "not plain", "fields"],
+    ids=[
+        *("yes or no", "as text", "default", "number", "options", "options that are objects"),
+        *("options that print alike", "a field of any kind", "a field that is not described"),
+        *("not plain", "fields"),
+    ],
 )
 def test_a_question_is_a_form_and_the_form_an_answer(question, shown, content, value):
     """With no more than a form may say of its fields."""
