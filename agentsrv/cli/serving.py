@@ -289,12 +289,13 @@ async def _end_leftovers(code: int) -> None:
     threading.Thread(target=_shut_down_threads, args=(loop, own), daemon=True).start()
     closing = {asyncio.create_task(loop.shutdown_default_executor()), own}
     _, left = await asyncio.wait(closing, timeout=LAST_CHANCE)
-    if left:
-        stubborn += [
-            thread.name
-            for thread in threading.enumerate()
-            if thread.name.startswith((POOL, threads.NAME))
-        ]
+    own_threads = [
+        thread for thread in threading.enumerate() if thread.name.startswith((POOL, threads.NAME))
+    ]
+    for thread in own_threads:
+        if not left:  # it was left behind by what it belonged to, or is about to end
+            thread.join(LAST_CHANCE)
+    stubborn += [thread.name for thread in own_threads if thread.is_alive()]
     if stubborn:
         _log.warning("exiting although this does not stop: %s", ", ".join(stubborn))
         exit_now(code)

@@ -21,7 +21,9 @@ for good: what ends this process from then on was declared, and counts against n
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -63,6 +65,8 @@ class Marks:
             OSError: The file cannot be read or written; a full disk is noticed here.
         """
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # to read another one may never end
+            raise OSError(errno.EINVAL, "found no regular file", str(path))
         found = path.read_bytes()
         missing = max(SLOTS * SIZE - len(found), -len(found) % SIZE)
         if missing:

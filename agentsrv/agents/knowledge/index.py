@@ -119,6 +119,10 @@ class Index:
         """Leave a file alone that is not missing, empty or marked with our application id."""
         if not self._database.exists():
             return
+        if not self._database.is_file():  # to open another one may never end
+            raise KnowledgeError(
+                f"the knowledge index {self._database} is no regular file; choose another file"
+            )
         with self._database.open("rb") as file:
             header = file.read(72)
         if header and header[68:72] != APPLICATION_ID.to_bytes(4, "big"):

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from agentsrv import threads
 from agentsrv.agents.knowledge.folder import FoundFile, scan
 from agentsrv.agents.knowledge.index import Index
 from agentsrv.agents.knowledge.ranking import CANDIDATES, Passage, find
@@ -39,6 +40,7 @@ OPTIMIZE_FROM = 200  # files changed by a refresh, to make merging the index wor
 EMBED_BATCH = 64  # passages of one request to the embedding model: about 10,000 tokens
 ALONE = 3  # passages refused one by one, from which the model counts as out of order
 EMBED_PATIENCE = 5.0  # seconds that a search waits for the vector of its query
+CLOSE_PATIENCE = 2.0  # seconds for a thread to end what it does, when the index is closed
 EMBED_PAUSE = 30.0  # seconds without asking the embedding model after it has failed a search
 
 _T = TypeVar("_T")
@@ -297,7 +299,8 @@ class _Desk:
 
     def __init__(self, database: Path) -> None:
         self._database = database
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="knowledge")
+        name = f"{threads.NAME}-knowledge"
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._index: Index | None = None
         self._closed = False
 
@@ -316,13 +319,15 @@ class _Desk:
             raise KnowledgeError(f"the knowledge index {self._database} failed: {error}") from error
 
     async def close(self) -> None:
+        """Close the connection; a thread that its file system does not answer is left behind."""
         if self._closed:
             return
         self._closed = True
         if self._index is not None:
             self._index.interrupt()
+        closing = asyncio.get_running_loop().run_in_executor(self._thread, self._shut)
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._shut)
+            await asyncio.wait({closing}, timeout=CLOSE_PATIENCE)
         finally:
             # also when cancelled: what waits in the queue, such as the closing, still runs
             self._thread.shutdown(wait=False)

@@ -115,3 +115,14 @@ def test_each_name_of_a_database_has_the_same_marks(first, second, tmp_path, mon
     again.close()
     assert left_behind(data / "agentsrv.db.running") == []
     assert {path.name for path in tmp_path.iterdir()} == {"data", "link.db", "other"}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_file_that_never_ends_is_refused(make, tmp_path):
+    """To read it would hold the start, and every stop."""
+    path = tmp_path / "db.running"
+    make(path)
+    marks = Marks()
+    with pytest.raises(OSError, match="no regular file"):
+        marks.open(path)
+    marks.close()

@@ -1,9 +1,11 @@
 import asyncio
 import logging
 import os
+import threading
 
 import pytest
 
+from agentsrv.agents.knowledge import search
 from agentsrv.agents.knowledge.search import EMBED_PAUSE, KnowledgeBase
 from agentsrv.errors import KnowledgeError, ModelError
 
@@ -129,6 +131,38 @@ async def test_a_broken_index_is_a_knowledge_error(folder, tmp_path):
     with pytest.raises(KnowledgeError, match="docs"):
         await base.search("threads")
     await base.close()
+
+
+async def test_an_index_that_is_no_file_is_refused(folder, tmp_path):
+    """To open a FIFO would hold the thread for ever."""
+    path = tmp_path / "fifo.db"
+    os.mkfifo(path)
+    base = KnowledgeBase(folder, path)
+    with pytest.raises(KnowledgeError, match="no regular file"):
+        await base.search("water", 1)
+    await base.close()
+
+
+async def test_a_file_system_that_does_not_answer_does_not_hold_the_stop(
+    folder, tmp_path, monkeypatch
+):
+    """The thread is left behind."""
+    answers = threading.Event()
+
+    def hang(_):
+        answers.wait(60)
+        raise KnowledgeError("late")
+
+    monkeypatch.setattr(search, "Index", hang)
+    monkeypatch.setattr(search, "CLOSE_PATIENCE", 0.01)
+    base = KnowledgeBase(folder, tmp_path / "hangs.db")
+    searching = asyncio.create_task(base.search("water", 1))
+    await asyncio.sleep(0.05)
+    await base.close()
+    assert not answers.is_set()
+    answers.set()
+    with pytest.raises(KnowledgeError, match="late"):
+        await searching
 
 
 async def test_after_closing_nothing_is_searched(knowledge):
