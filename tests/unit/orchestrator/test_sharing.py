@@ -161,7 +161,7 @@ def test_what_depends_on_people_is_not_kept(listens):
     """Each task asks its own people, and reads its own messages."""
 
     async def agent(step: Step, ctx: StepContext) -> str:
-        return await listens(ctx)
+        return str(await listens(ctx))
 
     async def story() -> None:
         world = World()

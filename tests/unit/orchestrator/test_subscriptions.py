@@ -397,8 +397,8 @@ def test_an_execute_that_is_refused_leaves_the_bond_and_the_subscription(connect
             return True
 
         async with running(world):
-            fields = {"execute": False, "on_disconnect": "cancel"}
-            task = await world.create(step("a", "talking"), **fields)
+            work = step("a", "talking")
+            task = await world.create(work, execute=False, on_disconnect="cancel")
             both = (subscribers * 2)[:2]
             done = await asyncio.gather(*map(execute, both))
             assert sorted(done) == [False, True]
