@@ -114,6 +114,20 @@ const cases = {
     return both.map(({ code }) => code ?? "answered");
   },
 
+  async endedSubscription() {
+    const gone = { type: "error", command: "subscribe", id: null, task_id: "a", code: "not_found", message: "gone", retryable: false };
+    const Socket = scripted((socket, { id, command }) => {
+      if (command === "ping") socket.tell(gone);
+      socket.tell({ type: "reply", id, command, task_id: "a", status: "running", seq: 5 });
+    });
+    const client = new Client("ws://x", { WebSocket: Socket });
+    const followed = told(client.follow("a", () => {}));
+    await client.command("status", { task_id: "a" });
+    const both = await Promise.all([told(client.command("ping")), followed]);
+    client.close();
+    return both.map(({ code }) => code ?? "answered");
+  },
+
   async abortedBefore() {
     const Socket = scripted(pong);
     const client = new Client("ws://x", { WebSocket: Socket });

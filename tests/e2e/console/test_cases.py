@@ -112,6 +112,7 @@ INTEGERS = [
 ]  # fmt: skip
 EXPECTED: dict[str, Any] = {
     "unnamedError": ["invalid_json", "answered"],
+    "endedSubscription": ["answered", "not_found"],
     "abortedBefore": ["AbortError", 0],
     "abortedWhileOffline": ["AbortError", 0],
     "integers": [
