@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Awaitable, Collection, Coroutine, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from contextvars import Token
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -38,6 +38,8 @@ from agentsrv.telemetry import logs
 
 if TYPE_CHECKING:
     from agentsrv.telemetry.tracing import AttemptSpan
+
+T = TypeVar("T")
 
 MAX_ERROR = 2000  # characters of an error message in the log
 FIRST_LOOK: Final = 0.1  # seconds until the tasks of a step that has asked are looked at again
@@ -143,6 +145,7 @@ class StepRun:
         self._has_turn = False  # as a suspect
         self._taking: asyncio.Lock | None = None  # while a suspect waits for another turn
         self._crew = Crew()
+        self._loop = asyncio.get_running_loop()
         self._look: asyncio.Handle | None = None  # whether only answers are waited for
         self._is_look_near = False  # so near that a further question changes nothing
 
@@ -412,7 +415,17 @@ class StepRun:
             "before the end: wait for the tasks that the agent starts (asyncio.TaskGroup)"
         )
 
+    def _at_home(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        """``work`` in the server's loop, for code of the author that runs in another one.
+
+        An agent may use its context in a thread, by ``asyncio.run(ctx.progress(…))``.
+        """
+        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
     async def _report(self, attempt: int, done: Any, total: Any, message: Any) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            await self._at_home(self._report(attempt, done, total, message))
+            return
         if attempt != self.state.attempt or self._said is None:
             raise self._too_late(attempt, "a progress report")
         event = e.StepProgress(self.step.step_id, attempt, done, total, message)
@@ -436,6 +449,8 @@ class StepRun:
         )
 
     async def _ask(self, attempt: int, question: Question) -> e.InputReceived:
+        if asyncio.get_running_loop() is not self._loop:
+            return await self._at_home(self._ask(attempt, question))
         if attempt != self.state.attempt or self._said is None:
             raise self._too_late(attempt, "a question")
         check = partial(self._check_answer, question)
@@ -457,6 +472,8 @@ class StepRun:
                 await self._journal.commit()
 
     async def _message(self, number: int) -> Any:
+        if asyncio.get_running_loop() is not self._loop:
+            return await self._at_home(self._message(number))
         self._has_listened = True
         return await self._task.dialogue.message(number)
 

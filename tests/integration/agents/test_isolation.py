@@ -179,3 +179,57 @@ async def test_programming_errors_are_not_retried(isolation):
     assert found == {what: expected for what, (_, expected) in plain.WRONG.items()}
     permanent = {"permanent in a group"}
     assert retried == {what: 1 if what in permanent else 3 for what in plain.WRONG}
+
+
+def reporting(step, ctx):
+    """Report from the thread's own loops, faster than the log is written."""
+    for number in range(300):
+        asyncio.run(ctx.progress(number, 300, "x" * 1000))
+    return "done"
+
+
+async def reporting_beside(step, ctx):
+    """The same from several threads of an async agent."""
+    await asyncio.gather(*(asyncio.to_thread(reporting, step, ctx) for _ in range(3)))
+    return "done"
+
+
+async def asking_beside(step, ctx):
+    """Ask in a thread's loop."""
+    return str(await asyncio.to_thread(lambda: asyncio.run(ctx.ask("Sure?"))))
+
+
+async def reading_beside(step, ctx):
+    """Read a message in a thread's loop."""
+
+    async def first():
+        return await anext(ctx.messages())
+
+    return str(await asyncio.to_thread(lambda: asyncio.run(first())))
+
+
+@pytest.mark.parametrize(
+    ("agent", "isolation", "output"),
+    [
+        (reporting, "thread", "done"),
+        (reporting_beside, "task", "done"),
+        (asking_beside, "task", "True"),
+        (reading_beside, "task", "hello"),
+    ],
+)
+async def test_the_context_may_be_used_in_another_loop(agent, isolation, output):
+    """Its work is done in the server's loop: the log is whole, and answers arrive."""
+    async with served(agent, isolation=isolation, retries=0) as client:
+        task = (await client.create("x", agent=agent.__name__, execute=True))["task_id"]
+        seen = []
+        async for record in client.events(task):
+            seen.append(record)
+            if record.event_type == "step_started" and agent is reading_beside:
+                await client.send(task, "hello")
+            if record.event_type == "input_required":
+                await client.respond(record.data["input_id"], True)
+    assert seen[-1].data.get("final_output") == output
+    assert [record.seq for record in seen] == list(range(1, len(seen) + 1))
+    reports = [r.data["done"] for r in seen if r.event_type == "step_progress"]
+    expected = {"reporting": 1, "reporting_beside": 3}.get(agent.__name__, 0)
+    assert sorted(reports) == sorted([*range(300)] * expected)
