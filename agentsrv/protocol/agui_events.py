@@ -58,8 +58,11 @@ class AguiRun:
         """Whether the last event was made; nothing follows it."""
         self._thread_id, self._run_id = given.thread_id, given.run_id
         self._ids = f"{task_id}/"  # of the task's messages and questions
-        self._given = given.messages
-        self._kept = [m for m in given.messages if not str(m.get("id")).startswith(self._ids)]
+        kept = [m for m in given.messages if not str(m.get("id")).startswith(self._ids)]
+        self._kept = b",".join(map(orjson.dumps, kept))
+        """The front end's own messages as JSON, which takes less memory than objects."""
+        self._has_ours = len(kept) < len(given.messages)
+        """Whether the front end has messages of the task, which are told anew."""
         self._state = given.state if isinstance(given.state, dict) else {}
         self._is_live = False
         self._agents: dict[str, str] = {}
@@ -85,10 +88,10 @@ class AguiRun:
         }
         ours = {"task_id": self.task_id, "status": "pending", "steps": {}}
         events = [started]
-        if len(self._kept) < len(self._given):
+        if self._has_ours:
             events.append(self._messages_snapshot())
         events.append({"type": "STATE_SNAPSHOT", "snapshot": self._state | {NAMESPACE: ours}})
-        self._given, self._state = self._kept, {}
+        self._state = {}
         return list(map(orjson.dumps, events))
 
     def events(self, bodies: Sequence[bytes]) -> list[bytes]:
@@ -231,7 +234,9 @@ class AguiRun:
             {**self._message(message_id, "id"), "content": "".join(texts)}
             for message_id, texts in self._texts.items()
         ]
-        return {"type": "MESSAGES_SNAPSHOT", "messages": [*self._kept, *written]}
+        parts = [self._kept] if self._kept else []
+        messages = b"[%b]" % b",".join([*parts, *map(orjson.dumps, written)])
+        return {"type": "MESSAGES_SNAPSHOT", "messages": orjson.Fragment(messages)}
 
     def _finish_step(self, step_id: str) -> Iterator[AguiEvent]:
         if step_id in self._steps:
@@ -254,7 +259,7 @@ class AguiRun:
             yield from self._close_message(step_id)
         for step_id in list(self._steps):
             yield from self._finish_step(step_id)
-        self._texts, self._kept = {}, []
+        self._texts, self._kept = {}, b""
         self.is_over = True
 
 

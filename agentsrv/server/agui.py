@@ -59,6 +59,7 @@ class AguiConnection:
         try:
             while (frame := await next_request(self._socket, session)) is not None:
                 await self._answer(frame)
+                frame = None  # it may be large, and the next one may come late
         finally:
             self._subscriber.close()
 

@@ -120,6 +120,7 @@ class Connection:
                 task = asyncio.create_task(self._answer(request))
                 self._under_way.add(task)
                 task.add_done_callback(self._under_way.discard)
+            request = None  # it may be large, and the next one may come late
 
     async def _settle(self, most: int) -> None:
         """Wait until at most ``most`` commands are under way."""

@@ -310,7 +310,8 @@ class OutboxConnection(ServerConnection):
 
     def _parse_slice(self) -> float:
         """Parse a slice of what waits; returns the units of work that it was."""
-        data, self._unread = bytes(self._unread[:SLICE]), self._unread[SLICE:]
+        # An empty part of a view would keep all of what it is a part of.
+        data, self._unread = bytes(self._unread[:SLICE]), self._unread[SLICE:] or _NOTHING
         frames = self._parse(data)
         waiting = self.recv_messages
         if frames and sum(len(frame.data) for frame in waiting.frames.queue) > MAX_QUEUED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from contextlib import suppress
 
@@ -11,6 +12,9 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
+from agentsrv.protocol.agui import RunAgentInput
+from agentsrv.protocol.agui_events import AguiRun
+from agentsrv.server.outbox import OutboxConnection
 from tests.support.talk import Talk, serving, talking
 
 
@@ -346,3 +350,48 @@ async def test_a_task_that_waits_for_an_answer_is_cancelled():
         assert (await talk.ask("cancel"))["status"] == "cancelling"
         await talk.until("task_cancelled")
         assert (await talk.ask("status"))["inputs"] == []
+
+
+MARK = "held-by-an-idle-connection"
+LARGE = {
+    "a command with an id": {"command": "send", "id": 1, "task_id": "x", "message": [MARK]},
+    "a command without one": {"command": "send", "task_id": "x", "message": [MARK]},
+    "one that is answered in its turn": {"command": "list", "id": 1, "cursor": MARK},
+    "a run of a front end": {
+        "threadId": "t",
+        "runId": "r",
+        "messages": [
+            {"id": MARK, "role": "tool", "content": MARK},
+            {"id": "u", "role": "user", "content": "hi"},
+        ],
+        "forwardedProps": {"agentsrv": {"agent": "echo"}},
+    },
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+async def test_an_idle_connection_keeps_nothing_of_its_last_command(name):
+    """Many connections may each have sent a large one."""
+    frame = LARGE[name]
+    protocol = "ag-ui" if "runId" in frame else "agentsrv.v1"
+    async with (
+        serving() as server,
+        connect(server.url, subprotocols=[Subprotocol(protocol)]) as socket,
+    ):
+        await socket.send(
+            json.dumps(frame | {"padding": "x" * 300_000} if "runId" in frame else frame)
+        )
+        async for answer in socket:
+            kind = json.loads(answer)["type"]
+            if kind in {"reply", "error", "RUN_FINISHED"}:
+                break
+        await asyncio.sleep(0.05)
+        gc.collect()
+        kept = [
+            one for one in gc.get_objects() if type(one).__module__ == "agentsrv.models.commands"
+        ]
+        runs = [one for one in gc.get_objects() if isinstance(one, AguiRun | RunAgentInput)]
+        assert kept == []
+        assert MARK not in repr([vars(one) for one in runs])
+        unread = [one._unread for one in gc.get_objects() if isinstance(one, OutboxConnection)]
+        assert [view.obj for view in unread] == [b""] * len(unread)
