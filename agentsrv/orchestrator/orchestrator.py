@@ -125,7 +125,7 @@ class Orchestrator:
         if outcome.replayed:
             head = await self._replay(principal, head, answer, follows=follows, bound=bound)
         elif command.execute:
-            self._worker.prepare(command, state)
+            self._worker.prepare(command, state, len(new.spec))
         if follows:
             answer.found(head.task_id, head.seq, ended=head.status.is_terminal)
         return _head_result(head) | {"replayed": outcome.replayed}

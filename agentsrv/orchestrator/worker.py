@@ -47,7 +47,8 @@ from agentsrv.store.base import Lease, damaged
 from agentsrv.telemetry import logs
 from agentsrv.telemetry.measures import Measures
 
-MAX_PREPARED: Final = 1000  # queued tasks of which the state is kept; one costs some 2 KiB
+MAX_PREPARED: Final = 1000  # queued tasks of which the state is kept
+MAX_PREPARED_SPEC: Final = 2048  # bytes of JSON; a larger command is read when its task is claimed
 MAX_RETURNED: Final = 1000  # tasks of which is known how often they were given back
 MAX_FAULTS: Final = 10  # runs of a task that a fault broke off, until it fails: some 4 minutes
 MAX_RETURNS: Final = 60  # runs of a task that broke off for whatever reason: about an hour
@@ -87,7 +88,7 @@ class Worker:
         self._around = around
         self._concurrency = concurrency
         self._live: dict[str, TaskRunner] = {}
-        self._prepared: dict[str, tuple[Create, TaskState, float]] = {}
+        self._prepared: dict[str, tuple[Create | None, TaskState | None, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._releases: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -123,13 +124,23 @@ class Worker:
         """Whether the task runs here and is not lost."""
         return self.live(task_id) is not None
 
-    def prepare(self, spec: Create, state: TaskState) -> None:
+    def prepare(self, spec: Create, state: TaskState, size: int) -> None:
         """Keep what is in the log of a task that was queued just now: it need not be read.
 
-        Of many, only the newest are kept.
+        Of many, only the newest are kept; of a large command only when it was queued.
+
+        Args:
+            spec: The task's command.
+            state: The task's.
+            size: Bytes of the command as JSON. As objects it takes some twenty times as much.
         """
         queued_at = asyncio.get_running_loop().time()
-        self._prepared[state.task_id] = (spec, state, queued_at)
+        is_small = size <= MAX_PREPARED_SPEC
+        self._prepared[state.task_id] = (
+            spec if is_small else None,
+            state if is_small else None,
+            queued_at,
+        )
         if len(self._prepared) > MAX_PREPARED:
             del self._prepared[next(iter(self._prepared))]
 

@@ -1,10 +1,15 @@
 import asyncio
+import gc
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
+from agentsrv.agents.base import StepContext
 from agentsrv.errors import Unavailable
+from agentsrv.models.commands import Create
+from agentsrv.models.plan import Step
 from agentsrv.orchestrator import worker
 from agentsrv.orchestrator.logs import forget_old
 from tests.support.shared_memory import LEASE, Place
@@ -230,3 +235,32 @@ def test_a_task_that_waits_for_its_release_takes_no_slot(monkeypatch):
             assert not world.worker._returned
 
     simulate(story())
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_task_that_waits_keeps_a_small_command_only(size):
+    """The others are read from the store when their turn comes; the deadline counts all the same."""
+    held: list[Create] = []
+
+    async def taker(step: Step, ctx: StepContext, **params: Any) -> str:
+        await asyncio.sleep(100)
+        return str(len(ctx.params["text"]))
+
+    async def story() -> None:
+        world = World(concurrency=1)
+        world.agent(taker)
+        async with running(world):
+            fields: dict[str, Any] = {"params": {"text": "x" * size}}
+            tasks = [await world.create(step("a", "taker"), **fields) for _ in range(3)]
+            late = await world.create(step("a", "taker"), deadline=200.0, **fields)
+            await asyncio.sleep(1)
+            gc.collect()
+            found = [one for one in gc.get_objects() if isinstance(one, Create)]
+            held.extend(one for one in found if len(one.params.get("text", "")) == size)
+            for task in tasks:
+                end = await world.reader.until(task)
+                assert end.data["final_output"] == str(size)
+            assert "deadline" in (await world.reader.until(late)).data["error_message"]
+
+    simulate(story())
+    assert len(held) == (4 if size == 10 else 1)  # the one that runs
