@@ -125,8 +125,8 @@ class TaskState:
     started_at: str | None = None
     plan: ExecutionPlan | None = None
     steps: dict[str, StepState] = field(default_factory=dict)
-    messages: list[Any] = field(default_factory=list)
-    """What the client has sent, in its order."""
+    messages: list[bytes] = field(default_factory=list)
+    """What the client has sent, in its order, as JSON: objects take some twenty times as much."""
     messages_size: int = 0
     """Bytes that they have as JSON."""
     losses: int = 0
@@ -363,8 +363,9 @@ def _step_ended(state: TaskState, event: e.Event, timestamp: str) -> None:
 
 
 def _messaged(state: TaskState, event: e.MessageReceived, _: str) -> None:
-    state.messages.append(event.message)
-    state.messages_size += len(orjson.dumps(event.message))
+    message = orjson.dumps(event.message)
+    state.messages.append(message)
+    state.messages_size += len(message)
 
 
 def _cancelling(state: TaskState, event: e.TaskCancelling, _: str) -> None:

@@ -87,7 +87,7 @@ class Dialogue:
         return replace(asked.answer, value=value)
 
     async def message(self, number: int) -> Any:
-        """Wait for the task's message of that number, counted from 0.
+        """Wait for the task's message of that number, counted from 0; each call has its own copy.
 
         Raises:
             Fenced: Another worker has the task.
@@ -98,7 +98,7 @@ class Dialogue:
                 self._news = asyncio.Event()
             await self._news.wait()
         await self._journal.commit()
-        return messages[number]
+        return orjson.loads(messages[number])
 
     # The people's side.
 

@@ -256,7 +256,7 @@ def test_a_task_that_waits_keeps_a_small_command_only(size):
             await asyncio.sleep(1)
             gc.collect()
             found = [one for one in gc.get_objects() if isinstance(one, Create)]
-            held.extend(one for one in found if len(one.params.get("text", "")) == size)
+            held.extend(one for one in found if len(str(one.params.get("text"))) == size)
             for task in tasks:
                 end = await world.reader.until(task)
                 assert end.data["final_output"] == str(size)
