@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
-from agentsrv.agents.text import fold, sentences, stem, stems, words
+from agentsrv.agents.stemmer import stem
+from agentsrv.agents.text import fold, sentences, stems, words
 
 ENOUGH: Final = 0.7  # of the content words of a paraphrase that its passage must have
 

@@ -1,7 +1,7 @@
 """Words and sentences of English text: splitting, shortening, stop-words, stems.
 
-Everything here is a pure function of its arguments: no I/O, no clock, no randomness, so the
-same text always gives the same sentences and the same terms.
+Everything here is a pure function of its arguments: no clock, no randomness, so the same text
+always gives the same sentences and the same terms.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
+
+from agentsrv.agents.stemmer import MAX_WORD, stem
 
 # Function words, and the words that questions are made of ("how", "explain", "please"): they say
 # what kind of answer is wanted, and match in every passage.
@@ -74,9 +76,6 @@ _ABBREVIATIONS = frozenset(
     "al approx ca cf ch chap co corp dept dr e.g ed eds eg eq est fig figs i.e ie inc incl jr ltd"
     " misc mr mrs ms p para pp prof ref resp sect sr st vol vols vs".split()
 )
-
-
-MAX_WORD = 64  # letters; more is data. It bounds what the caches hold, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,123 +183,3 @@ def _ends_sentence(piece: str) -> bool:
     # "1." and "2.3." at the start of a piece number what follows
     number = " " not in piece and last.replace(".", "").isdigit()
     return not (initial or number or last.lower() in _ABBREVIATIONS)
-
-
-# --- the stemmer: M. F. Porter, "An algorithm for suffix stripping", Program 14(3), 1980 -------
-# The same algorithm as SQLite's `porter` tokenizer, so what the index matches is counted here too.
-
-_STEP2 = (
-    ("ational", "ate"), ("tional", "tion"), ("enci", "ence"), ("anci", "ance"), ("izer", "ize"),
-    ("logi", "log"), ("bli", "ble"), ("alli", "al"), ("entli", "ent"), ("eli", "e"),
-    ("ousli", "ous"), ("ization", "ize"), ("ation", "ate"), ("ator", "ate"), ("alism", "al"),
-    ("iveness", "ive"), ("fulness", "ful"), ("ousness", "ous"), ("aliti", "al"), ("iviti", "ive"),
-    ("biliti", "ble"),
-)  # fmt: skip
-_STEP3 = (
-    ("icate", "ic"), ("ative", ""), ("alize", "al"), ("iciti", "ic"), ("ical", "ic"),
-    ("ful", ""), ("ness", ""),
-)  # fmt: skip
-_STEP4 = (
-    "al", "ance", "ence", "er", "ic", "able", "ible", "ant", "ement", "ment", "ent", "ion", "ou",
-    "ism", "ate", "iti", "ous", "ive", "ize",
-)  # fmt: skip
-
-
-MIN_STEMMED = 3  # letters
-
-
-def stem(word: str) -> str:
-    """Return the Porter stem of a folded ``word``, as it is if shorter than `MIN_STEMMED`."""
-    if len(word) < MIN_STEMMED or not word.isascii():
-        return word
-    word = _plural(word)
-    word = _past(word)
-    if word.endswith("y") and _has_vowel(word[:-1]):
-        word = word[:-1] + "i"
-    word = _replace(word, _STEP2)
-    word = _replace(word, _STEP3)
-    word = _strip(word)
-    return _tidy(word)
-
-
-def _shape(part: str) -> str:
-    """Return one letter per letter of ``part``: v for a vowel, c for a consonant."""
-    shape = ""
-    for index, char in enumerate(part):
-        vowel = char in "aeiou" or (char == "y" and index > 0 and shape[-1] == "c")
-        shape += "v" if vowel else "c"
-    return shape
-
-
-def _measure(part: str) -> int:
-    """Return Porter's m: how often a vowel is followed by a consonant."""
-    return _shape(part).count("vc")
-
-
-def _has_vowel(part: str) -> bool:
-    return "v" in _shape(part)
-
-
-def _double(word: str) -> bool:
-    return len(word) > 1 and word[-1] == word[-2] and _shape(word)[-1] == "c"
-
-
-def _short(word: str) -> bool:
-    return _shape(word)[-3:] == "cvc" and word[-1] not in "wxy"
-
-
-def _plural(word: str) -> str:
-    if word.endswith(("sses", "ies")):
-        return word[:-2]
-    if word.endswith("s") and not word.endswith("ss"):
-        return word[:-1]
-    return word
-
-
-def _past(word: str) -> str:
-    if word.endswith("eed"):
-        return word[:-1] if _measure(word[:-3]) > 0 else word
-    for suffix in ("ed", "ing"):
-        base = word.removesuffix(suffix)
-        if base == word:
-            continue
-        if not _has_vowel(base):
-            return word
-        if base.endswith(("at", "bl", "iz")):
-            return base + "e"
-        if _double(base) and base[-1] not in "lsz":
-            return base[:-1]
-        return base + "e" if _measure(base) == 1 and _short(base) else base
-    return word
-
-
-def _replace(word: str, rules: tuple[tuple[str, str], ...]) -> str:
-    # the longest suffix decides: "ational" before "ation"
-    matching = [rule for rule in rules if word.endswith(rule[0])]
-    if not matching:
-        return word
-    suffix, replacement = max(matching, key=lambda rule: len(rule[0]))
-    base = word[: -len(suffix)]
-    return base + replacement if _measure(base) > 0 else word
-
-
-def _strip(word: str) -> str:
-    matching = [suffix for suffix in _STEP4 if word.endswith(suffix)]
-    if not matching:
-        return word
-    suffix = max(matching, key=len)
-    base = word[: -len(suffix)]
-    if _measure(base) <= 1 or (suffix == "ion" and not base.endswith(("s", "t"))):
-        return word
-    return base
-
-
-def _tidy(word: str) -> str:
-    if word.endswith("e"):
-        base = word[:-1]
-        measure = _measure(base)
-        if measure > 1 or (measure == 1 and not _short(base)):
-            word = base
-    if word.endswith("ll") and _measure(word[:-1]) > 1:
-        word = word[:-1]
-    return word

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from agentsrv.agents.knowledge.documents import PDF_MISSING, Chunk, Unreadable, is_changelog
 from agentsrv.agents.knowledge.folder import FoundFile
 from agentsrv.agents.knowledge.reading import Read
+from agentsrv.agents.stemmer import TOKENIZER
 from agentsrv.agents.text import words
 from agentsrv.errors import KnowledgeError
 
@@ -35,7 +36,7 @@ LEGAL_FACTOR = 0.6  # of the score: licences and author lists, unless they are a
 
 _LEGAL = frozenset({"authors", "contributors", "copying", "copyright", "license", "thanks"})
 
-_SCHEMA = """
+_SCHEMA = f"""
 CREATE TABLE file (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,  -- relative to the folder, with /
@@ -59,7 +60,7 @@ CREATE TABLE vector (           -- what an embedding model gave to a passage
     PRIMARY KEY (model, place_id)
 );
 CREATE INDEX vector_place ON vector (place_id);
-CREATE VIRTUAL TABLE passage USING fts5 (title, place, body, tokenize = 'porter unicode61');
+CREATE VIRTUAL TABLE passage USING fts5 (title, place, body, tokenize = '{TOKENIZER}');
 CREATE VIRTUAL TABLE vocabulary USING fts5vocab (passage, row);
 """
 
