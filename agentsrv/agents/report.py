@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import groupby, zip_longest
 from typing import Any, Final, Literal
 
+from agentsrv.agents.markdown import parts
 from agentsrv.agents.text import sentences, stems
 
 Json = dict[str, Any]
@@ -26,11 +27,9 @@ _SPECIAL = re.compile(r"[\\`*\[\]<]|(?<![^\W_])_|_(?![^\W_])")
 _ESCAPED = re.compile(r"\\([\\`*\[\]<_])")
 _CITATIONS = re.compile(r"(?:\s*+(?<!\\)\[\d{1,6}(?:\s*+,\s*+\d{1,6})*+\])++")
 _NUMBER = re.compile(r"\d+")
+# what begins another block than a paragraph, if a sentence is moved to the front
+_MARK = re.compile(r"(?:#{1,6}|[-+*]|\d{1,9}[.)])(?=\s|$)|>|```|~~~")
 _STOP = re.compile(r"\s*+([.!?]++)(?=\s|$)")
-_ITEM = re.compile(r"\s*(?:[-*+]|\d+[.)])\s+")
-_HEADING = re.compile(r" {0,3}#{1,6}\s")
-_ROW = re.compile(r"\s*\|")
-_FENCE = re.compile(r"\s*(?:```|~~~)")
 
 
 def escape(text: str) -> str:
@@ -85,52 +84,20 @@ def read(markdown: str) -> list[Block]:
     fences and tables state nothing.
     """
     blocks: list[Block] = []
-    for lines in _groups(markdown):
-        if _HEADING.match(lines[0]):
-            if lines[0].strip("# ").lower() in {SOURCES.lower(), GAPS.lower()}:
+    for part in parts(markdown):
+        if part.kind == "heading":
+            if part.source.lower() in {SOURCES.lower(), GAPS.lower()}:
                 break
-            blocks.append(Block("heading", lines[0].strip()))
-        elif _FENCE.match(lines[0]) or _ROW.match(lines[0]):
-            blocks.append(Block("other", "\n".join(lines)))
+            blocks.append(Block("heading", f"{'#' * part.level} {part.source}"))
+        elif part.kind in {"paragraph", "item"}:
+            text = " ".join(part.source.split())
+            preface = INDIRECT if text.startswith(INDIRECT) else ""
+            found = tuple(_statements(text.removeprefix(INDIRECT).strip()))
+            kind: Literal["item", "paragraph"] = "item" if part.kind == "item" else "paragraph"
+            blocks.append(Block(kind, "", found, preface))
         else:
-            blocks.append(_prose(lines))
+            blocks.append(Block("other", part.source))
     return blocks
-
-
-def _groups(markdown: str) -> Iterator[list[str]]:
-    """Yield the lines of each block."""
-    group: list[str] = []
-    fenced = False
-    for line in markdown.splitlines():
-        fence = _FENCE.match(line)
-        if fenced:
-            group.append(line)
-            if fence:
-                yield group
-                group, fenced = [], False
-            continue
-        begins = _HEADING.match(line) or _ITEM.match(line) or fence
-        apart = group and (_HEADING.match(group[0]) or _is_row(line) != _is_row(group[0]))
-        if group and (begins or apart or not line.strip()):
-            yield group
-            group = []
-        if line.strip():
-            group.append(line)
-        fenced = fence is not None
-    if group:
-        yield group
-
-
-def _is_row(line: str) -> bool:
-    return _ROW.match(line) is not None
-
-
-def _prose(lines: Sequence[str]) -> Block:
-    item = _ITEM.match(lines[0])
-    text = " ".join(" ".join(lines)[item.end() if item else 0 :].split())
-    preface = INDIRECT if text.startswith(INDIRECT) else ""
-    found = tuple(_statements(text.removeprefix(INDIRECT).strip()))
-    return Block("item" if item else "paragraph", "", found, preface)
 
 
 def _statements(text: str) -> Iterator[Statement]:
@@ -193,6 +160,9 @@ def _shown(block: Block) -> str:
     runs = groupby(block.statements, key=lambda statement: statement.cites)
     lines = (cite((statement.text for statement in run), cites) for cites, run in runs)
     text = " ".join(filter(None, (block.preface, *lines)))
+    if mark := _MARK.match(text):
+        last = mark.end() - 1 if mark[0][0].isdigit() else 0
+        text = f"{text[:last]}\\{text[last:]}"
     return f"- {text}" if block.kind == "item" else text
 
 

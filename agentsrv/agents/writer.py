@@ -120,7 +120,7 @@ async def _by_model(
         yield rest
     if is_cut_off:
         yield f"\n\n{CUT_OFF}"
-    blocks = read(body)
+    blocks = await in_thread(read, body)
     known = {passage["id"]: passage for passage in passages}
     citations = Citations(
         known, {number: number for number in sorted(cited(blocks)) if number in known}

@@ -17,6 +17,7 @@ CASES = {
         130,
         {"asyncio", "pydantic", "orjson", "typer", *EVERYTHING},
     ),
+    "from agentsrv import App": (470, {"markdown_it", "typer", "pytest"}),
     "import agentsrv.client": (420, {"typer", "pydantic_settings", *EVERYTHING}),
     "from agentsrv import Step, PermanentError": (330, {"websockets", "typer", *EVERYTHING}),
 }

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from agentsrv.agents.knowledge.markup import Block, html_blocks, text_blocks
+from agentsrv.agents.knowledge.markup import Block, html_blocks, markdown_blocks, text_blocks
 from agentsrv.agents.text import sentences
 from agentsrv.errors import missing_extra
 
@@ -114,7 +114,7 @@ def read_document(path: Path, name: str) -> Document:
         if suffix in _HTML or text[:256].lstrip().lower().startswith(("<!doctype html", "<html")):
             blocks = html_blocks(text)
         else:
-            blocks = text_blocks(text, markdown=suffix in _MARKDOWN)
+            blocks = markdown_blocks(text) if suffix in _MARKDOWN else text_blocks(text)
     chunks, length = [], 0
     for chunk in pack(blocks, default_title(name)):
         length += len(chunk.text)
@@ -193,7 +193,7 @@ def _pdf_blocks(data: bytes) -> list[Block]:
         for page in PdfReader(io.BytesIO(data)).pages:
             # PDF has no lines of a source file: 0
             text = _HYPHEN.sub("", page.extract_text() or "")
-            found = text_blocks(text, markdown=False)
+            found = text_blocks(text)
             blocks.extend(Block(block.text, 0, block.level) for block in found)
     except Exception as error:  # a damaged PDF raises almost anything
         raise Unreadable(f"damaged PDF ({type(error).__name__})") from error

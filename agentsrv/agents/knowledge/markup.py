@@ -1,19 +1,20 @@
 """Markup into blocks: the headings and paragraphs of text, Markdown, reStructuredText and HTML.
 
-A line-by-line reader that is meant for quoting, not for rendering: whatever is not prose (fenced
-and indented code, tables, directives, comments, navigation, scripts) is dropped, inline markup
-is removed, and each block knows the line that it begins on.
+For quoting, not for rendering: whatever is not prose (code, tables, directives, comments,
+navigation, scripts) is dropped, inline markup is removed, and each block knows the line that it
+begins on.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import unescape
 from html.parser import HTMLParser
 
+from agentsrv.agents.markdown import parts
+
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
-_ATX = re.compile(r"^ {0,3}(#{1,6})\s+(.*?)\s*#*\s*$")
 _UNDERLINE = re.compile(r"^([=\-~^\"*+#`'.:_])\1{2,}\s*$")
 _BULLET = re.compile(r"^(\s*)(?:[-*+•–o]|\d{1,3}[.)]|\(\d{1,3}\)|[a-z]\))\s+(?=\S)")
 _TABLE = re.compile(r"^\s*\|.*\||^\s*[+|][-=+:| ]{3,}$|^\s*:?-{2,}:?\s*\|")
@@ -23,7 +24,6 @@ _ADMONITION = re.compile(
 )
 _LINK_TARGET = re.compile(r"^ {0,3}\[[^\]]+\]:\s*\S")
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _LONE_TITLE = re.compile(
     r"(?=.{3,60}$)(?:\d+(?:\.\d+)*\.?\s)?[A-Z][\w'’/&,-]*(?: [\w'’/&,-]+){0,7}$"
 )
@@ -31,7 +31,6 @@ _FIELD = re.compile(r"[A-Z][a-z]+(?:-[A-Z][a-z]+)*: ")  # of a header: each is i
 _LEVELS = {"=": 1, "-": 2, "~": 3, "^": 4, '"': 4, "*": 1, "#": 1, "+": 3}
 
 LONG_PARAGRAPH = 2_000  # characters, after which a paragraph ends with the next sentence
-CODE_INDENT = 4  # columns that make a code block in Markdown
 MAX_PARAGRAPH = 20_000  # characters; what is longer is a listing, and slow to look at
 
 _INLINE = (
@@ -68,22 +67,38 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def text_blocks(text: str, *, markdown: bool) -> list[Block]:
-    """Return the blocks of plain text, reStructuredText or (with ``markdown``) Markdown."""
-    reader = _TextReader(markdown=markdown)
+def markdown_blocks(text: str) -> list[Block]:
+    """Return the blocks of Markdown, and of the HTML in it."""
+    # blank out, so that lines keep their numbers
+    text = _FRONT_MATTER.sub(lambda match: "\n" * match[0].count("\n"), text)
+    found: list[Block] = []
+    for part in parts(text):
+        if part.kind == "html":
+            inner = html_blocks(part.source)
+            found += [replace(block, line=block.line + part.line - 1) for block in inner]
+        elif part.kind == "heading":
+            found += _heading(part.shown, part.line, part.level)
+        elif part.kind != "other" and part.shown and len(part.shown) <= MAX_PARAGRAPH:
+            found.append(Block(part.shown, part.line))
+    return found
+
+
+def text_blocks(text: str) -> list[Block]:
+    """Return the blocks of plain text or reStructuredText."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n")
-    if markdown:
-        # blank out, so that lines keep their numbers
-        for pattern in (_FRONT_MATTER, _COMMENT):
-            text = pattern.sub(lambda match: "\n" * match[0].count("\n"), text)
-    return reader.read(text.split("\n"))
+    return _TextReader().read(text.split("\n"))
+
+
+def _heading(title: str, line: int, level: int) -> list[Block]:
+    """Return the heading of that ``title``, if there are words in it."""
+    text = title.strip(" :#")
+    return [Block(text, line, level)] if any(char.isalpha() for char in text) else []
 
 
 class _TextReader:
     """Collects the lines of a paragraph until something ends it."""
 
-    def __init__(self, *, markdown: bool) -> None:
-        self._markdown = markdown
+    def __init__(self) -> None:
         self._blocks: list[Block] = []
         self._lines: list[str] = []
         self._size = 0  # characters in these lines
@@ -123,10 +138,6 @@ class _TextReader:
         if not line.strip(" \t."):
             self._flush()
             return True
-        if self._markdown and (match := _ATX.match(line)):
-            self._flush()
-            self._heading(match[2], number, len(match[1]))
-            return True
         if _UNDERLINE.match(line):
             self._underlined(line, number)
             return True
@@ -139,13 +150,7 @@ class _TextReader:
             self._flush()
             self._in_list = False
             return True
-        # after a blank line outside a list, Markdown's indented code
-        return (
-            self._markdown
-            and not self._lines
-            and not self._in_list
-            and _indent(line) >= CODE_INDENT
-        )
+        return False
 
     def _underlined(self, line: str, number: int) -> None:
         """Make a heading of the one line above, if that is what the line underlines."""
@@ -156,14 +161,12 @@ class _TextReader:
             self._flush()
 
     def _heading(self, title: str, number: int, level: int) -> None:
-        text = plain(title).strip(" :#")
-        if any(char.isalpha() for char in text):
-            self._blocks.append(Block(text, number, level))
+        self._blocks += _heading(plain(title), number, level)
         self._in_list = False
 
     def _take(self, line: str, number: int) -> None:
         bullet = _BULLET.match(line)
-        if not self._markdown and _FIELD.match(line):
+        if _FIELD.match(line):
             self._flush()
         if bullet:
             self._flush()
@@ -185,7 +188,7 @@ class _TextReader:
         self._lines, self._size = [], 0
         if size > MAX_PARAGRAPH:
             return
-        if not self._markdown and text.endswith("::"):
+        if text.endswith("::"):
             self._literal = 0
             text = text[:-1]
         level = self._title_level(text)
@@ -198,7 +201,7 @@ class _TextReader:
 
     def _title_level(self, text: str) -> int:
         """Tell whether a lone line of plain text is a heading: ``USAGE`` 2, ``Building it`` 3."""
-        if self._markdown or self._in_list or not _LONE_TITLE.match(text):
+        if self._in_list or not _LONE_TITLE.match(text):
             return 0
         return 2 if text.isupper() else 3
 

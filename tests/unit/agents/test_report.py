@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agentsrv.agents.report import (
@@ -28,6 +28,9 @@ x[1] = "no statement"
 ```
 
 | a [1] | b |
+|---|---|
+
+| row [1] | without a head |
 
 ## Sources
 
@@ -47,7 +50,7 @@ def statements(markdown):
 def test_a_report_is_read_into_blocks():
     """Headings, paragraphs, items and the rest, up to the sources."""
     assert [block.kind for block in read(REPORT)] == [
-        "heading", "paragraph", "heading", "item", "item", "other", "other",
+        "heading", "paragraph", "heading", "item", "item", "other", "other", "other",
     ]  # fmt: skip
     assert statements(REPORT) == [
         ("Threads cost memory.", (1,)),
@@ -132,6 +135,11 @@ def test_the_preface_of_an_indirect_answer_is_no_statement():
 
 
 @given(st.text(alphabet=st.sampled_from("ab. \n#-*[]1,`|\\_<~"), max_size=80))
+@example("-[1]")
+@example("[1]1. [2]")
+@example("[1]# [2]")
+@example("[1]> a [2]")
+@example("[1]``` [2]")
 def test_any_text_is_a_report(text):
     """And rendering what was read changes nothing that is read."""
     blocks = read(text)

@@ -1,8 +1,9 @@
 """How well the search finds what is known to be there, measured on a real collection.
 
 The collection is the part of Python's language reference that comes with every CPython, cut into
-its sections. Each section's title is a question whose answer is that section ("known items"),
-once with the titles standing above the texts, and once with the titles taken out of them.
+its sections, as reStructuredText. Each section's title is a question whose answer is that section
+("known items"), once with the titles standing above the texts, and once with the titles taken out
+of them.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ def fill(folder: Path, *, titled: bool) -> dict[str, str]:
     folder.mkdir()
     names = {}
     for number, (title, body) in enumerate(ITEMS.items()):
-        name = f"{number:03}.md"
-        head = f"# {title}\n\n" if titled else ""
+        name = f"{number:03}.rst"
+        head = f"{title}\n{'=' * len(title)}\n\n" if titled else ""
         (folder / name).write_text(head + body, encoding="utf-8")
         names[name] = title
     return names

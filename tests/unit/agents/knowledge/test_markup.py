@@ -1,6 +1,6 @@
 import pytest
 
-from agentsrv.agents.knowledge.markup import Block, html_blocks, plain, text_blocks
+from agentsrv.agents.knowledge.markup import Block, html_blocks, markdown_blocks, plain, text_blocks
 
 MARKDOWN = """\
 ---
@@ -24,6 +24,10 @@ code = "never quoted"
 |---|---|
 | 1 | 2 |
 
++---+---+
+| 1 | 2 |
++---+---+
+
     indented_code()
 
 Limits
@@ -37,13 +41,52 @@ Limits
 
 def test_markdown_becomes_headings_and_paragraphs():
     """Code, tables, comments and front matter are gone; the others keep their lines."""
-    assert text_blocks(MARKDOWN, markdown=True) == [
+    assert markdown_blocks(MARKDOWN) == [
         Block("Guide to queues", 4, 1),
         Block("A bounded queue waits. It is safe.", 6),
         Block("First point of the list.", 14),
         Block("Second point goes on.", 15),
-        Block("Limits", 24, 2),
-        Block("Quoted words stay.", 27),
+        Block("Limits", 28, 2),
+        Block("Quoted words stay.", 31),
+    ]
+
+
+def test_html_in_markdown_is_read_as_html():
+    """Its headings and paragraphs keep their lines; of a tag among words only the tag goes."""
+    text = """\
+<h1 align="center">Kettle</h1>
+
+<p align="center"><a href="x">All</a> <a href="y">badges</a></p>
+
+<details>
+
+Water <b>boils</b>
+here.
+
+</details>
+
+<pre>code()</pre>
+"""
+    assert markdown_blocks(text) == [Block("Kettle", 1, 1), Block("Water boils here.", 7)]
+
+
+def test_the_structure_of_markdown_is_that_of_its_standard():
+    """Code in a list is code, a reference is a link, and a list may begin without an empty line."""
+    text = """\
+As [the manual][m] says:
+* Boil &amp; pour.
+
+      code()
+
+  See [more](https://example.org/a_(b) "t").
+
+[m]: <https://example.org>
+  'The manual'
+"""
+    assert markdown_blocks(text) == [
+        Block("As the manual says:", 1),
+        Block("Boil & pour.", 2),
+        Block("See more.", 6),
     ]
 
 
@@ -67,7 +110,7 @@ An example::
 
 See :func:`open` and `the docs <https://example.org>`_ now.
 """
-    assert text_blocks(text, markdown=False) == [
+    assert text_blocks(text) == [
         Block("Title", 1, 1),
         Block("An example:", 4),
         Block("Notes are prose.", 14),
@@ -78,13 +121,13 @@ See :func:`open` and `the docs <https://example.org>`_ now.
 def test_plain_text_has_headings_in_capitals_and_on_lone_lines():
     """A short line of its own without a full stop is a heading, a sentence is not."""
     text = "DEBUGGING PROGRAMS\n\nWhy it is hard\n\nIt depends.\n\nA short sentence.\n"
-    assert [block.level for block in text_blocks(text, markdown=False)] == [2, 3, 0, 0]
+    assert [block.level for block in text_blocks(text)] == [2, 3, 0, 0]
 
 
 def test_fields_and_full_stops_alone_divide_control_files():
     """The fields of a header do not run into one sentence."""
     text = "Upstream-Name: bash\nComment: This is a package.\n .\n It has a second part.\n"
-    assert [block.text for block in text_blocks(text, markdown=False)] == [
+    assert [block.text for block in text_blocks(text)] == [
         "Upstream-Name: bash",
         "Comment: This is a package.",
         "It has a second part.",
@@ -119,8 +162,8 @@ def test_malformed_html_raises_nothing(text):
 
 def test_a_listing_of_one_endless_paragraph_is_dropped():
     """Text without an end is no prose; long prose is divided at the ends of sentences."""
-    assert text_blocks("word word word\n" * 5000, markdown=False) == []
-    assert len(text_blocks("A sentence has an end here.\n" * 1000, markdown=False)) > 5
+    assert text_blocks("word word word\n" * 5000) == []
+    assert len(text_blocks("A sentence has an end here.\n" * 1000)) > 5
 
 
 @pytest.mark.parametrize(
