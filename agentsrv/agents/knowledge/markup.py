@@ -8,6 +8,7 @@ begins on.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from html import unescape
 from html.parser import HTMLParser
@@ -232,12 +233,11 @@ _NAVIGATION = re.compile(
 def html_blocks(text: str) -> list[Block]:
     """Return the blocks of an HTML page, without navigation, scripts, tables and code blocks."""
     reader = _HtmlReader()
-    try:
-        reader.feed(text)
-        reader.close()
-    except AssertionError:
-        # html.parser asserts on some malformed declarations: keep what came before
-        pass
+    # html.parser asserts on some malformed declarations: keep what came before
+    with suppress(AssertionError):
+        # Not closed: a tag or a comment that does not end hides the rest, as in a browser. Closing
+        # takes it for text, in quadratic time. The white space ends a reference such as "&amp".
+        reader.feed(text + "\n")
     return reader.finish()
 
 
@@ -252,7 +252,7 @@ class _HtmlReader(HTMLParser):
         self._depth = 0
         self._linked = 0  # characters of the block that are inside links
         self._in_link = False
-        self._title = ""
+        self._title: list[str] = []
         self._in_title = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -287,7 +287,7 @@ class _HtmlReader(HTMLParser):
         if self._dropping:
             return
         if self._in_title:
-            self._title += data
+            self._title.append(data)
             return
         if not self._text:
             if not data.strip():
@@ -299,7 +299,7 @@ class _HtmlReader(HTMLParser):
     def finish(self) -> list[Block]:
         """Return the blocks, the page's title as the first heading if the page has no ``h1``."""
         self._flush()
-        title = " ".join(self._title.split())
+        title = " ".join("".join(self._title).split())
         if title and not any(block.level == 1 for block in self._blocks):
             return [Block(title, 1, 1), *self._blocks]
         return self._blocks

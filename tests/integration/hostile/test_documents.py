@@ -18,7 +18,7 @@ from agentsrv.agents.knowledge import KnowledgeBase
 from agentsrv.agents.knowledge.documents import Unreadable
 from agentsrv.agents.knowledge.reading import DocumentReader
 from agentsrv.errors import KnowledgeError
-from tests.integration.hostile.documents import DOCUMENTS, QUESTIONS, SENTENCE
+from tests.integration.hostile.documents import BRACKETS, DOCUMENTS, QUESTIONS, SENTENCE
 
 CPU_SECONDS = 0.5
 
@@ -128,7 +128,7 @@ async def test_a_file_that_takes_too_long_is_told_once(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     folder = tmp_path / "docs"
     folder.mkdir()
-    (folder / "bad.html").write_bytes(b"</" * 2_000_000)
+    (folder / "bad.txt").write_bytes(BRACKETS * 99)
     (folder / "harmless.txt").write_bytes(SENTENCE)
     base = KnowledgeBase(
         folder, tmp_path / "index.db", documents=DocumentReader(cpu_seconds=CPU_SECONDS)
@@ -136,18 +136,18 @@ async def test_a_file_that_takes_too_long_is_told_once(tmp_path, caplog):
     try:
         for _ in range(2):
             report = await base.refresh()
-            assert report.skipped == (("bad.html", "it takes more than 0.5 s of CPU time to read"),)
+            assert report.skipped == (("bad.txt", "it takes more than 0.5 s of CPU time to read"),)
             assert await base.search("kettle")
     finally:
         await base.close()
-    assert caplog.text.count("bad.html was not read: it takes more than 0.5 s of CPU time") == 1
+    assert caplog.text.count("bad.txt was not read: it takes more than 0.5 s of CPU time") == 1
 
 
 async def test_closing_does_not_wait_for_a_bad_file(tmp_path):
     """The process that reads it is ended; without a limit of time it would read on."""
     folder = tmp_path / "docs"
     folder.mkdir()
-    (folder / "bad.html").write_bytes(b"</" * 2_000_000)
+    (folder / "bad.txt").write_bytes(BRACKETS * 99)
     documents = DocumentReader(cpu_seconds=1e6, wall_seconds=1e6)
     base = KnowledgeBase(folder, tmp_path / "index.db", documents=documents)
     refresh = asyncio.create_task(base.refresh())
@@ -175,7 +175,7 @@ def test_sigterm_ends_a_server_that_reads_a_bad_file(tmp_path):
     folder = tmp_path / "docs"
     folder.mkdir()
     for number in range(100):  # of 5 s each
-        (folder / f"{number}.html").write_bytes(b"</" * 2_000_000)
+        (folder / f"{number}.txt").write_bytes(BRACKETS * 99)
     command = [sys.executable, "-m", "agentsrv", "serve", "--port", "0", "--store", "memory:"]
     index = ["--knowledge", str(folder), "--knowledge-index", str(tmp_path / "index.db")]
     with subprocess.Popen([*command, *index], cwd=tmp_path, stderr=subprocess.PIPE) as server:

@@ -160,6 +160,13 @@ def test_malformed_html_raises_nothing(text):
     assert isinstance(html_blocks(text), list)
 
 
+@pytest.mark.parametrize("rest", ["", "<!-- a", "</p a", "<p class='a", "<p title", "<?a", "<!a"])
+def test_html_may_end_in_the_middle(rest):
+    """What was begun and does not end is not shown; the text before it is whole."""
+    assert html_blocks(f"<p>Fish &amp; chips{rest}") == [Block("Fish & chips", 1)]
+    assert html_blocks(f"Fish & chips{rest}") == [Block("Fish & chips", 1)]
+
+
 def test_a_listing_of_one_endless_paragraph_is_dropped():
     """Text without an end is no prose; long prose is divided at the ends of sentences."""
     assert text_blocks("word word word\n" * 5000) == []
