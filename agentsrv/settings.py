@@ -76,6 +76,7 @@ class Settings(BaseSettings):
         env_prefix=PREFIX,
         extra="ignore",
         frozen=True,
+        use_attribute_docstrings=True,
     )
 
     host: str = "127.0.0.1"

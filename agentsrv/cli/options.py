@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import textwrap
 from collections.abc import Callable
 from functools import wraps
 from inspect import Parameter
@@ -46,8 +44,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
         for parameter in inspect.signature(command, eval_str=True).parameters.values()
         if parameter.kind is not Parameter.VAR_KEYWORD
     ]
-    texts = descriptions()
-    options = [_option(name, texts[name]) for name in Settings.model_fields]
+    options = [_option(name) for name in Settings.model_fields]
 
     @wraps(command)
     def with_options(**values: Any) -> None:
@@ -94,23 +91,9 @@ def read_settings(**given: Any) -> Settings:
         raise ConfigurationError(str(error)) from None
 
 
-def descriptions() -> dict[str, str]:
-    """The text below each field of ``Settings``."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(Settings))).body[0]
-    assert isinstance(tree, ast.ClassDef)
-    return {
-        field.target.id: inspect.cleandoc(text.value.value).replace("``", "'")
-        for field, text in zip(tree.body, tree.body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-        and isinstance(text.value.value, str)
-    }
-
-
-def _option(name: str, text: str) -> Parameter:
+def _option(name: str) -> Parameter:
     field = Settings.model_fields[name]
+    text = (field.description or "").replace("``", "'")
     parts = [field.annotation, *get_args(field.annotation)]  # of Path | None, for example
     bare = [get_args(part)[0] if get_origin(part) is Annotated else part for part in parts]
     # What can be switched off is read as text: ``none`` is no number.
