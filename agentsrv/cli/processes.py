@@ -11,11 +11,12 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.context import SpawnProcess
 from typing import Final
 
 from agentsrv.app import node_name, open_store
+from agentsrv.backoff import backoff
 from agentsrv.cli import addresses, serving
 from agentsrv.cli.exits import Exit
 from agentsrv.cli.signals import HANG_UP, ending, on_signals
@@ -78,7 +79,8 @@ class _Supervisor:
 
     async def _keep(self, settings: Settings) -> int:
         """Start a process, again when it ends; return the exit code of its last life."""
-        loop, pause, lives = asyncio.get_running_loop(), PAUSE, 0
+        loop, lives = asyncio.get_running_loop(), 0
+        pauses = backoff(PAUSE, LONGEST_PAUSE)
         while True:
             started, lives = loop.time(), lives + 1
             process = self._context.Process(target=_live, args=(self._target, settings))
@@ -96,14 +98,13 @@ class _Supervisor:
                 self._end()
                 return code
             if loop.time() - started > LIVED:
-                pause = PAUSE
+                pauses = backoff(PAUSE, LONGEST_PAUSE)
+            pause = next(pauses)
             _log.error("%s %s; it starts again in %g s", settings.node, problem, pause)
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._stop.wait()
                 return code
-            except TimeoutError:
-                pause = min(2 * pause, LONGEST_PAUSE)
 
     def _take(self, number: signal.Signals) -> None:
         if not self._signals or number is not HANG_UP:

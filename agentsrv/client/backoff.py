@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agentsrv.backoff import wait
+
 
 @dataclass(frozen=True, slots=True)
 class Reconnect:
@@ -27,4 +29,4 @@ class Reconnect:
 
     def ceiling(self, failures: int) -> float:
         """Seconds that the wait after ``failures`` failures lasts at most."""
-        return min(self.cap, self.base * 2.0 ** min(max(failures - 1, 0), 64))
+        return wait(failures, self.base, self.cap)

@@ -1,10 +1,12 @@
-"""Back-off arithmetic: how often an attempt is repeated, and after how long."""
+"""Retries of a step: how often an attempt is repeated, and after how long."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from agentsrv.backoff import wait
 
 RETRIES = 3  # attempts after the first
 RETRY_BASE = 1.0  # seconds before the first retry: a service that failed needs some to recover
@@ -36,8 +38,7 @@ class RetryPolicy:
         ``at_least`` is the wait that an overloaded service asks for; jitter does not shorten it.
         ``chance`` returns a number from 0 to 1.
         """
-        # 2.0 ** n overflows beyond 1023; the cap is reached long before.
-        backed_off = min(self.base * 2.0 ** min(retry - 1, 64), MAX_DELAY)
+        backed_off = wait(retry, self.base, MAX_DELAY)
         if self.jitter:
             backed_off = round(backed_off * (1.0 - chance() / 2.0), 3)
         return min(max(backed_off, at_least or 0.0), MAX_DELAY)

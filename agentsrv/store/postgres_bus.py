@@ -38,14 +38,14 @@ class PostgresBus:
         def hear(_connection: Any, _pid: int, _channel: str, payload: str) -> None:
             heard(payload.encode())
 
-        pause = link.pauses()
+        pauses = link.pauses()
         while True:
             try:
                 await self._stay(channel, hear, missed)
             except link.FAILED:
-                await asyncio.sleep(pause())
+                await asyncio.sleep(next(pauses))
             else:
-                pause = link.pauses()
+                pauses = link.pauses()
 
     async def _stay(
         self, channel: str, hear: Callable[[Any, int, str, str], None], missed: Callable[[], None]

@@ -153,7 +153,7 @@ class Flusher:
     async def _flush(self, operations: Sequence[Operation]) -> None:
         """Write the operations, and tell those who wait."""
         self._number += 1
-        started, pause = self._clock(), link.pauses()
+        started, pauses = self._clock(), link.pauses()
         requests = [operation.request for operation in operations]
         node, is_away = self._holding.id, False
         while True:
@@ -175,7 +175,7 @@ class Flusher:
                     told = "PostgreSQL at %s cannot be used now; trying again: %s"
                     _log.warning(told, link.address_of(self._dsn), self.trouble)
                 is_away = True
-                await asyncio.sleep(pause())
+                await asyncio.sleep(next(pauses))
             except Exception as error:  # noqa: BLE001 - damage, or a fault of ours: it goes on
                 self._drop()
                 if flush.statements is not self.statements:  # which leave the page out by now

@@ -118,7 +118,7 @@ class NodeLease:
                 self._lose("it could not be renewed in time")
 
     async def _beat_forever(self) -> None:
-        pause, delay = link.pauses(), self._timing.beat
+        pauses, delay = link.pauses(), self._timing.beat
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(delay):
@@ -131,9 +131,9 @@ class NodeLease:
                 if delay == self._timing.beat:
                     _log.warning("the node's lease cannot be renewed now: %s", describe(error))
                 self._drop()
-                delay = pause()
+                delay = next(pauses)
             else:
-                pause, delay = link.pauses(), self._timing.beat
+                pauses, delay = link.pauses(), self._timing.beat
 
     async def _beat(self) -> None:
         started, lease = self._clock(), self.id

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -13,6 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 
+from agentsrv.backoff import backoff
 from agentsrv.error_text import describe
 from agentsrv.errors import ConfigurationError, Unavailable
 
@@ -225,16 +225,9 @@ async def borrowed(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
         await pool.release(connection, timeout=ATTEMPT)
 
 
-def pauses() -> Callable[[], float]:
-    """Tells the seconds before each further try: growing, and nobody's the same."""
-    pause = PAUSE
-
-    def next_pause() -> float:
-        nonlocal pause
-        pause, now = min(2 * pause, LONGEST_PAUSE), pause
-        return now * random.uniform(0.5, 1.0)  # noqa: S311 - to spread, not to hide
-
-    return next_pause
+def pauses() -> Iterator[float]:
+    """Yield the seconds before each further attempt."""
+    return backoff(PAUSE, LONGEST_PAUSE, jitter=0.5)
 
 
 async def reading(
@@ -246,7 +239,7 @@ async def reading(
         Unavailable: Nobody came.
         DAMAGED: A page cannot be read.
     """
-    give_up, pause = clock() + PATIENCE, pauses()
+    give_up, waits = clock() + PATIENCE, pauses()
     while True:
         try:
             async with borrowed(pool) as connection:
@@ -259,7 +252,7 @@ async def reading(
         except asyncpg.PostgresError as error:
             _log.exception("PostgreSQL refused a statement")
             raise unavailable(error) from error
-        await asyncio.sleep(pause())
+        await asyncio.sleep(next(waits))
 
 
 def unavailable(error: object) -> Unavailable:

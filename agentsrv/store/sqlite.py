@@ -45,13 +45,14 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, TypeVar
 
+from agentsrv.backoff import backoff
 from agentsrv.error_text import describe
 from agentsrv.errors import Unavailable
 from agentsrv.models.states import TaskStatus
@@ -95,7 +96,7 @@ class _Wait:
     error: BaseException
     since: float
     """Of the monotonic clock."""
-    pause: float = FIRST_RETRY
+    pauses: Iterator[float] = field(default_factory=lambda: backoff(FIRST_RETRY, LAST_RETRY))
     held: Outcomes = field(default_factory=list)
     """What was executed and waits for its commit."""
 
@@ -455,8 +456,7 @@ class SqliteStore:
             self._loop.call_soon(self._turn)
 
     def _schedule_retry(self, wait: _Wait) -> None:
-        self._retry = self._loop.call_later(wait.pause, self._try_again)
-        wait.pause = min(2 * wait.pause, LAST_RETRY)
+        self._retry = self._loop.call_later(next(wait.pauses), self._try_again)
 
     def _try_again(self) -> None:
         self._busy = True
