@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from html import escape
 from importlib.resources import files
+from string import Template
 from typing import Any, Final
 
 from agentsrv.models.commands import COMMANDS
@@ -17,6 +18,7 @@ from agentsrv.protocol.asyncapi import ERROR, SCHEMAS, reply_name
 from agentsrv.protocol.replies import FRAMES
 
 STYLE: Final = files("agentsrv.server").joinpath("docs.css").read_text("utf-8")
+PAGE: Final = Template(files("agentsrv.server").joinpath("docs.html").read_text("utf-8"))
 _HASH: Final = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 POLICY: Final = (
     f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'; "
@@ -40,68 +42,56 @@ Json = Mapping[str, Any]
 
 def render(document: Json) -> str:
     """The page of an AsyncAPI document that ``agentsrv.protocol.asyncapi`` made."""
-    info = document["info"]
-    title = f"{escape(info['title'])}: the protocol"
-    types = _types(document)
+    info, schemas = document["info"], document["components"]["schemas"]
+    messages = document["components"]["messages"]
+    # the schemas that fields refer to, in addition to those of messages and of events' data
+    own = {message["title"] for message in messages.values()}
+    types = {*schemas} - own - {event.__name__ for event in EVENTS.values()}
+
+    def message(name: str, *without: str) -> str:
+        """The summary, the fields and the examples of a message."""
+        found = messages[name]
+        schema, label = _resolved(schemas, found["payload"]), ""
+        if name in EVENTS:
+            schema, label = _resolved(schemas, schema["properties"]["data"]), "<h4>Data</h4>"
+        examples = () if name == ERROR else found["examples"]  # theirs are in a table
+        shown = "".join(
+            f'<pre tabindex="0"><code>{_json(example["payload"], indent=2)}</code></pre>'
+            for example in examples
+        )
+        return f"<p>{_prose(found['summary'])}</p>{label}{_fields(schema, without)}{shown}"
+
     parts = {
-        "Commands": [_command(document, name) for name in COMMANDS],
-        "Events": [_event(document, name) for name in EVENTS],
-        "Other frames": [_frame(document, name) for name in FRAMES],
-        "Types": [_section(name, "", _fields(schema)) for name, schema in types.items()],
+        "Commands": {
+            name: f"{message(name, 'command')}<h4>Reply</h4>"
+            + message(reply_name(name), "type", "command", "id")
+            for name in COMMANDS
+        },
+        "Events": {name: message(name) for name in EVENTS},
+        "Other frames": {name: message(name, "type") for name in FRAMES},
+        "Types": {name: _fields(schemas[name]) for name in schemas if name in types},
+        "Codes": {
+            "errors": _errors(messages[ERROR]["examples"]),
+            "close-codes": _closes(document["channels"]["socket"]["x-close-codes"]),
+        },
     }
-    names: tuple[Iterable[str], ...] = (COMMANDS, EVENTS, FRAMES, types)
-    links = "".join(
-        f"<h2>{heading}</h2><ul>{''.join(_link(name) for name in within)}</ul>"
-        for heading, within in zip(parts, names, strict=True)
-    )
-    body = "".join(f"{_heading(heading)}{''.join(part)}" for heading, part in parts.items())
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE}</style></head><body>"
-        '<a class="skip" href="#main">To the text</a>'
-        f'<nav aria-label="Contents">{links}<h2>Codes</h2><ul>'
-        '<li><a href="#errors">errors</a></li><li><a href="#closes">close codes</a></li></ul></nav>'
-        f'<main id="main"><h1>{title}</h1><p>{_prose(info["description"])}</p>'
-        f"<p>agentsrv {escape(info['version'])}. The same for programs: "
-        '<a href="/asyncapi.json">AsyncAPI document</a>.</p>'
-        f"{body}{_errors(document)}{_closes(document)}</main></body></html>"
+    return PAGE.substitute(
+        style=STYLE,
+        title=f"{escape(info['title'])}: the protocol",
+        description=_prose(info["description"]),
+        version=escape(info["version"]),
+        links="".join(
+            f"<h2>{heading}</h2><ul>{''.join(f'<li>{_link(name)}</li>' for name in part)}</ul>"
+            for heading, part in parts.items()
+        ),
+        sections="".join(
+            f"<h2>{heading}</h2>{''.join(_section(*entry) for entry in part.items())}"
+            for heading, part in parts.items()
+        ),
     )
 
 
-def _command(document: Json, name: str) -> str:
-    reply = document["components"]["messages"][reply_name(name)]
-    fields = _fields(_payload(document, name), without=("command",))
-    answer = _fields(_payload(document, reply["name"]), without=("type", "command", "id"))
-    return _section(
-        name,
-        document["components"]["messages"][name]["summary"],
-        f"{fields}{_examples(document, name)}<h4>Reply</h4><p>{_prose(reply['summary'])}</p>"
-        f"{answer}{_examples(document, reply['name'])}",
-    )
-
-
-def _event(document: Json, name: str) -> str:
-    data = _resolve(document, _payload(document, name)["properties"]["data"])
-    summary = document["components"]["messages"][name]["summary"]
-    return _section(name, summary, f"<h4>Data</h4>{_fields(data)}{_examples(document, name)}")
-
-
-def _frame(document: Json, name: str) -> str:
-    summary = document["components"]["messages"][name]["summary"]
-    fields = _fields(_payload(document, name), without=("type",))
-    return _section(name, summary, fields + ("" if name == ERROR else _examples(document, name)))
-
-
-def _types(document: Json) -> dict[str, Json]:
-    """The schemas that fields refer to, beside those of messages and of events' data."""
-    schemas: Json = document["components"]["schemas"]
-    own = {message["title"] for message in document["components"]["messages"].values()}
-    own |= {event.__name__ for event in EVENTS.values()}
-    return {name: schema for name, schema in schemas.items() if name not in own}
-
-
-def _errors(document: Json) -> str:
+def _errors(examples: Iterable[Json]) -> str:
     rows = [
         (
             f"<code>{escape(example['name'])}</code>",
@@ -109,20 +99,17 @@ def _errors(document: Json) -> str:
             _prose(example["summary"]),
             f"<code>{escape(example['payload']['message'])}</code>",
         )
-        for example in document["components"]["messages"][ERROR]["examples"]
+        for example in examples
     ]
-    head = ("Code", "Retryable", "Meaning", "For example")
-    return f'<section id="errors">{_heading("Errors")}{_table(head, rows)}</section>'
+    return _table(("Code", "Retryable", "Meaning", "For example"), rows)
 
 
-def _closes(document: Json) -> str:
-    closes = document["channels"]["socket"]["x-close-codes"]
+def _closes(closes: Mapping[str, Json]) -> str:
     rows = [
         (code, _prose(close["meaning"]), "yes" if close["reconnect"] else "no")
         for code, close in closes.items()
     ]
-    head = ("Code", "Meaning", "Connect again")
-    return f'<section id="closes">{_heading("Close codes")}{_table(head, rows)}</section>'
+    return _table(("Code", "Meaning", "Connect again"), rows)
 
 
 def _fields(schema: Json, without: Iterable[str] = ()) -> str:
@@ -184,14 +171,6 @@ def _limits(schema: Json) -> str:
     return f" ({', '.join(told)})" if told else ""
 
 
-def _examples(document: Json, name: str) -> str:
-    shown = document["components"]["messages"][name]["examples"]
-    return "".join(
-        f'<pre tabindex="0"><code>{_json(example["payload"], indent=2)}</code></pre>'
-        for example in shown
-    )
-
-
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     columns = "".join(f'<th scope="col">{column}</th>' for column in head)
     lines = []
@@ -201,28 +180,16 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return f"<table><thead><tr>{columns}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def _section(name: str, summary: str, content: str) -> str:
-    name = escape(name)
-    return (
-        f'<section id="{name}"><h3><a href="#{name}">{name}</a></h3>'
-        f"<p>{_prose(summary)}</p>{content}</section>"
-    )
-
-
-def _heading(text: str) -> str:
-    return f"<h2>{escape(text)}</h2>"
+def _section(name: str, content: str) -> str:
+    return f'<section id="{escape(name)}"><h3>{_link(name)}</h3>{content}</section>'
 
 
 def _link(name: str) -> str:
-    return f'<li><a href="#{escape(name)}">{escape(name)}</a></li>'
+    return f'<a href="#{escape(name)}">{escape(name)}</a>'
 
 
-def _payload(document: Json, name: str) -> Json:
-    return _resolve(document, document["components"]["messages"][name]["payload"])
-
-
-def _resolve(document: Json, reference: Json) -> Json:
-    found: Json = document["components"]["schemas"][reference["$ref"].removeprefix(SCHEMAS)]
+def _resolved(schemas: Json, reference: Json) -> Json:
+    found: Json = schemas[reference["$ref"].removeprefix(SCHEMAS)]
     return found
 
 

@@ -61,11 +61,11 @@ class Outline(HTMLParser):
 def test_every_message_and_every_code_has_its_place():
     """With an anchor; every link leads somewhere, and no two places share a name."""
     outline = Outline(render(DOCUMENT))
-    assert {*COMMANDS, *EVENTS, *FRAMES, "errors", "closes", "Step"} <= set(outline.ids)
+    assert {*COMMANDS, *EVENTS, *FRAMES, "errors", "close-codes", "Step"} <= set(outline.ids)
     assert len(outline.ids) == len(set(outline.ids))
     inner = {link.removeprefix("#") for link in outline.links if link.startswith("#")}
     assert inner <= set(outline.ids)
-    assert {*COMMANDS, *EVENTS, *FRAMES, "errors", "closes"} <= inner
+    assert {*COMMANDS, *EVENTS, *FRAMES, "errors", "close-codes"} <= inner
     assert {link for link in outline.links if not link.startswith("#")} == {"/asyncapi.json"}
     heads = set(outline.texts["th"])
     assert {*errors.BY_CODE, *(str(code) for code in CLOSES)} <= heads
