@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from agentsrv.agents.process import ProcessFunction
 from agentsrv.errors import ConfigurationError
+from agentsrv.threads import in_own_thread
 
 if TYPE_CHECKING:
     from agentsrv.agents.base import StepContext
@@ -51,22 +50,8 @@ async def _in_thread(run: PlainFunction, step: Step, ctx: StepContext, **params:
     until the function has returned. What it returns then is its result all the same.
     """
     ctx.asker, ctx.mailbox = _no_question, _no_message  # they belong to this loop
-    loop = asyncio.get_running_loop()
-    # The error is not the future's own: a future refuses a StopIteration, and would not be done.
-    done: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
-
-    def work() -> None:
-        result, failure = None, None
-        try:
-            result = run(step, ctx, **params)
-        except BaseException as error:  # noqa: BLE001 - it is raised again in the loop
-            failure = error
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(done.set_result, (result, failure))
-
-    # A daemon, so that a function that never returns does not keep the process from its exit.
-    name, run_here = f"agent {ctx.step_key}", copy_context().run  # its log and its spans
-    threading.Thread(target=run_here, args=(work,), name=name, daemon=True).start()
+    call = partial(copy_context().run, run, step, ctx, **params)  # with its log and its spans
+    done = in_own_thread(call, f"agent {ctx.step_key}")
     cancelled: asyncio.CancelledError | None = None
     try:
         await asyncio.wait({done})
@@ -74,10 +59,10 @@ async def _in_thread(run: PlainFunction, step: Step, ctx: StepContext, **params:
         cancelled = error
         ctx.cancelled.set()
         await asyncio.wait({done})
-    result, failure = done.result()
-    if failure is not None:
-        raise cancelled or failure
-    return result
+    outcome = done.result()
+    if cancelled and outcome.exception():
+        raise cancelled
+    return outcome.result()
 
 
 async def _no_question(question: Question) -> InputReceived:

@@ -285,9 +285,10 @@ async def _end_leftovers(code: int) -> None:
         await asyncio.wait(tasks, timeout=LAST_CHANCE)
     stubborn = [task.get_name() for task in tasks if not task.done()]
     loop = asyncio.get_running_loop()
-    own = loop.create_future()
-    threading.Thread(target=_shut_down_threads, args=(loop, own), daemon=True).start()
-    closing = {asyncio.create_task(loop.shutdown_default_executor()), own}
+    closing: set[asyncio.Future[Any]] = {
+        asyncio.create_task(loop.shutdown_default_executor()),
+        threads.in_own_thread(threads.shut_down, "agentsrv-shutdown"),
+    }
     _, left = await asyncio.wait(closing, timeout=LAST_CHANCE)
     own_threads = [
         thread for thread in threading.enumerate() if thread.name.startswith((POOL, threads.NAME))
@@ -299,12 +300,6 @@ async def _end_leftovers(code: int) -> None:
     if stubborn:
         _log.warning("exiting although this does not stop: %s", ", ".join(stubborn))
         exit_now(code)
-
-
-def _shut_down_threads(loop: asyncio.AbstractEventLoop, done: asyncio.Future[None]) -> None:
-    threads.shut_down()
-    with suppress(RuntimeError):  # nobody waits any more
-        loop.call_soon_threadsafe(done.set_result, None)
 
 
 def _where(error: BaseException) -> str:

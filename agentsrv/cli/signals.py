@@ -67,6 +67,7 @@ from typing import Any, Final, NoReturn, Self, TypeVar
 
 from agentsrv.telemetry import logs, outlets
 from agentsrv.telemetry.watchdog import blocker
+from agentsrv.threads import within
 
 T = TypeVar("T")
 
@@ -245,20 +246,14 @@ class Signals:
 
     def _say(self, level: int, text: str, about: object = None) -> None:
         """Log ``text`` and wait for that only shortly: an author's handler may hang."""
-        _within(LOG_WITHIN, lambda: _log.log(level, "%s", text, extra={"about": about or {}}))
+        within(LOG_WITHIN, lambda: _log.log(level, "%s", text, extra={"about": about or {}}))
 
 
 def exit_now(code: int) -> NoReturn:
     """End the process at once; the last lines of the log are written as far as somebody reads."""
-    _within(LOG_WITHIN, logging.shutdown)
-    _within(2 * LOG_WITHIN, lambda: outlets.flush(LOG_WITHIN))
+    within(LOG_WITHIN, logging.shutdown)
+    within(2 * LOG_WITHIN, lambda: outlets.flush(LOG_WITHIN))
     os._exit(code)
-
-
-def _within(seconds: float, work: Callable[[], object]) -> None:
-    thread = threading.Thread(target=work, name="agentsrv-last-words", daemon=True)
-    thread.start()
-    thread.join(seconds)
 
 
 def ending() -> tuple[signal.Signals, ...]:

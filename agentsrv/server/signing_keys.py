@@ -26,11 +26,9 @@ import asyncio
 import json
 import logging
 import math
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -44,6 +42,7 @@ from agentsrv.config_files import read_bytes
 from agentsrv.error_text import redact
 from agentsrv.errors import ConfigurationError
 from agentsrv.server.exposure import is_loopback
+from agentsrv.threads import in_own_thread
 
 MIN_SECRET: Final = 32  # bytes of an HS256 secret: as many as the hash has (RFC 7518, 3.2)
 MIN_RSA: Final = 2048  # bits (RFC 7518, 3.3)
@@ -200,31 +199,16 @@ class KeySet:
         """Load and parse the set in a thread, which is left behind if it takes too long."""
         if self._threads >= THREADS:
             raise OSError(f"{THREADS} earlier requests have not ended")
-        loop = asyncio.get_running_loop()
-        result: asyncio.Future[dict[str | None, Any]] = loop.create_future()
-
-        def settle(keys: dict[str | None, Any], error: Exception | None) -> None:
-            self._threads -= 1
-            if result.done():  # nobody waits any more
-                return
-            if error is not None:
-                result.set_exception(error)
-            else:
-                result.set_result(keys)
-
-        def run() -> None:
-            keys, failure = dict[str | None, Any](), None
-            try:
-                keys = parse_set(self._load(), self._algorithm)
-            except Exception as error:  # noqa: BLE001 - it is raised where it is waited for
-                failure = error
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(settle, keys, failure)
-
+        ended = in_own_thread(lambda: parse_set(self._load(), self._algorithm), "agentsrv-jwks")
         self._threads += 1
-        threading.Thread(target=run, name="agentsrv-jwks", daemon=True).start()
-        async with asyncio.timeout(FETCH_TIMEOUT):
-            return await result
+        ended.add_done_callback(self._thread_ended)
+        await asyncio.wait({ended}, timeout=FETCH_TIMEOUT)
+        if not ended.done():
+            raise TimeoutError
+        return ended.result().result()
+
+    def _thread_ended(self, _: object) -> None:
+        self._threads -= 1
 
     def _is_suspect(self, source: str) -> bool:
         times = self._unknown.get(source, [])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 from agentsrv.errors import missing_extra
+from agentsrv.threads import within
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -109,9 +109,7 @@ def _provider(environment: Mapping[str, str]) -> TracerProvider:
 
 def _shut_down(provider: TracerProvider) -> None:
     """Send what waits. A collector that does not answer keeps nobody from the exit."""
-    thread = threading.Thread(target=provider.shutdown, name="agentsrv-spans", daemon=True)
-    thread.start()
-    thread.join(FLUSH_WITHIN)
+    within(FLUSH_WITHIN, provider.shutdown)
 
 
 def _nothing() -> None:

@@ -7,10 +7,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 
+import pytest
+
 from agentsrv import App
 from agentsrv.client import Client
 from agentsrv.settings import Settings
-from agentsrv.threads import NAME, in_thread
+from agentsrv.threads import NAME, in_own_thread, in_thread
 
 _here: ContextVar[str] = ContextVar("here")
 
@@ -25,6 +27,18 @@ async def test_work_runs_in_a_thread_of_the_server_in_the_callers_context():
     name, context, total = await in_thread(work, 1, second=2)
     assert name.startswith(NAME)
     assert (context, total) == ("context", 3)
+
+
+@pytest.mark.parametrize("error", [ValueError, StopIteration, SystemExit, KeyboardInterrupt])
+async def test_a_thread_of_its_own_gives_a_result_or_any_error(error):
+    """It is a daemon, so that the process need not wait for it."""
+
+    def fail() -> None:
+        raise error
+
+    thread = await in_own_thread(threading.current_thread, "agentsrv-test")
+    assert (thread.result().name, thread.result().daemon) == ("agentsrv-test", True)
+    assert isinstance((await in_own_thread(fail, "agentsrv-test")).exception(), error)
 
 
 async def test_built_in_agents_do_not_wait_for_the_threads_of_authors(tmp_path):
