@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -23,6 +24,7 @@ ATTEMPT: Final = 5.0  # seconds for one try of anything: a healthy server needs 
 PATIENCE: Final = 2.0  # seconds that a call is tried again, however short the lease is
 PAUSE: Final = 0.05  # seconds until the second try; twice as long before each that follows
 LONGEST_PAUSE: Final = 0.5  # seconds
+pauses = partial(backoff, PAUSE, LONGEST_PAUSE, jitter=0.5)
 PORT: Final = 5432  # where a DSN names none
 INVALID: Final = (
     "the URL is not valid; expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with special "
@@ -223,11 +225,6 @@ async def borrowed(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
             yield connection
     finally:
         await pool.release(connection, timeout=ATTEMPT)
-
-
-def pauses() -> Iterator[float]:
-    """Yield the seconds before each further attempt."""
-    return backoff(PAUSE, LONGEST_PAUSE, jitter=0.5)
 
 
 async def reading(

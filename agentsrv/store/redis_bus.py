@@ -10,18 +10,22 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import parse_url
 from redis.exceptions import RedisError
 
+from agentsrv.backoff import backoff
 from agentsrv.error_text import describe
 
-PAUSE: Final = 0.5  # seconds until the next try to connect
+PAUSE: Final = 0.05  # seconds until the second try to connect; twice as long before each after it
+LONGEST_PAUSE: Final = 0.5  # seconds
 PING: Final = 10.0  # seconds between looks whether a silent connection is still one
 
 _log = logging.getLogger("agentsrv.bus")
+_pauses = partial(backoff, PAUSE, LONGEST_PAUSE, jitter=0.5)
 
 
 class RedisBus:
@@ -40,14 +44,14 @@ class RedisBus:
         self, channel: str, heard: Callable[[bytes], None], missed: Callable[[], None]
     ) -> None:
         """See ``Bus.listen``."""
-        is_away = False
+        is_away, pauses = False, _pauses()
         while True:
             client = Redis.from_url(self._url, health_check_interval=int(PING))
             try:
                 async with aclosing(client), client.pubsub() as subscription:
                     await subscription.subscribe(channel)
                     self._client = client
-                    is_away = False
+                    is_away, pauses = False, _pauses()
                     missed()
                     while True:
                         message = await subscription.get_message(
@@ -60,7 +64,7 @@ class RedisBus:
                     told = "the bus cannot be used now; nodes ask the store meanwhile: %s"
                     _log.warning(told, describe(error))
                 is_away = True
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(next(pauses))
             finally:
                 self._client = None
 
