@@ -1,7 +1,7 @@
 """Check that the links between the Markdown files of this repository resolve.
 
-Looks at the top-level Markdown files, docs/, examples/ and tests/: each relative link must name a file or a
-folder of the repository, each anchor a heading of the file it points into. Links to other
+Looks at the top-level Markdown files, docs/, examples/ and tests/: each relative link must name a
+file or a folder of the repository, each anchor a heading of the file it points into. Links to other
 sites are not followed.
 """
 

@@ -17,7 +17,9 @@ def interrupted(state: TaskState, lease: Lease) -> list[Interrupted]:
     """The attempts of a task whose code ran when its last worker's process crashed.
 
     An attempt of a step that the log does not have counts as the making of the plan: the plan is
-    not in the log either.
+    not in the log either. Attempts that the log shows to be over are left out. A crash of the
+    process leaves none of them behind, but a power cut may: the disk can have the log's last
+    commit and an earlier state of the marks.
     """
     if lease.interrupted is None:
         found = [
@@ -34,8 +36,9 @@ def interrupted(state: TaskState, lease: Lease) -> list[Interrupted]:
     for step_id, attempt in found:
         step = state.steps.get(step_id)
         if step is None:
-            attempts[None] = Interrupted(None, attempt, state.losses, progressed=False)
-        elif STEP_TRANSITIONS[step.status]:
+            if state.plan is None:
+                attempts[None] = Interrupted(None, attempt, state.losses, progressed=False)
+        elif STEP_TRANSITIONS[step.status] and attempt >= step.attempt:
             progressed = step.progressed and step.attempt == attempt
             attempts[step_id] = Interrupted(step_id, attempt, step.losses, progressed)
     return list(attempts.values())

@@ -36,8 +36,8 @@ def nursery() -> Iterator[Nursery]:
 async def test_a_plan_that_progresses_lives_through_any_number_of_kills(
     steps: int, tmp_path: Path, nursery: Nursery, ledger: Ledger
 ) -> None:
-    """A kill -9 after each of its steps."""
-    port = free_port()
+    """A kill -9 after each of its steps, or after some of them where the machine is busy."""
+    port, kills = free_port(), 1
     log: list[Record] = []
     news = asyncio.Event()
 
@@ -64,15 +64,16 @@ async def test_a_plan_that_progresses_lives_through_any_number_of_kills(
             following = asyncio.create_task(follow(client, task))
             await until(1)
             first.close()
-            for count in range(1, steps + 1):
+            while (count := done()) < steps:
+                kills += 1
                 with ForkedServer(nursery, tmp_path, APP, port=port):
-                    await until(count)
+                    await until(count + 1)  # a server that is killed sooner may have made none
             with ForkedServer(nursery, tmp_path, APP, port=port):
                 await following
     losses = [record.data for record in log if record.event_type == "step_lost"]
     ledger.record(
         "P10",
-        faults={"kill -9": steps + 1},
+        faults={"kill -9": kills},
         checked={"losses": len(losses), "steps": done()},
         violations=(log[-1].event_type != "task_completed")
         + sum(loss["losses"] > MOST_LOSSES for loss in losses),

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
 from agentsrv.agents.base import StepContext
+from agentsrv.models import events as e
 from agentsrv.models.plan import Step
+from agentsrv.models.task import TaskState
+from agentsrv.orchestrator.recovery import interrupted
+from agentsrv.store.base import Lease
 from tests.support.simulation import simulate
 from tests.support.world import World, check_log, crashed, die, running, step
+from tests.unit.models.samples import AT, STEPS
 from tests.unit.orchestrator.people import only, sleeper, slow
 
 
@@ -264,3 +270,35 @@ def test_an_agent_that_is_gone_fails_the_recovered_task():
         assert "wants agent 'slow'" in end.data["error_message"]
 
     simulate(story())
+
+
+CREATED = [e.TaskCreated("x", None, {}, {}), e.TaskQueued(1), e.TaskStarted("node-1")]
+DONE = e.StepCompleted("look", 1, "completed", None, cached=False, duration=1.0)
+PLANNED = [*CREATED, e.PlanCreated(STEPS)]
+FIRST = e.StepStarted("look", 1, "retriever", "")
+SECOND = [e.StepRetrying("look", 1, 2, 0.0, "no", 1, "error"), replace(FIRST, attempt=2)]
+
+
+@pytest.mark.parametrize(
+    ("log", "marked", "found"),
+    [
+        (CREATED, ("", 1), [(None, 1)]),
+        (CREATED, ("look", 1), [(None, 1)]),
+        (PLANNED, ("look", 1), [("look", 1)]),
+        ([*PLANNED, FIRST], ("look", 1), [("look", 1)]),
+        ([*PLANNED, FIRST, SECOND[0]], ("look", 2), [("look", 2)]),
+        ([*PLANNED, FIRST, *SECOND], ("look", 2), [("look", 2)]),
+        # marks that are older than the log: what a power cut may leave
+        (PLANNED, ("", 1), []),
+        (PLANNED, ("gone", 1), []),
+        ([*PLANNED, FIRST, *SECOND], ("look", 1), []),
+        ([*PLANNED, FIRST, DONE], ("look", 1), []),
+    ],
+)
+def test_only_attempts_that_the_log_does_not_end_are_interrupted(log, marked, found):
+    """Marks may be older than the log, but never by what a crash of the process can do."""
+    state = TaskState.fold(
+        "t1", [e.encode(event, "t1", seq, AT) for seq, event in enumerate(log, 1)]
+    )
+    lease = Lease("t1", 2, state.seq, b"{}", "ann", [marked])
+    assert [(one.step_id, one.attempt) for one in interrupted(state, lease)] == found
