@@ -69,6 +69,7 @@ async def test_without_a_key_none_of_the_environment_is_sent(fake, monkeypatch):
 OPENAI = ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID", "WEBHOOK_SECRET")
 
 
+@pytest.mark.process  # platform.platform() may start one
 async def test_nothing_of_the_environment_is_sent(fake, monkeypatch):
     """Neither by the model nor by the official client: it is meant for another endpoint."""
     for name in OPENAI:
