@@ -64,7 +64,7 @@ class Talk:
 
     async def next(self) -> dict[str, Any]:
         """The next frame."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             frame: dict[str, Any] = json.loads(await self.socket.recv())
         return frame
 

@@ -327,7 +327,7 @@ async def test_a_store_that_breaks_is_told(tmp_path, monkeypatch):
         monkeypatch.setattr("agentsrv.store.sqlite_log.SqliteLog.create", broken)
         answer = await talk.ask({"command": "create", "task_description": "x", "agent": "echo"})
         assert (answer["code"], answer["retryable"]) == ("unavailable", True)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(30):
             assert "the disk is gone" in str(await server.broken)
         assert (await talk.ask("list"))["code"] == "unavailable"
         _, told = await get(server, "GET /readyz HTTP/1.1\nHost: localhost\n\n")
