@@ -52,7 +52,7 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path, kills):
             lost += sum(max(0, seq - found[task_id]) for task_id, seq in told.items())
             ghosts += sum(found[task_id] > seq for task_id, seq in told.items())
         parent.stdin.close()
-        assert parent.wait(10) == 0
+        assert parent.wait(30) == 0
     print(f"\nkills {kills}, acknowledged {acknowledged}, lost {lost}; durable unheard {ghosts}")
     assert acknowledged > kills
     assert lost == 0

@@ -68,10 +68,10 @@ def in_a_thread(serving: Callable[[], AbstractAsyncContextManager[str]]) -> Iter
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(30)
     yield told[0]
     loop.call_soon_threadsafe(stop.set)
-    thread.join(10)
+    thread.join(30)
     loop.close()
 
 

@@ -32,7 +32,7 @@ async def shout(port: int, *lines: str) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write("\r\n".join((*lines, "", "")).encode("latin-1", errors="replace"))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return await reader.read()
     finally:
         writer.close()

@@ -47,7 +47,7 @@ def held(path: Path, *statements: str) -> Iterator[int]:
         yield process.pid
     finally:
         process.stdin.close()
-        process.wait(10)
+        process.wait(30)
         process.stdout.close()
 
 

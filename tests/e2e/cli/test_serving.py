@@ -85,7 +85,7 @@ def test_a_signal_stops_the_server_with_exit_status_0(serve, number):
     process, url, _ = serve()
     assert url.startswith("ws://127.0.0.1:")
     process.send_signal(number)
-    assert process.wait(10) == 0
+    assert process.wait(30) == 0
     assert "a second signal exits at once" in process.stderr.read()
 
 

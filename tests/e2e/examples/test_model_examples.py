@@ -118,7 +118,7 @@ async def test_an_agent_of_another_framework_is_cancelled(fake, settings):
         task = await client.create("The sea", agent="poet", execute=True)
         await fake.asked.wait()
         await client.cancel(task["task_id"])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await fake.hung_up.wait()
 
 

@@ -59,7 +59,7 @@ def address(tmp_path_factory):
     yield process.stdout.readline().strip()
     process.stdin.close()
     process.stdout.close()
-    process.wait(10)
+    process.wait(30)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ async def send(socket: ClientConnection, frame: dict[str, Any] | str) -> None:
 
 async def take(socket: ClientConnection, front: Front, until: str = "") -> dict[str, Any]:
     """Show the front end what comes, until the end of the run or an event of that type or name."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             front.take([await socket.recv()])
             if until in (front.last["type"], front.last.get("name")) or (
@@ -287,7 +287,7 @@ async def test_bad_frames_close_the_connection():
             async with fronting(server, additional_headers=bearer(ADA_KEY)) as socket:
                 for frame in frames:
                     await socket.send(frame)
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     told = [json.loads(frame) async for frame in reading(socket)]
                 assert all(event["type"] == "RUN_ERROR" for event in told)
                 assert socket.close_code == code

@@ -231,7 +231,7 @@ async def test_who_goes_on_sending_after_the_end_is_not_heard(tmp_path, monkeypa
     async with serving(key_file=file) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(handshake())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await reader.readuntil(b"\r\n\r\n")
             writer.write(frame)
             await reader.readuntil(b'"replayed":false}')

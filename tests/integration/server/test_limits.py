@@ -44,7 +44,7 @@ async def answered(server: Running) -> None:
 
 async def eventually(attempt: Callable[[], Awaitable[None]]) -> None:
     """Try again and again until there is room."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             try:
                 await attempt()
@@ -345,7 +345,7 @@ async def test_sockets_of_all_kinds_are_bounded(monkeypatch):
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             stack.callback(writer.close)
             with suppress(ConnectionResetError):
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     assert await reader.read() == b""
             assert (await talk.ask("ping"))["type"] == "reply"
 

@@ -251,7 +251,7 @@ async def test_a_server_whose_disk_hangs_is_not_ready(tmp_path, monkeypatch):
 
     def slow(log: SqliteLog) -> None:
         committing.set()
-        hanging.wait(10)
+        hanging.wait(30)
         commit(log)
 
     monkeypatch.setattr("agentsrv.orchestrator.orchestrator.READY_WITHIN", 0.05)

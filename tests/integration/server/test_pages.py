@@ -24,7 +24,7 @@ async def request(server: Running, method: str, path: str, **headers: str) -> An
     """The status, the headers by their names in lower case, and the body."""
 
     def ask() -> Answer:
-        connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=30)
         try:
             given = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, headers=given)

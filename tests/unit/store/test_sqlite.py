@@ -80,7 +80,7 @@ class Gate:
         """Pass a statement on; a COMMIT only when the gate is open."""
         if sql == "COMMIT":
             self.reached.set()
-            assert self.opened.wait(10)
+            assert self.opened.wait(30)
             if self.error is not None:
                 raise self.error
             self.commits += 1

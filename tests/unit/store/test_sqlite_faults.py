@@ -234,7 +234,7 @@ async def test_a_commit_into_a_file_that_is_gone_is_not_acknowledged(path, monke
             assert not append.done()
         if name in MOVED:
             await append
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await asyncio.gather(append, return_exceptions=True)
 
 
@@ -293,7 +293,7 @@ async def test_a_store_that_waits_can_be_closed(path):
         with held(path, "BEGIN IMMEDIATE"):
             append = store.append(following(lease._replace(seq=2)))
             await until(lambda: store.trouble is not None)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await store.close()
             with pytest.raises(Unavailable, match="the outcome is unknown"):
                 await append
