@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from agentsrv.client.errors import NoServer
 from agentsrv.errors import (
@@ -19,7 +19,9 @@ from agentsrv.errors import (
 )
 from agentsrv.models import events as e
 from agentsrv.models.events import Record
-from agentsrv.protocol.replies import RespondReply
+
+if TYPE_CHECKING:
+    from agentsrv.protocol.replies import RespondReply
 
 RETRY_AFTER: Final = 1.0  # seconds, where the server does not say how many
 

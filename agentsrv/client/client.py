@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import orjson
 from websockets.exceptions import InvalidURI
@@ -23,18 +23,20 @@ from agentsrv.client.tokens import Token
 from agentsrv.errors import ConfigurationError, Conflict, InvalidCommand, InvalidState
 from agentsrv.models import events as e
 from agentsrv.models.events import Record
-from agentsrv.models.plan import ExecutionPlan
-from agentsrv.protocol.replies import (
-    AgentInfo,
-    CancelReply,
-    Created,
-    Hello,
-    RespondReply,
-    SendReply,
-    Snapshot,
-    TaskPage,
-    TaskReply,
-)
+
+if TYPE_CHECKING:  # what only annotations name: the client works without pydantic
+    from agentsrv.models.plan import ExecutionPlan
+    from agentsrv.protocol.replies import (
+        AgentInfo,
+        CancelReply,
+        Created,
+        Hello,
+        RespondReply,
+        SendReply,
+        Snapshot,
+        TaskPage,
+        TaskReply,
+    )
 
 OnEvent = Callable[[Record], Awaitable[None] | None]
 
@@ -187,7 +189,8 @@ class Client:
             traceparent: The caller's span, of which the task is traced as a part.
         """
         follow = execute and subscribe and idempotency_key is None
-        if isinstance(plan, ExecutionPlan):
+        # An ExecutionPlan is known by its method: its module needs pydantic.
+        if plan is not None and hasattr(plan, "model_dump"):
             plan = plan.model_dump(mode="json", exclude_none=True)
         fields = {
             "command": "create",
@@ -223,7 +226,7 @@ class Client:
             if not isinstance(refusal.__cause__, Interrupted):
                 raise
         found = await self.status(task_id)
-        return TaskReply(task_id=task_id, status=found["status"], seq=found["seq"])
+        return {"task_id": task_id, "status": found["status"], "seq": found["seq"]}
 
     async def status(self, task_id: str) -> Snapshot:
         """Tell all about a task."""
@@ -286,7 +289,7 @@ class Client:
                 raise
             if not _is_sealed(settled["value"]) and _json(settled["value"]) != _json(value):
                 raise
-        return RespondReply(task_id=task_id, input_id=input_id)
+        return {"task_id": task_id, "input_id": input_id}
 
     async def send(self, task_id: str, message: Any) -> SendReply:
         """Give the agents of a running task a message: text or JSON.

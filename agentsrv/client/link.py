@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import orjson
@@ -35,8 +35,10 @@ from agentsrv.client.trust import tls_context
 from agentsrv.errors import AgentsrvError, InvalidCommand, RateLimited, ShuttingDown, TooLarge
 from agentsrv.models.events import Record, to_record
 from agentsrv.protocol import PROTOCOL
-from agentsrv.protocol.replies import Hello
 from agentsrv.telemetry.library import without_quotes
+
+if TYPE_CHECKING:
+    from agentsrv.protocol.replies import Hello
 
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 ENVELOPE: Final = ("type", "command", "id")  # of a reply; the rest is what was asked for

@@ -12,14 +12,16 @@ from contextlib import suppress
 from functools import wraps
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 from agentsrv.client.client import Client
 from agentsrv.client.errors import ClientUsageError, Closed
 from agentsrv.client.link import Options
 from agentsrv.client.tokens import Token
 from agentsrv.models.events import Record
-from agentsrv.protocol.replies import Hello
+
+if TYPE_CHECKING:
+    from agentsrv.protocol.replies import Hello
 
 LAST_CHANCE: Final = 1.0  # seconds that calls of other threads have to see that it is closed
 

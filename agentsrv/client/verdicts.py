@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from http import HTTPStatus
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit, urlunsplit
 
 import orjson
@@ -32,7 +32,9 @@ from agentsrv.client.trust import untrusted
 from agentsrv.errors import AgentsrvError, ConfigurationError
 from agentsrv.protocol import PROTOCOL
 from agentsrv.protocol.closes import CLOSES
-from agentsrv.protocol.replies import Hello
+
+if TYPE_CHECKING:
+    from agentsrv.protocol.replies import Hello
 
 UNAUTHENTICATED: Final = 4401  # close code: the token is missing or no longer valid
 REFUSED: Final = 4403  # close code: the origin or the host is not allowed

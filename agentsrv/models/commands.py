@@ -17,11 +17,11 @@ from pydantic import (
     model_validator,
 )
 
+from agentsrv.models.limits import MAX_LIST
 from agentsrv.models.plan import AgentName, ExecutionPlan
 from agentsrv.models.states import TaskStatus
 
 MAX_DESCRIPTION: Final = 32_768  # characters
-MAX_LIST: Final = 500  # tasks on a page
 MAX_TOKEN: Final = 8192  # characters; a JSON Web Token with many claims has some thousands
 
 Text = Annotated[str, Field(max_length=1024)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+MAX_LIST: Final = 500  # tasks on a page
 
 
 class Use(NamedTuple):

@@ -10,8 +10,8 @@ from itertools import takewhile
 from typing import Final
 
 from agentsrv.errors import AgentsrvError
-from agentsrv.models.commands import MAX_LIST
 from agentsrv.models.events import decode, format_timestamp
+from agentsrv.models.limits import MAX_LIST
 from agentsrv.orchestrator.hub import Hub
 from agentsrv.store.base import Commit, Span
 from agentsrv.store.shared import NEWS_WITHIN, SWEEP, News, SharedStore

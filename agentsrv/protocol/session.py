@@ -150,6 +150,11 @@ def peek(text: str) -> dict[str, Any]:
     return fields
 
 
+def help_reply() -> dict[str, Any]:
+    """The result of ``help``: an example of each command, and the command lines."""
+    return {"commands": EXAMPLES, "lines": shell.usage()}
+
+
 def _check_is_small(text: str) -> None:
     """Refuse to parse what is larger than any command of an unauthenticated client.
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agentsrv.errors import InvalidCommand, InvalidJson, UnknownCommand
-from agentsrv.models.commands import EXAMPLES
 from agentsrv.models.events import InputRequired
 from agentsrv.protocol import strict_json
 
@@ -59,11 +58,6 @@ def command_of(line: str) -> str:
 def usage() -> dict[str, str]:
     """Every command line and what it does."""
     return {syntax.usage: syntax.purpose for syntax in _SYNTAX.values()}
-
-
-def help_reply() -> dict[str, Any]:
-    """The result of ``help``: an example of each command, and the command lines."""
-    return {"commands": EXAMPLES, "lines": usage()}
 
 
 def read_answer(text: str, question: InputRequired) -> Any:

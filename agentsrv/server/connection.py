@@ -14,7 +14,7 @@ from agentsrv.orchestrator.hub import Hub
 from agentsrv.orchestrator.orchestrator import Orchestrator
 from agentsrv.orchestrator.subscriptions import Answer, Subscriber
 from agentsrv.protocol import frames, shell
-from agentsrv.protocol.session import Request, Session
+from agentsrv.protocol.session import Request, Session, help_reply
 from agentsrv.server.entrance import Admission
 from agentsrv.server.outbox import OutboxConnection
 from agentsrv.server.requests import next_request
@@ -188,7 +188,7 @@ class Connection:
             case c.Ping():
                 return {}
             case c.Help():
-                return shell.help_reply()
+                return help_reply()
             case _:
                 raise AssertionError(f"no way to carry out {command!r}")
 

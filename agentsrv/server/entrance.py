@@ -11,8 +11,8 @@ from websockets.frames import CloseCode
 
 from agentsrv.errors import InvalidState, Overloaded, Unauthenticated
 from agentsrv.models import commands as c
-from agentsrv.protocol import frames, shell
-from agentsrv.protocol.session import Session
+from agentsrv.protocol import frames
+from agentsrv.protocol.session import Session, help_reply
 from agentsrv.server.auth import UNAUTHENTICATED, Authenticator
 from agentsrv.server.identity import Identity
 from agentsrv.server.outbox import OutboxConnection
@@ -67,7 +67,7 @@ async def _ask(
             socket.post([frames.reply(request.name, command.id, _told(identity))])
             return identity
         if isinstance(command, c.Help):
-            result = shell.help_reply()
+            result = help_reply()
         socket.post([frames.reply(request.name, command.id, result)])
     return None
 
