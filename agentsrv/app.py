@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import secrets
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
-from agentsrv.agents.analyzer import AnalyzerAgent
-from agentsrv.agents.base import Agent, AgentFunction, AgentOptions, Planner
-from agentsrv.agents.knowledge import KnowledgeBase
-from agentsrv.agents.knowledge.library import Library
-from agentsrv.agents.optimizer import OptimizerAgent
-from agentsrv.agents.planner import BuiltinPlanner
+from agentsrv.agents.base import Agent, AgentFunction, AgentOptions, Planner, Search
 from agentsrv.agents.process import Limits, ProcessPool, refuse_in_worker
 from agentsrv.agents.registry import Registry
-from agentsrv.agents.retriever import RetrieverAgent
-from agentsrv.agents.validator import ValidatorAgent
-from agentsrv.agents.writer import WriterAgent
-from agentsrv.error_text import redact
-from agentsrv.errors import ConfigurationError, missing_extra
-from agentsrv.models.retry import LOCAL_BASE
+from agentsrv.errors import ConfigurationError
 from agentsrv.orchestrator.hub import Hub
 from agentsrv.orchestrator.logs import forget_old
 from agentsrv.orchestrator.orchestrator import Orchestrator
@@ -39,6 +23,7 @@ from agentsrv.orchestrator.surroundings import OutputLimits, Surroundings
 from agentsrv.orchestrator.tails import Tails
 from agentsrv.orchestrator.vault import Vault
 from agentsrv.orchestrator.worker import Worker
+from agentsrv.resources import make_library, node_name, open_models, open_store, open_vault
 from agentsrv.server.auth import Authenticator, open_authenticator
 from agentsrv.server.exposure import check_exposure
 from agentsrv.server.gate import fill_in
@@ -46,22 +31,17 @@ from agentsrv.server.listener import Listener
 from agentsrv.server.neighbours import Neighbours
 from agentsrv.settings import Settings
 from agentsrv.store.base import Store
-from agentsrv.store.memory import MemoryStore
-from agentsrv.store.queue import QueueLimits
 from agentsrv.store.shared import SharedStore
-from agentsrv.store.sqlite import SqliteStore
-from agentsrv.store.sqlite_file import beside
 from agentsrv.telemetry import logs, outlets
 from agentsrv.telemetry.export import open_tracing
 from agentsrv.telemetry.watchdog import Watchdog
 from agentsrv.version import __version__
 
 if TYPE_CHECKING:
-    from agentsrv.agents.llm import Embedder, LanguageModel
-
-SQLITE: Final = "sqlite:///"
-POSTGRES: Final = ("postgresql://", "postgres://")
-RETRIEVED: Final = 300.0  # seconds for which what was retrieved is used again
+    from agentsrv.agents.knowledge import Passage
+    from agentsrv.agents.knowledge.library import Library
+    from agentsrv.agents.llm import LanguageModel
+    from agentsrv.agents.planner import BuiltinPlanner
 
 OnFault = Callable[[BaseException], None]
 F = TypeVar("F", bound=AgentFunction)
@@ -79,45 +59,11 @@ class App:
 
     def __init__(self, *, builtin: bool = True) -> None:
         self.registry = Registry()
-        self._builtin_planner = BuiltinPlanner(self.registry)
+        self._builtin_planner: BuiltinPlanner | None = None
         if builtin:
-            self.registry.planner = self._builtin_planner.plan
-            for agent in (
-                Agent.of(
-                    RetrieverAgent().run,
-                    name="retriever",
-                    on_failure="degrade",
-                    cache=RETRIEVED,
-                    retry_base=LOCAL_BASE,
-                    retry_jitter=False,
-                ),
-                Agent.of(
-                    AnalyzerAgent().run,
-                    name="analyzer",
-                    retry_base=LOCAL_BASE,
-                    retry_jitter=False,
-                ),
-                Agent.of(
-                    WriterAgent().run,
-                    name="writer",
-                    retry_base=LOCAL_BASE,
-                    retry_jitter=False,
-                ),
-                Agent.of(
-                    ValidatorAgent().run,
-                    name="validator",
-                    on_failure="degrade",
-                    retry_base=LOCAL_BASE,
-                    retry_jitter=False,
-                ),
-                Agent.of(
-                    OptimizerAgent().run,
-                    name="optimizer",
-                    retry_base=LOCAL_BASE,
-                    retry_jitter=False,
-                ),
-            ):
-                self.registry.add(agent)
+            from agentsrv.agents.builtin import add_builtin  # noqa: PLC0415 - not all need them
+
+            self._builtin_planner = add_builtin(self.registry)
 
     @overload
     def agent(self, function: F, /) -> F: ...
@@ -180,10 +126,11 @@ class App:
         """
         refuse_in_worker()
         settings, authenticator = await _check(Settings() if settings is None else settings)
-        self._builtin_planner.default = settings.default_plan
+        if self._builtin_planner is not None:
+            self._builtin_planner.default = settings.default_plan
         async with AsyncExitStack() as stack:
             models = await stack.enter_async_context(open_models(settings))
-            library = Library(_knowledge_base(settings, models.embedder))
+            library = make_library(settings, models.embedder)
             node = settings.node or node_name()
             store = open_store(settings, node)
             await store.open()
@@ -195,8 +142,7 @@ class App:
                     broken.set_result(error)
 
             store.on_broken = on_fault
-            await library.open()
-            stack.push_async_callback(library.close)
+            search = await stack.enter_async_context(_searching(library))
             vault = await open_vault(settings)
             processes = ProcessPool(
                 self.registry.process_functions,
@@ -204,7 +150,7 @@ class App:
             )
             await stack.enter_async_context(processes)
             around = self._surroundings(
-                settings, node, store, library, models.llm, vault=vault, processes=processes
+                settings, node, store, search, models.llm, vault=vault, processes=processes
             )
             worker, peers = Worker(around, settings.concurrency), None
             hub = Hub(store, settings.principal_subscriptions)
@@ -250,7 +196,7 @@ class App:
         settings: Settings,
         node: str,
         store: Store,
-        library: Library,
+        search: Search,
         model: LanguageModel | None,
         *,
         vault: Vault,
@@ -262,7 +208,7 @@ class App:
             node=node,
             store=store,
             registry=self.registry,
-            search=library.search,
+            search=search,
             now=time.time,
             grace=settings.cancel_grace,
             limits=OutputLimits(
@@ -322,189 +268,21 @@ async def _check(settings: Settings) -> tuple[Settings, Authenticator]:
     return fill_in(settings, is_guarded=authenticator.is_required), authenticator
 
 
-def node_name() -> str:
-    """A name that no other server has."""
-    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
-
-
-def need_postgres() -> None:
-    """Return where the extra for PostgreSQL is installed.
-
-    Raises:
-        ConfigurationError: It is not.
-    """
-    if find_spec("asyncpg") is None:
-        raise ConfigurationError(missing_extra("a store in PostgreSQL", "postgres"))
-
-
-def open_store(settings: Settings, node: str) -> Store:
-    """The store that ``settings.store`` names, as ``node`` uses it; it is not opened yet.
-
-    Raises:
-        ConfigurationError: It names none, the extra for it is not installed, or a setting is for
-            a store that several servers share.
-    """
-    limits = QueueLimits(
-        settings.queue_limit, settings.principal_queued, settings.principal_running
-    )
-    if settings.store.startswith(POSTGRES):
-        need_postgres()
-        from agentsrv.store.postgres import PostgresStore  # noqa: PLC0415 - an extra
-
-        return PostgresStore(
-            settings.store,
-            node=node,
-            bus=settings.bus,
-            role=settings.role,
-            limits=limits,
-        )
-    if settings.role != "all" or settings.processes > 1 or settings.bus is not None:
-        raise ConfigurationError(
-            f"store is {redact(settings.store)!r}; expected postgresql://… with the settings role, "
-            "bus and processes, which are for servers that share a store"
-        )
-    if settings.store == "memory:":
-        return MemoryStore(limits)
-    file = store_file(settings)
-    if file is not None:
-        return SqliteStore(file, limits)
-    raise ConfigurationError(
-        f"store is {redact(settings.store)!r}; expected sqlite:///FILE (a fourth slash begins an "
-        "absolute path), memory: or postgresql://USER@HOST/DATABASE"
-    )
-
-
-async def open_vault(settings: Settings) -> Vault:
-    """What encrypts the answers to secret questions, by ``settings``."""
-    key = settings.secret_key
-    file = store_file(settings)
-    vault = Vault(
-        None if key is None else key.get_secret_value(),
-        None if file is None else beside(file, ".key"),
-        is_shared=settings.store.startswith(POSTGRES),
-    )
-    await asyncio.to_thread(vault.load)
-    return vault
-
-
-def store_file(settings: Settings) -> Path | None:
-    """The SQLite file that ``settings.store`` names, if it names one.
-
-    Raises:
-        ConfigurationError: No file can have that name.
-    """
-    name = settings.store.removeprefix(SQLITE)
-    if not name or name == settings.store:
-        return None
-    if ":memory:" in name or name.startswith("file:"):
-        raise ConfigurationError(
-            f"store is {settings.store!r}; expected a file's name, or memory: for a store that is "
-            "lost with the process"
-        )
-    if "?" in name or "\0" in name:
-        raise ConfigurationError(
-            f"store is {settings.store!r}; expected a file's name without ? and U+0000: there are "
-            "no parameters"
-        )
-    if Path(name).name in {"", ".."}:
-        raise ConfigurationError(
-            f"store is {settings.store!r}, which is a folder; expected a file in it"
-        )
-    return Path(name)
-
-
-def knowledge_index(settings: Settings) -> Path:
-    """The file of the knowledge base's index; its folder may not exist yet.
-
-    It is beside the SQLite store that ``store`` names. If none is named, it is in the user's
-    folder for state, one for each knowledge folder: nothing is written into the working folder
-    that was not asked for.
-    """
-    if settings.knowledge_index is not None:
-        return settings.knowledge_index
-    file = store_file(settings) if "store" in settings.model_fields_set else None
-    if file is not None:
-        return file.with_suffix(".knowledge.db")
-    folder = Path(settings.knowledge or "").absolute()
-    digest = sha256(os.fsencode(folder)).hexdigest()[:12]
-    return state_folder() / f"{folder.name}-{digest}.knowledge.db"
-
-
-def state_folder() -> Path:
-    """Where this user's programs keep their state, as the XDG base directories define it."""
-    given = Path(os.environ.get("XDG_STATE_HOME") or "")
-    if not given.is_absolute():
-        given = Path(os.path.expanduser("~"), ".local", "state")  # noqa: PTH111 - never raises
-    return given.absolute() / "agentsrv"
-
-
-def make_index_folder(settings: Settings) -> Path:
-    """Make the folder of ``knowledge_index`` if it is the user's; return the file.
-
-    Raises:
-        ConfigurationError: The folder cannot be made or written.
-    """
-    index = knowledge_index(settings)
-    if index.parent == state_folder():
-        try:
-            index.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigurationError(
-                f"the index of the knowledge base cannot be kept in {index.parent}: "
-                f"{error.strerror}; set knowledge_index, or XDG_STATE_HOME"
-            ) from None
-        if not os.access(index.parent, os.W_OK):
-            raise ConfigurationError(
-                f"the index of the knowledge base cannot be kept in {index.parent}, which cannot "
-                "be written; set knowledge_index, or XDG_STATE_HOME"
-            )
-    return index
-
-
-def _knowledge_base(settings: Settings, embedder: Embedder | None) -> KnowledgeBase | None:
-    if settings.knowledge is None:
-        return None
-    if not settings.knowledge.is_dir():
-        raise ConfigurationError(f"knowledge is {settings.knowledge}; expected a folder")
-    return KnowledgeBase(settings.knowledge, make_index_folder(settings), embedder)
-
-
-@dataclass(frozen=True, slots=True)
-class Models:
-    """The models of a server, as far as they are configured; they share one client."""
-
-    llm: LanguageModel | None = None
-    embedder: Embedder | None = None
-
-
 @asynccontextmanager
-async def open_models(settings: Settings) -> AsyncIterator[Models]:
-    """Use the models that ``settings`` name; on leaving, their connections are closed.
-
-    Raises:
-        ConfigurationError: A model is named without an endpoint or an endpoint without a model,
-            or the extra is not installed.
-    """
-    named = settings.llm_model or settings.embedding_model
-    if not named and not settings.llm_url:
-        yield Models()
+async def _searching(library: Library | None) -> AsyncIterator[Search]:
+    """Keep ``library`` open within the block; yield its search, or one that finds nothing."""
+    if library is None:
+        yield _find_nothing
         return
-    if not named or not settings.llm_url:
-        raise ConfigurationError(
-            f"llm_url is {settings.llm_url!r}, llm_model {settings.llm_model!r}, embedding_model "
-            f"{settings.embedding_model!r}; expected llm_url together with one of the models"
-        )
-    if find_spec("openai") is None or find_spec("numpy") is None:
-        raise ConfigurationError(missing_extra("a language model", "llm"))
-    from agentsrv.agents.llm import Embedder, LanguageModel, connect  # noqa: PLC0415 - an extra
+    await library.open()
+    try:
+        yield library.search
+    finally:
+        await library.close()
 
-    key = settings.llm_key.get_secret_value() if settings.llm_key is not None else None
-    async with connect(settings.llm_url, key, settings.llm_timeout) as endpoint:
-        chat, vectors, tracing = settings.llm_model, settings.embedding_model, open_tracing()
-        yield Models(
-            LanguageModel(endpoint, chat, settings.llm_max_tokens, tracing) if chat else None,
-            Embedder(endpoint, vectors, tracing) if vectors else None,
-        )
+
+async def _find_nothing(_query: str, _limit: int) -> list[Passage]:
+    return []
 
 
 @asynccontextmanager

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agentsrv.app import POSTGRES, SQLITE, need_postgres
 from agentsrv.bench.app import app
 from agentsrv.bench.machine import HAS_PROC
 from agentsrv.client import Client
 from agentsrv.errors import ConfigurationError
+from agentsrv.resources import POSTGRES, SQLITE, need_postgres
 from agentsrv.settings import Loop, Role
 
 if TYPE_CHECKING:  # an extra

@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from agentsrv.agents.knowledge.folder import scan
-from agentsrv.app import (
+from agentsrv.cli import addresses
+from agentsrv.cli.exits import Exit
+from agentsrv.cli.options import read_settings
+from agentsrv.cli.serving import loop_factory
+from agentsrv.error_text import redact
+from agentsrv.errors import AgentsrvError, ConfigurationError
+from agentsrv.resources import (
     POSTGRES,
     make_index_folder,
     node_name,
@@ -23,12 +29,6 @@ from agentsrv.app import (
     open_store,
     store_file,
 )
-from agentsrv.cli import addresses
-from agentsrv.cli.exits import Exit
-from agentsrv.cli.options import read_settings
-from agentsrv.cli.serving import loop_factory
-from agentsrv.error_text import redact
-from agentsrv.errors import AgentsrvError, ConfigurationError
 from agentsrv.server.auth import open_authenticator
 from agentsrv.server.exposure import check_exposure, tls_context
 from agentsrv.server.files import SPARE

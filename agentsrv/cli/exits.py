@@ -8,7 +8,6 @@ from enum import IntEnum
 from typing import NoReturn
 
 from agentsrv.cli.streams import OutputLost, as_json, forget_output
-from agentsrv.client import NoServer, NotAllowed, TaskCancelled
 from agentsrv.error_text import as_fields, format_traceback, redact
 from agentsrv.errors import (
     AgentsrvError,
@@ -35,17 +34,17 @@ class Exit(IntEnum):
 
 
 def code_of(error: AgentsrvError) -> Exit:
-    """The exit code of an error."""
+    """The exit code of an error; those of the client are known by their codes, without imports."""
     match error:
         case OutputLost(is_quiet=True):
             return Exit.READER_GONE
         case OutputLost():
             return Exit.OUTPUT_LOST
-        case NoServer():
+        case AgentsrvError(code="no_server"):
             return Exit.NO_SERVER
-        case NotAllowed() | AgentsrvError(code="unauthenticated"):
+        case AgentsrvError(code="unauthenticated"):
             return Exit.NOT_ALLOWED
-        case TaskCancelled():
+        case AgentsrvError(code="task_cancelled"):
             return Exit.CANCELLED
         case ConfigurationError() | InvalidCommand() | InvalidInput() | NotFound():
             return Exit.USAGE

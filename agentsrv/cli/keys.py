@@ -9,12 +9,15 @@ from typing import Annotated
 import typer
 
 from agentsrv.cli.exits import say
-from agentsrv.cli.options import make_settings
 from agentsrv.cli.streams import as_json
 from agentsrv.errors import ConfigurationError, NotFound
-from agentsrv.server.keys import add_key, make_key, read_keys, revoke_key
 
-app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(
+    help="Make, list and revoke API keys.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
 
 File = Annotated[
     Path | None,
@@ -31,6 +34,8 @@ def create(
 
     A server that runs takes it at once.
     """
+    from agentsrv.server.keys import add_key, make_key, read_keys
+
     file = _file(key_file)
     taken = read_keys(file)
     text, key = make_key(principal, _today())
@@ -47,6 +52,8 @@ def list_keys(
     json: Annotated[bool, typer.Option("--json", help="Print each key as JSON.")] = False,
 ) -> None:
     """Tell which keys there are; not the keys themselves, which nobody knows."""
+    from agentsrv.server.keys import read_keys
+
     for key in read_keys(_file(key_file)).values():
         if json:
             fields = {name: value for name, value in key._asdict().items() if name != "digest"}
@@ -62,6 +69,8 @@ def revoke(
     key_file: File = None,
 ) -> None:
     """Let a key count no more; connections that came in by it are closed within seconds."""
+    from agentsrv.server.keys import read_keys, revoke_key
+
     file = _file(key_file)
     key = read_keys(file).get(key_id)
     if key is None:
@@ -72,6 +81,8 @@ def revoke(
 
 
 def _file(given: Path | None) -> Path:
+    from agentsrv.cli.options import make_settings
+
     file = given or make_settings().key_file
     if file is None:
         raise ConfigurationError("there is no key file; expected --key-file, or the setting")

@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from agentsrv.app import POSTGRES, need_postgres
 from agentsrv.cli.exits import say
 from agentsrv.cli.streams import as_json
 from agentsrv.errors import ConfigurationError
+from agentsrv.resources import POSTGRES, need_postgres
 from agentsrv.store.shared import Node
 
 TITLES: Final = ("NODE", "ROLE", "AGE", "LEASE", "TASKS", "LAG")

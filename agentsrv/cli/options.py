@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from functools import wraps
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, Final, get_args, get_origin
@@ -17,43 +15,12 @@ from agentsrv.cli.exits import say
 from agentsrv.errors import ConfigurationError
 from agentsrv.settings import Settings, complaints, is_optional
 
-Token = Annotated[
-    str | None,
-    typer.Option(
-        "--token",
-        envvar="AGENTSRV_TOKEN",
-        help="API key or JSON Web Token; better as the variable, which others cannot see.",
-    ),
-]
-Ca = Annotated[
-    Path | None,
-    typer.Option(
-        "--ca",
-        metavar="FILE",
-        envvar="AGENTSRV_CA",
-        help="PEM file of the CAs to trust for wss://, in place of the system's.",
-    ),
-]
 _TYPES: Final = (bool, int, float, Path)  # the rest is text; pydantic reads it
 
 
-def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give ``command`` an option for each setting; those given arrive as keyword arguments."""
-    own = [
-        parameter
-        for parameter in inspect.signature(command, eval_str=True).parameters.values()
-        if parameter.kind is not Parameter.VAR_KEYWORD
-    ]
-    options = [_option(name) for name in Settings.model_fields]
-
-    @wraps(command)
-    def with_options(**values: Any) -> None:
-        names = Settings.model_fields
-        left_out = [name for name in names if values[name] is None]
-        command(**{name: value for name, value in values.items() if name not in left_out})
-
-    setattr(with_options, "__signature__", inspect.Signature([*own, *options]))  # noqa: B010
-    return with_options
+def options() -> list[Parameter]:
+    """An optional keyword parameter for each setting, as Typer reads it."""
+    return [_option(name) for name in Settings.model_fields]
 
 
 def make_settings(**given: Any) -> Settings:

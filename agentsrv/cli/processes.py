@@ -15,11 +15,11 @@ from contextlib import contextmanager, suppress
 from multiprocessing.context import SpawnProcess
 from typing import Final
 
-from agentsrv.app import node_name, open_store
 from agentsrv.backoff import backoff
 from agentsrv.cli import addresses, serving
 from agentsrv.cli.exits import Exit
 from agentsrv.cli.signals import HANG_UP, ending, on_signals
+from agentsrv.resources import node_name, open_store
 from agentsrv.settings import Settings
 from agentsrv.telemetry import logs, outlets
 

@@ -11,23 +11,23 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from agentsrv.app import App, make_index_folder
 from agentsrv.cli.connection import watched
 from agentsrv.cli.exits import Exit, say
-from agentsrv.cli.options import make_settings
+from agentsrv.cli.parameters import DEFAULT_URL
 from agentsrv.cli.prompt import Left, Prompt
 from agentsrv.cli.screen import Screen, shown
 from agentsrv.cli.signals import on_signals
 from agentsrv.cli.streams import typed
 from agentsrv.client import Client, NoServer, Options, Record, TaskCancelled
 from agentsrv.errors import ConfigurationError, NotFound
-from agentsrv.settings import Settings
 
-DEFAULT_URL: Final = "ws://127.0.0.1:8765"
+if TYPE_CHECKING:
+    from agentsrv.settings import Settings
+
 _DOORS: Final = "key_file api_keys jwt_algorithm jwt_key jwt_jwks jwt_issuer jwt_audience"
 _UNGUARDED: Final = dict.fromkeys([*_DOORS.split(), "tls_cert", "tls_key"]) | {
     "behind_proxy": False
@@ -115,6 +115,9 @@ async def reached(
             await client.aclose()
         return
     say(f"{found}; this process serves itself, and forgets the task afterwards")
+    from agentsrv.app import App
+    from agentsrv.cli.options import make_settings
+
     given = {"knowledge": knowledge} if knowledge is not None else {}
     settings = make_settings(
         host="127.0.0.1", port=0, store="memory:", drain_timeout=DRAIN, **given, **_UNGUARDED
@@ -130,6 +133,8 @@ def _index_somewhere(settings: Settings) -> Iterator[Settings]:
     if settings.knowledge is None:
         yield settings
         return
+    from agentsrv.resources import make_index_folder
+
     try:
         say(f"the index of {settings.knowledge} is kept in {make_index_folder(settings)}")
     except ConfigurationError as error:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from agentsrv.app import make_index_folder, open_models, store_file
 from agentsrv.cli.exits import use_json
-from agentsrv.cli.live.progress import OnProgress, progress
-from agentsrv.cli.options import Token, make_settings, takes_settings
-from agentsrv.cli.signals import run_until_signal
+from agentsrv.cli.parameters import TakesSettings, Token
 from agentsrv.cli.streams import as_json
 from agentsrv.error_text import redact
 from agentsrv.errors import ConfigurationError
@@ -32,41 +28,16 @@ def index(
 
     With the setting embedding_model its passages are given vectors, too.
     """
-    from agentsrv.agents.knowledge import IndexReport, KnowledgeBase
+    from agentsrv.cli import indexing
 
-    given = {"knowledge_index": out} if out is not None else {}
-    settings = make_settings(knowledge=folder, **given)
-    target = make_index_folder(settings)
-
-    def tell(report: IndexReport) -> None:
-        print(
-            f"{target}: {report.files} files, {report.passages} passages, "
-            f"{report.bytes / 1e3:,.0f} kB of text, {report.seconds:.1f} s "
-            f"({report.added} added, {report.updated} updated, {report.removed} removed)"
-        )
-        for reason, count in report.reasons.items():
-            print(f"  skipped {count}: {reason}")
-
-    async def build() -> None:
-        async with open_models(settings) as models:
-            base = KnowledgeBase(folder, target, models.embedder)
-            try:
-                with progress() as on_progress:
-                    report = await base.refresh(on_progress and _awaitable(on_progress))
-                tell(report)
-                if models.embedder is not None:
-                    count = await base.embed()
-                    print(f"  {count} passages have vectors of {models.embedder.model}")
-            finally:
-                await base.close()
-
-    run_until_signal(build())
+    indexing.run(folder, out)
 
 
-@takes_settings
+@TakesSettings
 def doctor(**given: Any) -> None:
     """Check configuration and environment; exit with 1 where the server would fail."""
     from agentsrv.cli import doctor
+    from agentsrv.cli.signals import run_until_signal
 
     raise typer.Exit(run_until_signal(doctor.run(given)))
 
@@ -83,6 +54,8 @@ def backup(
 
     To restore it, stop the server, remove the store with its -wal and -shm, and put the copy there.
     """
+    from agentsrv.cli.options import make_settings
+    from agentsrv.resources import store_file
     from agentsrv.store.sqlite_backup import back_up
 
     settings = make_settings(**({"store": store} if store is not None else {}))
@@ -106,6 +79,8 @@ def nodes(
 ) -> None:
     """List the servers that share a store: lease, tasks that they run, delay of their loops."""
     from agentsrv.cli import nodes
+    from agentsrv.cli.options import make_settings
+    from agentsrv.cli.signals import run_until_signal
 
     settings = make_settings(**({} if store is None else {"store": store}))
     run_until_signal(nodes.run(settings.store, json=json))
@@ -167,6 +142,9 @@ def bench(
     from agentsrv.bench.figures import Report
     from agentsrv.bench.sizes import FULL, QUICK, Bench, limited
     from agentsrv.bench.target import Own, Remote
+    from agentsrv.cli.live.progress import progress
+    from agentsrv.cli.options import make_settings
+    from agentsrv.cli.signals import run_until_signal
 
     if url is not None and store is not None:
         raise ConfigurationError("--url and --store: expected one of them")
@@ -181,10 +159,3 @@ def bench(
             place.close()
     if json is not None:
         suite.write(report, json)
-
-
-def _awaitable(show: OnProgress) -> Callable[[int, int, str], Awaitable[None]]:
-    async def on_progress(done: int, total: int, message: str) -> None:
-        show(done, total, message)
-
-    return on_progress

@@ -11,10 +11,11 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from agentsrv import App, Step, StepContext
-from agentsrv.app import Running, open_store
+from agentsrv.app import Running
 from agentsrv.client import Client
 from agentsrv.errors import ConfigurationError
 from agentsrv.orchestrator.tails import Tails
+from agentsrv.resources import open_store
 from agentsrv.settings import Settings
 from tests.support.shared_memory import Place
 
@@ -89,6 +90,6 @@ def test_what_is_for_shared_stores_needs_one(setting: dict[str, object]) -> None
 
 def test_the_store_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error tells which."""
-    monkeypatch.setattr("agentsrv.app.find_spec", lambda _: None)
+    monkeypatch.setattr("agentsrv.resources.find_spec", lambda _: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'agentsrv\[postgres\]'"):
         open_store(Settings(store="postgresql://x/x"), "a")

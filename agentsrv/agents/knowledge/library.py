@@ -16,13 +16,13 @@ _log = logging.getLogger("agentsrv.knowledge")
 
 
 class Library:
-    """What a server searches: ``base``, or nothing.
+    """The knowledge base that a server searches.
 
     Owns a task between `open` and `close`, which reads what is new in the folder and then gives
     it vectors. Searches wait for the reading, at most `PATIENCE` seconds, and not for vectors.
     """
 
-    def __init__(self, base: KnowledgeBase | None) -> None:
+    def __init__(self, base: KnowledgeBase) -> None:
         self._base = base
         self._patience = PATIENCE
         self._reading: asyncio.Task[None] | None = None
@@ -30,14 +30,12 @@ class Library:
 
     async def open(self) -> None:
         """Begin to bring the index up to date."""
-        if self._base is not None:
-            self._reading = asyncio.create_task(self._read(self._base))
-            self._embedding = asyncio.create_task(self._embed(self._base, self._reading))
+        self._reading = asyncio.create_task(self._read())
+        self._embedding = asyncio.create_task(self._embed(self._reading))
 
     async def search(self, query: str, limit: int) -> list[Passage]:
         """Search as soon as the folder is read; after `PATIENCE` seconds, what was read by then."""
-        if self._base is None or self._reading is None:
-            return []
+        assert self._reading is not None, "the library is not open"
         done, _ = await asyncio.wait({self._reading}, timeout=self._patience)
         if not done and self._patience:
             self._patience = 0.0
@@ -50,12 +48,11 @@ class Library:
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
-        if self._base is not None:
-            await self._base.close()
+        await self._base.close()
 
-    async def _read(self, base: KnowledgeBase) -> None:
+    async def _read(self) -> None:
         try:
-            report = await base.refresh()
+            report = await self._base.refresh()
         except KnowledgeError as error:
             _log.error("the knowledge base cannot be brought up to date: %s", error)
         else:
@@ -66,10 +63,10 @@ class Library:
                 report.seconds,
             )
 
-    async def _embed(self, base: KnowledgeBase, reading: asyncio.Task[None]) -> None:
+    async def _embed(self, reading: asyncio.Task[None]) -> None:
         await asyncio.wait({reading})
         try:
-            count = await base.embed()
+            count = await self._base.embed()
         except AgentsrvError as error:
             _log.warning("passages are left without vectors until the next start: %s", error)
         else:

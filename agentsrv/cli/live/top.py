@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Never
+from typing import TYPE_CHECKING, Any, Final, Never
 
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from agentsrv.cli import nodes
 from agentsrv.cli.connection import watched
 from agentsrv.cli.live.console import console_of
 from agentsrv.cli.live.tree import MARKS, WAITING, seconds
@@ -25,9 +24,11 @@ from agentsrv.cli.render import shorten, status_word
 from agentsrv.client import Client
 from agentsrv.errors import NotFound
 from agentsrv.models.states import StepStatus, TaskStatus
-from agentsrv.protocol.replies import Snapshot, TaskRow
-from agentsrv.store.shared import Node
 from agentsrv.telemetry.visible import visible
+
+if TYPE_CHECKING:
+    from agentsrv.protocol.replies import Snapshot, TaskRow
+    from agentsrv.store.shared import Node
 
 try:
     import termios
@@ -62,7 +63,11 @@ class Look:
 
 async def look(client: Client, store: str | None, rows: int, at: datetime) -> Look:
     """Look at up to ``rows`` lines of nodes and tasks, and count all tasks."""
-    servers = () if store is None else await nodes.find(store)
+    servers: Sequence[Node] = ()
+    if store is not None:
+        from agentsrv.cli import nodes
+
+        servers = await nodes.find(store)
     if servers:
         rows = max(rows - len(servers) - 2, 1)
     pages = await asyncio.gather(
@@ -184,6 +189,8 @@ def _keys(actions: Mapping[bytes, Callable[[], Any]]) -> Iterator[None]:
 def _servers(found: Sequence[Node]) -> Iterator[RenderableType]:
     """The servers' own table, and an empty line."""
     if found:
+        from agentsrv.cli import nodes
+
         table = Table(box=None, pad_edge=False, header_style="dim")
         for title in nodes.TITLES:
             table.add_column(title, no_wrap=True, justify="left" if title == "NODE" else "right")

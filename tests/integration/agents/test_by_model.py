@@ -294,7 +294,7 @@ def test_nothing_of_the_extra_is_needed_without_a_model():
 
 async def test_without_the_extra_the_server_says_which(monkeypatch):
     """It is needed only where a model is configured."""
-    monkeypatch.setattr("agentsrv.app.find_spec", lambda name: None)
+    monkeypatch.setattr("agentsrv.resources.find_spec", lambda name: None)
     settings = Settings(port=0, store="memory:", llm_url="http://127.0.0.1:1/v1", llm_model="m")
     with pytest.raises(ConfigurationError, match=r"pip install 'agentsrv\[llm\]'"):
         async with App().running(settings):

@@ -137,7 +137,7 @@ async def test_a_database_that_is_not_there_is_told():
 
 def test_a_missing_extra_is_told(monkeypatch):
     """With the command that installs it."""
-    monkeypatch.setattr("agentsrv.app.find_spec", lambda name: None)
+    monkeypatch.setattr("agentsrv.resources.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'agentsrv\[postgres\]'"):
         Own("postgresql://127.0.0.1/postgres")
 

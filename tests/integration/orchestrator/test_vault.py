@@ -14,11 +14,11 @@ from pydantic import BaseModel, SecretStr
 
 from agentsrv import App, PermanentError, Step, StepContext
 from agentsrv.agents.questions import is_secret
-from agentsrv.app import open_vault
 from agentsrv.client import Client
 from agentsrv.errors import InvalidInput, Unavailable
 from agentsrv.orchestrator.failures import examine
 from agentsrv.orchestrator.vault import Vault
+from agentsrv.resources import open_vault
 from agentsrv.settings import Settings
 from agentsrv.testing import serving
 

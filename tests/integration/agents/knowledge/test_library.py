@@ -54,14 +54,6 @@ async def until_logged(text, caplog):
         logging.getLogger().removeHandler(watch)
 
 
-async def test_without_a_knowledge_base_nothing_is_found():
-    """Nothing is opened, and nothing has to be closed."""
-    library = Library(None)
-    await library.open()
-    assert await library.search("threads", 3) == []
-    await library.close()
-
-
 async def test_a_search_waits_for_the_reading_but_not_for_the_vectors(folder, tmp_path, caplog):
     """The first search finds what is in the folder; the log tells when the vectors are there."""
     caplog.set_level(logging.INFO)

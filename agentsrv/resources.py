@@ -1,0 +1,234 @@
+"""What settings name, opened: the store, the knowledge base and the models.
+
+Each function imports the modules of what it opens, and only those: a server with a store in
+PostgreSQL does without SQLite, one without a model without the client of its endpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from agentsrv.error_text import redact
+from agentsrv.errors import ConfigurationError, missing_extra
+from agentsrv.settings import Settings
+from agentsrv.store.base import Store
+from agentsrv.store.queue import QueueLimits
+from agentsrv.telemetry.export import open_tracing
+
+if TYPE_CHECKING:
+    from agentsrv.agents.knowledge.library import Library
+    from agentsrv.agents.llm import Embedder, LanguageModel
+    from agentsrv.orchestrator.vault import Vault
+
+SQLITE: Final = "sqlite:///"
+POSTGRES: Final = ("postgresql://", "postgres://")
+
+
+def node_name() -> str:
+    """A name that no other server has."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+
+
+def need_postgres() -> None:
+    """Return where the extra for PostgreSQL is installed.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if find_spec("asyncpg") is None:
+        raise ConfigurationError(missing_extra("a store in PostgreSQL", "postgres"))
+
+
+def open_store(settings: Settings, node: str) -> Store:
+    """The store that ``settings.store`` names, as ``node`` uses it; it is not opened yet.
+
+    Raises:
+        ConfigurationError: It names none, the extra for it is not installed, or a setting is for
+            a store that several servers share.
+    """
+    limits = QueueLimits(
+        settings.queue_limit, settings.principal_queued, settings.principal_running
+    )
+    if settings.store.startswith(POSTGRES):
+        need_postgres()
+        from agentsrv.store.postgres import PostgresStore
+
+        return PostgresStore(
+            settings.store,
+            node=node,
+            bus=settings.bus,
+            role=settings.role,
+            limits=limits,
+        )
+    if settings.role != "all" or settings.processes > 1 or settings.bus is not None:
+        raise ConfigurationError(
+            f"store is {redact(settings.store)!r}; expected postgresql://… with the settings role, "
+            "bus and processes, which are for servers that share a store"
+        )
+    if settings.store == "memory:":
+        from agentsrv.store.memory import MemoryStore
+
+        return MemoryStore(limits)
+    file = store_file(settings)
+    if file is not None:
+        from agentsrv.store.sqlite import SqliteStore
+
+        return SqliteStore(file, limits)
+    raise ConfigurationError(
+        f"store is {redact(settings.store)!r}; expected sqlite:///FILE (a fourth slash begins an "
+        "absolute path), memory: or postgresql://USER@HOST/DATABASE"
+    )
+
+
+async def open_vault(settings: Settings) -> Vault:
+    """What encrypts the answers to secret questions, by ``settings``."""
+    from agentsrv.orchestrator.vault import Vault
+    from agentsrv.store.sqlite_file import beside
+
+    key = settings.secret_key
+    file = store_file(settings)
+    vault = Vault(
+        None if key is None else key.get_secret_value(),
+        None if file is None else beside(file, ".key"),
+        is_shared=settings.store.startswith(POSTGRES),
+    )
+    await asyncio.to_thread(vault.load)
+    return vault
+
+
+def store_file(settings: Settings) -> Path | None:
+    """The SQLite file that ``settings.store`` names, if it names one.
+
+    Raises:
+        ConfigurationError: No file can have that name.
+    """
+    name = settings.store.removeprefix(SQLITE)
+    if not name or name == settings.store:
+        return None
+    if ":memory:" in name or name.startswith("file:"):
+        raise ConfigurationError(
+            f"store is {settings.store!r}; expected a file's name, or memory: for a store that is "
+            "lost with the process"
+        )
+    if "?" in name or "\0" in name:
+        raise ConfigurationError(
+            f"store is {settings.store!r}; expected a file's name without ? and U+0000: there are "
+            "no parameters"
+        )
+    if Path(name).name in {"", ".."}:
+        raise ConfigurationError(
+            f"store is {settings.store!r}, which is a folder; expected a file in it"
+        )
+    return Path(name)
+
+
+def knowledge_index(settings: Settings) -> Path:
+    """The file of the knowledge base's index; its folder may not exist yet.
+
+    It is beside the SQLite store that ``store`` names. If none is named, it is in the user's
+    folder for state, one for each knowledge folder: nothing is written into the working folder
+    that was not asked for.
+    """
+    if settings.knowledge_index is not None:
+        return settings.knowledge_index
+    file = store_file(settings) if "store" in settings.model_fields_set else None
+    if file is not None:
+        return file.with_suffix(".knowledge.db")
+    folder = Path(settings.knowledge or "").absolute()
+    digest = sha256(os.fsencode(folder)).hexdigest()[:12]
+    return state_folder() / f"{folder.name}-{digest}.knowledge.db"
+
+
+def state_folder() -> Path:
+    """Where this user's programs keep their state, as the XDG base directories define it."""
+    given = Path(os.environ.get("XDG_STATE_HOME") or "")
+    if not given.is_absolute():
+        given = Path(os.path.expanduser("~"), ".local", "state")  # noqa: PTH111 - never raises
+    return given.absolute() / "agentsrv"
+
+
+def make_index_folder(settings: Settings) -> Path:
+    """Make the folder of ``knowledge_index`` if it is the user's; return the file.
+
+    Raises:
+        ConfigurationError: The folder cannot be made or written.
+    """
+    index = knowledge_index(settings)
+    if index.parent == state_folder():
+        try:
+            index.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the index of the knowledge base cannot be kept in {index.parent}: "
+                f"{error.strerror}; set knowledge_index, or XDG_STATE_HOME"
+            ) from None
+        if not os.access(index.parent, os.W_OK):
+            raise ConfigurationError(
+                f"the index of the knowledge base cannot be kept in {index.parent}, which cannot "
+                "be written; set knowledge_index, or XDG_STATE_HOME"
+            )
+    return index
+
+
+def make_library(settings: Settings, embedder: Embedder | None) -> Library | None:
+    """The library of the folder ``settings.knowledge``, if there is one; it is not opened yet.
+
+    Raises:
+        ConfigurationError: There is no such folder, or the index cannot be kept.
+    """
+    if settings.knowledge is None:
+        return None
+    if not settings.knowledge.is_dir():
+        raise ConfigurationError(f"knowledge is {settings.knowledge}; expected a folder")
+    from agentsrv.agents.knowledge import KnowledgeBase
+    from agentsrv.agents.knowledge.library import Library
+
+    return Library(KnowledgeBase(settings.knowledge, make_index_folder(settings), embedder))
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The models of a server, as far as they are configured; they share one client."""
+
+    llm: LanguageModel | None = None
+    embedder: Embedder | None = None
+
+
+@asynccontextmanager
+async def open_models(settings: Settings) -> AsyncIterator[Models]:
+    """Use the models that ``settings`` name; on leaving, their connections are closed.
+
+    Raises:
+        ConfigurationError: A model is named without an endpoint or an endpoint without a model,
+            or the extra is not installed.
+    """
+    named = settings.llm_model or settings.embedding_model
+    if not named and not settings.llm_url:
+        yield Models()
+        return
+    if not named or not settings.llm_url:
+        raise ConfigurationError(
+            f"llm_url is {settings.llm_url!r}, llm_model {settings.llm_model!r}, embedding_model "
+            f"{settings.embedding_model!r}; expected llm_url together with one of the models"
+        )
+    if find_spec("openai") is None or find_spec("numpy") is None:
+        raise ConfigurationError(missing_extra("a language model", "llm"))
+    from agentsrv.agents.llm import Embedder, LanguageModel, connect
+
+    key = settings.llm_key.get_secret_value() if settings.llm_key is not None else None
+    async with connect(settings.llm_url, key, settings.llm_timeout) as endpoint:
+        chat, vectors, tracing = settings.llm_model, settings.embedding_model, open_tracing()
+        yield Models(
+            LanguageModel(endpoint, chat, settings.llm_max_tokens, tracing) if chat else None,
+            Embedder(endpoint, vectors, tracing) if vectors else None,
+        )
