@@ -25,6 +25,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
+from agentsrv.patterns import lazy_pattern
+
 HIDDEN: Final = "***"
 REACH: Final = 1000
 """Characters of a credential, with its context, after which it is recognised in any case."""
@@ -37,17 +39,17 @@ _NAMES: Final = (
 _HEADERS: Final = (
     "(?:proxy-)?authorization|(?:set-)?cookie|x-api-key|x-auth-token|(?<![a-z_-])api-key"
 )
-_FIELD: Final = re.compile(
+_FIELD: Final = lazy_pattern(
     rf"(?P<header>{_HEADERS})|(?P<name>{_NAMES})(?P<rest>[\w-]{{0,20}})", re.ASCII
 )
-_SEPARATOR: Final = re.compile(
+_SEPARATOR: Final = lazy_pattern(
     r"""
     (?P<quote>\\{0,7}["'])?
     (?:\s{0,9}(?P<sign>=>|:=|[=:,>]|%3[da])\s{0,9} | (?P<gap>[ \t]{1,9}))
     """,
     re.VERBOSE,
 )
-_VALUE: Final = re.compile(
+_VALUE: Final = lazy_pattern(
     r"""
     [a-z]?(?P<quote>\\{0,7}["'])(?P<quoted>[\s\S]*?)(?:(?<!\\)(?P=quote)|\Z)
     | (?P<list>[\[({][^\])}]*(?:[\])}]|\Z))
@@ -55,9 +57,9 @@ _VALUE: Final = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_CONTENT: Final = re.compile("(?P<bare>[^<]+)")  # of an element of XML
-_REST_OF_HEADER: Final = re.compile(r"(?:[^\r\n'\\]|\\(?![rn'])|\r?\n[ \t]+)+")
-_SCHEME: Final = re.compile(r"([a-z][\w-]{0,30})(?:\s{1,9}|\Z)", re.ASCII)
+_CONTENT: Final = lazy_pattern("(?P<bare>[^<]+)")  # of an element of XML
+_REST_OF_HEADER: Final = lazy_pattern(r"(?:[^\r\n'\\]|\\(?![rn'])|\r?\n[ \t]+)+")
+_SCHEME: Final = lazy_pattern(r"([a-z][\w-]{0,30})(?:\s{1,9}|\Z)", re.ASCII)
 _MANY_WORDS: Final = frozenset("digest hawk oauth signature mac hmac aws4-hmac-sha256".split())
 _SCHEMES: Final = _MANY_WORDS.union(
     "bearer basic token apikey api-key key negotiate ntlm splunk bot".split()
@@ -78,7 +80,7 @@ _PROSE: Final = frozenset(
 )
 """Words of sentences about credentials, and values that say that there is none."""
 _CLOSING: Final = ")]}>,.:!?`"  # after a word
-_NO_CREDENTIAL: Final = re.compile(
+_NO_CREDENTIAL: Final = lazy_pattern(
     r"s(?![\w-])|(?:[\w-]*[_-])?(?:file|path|name|type|url|uri|field|hint|policy|length|count|limit"
     r"|ttl|expiry|expires|error|required|env)(?![\w-])"
 )
@@ -91,10 +93,10 @@ _SENTENCE: Final = frozenset(
 )
 """Words with which a sentence in place of a value begins; a passphrase may begin with others."""
 _NEAR: Final = 40  # characters before a name that are looked at
-_OPTION: Final = re.compile(r"(?<!\S)--[a-z_-]*\Z", re.IGNORECASE)  # which the name is the end of
+_OPTION: Final = lazy_pattern(r"(?<!\S)--[a-z_-]*\Z", re.IGNORECASE)  # which the name is the end of
 _MADE_UP: Final = r"(?=\D*\d)[^\s'\"]{8,}"  # no word of a language
-_COUNT: Final = re.compile(r"[\d,.]{1,9}")
-_PLACEHOLDER: Final = re.compile(r"[A-Z][A-Z_]*|[-<\[…].*|\.\.\.|\*+")
+_COUNT: Final = lazy_pattern(r"[\d,.]{1,9}")
+_PLACEHOLDER: Final = lazy_pattern(r"[A-Z][A-Z_]*|[-<\[…].*|\.\.\.|\*+")
 
 
 def hide(text: str) -> str:
@@ -233,25 +235,25 @@ def _replaced(text: str, found: Iterable[_Found]) -> str:
 
 # --- by scheme, URL and form --------------------------------------------------------------------
 
-_QUOTED_SCHEME: Final = re.compile(
+_QUOTED_SCHEME: Final = lazy_pattern(
     r"""(["'])(bearer|basic|digest|negotiate|token|apikey)\s{1,9}([^"']+)(?:\1|\Z)""",
     re.IGNORECASE,
 )
-_BEARER: Final = re.compile(r"""\bbearer(?:\s{1,9}|\.)([^\s'",;\\)>\]}]+)""", re.IGNORECASE)
-_BASIC: Final = re.compile(r"\b(?:basic|Basic|BASIC)\s{1,9}([\w+/-]{8,}={0,2})")
-_USER_OF_URL: Final = re.compile(
+_BEARER: Final = lazy_pattern(r"""\bbearer(?:\s{1,9}|\.)([^\s'",;\\)>\]}]+)""", re.IGNORECASE)
+_BASIC: Final = lazy_pattern(r"\b(?:basic|Basic|BASIC)\s{1,9}([\w+/-]{8,}={0,2})")
+_USER_OF_URL: Final = lazy_pattern(
     r"""(://[^\s/:@'"]{0,256}:)(?!\d{1,5}[/?#]|PASSWORD@)(?:[^\s'"<>@]{0,512}@){1,4}"""
 )
-_TOKEN_OF_URL: Final = re.compile(r"""(://)(?=\w*\d)[\w-]{20,256}@""", re.ASCII)
-_ENCODED_URL: Final = re.compile(
+_TOKEN_OF_URL: Final = lazy_pattern(r"""(://)(?=\w*\d)[\w-]{20,256}@""", re.ASCII)
+_ENCODED_URL: Final = lazy_pattern(
     r"""(%3a%2f%2f(?:(?!%3a|%40)[^\s/]){0,256}%3a)(?:(?!%40)[^\s'"&]){1,256}%40""", re.IGNORECASE
 )
-_PRIVATE_KEY: Final = re.compile(
+_PRIVATE_KEY: Final = lazy_pattern(
     r"(-----BEGIN [A-Z0-9 ]{0,20}PRIVATE KEY[A-Z ]{0,10}-----)[\s\S]*?"
     r"(-----END [A-Z0-9 ]{0,40}-----|\Z)"
 )
-_WEB_TOKEN: Final = re.compile(r"\beyJ[\w-]{8,}(?:\.[\w-]*){0,4}")
-_KEYS: Final = re.compile(
+_WEB_TOKEN: Final = lazy_pattern(r"\beyJ[\w-]{8,}(?:\.[\w-]*){0,4}")
+_KEYS: Final = lazy_pattern(
     r"""\b(?:
     (agentsrv_[0-9a-f]{8}_)[\w-]{4,}
     | ((?:sk|rk)[-_])(?!learn\b|SK\b)[\w*-]{4,}
@@ -267,13 +269,13 @@ _KEYS: Final = re.compile(
     )""",
     re.VERBOSE | re.ASCII,
 )
-_HOOK: Final = re.compile(r"(hooks\.slack\.com/services/)[\w/]{8,}")
-_INPUT: Final = re.compile(  # pydantic's report of a field's value
+_HOOK: Final = lazy_pattern(r"(hooks\.slack\.com/services/)[\w/]{8,}")
+_INPUT: Final = lazy_pattern(  # pydantic's report of a field's value
     rf"^([^\s\n]{{0,200}}?(?:{_NAMES})[^\n]{{0,200}}\n  [^\n]{{0,500}}?\binput_value=)"
     r"[^\n]+?(, input_type=\w+)",
     re.IGNORECASE | re.MULTILINE,
 )
-_CURL: Final = re.compile(
+_CURL: Final = lazy_pattern(
     r"""((?<!\S)(?:-u|--user|--proxy-user)\s{1,9}['"]?[^\s:'"]{0,100}:)[^\s'"]+"""
 )
 

@@ -6,12 +6,12 @@ always gives the same sentences and the same terms.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
 from agentsrv.agents.stemmer import MAX_WORD, stem
+from agentsrv.patterns import lazy_pattern
 
 # Function words, and the words that questions are made of ("how", "explain", "please"): they say
 # what kind of answer is wanted, and match in every passage.
@@ -66,12 +66,12 @@ SPELLINGS: tuple[tuple[str, ...], ...] = (
 )
 _SPELLINGS = {word: group for group in SPELLINGS for word in group}
 
-_WORD = re.compile(
+_WORD = lazy_pattern(
     r"[iI]/[oO](?![a-z])|(?:[bB]ack-(?:off|pressure)|[tT]ime-out)s?(?!\w)|[^\W_]+(?:['’][^\W_]+)*"
 )
 # possessive, and from the first full stop only: linear also on a text of nothing but full stops
-_BOUNDARY = re.compile(r"(?<![.!?…])([.!?…]++[\"'”’)\]]*+)\s++(?=[\"'“‘(\[]*+[^\Wa-z_])")
-_PARAGRAPH = re.compile(r"\n[^\S\n]*\n")
+_BOUNDARY = lazy_pattern(r"(?<![.!?…])([.!?…]++[\"'”’)\]]*+)\s++(?=[\"'“‘(\[]*+[^\Wa-z_])")
+_PARAGRAPH = lazy_pattern(r"\n[^\S\n]*\n")
 _ABBREVIATIONS = frozenset(
     "al approx ca cf ch chap co corp dept dr e.g ed eds eg eq est fig figs i.e ie inc incl jr ltd"
     " misc mr mrs ms p para pp prof ref resp sect sr st vol vols vs".split()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, Final, get_args, get_origin

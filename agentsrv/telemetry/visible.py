@@ -30,6 +30,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from agentsrv.patterns import lazy_pattern
+
 _INVISIBLE: Final = (
     "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"  # controls; not tab, LF and CR
     "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
@@ -50,9 +52,9 @@ _UNNEEDED: Final = (
     f"|[\u200c\u200d](?!{_LETTER})"
     f"|(?<![{_TWO_FORMS}#*0-9])[\ufe0e\ufe0f]|(?<=[#*0-9])[\ufe0e\ufe0f](?!\u20e3)"
 )
-_IN_TEXT: Final = re.compile(f"[{_INVISIBLE}]|\r(?!\n)|{_UNNEEDED}")
-_IN_LINE: Final = re.compile(f"[\t\n\r{_INVISIBLE}]|{_UNNEEDED}")
-_UNDECIDED: Final = re.compile("[\r\u200c\u200d]|(?<=[#*0-9])[\ufe0e\ufe0f]")  # alone
+_IN_TEXT: Final = lazy_pattern(f"[{_INVISIBLE}]|\r(?!\n)|{_UNNEEDED}")
+_IN_LINE: Final = lazy_pattern(f"[\t\n\r{_INVISIBLE}]|{_UNNEEDED}")
+_UNDECIDED: Final = lazy_pattern("[\r\u200c\u200d]|(?<=[#*0-9])[\ufe0e\ufe0f]")  # alone
 _CONTEXT: Final = 2  # characters before one that may decide on it
 
 
