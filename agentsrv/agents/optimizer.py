@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from agentsrv.agents.analyzer import coverage, retrieval_of
 from agentsrv.agents.base import StepContext
 from agentsrv.agents.extract import REDUNDANT, Graph, Sentence, leans, quality
-from agentsrv.agents.knowledge import Passage
 from agentsrv.agents.report import (
     Block,
     Citations,
@@ -25,6 +24,9 @@ from agentsrv.agents.text import sentences, stems, terms
 from agentsrv.agents.validator import GOOD, report_of
 from agentsrv.models.plan import Step
 from agentsrv.threads import in_thread
+
+if TYPE_CHECKING:
+    from agentsrv.agents.knowledge import Passage
 
 MAX_GAPS: Final = 4  # terms that are looked for a second time
 LOOKED_AT: Final = 6  # passages that are looked at for each of them

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from agentsrv.agents.base import StepContext
-from agentsrv.agents.knowledge import Passage
 from agentsrv.agents.text import stems, terms
 from agentsrv.models.plan import Step
 from agentsrv.threads import in_thread
+
+if TYPE_CHECKING:
+    from agentsrv.agents.knowledge import Passage
 
 RESULT_BYTES = 36_000  # of text in the result: it is an event in the task's log
 MAX_CHECKS = 8  # searches for single terms that no passage has: is there anything on them?

@@ -1,6 +1,29 @@
-"""The knowledge base: a folder of documents that agents can search."""
+"""The knowledge base: a folder of documents that agents can search.
 
-from agentsrv.agents.knowledge.ranking import Passage
-from agentsrv.agents.knowledge.search import IndexReport, KnowledgeBase
+The names below are imported when they are first used: the built-in agents need only what the
+package says about documents, and not the index and its SQLite.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agentsrv.agents.knowledge.ranking import Passage
+    from agentsrv.agents.knowledge.search import IndexReport, KnowledgeBase
+
+_MODULES = {
+    "IndexReport": "agentsrv.agents.knowledge.search",
+    "KnowledgeBase": "agentsrv.agents.knowledge.search",
+    "Passage": "agentsrv.agents.knowledge.ranking",
+}
 
 __all__ = ["IndexReport", "KnowledgeBase", "Passage"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name (PEP 562)."""
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(module), name)
+    return value
