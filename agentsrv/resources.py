@@ -93,13 +93,16 @@ def open_store(settings: Settings, node: str) -> Store:
 async def open_vault(settings: Settings) -> Vault:
     """What encrypts the answers to secret questions, by ``settings``."""
     from agentsrv.orchestrator.vault import Vault
-    from agentsrv.store.sqlite_file import beside
 
     key = settings.secret_key
-    file = store_file(settings)
+    store, file = store_file(settings), None
+    if store is not None:
+        from agentsrv.store.sqlite_file import beside
+
+        file = beside(store, ".key")
     vault = Vault(
         None if key is None else key.get_secret_value(),
-        None if file is None else beside(file, ".key"),
+        file,
         is_shared=settings.store.startswith(POSTGRES),
     )
     await asyncio.to_thread(vault.load)

@@ -7,6 +7,7 @@ command is a function here, or in ``tools``, and a line of `COMMANDS`.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -30,12 +31,17 @@ from agentsrv.cli.parameters import (
     Url,
 )
 from agentsrv.errors import AgentsrvError, ConfigurationError, missing_extra
-from agentsrv.version import __version__
+
+COMPLETION: Final = "_AGENTSRV_COMPLETE"  # variable with which a shell asks for completions
 
 
 def main() -> None:
     """Run the command line; an error is printed as one sentence, or as JSON with ``--json``."""
     use_json(wanted=False)
+    if COMPLETION in os.environ:
+        # For zsh and fish Typer would import Rich to remove markup from the help texts. They have
+        # none, and what Rich takes for it ([default: 8765]) would be missing.
+        sys.modules["rich"] = None  # type: ignore[assignment]  # its import fails
     try:
         with streams.guarded():
             try:
@@ -282,17 +288,45 @@ class _Commands(TyperGroup):
             text = declared.info.help if isinstance(declared, typer.Typer) else declared.__doc__
             self.add_command(TyperCommand(name, help=text))
 
+    def get_params(self, ctx: Any) -> Any:
+        return _unconverted(super().get_params(ctx))  # all of them are flags
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         return name, command and _built(COMMANDS[command.name or ""]), rest
+
+
+class _Command(TyperCommand):
+    def get_params(self, ctx: Any) -> Any:
+        params = super().get_params(ctx)
+        return _unconverted(params) if ctx.resilient_parsing else params  # for a completion
 
 
 def _built(declared: Callable[..., None] | typer.Typer) -> Any:
     if isinstance(declared, typer.Typer):
         return get_command(declared)
     alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-    alone.command()(declared)
+    alone.command(cls=_Command)(declared)
     return get_command(alone)
+
+
+class _AsGiven:
+    """Takes the words of the command line as they are."""
+
+    @staticmethod
+    def coerce(value: Any, **_: Any) -> Any:
+        return value
+
+
+def _unconverted(params: list[Any]) -> list[Any]:
+    """Let the values of ``params`` not be converted; Typer imports pydantic for it.
+
+    It does so for options that are not given, too: that would be half of what completion costs.
+    The attribute is Typer's own. A version without it converts the values, and is slower.
+    """
+    for parameter in params:
+        setattr(parameter, "_runtime_param", _AsGiven)  # noqa: B010 - unknown to type checkers
+    return params
 
 
 app = typer.Typer(
@@ -311,5 +345,7 @@ def _common(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
+        from agentsrv.version import __version__
+
         print(f"agentsrv {__version__}")
         raise typer.Exit

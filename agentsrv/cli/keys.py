@@ -81,9 +81,11 @@ def revoke(
 
 
 def _file(given: Path | None) -> Path:
+    if given is not None:
+        return given
     from agentsrv.cli.options import make_settings
 
-    file = given or make_settings().key_file
+    file = make_settings().key_file
     if file is None:
         raise ConfigurationError("there is no key file; expected --key-file, or the setting")
     return file

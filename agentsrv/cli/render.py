@@ -8,9 +8,9 @@ from typing import TextIO
 import orjson
 
 from agentsrv.cli.exits import say
-from agentsrv.client import Record
 from agentsrv.errors import AgentsrvError, InvalidCommand
 from agentsrv.models import events as e
+from agentsrv.models.events import Record
 from agentsrv.models.states import TaskStatus
 from agentsrv.suggest import did_you_mean
 from agentsrv.telemetry.visible import visible

@@ -11,7 +11,7 @@ from typing import Protocol
 from agentsrv.cli.exits import say
 from agentsrv.cli.render import Printer, Result
 from agentsrv.cli.streams import as_json
-from agentsrv.client import Record
+from agentsrv.models.events import Record
 
 
 class Screen(Protocol):

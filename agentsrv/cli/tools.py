@@ -12,7 +12,6 @@ from agentsrv.cli.parameters import TakesSettings, Token
 from agentsrv.cli.streams import as_json
 from agentsrv.error_text import redact
 from agentsrv.errors import ConfigurationError
-from agentsrv.version import __version__
 
 
 def index(
@@ -95,6 +94,7 @@ def schema(
     """Print the protocol's schema, an AsyncAPI 3 document."""
     from agentsrv.protocol.asyncapi import document
     from agentsrv.protocol.typescript import declarations
+    from agentsrv.version import __version__
 
     if typescript:
         print(declarations(document(__version__)), end="")

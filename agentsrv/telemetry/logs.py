@@ -13,14 +13,16 @@ from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import orjson
 
 from agentsrv.credentials import HIDDEN
 from agentsrv.error_text import describe, format_traceback, redact
-from agentsrv.settings import LogFormat
 from agentsrv.telemetry.visible import visible, visible_text
+
+if TYPE_CHECKING:
+    from agentsrv.settings import LogFormat
 
 QUIET: Final = ("agentsrv.websocket", "httpx2")
 """Loggers with a line for each connection, or for each request to a model: from warnings on."""

@@ -17,8 +17,8 @@ from agentsrv.cli.live.tree import PlanTree
 from agentsrv.cli.live.view import TaskView
 from agentsrv.cli.prompt import Prompt
 from agentsrv.cli.render import Result, describe
-from agentsrv.client import Record
 from agentsrv.models import events as e
+from agentsrv.models.events import Record
 
 REDRAW: Final = 0.1  # seconds between two drawings
 _QUIET: Final = (e.StepProgress.event_type,)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from agentsrv.cli.render import describe, describe_step, shorten
-from agentsrv.client import Record
 from agentsrv.errors import AgentsrvError
 from agentsrv.models import events as e
+from agentsrv.models.events import Record
 from agentsrv.models.states import StepStatus, TaskStatus
 from agentsrv.telemetry.visible import visible
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,7 @@ from tests.integration.hostile.environments import (
     Named,
     Started,
 )
+from tests.support.places import serving_places
 from tests.support.principals import ADA
 from tests.support.server_process import free_port, wait_for_port
 
@@ -202,39 +203,58 @@ WINDOWS = """
     for name in ("SIGHUP", "SIGKILL", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGCHLD", "SIGPIPE",
                  "SIGQUIT", "SIGWINCH", "pthread_sigmask", "setitimer"):
         delattr(signal, name)
+    pair = socket.socketpair(socket.AF_UNIX)  # of asyncio's loop; Windows makes it of TCP
+    socket.socketpair = lambda: pair
     for name in ("AF_UNIX", "SO_REUSEPORT"):
         delattr(socket, name)
+    def missing(*_):
+        raise NotImplementedError  # as the loop for Windows
+    for name in ("add_signal_handler", "remove_signal_handler", "add_reader", "add_writer"):
+        setattr(asyncio.SelectorEventLoop, name, missing)
     sys.platform = "win32"
     import agentsrv, agentsrv.client, agentsrv.cli
-    from agentsrv.cli import following, prompt, running, screen, render
-    from agentsrv.cli.live import display, progress, top, tree
     sys.argv = ["agentsrv", *sys.argv[1:]]
     agentsrv.cli.main()
 """
+ON_WINDOWS = {
+    "--version": "agentsrv ",
+    "--help": "Commands:",
+    "agents --url {url}": "quick",
+    "cancel {pending} --url {url}": "is cancelled",
+    "keys create ada --key-file keys": "agentsrv_",
+    "list --url {url}": "completed",
+    "respond {question} yes --url {url}": "is answered",
+    "run hello --agent quick --url {url}": "hello",
+    "run --help": "Run one task",
+    "schema": "asyncapi",
+    "serve --help": "Serve agents",
+    "status {done} --url {url}": "hello",
+    "tail {done} --url {url}": "task completed",
+    "top --url {url}": "completed",
+}
+"""What a user of Windows runs, with the names of ``tests.support.places``, and a part of what it prints."""
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("--version",), "agentsrv "),
-        (("run", "--help"), "Run one task"),
-        (("tail", "--help"), "Follow"),
-        (("top", "--help"), "Watch"),
-        (("serve", "--help"), "Serve agents"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
-)
-def test_clients_import_without_what_only_unix_has(tmp_path, arguments, says):
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """A server with tasks."""
+    with serving_places(tmp_path_factory.mktemp("places")) as named:
+        yield named
+
+
+@pytest.mark.parametrize("line", ON_WINDOWS)
+def test_clients_do_without_what_only_unix_has(tmp_path, places, line):
     """No module for terminals, users or limits, and no signal of Unix, is needed for a client."""
     result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(WINDOWS), *arguments],
+        [sys.executable, "-c", textwrap.dedent(WINDOWS), *line.format_map(places).split()],
         cwd=tmp_path,
+        env=os.environ | {"XDG_STATE_HOME": str(tmp_path / "state")},
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert says in result.stdout
+    assert ON_WINDOWS[line] in result.stdout
 
 
 def test_the_index_is_kept_in_the_folder_for_state(tmp_path):
