@@ -1,4 +1,8 @@
-"""What a client may ask: frozen, unknown fields refused, limits with units."""
+"""What a client may ask: frozen, unknown fields refused, limits with units.
+
+Descriptions are arguments of ``Field``, not docstrings below the fields: pydantic would read those
+from the source files, which takes as long as all else at the import of this module.
+"""
 
 from __future__ import annotations
 
@@ -52,44 +56,65 @@ TraceParent = Annotated[
 class Command(BaseModel):
     """A client's frame."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    id: CommandId | None = None
-    """Comes back in the answer; commands that have one are carried out concurrently."""
+    id: CommandId | None = Field(
+        default=None,
+        description=(
+            "Comes back in the answer; commands that have one are carried out concurrently."
+        ),
+    )
 
 
 class Create(Command):
     """Put a task into the log; with ``execute`` also into the queue."""
 
     command: Literal["create"] = "create"
-    task_description: Annotated[str, Field(min_length=1, max_length=MAX_DESCRIPTION)]
-    """What is to be done."""
-    agent: AgentName | None = None
-    """This agent does it, as a plan of one step."""
-    plan: ExecutionPlan | None = None
-    """A plan of the client's own, instead of the server's planner."""
-    params: dict[str, JsonValue] = Field(default_factory=dict)
-    """Values for the agents' parameters."""
-    idempotency_key: Annotated[str, Field(min_length=1, max_length=128)] | None = None
-    """The same key and the same fields within 24 hours: the task is not new."""
-    execute: bool = False
-    """Also put the task into the queue."""
-    subscribe: bool = True
-    """With ``execute``: subscribe this connection from the first event on."""
-    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Seconds from the execution on, after which the task fails."""
-    on_disconnect: Literal["continue", "cancel"] = "continue"
-    """What becomes of the task when the connection that executed it is gone."""
-    resume_from: TaskId | None = None
-    """A task that failed or was cancelled; its plan and completed steps are taken over."""
-    metadata: Annotated[dict[Annotated[str, Field(max_length=128)], Text], FailFast()] = Field(
-        default_factory=dict, max_length=64
+    task_description: Annotated[
+        str, Field(min_length=1, max_length=MAX_DESCRIPTION, description="What is to be done.")
+    ]
+    agent: AgentName | None = Field(
+        default=None, description="This agent does it, as a plan of one step."
     )
-    """Kept in ``task_created``, not interpreted."""
-    traceparent: TraceParent | None = None
-    """The client's span, as W3C Trace Context writes it: the task is traced as part of it."""
+    plan: ExecutionPlan | None = Field(
+        default=None, description="A plan of the client's own, instead of the server's planner."
+    )
+    params: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Values for the agents' parameters."
+    )
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
+        default=None,
+        description="The same key and the same fields within 24 hours: the task is not new.",
+    )
+    execute: bool = Field(default=False, description="Also put the task into the queue.")
+    subscribe: bool = Field(
+        default=True,
+        description="With ``execute``: subscribe this connection from the first event on.",
+    )
+    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="Seconds from the execution on, after which the task fails."
+    )
+    on_disconnect: Literal["continue", "cancel"] = Field(
+        default="continue",
+        description="What becomes of the task when the connection that executed it is gone.",
+    )
+    resume_from: TaskId | None = Field(
+        default=None,
+        description=(
+            "A task that failed or was cancelled; its plan and completed steps are taken over."
+        ),
+    )
+    metadata: Annotated[dict[Annotated[str, Field(max_length=128)], Text], FailFast()] = Field(
+        default_factory=dict,
+        max_length=64,
+        description="Kept in ``task_created``, not interpreted.",
+    )
+    traceparent: TraceParent | None = Field(
+        default=None,
+        description=(
+            "The client's span, as W3C Trace Context writes it: the task is traced as part of it."
+        ),
+    )
 
     def spec(self) -> bytes:
         """What makes it the same command again, and all that a worker needs of it."""
@@ -116,8 +141,9 @@ class Execute(Command):
 
     command: Literal["execute"] = "execute"
     task_id: TaskId
-    subscribe: bool = True
-    """Subscribe this connection from the first event on."""
+    subscribe: bool = Field(
+        default=True, description="Subscribe this connection from the first event on."
+    )
 
 
 class Status(Command):
@@ -131,12 +157,15 @@ class List(Command):
     """Tell which tasks there are, the newest first."""
 
     command: Literal["list"] = "list"
-    status: Annotated[TaskStatus, Field(strict=False)] | None = None
-    """Only tasks of this status."""
-    limit: Annotated[int, Field(ge=1, le=MAX_LIST)] = 50
-    """Tasks on a page."""
-    cursor: Annotated[str, Field(max_length=256)] | None = None
-    """``next_cursor`` of the page before."""
+    status: Annotated[TaskStatus, Field(strict=False)] | None = Field(
+        default=None, description="Only tasks of this status."
+    )
+    limit: Annotated[int, Field(ge=1, le=MAX_LIST)] = Field(
+        default=50, description="Tasks on a page."
+    )
+    cursor: Annotated[str, Field(max_length=256)] | None = Field(
+        default=None, description="``next_cursor`` of the page before."
+    )
 
 
 class Cancel(Command):
@@ -144,12 +173,14 @@ class Cancel(Command):
 
     command: Literal["cancel"] = "cancel"
     task_id: TaskId | None = None
-    idempotency_key: Annotated[str, Field(min_length=1, max_length=128)] | None = None
-    """The key of the ``create``, instead of the task's id."""
-    reason: Text | None = None
-    """Told in the task's events."""
-    grace: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] | None = None
-    """Seconds that running steps have to end; without it, the server's."""
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
+        default=None, description="The key of the ``create``, instead of the task's id."
+    )
+    reason: Text | None = Field(default=None, description="Told in the task's events.")
+    grace: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Seconds that running steps have to end; without it, the server's.",
+    )
 
     @model_validator(mode="after")
     def _names_one_task(self) -> Self:
@@ -166,10 +197,12 @@ class Subscribe(Command):
 
     command: Literal["subscribe"] = "subscribe"
     task_id: TaskId | None = None
-    after_seq: Annotated[int, Field(ge=0)] = 0
-    """Number of the last event that the client has."""
-    all: bool = False
-    """Instead of a task: the life-cycle events of all own tasks."""
+    after_seq: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Number of the last event that the client has."
+    )
+    all: bool = Field(
+        default=False, description="Instead of a task: the life-cycle events of all own tasks."
+    )
 
     @model_validator(mode="after")
     def _names_one_thing(self) -> Self:
@@ -182,8 +215,9 @@ class Unsubscribe(Command):
 
     command: Literal["unsubscribe"] = "unsubscribe"
     task_id: TaskId | None = None
-    all: bool = False
-    """End the subscription to all tasks, not those to single ones."""
+    all: bool = Field(
+        default=False, description="End the subscription to all tasks, not those to single ones."
+    )
 
     @model_validator(mode="after")
     def _names_one_thing(self) -> Self:
@@ -196,10 +230,12 @@ class Respond(Command):
 
     command: Literal["respond"] = "respond"
     input_id: InputId
-    value: JsonValue = None
-    """What was asked for; the question's schema says what that may be."""
-    action: Literal["accept", "decline"] = "accept"
-    """``decline`` takes no value."""
+    value: JsonValue = Field(
+        default=None, description="What was asked for; the question's schema says what that may be."
+    )
+    action: Literal["accept", "decline"] = Field(
+        default="accept", description="``decline`` takes no value."
+    )
 
     @model_validator(mode="after")
     def _declines_without_a_value(self) -> Self:
@@ -213,8 +249,7 @@ class Send(Command):
 
     command: Literal["send"] = "send"
     task_id: TaskId
-    message: JsonValue
-    """Text, mostly."""
+    message: JsonValue = Field(description="Text, mostly.")
 
 
 class Agents(Command):

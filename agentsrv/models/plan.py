@@ -16,18 +16,19 @@ AgentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 class Step(BaseModel):
     """One piece of work for one agent, after the steps that it depends on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     step_id: StepId
     agent: AgentName
     description: Annotated[str, Field(max_length=4096)] = ""
     depends_on: Annotated[tuple[StepId, ...], FailFast()] = ()
-    input: JsonValue = None
-    """For the agent."""
-    max_retries: Annotated[int, Field(ge=0, le=MAX_RETRIES, strict=True)] | None = None
-    """Without it the agent's own."""
-    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = None
-    """Seconds an attempt may take; without it the agent's own."""
+    input: JsonValue = Field(default=None, description="For the agent.")
+    max_retries: Annotated[int, Field(ge=0, le=MAX_RETRIES, strict=True)] | None = Field(
+        default=None, description="Without it the agent's own."
+    )
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = Field(
+        default=None, description="Seconds an attempt may take; without it the agent's own."
+    )
 
 
 class ExecutionPlan(BaseModel):
