@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ from agentsrv.server.exposure import client_address, host_of, is_address, origin
 from agentsrv.server.identity import EVERYBODY
 from agentsrv.server.metrics import PATH, MetricsPage
 from agentsrv.server.outbox import OutboxConnection
-from agentsrv.server.pages import Page
+from agentsrv.server.pages import Pages
 from agentsrv.settings import Settings
 
 WEBSOCKET_PATHS: Final = ("/", "/ws")
@@ -40,7 +40,7 @@ class Doorkeeper:
     Args:
         settings: What the server is called, and whose word about clients is taken.
         authenticator: Knows the tokens that are accepted.
-        pages: What is served, by its path.
+        pages: What is served.
         metrics: The one page that changes.
         check_ready: Raises an `AgentsrvError` where the server would take no new work.
     """
@@ -49,7 +49,7 @@ class Doorkeeper:
         self,
         settings: Settings,
         authenticator: Authenticator,
-        pages: Mapping[str, Page],
+        pages: Pages,
         metrics: MetricsPage,
         check_ready: Callable[[], Awaitable[None]],
     ) -> None:
@@ -160,8 +160,6 @@ class Doorkeeper:
             )
             response.headers["Allow"] = ", ".join(METHODS)
             return response
-        if path in self._pages:
-            return self._pages[path].respond(request)
         if path == PATH:
             return await self._metrics.respond(connection, request)
         if path == "/healthz":
@@ -173,6 +171,9 @@ class Doorkeeper:
                 status = HTTPStatus.SERVICE_UNAVAILABLE
                 return _refusal(connection, status, refusal, "not ready: ")
             return connection.respond(HTTPStatus.OK, "ready\n")
+        page = await self._pages.find(path)
+        if page is not None:
+            return page.respond(request)
         if path in WEBSOCKET_PATHS:
             response = connection.respond(
                 HTTPStatus.UPGRADE_REQUIRED,

@@ -20,7 +20,6 @@ from agentsrv.protocol import AG_UI, PROTOCOL, frames
 from agentsrv.protocol.agui import AguiSession
 from agentsrv.protocol.session import Session
 from agentsrv.protocol.strict_json import MAX_DEPTH, MAX_VALUES
-from agentsrv.server import pages
 from agentsrv.server.agui import AguiConnection
 from agentsrv.server.auth import Authenticator
 from agentsrv.server.connection import Connection
@@ -32,6 +31,7 @@ from agentsrv.server.http import Doorkeeper
 from agentsrv.server.identity import Identity
 from agentsrv.server.metrics import MetricsPage
 from agentsrv.server.outbox import QUEUE, STRANGER_FRAME, OutboxConnection, connection_class
+from agentsrv.server.pages import Pages
 from agentsrv.server.requests import close
 from agentsrv.server.turns import Turns
 from agentsrv.settings import Settings
@@ -117,7 +117,7 @@ class Listener:
             process_request=Doorkeeper(
                 settings,
                 self._authenticator,
-                pages.prepare(self._version),
+                Pages(self._version),
                 MetricsPage(self._measures, self._authenticator, settings.metrics_principal),
                 self._orchestrator.check_ready,
             ),

@@ -1,4 +1,7 @@
-"""Pages that never change while a server runs: prepared once, compressed where that is taken."""
+"""Pages that never change while a server runs: made once, compressed where that is taken.
+
+They are made when the first one is requested, because that takes as long as a tenth of the start.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,7 @@ import orjson
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
-from agentsrv.protocol import asyncapi
-from agentsrv.server import docs
+from agentsrv.threads import in_thread
 
 SCHEMA: Final = "/asyncapi.json"
 DOCS: Final = "/docs"
@@ -72,9 +74,26 @@ class Page:
         return Response(status.value, status.phrase, headers, body)
 
 
+class Pages:
+    """The pages of a server of that version."""
+
+    def __init__(self, version: str) -> None:
+        self._version = version
+        self._made: Mapping[str, Page] | None = None
+
+    async def find(self, path: str) -> Page | None:
+        """The page at ``path``, if there is one."""
+        if self._made is None:
+            self._made = await in_thread(make, self._version)
+        return self._made.get(path)
+
+
 @cache
-def prepare(version: str) -> Mapping[str, Page]:
+def make(version: str) -> Mapping[str, Page]:
     """The pages of a server of that version by their paths; takes some 50 ms."""
+    from agentsrv.protocol import asyncapi  # noqa: PLC0415 - for pages only, as the next one
+    from agentsrv.server import docs  # noqa: PLC0415
+
     schema = asyncapi.document(version)
     policy = {"Content-Security-Policy": docs.POLICY}
     return {

@@ -89,7 +89,8 @@ CASES = {
         "serve quick:app --port 0 --store memory:",
         EXTRAS
         | {"agentsrv.agents.builtin", "agentsrv.agents.knowledge", "agentsrv.agents.llm"}
-        | {"agentsrv.bench", "agentsrv.client", "agentsrv.store.sqlite", "rich", "sqlite3"},
+        | {"agentsrv.bench", "agentsrv.client", "agentsrv.store.sqlite", "rich", "sqlite3"}
+        | {"agentsrv.protocol.asyncapi", "agentsrv.server.docs"},
     ),
     "serve, the built-in agents": Case(
         "serve --port 0 --store sqlite:///served.db",
