@@ -22,7 +22,13 @@ from typing import Any, NoReturn, Self
 from tests.support.server_process import free_port, wait_for_port
 
 PR_SET_PTRACER = 0x59616D61  # <sys/prctl.h>; without effect where Yama is not
-PRELOADED = ("agentsrv.cli.commands", "agentsrv.cli.serving", "tests.faults.busy_app")
+PRELOADED = (
+    "agentsrv.cli.commands",
+    "agentsrv.cli.options",
+    "agentsrv.cli.serving",
+    "agentsrv.store.sqlite",
+    "tests.faults.busy_app",
+)
 ENDS_WITHIN = 60.0  # seconds
 
 

@@ -93,3 +93,16 @@ def test_the_store_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentsrv.resources.find_spec", lambda _: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'agentsrv\[postgres\]'"):
         open_store(Settings(store="postgresql://x/x"), "a")
+
+
+async def test_without_a_knowledge_base_nothing_is_found() -> None:
+    """A search of an agent returns an empty list."""
+    app = App(builtin=False)
+
+    @app.agent
+    async def seeker(ctx: StepContext) -> str:
+        return f"found {await ctx.search('threads')}"
+
+    settings = Settings(port=0, store="memory:")
+    async with app.running(settings) as running, Client(running.url) as client:
+        assert (await client.run("x", agent="seeker")).final_output == "found []"
