@@ -1,7 +1,7 @@
 """Regular expressions that are compiled when they are first used.
 
-Python compiles a large one in milliseconds, and most processes, such as ``agentsrv --help``, never
-use it.
+Compiling a large expression takes milliseconds, and most processes, such as ``agentsrv --help``,
+never use it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, cast
 
 
 class _Lazy:
-    """Stands for a compiled pattern: its methods and attributes are those of the pattern."""
+    """Has the methods and attributes of the compiled pattern."""
 
     def __init__(self, pattern: str, flags: int) -> None:
         self._given = pattern, flags
@@ -24,5 +24,5 @@ class _Lazy:
 
 
 def lazy_pattern(pattern: str, flags: int = 0) -> re.Pattern[str]:
-    """What behaves as ``re.compile(pattern, flags)``; an invalid pattern fails at its first use."""
+    """A pattern like ``re.compile(pattern, flags)``; an invalid one raises at its first use."""
     return cast("re.Pattern[str]", _Lazy(pattern, flags))

@@ -1,7 +1,7 @@
-"""What settings name, opened: the store, the knowledge base and the models.
+"""Opens what the settings name: the store, the knowledge base, the models.
 
-Each function imports the modules of what it opens, and only those: a server with a store in
-PostgreSQL does without SQLite, one without a model without the client of its endpoint.
+Each function imports the modules of what it opens. So a server with a store in PostgreSQL imports
+no SQLite, and a server without a model no client for its endpoint.
 """
 
 from __future__ import annotations

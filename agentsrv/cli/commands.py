@@ -1,24 +1,24 @@
 """The commands, their options and help.
 
-What a command does is in a module of its own, which it imports when it is called. So this module,
-which ``--help`` and completion need, imports only Typer and what every command needs. A new
-command is a function here, or in ``tools``, and a line of `COMMANDS`.
+A function here, or in ``tools``, declares a command: name, options and help. Its body imports the
+module that carries the command out. So ``--help`` and completion import only Typer and the modules
+that every command needs. To add a command, add such a function, its line in `COMMANDS`, and a line
+in ``tests/integration/test_imports.py`` with the packages that it must not import.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Annotated, Any, Final
 
 import typer
-from typer.core import TyperCommand, TyperGroup
-from typer.main import get_command
 
 from agentsrv.cli import keys, streams, tools, uncaught
 from agentsrv.cli.exits import leave, leave_by_fault, use_json
+from agentsrv.cli.lazy_group import Declared, LazyGroup
 from agentsrv.cli.parameters import (
     DEFAULT_URL,
     Ca,
@@ -254,7 +254,7 @@ def mcp(
     run_until_signal(offer())
 
 
-COMMANDS: Final[Mapping[str, Callable[..., None] | typer.Typer]] = {
+COMMANDS: Final[Mapping[str, Declared]] = {
     "demo": demo,
     "serve": serve,
     "run": run,
@@ -276,57 +276,8 @@ COMMANDS: Final[Mapping[str, Callable[..., None] | typer.Typer]] = {
 }
 
 
-class _Commands(TyperGroup):
-    """The commands of `COMMANDS`; each is built, with its options, when it is called.
-
-    Until then its name and help stand for it, which is all that ``--help`` and completion show.
-    """
-
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        for name, declared in COMMANDS.items():
-            text = declared.info.help if isinstance(declared, typer.Typer) else declared.__doc__
-            self.add_command(TyperCommand(name, help=text))
-
-    def get_params(self, ctx: Any) -> Any:
-        return _unconverted(super().get_params(ctx))  # all of them are flags
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, command, rest = super().resolve_command(ctx, args)
-        return name, command and _built(COMMANDS[command.name or ""]), rest
-
-
-class _Command(TyperCommand):
-    def get_params(self, ctx: Any) -> Any:
-        params = super().get_params(ctx)
-        return _unconverted(params) if ctx.resilient_parsing else params  # for a completion
-
-
-def _built(declared: Callable[..., None] | typer.Typer) -> Any:
-    if isinstance(declared, typer.Typer):
-        return get_command(declared)
-    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-    alone.command(cls=_Command)(declared)
-    return get_command(alone)
-
-
-class _AsGiven:
-    """Takes the words of the command line as they are."""
-
-    @staticmethod
-    def coerce(value: Any, **_: Any) -> Any:
-        return value
-
-
-def _unconverted(params: list[Any]) -> list[Any]:
-    """Let the values of ``params`` not be converted; Typer imports pydantic for it.
-
-    It does so for options that are not given, too: that would be half of what completion costs.
-    The attribute is Typer's own. A version without it converts the values, and is slower.
-    """
-    for parameter in params:
-        setattr(parameter, "_runtime_param", _AsGiven)  # noqa: B010 - unknown to type checkers
-    return params
+class _Commands(LazyGroup):
+    declared = COMMANDS
 
 
 app = typer.Typer(

@@ -1,7 +1,7 @@
 """The arguments and options that several commands share.
 
-The declarations of the commands use them, also for ``--help`` and completion, so this module
-imports nothing but Typer.
+The declarations of the commands use them, also for ``--help`` and completion; so this module
+imports no package but Typer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is imported when: nobody pays for what they do not use."""
+"""Each command and each public module imports only the packages that it needs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def completion(line: str, shell: str = "bash") -> Mapping[str, str]:
 
 
 CASES = {
-    # What none of the commands is: at most twice what `import pydantic` costs.
+    # No command is called: at most twice the cost of `import pydantic`.
     "": Case("", EVERYTHING, status=2, at_most=220),
     "--help": Case("--help", EVERYTHING, at_most=220),
     **{
@@ -99,7 +99,7 @@ CASES = {
         | {"agentsrv.bench", "agentsrv.client", "agentsrv.store.memory", "rich"},
     ),
     "serve --help": Case("serve --help", EVERYTHING - ARGUMENTS - SETTINGS - {"asyncio"}),
-    # What needs no server.
+    # Commands that need no server.
     "backup": Case(
         "backup copy.db --store sqlite:///{store}",
         EVERYTHING - ARGUMENTS - STORES - MODELS - SETTINGS - {"asyncio"},
@@ -132,14 +132,14 @@ main()
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What the lines of ``CASES`` name."""
+    """The values for the names in braces."""
     with serving_places(tmp_path_factory.mktemp("places")) as named:
         yield named
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_command_imports_what_it_needs(name: str, places: dict[str, str], tmp_path: Path) -> None:
-    """The modules are counted that are there in addition to those of an empty program."""
+    """Counts the modules that are loaded in addition to those of an empty program."""
     case = CASES[name]
     if name == "mcp":
         pytest.importorskip("mcp")

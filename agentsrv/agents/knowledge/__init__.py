@@ -1,7 +1,7 @@
 """The knowledge base: a folder of documents that agents can search.
 
-The names below are imported when they are first used: the built-in agents need only what the
-package says about documents, and not the index and its SQLite.
+The names below are imported when they are first used: the built-in agents use modules of this
+package about documents, without the index and SQLite.
 """
 
 from importlib import import_module
