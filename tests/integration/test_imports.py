@@ -18,8 +18,8 @@ from tests.support.places import APP, serving_places
 
 EXTRAS = frozenset(
     """
-    asyncpg cryptography httpx2 jsonschema_rs jwt mcp numpy openai opentelemetry prometheus_client
-    pypdf redis watchfiles
+    asyncpg cryptography httpx2 jsonschema_rs jwt markdown_it mcp numpy openai opentelemetry
+    prometheus_client pypdf pytest redis watchfiles
     """.split()
 )
 STORES = frozenset({"agentsrv.store", "sqlite3"})

@@ -1,7 +1,7 @@
 """The knowledge base: a folder of documents that agents can search.
 
 The names below are imported when they are first used: the built-in agents use modules of this
-package about documents, without the index and SQLite.
+package about documents, without the index.
 """
 
 from importlib import import_module
