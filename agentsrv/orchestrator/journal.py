@@ -207,6 +207,11 @@ class Journal:
         await asyncio.sleep(0)  # a store in memory commits at once, and the writer would go on
 
     @property
+    def is_taken(self) -> bool:
+        """Whether the task is lost because another worker writes to it, or may do so."""
+        return isinstance(self._lost, Fenced)
+
+    @property
     def is_lost(self) -> bool:
         """Whether another worker has the task, or this one has given it up."""
         return self._lost is not None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from agentsrv.models import events as e
-from agentsrv.models.states import STEP_TRANSITIONS, StepStatus, TaskStatus
+from agentsrv.models.states import StepStatus, TaskStatus
 from agentsrv.models.task import StepState, TaskState
 from agentsrv.orchestrator.endings import CancelRequest, Ending, Failure
 from agentsrv.orchestrator.journal import MAX_PIECE, Journal
 from agentsrv.orchestrator.suspects import FAILS_AT, SUSPECT_AT, Interrupted
 from agentsrv.store.base import Lease
+
+ACTIVE: Final = (StepStatus.RUNNING, StepStatus.INPUT_REQUIRED)  # an attempt has not ended
 
 
 def interrupted(state: TaskState, lease: Lease) -> list[Interrupted]:
@@ -38,7 +41,7 @@ def interrupted(state: TaskState, lease: Lease) -> list[Interrupted]:
         if step is None:
             if state.plan is None:
                 attempts[None] = Interrupted(None, attempt, state.losses, progressed=False)
-        elif STEP_TRANSITIONS[step.status] and attempt >= step.attempt:
+        elif attempt > step.attempt or (attempt == step.attempt and step.status in ACTIVE):
             progressed = step.progressed and step.attempt == attempt
             attempts[step_id] = Interrupted(step_id, attempt, step.losses, progressed)
     return list(attempts.values())
@@ -95,11 +98,7 @@ def recover(
     done = [step_id for step_id, step in steps.items() if step.status is StepStatus.COMPLETED]
     journal.append(e.TaskRecovered(node, done, traceparent))
     failure = count_losses(journal, attempts, other_cause=other_cause)
-    active = [
-        step
-        for step in steps.values()
-        if step.status in (StepStatus.RUNNING, StepStatus.INPUT_REQUIRED)
-    ]
+    active = [step for step in steps.values() if step.status in ACTIVE]
     cancelling = journal.state.cancelling
     if cancelling is not None:
         return CancelRequest(cancelling.reason, cancelling.by, cancelling.grace)

@@ -7,18 +7,19 @@ was refused, the log could not be read, the server has a fault. The task is then
 again, here or on another node, and run from its log. Whatever broke it off may do so again, so
 that every one of these runs is counted, backed off and bounded, in this process and by task:
 
-    count     ``_Returns.times``: all of them. ``_Returns.faults``: those that the task itself may
-              have caused, because the store refused what it wrote (``Journal.fault``) or the server
-              failed on it. Faults that meet several tasks, with no commit in between, are those of
-              the store. A run of more than ``LONG_RUN`` seconds begins the count anew.
+    count     ``_Returns.times``: all of them. ``_Returns.taken``: those whose task another worker
+              has taken over (``Journal.is_taken``). ``_Returns.faults``: those that the task itself
+              may have caused, because the store refused what it wrote (``Journal.fault``) or the
+              server failed on it. Faults that affect several tasks, with no commit in between, are
+              those of the store. A run of more than ``LONG_RUN`` seconds restarts the counts.
     back off  Before each release the worker waits twice as long as before the last one, up to a
               minute. Meanwhile the task has a lease, but no slot.
-    bound     After ``MAX_FAULTS`` faults or ``MAX_RETURNS`` runs, the next run only writes that the
-              task has failed. If even that is refused, the task is left alone: it keeps its lease,
-              the log and a metric say so, and it is tried again after a restart of the server.
+    bound     After ``MAX_FAULTS`` faults or ``MAX_RETURNS`` runs that were not taken, the next run
+              only writes that the task has failed. If even that is refused, the task is left alone:
+              it keeps its lease, the log and a metric say so, and it is tried again after a restart
+              of the server.
 
-Errors that concern the whole store do not use the bound up: while it cannot write, nothing is
-released or claimed.
+While the whole store cannot write, nothing is released or claimed: an outage counts at most once.
 """
 
 from __future__ import annotations
@@ -64,13 +65,14 @@ class _Returns:
     """How often this worker has given a task back that has not ended; see the module."""
 
     times: int = 0
+    taken: int = 0
     faults: int = 0
     reason: str = "its log could not be read or written"
 
     @property
     def failure(self) -> Failure | None:
         """How the task ends, if it is not to be run again."""
-        if self.faults < MAX_FAULTS and self.times < MAX_RETURNS:
+        if self.faults < MAX_FAULTS and self.times - self.taken < MAX_RETURNS:
             return None
         return Failure(
             f"the task was run {self.times} times and broke off each time: {self.reason}"
@@ -263,10 +265,10 @@ class Worker:
                     self._around.suspects.withdraw(review)  # before the lease is given back
                     raise
                 other_cause = await self._around.suspects.report(review, attempts)
-            is_loaded = True
             if state.status.is_terminal or self._draining.is_set():
                 await self._around.store.release(lease.task_id, lease.epoch)
                 return
+            is_loaded = True
             runner = TaskRunner(
                 lease,
                 spec,
@@ -291,7 +293,9 @@ class Worker:
                 if runner.phase is Phase.ENDED:
                     self._returned.pop(lease.task_id, None)
                 else:
-                    await self._give_back(lease, began, fault or runner.journal.fault)
+                    is_taken = fault is None and runner.journal.is_taken
+                    fault = fault or runner.journal.fault
+                    await self._give_back(lease, began, fault, is_taken=is_taken)
         except AgentsrvError as error:
             _log.warning("task %s: its run broke off: %s", lease.task_id, error)
             # A damaged log stays leased: the next worker could not read it either.
@@ -302,7 +306,9 @@ class Worker:
             if not is_loaded:
                 await self._give_back(lease, began, describe(error))
 
-    async def _give_back(self, lease: Lease, began: float, fault: str | None) -> None:
+    async def _give_back(
+        self, lease: Lease, began: float, fault: str | None, *, is_taken: bool = False
+    ) -> None:
         """Count a run that broke off, and release its lease beside it; its slot is free at once.
 
         Only where very many leases wait for their release the slot is kept until this one's: else
@@ -312,12 +318,14 @@ class Worker:
             lease: That of the run.
             began: When the run began, by the loop's clock.
             fault: What the task itself may have caused, if that broke the run off.
+            is_taken: Whether another worker has taken the task over.
         """
         returns = self._returned.pop(lease.task_id, None)
         if returns is None or asyncio.get_running_loop().time() - began > LONG_RUN:
             returns = _Returns()
         was_given_up = returns.failure is not None
         returns.times += 1
+        returns.taken += is_taken
         if fault is not None:
             returns.faults += not self.measures.store_faults.is_general
             returns.reason = fault
@@ -367,7 +375,9 @@ class Worker:
             except Exception as error:  # noqa: BLE001 - nobody waits for it
                 _log.exception("task %s was not given back", lease.task_id)
                 faults += 1
-                if is_last or faults == MAX_FAULTS:
+                if is_last:  # the next start takes it
+                    return
+                if faults == MAX_FAULTS:
                     self._leave_alone(lease, describe(error))
                     return
             times += 1

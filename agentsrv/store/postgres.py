@@ -454,7 +454,7 @@ class PostgresStore:
         try:
             async for piece in search(self._try_read):
                 found |= {damage.number: damage for damage in piece.damage}
-        except (TooMuchDamage, AgentsrvError) as error:
+        except (TooMuchDamage, AgentsrvError, *link.DAMAGED) as error:
             _log.error("the damaged tasks of PostgreSQL were not found: %s", describe(error))
             self._searched = self._clock()
             return

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from agentsrv.errors import InvalidCommand, ShuttingDown, Unavailable
+from agentsrv.errors import Fenced, InvalidCommand, ShuttingDown, Unavailable
+from agentsrv.models.commands import Create
 from agentsrv.orchestrator import orchestrator
 from agentsrv.orchestrator.runner import TaskRunner
 from agentsrv.orchestrator.worker import MAX_FAULTS, MAX_RETURNS
-from agentsrv.store.base import Append
+from agentsrv.store.base import Append, Lease
 from tests.support.simulation import simulate
-from tests.support.world import World, check_log, running, step
-from tests.unit.orchestrator.people import quick
+from tests.support.world import OWNER, World, check_log, running, step
+from tests.unit.orchestrator.people import quick, sleeper
 
 DAY = 86_400.0
 
@@ -310,4 +311,76 @@ def test_a_server_is_ready_while_its_store_serves_it(name, value, reason):
                 await world.orchestrator.check_ready()
 
     assert orchestrator.READY_WITHIN == 2.0
+    simulate(story())
+
+
+def test_a_task_that_others_take_over_is_not_failed_for_it():
+    """However often; only the wait before the next run becomes longer."""
+
+    async def story() -> None:
+        world = World()
+        world.agent(talker)
+        spoilt = Spoilt(world)
+        async with running(world):
+            task = await world.create(step("a", "talker"), execute=False)
+            spoilt.tasks.add(task)
+            await world.execute(task)
+            spoilt.refuse(Fenced("another worker"), bool)
+            await asyncio.sleep(DAY)
+            assert MAX_RETURNS < spoilt.runs < 2 * DAY / 60
+            assert world.worker.measures.left_alone == 0
+            spoilt.tasks.clear()
+            assert (await world.reader.until(task)).event_type == "task_completed"
+
+    simulate(story())
+
+
+def test_a_release_that_fails_in_a_drain_leaves_no_task_alone(caplog):
+    """The next start continues it; nothing says that it broke off too often."""
+
+    async def story() -> None:
+        world = World()
+        world.agent(sleeper)
+
+        async def release(task_id: str, epoch: int) -> None:
+            raise TypeError("no")
+
+        async with running(world):
+            task = await world.create(step("a", "sleeper"))
+            await world.reader.until(task, "step_started")
+            world.store.release = release  # type: ignore[method-assign]
+            await world.worker.drain(0.1)
+        assert world.worker.measures.left_alone == 0
+
+    simulate(story())
+    assert "left alone" not in caplog.text
+
+
+def test_a_release_of_an_ended_task_is_tried_again():
+    """A task may have ended before its lease was given back; the store may be away just then."""
+
+    async def story() -> None:
+        world = World()
+        world.agent(talker)
+        store, refusals = world.store, 3
+        give_back = store.release
+
+        async def release(task_id: str, epoch: int) -> None:
+            nonlocal refusals
+            refusals -= 1
+            if refusals >= 0:
+                raise Unavailable("no")
+            await give_back(task_id, epoch)
+
+        async with running(world):
+            task = await world.create(step("a", "talker"))
+            await world.reader.until(task)
+            store.release = release  # type: ignore[method-assign]
+            lease = Lease(task, 1, len(await world.log(task)), b"{}", OWNER)
+            world.worker._prepared[task] = (None, None, 0.0)
+            spec = Create(task_description="x").model_dump_json().encode()
+            await world.worker._run(lease._replace(spec=spec), None)
+            await asyncio.sleep(60)
+            assert refusals == -1
+
     simulate(story())

@@ -292,6 +292,7 @@ SECOND = [e.StepRetrying("look", 1, 2, 0.0, "no", 1, "error"), replace(FIRST, at
         (PLANNED, ("", 1), []),
         (PLANNED, ("gone", 1), []),
         ([*PLANNED, FIRST, *SECOND], ("look", 1), []),
+        ([*PLANNED, FIRST, SECOND[0]], ("look", 1), []),
         ([*PLANNED, FIRST, DONE], ("look", 1), []),
     ],
 )
