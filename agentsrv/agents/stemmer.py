@@ -25,9 +25,10 @@ def stem(word: str) -> str:
     with _lock:
         table = _table()
         table.execute("INSERT INTO words (rowid, word) VALUES (1, ?)", (word,))
-        found = table.execute("SELECT term FROM vocabulary").fetchall()
+        found = table.execute("SELECT term, cnt FROM vocabulary").fetchall()
         table.execute("INSERT INTO words (words) VALUES ('delete-all')")
-    return found[0][0] if len(found) == 1 else word
+    is_one_word = [count for _, count in found] == [1]
+    return found[0][0] if is_one_word else word
 
 
 @lru_cache(maxsize=1)

@@ -271,8 +271,9 @@ class StepRun:
             )
 
     def _settle(self, outcome: str, error: BaseException | None = None) -> None:
-        """Take down how the attempt ended that runs, if one does."""
+        """Record how the attempt that runs has ended, if one does; free the turn in any case."""
         if self._said is None:
+            self._stand_down()
             return
         logs.about.reset(self._said)
         self._said = None

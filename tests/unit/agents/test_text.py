@@ -83,6 +83,7 @@ def test_the_stemmer_gives_the_published_stems(word, expected):
 @example("eed")
 @example("technologies")
 @example("i/o")
+@example("a'a")
 def test_a_stem_is_what_the_index_has(word):
     """What a search finds is counted, too; a word that the index splits stays as it is."""
     with closing(sqlite3.connect(":memory:")) as index:
