@@ -87,7 +87,7 @@ def list_tasks(server: Server, status: str | None, limit: int, *, json: bool) ->
             for row in page["tasks"]:
                 print(as_json(row) if json else _row(row, _columns()))
             left, cursor = left - len(page["tasks"]), page["next_cursor"]
-            if not left or cursor is None:
+            if left <= 0 or cursor is None or not page["tasks"]:
                 break
         if page["total"] > limit:
             say(f"{limit} of {page['total']} tasks; --limit shows more")
@@ -136,8 +136,9 @@ def agents(server: Server, *, json: bool) -> None:
             print(f"{agent['name']}: {agent['description']}")
             required = agent["params"].get("required", [])
             for name, schema in agent["params"].get("properties", {}).items():
-                kind = schema.get("type", "any")
-                need = "required" if name in required else f"default {schema.get('default')!r}"
+                field = schema if isinstance(schema, dict) else {}  # true is a schema, too
+                kind = field.get("type", "any")
+                need = "required" if name in required else f"default {field.get('default')!r}"
                 print(f"  --param {name}=…  ({kind}, {need})")
 
     server.ask(ask)

@@ -14,7 +14,7 @@ import orjson
 from agentsrv.cli.exits import say
 from agentsrv.client import Client
 from agentsrv.errors import InputDeclined, InvalidCommand, InvalidInput, NotFound
-from agentsrv.models.events import InputRequired
+from agentsrv.models.events import InputRequired, from_data
 from agentsrv.protocol.shell import read_answer
 
 try:
@@ -110,7 +110,9 @@ async def find_question(client: Client, name: str) -> InputRequired:
     """
     task, slash, _ = name.partition("/")
     task_id = await client.resolve(task)
-    questions = [InputRequired(**asked) for asked in (await client.status(task_id))["inputs"]]
+    questions = [
+        from_data(InputRequired, asked) for asked in (await client.status(task_id))["inputs"]
+    ]
     if slash:
         questions = [asked for asked in questions if asked.input_id == name]
     if not questions:

@@ -8,7 +8,6 @@ from typing import Any
 
 import orjson
 
-from agentsrv.client.errors import ProtocolViolation
 from agentsrv.client.feeds import Answer
 from agentsrv.client.link import Call, Link
 from agentsrv.errors import AgentsrvError, InvalidCommand
@@ -68,12 +67,7 @@ class Caller:
 
         def settle(answer: Answer) -> None:
             if on_reply is not None and not isinstance(answer, AgentsrvError):
-                try:
-                    on_reply(answer, not waiting.done())
-                except (KeyError, TypeError) as error:  # the call is off the list: tell it here
-                    answer = ProtocolViolation(
-                        f"the server sent a reply that cannot be read: {error!r}"
-                    )
+                on_reply(answer, not waiting.done())
             if waiting.done():
                 return
             if isinstance(answer, AgentsrvError):

@@ -22,6 +22,7 @@ from agentsrv.errors import AgentsrvError, SeqAhead, Unavailable
 from agentsrv.models.events import Record
 from agentsrv.models.states import TaskStatus
 
+ENDED: Final = frozenset(status for status in TaskStatus if status.is_terminal)
 TRY_AGAIN: Final = 1.0  # seconds until a server whose store is away is asked again
 
 Answer = Mapping[str, Any] | AgentsrvError
@@ -193,7 +194,7 @@ class Feed:
         else:
             self._has_begun = True
             self._head = max(self._head, answer["seq"])
-            if TaskStatus(answer["status"]).is_terminal:
+            if answer["status"] in ENDED:
                 self.end = answer["seq"]
             self._position = None if after == self.end else after
             for cursor in self.cursors:

@@ -33,7 +33,7 @@ from agentsrv.client.feeds import Answer
 from agentsrv.client.tokens import Token, Tokens
 from agentsrv.client.trust import tls_context
 from agentsrv.errors import AgentsrvError, InvalidCommand, RateLimited, ShuttingDown, TooLarge
-from agentsrv.models.events import Record, to_record
+from agentsrv.models.events import Record
 from agentsrv.protocol import PROTOCOL
 from agentsrv.telemetry.library import without_quotes
 
@@ -108,6 +108,7 @@ class Listener(Protocol):
 class Call:
     """A command without an answer so far."""
 
+    command: str
     body: bytes
     settle: Callable[[Answer], None]
     resend: bool
@@ -214,7 +215,8 @@ class Link:
             AgentsrvError: There will be no other connection.
         """
         number = next(self._ids)
-        return self._post(number, Call(orjson.dumps(fields | {"id": number}), settle, resend))
+        body = orjson.dumps(fields | {"id": number})
+        return self._post(number, Call(fields["command"], body, settle, resend))
 
     def post_line(self, line: str, settle: Callable[[Answer], None]) -> Call:
         """Send a command line that only reads; see `post`."""
@@ -222,7 +224,8 @@ class Link:
             body = line.encode()
         except UnicodeEncodeError as error:
             raise InvalidCommand(f"{line!r} is not a text: {error}") from None
-        return self._post(next(self._ids), Call(body, settle, resend=True, is_line=True))
+        command = line.partition(" ")[0]
+        return self._post(next(self._ids), Call(command, body, settle, resend=True, is_line=True))
 
     def fail(self, error: AgentsrvError) -> None:
         """End everything with ``error``; the first one counts."""
@@ -359,18 +362,23 @@ class Link:
             await asyncio.sleep(0)
 
     def _dispatch(self, frame: dict[str, Any]) -> None:
+        from agentsrv.client import frames  # noqa: PLC0415 - it imports pydantic
+
         match frame["type"]:
             case "event":
                 self._progress = True
-                self._listener.take(to_record(frame))
+                self._listener.take(frames.to_record(frame))
             case "reply":
                 answer = {key: frame[key] for key in frame if key not in ENVELOPE}
                 self._settle(frame["id"], answer)
-            case "error" if frame["id"] is None and "task_id" in frame:
-                self._listener.refused(frame["task_id"], from_frame(frame))
             case "error":
-                self._settle(frame["id"], from_frame(frame))
+                frames.check("error", frame)
+                if frame["id"] is None and "task_id" in frame:
+                    self._listener.refused(frame["task_id"], from_frame(frame))
+                else:
+                    self._settle(frame["id"], from_frame(frame))
             case "goaway":
+                frames.check("goaway", frame)
                 self._reconnect_in = min(max(0.0, float(frame["reconnect_in"])), LONGEST_WAIT)
             case _:
                 pass  # caught_up, and what a newer server may have to tell
@@ -392,7 +400,14 @@ class Link:
             self._sent_away = True
             return
         del self._calls[number]
-        if isinstance(answer, AgentsrvError) and call.sent > 1:
+        if not isinstance(answer, AgentsrvError):
+            from agentsrv.client import frames  # noqa: PLC0415 - it imports pydantic
+
+            try:
+                frames.check_reply(call.command, answer)
+            except ProtocolViolation as violation:
+                answer = violation
+        elif call.sent > 1:
             answer.__cause__ = Interrupted("the first answer was lost with its connection")
         call.settle(answer)
 

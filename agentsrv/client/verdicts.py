@@ -68,11 +68,12 @@ def greeting(body: bytes | str, url: str) -> Hello:
         NotAServer: It is not a greeting of this protocol.
         NotAllowed: The server wants a token, and none was given.
     """
+    from agentsrv.client import frames  # noqa: PLC0415 - it imports pydantic
+
     try:
         hello: Hello = orjson.loads(body)
         if hello["protocol"] == PROTOCOL:
-            if not isinstance(hello["limits"].get("max_frame", 0), int):
-                raise TypeError("max_frame is not a number")  # noqa: TRY301 - found below
+            frames.check("hello", hello)
             if "auth_timeout" in hello["limits"]:
                 raise NotAllowed(
                     f"{address(url)} asks who you are; expected a token "
@@ -80,7 +81,7 @@ def greeting(body: bytes | str, url: str) -> Hello:
                 )
             return hello
         found = repr(hello["protocol"])[:QUOTED]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, ProtocolViolation):
         found = "a WebSocket that sends no greeting of agentsrv"
     raise NotAServer(f"{address(url)}: found {found}; expected {PROTOCOL!r}; {LOOK}")
 

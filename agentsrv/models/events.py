@@ -19,6 +19,7 @@ from typing import (
     Final,
     Literal,
     NotRequired,  # pydantic needs them before Python 3.12
+    TypeVar,
 )
 
 import orjson
@@ -337,6 +338,9 @@ STEP_EVENTS: Final = frozenset(event for event, names in _FIELDS.items() if "ste
 """The events that tell of one step."""
 
 
+Kind = TypeVar("Kind", bound=Event)
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One line of a task's log, as a client or the fold reads it."""
@@ -358,13 +362,17 @@ class Record:
         if kind is None:
             known = ", ".join(EVENTS)
             raise AgentsrvError(f"unknown event type {self.event_type!r}; known are {known}")
-        data = self.data
-        return kind(**{name: data.get(name) for name in _FIELDS[kind]})
+        return from_data(kind, self.data)
 
     @property
     def is_terminal(self) -> bool:
         """Whether the task's log ends here."""
         return self.event_type in _TERMINAL_TYPES
+
+
+def from_data(kind: type[Kind], data: Mapping[str, Any]) -> Kind:
+    """Return an event of its data; unknown data of a newer server is dropped."""
+    return kind(**{name: data.get(name) for name in _FIELDS[kind]})
 
 
 def _number(value: Any) -> float | None:

@@ -11,6 +11,8 @@ import orjson
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
+from agentsrv.protocol import examples
+
 HELLO = {
     "type": "hello",
     "protocol": "agentsrv.v1",
@@ -42,10 +44,10 @@ class Peer:
         return command
 
     async def reply(self, command: dict[str, Any], **result: Any) -> None:
-        """Answer a command."""
-        await self.send(
-            {"type": "reply", "command": command["command"], "id": command["id"], **result}
-        )
+        """Answer a command; fields that are not given are those of the protocol's example."""
+        name = command["command"]
+        envelope = {"type": "reply", "command": name, "id": command["id"]}
+        await self.send({**examples.REPLIES[name], **envelope, **result})
 
     async def subscribed(self, *, after: int, seq: int, status: str = "running") -> None:
         """Take a subscription to ``T1`` behind ``after``."""
@@ -85,14 +87,14 @@ class FakeServer:
 
 
 def event(seq: int, event_type: str = "step_progress", **data: Any) -> dict[str, Any]:
-    """An event frame of task ``T1``."""
+    """An event frame of task ``T1``; fields that are not given are those of the example."""
     return {
         "type": "event",
         "event_type": event_type,
         "task_id": T1,
         "seq": seq,
         "timestamp": "2026-01-01T00:00:00.000Z",
-        "data": data,
+        "data": vars(examples.EVENTS[event_type]) | data,
     }
 
 

@@ -88,7 +88,7 @@ class Call:
         """Take the answer with which the client calls again, and follow the task further."""
         assert self._context.request_state is not None
         state = orjson.loads(self._context.request_state)
-        asked = e.InputRequired(**state["asked"])
+        asked = e.from_data(e.InputRequired, state["asked"])
         async with ending_with_call(self._client, state["task_id"]):
             responses = self._context.input_responses or {}
             result = responses.get(asked.input_id)
@@ -120,7 +120,7 @@ class Call:
             seq: Up to where the task was followed.
             refusal: Why the answer before was none.
         """
-        asked = e.InputRequired(**data)
+        asked = e.from_data(e.InputRequired, data)
         if not (self._has_forms and self._asks_by_result):
             return told(asked)
         request = ElicitRequest(params=forms.form(asked, refusal))

@@ -51,8 +51,9 @@ def form(asked: InputRequired, refusal: str | None = None) -> ElicitRequestFormP
     else:
         field = _only_field(asked)
         if asked.default is not None and asked.options is not None:
-            place = list(map(_key, asked.options)).index(_key(asked.default))
-            field["default"] = labels(asked.options)[place]
+            named = dict(zip(map(_key, asked.options), labels(asked.options), strict=True))
+            if (label := named.get(_key(asked.default))) is not None:
+                field["default"] = label
         elif asked.default is not None and type(asked.default).__name__ in ("bool", "int", "str"):
             field["default"] = asked.default
         schema = {"type": "object", "properties": {FIELD: field}, "required": [FIELD]}

@@ -1,0 +1,188 @@
+"""Frames: check what the server sends, once, before anything else in the client reads it.
+
+A server may be foreign, broken or hostile. Every frame is checked here against the types of
+``agentsrv.protocol.replies`` and ``agentsrv.models.events``, so the rest of the client, and the
+command line on top of it, use the fields without further checks. Fields, events and statuses that
+this version does not know are accepted: a newer server may send them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cache
+from types import GenericAlias
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    NotRequired,  # pydantic needs them before Python 3.12
+    cast,
+    get_type_hints,
+)
+
+from pydantic import AfterValidator, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from agentsrv.client.errors import ProtocolViolation
+from agentsrv.models import events as e
+from agentsrv.protocol import replies
+
+QUOTED: Final = 60  # characters of a wrong value that an error quotes
+
+Fields = Mapping[str, Any]
+"""The fields of a type by name, each with its type."""
+
+
+def _moment(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("expected a time zone")
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_moment)]
+
+
+class _Schema(TypedDict, total=False):
+    """The keywords of a JSON Schema that this package reads itself."""
+
+    properties: dict[str, dict[str, Any] | bool]
+    required: list[str]
+    enum: list[Any]
+
+
+class _Planned(TypedDict):
+    """A step of a plan."""
+
+    step_id: str
+    agent: str
+    depends_on: list[str]
+    max_retries: int
+
+
+class _Envelope(TypedDict):
+    """An event, without the fields of its type."""
+
+    event_type: str
+    task_id: str
+    seq: int
+    timestamp: Moment
+    data: dict[str, Any]
+
+
+class _Server(TypedDict):
+    """The server, as it greets."""
+
+    name: str
+    version: str
+
+
+class _Limits(TypedDict, total=False):
+    """The limit that the client keeps itself."""
+
+    max_frame: int
+
+
+def _typed(name: str, fields: Fields) -> Any:
+    return TypedDict(name, dict(fields))  # type: ignore[operator] # known at run time only
+
+
+def _several(kind: Any) -> Any:
+    return GenericAlias(list, kind)
+
+
+def _fields(kind: type[Any]) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _data(kind: type[e.Event]) -> dict[str, Any]:
+    """The fields of an event's data; those with a default may be missing."""
+    hints = _fields(kind)
+    return {
+        field.name: hints[field.name]
+        if field.default is dataclasses.MISSING
+        else NotRequired[hints[field.name]]
+        for field in dataclasses.fields(cast("Any", kind))
+    }
+
+
+# The client needs more of some fields than the published types say.
+_QUESTION: Final = _data(e.InputRequired) | {"schema": _Schema, "options": list[Any] | None}
+_DATA: Final[Mapping[str, Fields]] = {name: _data(kind) for name, kind in e.EVENTS.items()} | {
+    e.InputRequired.event_type: _QUESTION,
+    e.PlanCreated.event_type: _data(e.PlanCreated) | {"steps": _several(_Planned)},
+}
+_AGENT: Final = _typed("AgentInfo", _fields(replies.AgentInfo) | {"params": _Schema})
+_ROW: Final = _typed("TaskRow", _fields(replies.TaskRow) | {"created_at": Moment})
+_ASKED: Final = _typed("InputRequired", _QUESTION)
+_REPLIES: Final[Mapping[str, Any]] = {
+    **replies.REPLIES,
+    "agents": _typed("AgentsReply", {"agents": _several(_AGENT)}),
+    "list": _typed("TaskPage", _fields(replies.TaskPage) | {"tasks": _several(_ROW)}),
+    "status": _typed("Snapshot", _fields(replies.Snapshot) | {"inputs": _several(_ASKED)}),
+    "subscribe": replies.TaskReply,  # this client subscribes to single tasks
+}
+_FRAMES: Final[Mapping[str, Any]] = {
+    **replies.FRAMES,
+    "hello": _typed("Hello", _fields(replies.Hello) | {"server": _Server, "limits": _Limits}),
+    "event": _Envelope,
+}
+
+
+@cache
+def _reply(command: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_REPLIES[command])
+
+
+@cache
+def _event(event_type: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_typed(event_type, _DATA[event_type]))
+
+
+@cache
+def _frame(kind: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_FRAMES[kind])
+
+
+def check(kind: str, frame: Any) -> None:
+    """Check a frame of the type ``kind`` that is no reply and no event.
+
+    Raises:
+        ProtocolViolation: A field is missing, or its value is of another type.
+    """
+    _check(_frame(kind), frame, f"a frame {kind!r}")
+
+
+def check_reply(command: str, frame: Any) -> None:
+    """Check a reply to ``command``.
+
+    Raises:
+        ProtocolViolation: As `check`.
+    """
+    _check(_reply(command), frame, f"a reply to {command!r}")
+
+
+def to_record(frame: Any) -> e.Record:
+    """Return the event of a frame.
+
+    Raises:
+        ProtocolViolation: As `check`.
+    """
+    check("event", frame)
+    event_type = frame["event_type"]
+    if event_type in e.EVENTS:
+        _check(_event(event_type), frame["data"], f"an event {event_type!r}")
+    return e.to_record(frame)
+
+
+def _check(adapter: TypeAdapter[Any], value: Any, what: str) -> None:
+    try:
+        adapter.validate_python(value, strict=True)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        field = ".".join(map(str, found["loc"])) or "all of it"
+        quoted = "" if found["type"] == "missing" else f"; found {found['input']!r}"[:QUOTED]
+        raise ProtocolViolation(
+            f"the server sent {what} that cannot be read: {field}: {found['msg']}{quoted}"
+        ) from None
