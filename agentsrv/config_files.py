@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import stat
 import tomllib
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +11,13 @@ from typing import Any, Final
 from agentsrv.errors import ConfigurationError
 
 MAX_SIZE: Final = 1 << 20  # bytes of a file of settings
+OTHER_KINDS: Final = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 OTHER_ENCODINGS: Final = (
     (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, whose mark it begins with
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -18,20 +26,35 @@ OTHER_ENCODINGS: Final = (
 )
 
 
-def read_bytes(path: Path, what: str) -> bytes:
-    """Return what is in the file; ``what`` is how an error calls it, such as ``jwt_key is 'x'``.
+def check_regular(path: Path, what: str) -> None:
+    """Check that a file can be read to its end: a pipe or a device may never end.
+
+    ``what`` is how an error calls it, such as ``jwt_key is 'x'``.
 
     Raises:
-        ConfigurationError: It does not exist, is no file, cannot be read, or is larger than
-            ``MAX_SIZE``.
+        ConfigurationError: It does not exist, is no regular file, or cannot be looked up.
     """
     try:
-        if path.is_dir():
-            raise ConfigurationError(f"{what}, which is a folder; expected a file")
-        with path.open("rb") as file:
-            data = file.read(MAX_SIZE + 1)
+        mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigurationError(f"{what}, which does not exist; expected a file") from None
+    except OSError as error:
+        raise ConfigurationError(f"{what}, which cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in OTHER_KINDS if test(mode)), "no regular file")
+        raise ConfigurationError(f"{what}, which is {kind}; expected a regular file")
+
+
+def read_bytes(path: Path, what: str) -> bytes:
+    """Return what is in the file; ``what`` is how an error calls it, see `check_regular`.
+
+    Raises:
+        ConfigurationError: As `check_regular`; it cannot be read, or is larger than ``MAX_SIZE``.
+    """
+    check_regular(path, what)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_SIZE + 1)
     except OSError as error:
         raise ConfigurationError(f"{what}, which cannot be read: {error.strerror}") from None
     if len(data) > MAX_SIZE:

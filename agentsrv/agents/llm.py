@@ -31,6 +31,7 @@ from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import parse_qsl, urlsplit
 
@@ -46,6 +47,7 @@ from agentsrv.agents.embedding_answers import MAX_VECTORS, read_vectors
 from agentsrv.agents.endpoint_answers import Answer, AnswerReader, Tokens
 from agentsrv.agents.endpoint_errors import MAX_ERROR, refused
 from agentsrv.agents.thoughts import Piece
+from agentsrv.config_files import check_regular
 from agentsrv.error_text import describe, redact
 from agentsrv.errors import ConfigurationError, ModelError
 
@@ -369,7 +371,10 @@ def _trusted(url: httpx2.URL) -> ssl.SSLContext | bool:
     if url.scheme != "https":
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used; reading the CAs takes 50 ms
     file = os.environ.get("SSL_CERT_FILE")  # also for this machine, where no proxy is used
-    return ssl.create_default_context(cafile=file) if file else True
+    if not file:
+        return True
+    check_regular(Path(file), f"SSL_CERT_FILE is {file!r}")
+    return ssl.create_default_context(cafile=file)
 
 
 def _port(url: httpx2.URL) -> int:

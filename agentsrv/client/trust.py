@@ -7,6 +7,7 @@ import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from agentsrv.config_files import check_regular
 from agentsrv.errors import ConfigurationError
 
 VARIABLE = "SSL_CERT_FILE"  # by which OpenSSL finds the CAs that it trusts
@@ -24,7 +25,11 @@ def tls_context(url: str, ca: Path | str | None) -> ssl.SSLContext | None:
     if urlsplit(url).scheme != "wss":
         return None
     if ca is None:
+        file = os.environ.get(VARIABLE)
+        if file and Path(file).exists():  # a missing one: see `untrusted`
+            check_regular(Path(file), f"{VARIABLE} is {file!r}")
         return ssl.create_default_context()
+    check_regular(Path(ca), f"ca is {os.fspath(ca)!r}")
     try:
         return ssl.create_default_context(cafile=os.fspath(ca))
     except (OSError, ssl.SSLError) as error:

@@ -27,7 +27,8 @@ from typing import Any, Final
 
 import orjson
 
-from agentsrv.errors import PermanentError, Unavailable, missing_extra
+from agentsrv.config_files import decode, read_bytes
+from agentsrv.errors import ConfigurationError, PermanentError, Unavailable, missing_extra
 from agentsrv.models.events import SEALED
 
 MIN_SECRET: Final = 4  # characters; shorter ones are parts of ordinary words
@@ -75,6 +76,8 @@ class Vault:
             self._key = self._read() or self._make(self._file)
         except FileExistsError:  # made by another thread meanwhile
             self._key = self._read()
+        except ConfigurationError as error:
+            raise PermanentError(error.message) from error
         except OSError as error:
             raise PermanentError(
                 f"the key for secret answers cannot be kept in {self._file}: {error.strerror}"
@@ -132,10 +135,10 @@ class Vault:
 
     def _read(self) -> str | None:
         assert self._file is not None
-        try:
-            return self._file.read_text().strip() or None
-        except FileNotFoundError:
+        if not self._file.exists():
             return None
+        what = f"the key for secret answers is in {str(self._file)!r}"
+        return decode(read_bytes(self._file, what), what).strip() or None
 
     def _make(self, file: Path) -> str:
         key = secrets.token_urlsafe(32)

@@ -8,6 +8,7 @@ from ipaddress import ip_address, ip_network
 from typing import Final
 from urllib.parse import urlsplit
 
+from agentsrv.config_files import check_regular
 from agentsrv.errors import ConfigurationError
 from agentsrv.settings import Settings
 
@@ -99,6 +100,8 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
     """
     if settings.tls_cert is None or settings.tls_key is None:
         return None
+    for name, file in (("tls_cert", settings.tls_cert), ("tls_key", settings.tls_key)):
+        check_regular(file, f"{name} is {str(file)!r}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:

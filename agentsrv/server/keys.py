@@ -13,7 +13,7 @@ from hmac import compare_digest
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from agentsrv.config_files import decode, read_bytes
+from agentsrv.config_files import check_regular, decode, read_bytes
 from agentsrv.errors import ConfigurationError
 
 PREFIX: Final = "agentsrv_"  # lets people and scanners see what was leaked
@@ -168,6 +168,8 @@ def _stamp(file: Path) -> object:
 
 
 def _append(file: Path, line: str) -> None:
+    if file.exists():
+        check_regular(file, f"key_file is {str(file)!r}")
     # One write at the end: neither readers nor others who append see half of it.
     descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:

@@ -54,7 +54,8 @@ async def _refuse(peer: Peer) -> None:
         command = await peer.receive()
         fields = {"code": "invalid_command", "message": EVIL, "retryable": False}
         details = [{"field": EVIL, "reason": EVIL}] * 2
-        await peer.send({"type": "error", "id": command.get("id"), **fields, "details": details})
+        answers = {"command": command["command"], "id": command["id"]}
+        await peer.send({"type": "error", **answers, **fields, "details": details})
 
 
 async def _close(peer: Peer) -> None:

@@ -53,8 +53,8 @@ def answers(replies: Callable[[str], dict[str, Any]], events: list[dict[str, Any
             except ValueError:  # a command line
                 command = {"command": str(text).split()[0], "id": None}
             name = command["command"]
-            envelope = {"type": "reply", "command": name, "id": command["id"]}
-            await peer.send(replies(name) | envelope)
+            envelope = {"command": name, "id": command["id"]}
+            await peer.send({"type": "reply"} | replies(name) | envelope)
             if name == "subscribe" or command.get("subscribe"):
                 await peer.send(*events)
 
@@ -127,6 +127,16 @@ def test_an_event_with_other_data_is_one_sentence(against, name, change, event_t
     replies = GOOD | {"create": GOOD["create"] | {"task_id": T1}}
     replies["status"] = GOOD["status"] | {"task_id": T1}
     check(against(COMMANDS[name], replies.__getitem__, frames))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "wrong", [{"details": ["x"]}, {"details": [{}]}, {"retry_after": "x"}, {"code": None}]
+)
+def test_a_refusal_with_other_fields_is_one_sentence(against, name, wrong):
+    """Its details are printed, and waited for is what it says."""
+    refusal = {"type": "error", "code": "invalid_command", "message": "no", "retryable": False}
+    check(against(COMMANDS[name], lambda _: refusal | wrong))
 
 
 def test_a_list_without_end_ends(against):
