@@ -114,6 +114,22 @@ function encode(value, path = "", above = []) {
   return `{${fields.map(([name, one]) => `${encode(name, path)}:${inside(one, name)}`).join()}}`;
 }
 
+/**
+ * A value as JSON, in which the order of an object's fields does not count.
+ * @param {any} value @returns {string}
+ */
+function canonical(value) {
+  if (Array.isArray(value)) return `[${value.map(canonical)}]`;
+  if (typeof value === "bigint") return String(value);
+  if (value === null || typeof value !== "object") return JSON.stringify(value);
+  return `{${Object.keys(value).sort().map((name) => `${JSON.stringify(name)}:${canonical(value[name])}`)}}`;
+}
+
+/** Whether it is the ciphertext of a secret answer. */
+function isSealed(/** @type {any} */ value) {
+  return value !== null && typeof value === "object" && Object.keys(value).join() === "sealed";
+}
+
 /** Why no further attempt is made after a handshake that was answered with this HTTP status, if so. */
 function refusal(/** @type {number} */ status) {
   if (TRANSIENT.has(status)) return undefined;
@@ -242,12 +258,12 @@ export class Client {
 
   /** Answers a question. @param {string} input_id @param {unknown} value */
   respond(input_id, value) {
-    return this.#settle(this.command("respond", { input_id, value: value ?? null }));
+    return this.#settle(input_id, "accept", value ?? null);
   }
 
   /** Declines to answer a question. @param {string} input_id */
   decline(input_id) {
-    return this.#settle(this.command("respond", { input_id, action: "decline" }));
+    return this.#settle(input_id, "decline", null);
   }
 
   /** Gives a running task's agents a message. @param {string} task_id @param {unknown} message */
@@ -569,11 +585,34 @@ export class Client {
     call.reject(error);
   }
 
-  /** Takes a conflict with an answer whose first reply was lost for that reply. */
-  #settle(/** @type {Promise<unknown>} */ reply) {
-    return reply.catch((error) => {
-      if (error.code !== "conflict" || !error.resent) throw error;
-    });
+  /**
+   * Answers a question. A conflict after a lost reply counts as that reply if the log has the same
+   * answer; a secret answer is a ciphertext there and cannot be compared.
+   * @param {string} input_id @param {"accept" | "decline"} action @param {unknown} value
+   * @returns {Promise<Omit<Replies["respond"], "type" | "command" | "id">>}
+   */
+  async #settle(input_id, action, value) {
+    try {
+      return await this.command("respond", action === "accept" ? { input_id, value } : { input_id, action });
+    } catch (error) {
+      const { code, resent } = /** @type {AgentsrvError} */ (error);
+      if (code !== "conflict" || !resent) throw error;
+      const settled = await this.#settled(input_id);
+      const same = () => canonical(settled?.value) === canonical(this.#decode(encode(value)));
+      if (settled?.action !== action || !(isSealed(settled.value) || same())) throw error;
+      return { task_id: input_id.split("/")[0], input_id };
+    }
+  }
+
+  /** How a question was settled, if it was by now. */
+  async #settled(/** @type {string} */ input_id) {
+    const [task_id] = input_id.split("/");
+    const { seq } = await this.command("status", { task_id });
+    for await (const event of this.events(task_id)) {
+      if (event.event_type === "input_received" && event.data.input_id === input_id) return event.data;
+      if (event.seq >= seq) break;
+    }
+    return undefined;
   }
 
   // Subscriptions.

@@ -23,6 +23,7 @@ function scripted(answer, hello = HELLO) {
   };
 }
 
+const DECLINE = Symbol("decline");
 const pong = (socket, { id, command }) => socket.tell({ type: "reply", id, command });
 const told = (promise) => promise.then(
   (value) => ({ value: typeof value === "bigint" ? `${value}n` : value }),
@@ -126,6 +127,51 @@ const cases = {
     const both = await Promise.all([told(client.command("ping")), followed]);
     client.close();
     return both.map(({ code }) => code ?? "answered");
+  },
+
+  /** Answers whose reply is lost and which then are in conflict, by how the question was settled. */
+  async lostReplies() {
+    console.warn = () => {}; // of the rounded integer
+    const id = "a/b/1";
+    const accepted = (value) => ({ action: "accept", value });
+    const declined = { action: "decline", value: null };
+    const tries = {
+      "the same text": ["x", accepted("x")], "another text": ["x", accepted("y")], "another type": [1, accepted("1")],
+      "another order": [{ a: 1, b: [{ c: 2, d: 3 }] }, accepted({ b: [{ d: 3, c: 2 }], a: 1 })],
+      "another field": [{ a: 1 }, accepted({ a: 1, b: 2 })], "another list": [[1, 2], accepted([2, 1])],
+      "a name of objects": [{ toString: 1 }, accepted({ toString: 1 })],
+      "a date": [new Date(0), accepted("1970-01-01T00:00:00.000Z")], "a bigint": [7n, accepted(7)],
+      "a rounded integer": [2n ** 60n, accepted(2 ** 60)],
+      "nothing": [undefined, accepted(null)], "a secret": ["x", accepted({ sealed: "gAAA" })],
+      "declined for accepted": ["x", declined], "accepted for declined": [DECLINE, accepted(null)],
+      "both declined": [DECLINE, declined], "expired": ["x", { action: "expire", value: "x" }],
+      "not settled": ["x", undefined], "the first time": ["x", accepted("x")],
+    };
+    const found = {};
+    for (const [name, [value, settled]] of Object.entries(tries)) {
+      let lost = name === "the first time";
+      const answer = (socket, { id: number, command }) => {
+        const envelope = { id: number, command, task_id: "a" };
+        const event = (seq, event_type, data) => socket.tell({ type: "event", event_type, task_id: "a", seq, data });
+        if (command !== "respond") socket.tell({ type: "reply", ...envelope, status: "running", seq: 3 });
+        if (command === "subscribe") {
+          event(1, "task_created", {});
+          event(2, "input_received", { ...declined, input_id: "a/b/0" });
+          event(3, settled ? "input_received" : "task_started", { ...settled, input_id: id });
+        } else if (command === "respond" && !lost) {
+          lost = true;
+          socket.onclose({ code: 1006, reason: "" });
+          client.reconnect();
+        } else if (command === "respond") {
+          socket.tell({ type: "error", ...envelope, code: "conflict", message: "settled", retryable: false });
+        }
+      };
+      const client = new Client("ws://x", { WebSocket: scripted(answer) });
+      const { code } = await told(value === DECLINE ? client.decline(id) : client.respond(id, value));
+      found[name] = code ?? "answered";
+      client.close();
+    }
+    return found;
   },
 
   async abortedBefore() {

@@ -227,3 +227,13 @@ async def test_a_refused_origin_ends_a_client_in_node(ws):
     """With the reason; a request from there would be answered, for it has no origin."""
     async with serving(app) as server:
         assert await case("origin", server.url, WS=ws) == ["closed", ORIGIN]
+
+
+async def test_an_answer_whose_reply_was_lost_is_compared_with_the_one_that_counts():
+    """As the Python client does: a conflict is the caller's own answer only if that is in the log."""
+    found = await case("lostReplies")
+    assert {name for name, code in found.items() if code == "answered"} == {
+        "the same text", "another order", "a name of objects", "a date", "a bigint", "nothing", "a rounded integer",
+        "a secret", "both declined",
+    }  # fmt: skip
+    assert set(found.values()) == {"answered", "conflict"}
