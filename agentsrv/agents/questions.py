@@ -227,7 +227,7 @@ class Question:
             if _canonical(json) == _canonical(answer.value):
                 return copied(json) if isinstance(member, (dict, list)) else member
         if self.kind is None:
-            return copied(answer.value)
+            return answer.value
         try:
             return self.kind.validate_json(orjson.dumps(answer.value))
         except ValidationError as error:
@@ -240,7 +240,7 @@ class Question:
 
 
 Ask = Callable[[Question], Awaitable[InputReceived]]
-"""Puts a question to people and waits until it is settled."""
+"""Puts a question to people and waits until it is settled; returns a copy of its own."""
 Mailbox = Callable[[int], Awaitable[Any]]
 """Waits for the task's message of that number, counted from 0; returns a copy of its own."""
 

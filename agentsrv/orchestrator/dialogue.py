@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -62,6 +61,8 @@ class Dialogue:
     ) -> e.InputReceived:
         """Ask, unless that was done before, and wait until the question is settled.
 
+        Each call returns its own copy of the answer.
+
         Cancelling the call leaves the question open. So does an error of the author's validators,
         which is raised here: it fails the attempt, and the next one asks again.
 
@@ -79,12 +80,13 @@ class Dialogue:
         if asked.answer is None:
             await self._settled(asked.asked, question.timeout, check)
         await self._journal.commit()  # an agent must not act on what a crash would undo
-        assert asked.answer is not None
-        if not question.is_secret:
-            return asked.answer
-        value = self._vault.open(asked.asked.input_id, asked.answer.value)
-        self.secrets.update(texts_of(value))
-        return replace(asked.answer, value=value)
+        answer = asked.answer
+        assert answer is not None
+        value = orjson.loads(answer.value)
+        if question.is_secret:
+            value = self._vault.open(asked.asked.input_id, value)
+            self.secrets.update(texts_of(value))
+        return e.InputReceived(asked.asked.input_id, step_id, answer.action, value, answer.by)
 
     async def message(self, number: int) -> Any:
         """Wait for the task's message of that number, counted from 0; each call has its own copy.

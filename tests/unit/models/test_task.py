@@ -16,7 +16,7 @@ from agentsrv.models.states import (
     StepStatus,
     TaskStatus,
 )
-from agentsrv.models.task import Question, StepState, TaskState
+from agentsrv.models.task import Answer, Question, StepState, TaskState
 from agentsrv.models.text import MAX_OUTPUT, fitted
 from tests.unit.models.samples import AT, STEPS, sample
 
@@ -522,7 +522,16 @@ def test_an_answer_between_two_attempts_waits_for_the_second():
     retrying = e.StepRetrying("look", 1, 2, 0.1, "timed out", 1, "timeout")
     state = folded(*BEGUN, started("look"), QUESTION, retrying, received("q1"))
     assert (state.inputs, _statuses(state)) == ([], ("running", "retrying"))
-    assert state.steps["look"].questions["q1"].answer == received("q1")
+    assert state.steps["look"].questions["q1"].answer == Answer("accept", "ann", b"true")
+
+
+def test_an_answer_is_kept_as_json():
+    """Its objects would take some twenty times as much memory for as long as the task runs."""
+    value = [[], {"a": None}]
+    state = folded(*BEGUN, started("look"), QUESTION)
+    state.apply(e.InputReceived("q1", "look", "accept", value, "ann"), AT)
+    answer = state.steps["look"].questions["q1"].answer
+    assert answer == Answer("accept", "ann", b'[[],{"a":null}]')
 
 
 def test_a_question_can_be_answered_once_and_in_time():
