@@ -13,6 +13,8 @@ pydantic nor a validator of JSON Schemas can be interrupted, so the work is boun
 - `width_of` finds the width of a JSON Schema. It counts, at each node, the subschemas that apply to
   the same value, accept the same kind of container, and lead to a reference that leads to itself.
   ``list[JSON] | dict[str, JSON]`` has width 1: one choice takes a list, and another one an object.
+- `dispatched` rewrites a schema for a validator that does not know discriminators: it applies only
+  the choice that the tag names, by ``if`` and ``then``, so such a union has width 1.
 - `is_too_much` sums ``width ** depth`` over all parts of a value, and looks at each part once. It
   stops as soon as the sum is larger than ``MAX_WORK``.
 """
@@ -29,6 +31,9 @@ HINT: Final = (
     "levels, or a type with a discriminator"
 )
 
+BY_TAG: Final = "x-agentsrv-by-tag"  # marks a union that `dispatched` has rewritten
+KEPT: Final = {"$schema", "$defs", "title", "description", "default", "examples"}
+"""What else may be in a union that `dispatched` rewrites; others might contradict the result."""
 _LISTS: Final = ("anyOf", "oneOf", "allOf")
 _SINGLE: Final = ("if", "then", "else", "not")
 _CONTAINERS: Final = ("object", "array")
@@ -42,6 +47,81 @@ def width_of(schema: Mapping[str, Any], *, uses_discriminators: bool) -> int:
         uses_discriminators: Whether the validator tries only the choice that a discriminator names.
     """
     return _Graph(schema, uses_discriminators=uses_discriminators).width
+
+
+def dispatched(schema: Mapping[str, Any]) -> Any:
+    """The schema with each union that has a discriminator as an ``if`` and ``then`` for each tag.
+
+    A union is left as it is if its tags are not the texts that its choices take, or if two choices
+    take the same one.
+    """
+
+    def rewritten(node: Any) -> Any:
+        if isinstance(node, (list, tuple)):
+            return [rewritten(one) for one in node]
+        if not isinstance(node, Mapping):
+            return node
+        inner = {name: rewritten(value) for name, value in node.items()}
+        return _by_tag(schema, inner) or inner
+
+    return rewritten(schema)
+
+
+def _by_tag(schema: Mapping[str, Any], node: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A union with a discriminator, rewritten as `dispatched` says; ``None`` for another node."""
+    discriminator, choices = node.get("discriminator"), node.get("oneOf")
+    tag = discriminator.get("propertyName") if isinstance(discriminator, Mapping) else None
+    if not isinstance(tag, str) or not isinstance(choices, list) or not _is_alone(node):
+        return None
+    tags: list[str] = []
+    cases = []
+    for choice in choices:
+        target = target_of(schema, choice.get("$ref")) if isinstance(choice, Mapping) else None
+        values = _tags(target, tag)
+        if not values:
+            return None
+        tags += values
+        cases.append({"if": _has(tag, values), "then": choice})
+    if len(set(tags)) < len(tags):
+        return None
+    kept = {name: value for name, value in node.items() if name in KEPT}
+    return kept | {BY_TAG: True, **_has(tag, tags), "allOf": cases}
+
+
+def _is_alone(union: Mapping[str, Any]) -> bool:
+    return union.keys() <= KEPT | {"discriminator", "oneOf"}
+
+
+def _has(tag: str, values: Sequence[str]) -> dict[str, Any]:
+    """The schema of an object whose tag is one of the values."""
+    return {"type": "object", "properties": {tag: {"enum": values}}, "required": [tag]}
+
+
+def _tags(choice: Any, tag: str) -> list[str]:
+    """The texts that a choice takes as its tag; none if it takes anything else."""
+    fields = choice.get("properties") if isinstance(choice, Mapping) else None
+    field = fields.get(tag) if isinstance(fields, Mapping) else None
+    if not isinstance(field, Mapping):
+        return []
+    values = [field["const"]] if "const" in field else field.get("enum")
+    is_of_texts = isinstance(values, list) and all(isinstance(one, str) for one in values)
+    return values if is_of_texts else []  # type: ignore[return-value] # looked at just now
+
+
+def target_of(schema: Mapping[str, Any], ref: Any) -> Any:
+    """What a reference within the schema names; others are not followed."""
+    target: Any = schema
+    if not isinstance(ref, str) or not ref.startswith("#"):
+        return None
+    for part in filter(None, ref[1:].split("/")):
+        name = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(target, Mapping):
+            target = target.get(name)
+        elif isinstance(target, list) and name.isdecimal() and int(name) < len(target):
+            target = target[int(name)]
+        else:
+            return None
+    return target
 
 
 def is_too_much(value: Any, width: int) -> bool:
@@ -87,7 +167,7 @@ class _Graph:
         """The schemas that are tried for a value of ``node``."""
         if not isinstance(node, Mapping):
             return ()
-        if self._uses_discriminators and "discriminator" in node:
+        if BY_TAG in node or (self._uses_discriminators and "discriminator" in node):
             return ()
         lists = [node[name] for name in _LISTS if isinstance(node.get(name), (list, tuple))]
         parts = [part for one in lists for part in one]
@@ -117,19 +197,7 @@ class _Graph:
         return found
 
     def _target(self, ref: str) -> Any:
-        """What a reference within the schema names; others are not followed."""
-        target: Any = self._schema
-        if not ref.startswith("#"):
-            return None
-        for part in filter(None, ref[1:].split("/")):
-            name = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(target, Mapping):
-                target = target.get(name)
-            elif isinstance(target, list) and name.isdecimal() and int(name) < len(target):
-                target = target[int(name)]
-            else:
-                return None
-        return target
+        return target_of(self._schema, ref)
 
 
 def _accepts(kind: Any, container: str) -> bool:

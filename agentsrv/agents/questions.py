@@ -20,7 +20,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, SchemaValidator
 
-from agentsrv.agents.branching import HINT, is_too_much, width_of
+from agentsrv.agents.branching import HINT, dispatched, is_too_much, width_of
 from agentsrv.agents.params import portable
 from agentsrv.agents.values import ValueRefusedError, copied, to_json
 from agentsrv.errors import (
@@ -307,9 +307,10 @@ def check_schema(schema: Schema, value: Any) -> None:
             "the step has not reached its question again; try again later: until then "
             + missing_extra("checking the answer", "schema")
         ) from None
+    by_tag = dispatched(schema)
     try:
         validator = jsonschema_rs.validator_for(
-            dict(schema),
+            by_tag,
             validate_formats=True,
             pattern_options=jsonschema_rs.RegexOptions(),  # linear in what the client sends
             retriever=_retrieve_nothing,
@@ -317,7 +318,7 @@ def check_schema(schema: Schema, value: Any) -> None:
     except ValueError as error:
         reason = str(error).partition("\n")[0]
         raise PermanentError(f"the question's schema is no JSON Schema: {reason}") from None
-    if is_too_much(value, width_of(schema, uses_discriminators=False)):
+    if is_too_much(value, width_of(by_tag, uses_discriminators=False)):
         raise _invalid(value, [("value", HINT)])
     try:
         validator.validate(value)  # up to the first error: all of them may be tens of thousands

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal, Optional, Union
 
 import pytest
@@ -9,7 +10,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from typing_extensions import TypeAliasType
 
 from agentsrv.agents.base import SLOTS
-from agentsrv.agents.branching import is_too_much, width_of
+from agentsrv.agents.branching import dispatched, is_too_much, width_of
 from agentsrv.agents.params import Parameters
 from agentsrv.agents.questions import Question, check_schema
 from agentsrv.errors import InvalidInput
@@ -152,6 +153,90 @@ def test_params_that_cost_too_much_are_refused_without_being_validated():
         parameters.arguments({"expr": chain(31, 1)})
     assert parameters.complaints({"expr": chain(5, 1)}) == []
     assert parameters.complaints({"expr": chain(3)}) != []
+
+
+class Plus(BaseModel):
+    """A choice with a tag, whose other one has several."""
+
+    kind: Literal["plus"] = "plus"
+    arg: Signed
+
+
+class Sign(BaseModel):
+    """The other one."""
+
+    kind: Literal["minus", "not"]
+    arg: Signed | int
+
+
+Signed = Annotated[Plus | Sign, Field(discriminator="kind")]
+Plus.model_rebuild()
+
+
+def tagged(levels: int, end: Any, kind: str = "not") -> Any:
+    """A value of so many levels."""
+    value = end
+    for _ in range(levels):
+        value = {"kind": kind, "arg": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (tagged(31, 1), None),
+        (tagged(30, {"kind": "plus", "arg": {"kind": "not", "arg": 1}}), None),
+        (tagged(31, "x"), "value"),
+        (tagged(31, 1, "plus"), "value"),
+        (tagged(30, {"kind": "else", "arg": 1}), "value"),
+        (tagged(30, {"arg": {"kind": "not", "arg": 1}}), "value"),
+    ],
+)
+def test_a_deep_answer_with_tags_is_checked_by_its_schema_as_by_its_type(value, expected):
+    """The step may wait, or not have come to its question again."""
+    pytest.importorskip("jsonschema_rs")
+    question = Question.of("?", key=1, schema=Signed, options=None, default=None, timeout=None)
+    for check in (question.check, partial(check_schema, question.schema)):
+        if expected is None:
+            check(value)
+        else:
+            with pytest.raises(InvalidInput, match=expected) as refused:
+                check(value)
+            assert "recursive union" not in str(refused.value)
+
+
+TEXT_TAGS = {"properties": {"kind": {"const": "a"}}}
+OTHER_TAGS = {"properties": {"kind": {"enum": ["b", "c"]}}}
+
+
+@pytest.mark.parametrize(
+    ("choices", "more", "is_rewritten"),
+    [
+        ([TEXT_TAGS, OTHER_TAGS], {}, True),
+        ([TEXT_TAGS, TEXT_TAGS], {}, False),
+        ([TEXT_TAGS, {}], {}, False),
+        ([TEXT_TAGS, {"properties": {"kind": {"const": 1}}}], {}, False),
+        ([TEXT_TAGS, OTHER_TAGS], {"allOf": []}, False),
+        ([TEXT_TAGS, OTHER_TAGS], {"discriminator": {}}, False),
+        ([TEXT_TAGS, OTHER_TAGS], {"discriminator": "kind"}, False),
+    ],
+)
+def test_a_union_is_rewritten_where_its_tags_tell_the_choice(choices, more, is_rewritten):
+    """Others are left as they are, and so is a field of the name."""
+    names = [f"#/$defs/{place}" for place in range(len(choices))]
+    union = {
+        "oneOf": [{"$ref": name} for name in names],
+        "discriminator": {"propertyName": "kind"},
+        **more,
+    }
+    schema = {
+        "$defs": {str(place): choice for place, choice in enumerate(choices)},
+        "properties": {"discriminator": {"type": "string"}, "one": union},
+    }
+    found = dispatched(schema)
+    assert found["properties"]["discriminator"] == {"type": "string"}
+    assert ("oneOf" not in found["properties"]["one"]) == is_rewritten
+    assert is_rewritten or found == schema
 
 
 @pytest.mark.parametrize("schema", [Expr, TypeAdapter(Expr).json_schema()])
