@@ -108,13 +108,18 @@ async def attempt(_: Path) -> None:
 
 async def relayed_stdin(_: Path) -> None:
     """What `agentsrv mcp` reads from."""
-    mcp._relay_stdin()
+    mcp._relay_stdin(lambda _: None)
 
 
 async def relayed_stdout(_: Path) -> None:
     """What `agentsrv mcp` writes to."""
-    async with mcp._relayed_stdout():
-        pass
+    answers = mcp._Answers()
+    try:
+        async with mcp._relayed_stdout(answers):
+            pass
+    finally:
+        os.close(answers.reader)
+        os.close(answers.writer)
 
 
 async def store(folder: Path) -> None:

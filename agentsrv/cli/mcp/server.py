@@ -9,6 +9,7 @@ import re
 import select
 import threading
 import uuid
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -17,8 +18,16 @@ from typing import Annotated, Any, Final
 import orjson
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp_types import CallToolResult, InputRequiredResult, ToolAnnotations
-from pydantic import Field
+from mcp_types import (
+    INVALID_REQUEST,
+    PARSE_ERROR,
+    CallToolResult,
+    InputRequiredResult,
+    ToolAnnotations,
+    jsonrpc_message_adapter,
+)
+from pydantic import Field, ValidationError
+from pydantic_core import from_json
 
 from agentsrv.cli.mcp.calls import Call, Result, ending_with_call, result
 from agentsrv.cli.prompt import find_question
@@ -38,6 +47,7 @@ for the result and reports progress; cancelling the call cancels the task. A tas
 question waits for its answer: put it to the user, do not invent it."""
 
 CHUNK: Final = 65_536  # bytes
+MAX_LINE: Final = 16 << 20  # bytes of a message; the commands of the server are shorter
 HALF: Final = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair, which an escape in JSON can hold and UTF-8 cannot."""
 HALF_MARK: Final = "\ufdd0"
@@ -164,30 +174,61 @@ async def serve(client: Client) -> None:
 
     Calls that are under way then are cancelled, and so are their tasks.
     """
-    end_stdin = _relay_stdin()
+    answers = _Answers()
+    end_stdin = _relay_stdin(answers.add)
     end_by(ending(), lambda _: end_stdin())
-    async with _relayed_stdout():
+    async with _relayed_stdout(answers):
         await Tools(client).server().run_stdio_async()
 
 
-def _relay_stdin() -> Callable[[], object]:
+class _Answers:
+    """Lines for stdout in addition to the SDK's, of any thread.
+
+    The pipe is left open until the process ends: the thread that reads stdin may outlive the block
+    in which stdout is relayed.
+    """
+
+    def __init__(self) -> None:
+        self.lines: deque[bytes] = deque()
+        self.reader, self.writer = os.pipe()
+        """Readable when there are lines."""
+
+    def add(self, line: bytes) -> None:
+        """Write a line as soon as the SDK is between two of its own."""
+        self.lines.append(line)
+        os.write(self.writer, b"\0")
+
+
+def _relay_stdin(answer: Callable[[bytes], object]) -> Callable[[], object]:
     """Put a pipe in the place of stdin; return what ends it as the end of stdin would.
 
     The SDK reads in a thread that waits for a line, which no signal and no cancellation ends. It
-    drops a line with half of a surrogate pair without an answer, so such a half is replaced here.
+    drops a line that it cannot read without an answer. So half of a surrogate pair is replaced
+    here, and any other such line is answered here.
     """
 
     def relay() -> None:
         with os.fdopen(writer, "wb", buffering=0) as lines:
-            rest = b""
+
+            def take(line: bytes) -> None:
+                line = without_halves(line)
+                if (refused := refusal(line)) is not None:
+                    answer(refused)
+                elif line.strip():
+                    lines.write(line + b"\n")
+
+            rest = bytearray()
             while end not in select.select([source, end], [], [])[0]:
                 data = os.read(source, CHUNK)
                 if not data:
                     break
-                *whole, rest = (rest + data).split(b"\n") if b"\n" in data else (rest + data,)
-                for line in whole:
-                    lines.write(without_halves(line) + b"\n")
-            lines.write(rest)
+                for part in re.findall(rb"[^\n]*\n|[^\n]+", data):
+                    if len(rest) <= MAX_LINE:  # the rest of a line that is too long is dropped
+                        rest += part
+                    if part.endswith(b"\n"):
+                        take(bytes(rest).rstrip(b"\r\n"))
+                        rest.clear()
+            take(bytes(rest))
 
     with ExitStack() as opened:
         (source,) = _closed_by(opened, os.dup(STDIN))
@@ -201,7 +242,7 @@ def _relay_stdin() -> Callable[[], object]:
 
 
 @asynccontextmanager
-async def _relayed_stdout() -> AsyncIterator[None]:
+async def _relayed_stdout(answers: _Answers) -> AsyncIterator[None]:
     """Put a pipe in the place of stdout within the block; all that is written to it arrives.
 
     The SDK writes to a duplicate of the descriptor. If that is non-blocking, as in programs that
@@ -210,8 +251,19 @@ async def _relayed_stdout() -> AsyncIterator[None]:
 
     def relay() -> None:
         with suppress(OSError):  # the reader has gone
-            while reader in select.select([reader, end], [], [])[0]:
-                write_all(target, os.read(reader, CHUNK))
+            is_between = True  # two lines of the SDK
+            while True:
+                ready = select.select([reader, answers.reader, end], [], [])[0]
+                if reader in ready:
+                    data = os.read(reader, CHUNK)
+                    write_all(target, data)
+                    is_between = data.endswith(b"\n")
+                elif answers.reader in ready:
+                    os.read(answers.reader, CHUNK)
+                else:
+                    break
+                while is_between and answers.lines:
+                    write_all(target, answers.lines.popleft())
         os.close(reader)
 
     thread = threading.Thread(target=relay, name="agentsrv-stdout", daemon=True)
@@ -249,6 +301,32 @@ def without_halves(line: bytes) -> bytes:
     except (ValueError, RecursionError):
         return line  # the SDK answers what is not JSON
     return HALF.sub(HALF_MARK, text).encode() if HALF.search(text) else line
+
+
+def refusal(line: bytes) -> bytes | None:
+    """The answer to a line that is no message; ``None`` for one that the SDK reads, or is empty."""
+    if not line.strip():
+        return None
+    if len(line) > MAX_LINE:
+        return _error(PARSE_ERROR, None, f"the message is longer than {MAX_LINE} bytes")
+    try:
+        jsonrpc_message_adapter.validate_json(line, by_name=False)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)[0]
+        if found["type"] == "json_invalid":
+            return _error(PARSE_ERROR, None, found["msg"])
+        value = from_json(line)
+        # Without a method it may be meant as a response: its id is one of ours, not the client's.
+        known = value.get("id") if isinstance(value, dict) and "method" in value else None
+        number = known if type(known) in (int, str) else None
+        told = "found no message of JSON-RPC 2.0; expected a request, notification or response"
+        return _error(INVALID_REQUEST, number, told)
+    return None
+
+
+def _error(code: int, number: str | int | None, told: str) -> bytes:
+    error = {"code": code, "message": told}
+    return orjson.dumps({"jsonrpc": "2.0", "id": number, "error": error}) + b"\n"
 
 
 @contextmanager

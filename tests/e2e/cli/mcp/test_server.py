@@ -313,6 +313,52 @@ async def test_a_call_with_half_a_surrogate_pair_is_answered(url):
     assert answers[2 + len(HALVES)]["content"][0]["text"] == "Hello 😀 \\ud83d"
 
 
+UNREADABLE = {
+    "no JSON": (b"{", -32700, None),
+    "no UTF-8": (b'{"jsonrpc": "2.0", "id": 7, "method": "\xff"}', -32700, None),
+    "too deep": (b"[" * 100_000, -32700, None),
+    "too large a number": (b'{"jsonrpc": "2.0", "id": %s, "method": "ping"}' % (b"9" * 6000), -32700, None),
+    "too long": (b" " * (16 << 20) + b"1", -32700, None),
+    "no object": (b"[1]", -32600, None),
+    "no version": (b'{"id": 7, "method": "ping"}', -32600, 7),
+    "a method that is no text": (b'{"jsonrpc": "2.0", "id": "a", "method": 7}', -32600, "a"),
+    "an id that is none": (b'{"id": [1], "method": "ping"}', -32600, None),
+    "a response that is none": (b'{"jsonrpc": "2.0", "id": 1, "result": 5}', -32600, None),
+}  # fmt: skip
+
+
+async def test_a_line_that_is_no_message_is_answered(url):
+    """By the error that JSON-RPC has for it, and empty lines by nothing; the next call works."""
+    initialize = {
+        "protocolVersion": "2025-06-18",
+        "capabilities": {},
+        "clientInfo": {"name": "t", "version": "0"},
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "agentsrv", "mcp", "--url", url,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    async def answer() -> Any:
+        assert process.stdout is not None
+        return json.loads(await process.stdout.readline())
+
+    async with asyncio.timeout(60):
+        process.stdin.write(message(1, "initialize", initialize).encode())
+        assert "result" in await answer()
+        process.stdin.write(message(None, "notifications/initialized").encode())
+        for name, (line, code, number) in UNREADABLE.items():
+            process.stdin.write(b"\n \r\n" + line + b"\n")
+            found = await answer()
+            assert (found["id"], found["error"]["code"]) == (number, code), name
+        process.stdin.write(message(2, "ping").encode())
+        assert (await answer())["id"] == 2
+    process.stdin.close()
+    await process.communicate()
+
+
 @pytest.mark.parametrize("signal", ["\x03", 15, 1], ids=["Ctrl-C", "SIGTERM", "SIGHUP"])
 async def test_a_signal_ends_it_as_the_end_of_stdin_does(url, signal):
     """Though it waits for a line; the task of a call is cancelled first."""
