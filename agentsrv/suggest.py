@@ -6,11 +6,14 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Final
 
+MAX_LENGTH: Final = 200  # characters of a name for which a similar one is looked for
 MAX_NAMED: Final = 20  # names that a sentence lists
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """Return ``"did you mean X?"``, or an empty string if no known name is like ``name``."""
+    if len(name) > MAX_LENGTH:
+        return ""
     by_lower = {candidate.lower(): candidate for candidate in sorted(known)}
     found = get_close_matches(name.lower(), by_lower, 1)
     return f"did you mean {prefix}{by_lower[found[0]]}?" if found else ""

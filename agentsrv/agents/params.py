@@ -39,12 +39,14 @@ from pydantic import (
     create_model,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError, SchemaValidator
 
 from agentsrv.agents.branching import HINT, is_too_much, width_of
+from agentsrv.agents.fail_fast import failing_fast
 from agentsrv.error_text import describe
 from agentsrv.errors import ConfigurationError
 
+MAX_ERRORS: Final = 64  # of one validation that are described
 _PORTABLE_FROM: Final = (3, 12)  # before it pydantic refuses typing.TypedDict
 
 
@@ -87,7 +89,8 @@ class Parameters:
     """The parameters of a function that a task's ``params`` fill.
 
     Attributes:
-        model: Validates ``params``.
+        model: Its fields are the parameters.
+        validator: Makes a ``model`` of ``params``; of many invalid elements it reports one.
         schema: Its JSON Schema. It is made once, because that may call functions of the author.
         names: The params, by the names that clients use.
         takes_all: Whether the function has ``**params`` and so takes those of any other name.
@@ -96,6 +99,7 @@ class Parameters:
     """
 
     model: type[BaseModel]
+    validator: SchemaValidator
     schema: dict[str, Any]
     names: tuple[str, ...]
     takes_all: bool
@@ -150,7 +154,9 @@ class Parameters:
         runs_code = _runs_code(model.__pydantic_core_schema__)
         passing = _passing(parameters, filled)
         width = width_of(schema, uses_discriminators=True)
-        return cls(model, schema, names, rest is not None, own, passing, runs_code, width)
+        validator = failing_fast(model.__pydantic_core_schema__)
+        takes_all = rest is not None
+        return cls(model, validator, schema, names, takes_all, own, passing, runs_code, width)
 
     def adapted(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """``run`` as a function of ``(first, second, **params)``; ``run`` itself if it is one."""
@@ -164,14 +170,14 @@ class Parameters:
         """
         self._check_work(params)
         if self.takes_all:
-            valid = self.model.model_validate(dict(params))
+            valid = self.validator.validate_python(dict(params))
             return {name: getattr(valid, field) for name, field in self.fields} | (
                 valid.model_extra or {}
             )
         if not self.fields:
             return {}
         given = {name: params[name] for name in self.names if name in params}
-        valid = self.model.model_validate(given)
+        valid = self.validator.validate_python(given)
         return {name: getattr(valid, field) for name, field in self.fields}
 
     def _check_work(self, params: Mapping[str, Any]) -> None:
@@ -203,13 +209,22 @@ class Parameters:
         try:
             self.arguments(params)
         except ValidationError as error:
-            return error.errors(include_url=False)
+            return _errors(error, tuple(params) if len(params) == 1 else ())
         return []
+
+
+def _errors(error: ValidationError, place: tuple[str, ...] = ()) -> list[ErrorDetails]:
+    """The errors without values, or one at ``place`` that only counts them."""
+    count = error.error_count()
+    if count > MAX_ERRORS:  # each is described by an object, which takes longer than the validation
+        message = f"{count} values are invalid; expected those of the schema"
+        return [{"type": "too_many_errors", "loc": place, "msg": message, "input": None}]
+    return error.errors(include_url=False, include_input=False, include_context=False)
 
 
 def complaint(error: ValidationError) -> str:
     """What is wrong with the params of a task, without their values, which may be secret."""
-    found = error.errors(include_url=False, include_input=False, include_context=False)
+    found = _errors(error)
     places = (("params", *one["loc"]) for one in found)
     reasons = (one["msg"] for one in found)
     return "; ".join(

@@ -14,13 +14,14 @@ from collections.abc import (
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, SchemaValidator
+from pydantic_core import SchemaValidator
 
 from agentsrv.agents.branching import HINT, dispatched, is_too_much, width_of
+from agentsrv.agents.fail_fast import failing_fast
 from agentsrv.agents.params import portable
 from agentsrv.agents.values import ValueRefusedError, copied, to_json
 from agentsrv.errors import (
@@ -365,28 +366,12 @@ def _read_type(schema: Any) -> tuple[TypeAdapter[Any], Schema]:
 
 @lru_cache(maxsize=128)
 def _checker(kind: TypeAdapter[Any]) -> SchemaValidator:
-    """Validates like ``kind``, but lists and objects stop at their first invalid element.
-
-    An answer of 64 KiB has tens of thousands of elements, and each would be an error object.
-    """
-    # The validators that models already have would be used in place of these schemas.
-    schema = cast("CoreSchema", _failing_fast(kind.core_schema))
-    return SchemaValidator(schema, _use_prebuilt=False)
+    return failing_fast(kind.core_schema)
 
 
 @lru_cache(maxsize=128)
 def _width(kind: TypeAdapter[Any]) -> int:
     return width_of(kind.json_schema(), uses_discriminators=True)
-
-
-def _failing_fast(schema: Any) -> Any:
-    if isinstance(schema, dict):
-        copy = {name: _failing_fast(value) for name, value in schema.items()}
-        return copy | {"fail_fast": True} if schema.get("type") in _OF_MANY else copy
-    return list(map(_failing_fast, schema)) if isinstance(schema, list) else schema
-
-
-_OF_MANY: Final = ("list", "tuple", "set", "frozenset", "dict", "deque")
 
 
 # Making a JSON Schema leaves reference cycles behind: not at each asking.

@@ -18,6 +18,8 @@ from agentsrv.suggest import meant_or_known
 
 MAX_PLAN: Final = 500_000  # bytes of JSON
 MAX_DESCRIBED: Final = 1_000_000  # bytes of JSON of all agents' descriptions and parameters
+MAX_DETAILS: Final = 10  # complaints about one command
+MAX_NAME: Final = 200  # characters of a field's name in a complaint
 _STEP_SIZE: Final = 256  # bytes of a step's names, numbers and punctuation
 
 
@@ -185,10 +187,10 @@ class Registry:
             return
         details = [
             {
-                "field": f"params.{name}",
+                "field": f"params.{name[:MAX_NAME]}",
                 "reason": f"unknown; {meant_or_known(name, known, 'params')}",
             }
-            for name in unknown
+            for name in unknown[:MAX_DETAILS]
         ]
         first = details[0]
         raise InvalidCommand(f"{first['field']}: {first['reason']}", details=details)
@@ -212,10 +214,12 @@ class Registry:
         if complaints:
             details = [
                 {
-                    "field": ".".join(["params", *(str(part) for part in complaint["loc"])]),
+                    "field": ".".join(
+                        ["params", *(str(part)[:MAX_NAME] for part in complaint["loc"])]
+                    ),
                     "reason": complaint["msg"],
                 }
-                for complaint in complaints
+                for complaint in complaints[:MAX_DETAILS]
             ]
             first = details[0]
             raise InvalidCommand(f"{first['field']}: {first['reason']}", details=details)

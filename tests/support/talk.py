@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from websockets.asyncio.client import ClientConnection, connect
 
 from agentsrv import App, Step, StepContext
 from agentsrv.app import Running
 from agentsrv.settings import Settings
+
+
+class Closed(BaseModel):
+    """Takes one member only."""
+
+    model_config = ConfigDict(extra="forbid")
+    number: int = 0
 
 
 def make_app() -> App:
@@ -23,6 +31,17 @@ def make_app() -> App:
     async def echo(step: Step, ctx: StepContext, times: int = 1, more: str = "") -> str:
         """Say the task again."""
         return ctx.task_description * times
+
+    @app.agent
+    async def lister(
+        step: Step,
+        ctx: StepContext,
+        numbers: Sequence[int] = (),
+        named: Mapping[str, int] | None = None,
+        closed: Closed | None = None,
+    ) -> int:
+        """Count what it is given."""
+        return len(numbers) + len(named or ()) + (closed is not None)
 
     @app.agent
     async def talker(

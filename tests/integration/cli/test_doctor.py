@@ -323,7 +323,7 @@ async def test_a_port_that_is_taken_is_told():
     ("given", "told"),
     [
         ({"key_file": "nowhere"}, "nowhere"),
-        ({"tls_cert": "c", "tls_key": "k"}, "expected a certificate"),
+        ({"tls_cert": "c", "tls_key": "k"}, "tls_cert"),
         ({"host": "0.0.0.0"}, "which others can reach"),
         ({"jwt_algorithm": "HS256", "jwt_issuer": "i", "jwt_audience": "a"}, "jwt_key or jwt_jwks"),
     ],

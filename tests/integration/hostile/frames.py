@@ -75,6 +75,8 @@ class Hostile(NamedTuple):
     sender: Sender
     make: Callable[[], str]
     answer: str | int
+    is_command: bool = False
+    """Whether the protocol allows it, and only the agent's parameters do not."""
 
 
 FRAMES: Final = (
@@ -104,6 +106,11 @@ FRAMES: Final = (
     Hostile("an id of 19,000 members", CLIENT, lambda: '{"command":"ping","id":{' + keys(19_000) + "}}", "invalid_command"),
     Hostile("a name of 19,000 members", CLIENT, lambda: '{"command":{' + keys(19_000) + "}}", "unknown_command"),
     Hostile("a respond of 19,000 values", CLIENT, lambda: '{"command":"respond","id":7,"input_id":"a/b/1","value":[' + many("1", 19_000) + "]}", "not_found"),
+    Hostile("19,000 unknown params", CLIENT, lambda: create(f'"agent":"echo","params":{{{keys(19_000)}}}'), "invalid_command", is_command=True),
+    Hostile("an unknown param with a long name", CLIENT, lambda: create('"agent":"echo","params":{"' + "k" * 900_000 + '":1}'), "invalid_command", is_command=True),
+    Hostile("a param of 19,000 wrong elements", CLIENT, lambda: create(f'"agent":"lister","params":{{"numbers":[{many("{}", 19_000)}]}}'), "invalid_command", is_command=True),
+    Hostile("a param of 19,000 wrong members", CLIENT, lambda: create(f'"agent":"lister","params":{{"named":{{{keys(19_000, chr(34) * 2)}}}}}'), "invalid_command", is_command=True),
+    Hostile("a param of 19,000 unknown members", CLIENT, lambda: create(f'"agent":"lister","params":{{"closed":{{{keys(19_000)}}}}}'), "invalid_command", is_command=True),
     # Depth, and brackets in strings, which are none.
     Hostile("arrays in arrays", CLIENT, lambda: "[" * MIB, "invalid_json"),
     Hostile("objects in objects", CLIENT, lambda: '{"a":' * (MIB // 5), "invalid_json"),
