@@ -14,11 +14,14 @@ from collections.abc import (
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
+from types import NoneType
 from typing import Any, Final, Self
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Secret, TypeAdapter, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import SchemaValidator
+from pydantic_core.core_schema import JsonOrPythonSchema
 
 from agentsrv.agents.branching import HINT, dispatched, is_too_much, width_of
 from agentsrv.agents.fail_fast import failing_fast
@@ -343,6 +346,8 @@ def _described(
         schema = Any
     narrowed = {} if options is None else {"enum": options}
     if isinstance(schema, Mapping):
+        if schema.get("enum") == []:
+            raise PermanentError("the question's enum is empty; expected at least one value")
         return None, {**schema, **narrowed}
     try:
         kind, described = _of_type(schema)
@@ -361,7 +366,45 @@ def _of_type(schema: Any) -> tuple[TypeAdapter[Any], Schema]:
 
 def _read_type(schema: Any) -> tuple[TypeAdapter[Any], Schema]:
     kind: TypeAdapter[Any] = TypeAdapter(portable(schema))
-    return kind, kind.json_schema()
+    if (never := _no_json(kind.core_schema)) is not None:
+        raise TypeError(f"no JSON is {never!r}, so that it cannot be the answer")
+    return kind, kind.json_schema(schema_generator=_Marking)
+
+
+def _no_json(schema: Any) -> Any:
+    """A value that ``schema`` wants and no JSON is read as; ``None`` if there is none.
+
+    Such are the members of an enum, or bytes, in a `Literal`, and tuples as values of an enum.
+    """
+    if isinstance(schema, (list, tuple)):
+        return next((it for part in schema if (it := _no_json(part)) is not None), None)
+    if not isinstance(schema, dict):
+        return None
+    wanted: list[Any] = []
+    if schema.get("type") == "literal":
+        wanted = schema["expected"]
+    elif schema.get("type") == "enum" and "missing" not in schema:
+        wanted = [member.value for member in schema["members"]]
+    for value in wanted:
+        if not isinstance(value, (str, int, float, NoneType)):
+            return value
+    parts = [part for name, part in schema.items() if name not in _NO_SCHEMAS]
+    return _no_json(parts)
+
+
+_NO_SCHEMAS: Final = frozenset({"expected", "members", "default", "metadata", "serialization"})
+
+
+class _Marking(GenerateJsonSchema):
+    """Marks pydantic's generic secrets, ``Secret[int]``, as it marks `SecretStr` itself."""
+
+    def json_or_python_schema(self, schema: JsonOrPythonSchema) -> dict[str, Any]:
+        described = super().json_or_python_schema(schema)
+        written = schema.get("serialization", {}).get("function")
+        return described | {"writeOnly": True} if written is _WRITES_SECRET else described
+
+
+_WRITES_SECRET: Final = TypeAdapter(Secret[int]).core_schema["serialization"]["function"]  # type: ignore[typeddict-item]
 
 
 @lru_cache(maxsize=128)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
+from pydantic_core import ErrorDetails
 
 from agentsrv.agents.base import PLANNER_SLOTS, Agent, Planner, TaskContext, is_async
 from agentsrv.agents.params import Parameters
@@ -231,6 +232,10 @@ class Registry:
             for taker in takers
         ]
         return complaints[0] if complaints and all(complaints) else []
+
+
+def _place(complaint: ErrorDetails) -> list[str]:
+    return ["params", *(str(part)[:MAX_NAME] for part in complaint["loc"])]
 
 
 def _own(plan: ExecutionPlan) -> ExecutionPlan:

@@ -29,7 +29,7 @@ from enum import Enum
 from typing import Any, Final
 
 import orjson
-from pydantic import SecretBytes, SecretStr
+from pydantic import Secret, SecretBytes, SecretStr
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from agentsrv.models.text import joined
@@ -43,6 +43,7 @@ _PLAIN: Final = (
     | orjson.OPT_PASSTHROUGH_DATACLASS
     | orjson.OPT_PASSTHROUGH_DATETIME
 )
+_SECRETS: Final = (SecretStr, SecretBytes, Secret)
 _ONCE: Final = (Iterator, Awaitable, io.IOBase)
 
 
@@ -165,7 +166,7 @@ class _Walk:
         if isinstance(value, (list, tuple, AbstractSet, deque)):
             self._count(2)
             return [self.plain(item, f"{path}[{place}]", above) for place, item in enumerate(value)]
-        if isinstance(value, (SecretStr, SecretBytes)):
+        if isinstance(value, _SECRETS):
             raise ValueRefusedError(
                 f"{path}: found a secret ({type(value).__name__}); expected a value that may be "
                 "logged: the log and its readers see every result"
@@ -240,7 +241,7 @@ class _Walk:
         elif isinstance(value, (list, tuple, AbstractSet)):
             for place, item in enumerate(value):
                 self._look_into(item, f"{path}[{place}]", above, inside)
-        elif isinstance(value, (SecretStr, SecretBytes, *_ONCE)):
+        elif isinstance(value, (*_SECRETS, *_ONCE)):
             self._object(value, path, above)
 
     def _mapping(self, value: Mapping[Any, Any], path: str, above: tuple[int, ...]) -> Any:
@@ -269,8 +270,10 @@ class _Walk:
     def _integer(self, value: int, path: str) -> int:
         if MIN_INTEGER <= value <= MAX_INTEGER:
             return int(value)
+        sign = "a negative" if value < 0 else "an"
+        most = 63 if value < 0 else 64
         raise ValueRefusedError(
-            f"{path}: found an integer of {value.bit_length()} bits; expected at most 64: "
+            f"{path}: found {sign} integer of {value.bit_length()} bits; expected at most {most}: "
             "return it as text"
         )
 

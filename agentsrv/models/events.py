@@ -383,7 +383,7 @@ def _number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except Exception:  # noqa: BLE001 - the author's own __float__
+    except BaseException:  # noqa: BLE001 - the author's own __float__
         return None
     return number if math.isfinite(number) else None
 
@@ -403,7 +403,7 @@ def _message(value: Any) -> str:
         return ""
     try:
         text = str(value)
-    except Exception:  # noqa: BLE001 - the author's own __str__
+    except BaseException:  # noqa: BLE001 - the author's own __str__
         text = type(value).__name__
     return joined(text[:MAX_MESSAGE])
 

@@ -20,11 +20,11 @@ import ipaddress
 import pathlib
 import typing
 import uuid
-from typing import Annotated, Any, Generic, NamedTuple, TypeVar, cast
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import pydantic
-from pydantic import BaseModel, Field, RootModel, SecretStr
+from pydantic import BaseModel, Field, RootModel, Secret, SecretStr
 
 from agentsrv import App, InputDeclined, PermanentError, Step, StepContext
 from agentsrv.errors import ModelError
@@ -45,6 +45,10 @@ class Refused(tuple[str, ...]):
 class Colour(enum.Enum):
     RED = "red"
     BLUE = "blue"
+
+
+class Point(enum.Enum):
+    A = (1, 2)
 
 
 class Level(enum.IntEnum):
@@ -226,6 +230,7 @@ RESULTS: list[tuple[str, typing.Callable[[], Any], Any]] = [
     ("nan of numpy", lambda: [np.float64("nan")], Refused("result[0]: found nan")),
     ("none and nan", lambda: [None, NAN], Refused("result[1]: found nan")),
     ("integer of 71 bits", lambda: 2**70, Refused("result: found an integer of 71 bits", "at most 64")),
+    ("negative integer of 64 bits", lambda: -(2**63) - 1, Refused("result: found a negative integer of 64 bits", "at most 63")),
     ("integer in a model", lambda: Model(more=[2**64]), Refused("result.more[0]: found an integer")),
     ("keys that collide", lambda: {1: 1, "1": 2}, Refused("result: found two keys", "'1'")),
     ("cycle", _cycle, Refused("result[0]: found a value that contains itself")),
@@ -240,6 +245,7 @@ RESULTS: list[tuple[str, typing.Callable[[], Any], Any]] = [
     ("map", lambda: map(str, [1]), Refused("result: found map")),
     ("open file", io.StringIO, Refused("result: found _io.StringIO")),
     ("secret", lambda: SecretStr("hidden"), Refused("result: found a secret")),
+    ("generic secret", lambda: {"a": Secret[int](1)}, Refused("result.a: found a secret")),
     ("secret in a model", lambda: [Account()], Refused("result[0].password: found a secret")),
     ("object", object, Refused("result: found object")),
     ("class", lambda: Model, Refused("result: found")),
@@ -269,6 +275,18 @@ class Odd:
     __repr__ = __str__
 
 
+class Exits:
+    """A number, or a text, that ends the process when it is looked at."""
+
+    def __float__(self) -> float:
+        raise SystemExit(3)
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+    __repr__ = __str__
+
+
 PROGRESS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("numbers", (1, 10, "one"), (1, 10, "one")),
     ("no total", (1,), (1, None, "")),
@@ -291,6 +309,7 @@ PROGRESS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("beyond floats", (10**400, 1), (None, 1, "")),
     ("complex", (1j,), (None, None, "")),
     ("object", (Odd(), 1, Odd()), (None, 1, "Odd")),
+    ("number that exits", (Exits(), 1, Exits()), (None, 1, "Exits")),
     ("message of none", (1, 2, None), (1, 2, "")),
     ("message of bytes", (1, 2, b"x"), (1, 2, "b'x'")),
     ("message of a number", (1, 2, 3), (1, 2, "3")),
@@ -737,6 +756,14 @@ QUESTIONS: list[tuple[str, dict[str, Any], Any, Any]] = [
     ("enum", {"schema": Colour}, "red", repr(Colour.RED)),
     ("typed dict", {"schema": Row}, {"key": 1}, "{'key': 1}"),
     ("no options", {"options": []}, None, Refused("options are empty")),
+    ("enum of nothing", {"schema": {"enum": []}}, None, Refused("enum is empty")),
+    ("literal of a member", {"schema": Literal[Colour.RED]}, None, Refused("no JSON is <Colour.RED")),
+    ("list of literals of members", {"schema": list[Literal[Colour.RED, "a"]]}, None, Refused("no JSON is <Colour.RED")),
+    ("literal of bytes", {"schema": Literal[b"x"]}, None, Refused("no JSON is b'x'")),
+    ("literal of a number of an enum", {"schema": Literal[Level.LOW]}, 1, repr(Level.LOW)),
+    ("literal of nothing", {"schema": Literal[()]}, None, Refused("question's schema")),
+    ("enum of tuples", {"schema": Point}, None, Refused("no JSON is (1, 2)")),
+    ("enum of tuples as options", {"options": Point}, [1, 2], repr(Point.A)),
     ("text as options", {"options": "ab"}, None, Refused("options are 'ab'", "list")),
     ("options of another type", {"schema": int, "options": ["a"]}, None, Refused("question's options", "valid integer")),
     ("options without JSON", {"options": [object()]}, None, Refused("options[0]: found object")),

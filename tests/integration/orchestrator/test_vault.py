@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, Secret, SecretStr
 
 from agentsrv import App, PermanentError, Step, StepContext
 from agentsrv.agents.questions import is_secret
@@ -30,11 +30,22 @@ class Account(BaseModel):
     password: SecretStr
 
 
+class Password(Secret[str]):
+    pass
+
+
+class Login(Account):
+    password: Password  # type: ignore[assignment]
+
+
 SCHEMAS = {
     "text": (SecretStr, SECRET),
     "model": (Account, {"name": "ann", "password": SECRET}),
     "list": (list[SecretStr], [SECRET]),
     "optional": (SecretStr | None, SECRET),
+    "generic": (Secret[str], SECRET),
+    "subclass of a generic one": (Password, SECRET),
+    "member of a model": (Login, {"name": "ann", "password": SECRET}),
     "json schema": ({"type": "string", "writeOnly": True}, SECRET),
 }
 
@@ -59,7 +70,7 @@ def application(seen: list[str], *, fails: bool = False) -> App:
 
 def texts_in(answer: Any) -> str:
     """The secret in an answer."""
-    while not isinstance(answer, (str, SecretStr)):
+    while not isinstance(answer, (str, SecretStr, Secret)):
         answer = answer.password if isinstance(answer, Account) else answer[0]
     return answer if isinstance(answer, str) else answer.get_secret_value()
 
