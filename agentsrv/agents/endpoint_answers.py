@@ -346,7 +346,7 @@ class AnswerReader:
     def _choice(self, choice: Any) -> Iterator[Piece]:
         if not isinstance(choice, dict):
             raise nonsense("a choice is not an object", choice)
-        if choice.get("index") not in (0, None):
+        if choice.get("index") not in (0, "0", None):
             return
         part = choice.get("delta") if self._answer.is_stream else choice.get("message")
         if part is None and self._answer.is_stream:
@@ -361,12 +361,15 @@ class AnswerReader:
 
     def _take(self, part: Json) -> Iterator[Piece]:
         """Merge a message or a delta into the answer."""
-        content, reasoning = _content(part.get("content"))
+        content, reasoning, refusal = _content(part.get("content"))
         reasoning += next((_text_of(part[key]) for key in _REASONING if part.get(key)), "")
         content, self._half = split(self._half + content)
         found = self._thoughts.feed(content)
-        self._refusal.append(joined(_text_of(part.get("refusal"))))
+        told = part.get("refusal") or ""
+        self._refusal.append(joined(refusal + (told if isinstance(told, str) else words_in(told))))
         calls = part.get("tool_calls") or []
+        if not calls and isinstance(part.get("function_call"), dict):  # before there were tools
+            calls = [{"function": part["function_call"]}]
         if not isinstance(calls, list):
             raise nonsense("tool_calls are not a list", calls)
         for number, call in enumerate(calls):
@@ -407,13 +410,13 @@ class AnswerReader:
             )
 
 
-def _content(content: Any) -> tuple[str, str]:
-    """Return the text and the reasoning of a ``content``: text, or a list of parts."""
+def _content(content: Any) -> tuple[str, str, str]:
+    """Return the text, the reasoning and the refusal of a ``content``: text, or a list of parts."""
     if content is None or isinstance(content, str):
-        return content or "", ""
+        return content or "", "", ""
     if not isinstance(content, list):
         raise nonsense("a content that is not text", content)
-    text, reasoning = "", ""
+    text, reasoning, refusal = "", "", ""
     for part in content:
         if not isinstance(part, dict):
             raise nonsense("a part of a content is not an object", part)
@@ -422,7 +425,8 @@ def _content(content: Any) -> tuple[str, str]:
             reasoning += _content(inner)[0] if isinstance(inner, str | list) else ""
         elif isinstance(part.get("text"), str):
             text += part["text"]
-    return text, reasoning
+        refusal += _text_of(part.get("refusal"))
+    return text, reasoning, refusal
 
 
 def _text_of(value: Any) -> str:

@@ -33,14 +33,17 @@ PASSING: Final = frozenset({408, 409, 425, 429})
 """The statuses below 500 after which another attempt may succeed."""
 _FINAL_CODES: Final = frozenset(
     "invalid_request_error authentication_error permission_error not_found_error invalid_api_key"
-    " model_not_found context_length_exceeded unsupported_parameter unsupported_value".split()
+    " model_not_found context_length_exceeded unsupported_parameter unsupported_value"
+    " insufficient_quota billing_hard_limit_reached account_deactivated".split()
 )
+"""Codes and types of errors that another attempt does not change, whatever the status is."""
 _WORDS: Final = (
     "message", "error", "detail", "details", "msg", "error_message", "error_description",
     "errors", "reason", "description", "title",
 )  # fmt: skip
 _HIDDEN: Final = {"<script": "</script", "<style": "</style", "<!--": "-->"}
 """Elements whose content is not shown; the closing tags are left to `_TAG`."""
+_CHARSET: Final = re.compile(r"""charset\s*=\s*["']?([\w.:-]{1,40})""", re.IGNORECASE | re.ASCII)
 _STATUS: Final = re.compile("[45][0-9][0-9]")
 _STATUSES: Final = range(400, 600)
 _TAG: Final = re.compile(r"<[^<>]*>")
@@ -92,8 +95,31 @@ def refused(status: int, headers: Mapping[str, str], body: bytes) -> ModelError:
             "followed, so that the key goes nowhere else: set llm_url to the new address",
             status=status,
         )
-    message = f"the model's endpoint answered {status}: {words_of(body) or _phrase(status)}"
+    charset = _CHARSET.search(headers.get("content-type", ""))
+    words = words_of(body if charset is None else _as_utf_8(body, charset[1]))
+    message = f"the model's endpoint answered {status}: {words or _phrase(status)}"
+    if status in PASSING and _has_final_code(body):
+        return ModelRefused(message, status=status)
     return _error(message, status, retry_after(headers))
+
+
+def _as_utf_8(body: bytes, charset: str) -> bytes:
+    try:
+        return body.decode(charset, "replace").encode(errors="replace")
+    except (LookupError, ValueError):  # an unknown charset, or one that is none of text
+        return body
+
+
+def _has_final_code(body: bytes) -> bool:
+    """Whether an error's body has a code or type of `_FINAL_CODES`."""
+    try:
+        document = load(body)
+    except ModelError:
+        return False
+    error = document.get("error") if isinstance(document, dict) else None
+    places = [place for place in (error, document) if isinstance(place, dict)]
+    codes = [place.get(key) for place in places for key in ("code", "type")]
+    return any(isinstance(code, str) and code.lower() in _FINAL_CODES for code in codes)
 
 
 def reported(document: Any) -> ModelError:
@@ -194,6 +220,9 @@ def _found_words(value: Any, depth: int) -> Iterable[str]:
     if not isinstance(value, dict):
         return []
     found = next((w for key in _WORDS if (w := list(_found_words(value.get(key), depth - 1)))), [])
+    sentence = value.get("error_description")  # of OAuth, whose `error` is a code
+    if isinstance(sentence, str) and sentence.strip() and sentence not in found:
+        found = [*found, sentence]
     place = value.get("loc") or value.get("param")
     if found and isinstance(place, list):
         return [f"{'.'.join(map(str, place[:10]))}: {word}" for word in found]

@@ -76,7 +76,7 @@ ADAPTED: Final = frozenset({400, 404, 415, 422, 500, 501})
 """Statuses of a refusal that may be about an option."""
 _VALUE_REFUSED: Final = re.compile(
     r"too (?:large|many|long|high|small|low)|exceed|at (?:most|least)|(?:less|greater) than"
-    r"|out of range|between",
+    r"|out of range|between|maximum context|context[_ ]length",
     re.IGNORECASE,
 )
 _TRANSPORT: Final = frozenset({"self", "extra_headers", "extra_query", "extra_body", "timeout"})
