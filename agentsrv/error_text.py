@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import traceback
 from collections.abc import Callable, Collection, Iterator
 from itertools import islice
@@ -110,6 +111,9 @@ def safely(read: Callable[[], T], otherwise: T) -> T:
         return otherwise
 
 
+_BEFORE_PASSWORD: Final = re.compile(r"(?:(?:[\w+.-]+:)?/+)?[^:/@]*:?")
+
+
 def redact(text: str, secrets: Collection[str] = (), most: int = MAX_REDACTED) -> str:
     """Replace ``secrets`` and credentials in ``text`` by ``***``; return other text unchanged.
 
@@ -124,6 +128,19 @@ def redact(text: str, secrets: Collection[str] = (), most: int = MAX_REDACTED) -
         return hide(text)
     # A credential that is cut is not recognised, and its beginning is at the end of what is read.
     return f"{hide(text[: most + REACH])[:-REACH]}… ({len(text)} characters)"
+
+
+def redact_url(url: str) -> str:
+    """``url`` without what may be its password, also where it is no URL that can be read.
+
+    In ``user:password@host`` and ``postgresql:/user:password@host`` the scheme, or a slash of it,
+    is missing, so that `redact` recognises no URL.
+    """
+    head, at, tail = url.rpartition("@")
+    shown = _BEFORE_PASSWORD.match(head)
+    if at and shown is not None and shown.end() < len(head):
+        url = f"{shown[0]}{HIDDEN}@{tail}"
+    return redact(url)
 
 
 def leaves(error: BaseException) -> list[BaseException]:

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agentsrv.error_text import redact
+from agentsrv.error_text import redact_url
 from agentsrv.errors import ConfigurationError, missing_extra
 from agentsrv.settings import Settings
 from agentsrv.store.base import Store
@@ -72,8 +72,8 @@ def open_store(settings: Settings, node: str) -> Store:
         )
     if settings.role != "all" or settings.processes > 1 or settings.bus is not None:
         raise ConfigurationError(
-            f"store is {redact(settings.store)!r}; expected postgresql://… with the settings role, "
-            "bus and processes, which are for servers that share a store"
+            f"store is {redact_url(settings.store)!r}; expected postgresql://… with the settings "
+            "role, bus and processes, which are for servers that share a store"
         )
     if settings.store == "memory:":
         from agentsrv.store.memory import MemoryStore
@@ -85,8 +85,8 @@ def open_store(settings: Settings, node: str) -> Store:
 
         return SqliteStore(file, limits)
     raise ConfigurationError(
-        f"store is {redact(settings.store)!r}; expected sqlite:///FILE (a fourth slash begins an "
-        "absolute path), memory: or postgresql://USER@HOST/DATABASE"
+        f"store is {redact_url(settings.store)!r}; expected sqlite:///FILE (a fourth slash begins "
+        "an absolute path), memory: or postgresql://USER@HOST/DATABASE"
     )
 
 
@@ -220,8 +220,9 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
         yield Models()
         return
     if not named or not settings.llm_url:
+        shown = settings.llm_url and redact_url(settings.llm_url)
         raise ConfigurationError(
-            f"llm_url is {settings.llm_url!r}, llm_model {settings.llm_model!r}, embedding_model "
+            f"llm_url is {shown!r}, llm_model {settings.llm_model!r}, embedding_model "
             f"{settings.embedding_model!r}; expected llm_url together with one of the models"
         )
     if find_spec("openai") is None or find_spec("numpy") is None:

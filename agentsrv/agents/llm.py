@@ -48,7 +48,7 @@ from agentsrv.agents.endpoint_answers import Answer, AnswerReader, Tokens
 from agentsrv.agents.endpoint_errors import MAX_ERROR, refused
 from agentsrv.agents.thoughts import Piece
 from agentsrv.config_files import check_regular
-from agentsrv.error_text import describe, redact
+from agentsrv.error_text import describe, redact, redact_url
 from agentsrv.errors import ConfigurationError, ModelError
 
 if TYPE_CHECKING:
@@ -352,8 +352,8 @@ def base_url(url: str, key: str | None) -> tuple[httpx2.URL, str]:
         is_usable = False
     if not is_usable:
         raise ConfigurationError(
-            f"llm_url is {redact(url)!r}; expected the base URL of an endpoint with its scheme, "
-            "such as http://127.0.0.1:8080/v1"
+            f"llm_url is {redact_url(url)!r}; expected the base URL of an endpoint with its "
+            "scheme, such as http://127.0.0.1:8080/v1"
         )
     if found.userinfo and key is not None:
         raise ConfigurationError(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from agentsrv.bench.app import app
 from agentsrv.bench.machine import HAS_PROC
 from agentsrv.client import Client
+from agentsrv.error_text import redact_url
 from agentsrv.errors import ConfigurationError
 from agentsrv.resources import POSTGRES, SQLITE, need_postgres
 from agentsrv.settings import Loop, Role
@@ -113,7 +114,7 @@ class Own:
             need_postgres()
         elif store not in (None, MEMORY):
             raise ConfigurationError(
-                f"store is {store!r}; expected sqlite:///FILE, memory: or postgresql://…"
+                f"store is {redact_url(store)!r}; expected sqlite:///FILE, memory: or postgresql://…"
             )
         self._scratch = tempfile.TemporaryDirectory(prefix="agentsrv-bench-")
         self.folder = Path(self._scratch.name)

@@ -10,7 +10,7 @@ import typer
 from agentsrv.cli.exits import use_json
 from agentsrv.cli.parameters import TakesSettings, Token
 from agentsrv.cli.streams import as_json
-from agentsrv.error_text import redact
+from agentsrv.error_text import redact_url
 from agentsrv.errors import ConfigurationError
 
 
@@ -60,7 +60,9 @@ def backup(
     settings = make_settings(**({"store": store} if store is not None else {}))
     source = store_file(settings)
     if source is None:
-        raise ConfigurationError(f"store is {redact(settings.store)!r}; expected sqlite:///FILE")
+        raise ConfigurationError(
+            f"store is {redact_url(settings.store)!r}; expected sqlite:///FILE"
+        )
     found = back_up(source, file)
     megabytes = file.stat().st_size / 1e6
     print(f"{file}: {megabytes:,.1f} MB, tasks: {found.tasks}, unfinished: {found.unfinished}")

@@ -20,6 +20,7 @@ from agentsrv.client.errors import Closed, Interrupted, TaskCancelled, TaskFaile
 from agentsrv.client.feeds import Answer, Feeds
 from agentsrv.client.link import Link, OnConnection, Options
 from agentsrv.client.tokens import Token
+from agentsrv.error_text import redact_url
 from agentsrv.errors import ConfigurationError, Conflict, InvalidCommand, InvalidState
 from agentsrv.models import events as e
 from agentsrv.models.events import Record
@@ -89,7 +90,7 @@ class Client:
             parse_uri(url)
         except (InvalidURI, ValueError):  # also of a port or a name that cannot be one
             raise ConfigurationError(
-                f"the URL is {url!r}; expected one like ws://127.0.0.1:8765"
+                f"the URL is {redact_url(url)!r}; expected one like ws://127.0.0.1:8765"
             ) from None
         self._options = options or Options()
         self._feeds = Feeds(self._send_for_feed, self._options.buffer)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from agentsrv.error_text import redact
+from agentsrv.error_text import redact_url
 from agentsrv.errors import ConfigurationError, missing_extra
 from agentsrv.store import postgres_link as link
 from agentsrv.store.bus import Bus
@@ -90,7 +90,7 @@ def open_bus(bus: Bus | str | None, dsn: str) -> Bus:
     if not isinstance(bus, str):
         return bus
     if not bus.startswith(("redis://", "rediss://", "unix://")):
-        raise ConfigurationError(f"bus is {redact(bus)!r}; expected redis://host:port")
+        raise ConfigurationError(f"bus is {redact_url(bus)!r}; expected redis://host:port")
     try:
         from agentsrv.store.redis_bus import RedisBus  # noqa: PLC0415 - an extra
     except ImportError as error:

@@ -12,6 +12,7 @@ from agentsrv.error_text import (
     describe,
     format_traceback,
     redact,
+    redact_url,
 )
 from agentsrv.errors import InvalidCommand
 
@@ -155,3 +156,24 @@ def test_a_description_is_bounded() -> None:
         assert text.endswith("…")
     few = ExceptionGroup("g", [ValueError(str(number)) for number in range(12)])
     assert describe(few).endswith("ValueError: 9; and 2 more")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://ann:s3cret@host/db", "postgresql://ann:***@host/db"),
+        ("postgresql:/ann:s3cret@host/db", "postgresql:/ann:***@host/db"),
+        ("//ann:s3cret@host/db", "//ann:***@host/db"),
+        ("ann:s3cret@host/db", "ann:***@host/db"),
+        ("ann:s3cret/with@all:of@host/db", "ann:***@host/db"),
+        (":s3cret@host", ":***@host"),
+        ("ws//ann:s3cret@host", "ws***@host"),
+        ("host/db?password=s3cret", "host/db?password=***"),
+        ("postgresql://ann@host/db", "postgresql://ann@host/db"),
+        ("sqlite:///a.db", "sqlite:///a.db"),
+        ("", ""),
+    ],
+)
+def test_a_url_is_shown_without_its_password_also_where_it_is_misspelt(url, shown):
+    """Errors quote settings that are no URLs."""
+    assert redact_url(url) == shown

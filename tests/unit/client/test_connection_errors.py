@@ -219,6 +219,16 @@ def test_what_is_no_url_is_refused_before(url):
         Client(url)
 
 
+@pytest.mark.parametrize(
+    "url", ["ws:/ann:s3cret@host", "ann:s3cret@host:80", "ws://ann:s3cret@host:x"]
+)
+def test_a_url_that_is_refused_is_shown_without_its_password(url):
+    """Whatever is missing."""
+    with pytest.raises(ConfigurationError, match="expected one like ws://") as refusal:
+        Client(url)
+    assert "s3cret" not in str(refusal.value)
+
+
 def test_an_address_has_no_secrets():
     """Neither a password nor a query."""
     assert address("wss://ada:secret@x.example:1/a?token=secret#secret") == "wss://x.example:1/a"
