@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -14,6 +14,8 @@ from agentsrv.settings import Settings
 
 LOCAL_NAME: Final = "localhost"
 _PORTS: Final = {"http": 80, "https": 443}
+_NO_PAGES: Final = {"ws": "http", "wss": "https"}
+"""Schemes that no page has, and those of pages that connect with them."""
 
 
 def check_exposure(settings: Settings, *, is_guarded: bool) -> None:
@@ -57,8 +59,10 @@ def check_names(settings: Settings) -> None:
     """
     for given in settings.allowed_origins:
         if origin_of(given) is None:
-            host = host_of(given)
-            meant = f"https://{host}" if host is not None else "https://app.example"
+            scheme, _, name = given.strip().rpartition("://")
+            host = host_of(name)
+            scheme = _NO_PAGES.get(scheme.lower(), "https")
+            meant = f"{scheme}://{host}" if host is not None else "https://app.example"
             raise ConfigurationError(
                 f"allowed_origins contains {given!r}, which is not an origin and matches no page; "
                 f"expected scheme://host or scheme://host:port, such as {meant}"
@@ -128,7 +132,7 @@ def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[str]) 
     """
     networks = [ip_network(name, strict=False) for name in trusted]
     hops = [hop for value in forwarded for hop in value.split(",")]
-    address = peer
+    address = unmapped(peer)
     while hops and any(ip_address(address) in network for network in networks):
         hop = _address_of(hops.pop())
         if hop is None:
@@ -146,7 +150,16 @@ def _address_of(hop: str) -> str | None:
             return None
     elif host.count(":") == 1:
         host = host.partition(":")[0]
-    return host if is_address(host) else None
+    return unmapped(host) if is_address(host) else None
+
+
+def unmapped(address: str) -> str:
+    """``192.0.2.1`` for ``::ffff:192.0.2.1``, as sockets of both versions write it."""
+    try:
+        mapped = IPv6Address(address).ipv4_mapped
+    except ValueError:
+        return address
+    return address if mapped is None else str(mapped)
 
 
 def origin_of(url: str) -> str | None:
@@ -162,6 +175,8 @@ def origin_of(url: str) -> str | None:
         return None
     rest = parts.path.strip("/") or parts.query or parts.fragment or parts.username
     if not parts.scheme or not host or rest or "*" in host or " " in host:
+        return None
+    if parts.scheme in _NO_PAGES:
         return None
     suffix = "" if port is None or port == _PORTS.get(parts.scheme) else f":{port}"
     try:

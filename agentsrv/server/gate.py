@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from agentsrv.errors import Overloaded, RateLimited
 from agentsrv.models.limits import TokenBucket, Use, part_of
+from agentsrv.server.exposure import unmapped
 from agentsrv.settings import Settings
 
 RATE: Final = 500.0  # commands a second of a principal; a task takes one or two
@@ -275,7 +276,7 @@ class Gate:
         """
         if self._open >= self._sockets:
             raise Overloaded(f"{self._open} sockets are open, which is the limit")
-        address = peer[0] if peer else ""
+        address = unmapped(peer[0]) if peer else ""
         shares = self._proxied if self._is_proxy(address) else self._strangers
         share = shares.enter(_network(address))
         self._open += 1

@@ -68,6 +68,9 @@ def test_only_loopback_is_loopback(host, expected):
         ("127.0.0.1", ["[2001:db8::1"], "2001:db8::1"),
         ("127.0.0.1", ["app.example:443"], "127.0.0.1"),
         ("127.0.0.1", ["unknown"], "127.0.0.1"),
+        ("::ffff:127.0.0.1", ["203.0.113.7"], "203.0.113.7"),
+        ("127.0.0.1", ["203.0.113.7, ::ffff:10.1.2.3"], "203.0.113.7"),
+        ("127.0.0.1", ["[::ffff:203.0.113.7]:80"], "203.0.113.7"),
     ],
 )
 def test_the_word_of_our_proxies_is_taken_and_nobody_elses(peer, forwarded, address):
@@ -102,6 +105,8 @@ def test_the_word_of_our_proxies_is_taken_and_nobody_elses(peer, forwarded, addr
         ("https://app.example, https://b.example", None),
         ("https://[", None),
         ("https://" + "a" * 300 + ".example", None),
+        ("wss://app.example", None),
+        ("ws://app.example:80", None),
         ("null", None),
         ("", None),
     ],
@@ -141,6 +146,8 @@ def test_a_host_is_a_name_or_an_address(name, host):
     [
         ({"allowed_origins": "*"}, "'\\*', which is not an origin .* https://app.example$"),
         ({"allowed_origins": "app.example"}, "expected scheme://host .* https://app.example$"),
+        ({"allowed_origins": "wss://b.example"}, "such as https://b.example$"),
+        ({"allowed_origins": "WS://b.example:80"}, "such as http://b.example$"),
         ({"allowed_origins": "b.example:443"}, "such as https://b.example$"),
         ({"allowed_origins": "https://a.example,null"}, "allowed_origins contains 'null'"),
         ({"allowed_origins": "https://*.example"}, "which is not an origin"),

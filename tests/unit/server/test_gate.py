@@ -210,6 +210,8 @@ def test_behind_a_proxy_the_request_tells_the_address(clock):
     with pytest.raises(Overloaded):
         door.from_address(many[1], "192.0.2.1")
     door.from_address(many[1], "192.0.2.2")
+    mapped = [door.open(("::ffff:10.0.0.1", port)) for port in range(3)]
+    door.from_address(mapped[0], "192.0.2.3")
     with pytest.raises(Overloaded):
         door.open(("192.0.2.1", 1))
 
