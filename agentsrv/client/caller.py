@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,7 +45,9 @@ class Caller:
         }
         try:
             body = orjson.dumps(given).decode()
-        except TypeError as error:
+            if "null" in body:  # of a None, or of a NaN
+                json.dumps(given, default=str, allow_nan=False)
+        except (TypeError, ValueError) as error:
             raise InvalidCommand(f"{given['command']} is not JSON: {error}") from None
         parse_object(body)  # what the server would refuse without knowing whom to tell
         return await self._wait(

@@ -1,4 +1,5 @@
 import asyncio
+import math
 
 import pytest
 
@@ -279,6 +280,9 @@ async def test_what_the_server_would_not_take_is_refused_here():
             await client.create("x", params=deep)
         with pytest.raises(InvalidCommand, match="not JSON"):
             await client.create("x", params={"a": object()})
+        for number in (math.nan, math.inf):
+            with pytest.raises(InvalidCommand, match="not JSON: Out of range float"):
+                await client.create("x", params={"a": [None, number]})
         assert server.asked == []
 
 
