@@ -404,7 +404,7 @@ class _Marking(GenerateJsonSchema):
         return described | {"writeOnly": True} if written is _WRITES_SECRET else described
 
 
-_WRITES_SECRET: Final = TypeAdapter(Secret[int]).core_schema["serialization"]["function"]  # type: ignore[typeddict-item]
+_WRITES_SECRET: Final = TypeAdapter(Secret[int]).core_schema["serialization"]["function"]
 
 
 @lru_cache(maxsize=128)
