@@ -11,7 +11,9 @@ _THOUGHTS: Final = {
     "<thinking>": "</thinking>",
     "<thought>": "</thought>",
     "<reasoning>": "</reasoning>",
+    "<seed:think>": "</seed:think>",
     "[think]": "[/think]",
+    "\u25c1think\u25b7": "\u25c1/think\u25b7",
 }
 _BEGIN, _END = "<think>", _THOUGHTS["<think>"]  # of a thought whose beginning may be missing
 _BEGIN_OR_END: Final = re.compile(f"{_BEGIN}|({_END})", re.IGNORECASE | re.ASCII)

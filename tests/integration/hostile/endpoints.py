@@ -142,6 +142,8 @@ CASES: Final[dict[str, Case]] = {
     "two thoughts": Case(said("<think>a</think>\n<think>b</think>\nHello"), "Hello"),
     "an empty thought": Case(said("<think>", "</think>", "Hello"), "Hello"),
     "a thought of another tag": Case(said("[THINK]hm[/THINK]Hello"), "Hello"),
+    "a thought of a tag with a prefix": Case(said("<seed:th", "ink>hm</seed:think>", "Hello"), "Hello"),
+    "a thought between triangles": Case(said("\u25c1think\u25b7hm\u25c1/thi", "nk\u25b7Hello"), "Hello"),
     "a thought whose beginning is the template's": Case(whole({"content": "so I see</think>\n\nHello"}), "Hello"),
     "a thought whose beginning is the template's, in a stream": Case(said("so I see</th", "ink>\n\nHel", "lo"), "Hello", only="complete"),
     "the same in one chunk": Case(said("so I see</think>Hello"), "Hello"),
