@@ -25,7 +25,8 @@ MIN_STEMS: Final = 3  # content words that an uncited sentence needs to state so
 # an underscore inside a word is no markup
 _SPECIAL = re.compile(r"[\\`*\[\]<]|(?<![^\W_])_|_(?![^\W_])")
 _ESCAPED = re.compile(r"\\([\\`*\[\]<_])")
-_CITATIONS = re.compile(r"(?:\s*+(?<!\\)\[\d{1,6}(?:\s*+,\s*+\d{1,6})*+\])++")
+# No group is possessive: up to Python 3.11.4 such a group does not match what it should.
+_CITATIONS = re.compile(r"(?:\s*+(?<!\\)\[\d{1,6}(?:\s*+,\s*+\d{1,6})*\])+")
 _NUMBER = re.compile(r"\d+")
 # what begins another block than a paragraph, if a sentence is moved to the front
 _MARK = re.compile(r"(?:#{1,6}|[-+*]|\d{1,9}[.)])(?=\s|$)|>|```|~~~")
