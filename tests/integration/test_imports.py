@@ -175,7 +175,7 @@ def test_each_command_has_a_case() -> None:
 
 PROGRAMS = {
     "import agentsrv": (40, EVERYTHING | {"orjson", "typer"}),
-    "import agentsrv.client": (240, EVERYTHING - CLIENT - {"asyncio"} | {"typer"}),
+    "import agentsrv.client": (250, EVERYTHING - CLIENT - {"asyncio"} | {"typer"}),
     "from agentsrv import Step, PermanentError": (330, SERVER | CLIENT | EXTRAS | {"typer"}),
     "import agentsrv.app": (
         430,

@@ -64,7 +64,7 @@ REFUSALS: Final = {
     ),
     "a certificate that is not there": Refusal(
         ("--tls-cert=no.pem", "--tls-key=no.pem"),
-        f"tls_cert is 'no.pem', tls_key 'no.pem'; {NO_PAIR}[Errno 2]",
+        "tls_cert is 'no.pem', which does not exist; expected a file",
     ),
     "a TLS key with a password": Refusal(
         ("--tls-cert=cert.pem", "--tls-key=key.pem"),

@@ -157,8 +157,8 @@ FILES: tuple[Named, ...] = (
     Named("jwt_key", ["does not exist", "is a folder", "the secret", SERVES, SERVES, "is larger"], SECRET),
     Named("jwt_key", ["does not exist", "is a folder", *(["public key (PEM) of RS256"] * 3), "is larger"], PUBLIC),
     Named("jwt_jwks", ["does not exist", "is a folder", *(["jwt_jwks cannot be read"] * 3), "is larger"], PUBLIC),
-    Named("tls_cert", ["expected a certificate"] * 6, {"tls_key": "key"}),
-    Named("tls_key", ["expected a certificate"] * 6, {"tls_cert": "certificate"}),
+    Named("tls_cert", ["does not exist", "is a folder", *["expected a certificate"] * 4], {"tls_key": __file__}),
+    Named("tls_key", ["does not exist", "is a folder", *["expected a certificate"] * 4], {"tls_cert": __file__}),
     Named("knowledge", ["expected a folder", SERVES, *(["expected a folder"] * 4)]),
     Named("store", ["does not exist", "is a folder", SERVES, *(["cannot open the store"] * 3)]),
 )  # fmt: skip
