@@ -257,6 +257,8 @@ class _ForkServerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._outputs: list[OutputReader] = []
         self._sending = asyncio.Lock()
+        self._room: asyncio.Event | None = None
+        """Set to wake the sender that waits for room in the connection; ``None`` if none waits."""
         self.is_ready = False
         """Whether it takes attempts."""
         self._modules = sorted({module for module, _ in functions}) if preload else []
@@ -353,7 +355,7 @@ class _ForkServerProcess:
                 try:
                     socket.send_fds(self._connection, [b"f"], descriptors)
                 except BlockingIOError:
-                    await self._writable()
+                    await self._has_room()
                 except OSError:  # it has ended
                     self.is_ready = False
                 else:
@@ -361,11 +363,16 @@ class _ForkServerProcess:
         return False
 
     async def close(self) -> None:
-        """End it; it is killed if it does not end by itself."""
+        """End it; it is killed if it does not end by itself.
+
+        Attempts that wait to be sent are refused: `send` returns ``False`` for them.
+        """
         self._is_closing = True
+        was_ready = self.is_ready
+        self._refuse()
         self._connection.close()
         try:
-            if self.is_ready:
+            if was_ready:
                 await asyncio.wait({self._ended}, timeout=LEAVING_SECONDS)
             if not self._ended.done() and self._process is not None:
                 self._process.kill()
@@ -375,21 +382,36 @@ class _ForkServerProcess:
                 output.close()
 
     def kill(self) -> None:
-        """End it at once."""
-        self.is_ready = False
+        """End it at once; attempts that wait to be sent are refused."""
+        self._refuse()
         self._signal(signal.SIGKILL)
+
+    def _refuse(self) -> None:
+        """Take no more attempts, and wake the sender that waits for room.
+
+        The loop knows the connection by its descriptor's number, which the next file that is
+        opened may get. So the loop must have forgotten it before the connection is closed.
+        """
+        self.is_ready = False
+        if self._room is not None:
+            self._loop.remove_writer(self._connection)
+            self._room.set()
+            self._room = None
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:
             self._process.send_signal(number)
 
-    async def _writable(self) -> None:
-        ready = asyncio.Event()
-        self._loop.add_writer(self._connection, ready.set)
+    async def _has_room(self) -> None:
+        """Wait until the connection can be written to, or the process takes no more attempts."""
+        room = self._room = asyncio.Event()
+        self._loop.add_writer(self._connection, room.set)
         try:
-            await ready.wait()
+            await room.wait()
         finally:
-            self._loop.remove_writer(self._connection)
+            if self._room is room:  # `_refuse` has not removed it
+                self._loop.remove_writer(self._connection)
+                self._room = None
 
     def _on_end(self) -> None:
         if not self._ended.done():

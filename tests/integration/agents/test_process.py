@@ -411,6 +411,54 @@ async def test_the_fork_server_may_end_with_an_attempt_in_its_hands(
         await own.look()
 
 
+@asynccontextmanager
+async def stopped_and_full(
+    server: pool._ForkServerProcess,
+) -> AsyncIterator[tuple[list[asyncio.Task[None]], list[int]]]:
+    """Stop the process; yield tasks that wait to send it attempts, and descriptors to send."""
+    assert server._process is not None
+    os.kill(server._process.pid, signal.SIGSTOP)
+    with Path(os.devnull).open("rb") as file:  # noqa: ASYNC230 - it does not block
+        descriptors = [file.fileno()] * 4
+
+        async def fill() -> None:
+            while await server.send(descriptors):
+                pass
+
+        filling = [asyncio.create_task(fill()) for _ in range(3)]
+        await until(lambda: server._room is not None)
+        yield filling, descriptors
+
+
+async def test_attempts_that_wait_to_be_sent_get_the_next_fork_server() -> None:
+    """Its connection usually has the descriptor number of the one that was closed."""
+    limits = attempt.Limits(text=100, result=100)
+    async with pool.ProcessPool([], limits) as processes, asyncio.timeout(60):
+        stopped = await processes._server_ready()
+        async with stopped_and_full(stopped) as (filling, descriptors):
+            waiting = [asyncio.create_task(processes._hand_over(descriptors)) for _ in range(5)]
+            await asyncio.sleep(0)
+            processes._give_up()
+            assert await processes._server_ready() is not stopped
+            await asyncio.gather(*filling, *waiting)
+
+
+@pytest.mark.parametrize("end", ["kill", "close"])
+async def test_a_fork_server_that_ends_refuses_attempts_that_wait(end: str, monkeypatch) -> None:
+    """None waits for ever, and the loop has forgotten the connection's descriptor."""
+    monkeypatch.setattr(pool, "LEAVING_SECONDS", 0)
+    server = pool._ForkServerProcess([], preload=False)
+    assert await server.start()
+    async with asyncio.timeout(60), stopped_and_full(server) as (filling, _):
+        number = server._connection.fileno()
+        if end == "kill":
+            server.kill()
+            await asyncio.gather(*filling)
+        await server.close()
+        await asyncio.gather(*filling)
+        assert not asyncio.get_running_loop().remove_writer(number)
+
+
 async def test_the_fork_server_may_be_killed(monkeypatch, tmp_path: Path) -> None:
     """Running attempts continue, and the next task starts a new one."""
     async with served(monkeypatch) as server:
