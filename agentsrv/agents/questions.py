@@ -322,7 +322,7 @@ def check_schema(schema: Schema, value: Any) -> None:
     except ValueError as error:
         reason = str(error).partition("\n")[0]
         raise PermanentError(f"the question's schema is no JSON Schema: {reason}") from None
-    if is_too_much(value, width_of(by_tag, uses_discriminators=False)):
+    if is_too_much(value, _schema_width(orjson.dumps(by_tag))):
         raise _invalid(value, [("value", HINT)])
     try:
         validator.validate(value)  # up to the first error: all of them may be tens of thousands
@@ -415,6 +415,11 @@ def _checker(kind: TypeAdapter[Any]) -> SchemaValidator:
 @lru_cache(maxsize=128)
 def _width(kind: TypeAdapter[Any]) -> int:
     return width_of(kind.json_schema(), uses_discriminators=True)
+
+
+@lru_cache(maxsize=32)
+def _schema_width(schema: bytes) -> int:
+    return width_of(orjson.loads(schema), uses_discriminators=False)
 
 
 # Making a JSON Schema leaves reference cycles behind: not at each asking.

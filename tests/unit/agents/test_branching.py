@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, Literal, Optional, Union
+from typing import Annotated, Any, Literal, NamedTuple, Optional, Union
 
 import pytest
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from typing_extensions import TypeAliasType
 
+from agentsrv.agents import branching, questions
 from agentsrv.agents.base import SLOTS
 from agentsrv.agents.branching import dispatched, is_too_much, width_of
 from agentsrv.agents.params import Parameters
@@ -48,6 +49,15 @@ class Tree(BaseModel):
     right: Tree | None = None
 
 
+class Unary(BaseModel):
+    arg: Named
+
+
+class Pair(NamedTuple):
+    arg: Named
+    other: int = 0
+
+
 class Flat(BaseModel):
     arg: int
 
@@ -58,9 +68,10 @@ class Square(BaseModel):
 
 Expr = Union[Not, Neg, int]  # noqa: UP007 - of names that are defined later
 Ops = Union[Not, Neg, Both, int]  # noqa: UP007
+Named = Union[Unary, Pair, int]  # noqa: UP007
 Tagged = Annotated[TaggedA | TaggedB, Field(discriminator="kind")]
 Json = TypeAliasType("Json", "list[Json] | dict[str, Json] | str | int | None")
-for kind in (Not, Neg, Both, TaggedA, TaggedB, Chain, Tree):
+for kind in (Not, Neg, Both, TaggedA, TaggedB, Chain, Tree, Unary):
     kind.model_rebuild()
 
 
@@ -72,6 +83,8 @@ for kind in (Not, Neg, Both, TaggedA, TaggedB, Chain, Tree):
         (list[Expr], 2),
         (dict[str, Not], 2),
         (Tagged, 1),
+        (Tagged | Chain, 2),
+        (Named, 2),  # an object may be a named tuple
         (Chain, 1),
         (Tree, 1),
         (Json, 1),
@@ -99,9 +112,10 @@ BACK: dict[str, Any] = {"type": "array", "items": {"$ref": "#"}}
         ({"allOf": [{"anyOf": [BACK, BACK]}, {"anyOf": [BACK, BACK]}]}, 4),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/b"}, BACK]}, "b": BACK}}, 2),
         ({"anyOf": [{"type": ["array", "null"], "items": {"$ref": "#"}}, BACK]}, 2),
-        ({"$ref": "#"}, 1),
-        ({"$ref": "#/nowhere"}, 0),
-        ({"$ref": "other.json"}, 0),
+        ({"$ref": "#"}, 0),
+        ({"$ref": "#/nowhere"}, 1),
+        ({"$ref": "other.json"}, 1),
+        ({"anyOf": [{"$ref": "other.json"}, {"$ref": "http://["}]}, 2),
         ({"enum": [{"anyOf": [1]}]}, 0),
         ({"properties": {"anyOf": {"type": "string"}, "$ref": {"type": "string"}}}, 0),
         ({}, 0),
@@ -110,6 +124,169 @@ BACK: dict[str, Any] = {"type": "array", "items": {"$ref": "#"}}
 def test_the_width_of_schemas(schema, width):
     """Whatever combines subschemas counts."""
     assert width_of(schema, uses_discriminators=False) == width
+
+
+N: dict[str, Any] = {"$ref": "#/$defs/N"}
+FIELD: dict[str, Any] = {"properties": {"arg": N}}
+LIST: dict[str, Any] = {"items": N}
+COUNTED: dict[str, Any] = {"if": {"type": "string"}, "then": {"format": "counted"}}
+
+
+def anchored(definition: str, reference: str) -> dict[str, Any]:
+    """A node that two choices lead back to, by its name."""
+    field = {"properties": {"arg": {reference: "#here"}}}
+    return {definition: "here" if definition != "$id" else "#here", "anyOf": [field, field]}
+
+
+def unions(count: int) -> dict[str, Any]:
+    """Unions each of which has all others as choices."""
+    names = [f"U{number}" for number in range(count)]
+    return {
+        name: {"anyOf": [FIELD, *({"$ref": f"#/$defs/{one}"} for one in names if one != name)]}
+        for name in names
+    }
+
+
+BRANCHING: dict[str, tuple[dict[str, Any], int]] = {
+    "own properties beside allOf": ({**FIELD, "allOf": [FIELD]}, 2),
+    "own properties beside anyOf": ({**FIELD, "anyOf": [FIELD, {"type": "string"}]}, 2),
+    "own properties beside a reference": ({**FIELD, "$ref": "#/$defs/M"}, 2),
+    "own items beside allOf": ({**LIST, "allOf": [LIST]}, 2),
+    "$anchor": (anchored("$anchor", "$ref"), 2),
+    "$dynamicAnchor": (anchored("$dynamicAnchor", "$dynamicRef"), 2),
+    "$dynamicAnchor by $ref": (anchored("$dynamicAnchor", "$ref"), 2),
+    "$id": ({"$id": "http://x/n", "anyOf": [{"properties": {"arg": {"$ref": "n"}}}] * 2}, 2),
+    "dependentSchemas": ({**FIELD, "dependentSchemas": {"arg": FIELD}}, 2),
+    "patterns": ({"patternProperties": {"^a": N, "g$": N}}, 2),
+    "a pattern and a property": ({**FIELD, "patternProperties": {"^a": N}}, 2),
+    "other fields": ({**FIELD, "allOf": [{"additionalProperties": N}]}, 2),
+    "contains": ({**LIST, "contains": N}, 2),
+    "elements by their positions": ({"prefixItems": [N], "allOf": [LIST]}, 2),
+    "not": ({**FIELD, "not": {"required": ["x"], **FIELD}}, 2),
+    "unevaluatedProperties": ({"anyOf": [FIELD], "unevaluatedProperties": False}, 2),
+    "unevaluatedProperties, nested": (
+        {"allOf": [{"allOf": [FIELD]}], "unevaluatedProperties": False},
+        3,
+    ),
+    "unevaluatedItems": ({"anyOf": [LIST], "unevaluatedItems": False}, 2),
+    "unevaluatedProperties after if": (
+        {"if": FIELD, "then": FIELD, "unevaluatedProperties": False},
+        4,
+    ),
+    "inherited from a reference": ({"allOf": [{"$ref": "#/$defs/M"}, {"$ref": "#/$defs/M"}]}, 2),
+}
+STRAIGHT: dict[str, dict[str, Any]] = {
+    "one field": FIELD,
+    "fields and others": {**FIELD, "additionalProperties": N},
+    "fields and what is left": {**FIELD, "unevaluatedProperties": N},
+    "fields beside inherited fields": {"properties": {"parent": N}, "allOf": [FIELD]},
+    "fields that depend on others": {
+        **FIELD,
+        "dependentSchemas": {"arg": {"properties": {"more": N}}},
+    },
+    "a list or an object": {"anyOf": [LIST, FIELD, {"type": "string"}]},
+    "positions": {"prefixItems": [N, N], "items": N},
+    "names of fields": {**FIELD, "propertyNames": N},
+    "a condition that does not recur": {
+        **FIELD,
+        "if": {"properties": {"arg": {"type": "string"}}},
+        "then": {"maxProperties": 9},
+    },
+}
+
+
+def whole(node: dict[str, Any]) -> dict[str, Any]:
+    """A schema whose node ``N`` is the given one; it counts validations of the inmost text."""
+    node = {**node, "allOf": [COUNTED, *node.get("allOf", [])]}
+    return {**N, "$defs": {"N": node, "M": FIELD}}
+
+
+def work(schema: dict[str, Any], value: Any) -> int:
+    """How often the validator looks at the inmost text."""
+    jsonschema_rs = pytest.importorskip("jsonschema_rs")
+    times = 0
+
+    def count(_: str) -> bool:
+        nonlocal times
+        times += 1
+        return True
+
+    validator = jsonschema_rs.validator_for(
+        schema, formats={"counted": count}, validate_formats=True
+    )
+    validator.is_valid(value)
+    return times
+
+
+@pytest.mark.parametrize("case", BRANCHING)
+def test_whatever_is_validated_repeatedly_counts(case):
+    """The width is no smaller than the growth of the work that a validator does."""
+    node, width = BRANCHING[case]
+    schema = whole(node)
+    assert width_of(schema, uses_discriminators=False) == width
+    for levels in range(1, 5):
+        is_list = "Items" in str(node) or "items" in str(node)
+        value = nested(levels) if is_list else chain(levels)
+        assert 1 <= work(schema, value) <= width**levels
+
+
+@pytest.mark.parametrize("case", STRAIGHT)
+def test_ordinary_recursion_is_not_refused(case):
+    """Each part is validated once, so that no depth is too much."""
+    schema = whole(STRAIGHT[case])
+    assert width_of(schema, uses_discriminators=False) == 1
+    assert work(schema, chain(20)) <= 21  # names of fields are texts, too
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        unions(60),
+        {f"U{n}": {"allOf": [{"$ref": f"#/$defs/U{n + 1}"}] * 2} for n in range(500)},
+        {f"U{n}": {"properties": {"arg": {"$ref": f"#/$defs/U{n + 1}"}}} for n in range(5000)},
+    ],
+    ids=["unions of each other", "references to the next", "levels"],
+)
+def test_the_width_is_found_in_one_pass(nodes, monkeypatch):
+    """Each node is read once, however many paths lead to it."""
+    read = 0
+    original = branching._Graph._node
+
+    def counted(self, schema):
+        nonlocal read
+        read += 1
+        return original(self, schema)
+
+    monkeypatch.setattr(branching._Graph, "_node", counted)
+    last = {f"U{len(nodes)}": {"anyOf": [{"properties": {"arg": {"$ref": "#/$defs/U0"}}}] * 2}}
+    schema = {"$ref": "#/$defs/U0", "$defs": {**nodes, **last}}
+    assert width_of(schema, uses_discriminators=False) > 1
+    assert read <= str(schema).count("{")
+
+
+def test_the_width_of_a_questions_schema_is_found_once(monkeypatch):
+    """Not for each answer."""
+    pytest.importorskip("jsonschema_rs")
+    found = []
+
+    def counted(schema: Any, *, uses_discriminators: bool) -> int:
+        found.append(schema)
+        return width_of(schema, uses_discriminators=uses_discriminators)
+
+    monkeypatch.setattr(questions, "width_of", counted)
+    schema = {"title": "asked repeatedly", "type": "integer"}
+    for answer in range(3):
+        check_schema(schema, answer)
+    check_schema({**schema, "title": "another"}, 1)
+    assert len(found) == 2
+
+
+def nested(levels: int) -> Any:
+    """Lists within each other."""
+    value: Any = "bad"
+    for _ in range(levels):
+        value = [value]
+    return value
 
 
 def chain(levels: int, inmost: Any = "bad") -> Any:
