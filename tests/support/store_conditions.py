@@ -136,7 +136,7 @@ def overwritten(path: Path) -> Iterator[None]:
     """A backup is copied over it: the inode stays, the content does not."""
     other = path.with_name("other.db")
     _make_other(other, "DELETE")
-    path.write_bytes(other.read_bytes())
+    _overwrite(path, other.read_bytes())
     yield
 
 
@@ -145,7 +145,7 @@ def overwritten_with_log(path: Path) -> Iterator[None]:
     """A database of another program, which also has a write-ahead log, is copied over it."""
     other = path.with_name("other.db")
     _make_other(other, "WAL", application=1)
-    path.write_bytes(other.read_bytes())
+    _overwrite(path, other.read_bytes())
     yield
 
 
@@ -154,6 +154,13 @@ def emptied(path: Path) -> Iterator[None]:
     """It is truncated."""
     path.write_bytes(b"")
     yield
+
+
+def _overwrite(path: Path, content: bytes) -> None:
+    """Put ``content`` into the file; at no time is it shorter, as if it had been cut off."""
+    with path.open("r+b", buffering=0) as file:
+        file.write(content)
+        file.truncate()
 
 
 def _make_other(path: Path, mode: str, application: int = APPLICATION) -> None:
