@@ -49,18 +49,18 @@ from agentsrv.store.sqlite_transaction import Transaction
 WAL_LIMIT: Final = 64 << 20  # bytes that the write-ahead log is cut back to after a checkpoint
 HEAD: Final = "task_id, owner, status, seq, epoch"
 ROW: Final = "task_id, status, user_input, created_at, owner"
-BY_ID: Final = "(SELECT id AS number FROM task WHERE task_id = ?1)"
+BY_ID: Final = "(SELECT id AS number FROM task WHERE task_id = ?)"
 """What the index of ids says of a task."""
-BY_KEY: Final = "(SELECT id AS number FROM task WHERE owner = ?1 AND idempotency_key = ?2)"
+BY_KEY: Final = "(SELECT id AS number FROM task WHERE owner = ? AND idempotency_key = ?)"
 """What the index of idempotency keys says."""
 READ: Final = "LEFT JOIN task NOT INDEXED ON id = number"
 """The row itself, from the table; NULLs where it is missing."""
 LOG: Final = (
     f"(SELECT id << {SEQ_BITS} AS first, (id + 1 << {SEQ_BITS}) - 1 AS last"
-    f" FROM {BY_ID} JOIN task NOT INDEXED ON id = number AND task_id = ?1)"
+    f" FROM {BY_ID} JOIN task NOT INDEXED ON id = number AND task_id = ?)"
 )
-"""The places between which a task's log is."""
-OLD: Final = "task NOT INDEXED WHERE id = ?1 AND ended_at < ?2"
+"""The places between which a task's log is; the id of the task is asked for twice."""
+OLD: Final = "task NOT INDEXED WHERE id = ? AND ended_at < ?"
 Numbers = list[int]
 """Of tasks: the method ``list`` hides the type in the class."""
 
@@ -353,7 +353,7 @@ class SqliteLog(Transaction):
         rows = self._db.execute(
             f"SELECT place - first, body FROM event, {LOG}"
             " WHERE place > first + ? AND place <= last ORDER BY place",
-            (task_id, after),
+            (task_id, task_id, after),
         )
         found: list[bytes] = []
         for last, body in rows:
@@ -540,10 +540,10 @@ class SqliteLog(Transaction):
         rows = [(number, before) for number in numbers]
         try:
             self._write(
-                f"DELETE FROM event WHERE place BETWEEN ?1 << {SEQ_BITS}"
-                f" AND (?1 + 1 << {SEQ_BITS}) - 1"
+                f"DELETE FROM event WHERE place BETWEEN ? << {SEQ_BITS}"
+                f" AND (? + 1 << {SEQ_BITS}) - 1"
                 f" AND EXISTS (SELECT 1 FROM {OLD})",
-                rows,
+                [(number, number, *row) for number, row in zip(numbers, rows, strict=True)],
                 None,
             )
             deleted = self._write(f"DELETE FROM {OLD}", rows, None).rowcount
@@ -580,8 +580,8 @@ class SqliteLog(Transaction):
         if task.idempotency_key is not None:
             self._write(
                 "UPDATE task NOT INDEXED SET idempotency_key = NULL"
-                f" WHERE id = {BY_KEY} AND owner = ?1 AND idempotency_key = ?2",
-                (task.owner, task.idempotency_key),
+                f" WHERE id = {BY_KEY} AND owner = ? AND idempotency_key = ?",
+                (task.owner, task.idempotency_key) * 2,
                 task.task_id,
             )
 

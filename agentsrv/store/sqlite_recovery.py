@@ -60,8 +60,8 @@ SUMS: Final = [
 """Indexes, with conditions, that lead to the same tasks."""
 INDEXES: Final = (IDS, "task_ready", "task_node", "task_ended", "task_owner", "task_key")
 STORE_MARKS: Final = (
-    "UPDATE task NOT INDEXED SET interrupted = ?1"
-    " WHERE id = (SELECT id FROM task WHERE task_id = ?2) AND task_id = ?2 AND ended_at IS NULL"
+    "UPDATE task NOT INDEXED SET interrupted = ?"
+    " WHERE id = (SELECT id FROM task WHERE task_id = ?) AND task_id = ? AND ended_at IS NULL"
 )
 
 _log = logging.getLogger("agentsrv.store")
@@ -210,7 +210,7 @@ class Recovery:
         interrupted: dict[str, list[tuple[str, int]]] = {}
         for mark in marks:
             interrupted.setdefault(mark.task_id, []).append((mark.step_id, mark.attempt))
-        rows = [(json.dumps(attempts), task_id) for task_id, attempts in interrupted.items()]
+        rows = [(json.dumps(attempts), task, task) for task, attempts in interrupted.items()]
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany(STORE_MARKS, rows)

@@ -200,7 +200,7 @@ def test_a_purge_leaves_no_events(log):
 def test_a_log_is_read_without_a_look_at_others(log):
     """By the primary key, from both ends."""
     sql = f"SELECT body FROM event, {LOG} WHERE place > first + ? AND place <= last"  # noqa: S608
-    plan = str(log._db.execute(f"EXPLAIN QUERY PLAN {sql}", ("t1", 0)).fetchall())
+    plan = str(log._db.execute(f"EXPLAIN QUERY PLAN {sql}", ("t1", "t1", 0)).fetchall())
     assert "SEARCH event USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)" in plan
     assert "SCAN event" not in plan
 
