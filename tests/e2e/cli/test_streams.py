@@ -293,6 +293,7 @@ BYTES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
 @pytest.mark.parametrize("name", BYTES)
 def test_arguments_of_any_bytes_end_in_a_sentence(name, locale, server, tmp_path):

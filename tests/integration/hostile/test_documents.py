@@ -235,6 +235,7 @@ ANSWER = """if True:
 """
 
 
+@pytest.mark.slow
 def test_no_question_takes_long():
     """All that is done with a question and with a report, in seconds of CPU time.
 

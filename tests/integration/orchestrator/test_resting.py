@@ -74,6 +74,7 @@ async def claimed(door: PostgresStore) -> list[tuple[str | None, int]]:
     return [(each.step_id, each.attempt) for each in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", [run.__name__ for run in ENDING])
 async def test_a_step_that_ends_its_node_beside_a_question_loses(dsn: str, agent: str):
     """Also where it was woken by nothing that is in the log."""
@@ -93,6 +94,7 @@ async def test_a_step_that_ends_its_node_beside_a_question_loses(dsn: str, agent
         await door.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", [run.__name__ for run in WAITING])
 async def test_a_step_that_only_waits_does_not(dsn: str, agent: str):
     """Nor does its next attempt, which asks nothing new."""

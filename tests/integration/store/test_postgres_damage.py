@@ -113,6 +113,7 @@ async def spoil(server: Postgres, table: str, odd: str = ODD) -> set[str]:
     return {task_id for task_id, found in rows if found == block}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["task", "event"])
 async def test_a_damaged_page_concerns_its_tasks(own_server, caplog, table):
     """They are named, and refused again and again; all others are read, listed and written."""
@@ -218,6 +219,7 @@ async def patiently(call: Callable[[], Awaitable[T]]) -> T:
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [LOST, HELD, ENDED, WAITING])
 async def test_a_damaged_page_keeps_no_other_task_from_being_found(own_server, caplog, kind):
     """All others are claimed, taken from dead nodes, queued, listed, told and forgotten."""
@@ -322,6 +324,7 @@ ARGUMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [0, 10, 20_000])
 @pytest.mark.parametrize("damaged", [(1,), (2, 3, 4, 9), tuple(range(5, 900, 3))])
 async def test_what_is_left_out_is_left_out_by_an_index(dsn, closing, rows, damaged):
