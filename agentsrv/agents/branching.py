@@ -410,7 +410,7 @@ class _Resolver:
         if not fragment:
             found: list[Any] = [*resources]
         elif fragment.startswith("/"):
-            roots = [*resources, self._schema]  # the second if what looked like an id is none
+            roots = [*resources, self._schema]  # a value of `enum` may look like an id
             found = [target for root in roots for target in _pointed(root, fragment)]
         else:
             found = [*self._anchors.get((base, fragment), [])]

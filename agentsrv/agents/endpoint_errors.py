@@ -106,7 +106,7 @@ def refused(status: int, headers: Mapping[str, str], body: bytes) -> ModelError:
 def _as_utf_8(body: bytes, charset: str) -> bytes:
     try:
         return body.decode(charset, "replace").encode(errors="replace")
-    except (LookupError, ValueError):  # an unknown charset, or one that is none of text
+    except (LookupError, ValueError):  # an unknown codec, or not one of texts
         return body
 
 

@@ -35,6 +35,7 @@ from agentsrv.errors import (
     Unavailable,
     missing_extra,
 )
+from agentsrv.models.canonical import canonical
 from agentsrv.models.events import InputReceived
 from agentsrv.models.text import joined
 
@@ -175,7 +176,7 @@ class Question:
         if self.kind is None:
             check_schema(self.schema, value)
             return
-        if self.options is not None and _canonical(value) not in map(_canonical, self.options):
+        if self.options is not None and canonical(value) not in map(canonical, self.options):
             expected = orjson.dumps(self.options).decode()
             raise _invalid(value, [("value", f"expected one of {expected}")])
         complaints = self._complaints(self.kind, value)
@@ -228,7 +229,7 @@ class Question:
         if answer.action == "expire" and answer.value is None:
             raise InputExpired(f"nobody answered in time: {self.prompt[:MAX_SHOWN]}")
         for json, member in self.members:
-            if _canonical(json) == _canonical(answer.value):
+            if canonical(json) == canonical(answer.value):
                 return copied(json) if isinstance(member, (dict, list)) else member
         if self.kind is None:
             return answer.value
@@ -311,18 +312,12 @@ def check_schema(schema: Schema, value: Any) -> None:
             "the step has not reached its question again; try again later: until then "
             + missing_extra("checking the answer", "schema")
         ) from None
-    by_tag = dispatched(schema)
     try:
-        validator = jsonschema_rs.validator_for(
-            by_tag,
-            validate_formats=True,
-            pattern_options=jsonschema_rs.RegexOptions(),  # linear in what the client sends
-            retriever=_retrieve_nothing,
-        )
+        validator, width = _schema_checker(orjson.dumps(schema))
     except ValueError as error:
         reason = str(error).partition("\n")[0]
         raise PermanentError(f"the question's schema is no JSON Schema: {reason}") from None
-    if is_too_much(value, _schema_width(orjson.dumps(by_tag))):
+    if is_too_much(value, width):
         raise _invalid(value, [("value", HINT)])
     try:
         validator.validate(value)  # up to the first error: all of them may be tens of thousands
@@ -372,7 +367,7 @@ def _read_type(schema: Any) -> tuple[TypeAdapter[Any], Schema]:
 
 
 def _no_json(schema: Any) -> Any:
-    """A value that ``schema`` wants and no JSON is read as; ``None`` if there is none.
+    """Return a value that ``schema`` accepts but no JSON becomes, or ``None``.
 
     Such are the members of an enum, or bytes, in a `Literal`, and tuples as values of an enum.
     """
@@ -418,8 +413,22 @@ def _width(kind: TypeAdapter[Any]) -> int:
 
 
 @lru_cache(maxsize=32)
-def _schema_width(schema: bytes) -> int:
-    return width_of(orjson.loads(schema), uses_discriminators=False)
+def _schema_checker(schema: bytes) -> tuple[Any, int]:
+    """The validator of a JSON Schema, and the schema's width.
+
+    Raises:
+        ValueError: It is not a JSON Schema.
+    """
+    import jsonschema_rs  # noqa: PLC0415 - an extra
+
+    by_tag = dispatched(orjson.loads(schema))
+    validator = jsonschema_rs.validator_for(
+        by_tag,
+        validate_formats=True,
+        pattern_options=jsonschema_rs.RegexOptions(),  # linear in what the client sends
+        retriever=_retrieve_nothing,
+    )
+    return validator, width_of(by_tag, uses_discriminators=False)
 
 
 # Making a JSON Schema leaves reference cycles behind: not at each asking.
@@ -443,10 +452,6 @@ def _path(location: Sequence[Any]) -> str:
 def _shown(value: Any) -> str:
     text = orjson.dumps(value).decode()
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
-
-
-def _canonical(value: Any) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
 _KEY: Final = re.compile(r"(?!\d+\Z)[A-Za-z0-9_.:-]{1,64}")

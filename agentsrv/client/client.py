@@ -10,7 +10,6 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
-import orjson
 from websockets.exceptions import InvalidURI
 from websockets.uri import parse_uri
 
@@ -23,6 +22,7 @@ from agentsrv.client.tokens import Token
 from agentsrv.error_text import redact_url
 from agentsrv.errors import ConfigurationError, Conflict, InvalidCommand, InvalidState
 from agentsrv.models import events as e
+from agentsrv.models.canonical import canonical
 from agentsrv.models.events import Record
 
 if TYPE_CHECKING:  # what only annotations name: the client works without pydantic
@@ -288,7 +288,8 @@ class Client:
             settled = await self._settled(task_id, input_id)
             if settled is None or settled["action"] != action:
                 raise
-            if not _is_sealed(settled["value"]) and _json(settled["value"]) != _json(value):
+            found = settled["value"]  # as the log has it
+            if not e.is_sealed(found) and canonical(found) != canonical(value):
                 raise
         return {"task_id": task_id, "input_id": input_id}
 
@@ -433,13 +434,3 @@ class Client:
 
     def _send_for_feed(self, fields: dict[str, Any], on_answer: Callable[[Answer], None]) -> None:
         self._link.post(fields, on_answer, resend=False)
-
-
-def _json(value: Any) -> bytes:
-    """A value as the log has it: a tuple is a list there, and a date is text."""
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-
-
-def _is_sealed(value: Any) -> bool:
-    """Whether it is the ciphertext of a secret answer."""
-    return isinstance(value, dict) and value.keys() == {e.SEALED}

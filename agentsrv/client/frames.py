@@ -151,7 +151,7 @@ def check(kind: str, frame: Any) -> None:
     Raises:
         ProtocolViolation: A field is missing, or its value is of another type.
     """
-    _check(_frame(kind), frame, f"a frame {kind!r}")
+    _check(_frame(kind), frame, "a frame", kind)
 
 
 def check_reply(command: str, frame: Any) -> None:
@@ -160,7 +160,7 @@ def check_reply(command: str, frame: Any) -> None:
     Raises:
         ProtocolViolation: As `check`.
     """
-    _check(_reply(command), frame, f"a reply to {command!r}")
+    _check(_reply(command), frame, "a reply to", command)
 
 
 def to_record(frame: Any) -> e.Record:
@@ -172,11 +172,11 @@ def to_record(frame: Any) -> e.Record:
     check("event", frame)
     event_type = frame["event_type"]
     if event_type in e.EVENTS:
-        _check(_event(event_type), frame["data"], f"an event {event_type!r}")
+        _check(_event(event_type), frame["data"], "an event", event_type)
     return e.to_record(frame)
 
 
-def _check(adapter: TypeAdapter[Any], value: Any, what: str) -> None:
+def _check(adapter: TypeAdapter[Any], value: Any, what: str, name: str) -> None:
     try:
         adapter.validate_python(value, strict=True)
     except ValidationError as error:
@@ -184,5 +184,5 @@ def _check(adapter: TypeAdapter[Any], value: Any, what: str) -> None:
         field = ".".join(map(str, found["loc"])) or "all of it"
         quoted = "" if found["type"] == "missing" else f"; found {found['input']!r}"[:QUOTED]
         raise ProtocolViolation(
-            f"the server sent {what} that cannot be read: {field}: {found['msg']}{quoted}"
+            f"the server sent {what} {name!r} that cannot be read: {field}: {found['msg']}{quoted}"
         ) from None

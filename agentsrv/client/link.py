@@ -92,7 +92,7 @@ class Listener(Protocol):
         """An event arrived."""
 
     def refused(self, task_id: str, error: AgentsrvError) -> None:
-        """A subscription to a task cannot go on."""
+        """The server has ended a subscription to a task."""
 
     def up(self) -> None:
         """There is a connection."""

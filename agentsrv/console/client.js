@@ -566,7 +566,7 @@ export class Client {
 
   #answer(/** @type {any} */ frame) {
     if (frame.type === "error" && (frame.id ?? null) === null && frame.task_id) {
-      const feed = this.#feeds.get(frame.task_id); // its subscription cannot go on
+      const feed = this.#feeds.get(frame.task_id); // its subscription has ended
       if (feed) feed.isOn = false;
       for (const one of [...(feed?.listeners ?? [])]) one.fail(new AgentsrvError(frame));
       return;

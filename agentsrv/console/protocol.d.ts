@@ -125,12 +125,12 @@ export interface Detail {
   reason: string;
 }
 
-/** A command was refused, or a subscription cannot go on; the connection lives. */
+/** A command was refused, or a subscription has ended; the connection lives. */
 export interface ErrorFrame {
   type: "error";
   command: string | null;
   id: string | number | null;
-  /** The task of a subscription that cannot go on. */
+  /** The task whose subscription has ended. */
   task_id?: string;
   code: "invalid_json" | "invalid_command" | "unknown_command" | "unauthenticated" | "not_found" | "invalid_state" | "conflict" | "invalid_input" | "seq_ahead" | "too_large" | "rate_limited" | "overloaded" | "shutting_down" | "unavailable" | "internal";
   message: string;

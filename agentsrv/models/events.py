@@ -29,7 +29,7 @@ from agentsrv.errors import AgentsrvError
 from agentsrv.models.text import joined
 
 MAX_MESSAGE: Final = 2000  # characters of a progress message
-SEALED: Final = "sealed"  # the one field of the object that stands for a secret answer
+SEALED: Final = "sealed"  # the only field of the object that replaces a secret answer
 _NUMBERS: Final = (int, float)
 _MOST: Final = 2**53  # beyond it a float is no exact count
 
@@ -453,6 +453,11 @@ def is_life_cycle(body: bytes) -> bool:
 def is_terminal(body: bytes) -> bool:
     """Whether an encoded event is its task's last; without decoding it."""
     return body.startswith(_TERMINAL)
+
+
+def is_sealed(value: Any) -> bool:
+    """Whether a value of the log is the ciphertext of a secret answer."""
+    return isinstance(value, dict) and value.keys() == {SEALED} and isinstance(value[SEALED], str)
 
 
 def format_timestamp(at: float) -> str:

@@ -8,6 +8,8 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from agentsrv.models.canonical import canonical
+
 MAX_ENTRIES: Final = 1000
 MAX_BYTES: Final = 16 << 20  # of outputs and results together
 MAX_SHARE: Final = 16  # the part of them that one entry may take at most: the rest is for others
@@ -70,5 +72,4 @@ class ResultCache:
 
 def key_of(principal: str, agent: str, *made_of: Any) -> bytes:
     """The key of what ``agent`` makes of ``made_of`` (JSON) for ``principal``, and nobody else."""
-    body = orjson.dumps([principal, agent, *made_of], option=orjson.OPT_SORT_KEYS)
-    return blake2b(body, digest_size=16).digest()
+    return blake2b(canonical([principal, agent, *made_of]), digest_size=16).digest()

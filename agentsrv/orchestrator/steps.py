@@ -272,8 +272,8 @@ class StepRun:
 
     def _settle(self, outcome: str, error: BaseException | None = None) -> None:
         """Record how the attempt that runs has ended, if one does; free the turn in any case."""
+        self._stand_down()
         if self._said is None:
-            self._stand_down()
             return
         logs.about.reset(self._said)
         self._said = None
@@ -281,7 +281,6 @@ class StepRun:
         if self._look is not None:
             self._look.cancel()
             self._look, self._is_look_near = None, False
-        self._stand_down()
         seconds = monotonic() - self._started
         self._task.around.measures.attempts[self._agent.name, outcome].observe(seconds)
         if self._span is not None:

@@ -29,7 +29,7 @@ import orjson
 
 from agentsrv.config_files import decode, read_bytes
 from agentsrv.errors import ConfigurationError, PermanentError, Unavailable, missing_extra
-from agentsrv.models.events import SEALED
+from agentsrv.models.events import SEALED, is_sealed
 
 MIN_SECRET: Final = 4  # characters; shorter ones are parts of ordinary words
 
@@ -154,11 +154,6 @@ class Vault:
         finally:
             beside.unlink()
         return key
-
-
-def is_sealed(value: Any) -> bool:
-    """Whether a value of the log is a ciphertext."""
-    return isinstance(value, dict) and value.keys() == {SEALED} and isinstance(value[SEALED], str)
 
 
 def texts_of(value: Any) -> Iterator[str]:

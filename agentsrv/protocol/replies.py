@@ -36,12 +36,12 @@ class Detail(TypedDict):
 
 
 class Refused(TypedDict):
-    """A command was refused, or a subscription cannot go on; the connection lives."""
+    """A command was refused, or a subscription has ended; the connection lives."""
 
     command: str | None
     id: str | int | None
     task_id: NotRequired[
-        Annotated[str, Field(description="The task of a subscription that cannot go on.")]
+        Annotated[str, Field(description="The task whose subscription has ended.")]
     ]
     code: str
     message: str

@@ -176,7 +176,7 @@ class Flusher:
                     _log.warning(told, link.address_of(self._dsn), self.trouble)
                 is_away = True
                 await asyncio.sleep(next(pauses))
-            except Exception as error:  # noqa: BLE001 - damage, or a fault of ours: it goes on
+            except Exception as error:  # noqa: BLE001 - damage, or a fault of ours; flushing continues
                 self._drop()
                 if flush.statements is not self.statements:  # which leave the page out by now
                     continue

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import orjson
 from mcp_types import ElicitRequestFormParams, ElicitResult
 
 from agentsrv.errors import InputDeclined
+from agentsrv.models.canonical import canonical
 from agentsrv.models.events import InputRequired
 from agentsrv.protocol.shell import read_answer
 
@@ -87,7 +87,7 @@ def labels(options: Sequence[Any]) -> list[str]:
 
 
 def _key(option: Any) -> str:
-    return orjson.dumps(option, option=orjson.OPT_SORT_KEYS).decode()
+    return canonical(option).decode()
 
 
 def _is_flat(asked: InputRequired) -> bool:
