@@ -38,8 +38,8 @@ from agentsrv.telemetry.watchdog import Watchdog
 from agentsrv.version import __version__
 
 if TYPE_CHECKING:
-    from agentsrv.agents.knowledge import Passage
     from agentsrv.agents.knowledge.library import Library
+    from agentsrv.agents.knowledge.ranking import Passage
     from agentsrv.agents.llm import LanguageModel
     from agentsrv.agents.planner import BuiltinPlanner
 

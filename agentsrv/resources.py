@@ -193,8 +193,8 @@ def make_library(settings: Settings, embedder: Embedder | None) -> Library | Non
         return None
     if not settings.knowledge.is_dir():
         raise ConfigurationError(f"knowledge is {settings.knowledge}; expected a folder")
-    from agentsrv.agents.knowledge import KnowledgeBase
     from agentsrv.agents.knowledge.library import Library
+    from agentsrv.agents.knowledge.search import KnowledgeBase
 
     return Library(KnowledgeBase(settings.knowledge, make_index_folder(settings), embedder))
 

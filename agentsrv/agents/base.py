@@ -40,7 +40,7 @@ from agentsrv.models.retry import RETRIES, RETRY_BASE, RetryPolicy
 from agentsrv.suggest import meant_or_known
 
 if TYPE_CHECKING:
-    from agentsrv.agents.knowledge import Passage
+    from agentsrv.agents.knowledge.ranking import Passage
     from agentsrv.agents.llm import LanguageModel
     from agentsrv.agents.process import ProcessPool
 

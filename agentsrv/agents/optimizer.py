@@ -26,7 +26,7 @@ from agentsrv.models.plan import Step
 from agentsrv.threads import in_thread
 
 if TYPE_CHECKING:
-    from agentsrv.agents.knowledge import Passage
+    from agentsrv.agents.knowledge.ranking import Passage
 
 MAX_GAPS: Final = 4  # terms that are looked for a second time
 LOOKED_AT: Final = 6  # passages that are looked at for each of them

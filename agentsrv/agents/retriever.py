@@ -14,7 +14,7 @@ from agentsrv.models.plan import Step
 from agentsrv.threads import in_thread
 
 if TYPE_CHECKING:
-    from agentsrv.agents.knowledge import Passage
+    from agentsrv.agents.knowledge.ranking import Passage
 
 RESULT_BYTES = 36_000  # of text in the result: it is an event in the task's log
 MAX_CHECKS = 8  # searches for single terms that no passage has: is there anything on them?

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from agentsrv.agents.knowledge import IndexReport, KnowledgeBase
+from agentsrv.agents.knowledge.search import IndexReport, KnowledgeBase
 from agentsrv.cli.live.progress import OnProgress, progress
 from agentsrv.cli.options import make_settings
 from agentsrv.cli.signals import run_until_signal

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agentsrv.agents.analyzer import AnalyzerAgent
-from agentsrv.agents.knowledge import KnowledgeBase
+from agentsrv.agents.knowledge.search import KnowledgeBase
 from agentsrv.agents.optimizer import OptimizerAgent
 from agentsrv.agents.planner import report
 from agentsrv.agents.retriever import RetrieverAgent

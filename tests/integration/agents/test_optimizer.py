@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from agentsrv.agents.knowledge import Passage
 from agentsrv.agents.knowledge.markup import plain
+from agentsrv.agents.knowledge.ranking import Passage
 from agentsrv.agents.optimizer import NOTHING_LEFT, SECOND_LOOK, OptimizerAgent
 from agentsrv.agents.planner import research
 from agentsrv.agents.validator import validate

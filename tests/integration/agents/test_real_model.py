@@ -15,8 +15,8 @@ import pytest
 
 from agentsrv import App
 from agentsrv.agents import prompts
-from agentsrv.agents.knowledge import KnowledgeBase
 from agentsrv.agents.knowledge.markup import plain as plain_text
+from agentsrv.agents.knowledge.search import KnowledgeBase
 from agentsrv.agents.llm import Embedder, LanguageModel, connect
 from agentsrv.agents.planner import MAX_PLANNED, NEEDS, BuiltinPlanner, plan_schema
 from agentsrv.agents.report import read, unescape

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from agentsrv.agents.knowledge import KnowledgeBase
 from agentsrv.agents.knowledge.documents import Unreadable
 from agentsrv.agents.knowledge.reading import DocumentReader
+from agentsrv.agents.knowledge.search import KnowledgeBase
 from agentsrv.errors import KnowledgeError
 from tests.integration.hostile.documents import BRACKETS, DOCUMENTS, QUESTIONS, SENTENCE
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from agentsrv.agents.base import Agent
-from agentsrv.agents.knowledge import Passage
+from agentsrv.agents.knowledge.ranking import Passage
 from agentsrv.agents.retriever import RESULT_BYTES, RetrieverAgent
 from agentsrv.errors import KnowledgeError
 from agentsrv.models.plan import Step

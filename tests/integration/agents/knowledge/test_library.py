@@ -3,8 +3,8 @@ import logging
 
 import pytest
 
-from agentsrv.agents.knowledge import KnowledgeBase
 from agentsrv.agents.knowledge.library import Library
+from agentsrv.agents.knowledge.search import KnowledgeBase
 from agentsrv.errors import ModelError
 
 THREADS = "Creating a thread costs tens of microseconds on most machines."

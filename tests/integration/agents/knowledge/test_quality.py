@@ -18,7 +18,7 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from agentsrv.agents.knowledge import KnowledgeBase
+from agentsrv.agents.knowledge.search import KnowledgeBase
 from agentsrv.agents.llm import Embedder, connect
 from agentsrv.agents.text import terms
 from tests.support.fake_model import fake_model
