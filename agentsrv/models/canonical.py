@@ -1,0 +1,16 @@
+"""The canonical form of a JSON value: equal values have equal bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+
+def canonical(value: Any) -> bytes:
+    """Return ``value`` as JSON with sorted keys; a tuple is a list there, and a date is text.
+
+    Raises:
+        TypeError: JSON cannot hold it.
+    """
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
