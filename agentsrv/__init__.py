@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agentsrv.agents.base import StepContext, TaskContext
+    from agentsrv.agents.agent import StepContext, TaskContext
     from agentsrv.app import App
     from agentsrv.errors import AgentsrvError, InputDeclined, InputExpired, PermanentError
     from agentsrv.models.plan import ExecutionPlan, Step
@@ -22,8 +22,8 @@ _MODULES = {
     "InputExpired": "agentsrv.errors",
     "PermanentError": "agentsrv.errors",
     "Step": "agentsrv.models.plan",
-    "StepContext": "agentsrv.agents.base",
-    "TaskContext": "agentsrv.agents.base",
+    "StepContext": "agentsrv.agents.agent",
+    "TaskContext": "agentsrv.agents.agent",
     "__version__": "agentsrv.version",
 }
 

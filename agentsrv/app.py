@@ -11,37 +11,38 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
-from agentsrv.agents.base import Agent, AgentFunction, AgentOptions, Planner, Search
-from agentsrv.agents.process import Limits, ProcessPool, refuse_in_worker
+from agentsrv.adapters.ag_ui.endpoint import serve_ag_ui
+from agentsrv.agents.agent import Agent, AgentFunction, AgentOptions, Planner, Search
+from agentsrv.agents.isolation.process_function import Limits, ProcessPool, refuse_in_worker
 from agentsrv.agents.registry import Registry
+from agentsrv.delivery.broker import Hub
+from agentsrv.engine.cluster.follower import Tails
+from agentsrv.engine.cluster.remote_commands import Peers
+from agentsrv.engine.commands import Orchestrator
+from agentsrv.engine.vault import Vault
+from agentsrv.engine.worker import Worker
+from agentsrv.engine.worker_context import OutputLimits, Surroundings
 from agentsrv.errors import ConfigurationError
-from agentsrv.orchestrator.hub import Hub
-from agentsrv.orchestrator.logs import forget_old
-from agentsrv.orchestrator.orchestrator import Orchestrator
-from agentsrv.orchestrator.peers import Peers
-from agentsrv.orchestrator.surroundings import OutputLimits, Surroundings
-from agentsrv.orchestrator.tails import Tails
-from agentsrv.orchestrator.vault import Vault
-from agentsrv.orchestrator.worker import Worker
 from agentsrv.resources import make_library, node_name, open_models, open_store, open_vault
-from agentsrv.server.auth import Authenticator, open_authenticator
-from agentsrv.server.exposure import check_exposure
-from agentsrv.server.gate import fill_in
+from agentsrv.server.auth.authenticator import Authenticator, open_authenticator
+from agentsrv.server.cluster_usage import Neighbours
+from agentsrv.server.limits import fill_in
 from agentsrv.server.listener import Listener
-from agentsrv.server.neighbours import Neighbours
+from agentsrv.server.startup_checks import check_exposure
 from agentsrv.settings import Settings
 from agentsrv.store.base import Store
+from agentsrv.store.replay import forget_old
 from agentsrv.store.shared import SharedStore
-from agentsrv.telemetry import logs, outlets
+from agentsrv.telemetry import logs, nonblocking_output
 from agentsrv.telemetry.export import open_tracing
 from agentsrv.telemetry.watchdog import Watchdog
 from agentsrv.version import __version__
 
 if TYPE_CHECKING:
-    from agentsrv.agents.knowledge.library import Library
-    from agentsrv.agents.knowledge.ranking import Passage
     from agentsrv.agents.llm import LanguageModel
-    from agentsrv.agents.planner import BuiltinPlanner
+    from agentsrv.builtin.planner import BuiltinPlanner
+    from agentsrv.knowledge.library import Library
+    from agentsrv.knowledge.ranking import Passage
 
 OnFault = Callable[[BaseException], None]
 F = TypeVar("F", bound=AgentFunction)
@@ -61,7 +62,7 @@ class App:
         self.registry = Registry()
         self._builtin_planner: BuiltinPlanner | None = None
         if builtin:
-            from agentsrv.agents.builtin import add_builtin  # noqa: PLC0415 - not all need them
+            from agentsrv.builtin.registration import add_builtin  # noqa: PLC0415 - not all need them
 
             self._builtin_planner = add_builtin(self.registry)
 
@@ -171,10 +172,17 @@ class App:
                 peers=peers,
             )
             listener = Listener(
-                orchestrator, hub, settings, authenticator, measures, version=__version__
+                orchestrator,
+                hub,
+                settings,
+                authenticator,
+                measures,
+                version=__version__,
+                adapters={"ag-ui": serve_ag_ui},
             )
             watchdog = stack.enter_context(Watchdog(settings.stall_warning, measures.lag))
-            measures.stalls, measures.unwritten = lambda: watchdog.stalls, outlets.dropped
+            measures.stalls = lambda: watchdog.stalls
+            measures.unwritten = nonblocking_output.dropped
             if settings.retention is not None:
                 retention = forget_old(store, settings.retention, time.time)
                 await stack.enter_async_context(_beside(retention, on_fault))

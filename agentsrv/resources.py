@@ -26,9 +26,9 @@ from agentsrv.store.queue import QueueLimits
 from agentsrv.telemetry.export import open_tracing
 
 if TYPE_CHECKING:
-    from agentsrv.agents.knowledge.library import Library
     from agentsrv.agents.llm import Embedder, LanguageModel
-    from agentsrv.orchestrator.vault import Vault
+    from agentsrv.engine.vault import Vault
+    from agentsrv.knowledge.library import Library
 
 SQLITE: Final = "sqlite:///"
 POSTGRES: Final = ("postgresql://", "postgres://")
@@ -61,7 +61,7 @@ def open_store(settings: Settings, node: str) -> Store:
     )
     if settings.store.startswith(POSTGRES):
         need_postgres()
-        from agentsrv.store.postgres import PostgresStore
+        from agentsrv.store.postgres.store import PostgresStore
 
         return PostgresStore(
             settings.store,
@@ -81,7 +81,7 @@ def open_store(settings: Settings, node: str) -> Store:
         return MemoryStore(limits)
     file = store_file(settings)
     if file is not None:
-        from agentsrv.store.sqlite import SqliteStore
+        from agentsrv.store.sqlite.store import SqliteStore
 
         return SqliteStore(file, limits)
     raise ConfigurationError(
@@ -92,12 +92,12 @@ def open_store(settings: Settings, node: str) -> Store:
 
 async def open_vault(settings: Settings) -> Vault:
     """What encrypts the answers to secret questions, by ``settings``."""
-    from agentsrv.orchestrator.vault import Vault
+    from agentsrv.engine.vault import Vault
 
     key = settings.secret_key
     store, file = store_file(settings), None
     if store is not None:
-        from agentsrv.store.sqlite_file import beside
+        from agentsrv.store.sqlite.file import beside
 
         file = beside(store, ".key")
     vault = Vault(
@@ -193,8 +193,8 @@ def make_library(settings: Settings, embedder: Embedder | None) -> Library | Non
         return None
     if not settings.knowledge.is_dir():
         raise ConfigurationError(f"knowledge is {settings.knowledge}; expected a folder")
-    from agentsrv.agents.knowledge.library import Library
-    from agentsrv.agents.knowledge.search import KnowledgeBase
+    from agentsrv.knowledge.library import Library
+    from agentsrv.knowledge.search import KnowledgeBase
 
     return Library(KnowledgeBase(settings.knowledge, make_index_folder(settings), embedder))
 

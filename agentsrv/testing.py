@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
-from agentsrv.agents.base import StepContext
+from agentsrv.agents.agent import StepContext
 from agentsrv.app import App
 from agentsrv.client import Client
 from agentsrv.models.plan import Step

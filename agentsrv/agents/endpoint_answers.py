@@ -48,9 +48,9 @@ from agentsrv.agents.endpoint_errors import (
     reported_or,
     words_in,
 )
-from agentsrv.agents.text import shorten
-from agentsrv.agents.thoughts import Piece, Thoughts
+from agentsrv.agents.reasoning import Piece, Thoughts
 from agentsrv.errors import ModelError, ModelRefused, ModelTruncated
+from agentsrv.knowledge.text import shorten
 from agentsrv.models.text import joined, split
 
 MAX_BODY: Final = 4 << 20  # bytes of one JSON document or event of a chat

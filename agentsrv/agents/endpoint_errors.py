@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import orjson
 
-from agentsrv.agents.text import shorten
 from agentsrv.error_text import redact
 from agentsrv.errors import ModelError, ModelRefused
+from agentsrv.knowledge.text import shorten
 from agentsrv.models.text import joined
 
 MAX_ERROR: Final = 64 << 10  # bytes that are read of an error's body

@@ -46,7 +46,7 @@ from agentsrv.agents.code_fences import json_text
 from agentsrv.agents.embedding_answers import MAX_VECTORS, read_vectors
 from agentsrv.agents.endpoint_answers import Answer, AnswerReader, Tokens
 from agentsrv.agents.endpoint_errors import MAX_ERROR, refused
-from agentsrv.agents.thoughts import Piece
+from agentsrv.agents.reasoning import Piece
 from agentsrv.config_files import check_regular
 from agentsrv.error_text import describe, redact, redact_url
 from agentsrv.errors import ConfigurationError, ModelError

@@ -9,9 +9,9 @@ from typing import Any, Final
 import orjson
 from pydantic_core import ErrorDetails
 
-from agentsrv.agents.base import PLANNER_SLOTS, Agent, Planner, TaskContext, is_async
+from agentsrv.agents.agent import PLANNER_SLOTS, Agent, Planner, TaskContext, is_async
+from agentsrv.agents.isolation.process_function import ProcessFunction
 from agentsrv.agents.params import Parameters
-from agentsrv.agents.process import ProcessFunction
 from agentsrv.agents.values import to_json
 from agentsrv.errors import ConfigurationError, InvalidCommand
 from agentsrv.models.plan import ExecutionPlan, Step

@@ -12,7 +12,7 @@ import asyncio
 import random
 from typing import Final
 
-from agentsrv.agents.base import StepContext, TaskContext
+from agentsrv.agents.agent import StepContext, TaskContext
 from agentsrv.app import App
 from agentsrv.bench.figures import percentile
 from agentsrv.models.plan import ExecutionPlan, Step

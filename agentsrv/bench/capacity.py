@@ -15,7 +15,7 @@ from agentsrv.bench.machine import cpu_seconds, resident
 from agentsrv.bench.sizes import Bench, NotHere
 from agentsrv.bench.target import Target
 from agentsrv.bench.wire import PROGRESS, Counter, Finder, Stream, command, create
-from agentsrv.server.files import allow_connections
+from agentsrv.server.open_files import allow_connections
 
 AT_ONCE: Final = 100  # handshakes under way
 SETTLE: Final = 0.5  # seconds for what a server does behind the last answer

@@ -16,9 +16,9 @@ from agentsrv.bench.sizes import Bench
 from agentsrv.bench.wire import Counter, command
 from agentsrv.models import events as e
 from agentsrv.models.states import TaskStatus
-from agentsrv.server.identity import ANONYMOUS
+from agentsrv.server.auth.identity import ANONYMOUS
 from agentsrv.store.base import Append, NewTask
-from agentsrv.store.sqlite import SqliteStore
+from agentsrv.store.sqlite.store import SqliteStore
 
 BATCH: Final = 500  # tasks, or events of one task, that are written at a time
 LOOK: Final = 0.05  # seconds between two looks at the server's memory

@@ -23,7 +23,7 @@ from agentsrv.resources import POSTGRES, SQLITE, need_postgres
 from agentsrv.settings import Loop, Role
 
 if TYPE_CHECKING:  # an extra
-    from agentsrv.store.postgres_scratch import Scratch
+    from agentsrv.store.postgres.temporary_schema import Scratch
 
 AGENTS: Final = {agent["name"] for agent in app.registry.described()}
 MEMORY: Final = "memory:"
@@ -149,7 +149,7 @@ class Own:
         async with AsyncExitStack() as stack:
             schema, store = None, self.store
             if self.is_shared:
-                from agentsrv.store.postgres_scratch import scratch  # noqa: PLC0415 - an extra
+                from agentsrv.store.postgres.temporary_schema import scratch  # noqa: PLC0415 - an extra
 
                 schema = await stack.enter_async_context(scratch(store))
                 store = schema.dsn

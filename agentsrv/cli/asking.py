@@ -16,8 +16,8 @@ from agentsrv.cli.signals import run_until_signal
 from agentsrv.cli.streams import as_json, typed
 from agentsrv.client import Client, Options
 from agentsrv.errors import InvalidCommand
-from agentsrv.models.limits import MAX_LIST
-from agentsrv.protocol.shell import read_answer
+from agentsrv.models.usage import MAX_LIST
+from agentsrv.protocol.command_line import read_answer
 
 if TYPE_CHECKING:
     from agentsrv.protocol.replies import TaskRow

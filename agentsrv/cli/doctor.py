@@ -14,13 +14,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from agentsrv.agents.knowledge.folder import scan
 from agentsrv.cli import addresses
 from agentsrv.cli.exits import Exit
 from agentsrv.cli.options import read_settings
 from agentsrv.cli.serving import loop_factory
 from agentsrv.error_text import redact
 from agentsrv.errors import AgentsrvError, ConfigurationError
+from agentsrv.knowledge.folder import scan
 from agentsrv.resources import (
     POSTGRES,
     make_index_folder,
@@ -29,16 +29,16 @@ from agentsrv.resources import (
     open_store,
     store_file,
 )
-from agentsrv.server.auth import open_authenticator
-from agentsrv.server.exposure import check_exposure, tls_context
-from agentsrv.server.files import SPARE
+from agentsrv.server.auth.authenticator import open_authenticator
 from agentsrv.server.listener import PASSING
+from agentsrv.server.open_files import SPARE
+from agentsrv.server.startup_checks import check_exposure, tls_context
 from agentsrv.settings import Settings, complaints
-from agentsrv.store.sqlite import LONG_LOG
-from agentsrv.store.sqlite_faults import REINDEX_HINT
-from agentsrv.store.sqlite_file import beside, check_place, holder_of, writer_of
-from agentsrv.store.sqlite_log import WAL_LIMIT
-from agentsrv.store.sqlite_look import OLDEST, Damage, find_damage, look
+from agentsrv.store.sqlite.faults import REINDEX_HINT
+from agentsrv.store.sqlite.file import beside, check_place, holder_of, writer_of
+from agentsrv.store.sqlite.inspect import OLDEST, Damage, find_damage, look
+from agentsrv.store.sqlite.log import WAL_LIMIT
+from agentsrv.store.sqlite.store import LONG_LOG
 
 SCARCE: Final = 1 << 30  # bytes of free disk space
 REPAIR: Final = (
@@ -316,10 +316,10 @@ async def check_postgres(settings: Settings) -> AsyncIterator[Finding]:
     """The database that servers share, and who lives in it."""
     if not settings.store.startswith(POSTGRES):
         return
-    from agentsrv.store import postgres_look
+    from agentsrv.store.postgres import inspect
 
     try:
-        found = await postgres_look.look(settings.store)
+        found = await inspect.look(settings.store)
     except ConfigurationError as error:
         yield Finding(Level.FAIL, f"store: {error.message}", "look at the address in store")
         return
@@ -331,7 +331,7 @@ async def check_postgres(settings: Settings) -> AsyncIterator[Finding]:
     tasks = sum(node.running for node in lives)
     yield Finding(Level.OK, f"{told}, nodes: {len(lives)}, tasks that they run: {tasks}")
     try:
-        examined = await postgres_look.examine(settings.store)
+        examined = await inspect.examine(settings.store)
     except ConfigurationError as error:
         yield Finding(Level.FAIL, f"damage: {error.message}", REPAIR)
         return

@@ -16,7 +16,7 @@ from agentsrv.errors import (
     InvalidInput,
     NotFound,
 )
-from agentsrv.telemetry.visible import visible_text
+from agentsrv.telemetry.safe_text import visible_text
 
 
 class Exit(IntEnum):

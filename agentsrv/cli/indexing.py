@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from agentsrv.agents.knowledge.search import IndexReport, KnowledgeBase
 from agentsrv.cli.live.progress import OnProgress, progress
 from agentsrv.cli.options import make_settings
 from agentsrv.cli.signals import run_until_signal
+from agentsrv.knowledge.search import IndexReport, KnowledgeBase
 from agentsrv.resources import make_index_folder, open_models
 
 

@@ -34,7 +34,7 @@ def create(
 
     A server that runs takes it at once.
     """
-    from agentsrv.server.keys import add_key, make_key, read_keys
+    from agentsrv.server.auth.keys import add_key, make_key, read_keys
 
     file = _file(key_file)
     taken = read_keys(file)
@@ -52,7 +52,7 @@ def list_keys(
     json: Annotated[bool, typer.Option("--json", help="Print each key as JSON.")] = False,
 ) -> None:
     """Tell which keys there are; not the keys themselves, which nobody knows."""
-    from agentsrv.server.keys import read_keys
+    from agentsrv.server.auth.keys import read_keys
 
     for key in read_keys(_file(key_file)).values():
         if json:
@@ -69,7 +69,7 @@ def revoke(
     key_file: File = None,
 ) -> None:
     """Let a key count no more; connections that came in by it are closed within seconds."""
-    from agentsrv.server.keys import read_keys, revoke_key
+    from agentsrv.server.auth.keys import read_keys, revoke_key
 
     file = _file(key_file)
     key = read_keys(file).get(key_id)

@@ -45,7 +45,7 @@ async def find(store: str) -> Sequence[Node]:
             f"store is {store!r}; expected postgresql://…, which servers may share"
         )
     need_postgres()
-    from agentsrv.store.postgres_look import look
+    from agentsrv.store.postgres.inspect import look
 
     return (await look(store)).nodes or ()
 

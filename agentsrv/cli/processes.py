@@ -21,7 +21,7 @@ from agentsrv.cli.exits import Exit
 from agentsrv.cli.signals import HANG_UP, ending, on_signals
 from agentsrv.resources import node_name, open_store
 from agentsrv.settings import Settings
-from agentsrv.telemetry import logs, outlets
+from agentsrv.telemetry import logs, nonblocking_output
 
 PAUSE: Final = 0.5  # seconds until a process that ended is started again; doubled each time
 LONGEST_PAUSE: Final = 30.0  # seconds
@@ -43,7 +43,7 @@ def serve(target: str | None, settings: Settings, complaints: Sequence[str] = ()
     """
     name = settings.node or node_name()
     open_store(settings, name)
-    with outlets.redirected():
+    with nonblocking_output.redirected():
         logs.configure(settings.log_format, sys.stderr)
         for complaint in complaints:
             _log.warning("%s", complaint)

@@ -13,7 +13,7 @@ from agentsrv.models import events as e
 from agentsrv.models.events import Record
 from agentsrv.models.states import TaskStatus
 from agentsrv.suggest import did_you_mean
-from agentsrv.telemetry.visible import visible
+from agentsrv.telemetry.safe_text import visible
 
 MAX_LINE = 160  # characters of a line that tells of an event
 

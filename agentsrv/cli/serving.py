@@ -26,7 +26,7 @@ from agentsrv.error_text import describe
 from agentsrv.errors import AgentsrvError, ConfigurationError, missing_extra
 from agentsrv.settings import Loop, Settings
 from agentsrv.suggest import did_you_mean
-from agentsrv.telemetry import export, logs, outlets
+from agentsrv.telemetry import export, logs, nonblocking_output
 
 LAST_CHANCE: Final = 2.0  # seconds that tasks and threads of agents have after the shutdown
 GC_THRESHOLDS: Final = (50_000, 20, 100)  # objects, then generations before an older one
@@ -153,7 +153,7 @@ def serve(target: str | None, settings: Settings, complaints: Sequence[str] = ()
     Raises:
         SystemExit: The application or a setting is wrong; the reason has been printed.
     """
-    with outlets.redirected():
+    with nonblocking_output.redirected():
         try:
             app = load_app(target)
             logs.configure(settings.log_format, sys.stderr)

@@ -65,7 +65,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, NoReturn, Self, TypeVar
 
-from agentsrv.telemetry import logs, outlets
+from agentsrv.telemetry import logs, nonblocking_output
 from agentsrv.telemetry.watchdog import blocker
 from agentsrv.threads import within
 
@@ -252,7 +252,7 @@ class Signals:
 def exit_now(code: int) -> NoReturn:
     """End the process at once; the last lines of the log are written as far as somebody reads."""
     within(LOG_WITHIN, logging.shutdown)
-    within(2 * LOG_WITHIN, lambda: outlets.flush(LOG_WITHIN))
+    within(2 * LOG_WITHIN, lambda: nonblocking_output.flush(LOG_WITHIN))
     os._exit(code)
 
 

@@ -31,8 +31,8 @@ from typing import Any, Final, TextIO, cast
 import orjson
 
 from agentsrv.errors import AgentsrvError, InvalidCommand
-from agentsrv.telemetry.outlets import until_ready
-from agentsrv.telemetry.visible import VisiblePieces, visible_json
+from agentsrv.telemetry.nonblocking_output import until_ready
+from agentsrv.telemetry.safe_text import VisiblePieces, visible_json
 
 STDIN, STDOUT, STDERR = range(3)
 READ_BYTES: Final = 1 << 16

@@ -55,7 +55,7 @@ def backup(
     """
     from agentsrv.cli.options import make_settings
     from agentsrv.resources import store_file
-    from agentsrv.store.sqlite_backup import back_up
+    from agentsrv.store.sqlite.backup import back_up
 
     settings = make_settings(**({"store": store} if store is not None else {}))
     source = store_file(settings)
@@ -94,7 +94,7 @@ def schema(
     ] = False,
 ) -> None:
     """Print the protocol's schema, an AsyncAPI 3 document."""
-    from agentsrv.protocol.asyncapi import document
+    from agentsrv.protocol.schema import document
     from agentsrv.protocol.typescript import declarations
     from agentsrv.version import __version__
 

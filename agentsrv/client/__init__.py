@@ -3,6 +3,7 @@
 from agentsrv.client.answers import OnInput
 from agentsrv.client.backoff import Reconnect
 from agentsrv.client.client import Client
+from agentsrv.client.connection import Options, Outage
 from agentsrv.client.errors import (
     ClientUsageError,
     Closed,
@@ -15,9 +16,8 @@ from agentsrv.client.errors import (
     TaskCancelled,
     TaskFailed,
 )
-from agentsrv.client.link import Options, Outage
+from agentsrv.client.step_outputs import Texts
 from agentsrv.client.sync import SyncClient
-from agentsrv.client.texts import Texts
 from agentsrv.models.events import Record
 
 __all__ = [

@@ -14,10 +14,10 @@ from websockets.exceptions import InvalidURI
 from websockets.uri import parse_uri
 
 from agentsrv.client.answers import OnInput, answering
-from agentsrv.client.caller import Caller
+from agentsrv.client.command_sender import Caller
+from agentsrv.client.connection import Link, OnConnection, Options
 from agentsrv.client.errors import Closed, Interrupted, TaskCancelled, TaskFailed
-from agentsrv.client.feeds import Answer, Feeds
-from agentsrv.client.link import Link, OnConnection, Options
+from agentsrv.client.subscriptions import Answer, Feeds
 from agentsrv.client.tokens import Token
 from agentsrv.error_text import redact_url
 from agentsrv.errors import ConfigurationError, Conflict, InvalidCommand, InvalidState

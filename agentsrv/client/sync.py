@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 from agentsrv.client.client import Client
+from agentsrv.client.connection import Options
 from agentsrv.client.errors import ClientUsageError, Closed
-from agentsrv.client.link import Options
 from agentsrv.client.tokens import Token
 from agentsrv.models.events import Record
 

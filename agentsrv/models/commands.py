@@ -21,9 +21,9 @@ from pydantic import (
     model_validator,
 )
 
-from agentsrv.models.limits import MAX_LIST
 from agentsrv.models.plan import AgentName, ExecutionPlan
 from agentsrv.models.states import TaskStatus
+from agentsrv.models.usage import MAX_LIST
 
 MAX_DESCRIPTION: Final = 32_768  # characters
 MAX_TOKEN: Final = 8192  # characters; a JSON Web Token with many claims has some thousands

@@ -3,5 +3,3 @@
 from typing import Final
 
 PROTOCOL: Final = "agentsrv.v1"
-AG_UI: Final = "ag-ui"
-"""The subprotocol of front ends that speak AG-UI 1.0."""

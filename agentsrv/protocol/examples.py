@@ -9,7 +9,7 @@ from agentsrv import errors
 from agentsrv.models import events as e
 from agentsrv.models.commands import EXAMPLES
 from agentsrv.models.plan import ExecutionPlan, Step
-from agentsrv.protocol import PROTOCOL, shell
+from agentsrv.protocol import PROTOCOL, command_line
 
 TASK: Final = "3f2a9c0d1b7e4a65"
 AT: Final = "2026-03-01T12:00:00.000Z"
@@ -115,7 +115,7 @@ REPLIES: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "auth": {"principal": "ada"},
     "ping": {},
-    "help": {"commands": {"ping": EXAMPLES["ping"]}, "lines": shell.usage()},
+    "help": {"commands": {"ping": EXAMPLES["ping"]}, "lines": command_line.usage()},
 }
 
 FRAMES: Final[Mapping[str, Mapping[str, Any]]] = {

@@ -35,7 +35,7 @@ from agentsrv.errors import (
 )
 from agentsrv.models.commands import ADAPTER, COMMANDS, EXAMPLES, Auth, Command, Help, Ping
 from agentsrv.models.plan import MAX_STEPS, ExecutionPlan, Step
-from agentsrv.protocol import frames, shell
+from agentsrv.protocol import command_line, frames
 from agentsrv.protocol.strict_json import BYTE_ORDER_MARK, parse_object
 from agentsrv.suggest import did_you_mean
 
@@ -103,10 +103,10 @@ class Session:
                     _check_is_open(fields.get("command"))
                 request = Request(_validate(fields, stripped), size=len(stripped))
             elif stripped:
-                fields = {"command": shell.command_of(stripped)}
+                fields = {"command": command_line.command_of(stripped)}
                 if not self.is_authenticated:
                     _check_is_open(fields["command"])
-                line = shell.parse(stripped, self.latest_task)
+                line = command_line.parse(stripped, self.latest_task)
                 fields = line.fields
                 request = Request(_validate(fields, None), line.is_short, len(stripped))
             else:
@@ -136,7 +136,7 @@ def peek(text: str) -> dict[str, Any]:
     where they are elsewhere, or the text is no JSON object.
     """
     if text[:1] not in _JSON_STARTS:
-        return {"command": shell.command_of(text)} if text else {}
+        return {"command": command_line.command_of(text)} if text else {}
     head = text[:HEAD]
     if len(text) > HEAD:
         head = head.rpartition(",")[0]  # else a number could be cut, and be another one
@@ -152,7 +152,7 @@ def peek(text: str) -> dict[str, Any]:
 
 def help_reply() -> dict[str, Any]:
     """The result of ``help``: an example of each command, and the command lines."""
-    return {"commands": EXAMPLES, "lines": shell.usage()}
+    return {"commands": EXAMPLES, "lines": command_line.usage()}
 
 
 def _check_is_small(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from agentsrv.models.commands import COMMANDS
 from agentsrv.models.events import EVENTS
-from agentsrv.protocol.asyncapi import SCHEMAS
+from agentsrv.protocol.schema import SCHEMAS
 
 HEADER: Final = "// Made by `agentsrv schema --typescript`; do not edit.\n"
 PRIMITIVES: Final = {
@@ -22,7 +22,7 @@ Json = Mapping[str, Any]
 
 
 def declarations(document: Json) -> str:
-    """The types of an AsyncAPI document that ``agentsrv.protocol.asyncapi`` made.
+    """The types of an AsyncAPI document that ``agentsrv.protocol.schema`` made.
 
     One for each of its schemas, by the schema's name; ``Commands`` and ``Replies`` by the name of
     their command; and ``Event``, the union of all events.

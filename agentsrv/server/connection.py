@@ -8,17 +8,17 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Final
 
+from agentsrv.delivery.broker import Hub
+from agentsrv.delivery.subscriptions import Answer, Subscriber
+from agentsrv.engine.commands import Orchestrator
 from agentsrv.errors import AgentsrvError, Internal
 from agentsrv.models import commands as c
-from agentsrv.orchestrator.hub import Hub
-from agentsrv.orchestrator.orchestrator import Orchestrator
-from agentsrv.orchestrator.subscriptions import Answer, Subscriber
-from agentsrv.protocol import frames, shell
+from agentsrv.protocol import command_line, frames
 from agentsrv.protocol.session import Request, Session, help_reply
-from agentsrv.server.entrance import Admission
-from agentsrv.server.outbox import OutboxConnection
+from agentsrv.server.auth.handshake import Admission
+from agentsrv.server.batching import OutboxConnection
+from agentsrv.server.loop_share import BYTES_PER_UNIT
 from agentsrv.server.requests import next_request
-from agentsrv.server.turns import BYTES_PER_UNIT
 
 MAX_UNDER_WAY: Final = 256  # commands of one connection that are carried out at the same time
 MAX_BYTES_UNDER_WAY: Final = 4 << 20  # of their frames, roughly: large ones are fewer
@@ -199,7 +199,7 @@ class Connection:
             question = await orchestrator.question(principal, command.input_id)
             given: dict[str, Any] = {"input_id": question.input_id}
             if command.action == "accept":
-                given["value"] = shell.read_answer(str(command.value), question)
+                given["value"] = command_line.read_answer(str(command.value), question)
             return command.model_copy(update=given)
         prefix = getattr(command, "task_id")  # noqa: B009 - only commands with a task
         return command.model_copy(update={"task_id": await orchestrator.resolve(principal, prefix)})

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from agentsrv.models.commands import COMMANDS
 from agentsrv.models.events import EVENTS
-from agentsrv.protocol.asyncapi import ERROR, SCHEMAS, reply_name
 from agentsrv.protocol.replies import FRAMES
+from agentsrv.protocol.schema import ERROR, SCHEMAS, reply_name
 
 STYLE: Final = files("agentsrv.server").joinpath("docs.css").read_text("utf-8")
 PAGE: Final = Template(files("agentsrv.server").joinpath("docs.html").read_text("utf-8"))
@@ -41,7 +41,7 @@ Json = Mapping[str, Any]
 
 
 def render(document: Json) -> str:
-    """The page of an AsyncAPI document that ``agentsrv.protocol.asyncapi`` made."""
+    """The page of an AsyncAPI document that ``agentsrv.protocol.schema`` made."""
     info, schemas = document["info"], document["components"]["schemas"]
     messages = document["components"]["messages"]
     # the schemas that fields refer to, in addition to those of messages and of events' data

@@ -13,12 +13,12 @@ from websockets.http11 import Request, Response
 
 from agentsrv.error_text import redact
 from agentsrv.errors import AgentsrvError, Overloaded, Unauthenticated
-from agentsrv.server.auth import Authenticator, token_of
-from agentsrv.server.exposure import client_address, host_of, is_address, origin_of
-from agentsrv.server.identity import EVERYBODY
+from agentsrv.server.auth.authenticator import Authenticator, token_of
+from agentsrv.server.auth.identity import EVERYBODY
+from agentsrv.server.batching import OutboxConnection
 from agentsrv.server.metrics import PATH, MetricsPage
-from agentsrv.server.outbox import OutboxConnection
-from agentsrv.server.pages import Pages
+from agentsrv.server.startup_checks import client_address, host_of, is_address, origin_of
+from agentsrv.server.static_files import Pages
 from agentsrv.settings import Settings
 
 WEBSOCKET_PATHS: Final = ("/", "/ws")

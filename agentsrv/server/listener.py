@@ -4,39 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.frames import CloseCode
 from websockets.typing import Subprotocol
 
+from agentsrv.delivery.broker import Hub
+from agentsrv.engine.commands import Orchestrator
 from agentsrv.error_text import redact
 from agentsrv.errors import Overloaded
 from agentsrv.models.commands import COMMANDS, MAX_DESCRIPTION
-from agentsrv.orchestrator.hub import Hub
-from agentsrv.orchestrator.orchestrator import Orchestrator
-from agentsrv.protocol import AG_UI, PROTOCOL, frames
-from agentsrv.protocol.agui import AguiSession
+from agentsrv.protocol import PROTOCOL, frames
 from agentsrv.protocol.session import Session
 from agentsrv.protocol.strict_json import MAX_DEPTH, MAX_VALUES
-from agentsrv.server.agui import AguiConnection
-from agentsrv.server.auth import Authenticator
+from agentsrv.server.auth.authenticator import Authenticator
+from agentsrv.server.auth.handshake import Admission, Admit, identify
+from agentsrv.server.batching import QUEUE, STRANGER_FRAME, OutboxConnection, connection_class
 from agentsrv.server.connection import Connection
-from agentsrv.server.entrance import Admission, identify
-from agentsrv.server.exposure import tls_context
-from agentsrv.server.files import allow_connections
-from agentsrv.server.gate import Gate
 from agentsrv.server.http import Doorkeeper
-from agentsrv.server.identity import Identity
+from agentsrv.server.limits import Gate
+from agentsrv.server.loop_share import Turns
 from agentsrv.server.metrics import MetricsPage
-from agentsrv.server.outbox import QUEUE, STRANGER_FRAME, OutboxConnection, connection_class
-from agentsrv.server.pages import Pages
+from agentsrv.server.open_files import allow_connections
 from agentsrv.server.requests import close
-from agentsrv.server.turns import Turns
+from agentsrv.server.startup_checks import tls_context
+from agentsrv.server.static_files import Pages
 from agentsrv.settings import Settings
-from agentsrv.telemetry.library import without_quotes
-from agentsrv.telemetry.measures import Measures
+from agentsrv.telemetry.server_metrics import Measures
+from agentsrv.telemetry.websockets_logging import without_quotes
 
 BACKLOG: Final = 1024  # connections that the kernel holds until they are accepted
 CLOSE_TIMEOUT: Final = 5.0  # seconds for a closing handshake
@@ -44,6 +43,9 @@ PASSING: Final = 100  # sockets beside the connections: handshakes and plain req
 RECONNECT_IN: Final = 1.0  # seconds that clients should wait when the server restarts
 
 _log = logging.getLogger("agentsrv.door")
+
+Adapter = Callable[[OutboxConnection, Admit, Orchestrator, Hub], Awaitable[None]]
+"""Serves one authenticated connection in a subprotocol other than agentsrv's own."""
 
 
 class Listener:
@@ -58,12 +60,14 @@ class Listener:
         measures: Measures,
         *,
         version: str,
+        adapters: Mapping[str, Adapter] = MappingProxyType({}),
     ) -> None:
         self._orchestrator = orchestrator
         self._hub = hub
         self._settings = settings
         self._authenticator = authenticator
         self._version = version
+        self._adapters = adapters
         self._sockets: set[OutboxConnection] = set()
         self._measures = measures
         measures.connections = self._sockets.__len__
@@ -121,7 +125,7 @@ class Listener:
                 MetricsPage(self._measures, self._authenticator, settings.metrics_principal),
                 self._orchestrator.check_ready,
             ),
-            select_subprotocol=_select_subprotocol,
+            select_subprotocol=self._select_subprotocol,
             compression=None,  # costs a quarter of the events/s and 40 KiB per connection
             server_header=f"agentsrv/{self._version}",
             open_timeout=settings.open_timeout,
@@ -141,7 +145,7 @@ class Listener:
         """Accept no more, and tell every client that the server is about to close."""
         self._server.close(close_connections=False)
         for socket in self._sockets:
-            if socket.subprotocol != AG_UI:  # which has no word for it
+            if socket.subprotocol not in self._adapters:  # they have no frame for it
                 socket.post([frames.goaway(reason, RECONNECT_IN)])
 
     async def close(self) -> None:
@@ -173,12 +177,12 @@ class Listener:
         except Overloaded as refusal:
             await socket.close(CloseCode.TRY_AGAIN_LATER, redact(refusal.message))
             return
+        adapter = self._adapters.get(socket.subprotocol or "")
         session = Session(is_authenticated=identity is not None)
         self._sockets.add(socket)
         self._measures.opened += 1
         socket.forget_handshake()
-        speaks_agui = socket.subprotocol == AG_UI
-        if not speaks_agui:
+        if adapter is None:
             socket.post([self._hello(socket)])
         try:
             if identity is None:
@@ -186,10 +190,13 @@ class Listener:
                 identity = await identify(socket, session, self._authenticator, seconds)
             if identity is not None:
                 socket.identity = identity
-                if speaks_agui:
-                    await self._serve_agui(socket, identity)
+                admit = partial(
+                    Admission, socket, authenticator=self._authenticator, identity=identity
+                )
+                if adapter is None:
+                    await self._serve(socket, session, admit)
                 else:
-                    await self._serve(socket, session, identity)
+                    await adapter(socket, admit, self._orchestrator, self._hub)
         finally:
             self._sockets.discard(socket)
 
@@ -197,24 +204,12 @@ class Listener:
         if len(self._sockets) >= self._most:
             raise Overloaded(f"{self._most} connections are open, which is the limit")
 
-    async def _serve(self, socket: OutboxConnection, session: Session, identity: Identity) -> None:
-        with Admission(socket, session, self._authenticator, identity) as admission:
-            connection = Connection(
-                socket,
-                session,
-                admission,
-                self._orchestrator,
-                self._hub,
-            )
-            await connection.run()
+    async def _serve(self, socket: OutboxConnection, session: Session, admit: Admit) -> None:
+        with admit(session) as admission:
+            await Connection(socket, session, admission, self._orchestrator, self._hub).run()
 
     def _count_behind(self) -> int:
         return sum(socket.paused for socket in self._sockets)
-
-    async def _serve_agui(self, socket: OutboxConnection, identity: Identity) -> None:
-        session = AguiSession()
-        with Admission(socket, session, self._authenticator, identity) as admission:
-            await AguiConnection(socket, session, admission, self._orchestrator, self._hub).run()
 
     def _hello(self, socket: OutboxConnection) -> bytes:
         settings, is_known = self._settings, socket.identity is not None
@@ -245,6 +240,8 @@ class Listener:
             commands=list(COMMANDS),
         )
 
-
-def _select_subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
-    return next((Subprotocol(name) for name in (PROTOCOL, AG_UI) if name in offered), None)
+    def _select_subprotocol(
+        self, _: ServerConnection, offered: Sequence[Subprotocol]
+    ) -> Subprotocol | None:
+        known = (PROTOCOL, *self._adapters)
+        return next((Subprotocol(name) for name in known if name in offered), None)

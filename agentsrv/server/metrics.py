@@ -10,8 +10,8 @@ from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
 from agentsrv.errors import Unauthenticated, missing_extra
-from agentsrv.server.auth import Authenticator, token_of
-from agentsrv.telemetry.measures import Measures
+from agentsrv.server.auth.authenticator import Authenticator, token_of
+from agentsrv.telemetry.server_metrics import Measures
 
 PATH: Final = "/metrics"
 

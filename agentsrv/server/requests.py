@@ -11,9 +11,9 @@ from websockets.frames import CloseCode
 from agentsrv.error_text import redact
 from agentsrv.errors import AgentsrvError, RateLimited
 from agentsrv.protocol.session import Refusal
-from agentsrv.server.gate import PAUSE
-from agentsrv.server.outbox import MAX_REST, OutboxConnection
-from agentsrv.server.turns import BYTES_PER_UNIT, CHEAP, SMALL, cost_of
+from agentsrv.server.batching import MAX_REST, OutboxConnection
+from agentsrv.server.limits import PAUSE
+from agentsrv.server.loop_share import BYTES_PER_UNIT, CHEAP, SMALL, cost_of
 
 BAD_FRAMES: Final = 4400  # close code: too many frames in a row that were no commands
 

@@ -21,7 +21,7 @@ import orjson
 
 from agentsrv.errors import Conflict, Damaged, Fenced, InvalidCommand, Overloaded, Unavailable
 from agentsrv.models.states import TaskStatus
-from agentsrv.store.marks import Marks
+from agentsrv.store.attempt_marks import Marks
 
 IDEMPOTENCY_TTL: Final = 86_400.0  # seconds that a key stands for the task it created
 MAX_CURSOR: Final = 18  # digits; what fits 64 bits for certain

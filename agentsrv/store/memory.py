@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from agentsrv.errors import Overloaded
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
+from agentsrv.store.attempt_marks import Marks
 from agentsrv.store.base import (
     Append,
     Commit,
@@ -21,7 +22,6 @@ from agentsrv.store.base import (
     Row,
     Span,
 )
-from agentsrv.store.marks import Marks
 from agentsrv.store.queue import QueueLimits, TaskQueue
 
 

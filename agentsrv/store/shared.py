@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
-from agentsrv.models.limits import Use
+from agentsrv.models.usage import Use
 from agentsrv.store.base import Store
 
 SWEEP: Final = 1.0  # seconds until what a lost hint would have told is found by asking

@@ -19,7 +19,7 @@ import orjson
 
 from agentsrv.credentials import HIDDEN
 from agentsrv.error_text import describe, format_traceback, redact
-from agentsrv.telemetry.visible import visible, visible_text
+from agentsrv.telemetry.safe_text import visible, visible_text
 
 if TYPE_CHECKING:
     from agentsrv.settings import LogFormat

@@ -15,8 +15,8 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from agentsrv.telemetry.measures import Histogram, Measures
-from agentsrv.telemetry.metrics import METRICS, Metric
+from agentsrv.telemetry.instruments import METRICS, Metric
+from agentsrv.telemetry.server_metrics import Histogram, Measures
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Mapping
 from typing import NamedTuple, Self
 
-from agentsrv.telemetry.measures import Histogram
+from agentsrv.telemetry.server_metrics import Histogram
 
 BEATS = 4  # looks per time limit
 
@@ -36,7 +36,7 @@ def blocker(thread_id: int) -> Blocker:
     stack = "".join(traceback.format_stack(innermost))
     about: Mapping[str, object] = {}
     while frame is not None and not about:
-        if frame.f_globals.get("__name__") == "agentsrv.orchestrator.steps":
+        if frame.f_globals.get("__name__") == "agentsrv.engine.steps":
             about = getattr(frame.f_locals.get("self"), "about", about)
         frame = frame.f_back
     if about:

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
-from agentsrv.agents.process import Limits, ProcessFunction, ProcessPool
+from agentsrv.agents.isolation.process_function import Limits, ProcessFunction, ProcessPool
 from agentsrv.models.plan import Step
 from tests.support.agent_contexts import make_context
 

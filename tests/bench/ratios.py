@@ -18,7 +18,7 @@ from agentsrv.bench.figures import Report, percentile
 from agentsrv.bench.load import Load, Runner
 from agentsrv.bench.sizes import Sizes
 from agentsrv.bench.target import MEMORY, Own, Target, started
-from agentsrv.server.files import allow_connections
+from agentsrv.server.open_files import allow_connections
 from agentsrv.settings import Loop
 from tests.bench import peers, servers
 

@@ -16,8 +16,8 @@ from typing import Final
 
 from agentsrv.models.states import TaskStatus
 from agentsrv.store.base import Append, NewTask, Store
-from agentsrv.store.postgres import PostgresStore
-from agentsrv.store.sqlite import SqliteStore
+from agentsrv.store.postgres.store import PostgresStore
+from agentsrv.store.sqlite.store import SqliteStore
 from tests.support.postgres import postgres
 
 EVENT: Final = b'{"type":"partial_output","seq":1234,"step_id":"s1","text":"%s"}' % (b"word " * 18)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from agentsrv import App, ExecutionPlan, Step, StepContext, TaskContext
-from agentsrv.store.sqlite_log import SqliteLog
+from agentsrv.store.sqlite.log import SqliteLog
 
 TRACE = "TEST_TRACE"  # the file in which each attempt leaves a line when it begins
 SYNCHRONOUS = "TEST_SYNCHRONOUS"  # weakens the store, to see whether a test notices

@@ -15,8 +15,8 @@ import orjson
 from agentsrv.errors import AgentsrvError
 from agentsrv.models import events as e
 from agentsrv.models.task import TaskState
-from agentsrv.orchestrator.logs import SNAPSHOT_FROM
-from agentsrv.store.sqlite_schema import SEQ_BITS
+from agentsrv.store.replay import SNAPSHOT_FROM
+from agentsrv.store.sqlite.schema import SEQ_BITS
 from tests.faults import busy_app
 
 

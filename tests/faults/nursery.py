@@ -26,7 +26,7 @@ PRELOADED = (
     "agentsrv.cli.commands",
     "agentsrv.cli.options",
     "agentsrv.cli.serving",
-    "agentsrv.store.sqlite",
+    "agentsrv.store.sqlite.store",
     "tests.faults.busy_app",
 )
 ENDS_WITHIN = 60.0  # seconds

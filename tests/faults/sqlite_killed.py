@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agentsrv.models.states import TaskStatus
 from agentsrv.store.base import Head
-from agentsrv.store.sqlite import SqliteStore
+from agentsrv.store.sqlite.store import SqliteStore
 from tests.support.store_tasks import following, new_task
 
 WRITERS = 20

@@ -14,7 +14,7 @@ import pytest
 
 from agentsrv.bench.figures import percentile
 from agentsrv.bench.machine import resident
-from agentsrv.server.gate import RATE
+from agentsrv.server.limits import RATE
 from agentsrv.settings import Settings
 from tests.faults.clients import Answers
 from tests.faults.conftest import Ledger

@@ -25,12 +25,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from agentsrv.agents.base import StepContext
+from agentsrv.agents.agent import StepContext
+from agentsrv.delivery.subscriptions import Subscriber
 from agentsrv.errors import AgentsrvError, Unavailable
 from agentsrv.models.commands import Subscribe
 from agentsrv.models.events import is_terminal
 from agentsrv.models.plan import Step
-from agentsrv.orchestrator.subscriptions import Subscriber
 from tests.faults.conftest import Ledger
 from tests.support.measure import eventually, needs_proc, sockets
 from tests.support.proxy import Cut, CuttingProxy, Kind

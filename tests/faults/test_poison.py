@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from agentsrv.client import Client
+from agentsrv.engine.crash_suspects import FAILS_AT, SUSPECT_AT
 from agentsrv.models.events import Record
 from agentsrv.models.plan import ExecutionPlan
-from agentsrv.orchestrator.suspects import FAILS_AT, SUSPECT_AT
 from examples.cluster.local import nginx
 from tests.faults.conftest import Ledger
 from tests.faults.nodes import NAMES, chain, made_cluster

@@ -12,7 +12,7 @@ import pytest
 
 from agentsrv.errors import ConfigurationError, Unavailable
 from agentsrv.store.queue import QueueLimits
-from agentsrv.store.sqlite_log import SqliteLog
+from agentsrv.store.sqlite.log import SqliteLog
 from tests.faults.busy_app import SYNCHRONOUS
 from tests.faults.checker import Stored, Violations, check_log, is_intact, read_copy, read_store
 from tests.faults.conftest import Ledger

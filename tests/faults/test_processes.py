@@ -15,7 +15,7 @@ import pytest
 
 from agentsrv.client import Client
 from tests.faults.conftest import Ledger
-from tests.integration.agents.test_process import MARK, marked, until
+from tests.integration.agents.isolation.test_process_function import MARK, marked, until
 from tests.support.server_process import ServerProcess
 
 pytestmark = [

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from agentsrv.agents.base import StepContext, TaskContext
+from agentsrv.agents.agent import StepContext, TaskContext
 from agentsrv.models.plan import ExecutionPlan, Step
 from tests.support.simulation import simulate
 from tests.support.world import World, check_log, running, step

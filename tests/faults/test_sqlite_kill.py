@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agentsrv.models.states import TaskStatus
-from agentsrv.store.sqlite import SqliteStore
+from agentsrv.store.sqlite.store import SqliteStore
 from tests.support.store_tasks import head_of, log_of, numbers
 
 ROOT = Path(__file__).parents[2]

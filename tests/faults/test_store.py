@@ -17,13 +17,14 @@ from agentsrv.cli.exits import Exit
 from agentsrv.client import Client
 from agentsrv.errors import InvalidState, Unavailable
 from agentsrv.settings import Settings
-from agentsrv.store import postgres, sqlite
-from agentsrv.store.sqlite_look import find_damage
+from agentsrv.store.postgres import store as postgres
+from agentsrv.store.sqlite import store as sqlite
+from agentsrv.store.sqlite.inspect import find_damage
 from tests.faults.checker import is_intact, read_store
 from tests.faults.nodes import fetch, measured
 from tests.support.server_process import ServerProcess
 from tests.support.store_conditions import LASTING, LOCKED, MOVED, held
-from tests.unit.store.test_sqlite_damage import PAGE, places
+from tests.unit.store.sqlite.test_damage import PAGE, places
 
 pytestmark = pytest.mark.faults
 APP = "tests.faults.signal_app:app"

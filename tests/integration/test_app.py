@@ -13,8 +13,8 @@ from websockets.exceptions import InvalidStatus
 from agentsrv import App, Step, StepContext
 from agentsrv.app import Running
 from agentsrv.client import Client
+from agentsrv.engine.cluster.follower import Tails
 from agentsrv.errors import ConfigurationError
-from agentsrv.orchestrator.tails import Tails
 from agentsrv.resources import open_store
 from agentsrv.settings import Settings
 from tests.support.shared_memory import Place

@@ -20,19 +20,19 @@ import pytest
 from pydantic import AfterValidator, BaseModel, field_serializer
 
 from agentsrv import App, PermanentError
+from agentsrv.adapters.ag_ui.messages import AguiSession
 from agentsrv.agents.endpoint_errors import words_of
-from agentsrv.agents.process import wire
-from agentsrv.agents.process.output import MAX_LINE_BYTES, LogBudget, OutputReader
-from agentsrv.agents.process.pool import BOOT
-from agentsrv.agents.process.worker import MAX_LOGGED, _ToServer
+from agentsrv.agents.isolation import wire
+from agentsrv.agents.isolation.output import MAX_LINE_BYTES, LogBudget, OutputReader
+from agentsrv.agents.isolation.pool import BOOT
+from agentsrv.agents.isolation.worker import MAX_LOGGED, _ToServer
 from agentsrv.cli import doctor, exits, uncaught
 from agentsrv.cli.mcp.server import _refusals
 from agentsrv.cli.serving import load_app
 from agentsrv.credentials import REACH
+from agentsrv.engine.cluster.remote_commands import _refused
 from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidCommand
-from agentsrv.orchestrator.peers import _refused
 from agentsrv.protocol import frames
-from agentsrv.protocol.agui import AguiSession
 from agentsrv.server.http import _refusal
 from agentsrv.server.requests import close
 from agentsrv.telemetry import logs
@@ -147,7 +147,7 @@ async def test_of_an_agent(agent, caplog):
 @pytest.mark.parametrize("description", ["once", "again"])
 async def test_of_a_planner(description, caplog, monkeypatch):
     """Whether the planner is asked again or not."""
-    monkeypatch.setattr("agentsrv.orchestrator.planning.RetryPolicy.delay", lambda *_: 0.0)
+    monkeypatch.setattr("agentsrv.engine.planning.RetryPolicy.delay", lambda *_: 0.0)
     caplog.set_level(logging.DEBUG)
     async with serving(planned) as client:
         task = await client.create(description, execute=True)

@@ -88,14 +88,14 @@ CASES = {
     "serve": Case(
         "serve quick:app --port 0 --store memory:",
         EXTRAS
-        | {"agentsrv.agents.builtin", "agentsrv.agents.knowledge", "agentsrv.agents.llm"}
-        | {"agentsrv.bench", "agentsrv.client", "agentsrv.store.sqlite", "rich", "sqlite3"}
-        | {"agentsrv.protocol.asyncapi", "agentsrv.server.docs"},
+        | {"agentsrv.builtin.registration", "agentsrv.knowledge", "agentsrv.agents.llm"}
+        | {"agentsrv.bench", "agentsrv.client", "agentsrv.store.sqlite.store", "rich", "sqlite3"}
+        | {"agentsrv.protocol.schema", "agentsrv.server.docs"},
     ),
     "serve, the built-in agents": Case(
         "serve --port 0 --store sqlite:///served.db",
         EXTRAS
-        | {"agentsrv.agents.knowledge.search", "agentsrv.agents.llm"}
+        | {"agentsrv.knowledge.search", "agentsrv.agents.llm"}
         | {"agentsrv.bench", "agentsrv.client", "agentsrv.store.memory", "rich"},
     ),
     "serve --help": Case("serve --help", EVERYTHING - ARGUMENTS - SETTINGS - {"asyncio"}),
@@ -180,8 +180,8 @@ PROGRAMS = {
     "import agentsrv.app": (
         430,
         EXTRAS
-        | {"agentsrv.agents.builtin", "agentsrv.agents.knowledge", "agentsrv.agents.llm"}
-        | {"agentsrv.client", "agentsrv.store.sqlite", "sqlite3", "typer"},
+        | {"agentsrv.builtin.registration", "agentsrv.knowledge", "agentsrv.agents.llm"}
+        | {"agentsrv.client", "agentsrv.store.sqlite.store", "sqlite3", "typer"},
     ),
 }
 

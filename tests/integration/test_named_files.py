@@ -12,11 +12,11 @@ import pytest
 
 from agentsrv.agents.llm import Endpoint
 from agentsrv.client import Client, Options
+from agentsrv.engine.vault import Vault
 from agentsrv.errors import ConfigurationError
-from agentsrv.orchestrator.vault import Vault
-from agentsrv.server.auth import open_authenticator
-from agentsrv.server.exposure import tls_context
-from agentsrv.server.keys import add_key, make_key
+from agentsrv.server.auth.authenticator import open_authenticator
+from agentsrv.server.auth.keys import add_key, make_key
+from agentsrv.server.startup_checks import tls_context
 from agentsrv.settings import Settings
 from tests.support.certificates import make_certificate
 

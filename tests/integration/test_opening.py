@@ -18,17 +18,17 @@ from typing import Any
 
 import pytest
 
-from agentsrv.agents.knowledge.reading import DocumentReader
-from agentsrv.agents.process.attempt import Attempt, Limits
-from agentsrv.agents.process.output import LogBudget
-from agentsrv.agents.process.pool import ProcessPool, _ForkServerProcess
+from agentsrv.agents.isolation.attempt import Attempt, Limits
+from agentsrv.agents.isolation.output import LogBudget
+from agentsrv.agents.isolation.pool import ProcessPool, _ForkServerProcess
 from agentsrv.cli import processes
 from agentsrv.cli.mcp import server as mcp
 from agentsrv.client import SyncClient
 from agentsrv.errors import AgentProcessError, Unavailable
+from agentsrv.knowledge.reading import DocumentReader
 from agentsrv.settings import Settings
 from agentsrv.store.queue import QueueLimits
-from agentsrv.store.sqlite_log import SqliteLog
+from agentsrv.store.sqlite.log import SqliteLog
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc/self/fd")
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from agentsrv.agents.base import StepContext
+from agentsrv.agents.agent import StepContext
 from agentsrv.models.events import InputReceived
 from agentsrv.models.plan import Step
 

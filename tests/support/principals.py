@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 
-from agentsrv.server.keys import make_key
+from agentsrv.server.auth.keys import make_key
 
 TODAY = date(2026, 3, 1)
 ADA_KEY, _ADA = make_key("ada", TODAY)

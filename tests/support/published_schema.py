@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import jsonschema_rs
 
-from agentsrv.protocol.asyncapi import document, reply_name
+from agentsrv.protocol.schema import document, reply_name
 
 DOCUMENT: Final = document("1.2.3")
 MESSAGES: Final = DOCUMENT["components"]["messages"]

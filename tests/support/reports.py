@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agentsrv.agents.analyzer import AnalyzerAgent
-from agentsrv.agents.knowledge.search import KnowledgeBase
-from agentsrv.agents.optimizer import OptimizerAgent
-from agentsrv.agents.planner import report
-from agentsrv.agents.retriever import RetrieverAgent
-from agentsrv.agents.validator import ValidatorAgent
-from agentsrv.agents.writer import WriterAgent
+from agentsrv.builtin.analyzer import AnalyzerAgent
+from agentsrv.builtin.optimizer import OptimizerAgent
+from agentsrv.builtin.planner import report
+from agentsrv.builtin.retriever import RetrieverAgent
+from agentsrv.builtin.validator import ValidatorAgent
+from agentsrv.builtin.writer import WriterAgent
 from agentsrv.cli.demo import KNOWLEDGE
+from agentsrv.knowledge.search import KnowledgeBase
 from agentsrv.models.plan import Step
 from tests.support.agent_contexts import make_context, run
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from agentsrv.errors import Fenced, Unavailable
-from agentsrv.models.limits import Use
 from agentsrv.models.states import TaskStatus
+from agentsrv.models.usage import Use
+from agentsrv.store.attempt_marks import Marks
 from agentsrv.store.base import (
     Append,
     Commit,
@@ -25,9 +26,8 @@ from agentsrv.store.base import (
     ignore_durable,
     ignore_ready,
 )
-from agentsrv.store.marks import Marks
 from agentsrv.store.memory import MemoryStore
-from agentsrv.store.postgres_lease import Timing
+from agentsrv.store.postgres.lease import Timing
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.shared import NEWS_WITHIN, TOLD_WITHIN, Message, News, Node
 

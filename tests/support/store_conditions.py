@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
-from agentsrv.store.sqlite_schema import APPLICATION
+from agentsrv.store.sqlite.schema import APPLICATION
 
 Condition = Callable[[Path], AbstractContextManager[None]]
 

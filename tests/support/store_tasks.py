@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from agentsrv.models.states import TaskStatus
 from agentsrv.store.base import Append, Head, Lease, NewTask, Store
-from agentsrv.store.postgres_lease import Timing
+from agentsrv.store.postgres.lease import Timing
 
 PENDING, QUEUED, RUNNING = TaskStatus.PENDING, TaskStatus.QUEUED, TaskStatus.RUNNING
 COMPLETED, CANCELLED = TaskStatus.COMPLETED, TaskStatus.CANCELLED

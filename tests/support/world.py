@@ -7,18 +7,18 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from agentsrv.agents.base import Agent, AgentFunction, AgentOptions
+from agentsrv.agents.agent import Agent, AgentFunction, AgentOptions
 from agentsrv.agents.registry import Registry
+from agentsrv.delivery.broker import Hub
+from agentsrv.delivery.subscriptions import Subscriber
+from agentsrv.engine.commands import Orchestrator
+from agentsrv.engine.endings import LOSS
+from agentsrv.engine.worker import Worker
+from agentsrv.engine.worker_context import OutputLimits, Surroundings
 from agentsrv.errors import AgentsrvError
 from agentsrv.models.commands import Cancel, Create, Execute, Respond, Send, Subscribe
 from agentsrv.models.events import Record, decode
 from agentsrv.models.plan import ExecutionPlan, Step
-from agentsrv.orchestrator.endings import LOSS
-from agentsrv.orchestrator.hub import Hub
-from agentsrv.orchestrator.orchestrator import Orchestrator
-from agentsrv.orchestrator.subscriptions import Subscriber
-from agentsrv.orchestrator.surroundings import OutputLimits, Surroundings
-from agentsrv.orchestrator.worker import Worker
 from agentsrv.store.base import Store
 from agentsrv.store.memory import MemoryStore
 from tests.support.simulation import now

@@ -3,7 +3,7 @@ from pydantic import ValidationError
 
 from agentsrv.settings import Settings, complaints
 from tests.faults import asking_app, busy_app, cluster_app, rogue_app, slow_app
-from tests.integration.agents.test_process import MARK
+from tests.integration.agents.isolation.test_process_function import MARK
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from agentsrv.cli.exits import say
 from agentsrv.cli.screen import is_live
-from agentsrv.telemetry.visible import visible
+from agentsrv.telemetry.safe_text import visible
 
 OnProgress = Callable[[float, float, str], None]
 """Takes how much is done, of how much, and what that is."""

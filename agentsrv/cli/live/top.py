@@ -24,7 +24,7 @@ from agentsrv.cli.render import shorten, status_word
 from agentsrv.client import Client
 from agentsrv.errors import NotFound
 from agentsrv.models.states import StepStatus, TaskStatus
-from agentsrv.telemetry.visible import visible
+from agentsrv.telemetry.safe_text import visible
 
 if TYPE_CHECKING:
     from agentsrv.protocol.replies import Snapshot, TaskRow

@@ -10,7 +10,7 @@ from agentsrv.errors import AgentsrvError
 from agentsrv.models import events as e
 from agentsrv.models.events import Record
 from agentsrv.models.states import StepStatus, TaskStatus
-from agentsrv.telemetry.visible import visible
+from agentsrv.telemetry.safe_text import visible
 
 
 @dataclass(slots=True)

@@ -37,8 +37,8 @@ from agentsrv.client import Client
 from agentsrv.error_text import as_fields
 from agentsrv.errors import AgentsrvError
 from agentsrv.models.states import TaskStatus
-from agentsrv.protocol.shell import read_answer
-from agentsrv.telemetry.outlets import write_all
+from agentsrv.protocol.command_line import read_answer
+from agentsrv.telemetry.nonblocking_output import write_all
 from agentsrv.version import __version__
 
 INSTRUCTIONS: Final = """\

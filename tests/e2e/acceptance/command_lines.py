@@ -10,7 +10,7 @@ import tempfile
 import warnings
 
 from agentsrv.cli import main
-from agentsrv.server import tokens  # noqa: F401 - else each process would import it anew
+from agentsrv.server.auth import tokens  # noqa: F401 - else each process would import it anew
 
 
 def run(arguments: list[str], variables: dict[str, str]) -> tuple[int, str]:

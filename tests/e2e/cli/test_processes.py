@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from agentsrv.client import Client
-from agentsrv.store.postgres import PostgresStore
+from agentsrv.store.postgres.store import PostgresStore
 from tests.support.postgres import QUICK, postgres
 
 APPLICATION = "tests.faults.cluster_app:app"

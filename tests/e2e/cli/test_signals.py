@@ -25,9 +25,9 @@ app = App(builtin=False)
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WITHIN = 60  # seconds after which a test gives up
 PATIENT = """
-import agentsrv.store.postgres, agentsrv.store.sqlite
-agentsrv.store.postgres.OPEN_PATIENCE = agentsrv.store.sqlite.OPEN_PATIENCE = 1e6
-agentsrv.store.postgres.link.CONNECT = 1e6
+import agentsrv.store.postgres.store, agentsrv.store.sqlite.store
+agentsrv.store.postgres.store.OPEN_PATIENCE = agentsrv.store.sqlite.store.OPEN_PATIENCE = 1e6
+agentsrv.store.postgres.store.link.CONNECT = 1e6
 from agentsrv.cli import main
 main()
 """

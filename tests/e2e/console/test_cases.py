@@ -15,7 +15,7 @@ from websockets.frames import Close
 from websockets.http11 import Response
 
 from agentsrv import App, StepContext
-from agentsrv.client.verdicts import refusal, verdict
+from agentsrv.client.connection_errors import refusal, verdict
 from agentsrv.errors import AgentsrvError
 from tests.e2e.console.test_client import node
 from tests.support.nodejs import npm_folder

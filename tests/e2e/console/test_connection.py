@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from agentsrv.server.keys import make_key
+from agentsrv.server.auth.keys import make_key
 from tests.e2e.console.conftest import WIDE
 from tests.e2e.console.looking import Visit, has_status, start, visiting
 from tests.support.server_process import ServerProcess

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
+from agentsrv.adapters.ag_ui.events import _TOLD
+from agentsrv.adapters.ag_ui.messages import OPTIONS, AguiSession, CancelRun, RunAgentInput
 from agentsrv.models.events import EVENTS
-from agentsrv.protocol.agui import OPTIONS, AguiSession, CancelRun, RunAgentInput
-from agentsrv.protocol.agui_events import _TOLD
 from tests.e2e.docs.pages import DOCS, of
 
 PAGE = (DOCS / "reference" / "ag-ui.md").read_text(encoding="utf-8")

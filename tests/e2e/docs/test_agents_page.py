@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agentsrv import App
-from agentsrv.agents.base import AgentOptions, StepContext
+from agentsrv.agents.agent import AgentOptions, StepContext
 from agentsrv.models.commands import ADAPTER
 from tests.e2e.docs.pages import DOCS
 from tests.support.fake_model import fake_model

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import get_args
 
 from agentsrv import App
-from agentsrv.agents.planner import MAX_PLANNED, PlanName, report, research
-from agentsrv.agents.validator import Verdict
+from agentsrv.builtin.planner import MAX_PLANNED, PlanName, report, research
+from agentsrv.builtin.validator import Verdict
 from agentsrv.settings import Settings
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "models.md").read_text(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from agentsrv.telemetry.export import WANTED_BY
+from agentsrv.telemetry.instruments import METRICS
 from agentsrv.telemetry.logs import JsonFormatter, TextFormatter
-from agentsrv.telemetry.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "reference" / "telemetry.md").read_text(encoding="utf-8")

@@ -17,9 +17,10 @@ from agentsrv import errors
 from agentsrv.models import commands, events
 from agentsrv.models.plan import Step
 from agentsrv.models.states import TaskStatus
-from agentsrv.protocol import shell
-from agentsrv.protocol.closes import CLOSES, Close
-from agentsrv.server import auth, outbox, requests
+from agentsrv.protocol import command_line
+from agentsrv.protocol.close_codes import CLOSES, Close
+from agentsrv.server import batching, requests
+from agentsrv.server.auth import authenticator
 from agentsrv.settings import Settings
 from tests.support.talk import Talk, serving, talking
 
@@ -62,12 +63,12 @@ def json_blocks() -> list[dict[str, Any]]:
     return [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)]
 
 
-def named_in_code(*rooms: str) -> str:
-    """The source of some rooms of the server."""
+def named_in_code(*packages: str) -> str:
+    """The source of some packages of the server."""
     return "\n".join(
         file.read_text()
-        for room in rooms
-        for file in sorted((ROOT / "agentsrv" / room).glob("*.py"))
+        for package in packages
+        for file in sorted((ROOT / "agentsrv" / package).rglob("*.py"))
     )
 
 
@@ -112,8 +113,8 @@ def test_each_event_stands_in_the_table_with_its_data():
 
 
 def test_events_marked_as_not_sent_are_those_that_nobody_makes():
-    """The mark stands exactly where the orchestrator has no code that makes the event."""
-    source = named_in_code("orchestrator")
+    """The mark stands exactly where the engine has no code that makes the event."""
+    source = named_in_code("engine")
     unmade = {
         event_type
         for event_type, kind in events.EVENTS.items()
@@ -132,8 +133,10 @@ def test_each_error_code_stands_in_the_table():
 
 
 def test_codes_marked_as_not_sent_are_those_that_the_server_never_raises():
-    """The mark stands exactly where no room of the server makes an error of that code."""
-    source = named_in_code("agents", "orchestrator", "protocol", "server", "store")
+    """The mark stands exactly where no package of the server makes an error of that code."""
+    source = named_in_code(
+        "adapters", "agents", "delivery", "engine", "protocol", "server", "store"
+    )
     rows = table("Errors", 2, "code")
     unmade = {code for code in rows if f"{errors.by_code(code).__name__}(" not in source}
     assert {code for code, row in rows.items() if NOT_SENT in row[2]} == unmade
@@ -163,8 +166,8 @@ def test_each_close_code_stands_in_the_table():
     used = re.findall(r"\bCloseCode\.(\w+)", named_in_code("server"))
     own = {CloseCode[name].value for name in used} | {
         requests.BAD_FRAMES,
-        outbox.STALLED,
-        auth.UNAUTHENTICATED,
+        batching.STALLED,
+        authenticator.UNAUTHENTICATED,
     }
     rows = table("Close codes", 2, "code")
     assert {int(code) for code in rows} == own | BY_THE_LIBRARY
@@ -181,7 +184,7 @@ def test_each_status_of_a_task_stands_in_the_table():
 def test_each_command_line_stands_in_the_table():
     """The lines are those that ``help`` tells."""
     rows = table("Command lines", 2, "line")
-    assert {line.replace("\\|", "|") for line in rows} == set(shell.usage())
+    assert {line.replace("\\|", "|") for line in rows} == set(command_line.usage())
 
 
 def test_each_example_of_a_command_is_valid():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agentsrv.telemetry.metrics import METRICS
+from agentsrv.telemetry.instruments import METRICS
 
 FOLDER = Path(__file__).resolve().parents[3] / "examples" / "grafana"
 DASHBOARD = json.loads((FOLDER / "agentsrv.json").read_text(encoding="utf-8"))

@@ -17,13 +17,13 @@ from typing import Any
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from agentsrv.orchestrator.hub import Hub
-from agentsrv.server.auth import Authenticator
+from agentsrv.delivery.broker import Hub
+from agentsrv.server.auth.authenticator import Authenticator
+from agentsrv.server.batching import OutboxConnection
 from agentsrv.server.listener import Listener
-from agentsrv.server.outbox import OutboxConnection
 from agentsrv.settings import Settings
 from agentsrv.store.memory import MemoryStore
-from agentsrv.telemetry.measures import Measures
+from agentsrv.telemetry.server_metrics import Measures
 
 MAX_FRAME = 1 << 25  # bytes; the suite sends messages of 16 MiB
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agentsrv import App, Step, StepContext
-from agentsrv.agents.base import Agent
+from agentsrv.agents.agent import Agent
 from agentsrv.agents.registry import Registry
 from agentsrv.errors import InvalidCommand
 from agentsrv.models.plan import ExecutionPlan

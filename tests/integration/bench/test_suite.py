@@ -21,7 +21,7 @@ from agentsrv.bench.sizes import Bench
 from agentsrv.bench.target import Own, Remote
 from agentsrv.client import NoServer, NotAllowed
 from agentsrv.errors import ConfigurationError
-from agentsrv.server.files import SPARE
+from agentsrv.server.open_files import SPARE
 from tests.bench.sizes import TINY
 from tests.support.principals import ADA, ADA_KEY
 from tests.support.talk import serving

@@ -13,7 +13,7 @@ import pytest
 
 from agentsrv.bench import sizes, suite
 from agentsrv.cli import running
-from agentsrv.protocol.asyncapi import document
+from agentsrv.protocol.schema import document
 from agentsrv.settings import Settings
 from agentsrv.version import __version__
 from tests.bench.sizes import TINY

@@ -15,8 +15,8 @@ import pytest
 
 from agentsrv.cli import doctor
 from agentsrv.cli.doctor import Level, examine
-from agentsrv.store.sqlite import SqliteStore
-from agentsrv.store.sqlite_schema import APPLICATION
+from agentsrv.store.sqlite.schema import APPLICATION
+from agentsrv.store.sqlite.store import SqliteStore
 from tests.support.fake_model import fake_model
 from tests.support.store_conditions import held
 from tests.support.store_tasks import new_task

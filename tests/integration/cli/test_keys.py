@@ -4,7 +4,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from agentsrv.server.keys import read_keys
+from agentsrv.server.auth.keys import read_keys
 from agentsrv.settings import Settings
 from tests.support.cli import app, in_a_thread
 from tests.support.principals import ADA, ADA_KEY, BOB_KEY

@@ -5,7 +5,7 @@ import pytest
 
 from agentsrv import ExecutionPlan, Step
 from agentsrv.client import Client, Options, Record, TaskCancelled, TaskFailed
-from agentsrv.client.link import Link
+from agentsrv.client.connection import Link
 from agentsrv.errors import Conflict, InvalidCommand, InvalidState, NotFound
 from agentsrv.models import events as e
 from agentsrv.settings import Settings

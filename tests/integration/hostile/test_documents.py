@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from agentsrv.agents.knowledge.documents import Unreadable
-from agentsrv.agents.knowledge.reading import DocumentReader
-from agentsrv.agents.knowledge.search import KnowledgeBase
 from agentsrv.errors import KnowledgeError
+from agentsrv.knowledge.documents import Unreadable
+from agentsrv.knowledge.reading import DocumentReader
+from agentsrv.knowledge.search import KnowledgeBase
 from tests.integration.hostile.documents import BRACKETS, DOCUMENTS, QUESTIONS, SENTENCE
 
 CPU_SECONDS = 0.5
@@ -199,12 +199,12 @@ ANSWER = """if True:
     import random, resource, sys, tempfile
     from pathlib import Path
     from agentsrv.agents import planner, prompts, report, validator, writer
-    from agentsrv.agents.analyzer import analyze
-    from agentsrv.agents.knowledge.documents import read_document
-    from agentsrv.agents.knowledge.folder import scan
-    from agentsrv.agents.knowledge.index import Index
-    from agentsrv.agents.knowledge.ranking import find
-    from agentsrv.agents.retriever import _fitting, _missing
+    from agentsrv.builtin.analyzer import analyze
+    from agentsrv.knowledge.documents import read_document
+    from agentsrv.knowledge.folder import scan
+    from agentsrv.knowledge.index import Index
+    from agentsrv.knowledge.ranking import find
+    from agentsrv.builtin.retriever import _fitting, _missing
     from agentsrv.cli.demo import KNOWLEDGE
     from tests.integration.hostile.documents import LENGTH, QUESTIONS
 

@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect
 from agentsrv.errors import InvalidCommand
 from agentsrv.protocol import session, strict_json
 from agentsrv.protocol.session import Refusal, Session
-from agentsrv.server.outbox import STRANGER_FRAME
+from agentsrv.server.batching import STRANGER_FRAME
 from tests.integration.hostile.floods import Measured, measure, measuring
 from tests.integration.hostile.frames import CLIENT, FLOODS, FRAMES, STRANGER, Flood, Hostile
 from tests.support.figures import BAD_INPUT

@@ -13,9 +13,9 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from agentsrv.protocol.agui import RunAgentInput
-from agentsrv.protocol.agui_events import AguiRun
-from agentsrv.server.outbox import OutboxConnection
+from agentsrv.adapters.ag_ui.events import AguiRun
+from agentsrv.adapters.ag_ui.messages import RunAgentInput
+from agentsrv.server.batching import OutboxConnection
 from tests.support.talk import Talk, serving, talking
 
 

@@ -10,11 +10,11 @@ from html.parser import HTMLParser
 from agentsrv import errors
 from agentsrv.models.commands import COMMANDS
 from agentsrv.models.events import EVENTS
-from agentsrv.protocol.asyncapi import document
-from agentsrv.protocol.closes import CLOSES
+from agentsrv.protocol.close_codes import CLOSES
 from agentsrv.protocol.replies import FRAMES
+from agentsrv.protocol.schema import document
 from agentsrv.server.docs import render
-from tests.integration.server.test_pages import request
+from tests.integration.server.test_static_files import request
 from tests.support.talk import serving
 
 DOCUMENT = document("1.2.3")

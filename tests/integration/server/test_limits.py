@@ -15,8 +15,9 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from agentsrv.app import Running
-from agentsrv.server import files, listener, outbox, requests
-from agentsrv.server.gate import LARGE_AT_ONCE
+from agentsrv.server import batching, listener, requests
+from agentsrv.server import open_files as files
+from agentsrv.server.limits import LARGE_AT_ONCE
 from tests.integration.hostile.frames import dense_plan
 from tests.support.principals import ADA_KEY, BOB_KEY, BOTH, bearer
 from tests.support.talk import Talk, serving, talking
@@ -85,7 +86,7 @@ async def test_hello_tells_every_limit():
 @pytest.fixture(autouse=True)
 def _short_rests(monkeypatch):
     """Let a connection over the rate be read again soon; its refusals stay."""
-    for module in (outbox, requests):
+    for module in (batching, requests):
         monkeypatch.setattr(module, "MAX_REST", 0.05)
 
 
@@ -362,7 +363,7 @@ async def test_few_large_messages_are_received_side_by_side():
 
     def half() -> list[int]:
         """The sizes of the messages that the server has begun to receive."""
-        found = [c for c in gc.get_objects() if issubclass(type(c), outbox.OutboxConnection)]
+        found = [c for c in gc.get_objects() if issubclass(type(c), batching.OutboxConnection)]
         return [len(c.protocol.reader.buffer) for c in found]
 
     async def until(condition: Callable[[], bool]) -> None:
@@ -378,7 +379,7 @@ async def test_few_large_messages_are_received_side_by_side():
         ]
         for talk in talks:
             talk.socket.transport.write(frame[:-1])
-        await until(lambda: sum(size > outbox.LARGE + 4096 for size in half()) == LARGE_AT_ONCE)
+        await until(lambda: sum(size > batching.LARGE + 4096 for size in half()) == LARGE_AT_ONCE)
         await until(lambda: sum(size > len(text) - 100 for size in half()) == LARGE_AT_ONCE)
         assert sum(half()) < (LARGE_AT_ONCE + 1) << 20
 

@@ -14,8 +14,8 @@ from websockets.typing import Origin, Subprotocol
 from agentsrv.app import Running
 from agentsrv.protocol import PROTOCOL
 from agentsrv.store.base import Append
-from agentsrv.store.sqlite import SqliteStore
-from agentsrv.store.sqlite_log import SqliteLog
+from agentsrv.store.sqlite.log import SqliteLog
+from agentsrv.store.sqlite.store import SqliteStore
 from tests.support.principals import ADA, ADA_KEY
 from tests.support.talk import serving, talking
 
@@ -254,7 +254,7 @@ async def test_a_server_whose_disk_hangs_is_not_ready(tmp_path, monkeypatch):
         hanging.wait(30)
         commit(log)
 
-    monkeypatch.setattr("agentsrv.orchestrator.orchestrator.READY_WITHIN", 0.05)
+    monkeypatch.setattr("agentsrv.engine.commands.READY_WITHIN", 0.05)
     async with serving(store=f"sqlite:///{tmp_path}/t.db") as server, talking(server) as talk:
         monkeypatch.setattr(SqliteLog, "commit", slow)
         await talk.send({"command": "create", "task_description": "x", "agent": "echo"})
@@ -324,7 +324,7 @@ async def test_a_store_that_breaks_is_told(tmp_path, monkeypatch):
         def broken(self: SqliteStore, batch: object) -> None:
             raise OSError("the disk is gone")
 
-        monkeypatch.setattr("agentsrv.store.sqlite_log.SqliteLog.create", broken)
+        monkeypatch.setattr("agentsrv.store.sqlite.log.SqliteLog.create", broken)
         answer = await talk.ask({"command": "create", "task_description": "x", "agent": "echo"})
         assert (answer["code"], answer["retryable"]) == ("unavailable", True)
         async with asyncio.timeout(30):

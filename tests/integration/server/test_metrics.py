@@ -10,8 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agentsrv import PermanentError, Step, StepContext
 from agentsrv.server import metrics
-from agentsrv.server.keys import make_key
-from tests.integration.server.test_pages import request
+from agentsrv.server.auth.keys import make_key
+from tests.integration.server.test_static_files import request
 from tests.support.fake_model import fake_model
 from tests.support.principals import ADA_KEY, BOTH, TODAY, bearer
 from tests.support.talk import make_app, serving, talking

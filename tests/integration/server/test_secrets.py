@@ -11,7 +11,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from agentsrv.server.keys import make_key
+from agentsrv.server.auth.keys import make_key
 from tests.support.handshakes import shout
 from tests.support.principals import TODAY
 

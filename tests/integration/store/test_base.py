@@ -11,9 +11,9 @@ from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.base import Commit, Created, Head, Lease, Row, Store
 from agentsrv.store.memory import MemoryStore
-from agentsrv.store.postgres import PostgresStore
+from agentsrv.store.postgres.store import PostgresStore
 from agentsrv.store.queue import QueueLimits
-from agentsrv.store.sqlite import SqliteStore
+from agentsrv.store.sqlite.store import SqliteStore
 from tests.support.store_tasks import (
     CANCELLED,
     COMPLETED,

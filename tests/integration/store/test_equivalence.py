@@ -26,9 +26,9 @@ from agentsrv.errors import AgentsrvError
 from agentsrv.models.states import TRANSITIONS, TaskStatus
 from agentsrv.store.base import Commit, Created, Head, Lease, Store
 from agentsrv.store.memory import MemoryStore
-from agentsrv.store.postgres import PostgresStore
+from agentsrv.store.postgres.store import PostgresStore
 from agentsrv.store.queue import QueueLimits
-from agentsrv.store.sqlite import SqliteStore
+from agentsrv.store.sqlite.store import SqliteStore
 from tests.support.store_tasks import (
     HOUR,
     NOW,

@@ -11,10 +11,10 @@ import asyncpg
 import pytest
 
 from agentsrv.errors import Fenced, Overloaded
-from agentsrv.models.limits import Use
+from agentsrv.models.usage import Use
 from agentsrv.store.base import Store
-from agentsrv.store.postgres import PostgresStore
-from agentsrv.store.postgres_lease import Timing
+from agentsrv.store.postgres.lease import Timing
+from agentsrv.store.postgres.store import PostgresStore
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.shared import News, SharedStore
 from tests.support.shared_memory import Place, SharedMemory

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from typing_extensions import TypeAliasType
 
 from agentsrv.agents import branching, questions
-from agentsrv.agents.base import SLOTS
+from agentsrv.agents.agent import SLOTS
 from agentsrv.agents.branching import dispatched, is_too_much, width_of
 from agentsrv.agents.params import Parameters
 from agentsrv.agents.questions import Question, check_schema

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agentsrv.agents.code_fences import Unfenced, json_text
 from agentsrv.agents.endpoint_answers import AnswerReader
-from agentsrv.agents.thoughts import Thoughts
+from agentsrv.agents.reasoning import Thoughts
 from agentsrv.errors import ModelError
 from tests.integration.hostile.endpoints import CASES
 

@@ -3,7 +3,7 @@ from typing import Annotated
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from agentsrv.agents.base import PLANNER_SLOTS, SLOTS
+from agentsrv.agents.agent import PLANNER_SLOTS, SLOTS
 from agentsrv.agents.params import MAX_ERRORS, Parameters
 from agentsrv.errors import ConfigurationError
 

@@ -4,7 +4,7 @@ import pytest
 from pydantic_core import core_schema
 
 from agentsrv import App
-from agentsrv.agents.base import Agent
+from agentsrv.agents.agent import Agent
 from agentsrv.agents.registry import Registry
 from agentsrv.errors import ConfigurationError, InvalidCommand
 from agentsrv.models.plan import ExecutionPlan, Step

@@ -18,7 +18,7 @@ import pytest
 from websockets.asyncio.server import serve
 
 from agentsrv.client import Client, NoServer, NotAllowed, NotAServer, Options
-from agentsrv.client.verdicts import address
+from agentsrv.client.connection_errors import address
 from agentsrv.errors import AgentsrvError, ConfigurationError
 from tests.support.certificates import make_certificate
 from tests.support.fake_server import HELLO, FakeServer, idle

@@ -10,7 +10,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from agentsrv.cli.commands import app
-from agentsrv.protocol.asyncapi import document
+from agentsrv.protocol.schema import document
 from agentsrv.protocol.typescript import declarations
 from agentsrv.version import __version__
 

@@ -7,9 +7,9 @@ import pytest
 from prometheus_client import REGISTRY, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
-from agentsrv.telemetry.measures import Histogram, Measures
-from agentsrv.telemetry.metrics import METRICS
+from agentsrv.telemetry.instruments import METRICS
 from agentsrv.telemetry.prometheus import page
+from agentsrv.telemetry.server_metrics import Histogram, Measures
 
 
 def families(measures):

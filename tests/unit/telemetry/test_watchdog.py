@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 
-from agentsrv.telemetry.measures import Histogram
+from agentsrv.telemetry.server_metrics import Histogram
 from agentsrv.telemetry.watchdog import Watchdog
 
 

@@ -1,0 +1,167 @@
+"""The I/O around one AguiSession: a front end that speaks AG-UI starts and follows tasks."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import assert_never
+
+from agentsrv.adapters.ag_ui.events import AguiRun
+from agentsrv.adapters.ag_ui.messages import (
+    AguiSession,
+    CancelRun,
+    Frame,
+    ResumeEntry,
+    RunAgentInput,
+    custom,
+    in_words_of_front_end,
+)
+from agentsrv.delivery.broker import Hub
+from agentsrv.delivery.subscriptions import Answer, Subscriber
+from agentsrv.engine.commands import Orchestrator
+from agentsrv.errors import AgentsrvError, Conflict, Internal, InvalidState
+from agentsrv.models import commands as c
+from agentsrv.server.auth.handshake import Admission, Admit
+from agentsrv.server.batching import OutboxConnection
+from agentsrv.server.requests import Reader, next_request
+
+_log = logging.getLogger("agentsrv.connection")
+
+
+async def serve_ag_ui(
+    socket: OutboxConnection, admit: Admit, orchestrator: Orchestrator, hub: Hub
+) -> None:
+    """Serve one front end until its connection closes."""
+    session = AguiSession()
+    with admit(session) as admission:
+        await AguiConnection(socket, session, admission, orchestrator, hub).run()
+
+
+class AguiConnection:
+    """One front end. It follows one run at a time, because AG-UI's events do not name theirs.
+
+    Owns its subscription; the tasks that it started live elsewhere and go on without it.
+    """
+
+    def __init__(
+        self,
+        socket: OutboxConnection,
+        session: AguiSession,
+        admission: Admission,
+        orchestrator: Orchestrator,
+        hub: Hub,
+    ) -> None:
+        self._socket = socket
+        self._session = session
+        self._admission = admission
+        self._orchestrator = orchestrator
+        self._principal = admission.principal
+        self._subscriber = Subscriber(hub, self, admission.principal)
+        self._run: AguiRun | None = None
+        socket.on_room = self._subscriber.resume
+
+    async def run(self) -> None:
+        """Serve the front end until either side closes."""
+        session: Reader[Frame] = self._session
+        try:
+            while (frame := await next_request(self._socket, session)) is not None:
+                await self._answer(frame)
+                frame = None  # it may be large, and the next one may come late
+        finally:
+            self._subscriber.close()
+
+    # The subscriber's sink.
+
+    @property
+    def has_room(self) -> bool:
+        """See ``Sink.has_room``."""
+        return self._socket.has_room
+
+    def deliver(self, events: Sequence[bytes]) -> None:
+        """See ``Sink.deliver``."""
+        if self._run is not None:
+            self._post(self._run, self._run.events(events))
+
+    def caught_up(self, task_id: str, seq: int) -> None:  # noqa: ARG002 - the sink's
+        """See ``Sink.caught_up``."""
+        if self._run is not None:
+            self._post(self._run, self._run.caught_up())
+
+    def refused(self, task_id: str, refusal: AgentsrvError) -> None:  # noqa: ARG002 - the sink's
+        """See ``Sink.refused``."""
+        self._session.is_running = False
+        self._socket.post([self._session.refused(refusal)])
+
+    def _post(self, run: AguiRun, events: Sequence[bytes]) -> None:
+        if events:
+            self._socket.post(events)
+        if run.is_over:
+            self._session.is_running = False
+            self._subscriber.unsubscribe(run.task_id)
+
+    async def _answer(self, frame: Frame) -> None:
+        try:
+            match frame:
+                case RunAgentInput():
+                    await self._begin(frame)
+                case CancelRun():
+                    await self._cancel(frame)
+                case c.Auth():
+                    told = await self._admission.renew(frame.token.get_secret_value())
+                    self._socket.post([custom("reply", {"command": "auth", **told})])
+                case _:
+                    assert_never(frame)
+        except AgentsrvError as refusal:
+            self._socket.post([self._session.refused(refusal)])
+        except Exception:  # noqa: BLE001 - told with an incident id; the connection lives
+            incident = uuid.uuid4().hex[:12]
+            _log.exception("incident %s while answering a front end", incident)
+            fault = Internal(f"the server has a fault; its log tells of incident {incident}")
+            self._socket.post([self._session.refused(fault)])
+
+    async def _begin(self, given: RunAgentInput) -> None:
+        """Start a task, or answer what one asks; then follow it from its first event on.
+
+        A run that is known already is followed likewise, and nothing is started again.
+        """
+        if self._session.is_running:
+            raise InvalidState("a run is under way; expected its end, cancel or another connection")
+        with self._subscriber.answering() as answer:
+            task_id = given.resumed_task
+            if task_id is None:
+                command = given.create()
+                try:
+                    created = await self._orchestrator.create(self._principal, command, answer)
+                except AgentsrvError as refusal:
+                    raise in_words_of_front_end(refusal) from None
+                task_id = str(created["task_id"])
+            else:
+                for place, entry in enumerate(given.resume):
+                    # A question that is settled is no error: by this run before, by another
+                    # client, or by its time.
+                    with suppress(Conflict, InvalidState):
+                        await self._respond(entry, place, answer)
+                follow = c.Subscribe(task_id=task_id)
+                await self._orchestrator.subscribe(self._principal, follow, answer)
+            self._run = AguiRun(given, task_id)
+            self._session.is_running = True
+            self._post(self._run, self._run.start())
+
+    async def _respond(self, entry: ResumeEntry, place: int, answer: Answer) -> None:
+        command = entry.command(place)
+        try:
+            await self._orchestrator.respond(self._principal, command, answer)
+        except (Conflict, InvalidState):
+            raise
+        except AgentsrvError as refusal:
+            raise in_words_of_front_end(refusal, place) from None
+
+    async def _cancel(self, frame: CancelRun) -> None:
+        if self._run is None:
+            raise InvalidState("this connection has had no run; expected one to cancel")
+        command = c.Cancel(task_id=self._run.task_id, reason=frame.reason)
+        with self._subscriber.answering() as answer:
+            result = await self._orchestrator.cancel(self._principal, command, answer)
+            self._socket.post([custom("reply", {"command": "cancel", **result})])

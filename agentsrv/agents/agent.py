@@ -1,0 +1,528 @@
+"""Agent and the contexts: what an author writes and what the author's code is handed."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import logging
+import os
+import re
+import sys
+import textwrap
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agentsrv.agents.isolation.modes import Isolation, isolated
+from agentsrv.agents.params import Parameters, Slot, base_function
+from agentsrv.agents.questions import Ask, Mailbox, Messages, Question
+from agentsrv.agents.values import Copies, copies
+from agentsrv.errors import ConfigurationError, PermanentError
+from agentsrv.models.plan import ExecutionPlan, Step
+from agentsrv.models.retry import RETRIES, RETRY_BASE, RetryPolicy
+from agentsrv.suggest import meant_or_known
+
+if TYPE_CHECKING:
+    from agentsrv.agents.isolation.process_function import ProcessPool
+    from agentsrv.agents.llm import LanguageModel
+    from agentsrv.knowledge.ranking import Passage
+
+OnFailure = Literal["fail", "degrade"]
+AgentFunction = Callable[..., Any]
+"""``async def``, an async generator, or a plain function for a thread or a process."""
+Planner = Callable[..., Awaitable[ExecutionPlan]]
+"""``async def`` that takes the task's text, a `TaskContext` and parameters of its own."""
+Search = Callable[[str, int], Awaitable["list[Passage]"]]
+
+T = TypeVar("T")
+
+MAX_LOG_LINE: Final = 10_000  # characters of a message in the log
+
+_log = logging.getLogger("agentsrv.agent")
+
+
+def _shorten(record: logging.LogRecord) -> bool:
+    """Cut a message that is too long for a line of the log; see `logging.Filter`."""
+    try:
+        message = record.getMessage()
+    except Exception:  # noqa: BLE001 - the formatter reports it
+        return True
+    if len(message) > MAX_LOG_LINE:
+        record.msg = f"{message[:MAX_LOG_LINE]}… (cut: {len(message)} characters)"
+        record.args = ()
+    return True
+
+
+_log.addFilter(_shorten)
+
+
+class Progress(Protocol):
+    """Where a step's progress goes."""
+
+    async def __call__(self, done: Any, total: Any, message: Any) -> None:
+        """Append one ``step_progress`` event."""
+
+
+@dataclass(eq=False)
+class TaskContext(Copies):
+    """What a planner is handed: the task, the knowledge base and the language model."""
+
+    task_id: str
+    task_description: str
+    params: Mapping[str, Any]
+    """The task's params: a copy of this context's own."""
+    principal: str
+    searcher: Search = field(repr=False)
+    model: LanguageModel | None = field(default=None, repr=False, kw_only=True)
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose lines carry the task's id."""
+        return logging.LoggerAdapter(_log, {"task_id": self.task_id})
+
+    @cached_property
+    def llm(self) -> LanguageModel | NoModel:
+        """The configured language model.
+
+        Its connections are shared by all steps; its ``usage`` counts this attempt only. Without a
+        model ``bool(ctx.llm)`` is false, and any other use raises a `PermanentError`.
+        """
+        if self.model is None:
+            return NoModel()
+        return self.model.counting()
+
+    async def search(self, query: str, limit: int = 5) -> list[Passage]:
+        """Return up to ``limit`` passages of the knowledge base, the best first.
+
+        Without a knowledge base the list is empty. Cancelling the call leaves nothing behind.
+
+        Raises:
+            KnowledgeError: The knowledge base cannot be read.
+        """
+        return await self.searcher(query, limit)
+
+
+copies(TaskContext, "params")
+
+
+class NoModel:
+    """``ctx.llm`` of a server without a language model: false, and an error at its first use."""
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise PermanentError(
+            f"found a use of ctx.llm.{name} without a language model; set llm_url and llm_model, "
+            "or look at `if ctx.llm:` first"
+        )
+
+
+@dataclass(eq=False)
+class StepContext(TaskContext):
+    """What an agent is given in addition to its step."""
+
+    attempt: int
+    """Attempts count from 1."""
+    step_key: str
+    """Stable over retries and take-overs: the idempotency key for effects outside."""
+    outputs: Mapping[str, str]
+    """Texts of the completed dependencies, by step id."""
+    results: Mapping[str, Any]
+    """Structured results of the completed dependencies, by step id: copies of its own."""
+    reporter: Progress = field(repr=False)
+    asker: Ask = field(repr=False)
+    mailbox: Mailbox = field(repr=False)
+    step: Step = field(default=None, kw_only=True)  # type: ignore[assignment]
+    """The step that the attempt is for."""
+    processes: ProcessPool | None = field(default=None, repr=False)
+    result: Any = None
+    _asked: int = field(default=0, init=False, repr=False)
+    """Questions without a key of their own, so far."""
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose lines carry the task's id, the step's key and the attempt."""
+        extra = {"task_id": self.task_id, "step": self.step_key, "attempt": self.attempt}
+        return logging.LoggerAdapter(_log, extra)
+
+    @cached_property
+    def cancelled(self) -> threading.Event:
+        """Set when a step in a thread should end: look at ``cancelled.is_set()`` now and then."""
+        return threading.Event()
+
+    def set_result(self, value: Any) -> None:
+        """Give the step a structured result: JSON, or what pydantic writes as JSON."""
+        self.result = value
+
+    async def progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        """Report how far the step is, to the task's subscribers.
+
+        A report never fails a step. Numbers of any library are taken; what is no number, NaN and
+        infinity are reported as ``null``, a negative ``done`` as 0 and one beyond ``total`` as
+        ``total``. The message is cut at 2,000 characters. Waits while commits are behind.
+        """
+        await self.reporter(done, total, message)
+
+    @overload
+    async def ask(
+        self,
+        prompt: str,
+        *,
+        default: bool | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+        key: str | None = None,
+    ) -> bool: ...
+
+    @overload
+    async def ask(
+        self,
+        prompt: str,
+        schema: type[T],
+        options: None = None,
+        default: T | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+        key: str | None = None,
+    ) -> T: ...
+
+    @overload
+    async def ask(
+        self,
+        prompt: str,
+        schema: Any = ...,
+        options: Sequence[Any] | None = None,
+        default: Any = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+        key: str | None = None,
+    ) -> Any: ...
+
+    async def ask(  # noqa: PLR0917 - the order is the published one
+        self,
+        prompt: str,
+        schema: Any = bool,
+        options: Sequence[Any] | None = None,
+        default: Any = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - counts on while the server is down
+        key: str | None = None,
+    ) -> Any:
+        """Ask the people behind the task, and return their answer.
+
+        A question is asked once: a later attempt that comes to it, also after a crash, waits for
+        the same answer, or is given at once the one that is in the log. The answer is committed
+        before it is returned. Meanwhile the attempt's time limit stands still; the deadline of
+        the task does not.
+
+        Cancelling the call leaves the question open until it is answered or the step ends.
+
+        Args:
+            prompt: What people read, up to 32,768 characters.
+            schema: What the answer must be: a type, as pydantic reads it, or a JSON Schema. The
+                answer to a `SecretStr`, or to a schema with ``writeOnly``, is encrypted in the
+                log; only this call returns it.
+            options: The answer must be one of these; ``schema`` may then be left out, and the
+                option itself is returned, such as the member of an enum.
+            default: The answer where nobody gives one within ``timeout``; ``None`` for none.
+            timeout: Seconds from the first asking.
+            key: Names the question within its step. By default it is the question's number
+                among those of the attempt, counted from 1, and the prompt must be the same in
+                each attempt.
+
+        Raises:
+            InputDeclined: Whoever was asked declines; uncaught, it fails the step at once.
+            InputExpired: The time is over and there is no default; likewise.
+            PermanentError: The question cannot be asked so, or its number in an earlier attempt
+                was that of another question.
+        """
+        if key is None:
+            self._asked += 1
+        elif not isinstance(key, str):
+            raise PermanentError(f"the question's key is {key!r}; expected text")
+        question = Question.of(
+            prompt,
+            key=self._asked if key is None else key,
+            schema=schema,
+            options=options,
+            default=default,
+            timeout=timeout,
+        )
+        return question.read(await self.asker(question))
+
+    def messages(self) -> AsyncIterator[Any]:
+        """What the client sends to the task (text or JSON), from its first message on.
+
+        Every step and every attempt is given all of them, so that none is lost by a retry or a
+        crash. The iterator does not end by itself: leave it, or read it beside the work.
+        """
+        return Messages(self.mailbox)
+
+
+copies(StepContext, "outputs", "results")
+
+
+class AgentOptions(TypedDict, total=False):
+    """Options of an agent."""
+
+    name: str | None
+    """By default the function's name."""
+    description: str | None
+    """By default the first line of the function's docstring."""
+    retries: int
+    """Attempts after the first; 3 by default."""
+    retry_base: float
+    """Seconds before the first retry, doubled before each further one; 1.0 by default."""
+    retry_jitter: bool
+    """Whether each wait is shortened at random, by up to half; by default it is."""
+    retry_on: Sequence[type[BaseException]]
+    """Programming errors that are retried all the same, such as ``[TypeError]``."""
+    timeout: float | None
+    """Seconds that one attempt may take; by default without limit."""
+    on_failure: OnFailure
+    """``"fail"`` (the default) fails the task, ``"degrade"`` goes on without the step."""
+    isolation: Isolation
+    """``"task"`` (the default) for async functions; ``"thread"`` or ``"process"`` for plain ones.
+    Only a process can really be killed."""
+    cache: float | None
+    """Seconds for which a result is used again: for the same principal, task, input, params and
+    dependencies. By default never."""
+    concurrency: int | None
+    """Steps of this agent that run at the same time, over all tasks; by default without limit."""
+
+
+SLOTS: Final = (Slot("step", (Step,)), Slot("ctx", (StepContext, TaskContext)))
+"""The parameters of an agent's function that the server fills."""
+PLANNER_SLOTS: Final = (
+    Slot("task_description", is_text=True),
+    Slot("ctx", (TaskContext, StepContext)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A registered agent: the author's function and its options.
+
+    Attributes:
+        run: Takes ``(step, ctx, **params)``: ``async def`` whose return value is the step's
+            result, or an async generator whose ``str`` pieces are streamed.
+        timeout: Seconds that one attempt may take; ``None`` for no limit.
+        on_failure: Whether the task fails with the step, or continues without it.
+        cache: Seconds for which a result is used again; ``None`` for never.
+        concurrency: Steps that run at the same time; ``None`` for no limit.
+        retry_on: Programming errors that are retried.
+        origin: Module and name of the author's function, for errors.
+    """
+
+    name: str
+    description: str
+    run: AgentFunction
+    params: Parameters
+    retry: RetryPolicy
+    timeout: float | None
+    on_failure: OnFailure
+    cache: float | None
+    concurrency: int | None
+    retry_on: tuple[type[BaseException], ...]
+    origin: str
+    home: str
+    """Folder of the function's file, with the separator; empty if it has none."""
+
+    @classmethod
+    def of(cls, run: AgentFunction, **options: Unpack[AgentOptions]) -> Agent:
+        """Take an author's function: a function, a bound method, a partial or a callable object.
+
+        Raises:
+            ConfigurationError: The function does not fit its isolation, a parameter cannot be
+                filled, or an option is unknown or out of its limits. The message names the agent,
+                and the parameter or option.
+        """
+        label = f"agent {options.get('name') or _name_of(run)!r}"
+        checked = _checked(options, label)
+        name = checked.name or _name_of(run)
+        run = _callable(run, label)
+        if not _NAME.fullmatch(name):
+            raise ConfigurationError(
+                f"{label} has a name that no plan can have; expected name='…' with 1 to 64 of "
+                "letters, digits, '_', '.' and '-'"
+            )
+        params = Parameters.of(run, label, SLOTS)
+        runnable = _runnable(run, params, name, checked.isolation)
+        return cls(
+            name=name,
+            description=checked.description or _description(run),
+            run=runnable,
+            params=params,
+            retry=RetryPolicy(checked.retries, checked.retry_base, jitter=checked.retry_jitter),
+            timeout=options.get("timeout"),
+            on_failure=checked.on_failure,
+            cache=checked.cache,
+            concurrency=checked.concurrency,
+            retry_on=checked.retry_on,
+            origin=_origin(run),
+            home=_home(run),
+        )
+
+
+Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""Seconds above 0."""
+
+
+class _Options(BaseModel):
+    """`AgentOptions` as they are checked."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    name: str | None = None
+    description: str | None = None
+    retries: Annotated[int, Field(ge=0, strict=True)] = RETRIES
+    retry_base: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = RETRY_BASE
+    retry_jitter: Annotated[bool, Field(strict=True)] = True
+    retry_on: tuple[type[BaseException], ...] = ()
+    timeout: Annotated[Above, Field(strict=True)] | None = None
+    on_failure: OnFailure = "fail"
+    isolation: Isolation = "task"
+    cache: Annotated[Above, Field(strict=True)] | None = None
+    concurrency: Annotated[int, Field(ge=1, strict=True)] | None = None
+
+
+def _checked(options: Mapping[str, Any], label: str) -> _Options:
+    """The options with their defaults.
+
+    Raises:
+        ConfigurationError: One is unknown or out of its limits.
+    """
+    for name in options:
+        if name not in _Options.model_fields:
+            raise ConfigurationError(
+                f"{label} has an unknown option {name!r}; "
+                + meant_or_known(name, _Options.model_fields, "options")
+            )
+    try:
+        return _Options.model_validate(options)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        name = str(found["loc"][0])
+        expected = found["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        raise ConfigurationError(
+            f"{label} has {name}={options.get(name)!r}; expected {expected}"
+        ) from error
+
+
+def _name_of(run: Any) -> str:
+    """The name of an agent whose author gives none: the function's, or the object's class."""
+    function = run
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__name__", None)
+    return str(name if name is not None else type(function).__name__)
+
+
+def _origin(run: Any) -> str:
+    function = base_function(run)
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
+
+
+def _home(run: Any) -> str:
+    code = getattr(base_function(run), "__code__", None)
+    folder = "" if code is None else os.path.dirname(code.co_filename)  # noqa: PTH120 - of text
+    return folder and folder + os.sep
+
+
+def _callable(run: Any, label: str) -> AgentFunction:
+    """Refuse what cannot be called as an agent.
+
+    Raises:
+        ConfigurationError: It says what to register instead.
+    """
+    if isinstance(run, staticmethod):
+        run = run.__func__
+    if isinstance(run, classmethod):
+        raise ConfigurationError(
+            f"{label} is a class method in the body of its class; register the bound method "
+            "after the class: app.agent(Class.method)"
+        )
+    if isinstance(run, type):
+        raise ConfigurationError(
+            f"{label} is the class {run.__qualname__}; expected a function, or an object of the "
+            "class that can be called: app.agent(Class())"
+        )
+    if not callable(run):
+        raise ConfigurationError(f"{label} is {run!r}; expected a function")
+    if inspect.isfunction(run) and next(iter(inspect.signature(run).parameters), "") in _SELF:
+        raise ConfigurationError(
+            f"{label} is the method {run.__qualname__} of no object; register the bound method: "
+            "app.agent(Class().method)"
+        )
+    return run  # type: ignore[no-any-return]
+
+
+_SELF: Final = ("self", "cls")
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def _description(run: AgentFunction) -> str:
+    """The first line of the docstring; under ``-OO`` it is read from the source, if it is there."""
+    function = base_function(run)
+    shown = run if inspect.isroutine(run) or not isinstance(run, functools.partial) else function
+    text = shown.__doc__ or _source_doc(shown, function) or function.__doc__ or ""
+    return inspect.cleandoc(text).strip().partition("\n")[0]
+
+
+def _source_doc(*places: Any) -> str | None:
+    """The docstring in the source of the first of ``places`` that has one."""
+    if sys.flags.optimize < 2:  # noqa: PLR2004 - -OO, which drops docstrings
+        return None
+    for place in places:
+        source = place if inspect.isroutine(place) or inspect.isclass(place) else type(place)
+        with suppress(OSError, TypeError, SyntaxError, IndexError):
+            (node, *_) = ast.parse(textwrap.dedent(inspect.getsource(source))).body
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and (
+                doc := ast.get_docstring(node)
+            ):
+                return doc
+    return None
+
+
+def is_async(run: AgentFunction) -> bool:
+    """Whether calling ``run`` gives an awaitable or an async iterator."""
+    return any(
+        inspect.iscoroutinefunction(form) or inspect.isasyncgenfunction(form)
+        for form in (run, getattr(run, "__call__", None), base_function(run))  # noqa: B004 - its kind
+    )
+
+
+def _runnable(
+    run: AgentFunction, params: Parameters, name: str, isolation: Isolation
+) -> AgentFunction:
+    """The function as an attempt calls it: with (step, ctx, **params); async or a generator."""
+    is_async_function = is_async(run)
+    if isolation == "task" and is_async_function:
+        return params.adapted(run)
+    if isolation == "task":
+        raise ConfigurationError(
+            f"agent {name!r} is {run!r}; expected an async function or async generator, "
+            "or isolation='thread' or 'process'"
+        )
+    if is_async_function or inspect.isgeneratorfunction(base_function(run)):
+        raise ConfigurationError(
+            f"agent {name!r} is {run!r}; isolation={isolation!r} takes a plain function"
+        )
+    # A process finds the function by its name, and adapts it there.
+    return isolated(run if isolation == "process" else params.adapted(run), isolation)

@@ -1,0 +1,453 @@
+"""The pool: starts the fork server when it is needed, and runs attempts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from agentsrv.agents.isolation import system, wire
+from agentsrv.agents.isolation.attempt import (
+    IMPORT_SECONDS,
+    START_SECONDS,
+    Attempt,
+    Handler,
+    Limits,
+    retrieve,
+)
+from agentsrv.agents.isolation.output import LogBudget, OutputReader
+from agentsrv.errors import AgentProcessError, ConfigurationError, PermanentError
+
+if TYPE_CHECKING:
+    from agentsrv.agents.agent import StepContext
+    from agentsrv.models.plan import Step
+
+STARTING_AT_ONCE: Final = 8
+"""Attempts for which a process is being forked; the others wait."""
+HAND_OVERS: Final = 3
+"""Fork servers to which an attempt is given, where one ends before it has started a process."""
+LINES_AT_ONCE: Final = 2000
+LINES_PER_SECOND: Final = 500
+RESTART_SECONDS: Final = 5.0
+"""For the fork server to begin anew without the application, after its import was interrupted."""
+LEAVING_SECONDS: Final = 2.0
+"""For the fork server to exit, before it is killed."""
+BOOT: Final = (
+    "import json, sys; setup = json.loads(sys.argv[1]); sys.path[:] = setup['path']; "
+    "from agentsrv.agents.isolation.forkserver import main; main(setup)"
+)
+
+_log = logging.getLogger("agentsrv.processes")
+
+
+def refuse_in_worker() -> None:
+    """Refuse to serve in a process that imports the application for its agents.
+
+    Raises:
+        ConfigurationError: This is such a process.
+    """
+    if system.is_worker:
+        raise ConfigurationError(
+            "a module that defines agents with isolation='process' starts a server when it is "
+            "imported; expected: if __name__ == '__main__': before the call"
+        )
+
+
+class ProcessFunction:
+    """A plain function whose calls each run in a process of their own."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self.run = run
+
+    async def __call__(self, step: Step, ctx: StepContext, **_: Any) -> Any:
+        """Call the function in a process; see `Attempt.run`.
+
+        The params are validated again there, from ``ctx.params``.
+        """
+        if ctx.processes is None:
+            raise RuntimeError("an agent with isolation='process' runs within App.running only")
+        return await ctx.processes.call(self, step, ctx)
+
+    @cached_property
+    def place(self) -> tuple[str, str]:
+        """The module and the name by which another process finds the function.
+
+        Raises:
+            PermanentError: Another function, or none, has that name.
+        """
+        module, name = self.run.__module__, self.run.__qualname__
+        found: Any = sys.modules.get(module)
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if found is not self.run:
+            raise PermanentError(
+                f"the agent's function {name} cannot be found by its name in the module {module}; "
+                "with isolation='process', expected a function at the top of a module, and no "
+                "decorator above @app.agent"
+            )
+        return module, name
+
+
+class ProcessPool:
+    """Runs functions in processes of their own, for one application, within ``async with``.
+
+    Args:
+        functions: Those that the fork server imports ahead.
+        limits: Of what each attempt returns.
+    """
+
+    def __init__(self, functions: Iterable[ProcessFunction], limits: Limits) -> None:
+        self._functions = [(each.run.__module__, each.run.__qualname__) for each in functions]
+        self._limits = limits
+        self._starting = asyncio.Semaphore(STARTING_AT_ONCE)
+        self._server: _ForkServerProcess | None = None
+        self._starter: asyncio.Task[None] | None = None
+        self._budget = LogBudget(asyncio.get_running_loop().time, LINES_AT_ONCE, LINES_PER_SECOND)
+        self._attempts: set[Attempt] = set()
+        self._silent_since: float | None = None
+        """When the first attempt was handed over of which the fork server has taken none since."""
+
+    async def __aenter__(self) -> Self:
+        """Start the fork server ahead of the first attempt, if there are functions for it."""
+        if self._functions:
+            self._start_server()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Kill what still runs, and end the fork server."""
+        for attempt in tuple(self._attempts):
+            attempt.close()
+        if self._starter is not None:
+            self._starter.cancel()
+            await asyncio.wait({self._starter})
+        if self._server is not None:
+            await self._server.close()
+
+    async def call(self, function: ProcessFunction, step: Step, ctx: StepContext) -> Any:
+        """Call ``function`` in a fresh process; return what it returned.
+
+        A result that it set is set on ``ctx``. Cancelling the call kills the process, or ends the
+        wait for one.
+
+        Raises:
+            PermanentError: The function cannot be found by another process, or its input is too
+                large.
+            AgentProcessError: The process ended, could not be started, or did not import the
+                application in time.
+            AgentsrvError: The function raised.
+        """
+        job = _job(function, step, ctx, self._limits.result)
+        budget = LogBudget(asyncio.get_running_loop().time, parent=self._budget)
+        for _ in range(HAND_OVERS):
+            await self._server_ready()  # before its turn: all attempts that wait share one bound
+            attempt = Attempt({"progress": _progress(ctx)}, budget, self._limits)
+            self._attempts.add(attempt)
+            try:
+                async with self._starting:
+                    await self._begin(attempt)
+                if attempt.has_begun:
+                    text, result = await attempt.run(job)
+                    ctx.set_result(result)
+                    return text
+            finally:
+                self._attempts.discard(attempt)
+                attempt.close()
+                budget.report()
+        raise AgentProcessError(
+            "the agent's process was not started: the process that starts agents' processes "
+            f"ended {HAND_OVERS} times when it should have done so; its output is in the log"
+        )
+
+    def _start_server(self) -> asyncio.Task[None]:
+        """The task that starts the fork server; the one under way, if there is one."""
+        if self._starter is None or self._starter.done():
+            self._starter = asyncio.get_running_loop().create_task(self._replace_server())
+            self._starter.add_done_callback(retrieve)
+        return self._starter
+
+    async def _replace_server(self) -> None:
+        for preload in (True, False):  # the import of the application may end the process
+            if self._server is not None:
+                await self._server.close()
+            self._silent_since = None
+            try:
+                self._server = _ForkServerProcess(self._functions, preload=preload)
+            except (OSError, RuntimeError) as error:
+                raise AgentProcessError(
+                    f"the process that starts agents' processes cannot be started: {error}"
+                ) from error
+            if await self._server.start():
+                return
+        raise AgentProcessError(
+            "the process that starts agents' processes ended when it started, or did not start "
+            f"within {START_SECONDS:g} s; its output is in the log"
+        )
+
+    async def _begin(self, attempt: Attempt) -> None:
+        """Have the attempt's process started.
+
+        The fork server is killed if it has answered nothing for ``START_SECONDS``, whether one
+        attempt waits so long or several one after the other, each of which ends sooner.
+
+        Raises:
+            AgentProcessError: It did not start in time.
+        """
+        is_in_time = True
+        try:
+            is_in_time = await attempt.start(self._hand_over)
+        finally:
+            now = asyncio.get_running_loop().time()
+            if attempt.is_answered:
+                self._silent_since = None
+            elif self._silent_since is not None and now - self._silent_since >= START_SECONDS:
+                self._give_up()
+        if not is_in_time:
+            self._give_up()
+            raise AgentProcessError(
+                f"the agent's process did not start within {START_SECONDS:g} s; the process that "
+                "should have started it was killed"
+            )
+
+    def _give_up(self) -> None:
+        """Kill the fork server, which does not answer; the next attempt starts a new one."""
+        self._silent_since = None
+        if self._server is not None:
+            self._server.kill()
+
+    async def _server_ready(self) -> _ForkServerProcess:
+        """The fork server; starts one if there is none."""
+        while self._server is None or not self._server.is_ready:
+            await asyncio.shield(self._start_server())
+        return self._server
+
+    async def _hand_over(self, descriptors: list[int]) -> None:
+        """Send the descriptors of one attempt to the fork server, to a new one if it has ended."""
+        while not await (await self._server_ready()).send(descriptors):
+            pass
+        if self._silent_since is None:
+            self._silent_since = asyncio.get_running_loop().time()
+
+
+class _ForkServerProcess:
+    """The fork server, as the server sees it.
+
+    A thread starts it and waits for its end: the kernel signals the death of the parent when the
+    thread ends that started the process, and children need no SIGCHLD handler, which is the
+    application's.
+
+    Raises:
+        OSError, RuntimeError: Too many files are open, or there is no room for a thread. Nothing is
+            left open.
+    """
+
+    def __init__(self, functions: list[tuple[str, str]], *, preload: bool) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._outputs: list[OutputReader] = []
+        self._sending = asyncio.Lock()
+        self._room: asyncio.Event | None = None
+        """Set to wake the sender that waits for room in the connection; ``None`` if none waits."""
+        self.is_ready = False
+        """Whether it takes attempts."""
+        self._modules = sorted({module for module, _ in functions}) if preload else []
+        self._is_closing = False
+        with ExitStack() as opened:
+            self._connection, theirs = map(opened.enter_context, socket.socketpair())
+            self._connection.settimeout(0)
+            budget, others = LogBudget(self._loop.time), list[int]()
+            for stream in ("stdout", "stderr"):
+                output, other = OutputReader.of_pipe(stream, budget)
+                opened.callback(output.close)
+                opened.callback(os.close, other)
+                self._outputs.append(output)
+                others.append(other)
+            command = self._command(theirs.fileno(), functions, preload=preload)
+            live = partial(self._live, command, theirs, others)
+            thread = threading.Thread(target=live, name="agentsrv-forkserver", daemon=True)
+            thread.start()
+            opened.pop_all()
+
+    def _command(
+        self, connection: int, functions: list[tuple[str, str]], *, preload: bool
+    ) -> list[str]:
+        main = sys.modules["__main__"]
+        spec = getattr(main, "__spec__", None)
+        path = getattr(main, "__file__", None)
+        setup = {
+            "connection": connection,
+            "path": [str(Path(entry).absolute()) for entry in sys.path],  # "" is the folder
+            "argv": sys.argv,
+            "main_name": spec.name if spec is not None else None,
+            "main_path": str(Path(path).absolute()) if path and Path(path).is_file() else None,
+            "functions": functions,
+            "preload": preload,
+        }
+        flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - as multiprocessing does
+        return [sys.executable, *flags, "-c", BOOT, json.dumps(setup)]
+
+    def _live(self, command: list[str], theirs: socket.socket, output: list[int]) -> None:
+        """Start the process and wait for its end, in the thread."""
+        stdout, stderr = output
+        try:
+            with theirs:
+                self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout,
+                    stderr=stderr,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+        except OSError:
+            _log.exception("the process that starts agents' processes cannot be started")
+        for descriptor in output:
+            os.close(descriptor)
+        if self._process is not None:
+            if self._is_closing:
+                self._process.kill()
+            self._process.wait()
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._on_end)
+
+    async def start(self) -> bool:
+        """Wait until it takes attempts; return whether it does.
+
+        An import of the application that takes longer than ``IMPORT_SECONDS`` is interrupted:
+        the fork server logs where it waited, and goes on without it. It is killed if it does not.
+        """
+        if await self._becomes_ready(IMPORT_SECONDS if self._modules else START_SECONDS):
+            return True
+        if self._modules and not self._ended.done():
+            _log.warning(
+                "the process that starts agents' processes has not imported the application "
+                "within %g s and is interrupted; the import of one of these modules waits: %s",
+                IMPORT_SECONDS,
+                ", ".join(self._modules),
+            )
+            self._signal(signal.SIGINT)
+            if await self._becomes_ready(RESTART_SECONDS):
+                return True
+        self.kill()
+        return False
+
+    async def _becomes_ready(self, seconds: float) -> bool:
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(seconds):
+                self.is_ready = await self._loop.sock_recv(self._connection, 1) == b"r"
+        return self.is_ready
+
+    async def send(self, descriptors: list[int]) -> bool:
+        """Give it the descriptors of one attempt; return whether it took them."""
+        async with self._sending:
+            while self.is_ready:
+                try:
+                    socket.send_fds(self._connection, [b"f"], descriptors)
+                except BlockingIOError:
+                    await self._has_room()
+                except OSError:  # it has ended
+                    self.is_ready = False
+                else:
+                    return True
+        return False
+
+    async def close(self) -> None:
+        """End it; it is killed if it does not end by itself.
+
+        Attempts that wait to be sent are refused: `send` returns ``False`` for them.
+        """
+        self._is_closing = True
+        was_ready = self.is_ready
+        self._refuse()
+        self._connection.close()
+        try:
+            if was_ready:
+                await asyncio.wait({self._ended}, timeout=LEAVING_SECONDS)
+            if not self._ended.done() and self._process is not None:
+                self._process.kill()
+            await asyncio.wait({self._ended})
+        finally:
+            for output in self._outputs:
+                output.close()
+
+    def kill(self) -> None:
+        """End it at once; attempts that wait to be sent are refused."""
+        self._refuse()
+        self._signal(signal.SIGKILL)
+
+    def _refuse(self) -> None:
+        """Take no more attempts, and wake the sender that waits for room.
+
+        The loop knows the connection by its descriptor's number, which the next file that is
+        opened may get. So the loop must have forgotten it before the connection is closed.
+        """
+        self.is_ready = False
+        if self._room is not None:
+            self._loop.remove_writer(self._connection)
+            self._room.set()
+            self._room = None
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    async def _has_room(self) -> None:
+        """Wait until the connection can be written to, or the process takes no more attempts."""
+        room = self._room = asyncio.Event()
+        self._loop.add_writer(self._connection, room.set)
+        try:
+            await room.wait()
+        finally:
+            if self._room is room:  # `_refuse` has not removed it
+                self._loop.remove_writer(self._connection)
+                self._room = None
+
+    def _on_end(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+
+def _job(function: ProcessFunction, step: Step, ctx: StepContext, max_result: int) -> bytes:
+    """The message that begins an attempt."""
+    module, name = function.place
+    context = {
+        "task_id": ctx.task_id,
+        "task_description": ctx.task_description,
+        "params": dict(ctx.params),
+        "principal": ctx.principal,
+        "attempt": ctx.attempt,
+        "step_key": ctx.step_key,
+        "outputs": dict(ctx.outputs),
+        "results": dict(ctx.results),
+    }
+    job = {
+        "module": module,
+        "function": name,
+        "step": step.model_dump(mode="json"),
+        "context": context,
+        "max_result": max_result,
+    }
+    try:
+        return wire.frame({"job": job}, wire.MAX_JOB_BYTES)
+    except ValueError as error:
+        raise PermanentError(
+            f"params, outputs and results for the agent's process: {error}"
+        ) from error
+
+
+def _progress(ctx: StepContext) -> Handler:
+    async def progress(arguments: dict[str, Any]) -> None:
+        await ctx.progress(**arguments)
+
+    return progress

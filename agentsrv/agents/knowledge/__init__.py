@@ -1,1 +1,0 @@
-"""The knowledge base: a folder of documents that agents can search."""

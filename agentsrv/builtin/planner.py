@@ -1,0 +1,195 @@
+"""The built-in planner: the steps of a task that brings no plan, by rules or by a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from pydantic import ValidationError
+
+from agentsrv.agents.agent import TaskContext
+from agentsrv.agents.registry import Registry
+from agentsrv.builtin import prompts
+from agentsrv.errors import InvalidCommand, ModelTruncated
+from agentsrv.knowledge.text import shorten, terms
+from agentsrv.models.plan import ExecutionPlan, ExplainedPlan, Step
+
+if TYPE_CHECKING:
+    from agentsrv.agents.llm import LanguageModel
+
+PlanName = Literal["auto", "report", "research"]
+MAX_PLANNED: Final = 8  # steps of a plan that a model makes
+ASKED: Final = 2  # times a model is asked: for a plan, and to mend it
+SHORT_TASK: Final = 120  # characters of the task in the description of a step
+MAX_REASON: Final = 300  # characters of what was wrong with a model's plan
+NEEDS: Final = {
+    "analyzer": ("retriever",),
+    "writer": ("retriever", "analyzer"),
+    "validator": ("retriever", "writer"),
+    "optimizer": ("retriever", "writer", "validator"),
+}
+"""Whose results a built-in agent works on: a plan without them is valid, and of no use."""
+_STEP_ID: Final = {"type": "string", "pattern": "^[a-z0-9_]{1,32}$"}
+# a pattern for every string, of ASCII: a grammar made of it leaves no room for broken Unicode
+_TEXT: Final = {"type": "string", "pattern": "^[A-Za-z0-9 ,.:;()'?!/-]{1,200}$"}
+
+
+class BuiltinPlanner:
+    """Plans with the agents of ``registry``.
+
+    Attributes:
+        default: The plan of a task whose ``params`` do not name one.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.default: PlanName = "auto"
+
+    async def plan(
+        self, task_description: str, ctx: TaskContext, plan: PlanName | None = None
+    ) -> ExplainedPlan:
+        """Plan the task.
+
+        Args:
+            task_description: What the task is.
+            ctx: What a planner may use.
+            plan: ``report`` retrieves, analyzes and writes; ``research`` also validates the
+                report and mends it; ``auto`` lets the language model decide, and is ``report``
+                without one, or where the model's plans are invalid.
+
+        Raises:
+            ModelError: The model could not be asked; another attempt may succeed.
+            PermanentError: The model cannot be asked like this.
+        """
+        name = plan or self.default
+        llm = ctx.llm
+        if name != "auto" or not llm:
+            steps = research(task_description) if name == "research" else report(task_description)
+            return ExplainedPlan(steps=steps, planned_by="rules")
+        made, problem = await self._ask(llm, ctx)
+        if made is not None:
+            return ExplainedPlan(steps=made.steps, planned_by="model")
+        ctx.log.warning("the rules plan: %s", problem)
+        return ExplainedPlan(
+            steps=report(task_description),
+            planned_by="rules",
+            reason=problem,
+        )
+
+    async def _ask(self, llm: LanguageModel, ctx: TaskContext) -> tuple[ExecutionPlan | None, str]:
+        """The model's plan, or None and why there is none."""
+        agents = [
+            agent
+            for agent in self._registry.described()
+            if not self._registry[agent["name"]].params.complaints(ctx.params)
+        ]
+        schema = plan_schema([agent["name"] for agent in agents])
+        messages = prompts.planning(ctx.task_description, agents, NEEDS, MAX_PLANNED)
+        problem = ""
+        for _ in range(ASKED):
+            answer = ""
+            try:
+                answer = await llm.complete(messages, schema)
+                made = ExecutionPlan.model_validate_json(answer)
+                self._registry.check_plan(made)
+                check_needs(made)
+            except ValidationError as error:
+                complaint = error.errors(include_url=False)[0]
+                place = ".".join(map(str, complaint["loc"]))
+                problem = f"{place}: {complaint['msg']}" if place else complaint["msg"]
+            except InvalidCommand as error:
+                problem = error.message
+            except ModelTruncated as error:
+                return None, f"the model's plan was cut off: {shorten(error.message, MAX_REASON)}"
+            else:
+                return made, ""
+            problem = shorten(problem, MAX_REASON)
+            messages = [*messages, *prompts.mending(answer, problem)]
+        return None, f"the model's plan was invalid {ASKED} times: {problem}"
+
+
+def check_needs(plan: ExecutionPlan) -> None:
+    """Refuse a plan in which a built-in agent lacks what it works on.
+
+    Raises:
+        InvalidCommand: It names the step and what it lacks.
+    """
+    agents = {step.step_id: step.agent for step in plan.steps}
+    for step in plan.steps:
+        given = {agents[needed] for needed in step.depends_on}
+        for agent in NEEDS.get(step.agent, ()):
+            if agent not in given:
+                raise InvalidCommand(
+                    f"step {step.step_id!r} of {step.agent} has no step of {agent} in depends_on"
+                )
+
+
+def plan_schema(agents: Sequence[str]) -> dict[str, Any]:
+    """The JSON Schema of an `ExecutionPlan` of these ``agents``, as an endpoint can enforce it.
+
+    That ids are unique and dependencies free of cycles is beyond a schema: validate the plan.
+    """
+    properties = {
+        "step_id": _STEP_ID,
+        "agent": {"type": "string", "enum": list(agents)},
+        "description": _TEXT,
+        "depends_on": {"type": "array", "items": _STEP_ID, "maxItems": MAX_PLANNED},
+    }
+    step = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return {
+        "type": "object",
+        "properties": {
+            "steps": {"type": "array", "items": step, "minItems": 1, "maxItems": MAX_PLANNED}
+        },
+        "required": ["steps"],
+        "additionalProperties": False,
+    }
+
+
+def report(task: str) -> tuple[Step, ...]:
+    """Retrieve, analyze, write: the writer sees the passages and the analysis."""
+    about = shorten(task, SHORT_TASK)
+    named = ", ".join(list(dict.fromkeys(term.surface for term in terms(about)))[:6]) or about
+    return (
+        Step(
+            step_id="step_001",
+            agent="retriever",
+            description=f"Search the knowledge base for {named}",
+        ),
+        Step(
+            step_id="step_002",
+            agent="analyzer",
+            description=f"Find what the passages state about: {about}",
+            depends_on=("step_001",),
+        ),
+        Step(
+            step_id="step_003",
+            agent="writer",
+            description=f"Write a report with sources that answers: {about}",
+            depends_on=("step_001", "step_002"),
+        ),
+    )
+
+
+def research(task: str) -> tuple[Step, ...]:
+    """The steps of `report`, then validate the report, then mend what was found wrong with it."""
+    return (
+        *report(task),
+        Step(
+            step_id="step_004",
+            agent="validator",
+            description="Check each statement of the report against the passage that it cites",
+            depends_on=("step_001", "step_003"),
+        ),
+        Step(
+            step_id="step_005",
+            agent="optimizer",
+            description="Mend what the check has found, and look again for what is missing",
+            depends_on=("step_001", "step_003", "step_004"),
+        ),
+    )

@@ -1,0 +1,302 @@
+"""WriterAgent: a Markdown report that answers the task in the words of its sources."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from agentsrv.agents.agent import StepContext
+from agentsrv.agents.code_fences import Unfenced
+from agentsrv.builtin import prompts
+from agentsrv.builtin.analyzer import CUT_OFF, as_sentence, retrieval_of
+from agentsrv.builtin.extract import Graph
+from agentsrv.builtin.report import (
+    INDIRECT,
+    Citations,
+    cite,
+    cited,
+    escape,
+    named,
+    open_questions,
+    read,
+)
+from agentsrv.errors import ModelTruncated
+from agentsrv.knowledge.text import shorten
+from agentsrv.models.plan import Step
+from agentsrv.threads import in_thread
+
+if TYPE_CHECKING:
+    from agentsrv.agents.llm import LanguageModel
+
+MAX_TITLE = 100  # characters
+DIRECT = 0.6  # relevance from which a statement counts as an answer
+CLOSE = 0.7  # part of the best relevance that a statement of the answer needs
+SPREAD = 0.4  # of the answer: it should not draw on one passage alone
+OTHER = "Also relevant"  # heading of what shares its theme with nothing else
+
+Json = dict[str, Any]
+
+
+class WriterAgent:
+    """Write a Markdown report with numbered sources from what the analysis found."""
+
+    async def run(
+        self,
+        step: Step,
+        ctx: StepContext,
+        answer_sentences: Annotated[int, Field(ge=1, le=8)] = 3,
+        max_sections: Annotated[int, Field(ge=0, le=10)] = 4,
+        sentences_per_section: Annotated[int, Field(ge=1, le=12)] = 4,
+    ) -> AsyncIterator[str]:
+        """Write a Markdown report with numbered sources that answers the task.
+
+        It is streamed paragraph by paragraph. Every statement is a sentence of a source,
+        unchanged; nothing is made up. Without an analysis, or with an empty one, the report says
+        so and what to do.
+
+        With a language model, the model writes the body from the passages, and the report is
+        streamed as it is written; ``quoted`` in the result is false then. The sources are listed
+        by this agent all the same. A cancellation leaves what was streamed, and closes the
+        model's HTTP exchange.
+
+        Args:
+            step: The step to run.
+            ctx: What the step may use.
+            answer_sentences: Sentences of the direct answer, at most, without a model.
+            max_sections: Sections by theme after it, at most, without a model.
+            sentences_per_section: Sentences in each of them, at most, without a model.
+
+        Raises:
+            ModelError: The model failed; another attempt may succeed.
+            PermanentError: The model cannot be asked like this.
+        """
+        analysis = analysis_of(ctx.results)
+        retrieval = retrieval_of(ctx.results)
+        if ctx.llm and analysis and retrieval and retrieval["passages"]:
+            async with aclosing(_by_model(ctx, ctx.llm, analysis, retrieval["passages"])) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
+        if analysis is None:
+            ctx.log.warning("step %s has no analysis to write from", step.step_id)
+        report = await in_thread(
+            compose,
+            analysis or {"task": ctx.task_description},
+            Shape(answer_sentences, max_sections, sentences_per_section),
+        )
+        ctx.set_result(report.result)
+        for paragraph in report.paragraphs:
+            yield paragraph
+
+
+async def _by_model(
+    ctx: StepContext, llm: LanguageModel, analysis: Json, passages: Sequence[Json]
+) -> AsyncGenerator[str, None]:
+    """Stream the report that the model writes; its citations are the ids of the passages."""
+    notes = "\n\n".join(
+        text for step_id, text in ctx.outputs.items() if ctx.results[step_id] is analysis
+    )
+    yield title_of(ctx.task_description)
+    body, unfenced, is_cut_off = "", Unfenced(), False
+    try:
+        async with aclosing(
+            llm.stream(prompts.report(ctx.task_description, passages, notes))
+        ) as pieces:
+            async for piece in pieces:
+                if shown := unfenced.feed(piece):
+                    body += shown
+                    yield shown
+    except ModelTruncated as error:
+        if not error.text.strip():
+            raise
+        ctx.log.warning("the report is cut off: %s", error.message)
+        is_cut_off = True
+    if rest := unfenced.end():
+        body += rest
+        yield rest
+    if is_cut_off:
+        yield f"\n\n{CUT_OFF}"
+    blocks = await in_thread(read, body)
+    known = {passage["id"]: passage for passage in passages}
+    citations = Citations(
+        known, {number: number for number in sorted(cited(blocks)) if number in known}
+    )
+    yield "\n\n"
+    for line in (*citations.section(), *open_questions(analysis)):
+        yield line
+    count = sum(one.is_claim for block in blocks for one in block.statements)
+    ctx.set_result(
+        _result(citations, count, analysis, quoted=False) | {"usage": llm.usage.counts()}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How long a report may be, in sentences and sections."""
+
+    answer: int = 3
+    sections: int = 4
+    per_section: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A finished report: its paragraphs, each with its line ends, and the structured result."""
+
+    paragraphs: list[str]
+    result: Json
+
+
+def analysis_of(results: Mapping[str, Any]) -> Json | None:
+    """Return the analysis among the ``results`` of other steps, None where there is none."""
+    for result in results.values():
+        if isinstance(result, dict) and isinstance(result.get("statements"), list):
+            return result
+    return None
+
+
+def title_of(task: str) -> str:
+    """Return the line that a report on ``task`` begins with."""
+    return f"# {shorten(task.lstrip('# '), MAX_TITLE) or 'Report'}\n\n"
+
+
+def compose(analysis: Json, shape: Shape) -> Report:
+    """Compose the report on an ``analysis``, as `agentsrv.builtin.analyzer.analyze` returns it."""
+    title = title_of(analysis["task"])
+    if not analysis.get("statements"):
+        nothing = _result(Citations({}), 0, analysis, quoted=True)
+        return Report([title, *_nothing(analysis)], nothing)
+    chosen = select(analysis, shape)
+    citations = Citations({source["id"]: source for source in analysis["sources"]})
+    paragraphs = [title, _answer(chosen.answer, citations)]
+    for heading, members in chosen.sections:
+        paragraphs.append(f"## {heading}\n\n")
+        paragraphs.extend(f"- {line}\n" for line in _lines(members, citations))
+        paragraphs.append("\n")
+    paragraphs.extend(citations.section())
+    paragraphs.extend(open_questions(analysis))
+    count = len(chosen.answer) + sum(len(members) for _, members in chosen.sections)
+    return Report(paragraphs, _result(citations, count, analysis, quoted=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    answer: list[Json]
+    sections: list[tuple[str, list[Json]]]
+
+
+def select(analysis: Json, shape: Shape) -> _Chosen:
+    """Choose the statements of the answer and of each section, none of them twice."""
+    statements = analysis["statements"]
+    graph = Graph([as_sentence(statement) for statement in statements])
+    answer = graph.diversify(_directness(statements), shape.answer, spread=SPREAD)
+    taken = list(answer)
+    sections: list[tuple[str, list[Json]]] = []
+    for theme in [*analysis["themes"], ""]:
+        if len(sections) == shape.sections:
+            break
+        scores = [
+            statement["score"] if statement["theme"] == theme else 0.0 for statement in statements
+        ]
+        members = _supported(statements, graph.diversify(scores, shape.per_section, taken))
+        if members:
+            taken += members
+            sections.append((theme or OTHER, _in_order(statements, members)))
+    return _Chosen([statements[number] for number in answer], sections)
+
+
+def _directness(statements: Sequence[Json]) -> list[float]:
+    """Return how much each statement is to the point; 0 keeps it out of the answer.
+
+    The answer takes sentences that stand on their own, if there are any.
+    """
+    allowed = [statement for statement in statements if not statement["leans"]] or statements
+    best = max(statement["relevance"] for statement in allowed)
+    return [
+        statement["score"] * statement["relevance"] ** 2
+        if statement in allowed and statement["relevance"] >= CLOSE * best
+        else 0.0
+        for statement in statements
+    ]
+
+
+def _supported(statements: Sequence[Json], numbers: Iterable[int]) -> list[int]:
+    """Return the statements that stand on their own, or right behind the one they lean on."""
+    places = {
+        (statements[number]["source"], statements[number]["order"]): number for number in numbers
+    }
+    supported: dict[tuple[int, int], int] = {}
+    for source, order in sorted(places):
+        number = places[source, order]
+        if not statements[number]["leans"] or (source, order - 1) in supported:
+            supported[source, order] = number
+    kept = set(supported.values())
+    return [number for number in places.values() if number in kept]
+
+
+def _in_order(statements: Sequence[Json], numbers: Iterable[int]) -> list[Json]:
+    """Return the statements of these numbers as they follow each other in their passages.
+
+    The passage of the best one comes first: a section begins with what matters most.
+    """
+    members = [statements[number] for number in numbers]
+    first: dict[int, int] = {}
+    for place, statement in enumerate(members):
+        first.setdefault(statement["source"], place)
+    return sorted(members, key=lambda statement: (first[statement["source"]], statement["order"]))
+
+
+def _answer(members: list[Json], citations: Citations) -> str:
+    text = " ".join(_lines(members, citations))
+    if max(statement["relevance"] for statement in members) >= DIRECT:
+        return f"{text}\n\n"
+    return f"{INDIRECT} {text}\n\n"
+
+
+def _lines(members: Sequence[Json], citations: Citations) -> Iterator[str]:
+    """Yield the statements with their citations; neighbours in a passage stay together."""
+    run: list[Json] = []
+    for statement in members:
+        if run and not _adjacent(run[-1], statement):
+            yield _line(run, citations)
+            run = []
+        run.append(statement)
+    if run:
+        yield _line(run, citations)
+
+
+def _adjacent(one: Json, other: Json) -> bool:
+    return bool(one["source"] == other["source"] and other["order"] == one["order"] + 1)
+
+
+def _line(run: Sequence[Json], citations: Citations) -> str:
+    number = citations.number(run[0]["source"])
+    return cite((escape(statement["text"]) for statement in run), [number])
+
+
+def _nothing(analysis: Json) -> Iterator[str]:
+    missing = analysis.get("not_covered") or analysis.get("task_terms", [])
+    if not analysis.get("searched", False):
+        yield "The knowledge base could not be searched, so there is nothing to report.\n\n"
+        yield "Check that a folder is configured and indexed, and run the task again.\n"
+        return
+    if not analysis["task_terms"]:
+        yield "The task names nothing that could be searched for.\n\n"
+        yield "Say in a few words what the report should be about.\n"
+        return
+    yield "The knowledge base has nothing on this.\n\n## Not covered\n\n"
+    yield f"- No statement was found on: {named(missing)}.\n\n"
+    yield "Add documents on it to the folder, or ask with the words that its documents use.\n"
+
+
+def _result(citations: Citations, count: int, analysis: Json, *, quoted: bool) -> Json:
+    return {
+        "sources": citations.listed(),
+        "statements": count,
+        "quoted": quoted,
+        "not_covered": list(analysis.get("not_covered", [])),
+    }

@@ -1,0 +1,239 @@
+"""Why a connection failed, in one sentence: what was found at the address, and what to try.
+
+`refusal` explains a failure to connect, `verdict` the end of a connection. Both return an error
+that is ``retryable`` where the client should connect again. Every message about a connection is
+made here; it names the address without the user and password that a URL may have.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import orjson
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidMessage,
+    InvalidProxy,
+    InvalidStatus,
+    InvalidURI,
+    NegotiationError,
+    ProxyError,
+)
+
+from agentsrv.client.errors import Closed, NoServer, NotAllowed, NotAServer, ProtocolViolation
+from agentsrv.client.trust import untrusted
+from agentsrv.errors import AgentsrvError, ConfigurationError
+from agentsrv.protocol import PROTOCOL
+from agentsrv.protocol.close_codes import CLOSES
+
+if TYPE_CHECKING:
+    from agentsrv.protocol.replies import Hello
+
+UNAUTHENTICATED: Final = 4401  # close code: the token is missing or no longer valid
+REFUSED: Final = 4403  # close code: the origin or the host is not allowed
+# In addition to the server's own codes: a proxy in between goes away, or there was no close.
+RECONNECT_AFTER: Final = {code for code, close in CLOSES.items() if close.reconnect} | {1001, 1006}
+OUR_COMPLAINTS: Final = (1002, 1003, 1007, 1009)  # close codes about the server's frames
+TRANSIENT_STATUS: Final = (429, 500, 502, 503, 504)  # HTTP, mostly of a proxy in between
+QUOTED: Final = 120  # characters of a foreign answer that a message quotes
+LOOK: Final = "check the host and the port"
+BANNERS: Final = {
+    "SSH-": "an SSH server",
+    "220": "a mail or FTP server",
+    "+OK": "a POP3 server",
+    "* OK": "an IMAP server",
+    "-ERR": "a Redis server",
+    "HTTP/": "an HTTP server without WebSockets",
+}
+"""How the first line of other protocols begins."""
+REASONS: Final = {
+    errno.ECONNREFUSED: "the connection was refused; start the server, or check the port",
+    errno.EHOSTUNREACH: f"the host cannot be reached; {LOOK} and the network",
+    errno.ENETUNREACH: f"the network cannot be reached; {LOOK} and the network",
+    errno.ETIMEDOUT: f"the connection timed out; {LOOK} and the firewall",
+}
+
+
+def greeting(body: bytes | str, url: str) -> Hello:
+    """Read the first frame.
+
+    Raises:
+        NotAServer: It is not a greeting of this protocol.
+        NotAllowed: The server wants a token, and none was given.
+    """
+    from agentsrv.client import frames  # noqa: PLC0415 - it imports pydantic
+
+    try:
+        hello: Hello = orjson.loads(body)
+        if hello["protocol"] == PROTOCOL:
+            frames.check("hello", hello)
+            if "auth_timeout" in hello["limits"]:
+                raise NotAllowed(
+                    f"{address(url)} asks who you are; expected a token "
+                    "(token=, --token or AGENTSRV_TOKEN)"
+                )
+            return hello
+        found = repr(hello["protocol"])[:QUOTED]
+    except (ValueError, KeyError, TypeError, ProtocolViolation):
+        found = "a WebSocket that sends no greeting of agentsrv"
+    raise NotAServer(f"{address(url)}: found {found}; expected {PROTOCOL!r}; {LOOK}")
+
+
+def address(url: str) -> str:
+    """The URL without user, password, query and fragment."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def refusal(error: BaseException, url: str) -> AgentsrvError | None:
+    """The meaning of a failure to connect; ``None`` for what is not an error, as a cancellation."""
+    where = address(url)
+    match error:
+        case AgentsrvError():
+            return error
+        case ConnectionClosed():
+            return verdict(error, url)
+        case InvalidStatus():
+            return _status(error, where)
+        case InvalidProxy():
+            return ConfigurationError(
+                f"{where}: the environment names a proxy that cannot be used: {error.msg}; "
+                "correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, or set NO_PROXY"
+            )
+        case ImportError():
+            return ConfigurationError(
+                f"{where}: the environment names a SOCKS proxy, which needs "
+                "pip install python-socks; or set NO_PROXY"
+            )
+        case ProxyError():
+            return NoServer(
+                f"no server at {where}: the proxy that the environment names refuses: {error}; "
+                "check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or set NO_PROXY"
+            )
+        case InvalidURI():
+            return NotAServer(
+                f"{where} redirects to {address(error.uri)}; expected a WebSocket; {LOOK}"
+            )
+        case InvalidMessage():
+            return _foreign(error, url, where)
+        case NegotiationError():
+            return NotAServer(
+                f"{where}: found a WebSocket of another protocol; expected {PROTOCOL!r}; {LOOK}"
+            )
+        case InvalidHandshake():
+            return NotAServer(f"{where}: the handshake is not that of a WebSocket: {error}; {LOOK}")
+        case ssl.SSLError():
+            return _tls(error, where)
+        case TimeoutError():
+            return NoServer(f"no server at {where}: no answer in time; {LOOK} and the firewall")
+        case OSError() | ValueError():
+            return NoServer(f"no server at {where}: {_reason(error, url)}")
+        case _:
+            return None
+
+
+def verdict(closed: ConnectionClosed, url: str, *, renews: bool = False) -> AgentsrvError:
+    """The meaning of the end of a connection; retryable where the client should connect again.
+
+    ``renews`` means that the next connection may have another token.
+    """
+    where = address(url)
+    if closed.rcvd is None:
+        if closed.sent is not None and closed.sent.code in OUR_COMPLAINTS:
+            return ProtocolViolation(f"the frames of {where} cannot be taken: {closed.sent}")
+        is_silent = closed.sent is not None and "ping" in closed.sent.reason
+        why = "no answer to a ping" if is_silent else "it ended without a closing handshake"
+        return NoServer(f"the connection to {where} was lost: {why}")
+    code, reason = closed.rcvd.code, closed.rcvd.reason
+    if code == UNAUTHENTICATED and renews:
+        return NoServer(f"{where} asks for another token: {reason or code}")
+    if code in (UNAUTHENTICATED, REFUSED):
+        return NotAllowed(f"{where} refuses the connection: {reason or code}")
+    if code in RECONNECT_AFTER:
+        return NoServer(f"{where} closed the connection ({code} {reason})".replace(" )", ")"))
+    told = f"{where} closed the connection for good ({code} {reason})"
+    return Closed(told.replace(" )", ")"))
+
+
+def _status(error: InvalidStatus, where: str) -> AgentsrvError:
+    """An HTTP server answered the handshake with something else than 101."""
+    status = error.response.status_code
+    said = _first_line(error.response.body)
+    found = f"HTTP {status}{f' ({said})' if said else ''}"
+    if status == HTTPStatus.UNAUTHORIZED:
+        return NotAllowed(f"{where} refuses the token, or wants one: {found}; check the token")
+    if status == HTTPStatus.FORBIDDEN:
+        return NotAllowed(
+            f"{where} refuses the connection: {found}; the server or a proxy in front of it does "
+            "not allow this host, origin or user"
+        )
+    if status in TRANSIENT_STATUS:
+        return NoServer(
+            f"no server at {where}: found {found}; a proxy may have no server behind it now"
+        )
+    return NotAServer(
+        f"{where}: found an HTTP server that answers {found}; expected a WebSocket; {LOOK}, and "
+        "the path"
+    )
+
+
+def _foreign(error: InvalidMessage, url: str, where: str) -> AgentsrvError:
+    """What answered does not speak HTTP/1.1, or said nothing."""
+    for cause in _causes(error):
+        line = str(cause).rpartition(": ")[2] if isinstance(cause, ValueError) else ""
+        if "HTTP" not in str(cause) or not line:
+            continue
+        found = next((name for begin, name in BANNERS.items() if line.startswith(begin)), None)
+        quoted = repr(line[:QUOTED])
+        return NotAServer(
+            f"{where}: found {found or 'another protocol'}, which says {quoted}; "
+            f"expected a WebSocket; {LOOK}"
+        )
+    other = "if it speaks TLS, try wss://; if not, " if urlsplit(url).scheme == "ws" else ""
+    return NoServer(
+        f"no server at {where}: the handshake got no answer in HTTP before the connection ended; "
+        f"{other}{LOOK}"
+    )
+
+
+def _tls(error: ssl.SSLError, where: str) -> AgentsrvError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return NoServer(untrusted(error, where))
+    if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+        return NoServer(f"{where}: found a port without TLS; try ws://, or {LOOK}")
+    return NoServer(
+        f"{where}: the TLS handshake failed: {error.reason or error.strerror or error}; {LOOK}"
+    )
+
+
+def _reason(error: Exception, url: str) -> str:
+    if isinstance(error, socket.gaierror):
+        return f"the name {urlsplit(url).hostname!r} cannot be resolved ({error.strerror}); {LOOK}"
+    if isinstance(error, ConnectionError) and error.errno is None:
+        other = "; if it does not speak TLS, try ws://" if urlsplit(url).scheme == "wss" else ""
+        return f"the connection ended during the handshake{other}"
+    if isinstance(error, OSError):
+        return REASONS.get(error.errno or 0) or error.strerror or str(error) or repr(error)
+    return str(error) or repr(error)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _first_line(body: bytes | bytearray | None) -> str:
+    """The beginning of a text that an HTTP server sent; nothing of a page or of bytes."""
+    text = (body or b"")[: 4 * QUOTED].decode(errors="replace").strip()
+    line = text.splitlines()[0][:QUOTED] if text else ""
+    return "" if line.startswith(("<", "{")) or not line.isprintable() else line

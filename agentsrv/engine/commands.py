@@ -1,0 +1,364 @@
+"""Orchestrator: a command becomes a decision, and the decision an append."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+import orjson
+
+from agentsrv.agents.registry import Registry
+from agentsrv.delivery.subscriptions import Answer
+from agentsrv.engine.cluster.remote_commands import Peers
+from agentsrv.engine.cluster.router import Router
+from agentsrv.engine.idle_tasks import Decisions, Result, committing, write
+from agentsrv.engine.worker import Worker
+from agentsrv.error_text import describe
+from agentsrv.errors import (
+    AgentsrvError,
+    Fenced,
+    InvalidCommand,
+    InvalidState,
+    NotFound,
+    SeqAhead,
+    ShuttingDown,
+    Unavailable,
+)
+from agentsrv.models import events as e
+from agentsrv.models.commands import Cancel, Create, Execute, List, Respond, Send, Subscribe
+from agentsrv.models.states import TaskStatus
+from agentsrv.models.task import TaskState
+from agentsrv.store.base import Head, NewTask, Store
+from agentsrv.store.replay import load_state
+
+READY_WITHIN: Final = 2.0  # seconds that the store has to answer; a commit is under way for some ms
+
+_log = logging.getLogger("agentsrv.orchestrator")
+
+
+class Orchestrator:
+    """Carries out commands for a principal; every result tells of what is committed.
+
+    Cancelling a call withdraws the caller, not what the call has begun to commit.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        worker: Worker,
+        *,
+        now: Callable[[], float],
+        grace: float,
+        peers: Peers | None = None,
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._worker = worker
+        self._now = now
+        self._grace = grace
+        self._decisions = Decisions(store, now, worker.measures)
+        self._router = Router(self._decisions, worker, peers, now)
+        self._queueing: Counter[str] = Counter()
+        self.draining = False
+        """Whether new work is refused."""
+
+    async def create(self, principal: str, command: Create, answer: Answer) -> Result:
+        """Put a task into the log, and into the queue if it says so.
+
+        Raises:
+            InvalidCommand: Its agent, plan or params cannot be.
+            Conflict: The idempotency key stands for another command.
+            Overloaded: The queue or the principal's part of it is full, or it follows too many.
+            ShuttingDown: The server is about to stop.
+        """
+        self._check_open()
+        plan = self._registry.given_plan(command.agent, command.plan)
+        if plan is None and command.resume_from is None and self._registry.planner is None:
+            raise InvalidCommand("the server has no planner; expected an agent or a plan")
+        if command.params and command.resume_from is None:
+            self._registry.check_names(command.params, plan)
+        self._registry.check_params(command.params, plan)
+        if command.resume_from is not None:
+            await self._check_resumable(principal, command)
+        now, task_id = self._now(), secrets.token_hex(8)
+        created = e.TaskCreated(
+            command.task_description,
+            command.agent,
+            command.params,
+            command.metadata,
+            command.traceparent,
+        )
+        events: list[e.Event] = [created]
+        if command.execute:
+            events.append(self._queued_event(principal))
+        state = TaskState(task_id)
+        bodies = write(state, events, now)
+        new = NewTask(
+            task_id=task_id,
+            owner=principal,
+            status=state.status,
+            user_input=command.task_description,
+            created_at=now,
+            spec=command.spec(),
+            events=bodies,
+            idempotency_key=command.idempotency_key,
+        )
+        follows = command.execute and command.subscribe
+        if follows:
+            answer.follow(task_id, 0)
+        else:
+            answer.keep(task_id)
+        bound = command.execute and command.on_disconnect == "cancel"
+        if bound:
+            answer.bind(task_id)
+        self._count_queueing(principal, +command.execute)
+        try:
+            outcome = await self._store.create(new)
+        finally:
+            self._count_queueing(principal, -command.execute)
+        head = outcome.head
+        if outcome.replayed:
+            head = await self._replay(principal, head, answer, follows=follows, bound=bound)
+        elif command.execute:
+            self._worker.prepare(command, state, len(new.spec))
+        if follows:
+            answer.found(head.task_id, head.seq, ended=head.status.is_terminal)
+        return _head_result(head) | {"replayed": outcome.replayed}
+
+    async def execute(self, principal: str, command: Execute, answer: Answer) -> Result:
+        """Queue a pending task.
+
+        Raises:
+            NotFound, InvalidState, Overloaded, ShuttingDown: Nothing was changed.
+        """
+        self._check_open()
+        answer.keep(command.task_id)
+        follows = command.subscribe and not answer.is_followed(command.task_id)
+        if follows:
+            answer.follow(command.task_id, 0)
+
+        async def decide(head: Head) -> Result:
+            if head.status is not TaskStatus.PENDING:
+                raise InvalidState(f"task {head.task_id} is {head.status}; execute needs pending")
+            spec = await self._store.spec(head.task_id)
+            if spec and Create.model_validate_json(spec).on_disconnect == "cancel":
+                answer.bind(head.task_id)
+            event = self._queued_event(principal)
+            self._count_queueing(principal, 1)
+            try:
+                state = await self._decisions.load(head)
+                result = await self._decisions.append(head, state, event)
+            finally:
+                self._count_queueing(principal, -1)
+            if follows:
+                answer.found(head.task_id, result["seq"], ended=False)
+            return result
+
+        return await self._decisions.decide(principal, command.task_id, decide)
+
+    async def status(self, principal: str, task_id: str) -> Result:
+        """The whole snapshot of a task.
+
+        Raises:
+            NotFound: The principal has no such task.
+        """
+        head = await self._decisions.head(principal, task_id)
+        runner = self._worker.live(task_id)
+        if runner is not None and not head.status.is_terminal:
+            try:
+                async with committing():
+                    return await runner.snapshot()
+            except Fenced:
+                pass  # the task has gone elsewhere; its log tells
+        state = await self._store.state(task_id) if head.status.is_terminal else None
+        if state is not None:
+            snapshot: Result = orjson.loads(state)
+            return snapshot
+        return (await load_state(self._store, task_id)).snapshot()
+
+    async def list(self, principal: str, command: List) -> Result:
+        """A page of the principal's tasks.
+
+        Raises:
+            InvalidCommand: The cursor is none of a list's.
+        """
+        page = await self._store.list(principal, command.status, command.limit, command.cursor)
+        rows = [
+            {
+                "task_id": row.task_id,
+                "status": row.status.value,
+                "user_input": row.user_input,
+                "created_at": e.format_timestamp(row.created_at),
+            }
+            for row in page.rows
+        ]
+        return {"tasks": rows, "total": page.total, "next_cursor": page.next_cursor}
+
+    async def cancel(self, principal: str, command: Cancel, answer: Answer) -> Result:
+        """Cancel a task in whatever state it is; to do it again changes nothing.
+
+        Raises:
+            NotFound: The principal has no such task.
+        """
+        task_id = command.task_id
+        if command.idempotency_key is not None:
+            task_id = await self._store.find_key(principal, command.idempotency_key)
+            if task_id is None:
+                raise NotFound(f"no task has idempotency_key {command.idempotency_key!r}")
+        assert task_id is not None
+        answer.keep(task_id)
+        grace = self._grace if command.grace is None else command.grace
+        steering = Cancel(task_id=task_id, reason=command.reason, grace=grace)
+        return await self._router.route(principal, task_id, steering)
+
+    async def respond(self, principal: str, command: Respond, answer: Answer) -> Result:
+        """Settle a question, whether its task runs here at the moment or waits for a worker.
+
+        Raises:
+            NotFound: The principal was asked no such question.
+            Conflict, InvalidState: It cannot be answered any more.
+            InvalidInput, TooLarge: That is no answer to it; it stays open.
+            Unavailable: Try again when the step has come to its question.
+        """
+        input_id = command.input_id
+        task_id = input_id.partition("/")[0]
+        answer.keep(task_id)
+        return await self._router.route(principal, task_id, command, f"question {input_id!r}")
+
+    async def send(self, principal: str, command: Send, answer: Answer) -> Result:
+        """Give a message to the steps of a task.
+
+        Raises:
+            NotFound, InvalidState, TooLarge: Nothing was sent.
+        """
+        answer.keep(command.task_id)
+        return await self._router.route(principal, command.task_id, command)
+
+    async def question(self, principal: str, name: str) -> e.InputRequired:
+        """The question of that id, or else the one open question of the task of that id.
+
+        Raises:
+            NotFound: There is none.
+            InvalidCommand: The task has more than one.
+            Conflict, InvalidState: It cannot be answered any more.
+        """
+        task_id, slash, _ = name.partition("/")
+        what = f"question {name!r}" if slash else None
+        head = await self._decisions.head(principal, task_id, what)
+        runner = self._worker.live(task_id)
+        state = await load_state(self._store, head.task_id) if runner is None else runner.state
+        if slash:
+            return state.question(name, self._now())
+        asked = state.inputs
+        if not asked:
+            raise NotFound(f"task {task_id} asks nothing now")
+        if len(asked) > 1:
+            ids = ", ".join(question.input_id for question in asked)
+            raise InvalidCommand(f"task {task_id} asks {len(asked)} questions; name one of {ids}")
+        return asked[0]
+
+    async def subscribe(self, principal: str, command: Subscribe, answer: Answer) -> Result:
+        """Follow a task's log behind ``after_seq``.
+
+        Raises:
+            NotFound: The principal has no such task.
+            SeqAhead: ``after_seq`` lies beyond the log.
+            Overloaded: The principal follows as many tasks as it may.
+        """
+        assert command.task_id is not None
+        answer.follow(command.task_id, command.after_seq)
+        head = await self._decisions.head(principal, command.task_id)
+        if command.after_seq > head.seq:
+            raise SeqAhead(
+                f"task {head.task_id} has {head.seq} events; found after_seq "
+                f"{command.after_seq}; expected at most {head.seq}"
+            )
+        answer.found(head.task_id, head.seq, ended=head.status.is_terminal)
+        return _head_result(head)
+
+    async def resolve(self, principal: str, prefix: str) -> str:
+        """The one task of the principal whose id begins with ``prefix``.
+
+        Raises:
+            NotFound: None does.
+            InvalidCommand: More than one does.
+        """
+        found = await self._store.find(principal, prefix)
+        if not found:
+            raise NotFound(f"no task's id begins with {prefix!r}; list shows your tasks")
+        if len(found) > 1:
+            raise InvalidCommand(
+                f"{prefix!r} begins more than one task's id: {found[0]}, {found[1]}; "
+                "expected more of it"
+            )
+        return found[0]
+
+    async def check_ready(self) -> None:
+        """Return if new work would be taken now, and run.
+
+        Raises:
+            ShuttingDown: The server is about to stop.
+            Unavailable: The store takes no writes, does not answer, gives no tasks to the worker,
+                or fails to commit what several tasks write.
+        """
+        self._check_open()
+        complaint = self._store.trouble or self._worker.measures.store_faults.complaint
+        if complaint is not None:
+            raise Unavailable(complaint)
+        try:
+            async with asyncio.timeout(READY_WITHIN):
+                await self._store.check()
+        except TimeoutError:
+            raise Unavailable(f"the store does not answer within {READY_WITHIN:g} s") from None
+        except AgentsrvError:
+            raise
+        except Exception as error:
+            _log.exception("the store cannot be checked")
+            raise Unavailable(f"the store cannot be checked: {describe(error)}") from error
+
+    def agents(self) -> Result:
+        """The registered agents."""
+        return {"agents": self._registry.described()}
+
+    async def _replay(
+        self, principal: str, head: Head, answer: Answer, *, follows: bool, bound: bool
+    ) -> Head:
+        """Follow the task that is there already, instead of the one that was to be created."""
+        answer.undo()
+        if follows:
+            answer.follow(head.task_id, 0)
+        if bound and not head.status.is_terminal:
+            answer.bind(head.task_id)
+        return await self._decisions.head(principal, head.task_id)
+
+    async def _check_resumable(self, principal: str, command: Create) -> None:
+        if command.agent is not None or command.plan is not None:
+            raise InvalidCommand("found resume_from beside agent or plan; the plan is taken over")
+        assert command.resume_from is not None
+        head = await self._decisions.head(principal, command.resume_from)
+        if head.status not in (TaskStatus.FAILED, TaskStatus.CANCELLED):
+            raise InvalidState(
+                f"task {head.task_id} is {head.status}; resume_from needs failed or cancelled"
+            )
+
+    def _count_queueing(self, principal: str, change: int) -> None:
+        """Count what is on its way into the queue, and forget whose nothing is."""
+        self._queueing[principal] += change
+        if not self._queueing[principal]:
+            del self._queueing[principal]
+
+    def _queued_event(self, principal: str) -> e.TaskQueued:
+        return e.TaskQueued(self._store.queued_by(principal) + self._queueing[principal] + 1)
+
+    def _check_open(self) -> None:
+        if self.draining:
+            raise ShuttingDown("the server is about to stop; reconnect and try again")
+
+
+def _head_result(head: Head) -> Result:
+    return {"task_id": head.task_id, "status": head.status.value, "seq": head.seq}

@@ -1,0 +1,37 @@
+"""Steering: what people want of a task that runs here, decided in one turn of the loop."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from agentsrv.engine.endings import CancelRequest
+from agentsrv.engine.idle_tasks import Result
+from agentsrv.engine.runner import TaskRunner
+from agentsrv.models.commands import Cancel, Respond, Send
+
+Steering = Cancel | Respond | Send
+"""A command to whoever runs the task; a ``cancel`` has the task's id and its grace period."""
+
+
+def steer(runner: TaskRunner, by: str, command: Steering) -> Result:
+    """Decide a command; the result holds when the runner's journal has committed.
+
+    So does a refusal, which tells of what may not be committed yet.
+
+    Raises:
+        NotFound, Conflict, InvalidState, InvalidInput, TooLarge: Nothing was changed.
+    """
+    task_id = runner.state.task_id
+    match command:
+        case Cancel():
+            assert command.grace is not None
+            request = CancelRequest(command.reason, by, command.grace)
+            status, already = runner.cancel(request)
+            return {"task_id": task_id, "status": status.value, "already": already}
+        case Respond():
+            runner.dialogue.respond(command, by)
+            return {"task_id": task_id, "input_id": command.input_id}
+        case Send():
+            return {"task_id": task_id, "seq": runner.dialogue.send(command.message, by)}
+        case _:
+            assert_never(command)

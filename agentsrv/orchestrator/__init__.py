@@ -1,1 +1,0 @@
-"""The orchestrator: commands decided, tasks run, the log followed. No sockets, no frames."""

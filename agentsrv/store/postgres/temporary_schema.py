@@ -1,0 +1,70 @@
+"""A store for a while: a schema of its own in somebody's database, which is dropped behind it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+
+from agentsrv.errors import ConfigurationError
+from agentsrv.store.postgres import connections
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """An empty schema."""
+
+    dsn: str
+    """Leads servers into it."""
+
+    async def flushes(self) -> int:
+        """What all nodes have flushed in it so far, each flush one commit.
+
+        Raises:
+            AWAY, asyncpg.PostgresError: See ``connections.connect``; or no node was in it yet.
+        """
+        connection = await connections.connect(self.dsn)
+        try:
+            return int(await connection.fetchval("SELECT coalesce(sum(flush), 0) FROM writer"))
+        finally:
+            await connection.close()
+
+
+@asynccontextmanager
+async def scratch(dsn: str) -> AsyncIterator[Scratch]:
+    """Make a schema in the database of ``dsn``, and drop it with all that is in it.
+
+    What else is in the database is not touched. A cancellation drops it too; a process that is
+    killed leaves it behind, by the name ``agentsrv_bench_…``.
+
+    Raises:
+        ConfigurationError: The server cannot be reached, or lets us make no schema.
+    """
+    name = f"agentsrv_bench_{secrets.token_hex(8)}"
+    try:
+        await _execute(dsn, f"CREATE SCHEMA {name}")
+    except (*connections.FAILED, ConfigurationError) as error:
+        reason = connections.explain(error, dsn)
+        raise ConfigurationError(f"cannot make a schema in PostgreSQL{reason}") from None
+    try:
+        yield Scratch(_within(dsn, name))
+    finally:
+        await _execute(dsn, f"DROP SCHEMA {name} CASCADE")
+
+
+async def _execute(dsn: str, statement: str) -> None:
+    connection: asyncpg.Connection = await connections.connect(dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def _within(dsn: str, schema: str) -> str:
+    parts = urlsplit(dsn)
+    query = {**dict(parse_qsl(parts.query)), "search_path": schema}
+    return urlunsplit(parts._replace(query=urlencode(query)))
