@@ -15,20 +15,20 @@ from agentsrv.adapters.ag_ui.endpoint import serve_ag_ui
 from agentsrv.agents.agent import Agent, AgentFunction, AgentOptions, Planner, Search
 from agentsrv.agents.isolation.process_function import Limits, ProcessPool, refuse_in_worker
 from agentsrv.agents.registry import Registry
-from agentsrv.delivery.broker import Hub
-from agentsrv.engine.cluster.follower import Tails
-from agentsrv.engine.cluster.remote_commands import Peers
-from agentsrv.engine.commands import Orchestrator
+from agentsrv.delivery.broker import EventBroker
+from agentsrv.engine.cluster.follower import CommitFollower
+from agentsrv.engine.cluster.remote_commands import RemoteCommands
+from agentsrv.engine.commands import CommandHandler
+from agentsrv.engine.environment import OutputLimits, TaskEnvironment
 from agentsrv.engine.vault import Vault
 from agentsrv.engine.worker import Worker
-from agentsrv.engine.worker_context import OutputLimits, Surroundings
 from agentsrv.errors import ConfigurationError
 from agentsrv.resources import make_library, node_name, open_models, open_store, open_vault
 from agentsrv.server.auth.authenticator import Authenticator, open_authenticator
-from agentsrv.server.cluster_usage import Neighbours
-from agentsrv.server.limits import fill_in
+from agentsrv.server.cluster_usage import ClusterUsage
+from agentsrv.server.limits import with_default_limits
 from agentsrv.server.listener import Listener
-from agentsrv.server.startup_checks import check_exposure
+from agentsrv.server.startup_checks import check_bind_address
 from agentsrv.settings import Settings
 from agentsrv.store.base import Store
 from agentsrv.store.replay import forget_old
@@ -41,8 +41,8 @@ from agentsrv.version import __version__
 if TYPE_CHECKING:
     from agentsrv.agents.llm import LanguageModel
     from agentsrv.builtin.planner import BuiltinPlanner
-    from agentsrv.knowledge.library import Library
     from agentsrv.knowledge.ranking import Passage
+    from agentsrv.knowledge.service import KnowledgeService
 
 OnFault = Callable[[BaseException], None]
 F = TypeVar("F", bound=AgentFunction)
@@ -150,30 +150,30 @@ class App:
                 Limits(settings.max_step_output, settings.max_result),
             )
             await stack.enter_async_context(processes)
-            around = self._surroundings(
+            environment = self._surroundings(
                 settings, node, store, search, models.llm, vault=vault, processes=processes
             )
-            worker, peers = Worker(around, settings.concurrency), None
-            hub = Hub(store, settings.principal_subscriptions)
-            measures = around.measures
+            worker, remote_commands = Worker(environment, settings.concurrency), None
+            broker = EventBroker(store, settings.principal_subscriptions)
+            measures = environment.measures
             measures.running = lambda: worker.running
             measures.watch(store)
             if models.llm is not None:
                 measures.model = models.llm.total.counts
             if isinstance(store, SharedStore):
-                others = _among_others(store, worker, hub, on_fault)
-                peers = await stack.enter_async_context(others)
-            orchestrator = Orchestrator(
+                others = _among_others(store, worker, broker, on_fault)
+                remote_commands = await stack.enter_async_context(others)
+            command_handler = CommandHandler(
                 store,
                 self.registry,
                 worker,
                 now=time.time,
                 grace=settings.cancel_grace,
-                peers=peers,
+                remote_commands=remote_commands,
             )
             listener = Listener(
-                orchestrator,
-                hub,
+                command_handler,
+                broker,
                 settings,
                 authenticator,
                 measures,
@@ -186,11 +186,11 @@ class App:
             if settings.retention is not None:
                 retention = forget_old(store, settings.retention, time.time)
                 await stack.enter_async_context(_beside(retention, on_fault))
-            await stack.enter_async_context(_accepting(listener, store, hub, settings, on_fault))
+            await stack.enter_async_context(_accepting(listener, store, broker, settings, on_fault))
             if settings.role != "gateway":
                 worker.start()
             stack.push_async_exit(
-                partial(_leave, orchestrator, worker, listener, settings.drain_timeout)
+                partial(_leave, command_handler, worker, listener, settings.drain_timeout)
             )
             try:
                 yield Running(listener.url, listener.port, worker, broken)
@@ -209,10 +209,10 @@ class App:
         *,
         vault: Vault,
         processes: ProcessPool,
-    ) -> Surroundings:
+    ) -> TaskEnvironment:
         self.registry.check_size()
         self.registry.max_plan = settings.max_plan
-        return Surroundings(
+        return TaskEnvironment(
             node=node,
             store=store,
             registry=self.registry,
@@ -235,7 +235,7 @@ class Dismantled(RuntimeError):
 
 
 async def _leave(
-    orchestrator: Orchestrator,
+    command_handler: CommandHandler,
     worker: Worker,
     listener: Listener,
     timeout: float,  # noqa: ASYNC109 - of the drain
@@ -244,7 +244,7 @@ async def _leave(
 ) -> None:
     """Drain and close, unless there is nothing left that could drain."""
     if kind is not GeneratorExit:
-        orchestrator.draining = True
+        command_handler.draining = True
         listener.say_goodbye("the server stops")
         await worker.drain(timeout)
         await listener.close()
@@ -272,12 +272,12 @@ async def _check(settings: Settings) -> tuple[Settings, Authenticator]:
     """
     logs.without_credentials()
     authenticator = await open_authenticator(settings, time.time)
-    check_exposure(settings, is_guarded=authenticator.is_required)
-    return fill_in(settings, is_guarded=authenticator.is_required), authenticator
+    check_bind_address(settings, is_guarded=authenticator.is_required)
+    return with_default_limits(settings, is_guarded=authenticator.is_required), authenticator
 
 
 @asynccontextmanager
-async def _searching(library: Library | None) -> AsyncIterator[Search]:
+async def _searching(library: KnowledgeService | None) -> AsyncIterator[Search]:
     """Keep ``library`` open within the block; yield its search, or one that finds nothing."""
     if library is None:
         yield _find_nothing
@@ -295,23 +295,26 @@ async def _find_nothing(_query: str, _limit: int) -> list[Passage]:
 
 @asynccontextmanager
 async def _among_others(
-    store: SharedStore, worker: Worker, hub: Hub, on_fault: OnFault
-) -> AsyncIterator[Peers]:
+    store: SharedStore, worker: Worker, broker: EventBroker, on_fault: OnFault
+) -> AsyncIterator[RemoteCommands]:
     """Take part in what other nodes of the store do, within the block."""
-    peers, tails = Peers(store, worker), Tails(store, hub, worker.runs, time.time)
+    remote_commands, follower = (
+        RemoteCommands(store, worker),
+        CommitFollower(store, broker, worker.runs, time.time),
+    )
     store.on_lost = worker.abandon
-    async with _beside(peers.run(), on_fault), _beside(tails.run(), on_fault):
-        yield peers
+    async with _beside(remote_commands.run(), on_fault), _beside(follower.run(), on_fault):
+        yield remote_commands
 
 
 @asynccontextmanager
 async def _accepting(
-    listener: Listener, store: Store, hub: Hub, settings: Settings, on_fault: OnFault
+    listener: Listener, store: Store, broker: EventBroker, settings: Settings, on_fault: OnFault
 ) -> AsyncIterator[None]:
     """Accept clients from here on; within the block their limits are those of all nodes."""
     await listener.start()
     if isinstance(store, SharedStore) and settings.role != "worker":
-        neighbours = Neighbours(store, listener.gate, hub, settings)
+        neighbours = ClusterUsage(store, listener.limiter, broker, settings)
         async with _beside(neighbours.run(), on_fault):
             yield
     else:

@@ -79,106 +79,106 @@ def missing_extra(subject: str, extra: str) -> str:
     return f"{subject} needs an extra that is not installed: pip install 'agentsrv[{extra}]'"
 
 
-class InvalidJson(AgentsrvError):
+class InvalidJsonError(AgentsrvError):
     """The frame is not one JSON object, or holds a number that no program reads alike."""
 
     code = "invalid_json"
 
 
-class InvalidCommand(AgentsrvError):
+class InvalidCommandError(AgentsrvError):
     """A field is missing, unknown, of the wrong type or out of its limits."""
 
     code = "invalid_command"
 
 
-class UnknownCommand(AgentsrvError):
+class UnknownCommandError(AgentsrvError):
     """The server has no command of that name."""
 
     code = "unknown_command"
 
 
-class Unauthenticated(AgentsrvError):
+class UnauthenticatedError(AgentsrvError):
     """The connection has not said who it is, or by a token that is not accepted."""
 
     code = "unauthenticated"
 
 
-class NotFound(AgentsrvError):
+class NotFoundError(AgentsrvError):
     """There is no such task, or it belongs to another principal."""
 
     code = "not_found"
 
 
-class InvalidState(AgentsrvError):
+class InvalidStateError(AgentsrvError):
     """The task's state does not allow the command."""
 
     code = "invalid_state"
 
 
-class Conflict(AgentsrvError):
+class ConflictError(AgentsrvError):
     """Something else was first: another task with the idempotency key, or another answer."""
 
     code = "conflict"
 
 
-class InvalidInput(AgentsrvError):
+class InvalidInputError(AgentsrvError):
     """The answer to a question is not what was asked for; the question stays open."""
 
     code = "invalid_input"
 
 
-class SeqAhead(AgentsrvError):
+class SeqAheadError(AgentsrvError):
     """``after_seq`` lies beyond the end of the task's log."""
 
     code = "seq_ahead"
 
 
-class TooLarge(AgentsrvError):
+class TooLargeError(AgentsrvError):
     """A value is larger than the server keeps."""
 
     code = "too_large"
 
 
-class RateLimited(AgentsrvError):
+class RateLimitedError(AgentsrvError):
     """The principal has sent more commands than it may; this one was not carried out."""
 
     code = "rate_limited"
     retryable = True
 
 
-class Overloaded(AgentsrvError):
+class OverloadedError(AgentsrvError):
     """There is no room: in the queue, or for one more subscription or connection."""
 
     code = "overloaded"
     retryable = True
 
 
-class ShuttingDown(AgentsrvError):
+class ShuttingDownError(AgentsrvError):
     """The server takes no new work: it is about to stop."""
 
     code = "shutting_down"
     retryable = True
 
 
-class Unavailable(AgentsrvError):
+class UnavailableError(AgentsrvError):
     """The store cannot commit now; what was asked may or may not have happened."""
 
     code = "unavailable"
     retryable = True
 
 
-class Damaged(Unavailable):
+class DamagedError(UnavailableError):
     """The task's log cannot be read: its part of the store is damaged. Other tasks are not."""
 
 
-class Internal(AgentsrvError):
+class InternalError(AgentsrvError):
     """The server has a fault; the message carries the incident's id, the log its stack."""
 
     code = "internal"
     retryable = True
 
 
-class Fenced(AgentsrvError):
+class FencedError(AgentsrvError):
     """The lease is stale or the log is not where the writer believed. Write nothing more."""
 
     code = "conflict"
@@ -217,11 +217,11 @@ class ModelError(AgentsrvError):
         self.status = status
 
 
-class ModelRefused(ModelError, PermanentError):
+class ModelRefusedError(ModelError, PermanentError):
     """The endpoint or the model refused the request; the step fails without another attempt."""
 
 
-class ModelTruncated(ModelRefused):
+class ModelTruncatedError(ModelRefusedError):
     """The answer was cut off at the token limit; another attempt would end the same way.
 
     Args:
@@ -277,21 +277,21 @@ class ConfigurationError(AgentsrvError):
 BY_CODE: dict[str, type[AgentsrvError]] = {
     error.code: error
     for error in (
-        InvalidJson,
-        InvalidCommand,
-        UnknownCommand,
-        Unauthenticated,
-        NotFound,
-        InvalidState,
-        Conflict,
-        InvalidInput,
-        SeqAhead,
-        TooLarge,
-        RateLimited,
-        Overloaded,
-        ShuttingDown,
-        Unavailable,
-        Internal,
+        InvalidJsonError,
+        InvalidCommandError,
+        UnknownCommandError,
+        UnauthenticatedError,
+        NotFoundError,
+        InvalidStateError,
+        ConflictError,
+        InvalidInputError,
+        SeqAheadError,
+        TooLargeError,
+        RateLimitedError,
+        OverloadedError,
+        ShuttingDownError,
+        UnavailableError,
+        InternalError,
     )
 }
 """The errors that a server sends, by their wire code."""

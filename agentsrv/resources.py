@@ -28,7 +28,7 @@ from agentsrv.telemetry.export import open_tracing
 if TYPE_CHECKING:
     from agentsrv.agents.llm import Embedder, LanguageModel
     from agentsrv.engine.vault import Vault
-    from agentsrv.knowledge.library import Library
+    from agentsrv.knowledge.service import KnowledgeService
 
 SQLITE: Final = "sqlite:///"
 POSTGRES: Final = ("postgresql://", "postgres://")
@@ -183,7 +183,7 @@ def make_index_folder(settings: Settings) -> Path:
     return index
 
 
-def make_library(settings: Settings, embedder: Embedder | None) -> Library | None:
+def make_library(settings: Settings, embedder: Embedder | None) -> KnowledgeService | None:
     """The library of the folder ``settings.knowledge``, if there is one; it is not opened yet.
 
     Raises:
@@ -193,10 +193,12 @@ def make_library(settings: Settings, embedder: Embedder | None) -> Library | Non
         return None
     if not settings.knowledge.is_dir():
         raise ConfigurationError(f"knowledge is {settings.knowledge}; expected a folder")
-    from agentsrv.knowledge.library import Library
     from agentsrv.knowledge.search import KnowledgeBase
+    from agentsrv.knowledge.service import KnowledgeService
 
-    return Library(KnowledgeBase(settings.knowledge, make_index_folder(settings), embedder))
+    return KnowledgeService(
+        KnowledgeBase(settings.knowledge, make_index_folder(settings), embedder)
+    )
 
 
 @dataclass(frozen=True, slots=True)

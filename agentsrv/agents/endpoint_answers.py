@@ -5,9 +5,9 @@ module is pure: it takes bytes and returns checked values, or raises `ModelError
 So are `endpoint_errors`, `embedding_answers`, `thoughts` and `code_fences`, which read the rest.
 `agentsrv.agents.llm` does the input and output.
 
-`AnswerReader` reads the body of one chat completion. It is fed with the bytes as they arrive, and
-its first byte that is no white space decides what the body is, whatever was asked for and whatever
-the content type says:
+`ModelAnswerReader` reads the body of one chat completion. It is fed with the bytes as they arrive,
+and its first byte that is no white space decides what the body is, whatever was asked for and
+whatever the content type says:
 
     ``{`` or ``[``                  one JSON document: buffered, read at the end
     ``data:``, ``event:``, ``:`` …  server-sent events: each is read as soon as it is complete
@@ -15,16 +15,16 @@ the content type says:
 
 Both forms end in the same `_take`, which merges a ``message`` or a ``delta`` into the answer.
 Content passes two filters: surrogate pairs that were split over two chunks are joined, and halves
-replaced by U+FFFD; `Thoughts` separates a leading ``<think>…</think>`` from the text.
+replaced by U+FFFD; `ReasoningFilter` separates a leading ``<think>…</think>`` from the text.
 
 An answer is whole when the endpoint gave a finish reason (in one JSON document it may be absent,
 because the document itself is complete). ``[DONE]`` or the end of the connection without one means
 that the stream broke. `Answer.check` turns what is whole but not a text into errors:
 
     finish reason error, abort …    `ModelError`: another attempt may succeed
-    content_filter, safety …        `ModelRefused`: final
-    a refusal                       `ModelRefused`, with the model's words
-    length, max_tokens …            `ModelTruncated`: final, with the text so far
+    content_filter, safety …        `ModelRefusedError`: final
+    a refusal                       `ModelRefusedError`, with the model's words
+    length, max_tokens …            `ModelTruncatedError`: final, with the text so far
     tool calls, or no text          `ModelError`
 
 Bounds: `MAX_BODY` bytes of a document or of one event, `MAX_STREAM` bytes of a stream, `MAX_IDLE`
@@ -48,8 +48,8 @@ from agentsrv.agents.endpoint_errors import (
     reported_or,
     words_in,
 )
-from agentsrv.agents.reasoning import Piece, Thoughts
-from agentsrv.errors import ModelError, ModelRefused, ModelTruncated
+from agentsrv.agents.reasoning import Piece, ReasoningFilter
+from agentsrv.errors import ModelError, ModelRefusedError, ModelTruncatedError
 from agentsrv.knowledge.text import shorten
 from agentsrv.models.text import joined, split
 
@@ -121,7 +121,7 @@ class Answer:
 
         Raises:
             ModelError: The answer broke off.
-            ModelRefused: The model or a filter refused.
+            ModelRefusedError: The model or a filter refused.
         """
         if not self.finish_reason and self.is_stream:
             raise ModelError(
@@ -132,9 +132,9 @@ class Answer:
                 f"the model's endpoint broke the answer off: finish_reason {self.finish_reason!r}"
             )
         if self.refusal:
-            raise ModelRefused(f"the model refuses: {shorten(self.refusal, MAX_WORDS)}")
+            raise ModelRefusedError(f"the model refuses: {shorten(self.refusal, MAX_WORDS)}")
         if self.finish_reason in _FILTER:
-            raise ModelRefused(
+            raise ModelRefusedError(
                 "a content filter of the model's endpoint stopped the answer: finish_reason "
                 f"{self.finish_reason!r}"
             )
@@ -144,12 +144,12 @@ class Answer:
 
         Raises:
             ModelError: See `check_end`; or it has no text, or calls tools.
-            ModelTruncated: It was cut off at the token limit.
+            ModelTruncatedError: It was cut off at the token limit.
         """
         self.check_end()
         if self.finish_reason in _LENGTH:
             told = f"; the text so far: {shorten(self.text, MAX_WORDS)}" if self.text else ""
-            raise ModelTruncated(
+            raise ModelTruncatedError(
                 "the model's answer was cut off at the token limit (setting llm_max_tokens, "
                 f"option max_completion_tokens): raise it or ask for less{told}",
                 text=self.text,
@@ -165,7 +165,7 @@ class Answer:
             raise ModelError(f"the model answered without a text: the endpoint sent {found}")
 
 
-class AnswerReader:
+class ModelAnswerReader:
     """Reads the body of one chat completion; see the module's theory of operation.
 
     Call `feed` with the bytes as they come until `done` or the end of the body, then `finish`.
@@ -184,7 +184,7 @@ class AnswerReader:
         self._data: list[bytes] = []
         self._data_size = 0
         self._half = ""  # a first half of a surrogate pair, which waits for the second one
-        self._thoughts = Thoughts()
+        self._thoughts = ReasoningFilter()
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._refusal: list[str] = []

@@ -18,7 +18,7 @@ from typing import Any, Final
 import orjson
 
 from agentsrv.error_text import redact
-from agentsrv.errors import ModelError, ModelRefused
+from agentsrv.errors import ModelError, ModelRefusedError
 from agentsrv.knowledge.text import shorten
 from agentsrv.models.text import joined
 
@@ -86,11 +86,11 @@ def reported_or(problem: str, document: Any) -> ModelError:
 def refused(status: int, headers: Mapping[str, str], body: bytes) -> ModelError:
     """The error of an HTTP status other than 2xx, with the endpoint's words.
 
-    `ModelRefused` for statuses below 500 that another attempt does not change.
+    `ModelRefusedError` for statuses below 500 that another attempt does not change.
     """
     if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
         target = shorten(headers.get("location") or "elsewhere", MAX_WORDS)
-        return ModelRefused(
+        return ModelRefusedError(
             f"the model's endpoint answered {status}: it redirects to {target}; redirects are not "
             "followed, so that the key goes nowhere else: set llm_url to the new address",
             status=status,
@@ -99,7 +99,7 @@ def refused(status: int, headers: Mapping[str, str], body: bytes) -> ModelError:
     words = words_of(body if charset is None else _as_utf_8(body, charset[1]))
     message = f"the model's endpoint answered {status}: {words or _phrase(status)}"
     if status in PASSING and _has_final_code(body):
-        return ModelRefused(message, status=status)
+        return ModelRefusedError(message, status=status)
     return _error(message, status, retry_after(headers))
 
 
@@ -135,7 +135,7 @@ def reported(document: Any) -> ModelError:
 
 def _error(message: str, status: int | None, wait: float | None) -> ModelError:
     if status is not None and status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in PASSING:
-        return ModelRefused(message, status=status)
+        return ModelRefusedError(message, status=status)
     return ModelError(message, status=status, retry_after=wait)
 
 

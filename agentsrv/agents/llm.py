@@ -44,7 +44,7 @@ from pydantic import BaseModel
 
 from agentsrv.agents.code_fences import json_text
 from agentsrv.agents.embedding_answers import MAX_VECTORS, read_vectors
-from agentsrv.agents.endpoint_answers import Answer, AnswerReader, Tokens
+from agentsrv.agents.endpoint_answers import Answer, ModelAnswerReader, Tokens
 from agentsrv.agents.endpoint_errors import MAX_ERROR, refused
 from agentsrv.agents.reasoning import Piece
 from agentsrv.config_files import check_regular
@@ -179,7 +179,7 @@ class Endpoint:
 
         Raises:
             ModelError: The endpoint cannot be reached, is silent, breaks off, or answers with
-                another status than 2xx; `ModelRefused` if that is final.
+                another status than 2xx; `ModelRefusedError` if that is final.
         """
         content = orjson.dumps(body, default=_plain)
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
@@ -457,9 +457,10 @@ class LanguageModel:
 
     - `ModelError` where another attempt may succeed: the endpoint is overloaded (with
       ``retry_after``, if it says so), broken, silent or out of reach, or its answer makes no sense;
-    - `ModelRefused`, which is both a `ModelError` and a `PermanentError`, where it cannot: a wrong
-      key, model or request, a refusal of the model or of a content filter;
-    - `ModelTruncated`, a `ModelRefused` with the text so far: the answer reached the token limit.
+    - `ModelRefusedError`, which is both a `ModelError` and a `PermanentError`, where it cannot: a
+      wrong key, model or request, a refusal of the model or of a content filter;
+    - `ModelTruncatedError`, a `ModelRefusedError` with the text so far: the answer reached the
+      token limit.
 
     Cancelling a call closes its HTTP exchange, so the endpoint can stop working on it.
 
@@ -567,7 +568,7 @@ class LanguageModel:
         """Yield each piece of the answer with the answer so far; the last piece is empty."""
         model = str(request["model"])
         while True:
-            reader, has_begun = AnswerReader(), False
+            reader, has_begun = ModelAnswerReader(), False
             sent, patience = self.endpoint.adapted(model, request), self.endpoint.patience()
             exchange = self.endpoint.post("/chat/completions", sent, patience)
             try:

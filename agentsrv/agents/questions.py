@@ -30,9 +30,9 @@ from agentsrv.agents.values import ValueRefusedError, copied, to_json
 from agentsrv.errors import (
     InputDeclined,
     InputExpired,
-    InvalidInput,
+    InvalidInputError,
     PermanentError,
-    Unavailable,
+    UnavailableError,
     missing_extra,
 )
 from agentsrv.models.canonical import canonical
@@ -135,9 +135,9 @@ class Question:
         try:
             if kind is None:
                 check_schema(question.schema, None)
-        except InvalidInput:
+        except InvalidInputError:
             pass  # None need not be an answer, but the schema is one
-        except Unavailable:
+        except UnavailableError:
             raise PermanentError(missing_extra("a schema in JSON", "schema")) from None
         for name, value in [
             *(("default", question.default) for _ in range(default is not None)),
@@ -145,7 +145,7 @@ class Question:
         ]:
             try:
                 question.check(value)
-            except InvalidInput as error:
+            except InvalidInputError as error:
                 raise PermanentError(f"the question's {name}: {error.message}") from error
         return question
 
@@ -166,7 +166,7 @@ class Question:
         """Refuse an answer that is not what was asked for.
 
         Raises:
-            InvalidInput: It tells what was found and what was expected.
+            InvalidInputError: It tells what was found and what was expected.
             CheckError: A validator of the author raised something else than pydantic takes for a
                 refusal.
         """
@@ -190,11 +190,11 @@ class Question:
                 check_schema(self.schema, value)
                 return
             is_valid = not self._complaints(self.kind, value)
-        except InvalidInput:
+        except InvalidInputError:
             is_valid = False
         if not is_valid:
             reason = "the answer does not fit the question's schema; it is not repeated here"
-            raise InvalidInput(
+            raise InvalidInputError(
                 reason, details=[{"field": "value", "reason": "does not fit the schema"}]
             ) from None
 
@@ -301,14 +301,14 @@ def check_schema(schema: Schema, value: Any) -> None:
     """Refuse a ``value`` that a JSON Schema does not allow.
 
     Raises:
-        InvalidInput: It tells what was found and what was expected.
+        InvalidInputError: It tells what was found and what was expected.
         PermanentError: The schema is none.
         Unavailable: What reads JSON Schemas is not installed.
     """
     try:
         import jsonschema_rs  # noqa: PLC0415 - an extra
     except ImportError:
-        raise Unavailable(
+        raise UnavailableError(
             "the step has not reached its question again; try again later: until then "
             + missing_extra("checking the answer", "schema")
         ) from None
@@ -439,10 +439,10 @@ def _retrieve_nothing(uri: str) -> Any:
     raise ValueError(f"found a reference to {uri}; expected a schema that is whole in itself")
 
 
-def _invalid(value: Any, complaints: Sequence[tuple[str, str]]) -> InvalidInput:
+def _invalid(value: Any, complaints: Sequence[tuple[str, str]]) -> InvalidInputError:
     details = [{"field": path, "reason": reason} for path, reason in complaints]
     path, reason = complaints[0]
-    return InvalidInput(f"found {_shown(value)}; {path}: {reason}", details=details)
+    return InvalidInputError(f"found {_shown(value)}; {path}: {reason}", details=details)
 
 
 def _path(location: Sequence[Any]) -> str:

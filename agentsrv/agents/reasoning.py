@@ -35,7 +35,7 @@ class Piece:
     ends_thought: bool = False
 
 
-class Thoughts:
+class ReasoningFilter:
     """Separates reasoning that a text begins with, as ``<think>…</think>``, from the text.
 
     Tags may be split over pieces. A tag that is not closed leaves no text. Templates of some models

@@ -13,7 +13,7 @@ from agentsrv.agents.agent import PLANNER_SLOTS, Agent, Planner, TaskContext, is
 from agentsrv.agents.isolation.process_function import ProcessFunction
 from agentsrv.agents.params import Parameters
 from agentsrv.agents.values import to_json
-from agentsrv.errors import ConfigurationError, InvalidCommand
+from agentsrv.errors import ConfigurationError, InvalidCommandError
 from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.suggest import meant_or_known
 
@@ -71,12 +71,14 @@ class Registry:
         """The planner's plan for the task of ``ctx``, with its inputs in the log's form.
 
         Raises:
-            InvalidCommand: There is no planner.
+            InvalidCommandError: There is no planner.
             TypeError: It returned something else than a plan.
             Exception: Whatever the planner raises.
         """
         if self._ask is None or self._planner_params is None:
-            raise InvalidCommand("the application has no planner; create needs an agent or a plan")
+            raise InvalidCommandError(
+                "the application has no planner; create needs an agent or a plan"
+            )
         own = self._planner_params
         arguments = own.arguments(ctx.params) if own.fields or own.takes_all else {}
         plan = await self._ask(ctx.task_description, ctx, **arguments)
@@ -135,10 +137,10 @@ class Registry:
         """The plan that a task brings with it: its own, or one step for its agent.
 
         Raises:
-            InvalidCommand: Both are given, or an agent is unknown.
+            InvalidCommandError: Both are given, or an agent is unknown.
         """
         if agent is not None and plan is not None:
-            raise InvalidCommand("found both agent and plan; expected one of them, or neither")
+            raise InvalidCommandError("found both agent and plan; expected one of them, or neither")
         if agent is not None:
             plan = ExecutionPlan(steps=(Step(step_id="step_001", agent=agent),))
         if plan is not None:
@@ -149,13 +151,13 @@ class Registry:
         """Refuse a plan with an unknown agent, or one that is too large for a frame.
 
         Raises:
-            InvalidCommand: It names the agents that there are, or the limit.
+            InvalidCommandError: It names the agents that there are, or the limit.
         """
         size = 0
         for step in plan.steps:
             if step.agent not in self._agents:
                 known = ", ".join(sorted(self._agents)) or "none"
-                raise InvalidCommand(
+                raise InvalidCommandError(
                     f"step {step.step_id!r} wants agent {step.agent!r}; "
                     f"{meant_or_known(step.agent, self._agents, 'agents')}",
                     details=[{"field": "agent", "reason": f"one of: {known}"}],
@@ -164,7 +166,7 @@ class Registry:
             if step.input is not None:
                 size += len(orjson.dumps(step.input))
         if size > self.max_plan:
-            raise InvalidCommand(
+            raise InvalidCommandError(
                 f"the plan has about {size} bytes of JSON; expected at most {self.max_plan}",
                 details=[{"field": "plan", "reason": f"more than {self.max_plan} bytes"}],
             )
@@ -175,7 +177,7 @@ class Registry:
         Without a plan all agents and the planner count. An agent with ``**params`` takes all.
 
         Raises:
-            InvalidCommand: It names the param, and the one that is like it.
+            InvalidCommandError: It names the param, and the one that is like it.
         """
         if plan is None:
             takers = [agent.params for agent in self._agents.values()]
@@ -194,7 +196,7 @@ class Registry:
             for name in unknown[:MAX_DETAILS]
         ]
         first = details[0]
-        raise InvalidCommand(f"{first['field']}: {first['reason']}", details=details)
+        raise InvalidCommandError(f"{first['field']}: {first['reason']}", details=details)
 
     def check_params(self, params: Mapping[str, Any], plan: ExecutionPlan | None) -> None:
         """Refuse values that the plan's agents cannot take.
@@ -203,7 +205,7 @@ class Registry:
         value that every agent with a parameter of that name would refuse.
 
         Raises:
-            InvalidCommand: Its details name each field and the reason.
+            InvalidCommandError: Its details name each field and the reason.
         """
         if plan is not None:
             agents = [self._agents[name] for name in {step.agent: None for step in plan.steps}]
@@ -223,7 +225,7 @@ class Registry:
                 for complaint in complaints[:MAX_DETAILS]
             ]
             first = details[0]
-            raise InvalidCommand(f"{first['field']}: {first['reason']}", details=details)
+            raise InvalidCommandError(f"{first['field']}: {first['reason']}", details=details)
 
     def _all_refuse(self, key: str, params: Mapping[str, Any]) -> list[Any]:
         takers = [agent.params for agent in self._agents.values() if key in agent.params.names]

@@ -12,10 +12,10 @@ from agentsrv.bench import load
 from agentsrv.bench.latency import FOREVER
 from agentsrv.bench.load import Load, Runner
 from agentsrv.bench.machine import cpu_seconds, resident
-from agentsrv.bench.sizes import Bench, NotHere
+from agentsrv.bench.sizes import Bench, Skipped
 from agentsrv.bench.target import Target
-from agentsrv.bench.wire import PROGRESS, Counter, Finder, Stream, command, create
-from agentsrv.server.open_files import allow_connections
+from agentsrv.bench.wire import PROGRESS, EventCounter, EventScanner, FrameStream, command, create
+from agentsrv.server.open_files import raise_open_file_limit
 
 AT_ONCE: Final = 100  # handshakes under way
 SETTLE: Final = 0.5  # seconds for what a server does behind the last answer
@@ -28,7 +28,7 @@ PART: Final = 0.7  # of the time that tasks stream, in which the loop's lag is l
 
 async def connects(bench: Bench) -> None:
     """Connections that are opened and receive their hello."""
-    wanted = allow_connections(bench.sizes.connects)
+    wanted = raise_open_file_limit(bench.sizes.connects)
     rates = []
     async with bench.place.server() as target:
         for _ in range(bench.sizes.rounds):
@@ -41,7 +41,7 @@ async def connects(bench: Bench) -> None:
 async def idle(bench: Bench) -> None:
     """Idle connections: the cost of each, and of all of them to active work."""
     for wanted in bench.sizes.connections:
-        count = allow_connections(wanted)
+        count = raise_open_file_limit(wanted)
         if count < wanted:
             bench.report.note(
                 f"{count} connections instead of {wanted}: more open files are not permitted"
@@ -83,11 +83,11 @@ async def idle_memory(target: Target, count: int) -> float:
 @asynccontextmanager
 async def crowd(target: Target, count: int) -> AsyncIterator[None]:
     """So many idle connections within the block."""
-    members: list[Stream] = []
+    members: list[FrameStream] = []
     try:
         while len(members) < count:
             coming = min(AT_ONCE, count - len(members))
-            members += await asyncio.gather(*(Stream.connect(target) for _ in range(coming)))
+            members += await asyncio.gather(*(FrameStream.connect(target) for _ in range(coming)))
         yield
     finally:
         for member in members:
@@ -99,14 +99,14 @@ async def tasks(bench: Bench) -> None:
     sizes = bench.sizes
     async with bench.own.server() as target:
         if target.pid is None:
-            raise NotHere("left out: this system does not tell what a process takes")
+            raise Skipped("left out: this system does not tell what a process takes")
         await load.run(target, ACTIVE, sizes.finished_tasks)  # what is made once is made now
         finished = []
         for _ in range(sizes.rounds):
             before = resident(target.pid)
             await load.run(target, ACTIVE, sizes.finished_tasks)
             finished.append((resident(target.pid) - before) / sizes.finished_tasks / KIB)
-        client = Counter(PROGRESS)
+        client = EventCounter(PROGRESS)
         await client.open(target)
         before = resident(target.pid)
         client.send(*[create("ticker", events=2, pause=FOREVER)] * sizes.running_tasks)
@@ -146,11 +146,11 @@ async def subscribers(bench: Bench) -> None:
 
 async def followed(target: Target, count: int, events: int) -> tuple[float, float]:
     """Seconds until ``count`` subscribers have a task's events, and those the server computed."""
-    owner = await Finder.connect(target)
+    owner = await EventScanner.connect(target)
     fields = {"agent": "ticker", "params": {"events": events}}
     await owner.ask(command("create", task_description="measure", **fields))
     task_id = await owner.task_id()
-    readers = [await Counter(PROGRESS).open(target) for _ in range(count)]
+    readers = [await EventCounter(PROGRESS).open(target) for _ in range(count)]
     for reader in readers:
         reader.send(command("subscribe", task_id=task_id))
     await asyncio.sleep(SETTLE)
@@ -191,7 +191,7 @@ async def streams(bench: Bench) -> None:
 
 async def loop_lag(target: Target, seconds: float) -> float:
     """Milliseconds by which the server's loop is late in so many seconds (99th percentile)."""
-    client = await Finder.connect(target)
+    client = await EventScanner.connect(target)
     client.send(create("lag", seconds=seconds))
     mark = b'"final_output":"'
     found = (await client.find(mark, 12))[len(mark) :]

@@ -13,7 +13,7 @@ from agentsrv.bench.app import EVENTS, MESSAGE
 from agentsrv.bench.capacity import ACTIVE, MIB
 from agentsrv.bench.machine import resident
 from agentsrv.bench.sizes import Bench
-from agentsrv.bench.wire import Counter, command
+from agentsrv.bench.wire import EventCounter, command
 from agentsrv.models import events as e
 from agentsrv.models.states import TaskStatus
 from agentsrv.server.auth.identity import ANONYMOUS
@@ -46,7 +46,7 @@ async def replay(bench: Bench) -> None:
     task_id = await fill_one(bench.file, count)
     async with bench.own.server() as target:
         for _ in range(bench.sizes.rounds):
-            client = await Counter().open(target)
+            client = await EventCounter().open(target)
             watch = asyncio.create_task(_peak(target.pid))
             before = time.perf_counter()
             client.send(command("subscribe", task_id=task_id))

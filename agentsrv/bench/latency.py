@@ -9,8 +9,8 @@ from agentsrv.bench import load, machine
 from agentsrv.bench.app import AGENT_SLEEPS, PLANNER_SLEEP, SLEEPY
 from agentsrv.bench.load import Load, Runner
 from agentsrv.bench.sizes import Bench
-from agentsrv.bench.target import Own, Target
-from agentsrv.bench.wire import EVENT, PROGRESS, Counter, Finder, command, create
+from agentsrv.bench.target import LocalServer, Target
+from agentsrv.bench.wire import EVENT, PROGRESS, EventCounter, EventScanner, command, create
 
 FOREVER: Final = 86_400.0  # seconds
 TICK: Final = 1.0  # seconds between two events of a task that runs beside a cancel
@@ -41,7 +41,7 @@ async def commit(bench: Bench) -> None:
     async with bench.place.server() as target:
         for _ in range(bench.sizes.rounds):
             rounds.append(await commits(target, bench.sizes.commits))
-            if isinstance(bench.place, Own) and not bench.place.is_shared:
+            if isinstance(bench.place, LocalServer) and not bench.place.is_shared:
                 folder = bench.place.file.parent if bench.place.file else bench.place.folder
                 syncs.append(machine.sync_times(folder, bench.sizes.commits))
     bench.report.add_spread("commit.reply", "create to reply", rounds)
@@ -51,7 +51,7 @@ async def commit(bench: Bench) -> None:
 
 async def commits(target: Target, count: int) -> list[float]:
     """Seconds from each of ``count`` creates to its reply; the tasks are cancelled behind."""
-    client = await Finder.connect(target)
+    client = await EventScanner.connect(target)
     times, tasks = [], []
     for _ in range(count):
         before = time.perf_counter()
@@ -94,11 +94,11 @@ async def cancel(bench: Bench) -> None:
 
 async def cancels(target: Target, count: int, running: int) -> list[float]:
     """Seconds from each of ``count`` cancels to ``task_cancelled``, with so many tasks running."""
-    beside = Counter(PROGRESS)
+    beside = EventCounter(PROGRESS)
     await beside.open(target)
     beside.send(*[create("ticker", bound=True, events=1_000_000, pause=TICK)] * (running - 1))
     await beside.until(running - 1)
-    client = await Finder.connect(target)
+    client = await EventScanner.connect(target)
     times = []
     for _ in range(count):
         client.send(create("ticker", events=2, pause=FOREVER))

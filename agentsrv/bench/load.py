@@ -12,7 +12,7 @@ from typing import Final
 
 from agentsrv.bench.machine import cpu_seconds
 from agentsrv.bench.target import Target
-from agentsrv.bench.wire import EVENT, Refused, Stream, create, patience
+from agentsrv.bench.wire import EVENT, FrameStream, Refused, create, patience
 
 INSTANT: Final = create()
 MARK: Final = EVENT + b"task_"
@@ -46,7 +46,7 @@ class Load:
         return self.events / self.seconds
 
 
-class Runner(Stream):
+class Runner(FrameStream):
     """One connection that keeps ``width`` tasks going until it has finished ``total``."""
 
     def __init__(self, width: int, total: int, command: bytes = INSTANT) -> None:
@@ -132,7 +132,7 @@ async def run(
     The connections take turns with the target and the servers ``beside`` it.
 
     Raises:
-        NoServer: Nobody is there.
+        ServerUnavailableError: Nobody is there.
         Refused: A task failed or was refused, or the server went away.
     """
     runners = [make(-(-width // connections), -(-total // connections)) for _ in range(connections)]

@@ -11,9 +11,9 @@ from agentsrv.bench.capacity import SETTLE
 from agentsrv.bench.latency import FOREVER
 from agentsrv.bench.load import Load
 from agentsrv.bench.machine import cpu_seconds
-from agentsrv.bench.sizes import Bench, NotHere
-from agentsrv.bench.target import Cluster, Own, Target
-from agentsrv.bench.wire import PROGRESS, Counter, create
+from agentsrv.bench.sizes import Bench, Skipped
+from agentsrv.bench.target import Cluster, LocalServer, Target
+from agentsrv.bench.wire import PROGRESS, EventCounter, create
 from agentsrv.settings import Role
 
 CONNECTIONS: Final = 24  # of a load: so many that the kernel gives each process about its part
@@ -43,7 +43,7 @@ async def processes(bench: Bench) -> None:
 async def nodes(bench: Bench) -> None:
     """Nodes that share a store, compared with one server with SQLite."""
     own, report = bench.shared, bench.report
-    alone = Own(loop=own.loop)
+    alone = LocalServer(loop=own.loop)
     shapes = {ALONE: (alone, 1)} | {str(count): (own, count) for count in bench.sizes.nodes}
     runs: dict[str, list[Load]] = {name: [] for name in shapes}
     commits: dict[str, list[float]] = {name: [] for name in shapes}
@@ -77,7 +77,7 @@ async def tails(bench: Bench) -> None:
         async with bench.shared.cluster("worker", "gateway") as cluster:
             gateway = cluster.targets[1]
             idle = await _share(gateway, sizes.watched)
-            client = await Counter(PROGRESS).open(gateway)
+            client = await EventCounter(PROGRESS).open(gateway)
             client.send(*[create("ticker", events=2, pause=FOREVER)] * sizes.tails)
             await client.until(sizes.tails)
             await asyncio.sleep(SETTLE)
@@ -104,7 +104,7 @@ async def _flushes(cluster: Cluster) -> int:
 async def _share(target: Target, seconds: float) -> float:
     """Of one core, that the server takes meanwhile."""
     if target.pid is None:
-        raise NotHere("left out: this system does not tell what a process takes")
+        raise Skipped("left out: this system does not tell what a process takes")
     before = cpu_seconds(target.pid)
     await asyncio.sleep(seconds)
     return (cpu_seconds(target.pid) - before) / seconds

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from agentsrv.bench.figures import Report
-from agentsrv.bench.target import Own, Place
+from agentsrv.bench.target import LocalServer, Place
 from agentsrv.errors import AgentsrvError
 
 
-class NotHere(AgentsrvError):
+class Skipped(AgentsrvError):
     """A probe needs what this run has not; the message says what."""
 
 
@@ -126,25 +126,25 @@ class Bench:
     report: Report
 
     @property
-    def own(self) -> Own:
+    def own(self) -> LocalServer:
         """The place, where servers are ours.
 
         Raises:
-            NotHere: The server is somebody else's.
+            Skipped: The server is somebody else's.
         """
-        if not isinstance(self.place, Own):
-            raise NotHere("left out: it looks into the server's process or store")
+        if not isinstance(self.place, LocalServer):
+            raise Skipped("left out: it looks into the server's process or store")
         return self.place
 
     @property
-    def shared(self) -> Own:
+    def shared(self) -> LocalServer:
         """The place, where several servers may have the store.
 
         Raises:
-            NotHere: They may not, or the server is somebody else's.
+            Skipped: They may not, or the server is somebody else's.
         """
         if not self.own.is_shared:
-            raise NotHere("left out: servers cannot share the store; expected postgresql://…")
+            raise Skipped("left out: servers cannot share the store; expected postgresql://…")
         return self.own
 
     @property
@@ -152,8 +152,8 @@ class Bench:
         """The store's file.
 
         Raises:
-            NotHere: The server is somebody else's, or its store has no file.
+            Skipped: The server is somebody else's, or its store has no file.
         """
         if self.own.file is None:
-            raise NotHere("left out: the store has no file")
+            raise Skipped("left out: the store has no file")
         return self.own.file

@@ -10,7 +10,7 @@ import orjson
 
 from agentsrv.bench import capacity, history, latency, machine, scaling
 from agentsrv.bench.figures import Report
-from agentsrv.bench.sizes import Bench, NotHere
+from agentsrv.bench.sizes import Bench, Skipped
 from agentsrv.errors import ConfigurationError
 
 Probe = Callable[[Bench], Awaitable[None]]
@@ -48,7 +48,7 @@ async def measure(
 
     Raises:
         ConfigurationError: There is no probe of a name.
-        NoServer: Nobody answers.
+        ServerUnavailableError: Nobody answers.
         Refused: The server refused what a probe asked for, or went away.
     """
     for name in names:
@@ -62,7 +62,7 @@ async def measure(
         bench.report.title(f"{name}: {(probe.__doc__ or '').partition(chr(10))[0]}")
         try:
             await probe(bench)
-        except NotHere as reason:
+        except Skipped as reason:
             bench.report.note(f"{name}: {reason.message}")
 
 

@@ -23,7 +23,7 @@ from agentsrv.resources import POSTGRES, SQLITE, need_postgres
 from agentsrv.settings import Loop, Role
 
 if TYPE_CHECKING:  # an extra
-    from agentsrv.store.postgres.temporary_schema import Scratch
+    from agentsrv.store.postgres.temporary_schema import TemporarySchema
 
 AGENTS: Final = {agent["name"] for agent in app.registry.described()}
 MEMORY: Final = "memory:"
@@ -57,12 +57,12 @@ class Cluster:
     """Servers that share a store."""
 
     targets: Sequence[Target]
-    schema: Scratch | None = None
+    schema: TemporarySchema | None = None
     """Their store, where it is in PostgreSQL."""
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
+class RemoteServer:
     """Where a server is that is not ours: its process and its store cannot be looked into."""
 
     url: str
@@ -74,7 +74,7 @@ class Remote:
 
         Raises:
             ConfigurationError: It serves another application, or the token is none.
-            NoServer, NotAllowed: Nobody answers, or not to that token.
+            ServerUnavailableError, AccessDeniedError: Nobody answers, or not to that token.
         """
         async with Client(self.url, token=self.token) as client:
             found = {agent["name"] for agent in await client.agents()}
@@ -86,7 +86,7 @@ class Remote:
         yield Target(self.url, token=self.token)
 
 
-class Own:
+class LocalServer:
     """Servers of our own, each started anew with the same store, which is removed behind them.
 
     Args:
@@ -182,7 +182,7 @@ class Own:
         self._scratch.cleanup()
 
 
-Place = Own | Remote
+Place = LocalServer | RemoteServer
 
 
 @asynccontextmanager

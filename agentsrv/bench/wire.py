@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from agentsrv.bench.target import Target
-from agentsrv.client.errors import NoServer, NotAServer
+from agentsrv.client.errors import NotAServerError, ServerUnavailableError
 from agentsrv.errors import AgentsrvError
 
 EVENT: Final = b'"event_type":"'
@@ -37,7 +37,7 @@ class Refused(AgentsrvError):
     """The server refused a command, or ended the connection, in the midst of a measurement."""
 
 
-class Stream(asyncio.Protocol):
+class FrameStream(asyncio.Protocol):
     """One connection; a subclass says in ``received`` what it looks for.
 
     Whoever waits is told when the connection ends or a command is refused.
@@ -56,7 +56,7 @@ class Stream(asyncio.Protocol):
         """Connect and shake hands.
 
         Raises:
-            NoServer: Nobody is there, or it speaks no WebSocket.
+            ServerUnavailableError: Nobody is there, or it speaks no WebSocket.
         """
         return await cls().open(target)
 
@@ -68,7 +68,7 @@ class Stream(asyncio.Protocol):
         try:
             await self._loop.create_connection(lambda: self, host, port, ssl=is_secure or None)
         except OSError as error:
-            raise NoServer(f"no server at {url}: {error}") from None
+            raise ServerUnavailableError(f"no server at {url}: {error}") from None
         self._transport.write(self.greeting(parts.path or "/", parts.netloc, target.token))
         async with patience(f"an answer to the handshake at {url}"):
             await self.wait()
@@ -146,12 +146,12 @@ class Stream(asyncio.Protocol):
         self._opened = True
         status = head.partition(b"\r\n")[0].decode(errors="replace")
         if " 101 " not in status:
-            self.fail(NotAServer(f"expected a WebSocket; found {status}"))
+            self.fail(NotAServerError(f"expected a WebSocket; found {status}"))
         self.wake()
         return rest
 
 
-class Finder(Stream):
+class EventScanner(FrameStream):
     """A dialogue: one thing is waited for after the other."""
 
     async def find(self, mark: bytes, length: int = 0) -> bytes:
@@ -185,7 +185,7 @@ class Finder(Stream):
         self.wake()
 
 
-class Counter(Stream):
+class EventCounter(FrameStream):
     """Counts how often ``mark`` comes, and the bytes."""
 
     def __init__(self, mark: bytes = EVENT) -> None:

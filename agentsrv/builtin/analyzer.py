@@ -18,7 +18,7 @@ from pydantic import Field
 from agentsrv.agents.agent import StepContext
 from agentsrv.builtin import prompts
 from agentsrv.builtin.extract import Graph, Sentence, leans, quality, relevance, specificity
-from agentsrv.errors import ModelTruncated
+from agentsrv.errors import ModelTruncatedError
 from agentsrv.knowledge.documents import default_title, is_changelog
 from agentsrv.knowledge.text import Term, sentences, shorten, stems, terms
 from agentsrv.models.plan import Step
@@ -91,7 +91,7 @@ class AnalyzerAgent:
                 async with aclosing(llm.stream(messages)) as pieces:
                     async for piece in pieces:
                         yield piece
-            except ModelTruncated as error:
+            except ModelTruncatedError as error:
                 if not error.text.strip():
                     raise
                 ctx.log.warning("step %s: %s", step.step_id, error.message)

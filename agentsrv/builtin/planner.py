@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from agentsrv.agents.agent import TaskContext
 from agentsrv.agents.registry import Registry
 from agentsrv.builtin import prompts
-from agentsrv.errors import InvalidCommand, ModelTruncated
+from agentsrv.errors import InvalidCommandError, ModelTruncatedError
 from agentsrv.knowledge.text import shorten, terms
 from agentsrv.models.plan import ExecutionPlan, ExplainedPlan, Step
 
@@ -97,9 +97,9 @@ class BuiltinPlanner:
                 complaint = error.errors(include_url=False)[0]
                 place = ".".join(map(str, complaint["loc"]))
                 problem = f"{place}: {complaint['msg']}" if place else complaint["msg"]
-            except InvalidCommand as error:
+            except InvalidCommandError as error:
                 problem = error.message
-            except ModelTruncated as error:
+            except ModelTruncatedError as error:
                 return None, f"the model's plan was cut off: {shorten(error.message, MAX_REASON)}"
             else:
                 return made, ""
@@ -112,14 +112,14 @@ def check_needs(plan: ExecutionPlan) -> None:
     """Refuse a plan in which a built-in agent lacks what it works on.
 
     Raises:
-        InvalidCommand: It names the step and what it lacks.
+        InvalidCommandError: It names the step and what it lacks.
     """
     agents = {step.step_id: step.agent for step in plan.steps}
     for step in plan.steps:
         given = {agents[needed] for needed in step.depends_on}
         for agent in NEEDS.get(step.agent, ()):
             if agent not in given:
-                raise InvalidCommand(
+                raise InvalidCommandError(
                     f"step {step.step_id!r} of {step.agent} has no step of {agent} in depends_on"
                 )
 

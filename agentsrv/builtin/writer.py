@@ -24,7 +24,7 @@ from agentsrv.builtin.report import (
     open_questions,
     read,
 )
-from agentsrv.errors import ModelTruncated
+from agentsrv.errors import ModelTruncatedError
 from agentsrv.knowledge.text import shorten
 from agentsrv.models.plan import Step
 from agentsrv.threads import in_thread
@@ -110,7 +110,7 @@ async def _by_model(
                 if shown := unfenced.feed(piece):
                     body += shown
                     yield shown
-    except ModelTruncated as error:
+    except ModelTruncatedError as error:
         if not error.text.strip():
             raise
         ctx.log.warning("the report is cut off: %s", error.message)

@@ -15,7 +15,7 @@ from agentsrv.cli.render import parse_status, shorten, status_word
 from agentsrv.cli.signals import run_until_signal
 from agentsrv.cli.streams import as_json, typed
 from agentsrv.client import Client, Options
-from agentsrv.errors import InvalidCommand
+from agentsrv.errors import InvalidCommandError
 from agentsrv.models.usage import MAX_LIST
 from agentsrv.protocol.command_line import read_answer
 
@@ -76,7 +76,7 @@ def list_tasks(server: Server, status: str | None, limit: int, *, json: bool) ->
     """Print a line for each task, at most ``limit``, the newest first.
 
     Raises:
-        InvalidCommand: There is no such status.
+        InvalidCommandError: There is no such status.
     """
     wanted = None if status is None else parse_status(status)
 
@@ -110,10 +110,10 @@ def respond(server: Server, question: str, answer: str | None, *, decline: bool)
     """Answer an agent's question, or decline to.
 
     Raises:
-        InvalidCommand: Both or none of the two are given.
+        InvalidCommandError: Both or none of the two are given.
     """
     if (answer is None) is not decline:
-        raise InvalidCommand("expected an answer, or --decline")
+        raise InvalidCommandError("expected an answer, or --decline")
 
     async def ask(client: Client) -> None:
         asked = await find_question(client, question)

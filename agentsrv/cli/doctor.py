@@ -32,7 +32,7 @@ from agentsrv.resources import (
 from agentsrv.server.auth.authenticator import open_authenticator
 from agentsrv.server.listener import PASSING
 from agentsrv.server.open_files import SPARE
-from agentsrv.server.startup_checks import check_exposure, tls_context
+from agentsrv.server.startup_checks import check_bind_address, tls_context
 from agentsrv.settings import Settings, complaints
 from agentsrv.store.sqlite.faults import REINDEX_HINT
 from agentsrv.store.sqlite.file import beside, check_place, holder_of, writer_of
@@ -111,7 +111,7 @@ async def check_access(settings: Settings) -> AsyncIterator[Finding]:
     """Who may connect: keys, tokens, certificates, and the address."""
     try:
         authenticator = await open_authenticator(settings, time.time)
-        check_exposure(settings, is_guarded=authenticator.is_required)
+        check_bind_address(settings, is_guarded=authenticator.is_required)
         tls_context(settings)
     except ConfigurationError as error:
         yield Finding(Level.FAIL, f"access: {error.message}", "the server does not start")

@@ -12,9 +12,9 @@ from agentsrv.error_text import as_fields, format_traceback, redact
 from agentsrv.errors import (
     AgentsrvError,
     ConfigurationError,
-    InvalidCommand,
-    InvalidInput,
-    NotFound,
+    InvalidCommandError,
+    InvalidInputError,
+    NotFoundError,
 )
 from agentsrv.telemetry.safe_text import visible_text
 
@@ -46,7 +46,7 @@ def code_of(error: AgentsrvError) -> Exit:
             return Exit.NOT_ALLOWED
         case AgentsrvError(code="task_cancelled"):
             return Exit.CANCELLED
-        case ConfigurationError() | InvalidCommand() | InvalidInput() | NotFound():
+        case ConfigurationError() | InvalidCommandError() | InvalidInputError() | NotFoundError():
             return Exit.USAGE
         case _:
             return Exit.FAILED

@@ -10,7 +10,7 @@ import typer
 
 from agentsrv.cli.exits import say
 from agentsrv.cli.streams import as_json
-from agentsrv.errors import ConfigurationError, NotFound
+from agentsrv.errors import ConfigurationError, NotFoundError
 
 app = typer.Typer(
     help="Make, list and revoke API keys.",
@@ -74,7 +74,7 @@ def revoke(
     file = _file(key_file)
     key = read_keys(file).get(key_id)
     if key is None:
-        raise NotFound(f"{file} has no key {key_id!r}; agentsrv keys list tells them")
+        raise NotFoundError(f"{file} has no key {key_id!r}; agentsrv keys list tells them")
     if key.revoked is None:
         revoke_key(file, key_id, _today())
     print(f"key {key_id} of {key.principal} is revoked")

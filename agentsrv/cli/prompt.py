@@ -13,7 +13,7 @@ import orjson
 
 from agentsrv.cli.exits import say
 from agentsrv.client import Client
-from agentsrv.errors import InputDeclined, InvalidCommand, InvalidInput, NotFound
+from agentsrv.errors import InputDeclined, InvalidCommandError, InvalidInputError, NotFoundError
 from agentsrv.models.events import InputRequired, from_data
 from agentsrv.protocol.command_line import read_answer
 
@@ -62,7 +62,7 @@ class Prompt:
         """Whether there is somebody to ask."""
         return _HAS_KEYS and sys.stdin.isatty() and sys.stderr.isatty()
 
-    async def ask(self, asked: InputRequired, refusal: InvalidInput | None) -> Any:
+    async def ask(self, asked: InputRequired, refusal: InvalidInputError | None) -> Any:
         """Return what is typed; an empty line is the default, where there is one.
 
         What was typed before the prompt stood there, for an earlier question, is no answer to
@@ -85,7 +85,7 @@ class Prompt:
             return asked.default
         return read_answer(text, asked)
 
-    async def _ask(self, asked: InputRequired, refusal: InvalidInput | None) -> str:
+    async def _ask(self, asked: InputRequired, refusal: InvalidInputError | None) -> str:
         with self._pause():
             if refusal is not None:
                 say(refusal.message)
@@ -105,8 +105,8 @@ async def find_question(client: Client, name: str) -> InputRequired:
     """The open question of that id, or else the only one of the task whose id begins so.
 
     Raises:
-        NotFound: There is none.
-        InvalidCommand: The task has more than one.
+        NotFoundError: There is none.
+        InvalidCommandError: The task has more than one.
     """
     task, slash, _ = name.partition("/")
     task_id = await client.resolve(task)
@@ -116,10 +116,14 @@ async def find_question(client: Client, name: str) -> InputRequired:
     if slash:
         questions = [asked for asked in questions if asked.input_id == name]
     if not questions:
-        raise NotFound(f"no question {name!r} is open" if slash else f"task {task_id} asks nothing")
+        raise NotFoundError(
+            f"no question {name!r} is open" if slash else f"task {task_id} asks nothing"
+        )
     if len(questions) > 1:
         ids = ", ".join(asked.input_id for asked in questions)
-        raise InvalidCommand(f"task {task_id} asks {len(questions)} questions; name one of {ids}")
+        raise InvalidCommandError(
+            f"task {task_id} asks {len(questions)} questions; name one of {ids}"
+        )
     return questions[0]
 
 

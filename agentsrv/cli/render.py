@@ -8,7 +8,7 @@ from typing import TextIO
 import orjson
 
 from agentsrv.cli.exits import say
-from agentsrv.errors import AgentsrvError, InvalidCommand
+from agentsrv.errors import AgentsrvError, InvalidCommandError
 from agentsrv.models import events as e
 from agentsrv.models.events import Record
 from agentsrv.models.states import TaskStatus
@@ -38,14 +38,14 @@ def parse_status(word: str) -> TaskStatus:
     """The status that ``word`` names.
 
     Raises:
-        InvalidCommand: No status has that name.
+        InvalidCommandError: No status has that name.
     """
     known = {status_word(status): status for status in TaskStatus}
     known |= {str(status): status for status in TaskStatus}
     if word in known:
         return known[word]
     hint = did_you_mean(word, known) or f"expected one of {', '.join(known)}"
-    raise InvalidCommand(f"no status {word!r}; {hint}")
+    raise InvalidCommandError(f"no status {word!r}; {hint}")
 
 
 def shorten(text: str, most: int = MAX_LINE) -> str:

@@ -22,8 +22,8 @@ from agentsrv.cli.prompt import Left, Prompt
 from agentsrv.cli.screen import Screen, shown
 from agentsrv.cli.signals import on_signals
 from agentsrv.cli.streams import typed
-from agentsrv.client import Client, NoServer, Options, Record, TaskCancelled
-from agentsrv.errors import ConfigurationError, NotFound
+from agentsrv.client import Client, Options, Record, ServerUnavailableError, TaskCancelledError
+from agentsrv.errors import ConfigurationError, NotFoundError
 
 if TYPE_CHECKING:
     from agentsrv.settings import Settings
@@ -93,13 +93,13 @@ async def reached(
     """A client of the server at ``url``; without a URL, of the usual one or one in here.
 
     Raises:
-        NoServer: Nobody answers at the ``url`` that was given.
+        ServerUnavailableError: Nobody answers at the ``url`` that was given.
         ConfigurationError: ``knowledge`` is given and there is a server, which has its own.
     """
     client = Client(url or DEFAULT_URL, Options(ca=ca), token=token)
     try:
         await client.__aenter__()
-    except NoServer as refusal:
+    except ServerUnavailableError as refusal:
         if url is not None:
             raise
         found = refusal.message
@@ -212,7 +212,7 @@ class _Stop:
             try:
                 await self._place.client.cancel(idempotency_key=self._key, reason=reason)
                 return
-            except NotFound:
+            except NotFoundError:
                 await asyncio.sleep(LOOK_AGAIN)
 
 
@@ -239,7 +239,7 @@ async def _run(place: Place, screen: Screen, job: Job) -> int:
         screen.close()
         stop.tell_how_to_come_back("the question stays open")
         return Exit.CANCELLED
-    except TaskCancelled:
+    except TaskCancelledError:
         if not stop.timed_out:
             raise
         return Exit.TIME_OUT

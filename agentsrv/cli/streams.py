@@ -30,7 +30,7 @@ from typing import Any, Final, TextIO, cast
 
 import orjson
 
-from agentsrv.errors import AgentsrvError, InvalidCommand
+from agentsrv.errors import AgentsrvError, InvalidCommandError
 from agentsrv.telemetry.nonblocking_output import until_ready
 from agentsrv.telemetry.safe_text import VisiblePieces, visible_json
 
@@ -211,7 +211,7 @@ def typed(text: str, what: str) -> str:
     """An argument of the command line as text, whatever encoding the locale names.
 
     Raises:
-        InvalidCommand: Its bytes are not UTF-8.
+        InvalidCommandError: Its bytes are not UTF-8.
     """
     try:
         text.encode()
@@ -219,7 +219,7 @@ def typed(text: str, what: str) -> str:
         try:  # bytes that the locale's encoding has not: Python keeps them as half surrogates
             return os.fsencode(text).decode()
         except UnicodeError as error:
-            raise InvalidCommand(
+            raise InvalidCommandError(
                 f"{what} has bytes that are not UTF-8 ({error}); expected UTF-8 text"
             ) from None
     return text
@@ -229,7 +229,7 @@ def read_stdin() -> str:
     """All of standard input, which must be UTF-8.
 
     Raises:
-        InvalidCommand: It is not.
+        InvalidCommandError: It is not.
     """
     data = bytearray()
     while (part := sys.stdin.buffer.read(READ_BYTES)) != b"":
@@ -240,7 +240,7 @@ def read_stdin() -> str:
     try:
         return data.decode()
     except UnicodeError as error:
-        raise InvalidCommand(f"standard input is not UTF-8 ({error}); expected text") from None
+        raise InvalidCommandError(f"standard input is not UTF-8 ({error}); expected text") from None
 
 
 def forget_output() -> None:

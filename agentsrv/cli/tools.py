@@ -143,7 +143,7 @@ def bench(
     from agentsrv.bench import suite
     from agentsrv.bench.figures import Report
     from agentsrv.bench.sizes import FULL, QUICK, Bench, limited
-    from agentsrv.bench.target import Own, Remote
+    from agentsrv.bench.target import LocalServer, RemoteServer
     from agentsrv.cli.live.progress import progress
     from agentsrv.cli.options import make_settings
     from agentsrv.cli.signals import run_until_signal
@@ -152,12 +152,16 @@ def bench(
         raise ConfigurationError("--url and --store: expected one of them")
     sizes = limited(QUICK if quick else FULL, connections=connections, stored=stored)
     report = Report(lambda line: print(line, flush=True))
-    place = Own(store, make_settings(loop=loop).loop) if url is None else Remote(url, token)
+    place = (
+        LocalServer(store, make_settings(loop=loop).loop)
+        if url is None
+        else RemoteServer(url, token)
+    )
     try:
         with progress() as on_progress:
             run_until_signal(suite.measure(Bench(place, sizes, report), probes or (), on_progress))
     finally:
-        if isinstance(place, Own):
+        if isinstance(place, LocalServer):
             place.close()
     if json is not None:
         suite.write(report, json)

@@ -5,38 +5,38 @@ from agentsrv.client.backoff import Reconnect
 from agentsrv.client.client import Client
 from agentsrv.client.connection import Options, Outage
 from agentsrv.client.errors import (
+    AccessDeniedError,
     ClientUsageError,
-    Closed,
-    Gap,
-    Interrupted,
-    NoServer,
-    NotAllowed,
-    NotAServer,
-    ProtocolViolation,
-    TaskCancelled,
-    TaskFailed,
+    ConnectionClosedError,
+    InterruptedTaskError,
+    NotAServerError,
+    ProtocolError,
+    SequenceGapError,
+    ServerUnavailableError,
+    TaskCancelledError,
+    TaskFailedError,
 )
-from agentsrv.client.step_outputs import Texts
+from agentsrv.client.step_outputs import StepOutputs
 from agentsrv.client.sync import SyncClient
 from agentsrv.models.events import Record
 
 __all__ = [
+    "AccessDeniedError",
     "Client",
     "ClientUsageError",
-    "Closed",
-    "Gap",
-    "Interrupted",
-    "NoServer",
-    "NotAServer",
-    "NotAllowed",
+    "ConnectionClosedError",
+    "InterruptedTaskError",
+    "NotAServerError",
     "OnInput",
     "Options",
     "Outage",
-    "ProtocolViolation",
+    "ProtocolError",
     "Reconnect",
     "Record",
+    "SequenceGapError",
+    "ServerUnavailableError",
+    "StepOutputs",
     "SyncClient",
-    "TaskCancelled",
-    "TaskFailed",
-    "Texts",
+    "TaskCancelledError",
+    "TaskFailedError",
 ]

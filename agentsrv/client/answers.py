@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from agentsrv.client.errors import NoServer
+from agentsrv.client.errors import ServerUnavailableError
 from agentsrv.errors import (
     AgentsrvError,
-    Conflict,
+    ConflictError,
     InputDeclined,
-    InvalidInput,
-    InvalidState,
-    NotFound,
+    InvalidInputError,
+    InvalidStateError,
+    NotFoundError,
 )
 from agentsrv.models import events as e
 from agentsrv.models.events import Record
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 RETRY_AFTER: Final = 1.0  # seconds, where the server does not say how many
 
-OnInput = Callable[[e.InputRequired, InvalidInput | None], Awaitable[Any] | Any]
+OnInput = Callable[[e.InputRequired, InvalidInputError | None], Awaitable[Any] | Any]
 """Returns the answer to a question, or raises `InputDeclined`.
 
 Called again with the server's refusal where the answer was none. Cancelled, if it is a coroutine
@@ -96,7 +96,7 @@ class _Answers:
             self._open.pop(input_id)[1].cancel()
 
     async def _answer(self, asked: e.InputRequired) -> None:
-        refusal: InvalidInput | None = None
+        refusal: InvalidInputError | None = None
         while True:
             value, decline = None, False
             try:
@@ -107,9 +107,9 @@ class _Answers:
             try:
                 await self._send(asked.input_id, value, decline=decline)
                 return
-            except InvalidInput as error:
+            except InvalidInputError as error:
                 refusal = error
-            except (Conflict, InvalidState, NotFound):
+            except (ConflictError, InvalidStateError, NotFoundError):
                 return  # it was settled or closed meanwhile
 
     async def _send(self, input_id: str, value: Any, *, decline: bool) -> None:
@@ -118,7 +118,7 @@ class _Answers:
                 await self._respond(input_id, value, decline=decline)
                 return
             except AgentsrvError as error:
-                if not error.retryable or isinstance(error, NoServer):
+                if not error.retryable or isinstance(error, ServerUnavailableError):
                     raise
                 wait = error.retry_after
             await asyncio.sleep(RETRY_AFTER if wait is None else wait)

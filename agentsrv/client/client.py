@@ -14,13 +14,23 @@ from websockets.exceptions import InvalidURI
 from websockets.uri import parse_uri
 
 from agentsrv.client.answers import OnInput, answering
-from agentsrv.client.command_sender import Caller
-from agentsrv.client.connection import Link, OnConnection, Options
-from agentsrv.client.errors import Closed, Interrupted, TaskCancelled, TaskFailed
-from agentsrv.client.subscriptions import Answer, Feeds
+from agentsrv.client.command_sender import CommandSender
+from agentsrv.client.connection import OnConnection, Options, ReconnectingConnection
+from agentsrv.client.errors import (
+    ConnectionClosedError,
+    InterruptedTaskError,
+    TaskCancelledError,
+    TaskFailedError,
+)
+from agentsrv.client.subscriptions import Answer, TaskSubscriptions
 from agentsrv.client.tokens import Token
 from agentsrv.error_text import redact_url
-from agentsrv.errors import ConfigurationError, Conflict, InvalidCommand, InvalidState
+from agentsrv.errors import (
+    ConfigurationError,
+    ConflictError,
+    InvalidCommandError,
+    InvalidStateError,
+)
 from agentsrv.models import events as e
 from agentsrv.models.canonical import canonical
 from agentsrv.models.events import Record
@@ -54,15 +64,17 @@ class Client:
     A lost connection, a restarted server and a server that drains are bridged: commands that
     wait for their answer are asked again, each in a way that carries it out once, and iterators
     of events go on where they were. Who waits notices nothing but the time, until the limits of
-    ``Options.reconnect`` are reached; then commands and iterators raise `NoServer`.
+    ``Options.reconnect`` are reached; then commands and iterators raise `ServerUnavailableError`.
 
     Every command raises the server's refusals as the classes of ``agentsrv.errors`` with their
-    ``retryable``, ``retry_after`` and ``details``, and `NoServer`, `NotAllowed`, `Closed` or
-    `ProtocolViolation` where there is no connection and will be none. Cancelling a command
+    ``retryable``, ``retry_after`` and ``details``. If there is no connection and there will be
+    none, they raise `ServerUnavailableError`, `AccessDeniedError`, `ConnectionClosedError` or
+    `ProtocolError`. Cancelling a command
     withdraws the caller: what was asked may have been carried out or not.
 
     Owns a task, and one that writes while there is a connection; leaving the ``async with`` ends
-    them and, by `Closed`, every command and iterator; tasks on the server go on. One event loop's.
+    them and, by `ConnectionClosedError`, every command and iterator; tasks on the server go on. One
+    event loop's.
 
     Args:
         url: Where the server is, ``ws://HOST:PORT`` or ``wss://…``; ``http`` and ``https`` mean the
@@ -75,7 +87,8 @@ class Client:
     Raises:
         ConfigurationError: The URL is not one of a WebSocket, or the token or the file of the CA
             cannot be used.
-        NoServer, NotAServer, NotAllowed: On entering: there is no connection to be had.
+        ServerUnavailableError, NotAServerError, AccessDeniedError: On entering: there is no
+            connection to be had.
         ClientUsageError: Of every method: the client was not entered, or is used in another event
             loop, or in a child of ``os.fork()``.
     """
@@ -93,9 +106,9 @@ class Client:
                 f"the URL is {redact_url(url)!r}; expected one like ws://127.0.0.1:8765"
             ) from None
         self._options = options or Options()
-        self._feeds = Feeds(self._send_for_feed, self._options.buffer)
-        self._link = Link(url, self._options, self._feeds, token)
-        self._caller = Caller(self._link)
+        self._subscriptions = TaskSubscriptions(self._send_for_feed, self._options.buffer)
+        self._link = ReconnectingConnection(url, self._options, self._subscriptions, token)
+        self._caller = CommandSender(self._link)
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -135,7 +148,7 @@ class Client:
     def hello(self) -> Hello:
         """The server's latest greeting: its version, limits and commands."""
         if self._link.hello is None:
-            raise Closed("the client is not connected; use it within async with")
+            raise ConnectionClosedError("the client is not connected; use it within async with")
         return self._link.hello
 
     @property
@@ -218,13 +231,13 @@ class Client:
         it counts as carried out the first time.
 
         Raises:
-            InvalidState: The task is not pending.
+            InvalidStateError: The task is not pending.
         """
         fields = {"command": "execute", "task_id": task_id, "subscribe": False}
         try:
             return cast("TaskReply", await self._caller.ask(fields))
-        except InvalidState as refusal:
-            if not isinstance(refusal.__cause__, Interrupted):
+        except InvalidStateError as refusal:
+            if not isinstance(refusal.__cause__, InterruptedTaskError):
                 raise
         found = await self.status(task_id)
         return {"task_id": task_id, "status": found["status"], "seq": found["seq"]}
@@ -272,17 +285,17 @@ class Client:
         compared, as only its ciphertext is in the log: there, any answer counts as this one.
 
         Raises:
-            InvalidInput: The value is no answer to it; the question stays open.
+            InvalidInputError: The value is no answer to it; the question stays open.
             Conflict: It was settled before, by another answer than this.
-            InvalidState: Its step or its task has ended.
-            NotFound: There is no such question.
+            InvalidStateError: Its step or its task has ended.
+            NotFoundError: There is no such question.
         """
         action = "decline" if decline else "accept"
         fields = {"command": "respond", "input_id": input_id, "value": value, "action": action}
         try:
             return cast("RespondReply", await self._caller.ask(fields))
-        except Conflict as refusal:
-            if not isinstance(refusal.__cause__, Interrupted):
+        except ConflictError as refusal:
+            if not isinstance(refusal.__cause__, InterruptedTaskError):
                 raise
             task_id = input_id.partition("/")[0]
             settled = await self._settled(task_id, input_id)
@@ -299,8 +312,8 @@ class Client:
         Raises:
             Interrupted: The connection was lost before the answer. It is not sent again, as it
                 might then arrive twice.
-            InvalidState: The task does not run.
-            TooLarge: It has too many messages, or too long ones.
+            InvalidStateError: The task does not run.
+            TooLargeError: It has too many messages, or too long ones.
         """
         fields = {"command": "send", "task_id": task_id, "message": message}
         return cast("SendReply", await self._caller.ask(fields, resend=False))
@@ -323,11 +336,11 @@ class Client:
         Asked as people ask it, by a command line: the server knows which tasks there are.
 
         Raises:
-            NotFound: There is no such task.
-            InvalidCommand: More than one id begins so, or no id can.
+            NotFoundError: There is no such task.
+            InvalidCommandError: More than one id begins so, or no id can.
         """
         if len(prefix.split()) != 1:
-            raise InvalidCommand(f"the task is {prefix!r}; expected one id, or its beginning")
+            raise InvalidCommandError(f"the task is {prefix!r}; expected one id, or its beginning")
         answer = await self._caller.ask_by_line(f"status {prefix}")
         return str(answer["task_id"])
 
@@ -337,26 +350,26 @@ class Client:
         """The events of a task that follow number ``after_seq``, up to its terminal event.
 
         Each comes once, in order and without a hole, over however many connections; a hole
-        would raise `Gap`. Any number of iterators may follow a task. A slow one is sent no more
-        than ``Options.buffer`` events ahead, and holds nobody else up for longer than it takes
-        the server to send again what it has missed.
+        would raise `SequenceGapError`. Any number of iterators may follow a task. A slow one is
+        sent no more than ``Options.buffer`` events ahead, and holds nobody else up for longer than
+        it takes the server to send again what it has missed.
 
         Closing the iterator (``aclosing``, or leaving the loop for good) unsubscribes.
         Cancelling it, as by a time-out around one step, closes it too; go on with a new one
         behind the last number that you have.
 
         Raises:
-            NotFound: There is no such task.
-            SeqAhead: ``after_seq`` lies beyond the log.
+            NotFoundError: There is no such task.
+            SeqAheadError: ``after_seq`` lies beyond the log.
             Overloaded: You follow as many tasks as the server allows.
         """
         self._link.check()
-        cursor = self._feeds.open(task_id, after_seq)
+        cursor = self._subscriptions.open(task_id, after_seq)
         try:
             while (record := await cursor.next()) is not None:
                 yield record
         finally:
-            self._feeds.close(cursor)
+            self._subscriptions.close(cursor)
 
     async def run(
         self,
@@ -410,9 +423,9 @@ class Client:
                     case e.TaskCompleted() as completed:
                         return completed
                     case e.TaskFailed() as failed:
-                        raise TaskFailed(task_id, failed)
+                        raise TaskFailedError(task_id, failed)
                     case e.TaskCancelled() as cancelled:
-                        raise TaskCancelled(task_id, cancelled)
+                        raise TaskCancelledError(task_id, cancelled)
         raise AssertionError(f"the log of task {task_id} ended without a terminal event")
 
     # Asking.
@@ -430,7 +443,7 @@ class Client:
         return None
 
     def _follow(self, reply: Mapping[str, Any], wanted: bool) -> None:  # noqa: FBT001 - OnReply
-        self._feeds.begun(reply["task_id"], wanted=wanted)
+        self._subscriptions.begun(reply["task_id"], wanted=wanted)
 
     def _send_for_feed(self, fields: dict[str, Any], on_answer: Callable[[Answer], None]) -> None:
         self._link.post(fields, on_answer, resend=False)

@@ -9,19 +9,19 @@ from typing import Any
 
 import orjson
 
-from agentsrv.client.connection import Call, Link
+from agentsrv.client.connection import Call, ReconnectingConnection
 from agentsrv.client.subscriptions import Answer
-from agentsrv.errors import AgentsrvError, InvalidCommand
+from agentsrv.errors import AgentsrvError, InvalidCommandError
 from agentsrv.protocol.strict_json import parse_object
 
 OnReply = Callable[[Mapping[str, Any], bool], None]
 """Takes a reply, and whether its caller still waits for it."""
 
 
-class Caller:
+class CommandSender:
     """Puts commands to the server over a link; cancelling one withdraws the caller only."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: ReconnectingConnection) -> None:
         self._link = link
 
     async def ask(
@@ -48,7 +48,7 @@ class Caller:
             if "null" in body:  # of a None, or of a NaN
                 json.dumps(given, default=str, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise InvalidCommand(f"{given['command']} is not JSON: {error}") from None
+            raise InvalidCommandError(f"{given['command']} is not JSON: {error}") from None
         parse_object(body)  # what the server would refuse without knowing whom to tell
         return await self._wait(
             lambda settle: self._link.post(given, settle, resend=resend), on_reply

@@ -23,19 +23,25 @@ from agentsrv.client import connection_errors
 from agentsrv.client.backoff import Reconnect
 from agentsrv.client.errors import (
     ClientUsageError,
-    Closed,
-    Interrupted,
-    NoServer,
-    ProtocolViolation,
+    ConnectionClosedError,
+    InterruptedTaskError,
+    ProtocolError,
+    ServerUnavailableError,
     from_frame,
 )
 from agentsrv.client.subscriptions import Answer
 from agentsrv.client.tokens import Token, Tokens
 from agentsrv.client.trust import tls_context
-from agentsrv.errors import AgentsrvError, InvalidCommand, RateLimited, ShuttingDown, TooLarge
+from agentsrv.errors import (
+    AgentsrvError,
+    InvalidCommandError,
+    RateLimitedError,
+    ShuttingDownError,
+    TooLargeError,
+)
 from agentsrv.models.events import Record
 from agentsrv.protocol import PROTOCOL
-from agentsrv.telemetry.websockets_logging import without_quotes
+from agentsrv.telemetry.websockets_logging import hide_frame_dumps
 
 if TYPE_CHECKING:
     from agentsrv.protocol.replies import Hello
@@ -117,11 +123,11 @@ class Call:
     is_line: bool = False
     """A command line has no id: its answer is told by the order."""
     sent: int = 0
-    """How often; an error after more than one is caused by an ``Interrupted``."""
+    """How often; an error after more than one is caused by an ``InterruptedTaskError``."""
     abandoned: bool = False
 
 
-class Link:
+class ReconnectingConnection:
     """Connects, and connects again; ``run`` is the one task that does it.
 
     Everything else returns at once. Commands wait here while there is no connection.
@@ -211,7 +217,7 @@ class Link:
         ``settle`` is called with the answer before any later frame is looked at.
 
         Raises:
-            TooLarge: The server would close the connection over a frame of this size.
+            TooLargeError: The server would close the connection over a frame of this size.
             AgentsrvError: There will be no other connection.
         """
         number = next(self._ids)
@@ -223,7 +229,7 @@ class Link:
         try:
             body = line.encode()
         except UnicodeEncodeError as error:
-            raise InvalidCommand(f"{line!r} is not a text: {error}") from None
+            raise InvalidCommandError(f"{line!r} is not a text: {error}") from None
         command = line.partition(" ")[0]
         return self._post(next(self._ids), Call(command, body, settle, resend=True, is_line=True))
 
@@ -261,7 +267,7 @@ class Link:
                     self._lose(error.message, delay)
                 await self._options.sleep(delay)
         finally:
-            self.fail(Closed("the client is closed"))
+            self.fail(ConnectionClosedError("the client is closed"))
 
     def _lose(self, reason: str, retry_in: float) -> None:
         if self._lost_at is None:
@@ -280,7 +286,7 @@ class Link:
             raise self.failure
         most = self.hello["limits"].get("max_frame") if self.hello else None
         if most is not None and len(call.body) > most:
-            raise TooLarge(f"the command has {len(call.body)} bytes; the server takes {most}")
+            raise TooLargeError(f"the command has {len(call.body)} bytes; the server takes {most}")
         self._calls[number] = call
         if self._outbox is not None:
             self._send(call)
@@ -295,7 +301,7 @@ class Link:
         """Connect and read the greeting.
 
         Raises:
-            NoServer, NotAServer, NotAllowed: It did not work out.
+            ServerUnavailableError, NotAServerError, AccessDeniedError: It did not work out.
         """
         options, url = self._options, self._url
         socket: ClientConnection | None = None
@@ -313,7 +319,7 @@ class Link:
                     max_size=options.max_frame,
                     ssl=self._tls,
                     proxy=None if urlsplit(url).hostname in LOOPBACK else True,
-                    logger=without_quotes(_log.getChild("websocket")),
+                    logger=hide_frame_dumps(_log.getChild("websocket")),
                 )
                 self.hello = connection_errors.greeting(await socket.recv(decode=False), url)
                 return socket
@@ -341,7 +347,7 @@ class Link:
         except ConnectionClosed as closed:
             return connection_errors.verdict(closed, self._url, renews=self._tokens.renews)
         except (ValueError, KeyError, TypeError) as error:
-            return ProtocolViolation(f"the server sent a frame that cannot be read: {error!r}")
+            return ProtocolError(f"the server sent a frame that cannot be read: {error!r}")
         finally:
             self._outbox = None
             writer.cancel()
@@ -358,7 +364,7 @@ class Link:
             for _ in range(BURST):
                 self._dispatch(orjson.loads(await socket.recv(decode=False)))
                 if self._sent_away and all(call.resend for call in self._calls.values()):
-                    return NoServer("the server is about to stop")
+                    return ServerUnavailableError("the server is about to stop")
             await asyncio.sleep(0)
 
     def _dispatch(self, frame: dict[str, Any]) -> None:
@@ -391,11 +397,11 @@ class Link:
         if call is None or number is None:
             _log.warning("an answer to no command of this client: %s", answer)
             return
-        if isinstance(answer, RateLimited) and not call.is_line and not call.abandoned:
+        if isinstance(answer, RateLimitedError) and not call.is_line and not call.abandoned:
             wait = min(answer.retry_after or 0.0, LONGEST_WAIT)
             asyncio.get_running_loop().call_later(wait, self._send_again, number, call.sent)
             return
-        if isinstance(answer, ShuttingDown) and call.resend and not call.abandoned:
+        if isinstance(answer, ShuttingDownError) and call.resend and not call.abandoned:
             call.sent -= 1  # that time counts for nothing; it is sent on the next connection
             self._sent_away = True
             return
@@ -405,10 +411,10 @@ class Link:
 
             try:
                 frames.check_reply(call.command, answer)
-            except ProtocolViolation as violation:
+            except ProtocolError as violation:
                 answer = violation
         elif call.sent > 1:
-            answer.__cause__ = Interrupted("the first answer was lost with its connection")
+            answer.__cause__ = InterruptedTaskError("the first answer was lost with its connection")
         call.settle(answer)
 
     def _unnamed(self, answer: Answer) -> int | None:
@@ -440,7 +446,7 @@ class Link:
         for number, call in list(self._calls.items()):
             if call.abandoned or (call.sent and not call.resend):
                 del self._calls[number]
-                call.settle(Interrupted("the connection was lost before the answer"))
+                call.settle(InterruptedTaskError("the connection was lost before the answer"))
 
 
 async def _write(socket: ClientConnection, outbox: asyncio.Queue[bytes]) -> None:
@@ -451,4 +457,4 @@ async def _write(socket: ClientConnection, outbox: asyncio.Queue[bytes]) -> None
         pass  # the reader tells
 
 
-__all__ = ["Call", "Link", "Listener", "OnConnection", "Options", "Outage"]
+__all__ = ["Call", "Listener", "OnConnection", "Options", "Outage", "ReconnectingConnection"]

@@ -27,7 +27,13 @@ from websockets.exceptions import (
     ProxyError,
 )
 
-from agentsrv.client.errors import Closed, NoServer, NotAllowed, NotAServer, ProtocolViolation
+from agentsrv.client.errors import (
+    AccessDeniedError,
+    ConnectionClosedError,
+    NotAServerError,
+    ProtocolError,
+    ServerUnavailableError,
+)
 from agentsrv.client.trust import untrusted
 from agentsrv.errors import AgentsrvError, ConfigurationError
 from agentsrv.protocol import PROTOCOL
@@ -65,8 +71,8 @@ def greeting(body: bytes | str, url: str) -> Hello:
     """Read the first frame.
 
     Raises:
-        NotAServer: It is not a greeting of this protocol.
-        NotAllowed: The server wants a token, and none was given.
+        NotAServerError: It is not a greeting of this protocol.
+        AccessDeniedError: The server wants a token, and none was given.
     """
     from agentsrv.client import frames  # noqa: PLC0415 - it imports pydantic
 
@@ -75,15 +81,15 @@ def greeting(body: bytes | str, url: str) -> Hello:
         if hello["protocol"] == PROTOCOL:
             frames.check("hello", hello)
             if "auth_timeout" in hello["limits"]:
-                raise NotAllowed(
+                raise AccessDeniedError(
                     f"{address(url)} asks who you are; expected a token "
                     "(token=, --token or AGENTSRV_TOKEN)"
                 )
             return hello
         found = repr(hello["protocol"])[:QUOTED]
-    except (ValueError, KeyError, TypeError, ProtocolViolation):
+    except (ValueError, KeyError, TypeError, ProtocolError):
         found = "a WebSocket that sends no greeting of agentsrv"
-    raise NotAServer(f"{address(url)}: found {found}; expected {PROTOCOL!r}; {LOOK}")
+    raise NotAServerError(f"{address(url)}: found {found}; expected {PROTOCOL!r}; {LOOK}")
 
 
 def address(url: str) -> str:
@@ -114,28 +120,32 @@ def refusal(error: BaseException, url: str) -> AgentsrvError | None:
                 "pip install python-socks; or set NO_PROXY"
             )
         case ProxyError():
-            return NoServer(
+            return ServerUnavailableError(
                 f"no server at {where}: the proxy that the environment names refuses: {error}; "
                 "check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or set NO_PROXY"
             )
         case InvalidURI():
-            return NotAServer(
+            return NotAServerError(
                 f"{where} redirects to {address(error.uri)}; expected a WebSocket; {LOOK}"
             )
         case InvalidMessage():
             return _foreign(error, url, where)
         case NegotiationError():
-            return NotAServer(
+            return NotAServerError(
                 f"{where}: found a WebSocket of another protocol; expected {PROTOCOL!r}; {LOOK}"
             )
         case InvalidHandshake():
-            return NotAServer(f"{where}: the handshake is not that of a WebSocket: {error}; {LOOK}")
+            return NotAServerError(
+                f"{where}: the handshake is not that of a WebSocket: {error}; {LOOK}"
+            )
         case ssl.SSLError():
             return _tls(error, where)
         case TimeoutError():
-            return NoServer(f"no server at {where}: no answer in time; {LOOK} and the firewall")
+            return ServerUnavailableError(
+                f"no server at {where}: no answer in time; {LOOK} and the firewall"
+            )
         case OSError() | ValueError():
-            return NoServer(f"no server at {where}: {_reason(error, url)}")
+            return ServerUnavailableError(f"no server at {where}: {_reason(error, url)}")
         case _:
             return None
 
@@ -148,19 +158,21 @@ def verdict(closed: ConnectionClosed, url: str, *, renews: bool = False) -> Agen
     where = address(url)
     if closed.rcvd is None:
         if closed.sent is not None and closed.sent.code in OUR_COMPLAINTS:
-            return ProtocolViolation(f"the frames of {where} cannot be taken: {closed.sent}")
+            return ProtocolError(f"the frames of {where} cannot be taken: {closed.sent}")
         is_silent = closed.sent is not None and "ping" in closed.sent.reason
         why = "no answer to a ping" if is_silent else "it ended without a closing handshake"
-        return NoServer(f"the connection to {where} was lost: {why}")
+        return ServerUnavailableError(f"the connection to {where} was lost: {why}")
     code, reason = closed.rcvd.code, closed.rcvd.reason
     if code == UNAUTHENTICATED and renews:
-        return NoServer(f"{where} asks for another token: {reason or code}")
+        return ServerUnavailableError(f"{where} asks for another token: {reason or code}")
     if code in (UNAUTHENTICATED, REFUSED):
-        return NotAllowed(f"{where} refuses the connection: {reason or code}")
+        return AccessDeniedError(f"{where} refuses the connection: {reason or code}")
     if code in RECONNECT_AFTER:
-        return NoServer(f"{where} closed the connection ({code} {reason})".replace(" )", ")"))
+        return ServerUnavailableError(
+            f"{where} closed the connection ({code} {reason})".replace(" )", ")")
+        )
     told = f"{where} closed the connection for good ({code} {reason})"
-    return Closed(told.replace(" )", ")"))
+    return ConnectionClosedError(told.replace(" )", ")"))
 
 
 def _status(error: InvalidStatus, where: str) -> AgentsrvError:
@@ -169,17 +181,19 @@ def _status(error: InvalidStatus, where: str) -> AgentsrvError:
     said = _first_line(error.response.body)
     found = f"HTTP {status}{f' ({said})' if said else ''}"
     if status == HTTPStatus.UNAUTHORIZED:
-        return NotAllowed(f"{where} refuses the token, or wants one: {found}; check the token")
+        return AccessDeniedError(
+            f"{where} refuses the token, or wants one: {found}; check the token"
+        )
     if status == HTTPStatus.FORBIDDEN:
-        return NotAllowed(
+        return AccessDeniedError(
             f"{where} refuses the connection: {found}; the server or a proxy in front of it does "
             "not allow this host, origin or user"
         )
     if status in TRANSIENT_STATUS:
-        return NoServer(
+        return ServerUnavailableError(
             f"no server at {where}: found {found}; a proxy may have no server behind it now"
         )
-    return NotAServer(
+    return NotAServerError(
         f"{where}: found an HTTP server that answers {found}; expected a WebSocket; {LOOK}, and "
         "the path"
     )
@@ -193,12 +207,12 @@ def _foreign(error: InvalidMessage, url: str, where: str) -> AgentsrvError:
             continue
         found = next((name for begin, name in BANNERS.items() if line.startswith(begin)), None)
         quoted = repr(line[:QUOTED])
-        return NotAServer(
+        return NotAServerError(
             f"{where}: found {found or 'another protocol'}, which says {quoted}; "
             f"expected a WebSocket; {LOOK}"
         )
     other = "if it speaks TLS, try wss://; if not, " if urlsplit(url).scheme == "ws" else ""
-    return NoServer(
+    return ServerUnavailableError(
         f"no server at {where}: the handshake got no answer in HTTP before the connection ended; "
         f"{other}{LOOK}"
     )
@@ -206,10 +220,10 @@ def _foreign(error: InvalidMessage, url: str, where: str) -> AgentsrvError:
 
 def _tls(error: ssl.SSLError, where: str) -> AgentsrvError:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return NoServer(untrusted(error, where))
+        return ServerUnavailableError(untrusted(error, where))
     if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
-        return NoServer(f"{where}: found a port without TLS; try ws://, or {LOOK}")
-    return NoServer(
+        return ServerUnavailableError(f"{where}: found a port without TLS; try ws://, or {LOOK}")
+    return ServerUnavailableError(
         f"{where}: the TLS handshake failed: {error.reason or error.strerror or error}; {LOOK}"
     )
 

@@ -9,26 +9,26 @@ from agentsrv.errors import AgentsrvError, by_code
 from agentsrv.models import events as e
 
 
-class NoServer(AgentsrvError):
+class ServerUnavailableError(AgentsrvError):
     """Nobody answers at the URL, within the limits of ``Reconnect``."""
 
     code = "no_server"
     retryable = True
 
 
-class NotAServer(NoServer):
+class NotAServerError(ServerUnavailableError):
     """Something answers at the URL, but it does not speak ``agentsrv.v1``."""
 
     retryable = False
 
 
-class NotAllowed(AgentsrvError):
+class AccessDeniedError(AgentsrvError):
     """The server knows who asks, or does not, and refuses the connection."""
 
     code = "unauthenticated"
 
 
-class Closed(AgentsrvError):
+class ConnectionClosedError(AgentsrvError):
     """The connection ended for good: the client was closed, or the server will not go on."""
 
     code = "closed"
@@ -43,17 +43,17 @@ class ClientUsageError(AgentsrvError):
     code = "client_usage"
 
 
-class ProtocolViolation(AgentsrvError):
+class ProtocolError(AgentsrvError):
     """The server sent what the protocol does not allow, or more than the client takes."""
 
     code = "protocol_violation"
 
 
-class Gap(ProtocolViolation):
+class SequenceGapError(ProtocolError):
     """An event is missing between two that arrived: the log is not complete."""
 
 
-class Interrupted(AgentsrvError):
+class InterruptedTaskError(AgentsrvError):
     """The connection was lost before the answer; the command may have been carried out.
 
     Raised by ``send``, which is not asked again. Else seen as the cause of an error: the command
@@ -64,7 +64,7 @@ class Interrupted(AgentsrvError):
     retryable = True
 
 
-class TaskFailed(AgentsrvError):
+class TaskFailedError(AgentsrvError):
     """The task ended without its output; ``event`` tells how far it came."""
 
     code = "task_failed"
@@ -76,7 +76,7 @@ class TaskFailed(AgentsrvError):
         self.event = event
 
 
-class TaskCancelled(AgentsrvError):
+class TaskCancelledError(AgentsrvError):
     """The task was cancelled; ``event`` tells by whom and what was written until then."""
 
     code = "task_cancelled"

@@ -25,7 +25,7 @@ from typing import (
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from agentsrv.client.errors import ProtocolViolation
+from agentsrv.client.errors import ProtocolError
 from agentsrv.models import events as e
 from agentsrv.protocol import replies
 
@@ -149,7 +149,7 @@ def check(kind: str, frame: Any) -> None:
     """Check a frame of the type ``kind`` that is no reply and no event.
 
     Raises:
-        ProtocolViolation: A field is missing, or its value is of another type.
+        ProtocolError: A field is missing, or its value is of another type.
     """
     _check(_frame(kind), frame, "a frame", kind)
 
@@ -158,7 +158,7 @@ def check_reply(command: str, frame: Any) -> None:
     """Check a reply to ``command``.
 
     Raises:
-        ProtocolViolation: As `check`.
+        ProtocolError: As `check`.
     """
     _check(_reply(command), frame, "a reply to", command)
 
@@ -167,7 +167,7 @@ def to_record(frame: Any) -> e.Record:
     """Return the event of a frame.
 
     Raises:
-        ProtocolViolation: As `check`.
+        ProtocolError: As `check`.
     """
     check("event", frame)
     event_type = frame["event_type"]
@@ -183,6 +183,6 @@ def _check(adapter: TypeAdapter[Any], value: Any, what: str, name: str) -> None:
         found = error.errors(include_url=False)[0]
         field = ".".join(map(str, found["loc"])) or "all of it"
         quoted = "" if found["type"] == "missing" else f"; found {found['input']!r}"[:QUOTED]
-        raise ProtocolViolation(
+        raise ProtocolError(
             f"the server sent {what} {name!r} that cannot be read: {field}: {found['msg']}{quoted}"
         ) from None

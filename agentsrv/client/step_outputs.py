@@ -8,7 +8,7 @@ from agentsrv.models import events as e
 from agentsrv.models.events import Record
 
 
-class Texts(Mapping[str, str]):
+class StepOutputs(Mapping[str, str]):
     """The text of each step by its id; that of a failed attempt is dropped.
 
     Feed it the events of one task, in order and from the first: then each text is what the server

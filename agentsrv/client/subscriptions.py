@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, Protocol
 
-from agentsrv.client.errors import Gap, Interrupted
-from agentsrv.errors import AgentsrvError, SeqAhead, Unavailable
+from agentsrv.client.errors import InterruptedTaskError, SequenceGapError
+from agentsrv.errors import AgentsrvError, SeqAheadError, UnavailableError
 from agentsrv.models.events import Record
 from agentsrv.models.states import TaskStatus
 
@@ -39,8 +39,8 @@ class Send(Protocol):
 class Cursor:
     """One iterator's place in a task's log: each event once, in order, without a hole."""
 
-    def __init__(self, feed: Feed, after: int, limit: int) -> None:
-        self.feed = feed
+    def __init__(self, subscription: TaskSubscription, after: int, limit: int) -> None:
+        self.subscription = subscription
         self.tail = after
         """The last event that is in the buffer, or was."""
         self._limit = limit
@@ -52,7 +52,7 @@ class Cursor:
     @property
     def wants(self) -> bool:
         """Whether events are to be sent for it."""
-        return not self._full and self._error is None and self.tail != self.feed.end
+        return not self._full and self._error is None and self.tail != self.subscription.end
 
     def offer(self, record: Record) -> None:
         """Buffer the event, if it is the next one and there is room."""
@@ -80,26 +80,26 @@ class Cursor:
         while not self._buffer:
             if self._error is not None:
                 raise self._error
-            if self.tail == self.feed.end:
+            if self.tail == self.subscription.end:
                 return None
             self._wake.clear()
             await self._wake.wait()
         record = self._buffer.popleft()
         if self._full and len(self._buffer) <= self._limit // 2:
             self._full = False
-            self.feed.update()
+            self.subscription.update()
         return record
 
 
-class Feed:
+class TaskSubscription:
     """The subscription to one task, and the cursors that share it."""
 
-    def __init__(self, task_id: str, feeds: Feeds) -> None:
+    def __init__(self, task_id: str, subscriptions: TaskSubscriptions) -> None:
         self.task_id = task_id
         self.cursors: list[Cursor] = []
         self.end: int | None = None
         """The number of the terminal event, once it is known."""
-        self._feeds = feeds
+        self._subscriptions = subscriptions
         self._position: int | None = None
         """The last event that the subscription has brought; ``None`` without one."""
         self._head = 0
@@ -118,13 +118,15 @@ class Feed:
     def take(self, record: Record) -> None:
         """Hand an event on.
 
-        A hole in the numbers fails every cursor with `Gap`.
+        A hole in the numbers fails every cursor with `SequenceGapError`.
         """
         if self._position is None:
             return  # the rest of a subscription that was given up
         if record.seq != self._position + 1:
             self.fail(
-                Gap(f"task {self.task_id}: after event {self._position} came {record.seq}; a hole")
+                SequenceGapError(
+                    f"task {self.task_id}: after event {self._position} came {record.seq}; a hole"
+                )
             )
             return
         self._position = record.seq
@@ -138,20 +140,20 @@ class Feed:
 
     def update(self) -> None:
         """Subscribe, unsubscribe or leave it, as the cursors want."""
-        if self._changing or not self._feeds.is_up:
+        if self._changing or not self._subscriptions.is_up:
             return
         wanting = [cursor for cursor in self.cursors if cursor.wants]
         if not all(map(self._will_reach, wanting)):
             after = min(cursor.tail for cursor in wanting)
             fields = {"command": "subscribe", "task_id": self.task_id, "after_seq": after}
             self._changing = True
-            self._feeds.send(fields, partial(self._subscribed, after))
+            self._subscriptions.send(fields, partial(self._subscribed, after))
         elif self._position is not None and not wanting:
             self._changing = True
             fields = {"command": "unsubscribe", "task_id": self.task_id}
-            self._feeds.send(fields, self._unsubscribed)
+            self._subscriptions.send(fields, self._unsubscribed)
         elif not self.cursors and self._position is None:
-            self._feeds.forget(self)
+            self._subscriptions.forget(self)
 
     def lose(self) -> None:
         """Take note that the connection, and the subscription with it, is gone."""
@@ -181,9 +183,9 @@ class Feed:
         )
 
     def _subscribed(self, after: int, answer: Answer) -> None:
-        if isinstance(answer, Interrupted):
+        if isinstance(answer, InterruptedTaskError):
             return
-        if isinstance(answer, Unavailable) and self._has_begun:
+        if isinstance(answer, UnavailableError) and self._has_begun:
             self._again = asyncio.get_running_loop().call_later(TRY_AGAIN, self._try_again)
             return
         self._changing = False
@@ -208,7 +210,7 @@ class Feed:
     def _check_end(self, cursor: Cursor) -> None:
         if cursor.tail > self._head:
             cursor.fail(
-                SeqAhead(
+                SeqAheadError(
                     f"task {self.task_id} has {self._head} events; found after_seq "
                     f"{cursor.tail}; expected at most {self._head}"
                 )
@@ -216,13 +218,13 @@ class Feed:
         cursor.look()
 
     def _unsubscribed(self, answer: Answer) -> None:
-        if not isinstance(answer, Interrupted):
+        if not isinstance(answer, InterruptedTaskError):
             self._changing = False
             self._position = None
             self.update()
 
 
-class Feeds:
+class TaskSubscriptions:
     """All feeds of one client, by task."""
 
     def __init__(self, send: Send, limit: int) -> None:
@@ -230,30 +232,30 @@ class Feeds:
         self.is_up = False
         """Whether there is a connection."""
         self._limit = limit
-        self._feeds: dict[str, Feed] = {}
+        self._subscriptions: dict[str, TaskSubscription] = {}
         self._parked: dict[str, Cursor] = {}
 
     def __len__(self) -> int:
         """How many tasks are followed."""
-        return len(self._feeds)
+        return len(self._subscriptions)
 
     def open(self, task_id: str, after: int) -> Cursor:
         """A cursor behind event ``after``; `close` it."""
         parked = self._parked.pop(task_id, None)
         if parked is not None and after == 0:
             return parked
-        feed = self._feed(task_id)
-        cursor = Cursor(feed, after, self._limit)
-        feed.cursors.append(cursor)
+        subscription = self._subscription(task_id)
+        cursor = Cursor(subscription, after, self._limit)
+        subscription.cursors.append(cursor)
         if parked is not None:
             self.close(parked)
-        feed.update()
+        subscription.update()
         return cursor
 
     def close(self, cursor: Cursor) -> None:
         """Send nothing more for this cursor."""
-        cursor.feed.cursors.remove(cursor)
-        cursor.feed.update()
+        cursor.subscription.cursors.remove(cursor)
+        cursor.subscription.update()
 
     def begun(self, task_id: str, *, wanted: bool) -> None:
         """Take note that the server sends a new task's events from the first one on.
@@ -261,51 +263,51 @@ class Feeds:
         They are kept, as far as a buffer holds them, for the next `open` behind event 0;
         where they are not ``wanted`` any more, the feed unsubscribes.
         """
-        feed = self._feed(task_id)
-        feed.begin(0)
+        subscription = self._subscription(task_id)
+        subscription.begin(0)
         if wanted:
-            cursor = self._parked[task_id] = Cursor(feed, 0, self._limit)
-            feed.cursors.append(cursor)
-        feed.update()
+            cursor = self._parked[task_id] = Cursor(subscription, 0, self._limit)
+            subscription.cursors.append(cursor)
+        subscription.update()
 
     def take(self, record: Record) -> None:
         """Hand on an event that the server sent."""
-        feed = self._feeds.get(record.task_id)
-        if feed is not None:
-            feed.take(record)
+        subscription = self._subscriptions.get(record.task_id)
+        if subscription is not None:
+            subscription.take(record)
 
     def refused(self, task_id: str, error: AgentsrvError) -> None:
         """Fail the cursors of a task that the server follows no more."""
-        feed = self._feeds.get(task_id)
-        if feed is not None:
-            feed.refused(error)
+        subscription = self._subscriptions.get(task_id)
+        if subscription is not None:
+            subscription.refused(error)
 
     def up(self) -> None:
         """Subscribe on a new connection, behind what was received on the old one."""
         self.is_up = True
-        for feed in list(self._feeds.values()):
-            feed.update()
+        for subscription in list(self._subscriptions.values()):
+            subscription.update()
 
     def down(self) -> None:
         """Take note that the connection is gone."""
         self.is_up = False
-        for feed in self._feeds.values():
-            feed.lose()
+        for subscription in self._subscriptions.values():
+            subscription.lose()
 
     def fail(self, error: AgentsrvError) -> None:
         """Fail every cursor: there will be no other connection."""
-        for feed in list(self._feeds.values()):
-            feed.fail(error)
+        for subscription in list(self._subscriptions.values()):
+            subscription.fail(error)
 
-    def forget(self, feed: Feed) -> None:
+    def forget(self, subscription: TaskSubscription) -> None:
         """Drop a feed that nobody uses."""
-        self._feeds.pop(feed.task_id, None)
+        self._subscriptions.pop(subscription.task_id, None)
 
-    def _feed(self, task_id: str) -> Feed:
-        feed = self._feeds.get(task_id)
-        if feed is None:
-            feed = self._feeds[task_id] = Feed(task_id, self)
-        return feed
+    def _subscription(self, task_id: str) -> TaskSubscription:
+        subscription = self._subscriptions.get(task_id)
+        if subscription is None:
+            subscription = self._subscriptions[task_id] = TaskSubscription(task_id, self)
+        return subscription
 
 
-__all__ = ["Answer", "Cursor", "Feed", "Feeds", "Send"]
+__all__ = ["Answer", "Cursor", "Send", "TaskSubscription", "TaskSubscriptions"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, Type
 
 from agentsrv.client.client import Client
 from agentsrv.client.connection import Options
-from agentsrv.client.errors import ClientUsageError, Closed
+from agentsrv.client.errors import ClientUsageError, ConnectionClosedError
 from agentsrv.client.tokens import Token
 from agentsrv.models.events import Record
 
@@ -75,7 +75,8 @@ class SyncClient:
     Raises:
         ConfigurationError: The URL is not one of a WebSocket, or the token or the file of the CA
             cannot be used.
-        NoServer, NotAServer, NotAllowed: There is no connection to be had.
+        ServerUnavailableError, NotAServerError, AccessDeniedError: There is no connection to be
+            had.
     """
 
     def __init__(
@@ -112,9 +113,9 @@ class SyncClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection, and end the calls of other threads by `Closed`; tasks go on.
+        """Close the connection. Calls of other threads raise `ConnectionClosedError`.
 
-        To do it again changes nothing.
+        Tasks on the server continue. Closing again has no effect.
 
         Raises:
             ClientUsageError: It is called by the client's own thread.
@@ -172,7 +173,7 @@ class SyncClient:
             while (record := self._wait(step(), SimpleQueue())) is not None:
                 yield record
         finally:
-            with suppress(Closed):  # then it has ended already
+            with suppress(ConnectionClosedError):  # then it has ended already
                 self._wait(stream.aclose(), SimpleQueue())
 
     def _wait(self, work: Coroutine[Any, Any, T], calls: Calls) -> T:
@@ -199,7 +200,7 @@ class SyncClient:
         try:
             return future.result()
         except CancelledError:
-            raise Closed("the client is closed") from None
+            raise ConnectionClosedError("the client is closed") from None
 
     def _check_usable(self) -> None:
         self._check_thread()
@@ -220,7 +221,7 @@ class SyncClient:
         with self._lock:
             if self._closed:
                 work.close()
-                raise Closed("the client is closed")
+                raise ConnectionClosedError("the client is closed")
             return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _handed_over(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from agentsrv.client.errors import NoServer
+from agentsrv.client.errors import ServerUnavailableError
 from agentsrv.errors import ConfigurationError
 
 TokenSource = Callable[[], str | Awaitable[str]]
@@ -38,7 +38,7 @@ class Tokens:
 
         Raises:
             ConfigurationError: What the source gives cannot be a token.
-            NoServer: It gives none; it may be asked again.
+            ServerUnavailableError: It gives none; it may be asked again.
         """
         if self._source is None:
             return self._headers
@@ -46,7 +46,7 @@ class Tokens:
             given = self._source()
             token = await given if inspect.isawaitable(given) else given
         except Exception as error:
-            raise NoServer(f"the source of tokens gives none: {error!r}") from error
+            raise ServerUnavailableError(f"the source of tokens gives none: {error!r}") from error
         return _headers(token)
 
 

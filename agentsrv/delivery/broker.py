@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from contextvars import Context
 from typing import TYPE_CHECKING
 
-from agentsrv.errors import Overloaded
+from agentsrv.errors import OverloadedError
 from agentsrv.models.events import is_terminal
 from agentsrv.store.base import Commit, Store
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from agentsrv.delivery.subscriptions import Subscriber
 
 
-class Hub:
+class EventBroker:
     """Hands each commit to the subscribers of its task. Owns the tasks that read the store.
 
     Args:
@@ -48,7 +48,7 @@ class Hub:
         count = self._counts[subscriber.principal]
         total = count + self.elsewhere.get(subscriber.principal, 0)
         if self._limit is not None and total >= self._limit:
-            raise Overloaded(
+            raise OverloadedError(
                 f"you follow {total} tasks, which is the limit; unsubscribe from some, or send "
                 "subscribe: false"
             )

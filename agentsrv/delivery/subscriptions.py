@@ -14,8 +14,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from agentsrv.delivery.broker import Hub
-from agentsrv.errors import AgentsrvError, Internal, NotFound
+from agentsrv.delivery.broker import EventBroker
+from agentsrv.errors import AgentsrvError, InternalError, NotFoundError
 from agentsrv.models.events import is_life_cycle, is_terminal
 from agentsrv.store.base import Commit, Span, damaged
 from agentsrv.store.replay import forgotten
@@ -151,8 +151,8 @@ class Answer:
 class Subscriber:
     """All subscriptions of one connection; ``close`` ends them."""
 
-    def __init__(self, hub: Hub, sink: Sink, principal: str) -> None:
-        self._hub = hub
+    def __init__(self, broker: EventBroker, sink: Sink, principal: str) -> None:
+        self._broker = broker
         self._sink = sink
         self.principal = principal
         self._cursors: dict[str, _Cursor] = {}
@@ -186,7 +186,7 @@ class Subscriber:
         """
         before = self._cursors.get(task_id)
         if before is None:
-            self._hub.follow(task_id, self)
+            self._broker.follow(task_id, self)
         else:
             self._lagging.pop(before, None)
         cursor = self._cursors[task_id] = _Cursor(task_id, after, 0, None, replaced=before)
@@ -217,18 +217,18 @@ class Subscriber:
         if cursor is None:
             return False
         self._lagging.pop(cursor, None)
-        self._hub.leave(task_id, self)
+        self._broker.leave(task_id, self)
         return True
 
     def subscribe_all(self) -> None:
         """Follow the life cycle of all tasks of the principal, from now on."""
         self._all = True
-        self._hub.follow_all(self.principal, self)
+        self._broker.follow_all(self.principal, self)
 
     def unsubscribe_all(self) -> bool:
         """Follow them no more; return whether they were followed."""
         was, self._all = self._all, False
-        self._hub.leave_all(self.principal, self)
+        self._broker.leave_all(self.principal, self)
         for cursor in self._life_cycles.values():
             self._lagging.pop(cursor, None)
         self._life_cycles.clear()
@@ -236,11 +236,11 @@ class Subscriber:
 
     def bind(self, task_id: str) -> None:
         """See ``Answer.bind``."""
-        self._hub.bind(task_id, self)
+        self._broker.bind(task_id, self)
 
     def unbind(self, task_id: str) -> None:
         """Take ``bind`` back."""
-        self._hub.unbind(task_id, self)
+        self._broker.unbind(task_id, self)
 
     def close(self) -> Sequence[str]:
         """End everything; nothing is delivered after this.
@@ -253,7 +253,7 @@ class Subscriber:
         self.unsubscribe_all()
         if self._reader is not None:
             self._reader.cancel()
-        return self._hub.release(self)
+        return self._broker.release(self)
 
     def let_go(self, task_id: str) -> None:
         """Deliver what was kept back of a task."""
@@ -271,7 +271,7 @@ class Subscriber:
     def resume(self) -> None:
         """Go on, because there is room again or something to read."""
         if self._lagging and self._reader is None and self._sink.has_room:
-            self._reader = self._hub.read(self)
+            self._reader = self._broker.read(self)
 
     def notice(self, commit: Commit) -> None:
         """Take a commit of a task that is followed."""
@@ -311,17 +311,17 @@ class Subscriber:
         try:
             while self._sink.has_room and (turn := self._turn()):
                 spans = [Span(cursor.task_id, cursor.seq, limit) for cursor, limit in turn]
-                pages = await self._hub.store.read_each(spans)
+                pages = await self._broker.store.read_each(spans)
                 self._serve(turn, pages, await self._gone(turn, pages))
                 await asyncio.sleep(0)  # others have a turn beside a client that is quick
         except AgentsrvError:
-            self._hub.stall(self)  # the log waits, and so does the client
+            self._broker.stall(self)  # the log waits, and so does the client
         except Exception:  # noqa: BLE001 - it may not pass: the client gets it, and can try again
             incident = uuid.uuid4().hex[:12]
             _log.exception("incident %s: subscriptions cannot be read", incident)
             for cursor in list(self._lagging):
                 told = f"task {cursor.task_id} cannot be read: internal error (incident {incident})"
-                self._drop(cursor, Internal(told))
+                self._drop(cursor, InternalError(told))
         finally:
             self._reader = None
 
@@ -356,7 +356,7 @@ class Subscriber:
         self, turn: Turn, pages: Sequence[Sequence[bytes] | None]
     ) -> Collection[_Cursor]:
         """The cursors that found nothing where there had been events: those of forgotten tasks."""
-        store = self._hub.store
+        store = self._broker.store
         empty = [
             cursor
             for (cursor, limit), events in zip(turn, pages, strict=True)
@@ -408,7 +408,7 @@ class Subscriber:
             return
         self._lagging.pop(cursor, None)
         self._life_cycles.pop(cursor.task_id, None)
-        if not isinstance(refusal, NotFound):  # of all tasks: one fewer is not a failure
+        if not isinstance(refusal, NotFoundError):  # of all tasks: one fewer is not a failure
             self._sink.refused(cursor.task_id, refusal)
 
     def _tell(self, cursor: _Cursor) -> None:

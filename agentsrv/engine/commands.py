@@ -13,20 +13,20 @@ import orjson
 
 from agentsrv.agents.registry import Registry
 from agentsrv.delivery.subscriptions import Answer
-from agentsrv.engine.cluster.remote_commands import Peers
-from agentsrv.engine.cluster.router import Router
-from agentsrv.engine.idle_tasks import Decisions, Result, committing, write
+from agentsrv.engine.cluster.remote_commands import RemoteCommands
+from agentsrv.engine.cluster.router import CommandRouter
+from agentsrv.engine.idle_tasks import IdleTaskWriter, Result, committing, write
 from agentsrv.engine.worker import Worker
 from agentsrv.error_text import describe
 from agentsrv.errors import (
     AgentsrvError,
-    Fenced,
-    InvalidCommand,
-    InvalidState,
-    NotFound,
-    SeqAhead,
-    ShuttingDown,
-    Unavailable,
+    FencedError,
+    InvalidCommandError,
+    InvalidStateError,
+    NotFoundError,
+    SeqAheadError,
+    ShuttingDownError,
+    UnavailableError,
 )
 from agentsrv.models import events as e
 from agentsrv.models.commands import Cancel, Create, Execute, List, Respond, Send, Subscribe
@@ -37,10 +37,10 @@ from agentsrv.store.replay import load_state
 
 READY_WITHIN: Final = 2.0  # seconds that the store has to answer; a commit is under way for some ms
 
-_log = logging.getLogger("agentsrv.orchestrator")
+_log = logging.getLogger("agentsrv.commands")
 
 
-class Orchestrator:
+class CommandHandler:
     """Carries out commands for a principal; every result tells of what is committed.
 
     Cancelling a call withdraws the caller, not what the call has begun to commit.
@@ -54,15 +54,15 @@ class Orchestrator:
         *,
         now: Callable[[], float],
         grace: float,
-        peers: Peers | None = None,
+        remote_commands: RemoteCommands | None = None,
     ) -> None:
         self._store = store
         self._registry = registry
         self._worker = worker
         self._now = now
         self._grace = grace
-        self._decisions = Decisions(store, now, worker.measures)
-        self._router = Router(self._decisions, worker, peers, now)
+        self._idle_tasks = IdleTaskWriter(store, now, worker.measures)
+        self._router = CommandRouter(self._idle_tasks, worker, remote_commands, now)
         self._queueing: Counter[str] = Counter()
         self.draining = False
         """Whether new work is refused."""
@@ -71,15 +71,15 @@ class Orchestrator:
         """Put a task into the log, and into the queue if it says so.
 
         Raises:
-            InvalidCommand: Its agent, plan or params cannot be.
+            InvalidCommandError: Its agent, plan or params cannot be.
             Conflict: The idempotency key stands for another command.
             Overloaded: The queue or the principal's part of it is full, or it follows too many.
-            ShuttingDown: The server is about to stop.
+            ShuttingDownError: The server is about to stop.
         """
         self._check_open()
         plan = self._registry.given_plan(command.agent, command.plan)
         if plan is None and command.resume_from is None and self._registry.planner is None:
-            raise InvalidCommand("the server has no planner; expected an agent or a plan")
+            raise InvalidCommandError("the server has no planner; expected an agent or a plan")
         if command.params and command.resume_from is None:
             self._registry.check_names(command.params, plan)
         self._registry.check_params(command.params, plan)
@@ -134,7 +134,7 @@ class Orchestrator:
         """Queue a pending task.
 
         Raises:
-            NotFound, InvalidState, Overloaded, ShuttingDown: Nothing was changed.
+            NotFoundError, InvalidStateError, Overloaded, ShuttingDownError: Nothing was changed.
         """
         self._check_open()
         answer.keep(command.task_id)
@@ -144,36 +144,38 @@ class Orchestrator:
 
         async def decide(head: Head) -> Result:
             if head.status is not TaskStatus.PENDING:
-                raise InvalidState(f"task {head.task_id} is {head.status}; execute needs pending")
+                raise InvalidStateError(
+                    f"task {head.task_id} is {head.status}; execute needs pending"
+                )
             spec = await self._store.spec(head.task_id)
             if spec and Create.model_validate_json(spec).on_disconnect == "cancel":
                 answer.bind(head.task_id)
             event = self._queued_event(principal)
             self._count_queueing(principal, 1)
             try:
-                state = await self._decisions.load(head)
-                result = await self._decisions.append(head, state, event)
+                state = await self._idle_tasks.load(head)
+                result = await self._idle_tasks.append(head, state, event)
             finally:
                 self._count_queueing(principal, -1)
             if follows:
                 answer.found(head.task_id, result["seq"], ended=False)
             return result
 
-        return await self._decisions.decide(principal, command.task_id, decide)
+        return await self._idle_tasks.decide(principal, command.task_id, decide)
 
     async def status(self, principal: str, task_id: str) -> Result:
         """The whole snapshot of a task.
 
         Raises:
-            NotFound: The principal has no such task.
+            NotFoundError: The principal has no such task.
         """
-        head = await self._decisions.head(principal, task_id)
+        head = await self._idle_tasks.head(principal, task_id)
         runner = self._worker.live(task_id)
         if runner is not None and not head.status.is_terminal:
             try:
                 async with committing():
                     return await runner.snapshot()
-            except Fenced:
+            except FencedError:
                 pass  # the task has gone elsewhere; its log tells
         state = await self._store.state(task_id) if head.status.is_terminal else None
         if state is not None:
@@ -185,7 +187,7 @@ class Orchestrator:
         """A page of the principal's tasks.
 
         Raises:
-            InvalidCommand: The cursor is none of a list's.
+            InvalidCommandError: The cursor is none of a list's.
         """
         page = await self._store.list(principal, command.status, command.limit, command.cursor)
         rows = [
@@ -203,13 +205,13 @@ class Orchestrator:
         """Cancel a task in whatever state it is; to do it again changes nothing.
 
         Raises:
-            NotFound: The principal has no such task.
+            NotFoundError: The principal has no such task.
         """
         task_id = command.task_id
         if command.idempotency_key is not None:
             task_id = await self._store.find_key(principal, command.idempotency_key)
             if task_id is None:
-                raise NotFound(f"no task has idempotency_key {command.idempotency_key!r}")
+                raise NotFoundError(f"no task has idempotency_key {command.idempotency_key!r}")
         assert task_id is not None
         answer.keep(task_id)
         grace = self._grace if command.grace is None else command.grace
@@ -220,9 +222,9 @@ class Orchestrator:
         """Settle a question, whether its task runs here at the moment or waits for a worker.
 
         Raises:
-            NotFound: The principal was asked no such question.
-            Conflict, InvalidState: It cannot be answered any more.
-            InvalidInput, TooLarge: That is no answer to it; it stays open.
+            NotFoundError: The principal was asked no such question.
+            Conflict, InvalidStateError: It cannot be answered any more.
+            InvalidInputError, TooLargeError: That is no answer to it; it stays open.
             Unavailable: Try again when the step has come to its question.
         """
         input_id = command.input_id
@@ -234,7 +236,7 @@ class Orchestrator:
         """Give a message to the steps of a task.
 
         Raises:
-            NotFound, InvalidState, TooLarge: Nothing was sent.
+            NotFoundError, InvalidStateError, TooLargeError: Nothing was sent.
         """
         answer.keep(command.task_id)
         return await self._router.route(principal, command.task_id, command)
@@ -243,38 +245,40 @@ class Orchestrator:
         """The question of that id, or else the one open question of the task of that id.
 
         Raises:
-            NotFound: There is none.
-            InvalidCommand: The task has more than one.
-            Conflict, InvalidState: It cannot be answered any more.
+            NotFoundError: There is none.
+            InvalidCommandError: The task has more than one.
+            Conflict, InvalidStateError: It cannot be answered any more.
         """
         task_id, slash, _ = name.partition("/")
         what = f"question {name!r}" if slash else None
-        head = await self._decisions.head(principal, task_id, what)
+        head = await self._idle_tasks.head(principal, task_id, what)
         runner = self._worker.live(task_id)
         state = await load_state(self._store, head.task_id) if runner is None else runner.state
         if slash:
             return state.question(name, self._now())
         asked = state.inputs
         if not asked:
-            raise NotFound(f"task {task_id} asks nothing now")
+            raise NotFoundError(f"task {task_id} asks nothing now")
         if len(asked) > 1:
             ids = ", ".join(question.input_id for question in asked)
-            raise InvalidCommand(f"task {task_id} asks {len(asked)} questions; name one of {ids}")
+            raise InvalidCommandError(
+                f"task {task_id} asks {len(asked)} questions; name one of {ids}"
+            )
         return asked[0]
 
     async def subscribe(self, principal: str, command: Subscribe, answer: Answer) -> Result:
         """Follow a task's log behind ``after_seq``.
 
         Raises:
-            NotFound: The principal has no such task.
-            SeqAhead: ``after_seq`` lies beyond the log.
+            NotFoundError: The principal has no such task.
+            SeqAheadError: ``after_seq`` lies beyond the log.
             Overloaded: The principal follows as many tasks as it may.
         """
         assert command.task_id is not None
         answer.follow(command.task_id, command.after_seq)
-        head = await self._decisions.head(principal, command.task_id)
+        head = await self._idle_tasks.head(principal, command.task_id)
         if command.after_seq > head.seq:
-            raise SeqAhead(
+            raise SeqAheadError(
                 f"task {head.task_id} has {head.seq} events; found after_seq "
                 f"{command.after_seq}; expected at most {head.seq}"
             )
@@ -285,14 +289,14 @@ class Orchestrator:
         """The one task of the principal whose id begins with ``prefix``.
 
         Raises:
-            NotFound: None does.
-            InvalidCommand: More than one does.
+            NotFoundError: None does.
+            InvalidCommandError: More than one does.
         """
         found = await self._store.find(principal, prefix)
         if not found:
-            raise NotFound(f"no task's id begins with {prefix!r}; list shows your tasks")
+            raise NotFoundError(f"no task's id begins with {prefix!r}; list shows your tasks")
         if len(found) > 1:
-            raise InvalidCommand(
+            raise InvalidCommandError(
                 f"{prefix!r} begins more than one task's id: {found[0]}, {found[1]}; "
                 "expected more of it"
             )
@@ -302,24 +306,24 @@ class Orchestrator:
         """Return if new work would be taken now, and run.
 
         Raises:
-            ShuttingDown: The server is about to stop.
+            ShuttingDownError: The server is about to stop.
             Unavailable: The store takes no writes, does not answer, gives no tasks to the worker,
                 or fails to commit what several tasks write.
         """
         self._check_open()
         complaint = self._store.trouble or self._worker.measures.store_faults.complaint
         if complaint is not None:
-            raise Unavailable(complaint)
+            raise UnavailableError(complaint)
         try:
             async with asyncio.timeout(READY_WITHIN):
                 await self._store.check()
         except TimeoutError:
-            raise Unavailable(f"the store does not answer within {READY_WITHIN:g} s") from None
+            raise UnavailableError(f"the store does not answer within {READY_WITHIN:g} s") from None
         except AgentsrvError:
             raise
         except Exception as error:
             _log.exception("the store cannot be checked")
-            raise Unavailable(f"the store cannot be checked: {describe(error)}") from error
+            raise UnavailableError(f"the store cannot be checked: {describe(error)}") from error
 
     def agents(self) -> Result:
         """The registered agents."""
@@ -334,15 +338,17 @@ class Orchestrator:
             answer.follow(head.task_id, 0)
         if bound and not head.status.is_terminal:
             answer.bind(head.task_id)
-        return await self._decisions.head(principal, head.task_id)
+        return await self._idle_tasks.head(principal, head.task_id)
 
     async def _check_resumable(self, principal: str, command: Create) -> None:
         if command.agent is not None or command.plan is not None:
-            raise InvalidCommand("found resume_from beside agent or plan; the plan is taken over")
+            raise InvalidCommandError(
+                "found resume_from beside agent or plan; the plan is taken over"
+            )
         assert command.resume_from is not None
-        head = await self._decisions.head(principal, command.resume_from)
+        head = await self._idle_tasks.head(principal, command.resume_from)
         if head.status not in (TaskStatus.FAILED, TaskStatus.CANCELLED):
-            raise InvalidState(
+            raise InvalidStateError(
                 f"task {head.task_id} is {head.status}; resume_from needs failed or cancelled"
             )
 
@@ -357,7 +363,7 @@ class Orchestrator:
 
     def _check_open(self) -> None:
         if self.draining:
-            raise ShuttingDown("the server is about to stop; reconnect and try again")
+            raise ShuttingDownError("the server is about to stop; reconnect and try again")
 
 
 def _head_result(head: Head) -> Result:

@@ -84,7 +84,7 @@ class CrashReview:
         self.has_suspects = False
 
 
-class Suspects:
+class CrashSuspects:
     """Admits attempts; see the head of this module."""
 
     def __init__(self) -> None:

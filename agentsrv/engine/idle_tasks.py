@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from agentsrv.errors import Fenced, NotFound, Unavailable
+from agentsrv.errors import FencedError, NotFoundError, UnavailableError
 from agentsrv.models import events as e
 from agentsrv.models.task import TaskState
 from agentsrv.store.base import Append, Head, Store
 from agentsrv.store.replay import kept_snapshot, load_state
-from agentsrv.telemetry.server_metrics import Measures
+from agentsrv.telemetry.server_metrics import ServerMetrics
 
 MAX_DECISIONS: Final = 20  # times a decision is made again because another writer was first
 COMMIT_TIMEOUT: Final = 15.0  # seconds that a client waits for a commit: longer than a lease
@@ -20,10 +20,10 @@ COMMIT_TIMEOUT: Final = 15.0  # seconds that a client waits for a commit: longer
 Result = dict[str, Any]
 
 
-class Decisions:
+class IdleTaskWriter:
     """Reads heads and appends to tasks that nobody runs, for whoever decides."""
 
-    def __init__(self, store: Store, now: Callable[[], float], measures: Measures) -> None:
+    def __init__(self, store: Store, now: Callable[[], float], measures: ServerMetrics) -> None:
         self._store = store
         self._now = now
         self._measures = measures
@@ -35,7 +35,7 @@ class Decisions:
             Unavailable: It takes none; nothing was changed.
         """
         if self._store.trouble is not None:
-            raise Unavailable(self._store.trouble)
+            raise UnavailableError(self._store.trouble)
 
     async def decide(
         self,
@@ -47,25 +47,25 @@ class Decisions:
         """Call ``decide`` with the task's head, and again as long as it is fenced off.
 
         Raises:
-            NotFound: The principal has no such task; ``what`` is what it looked for.
+            NotFoundError: The principal has no such task; ``what`` is what it looked for.
             Unavailable: Others were first each time.
         """
         for _ in range(MAX_DECISIONS):
             try:
                 return await decide(await self.head(principal, task_id, what))
-            except Fenced:
+            except FencedError:
                 self._measures.fenced += 1
-        raise Unavailable(f"task {task_id} is written by too many at once; try again")
+        raise UnavailableError(f"task {task_id} is written by too many at once; try again")
 
     async def head(self, principal: str, task_id: str, what: str | None = None) -> Head:
         """Where a task of the principal stands.
 
         Raises:
-            NotFound: There is none; ``what`` is what it looked for.
+            NotFoundError: There is none; ``what`` is what it looked for.
         """
         head = await self._store.head(task_id)
         if head is None or head.owner != principal:
-            raise NotFound(f"there is no {what or f'task {task_id!r}'}; list shows your tasks")
+            raise NotFoundError(f"there is no {what or f'task {task_id!r}'}; list shows your tasks")
         return head
 
     async def load(self, head: Head) -> TaskState:
@@ -76,7 +76,7 @@ class Decisions:
         """
         state = await load_state(self._store, head.task_id)
         if state.seq != head.seq:
-            raise Fenced(f"task {head.task_id} went on from event {head.seq} to {state.seq}")
+            raise FencedError(f"task {head.task_id} went on from event {head.seq} to {state.seq}")
         return state
 
     async def latest(self, task_id: str) -> TaskState:
@@ -122,7 +122,7 @@ async def committing() -> AsyncIterator[None]:
         async with asyncio.timeout(COMMIT_TIMEOUT):
             yield
     except TimeoutError:
-        raise Unavailable(
+        raise UnavailableError(
             f"the store has not committed within {COMMIT_TIMEOUT:g} s; the outcome is unknown"
         ) from None
 

@@ -14,7 +14,7 @@ from agentsrv.agents.questions import CheckError, Question, check_schema, is_sec
 from agentsrv.engine.journal import Journal
 from agentsrv.engine.vault import Vault, texts_of
 from agentsrv.error_text import describe
-from agentsrv.errors import Fenced, InvalidInput, PermanentError, TooLarge
+from agentsrv.errors import FencedError, InvalidInputError, PermanentError, TooLargeError
 from agentsrv.models import events as e
 from agentsrv.models.commands import Respond
 from agentsrv.models.states import TRANSITIONS, refuse
@@ -29,11 +29,11 @@ MAX_MESSAGES_SIZE: Final = 1 << 20  # bytes of JSON that they may have together
 SERVER: Final = "server"  # who settles a question when its time is over
 
 Check = Callable[[Any], None]
-"""Validates an answer: raises `InvalidInput`, or `CheckError` where the author's code fails."""
+"""Validates an answer: raises `InvalidInputError`, or `CheckError` if the author's code fails."""
 _Waiter = tuple[Check, "asyncio.Future[None]"]
 
 
-class Dialogue:
+class InputBroker:
     """The questions, answers and messages of a task that runs here.
 
     All of it goes through the journal: a question is settled by the first event that settles
@@ -108,8 +108,8 @@ class Dialogue:
         """Settle a question; that counts when the journal has committed it.
 
         Raises:
-            NotFound, Conflict, InvalidState: It cannot be answered (any more).
-            InvalidInput, TooLarge: That is no answer to it; it stays open.
+            NotFoundError, Conflict, InvalidStateError: It cannot be answered (any more).
+            InvalidInputError, TooLargeError: That is no answer to it; it stays open.
         """
         waiters = self._waiters.get(command.input_id)
         check = None if waiters is None else partial(self._check, command.input_id, waiters[0][0])
@@ -125,8 +125,8 @@ class Dialogue:
             Its number in the log.
 
         Raises:
-            InvalidState: The task does not run.
-            TooLarge: It has too many messages, or too long ones.
+            InvalidStateError: The task does not run.
+            TooLargeError: It has too many messages, or too long ones.
         """
         state = self._journal.state
         self._journal.append(sent(state, message, by))
@@ -142,7 +142,7 @@ class Dialogue:
         input_id = f"{state.task_id}/{step_id}/{question.key}"
         if input_id not in questions:
             if self._journal.closed:
-                raise Fenced(f"task {state.task_id} is over for this step; nobody will answer")
+                raise FencedError(f"task {state.task_id} is over for this step; nobody will answer")
             if len(questions) >= MAX_QUESTIONS:
                 raise PermanentError(f"a step may ask {MAX_QUESTIONS} questions; this is one more")
             expires_at = None
@@ -197,7 +197,7 @@ class Dialogue:
         """Validate an answer; what the author's validators raise goes to the steps that wait.
 
         Raises:
-            InvalidInput: That is not an answer, or the validators failed.
+            InvalidInputError: That is not an answer, or the validators failed.
         """
         try:
             check(value)
@@ -208,7 +208,7 @@ class Dialogue:
                 if not waiting.done():
                     waiting.set_exception(error)
             told = "it is not repeated here" if error.is_secret else describe(error.error)
-            raise InvalidInput(
+            raise InvalidInputError(
                 f"the answer cannot be checked, because a validator of the question fails: {told}. "
                 "The attempt fails with this error; the next one asks again"
             ) from error
@@ -246,8 +246,8 @@ def received(  # noqa: PLR0917 - each is what the event is made of
         check: Validates the value. Defaults to the question's published JSON Schema.
 
     Raises:
-        NotFound, Conflict, InvalidState: The question cannot be answered (any more).
-        InvalidInput, TooLarge: That is no answer to it.
+        NotFoundError, Conflict, InvalidStateError: The question cannot be answered (any more).
+        InvalidInputError, TooLargeError: That is no answer to it.
     """
     asked = state.question(command.input_id, now)
     value: Any = command.value
@@ -257,7 +257,7 @@ def received(  # noqa: PLR0917 - each is what the event is made of
             value = _opened(vault, asked.input_id, value)
         size = len(orjson.dumps(value))
         if size > MAX_ANSWER:
-            raise TooLarge(f"the value has {size} bytes; expected at most {MAX_ANSWER}")
+            raise TooLargeError(f"the value has {size} bytes; expected at most {MAX_ANSWER}")
         if check is None:
             check_schema(asked.schema, value)
         else:
@@ -271,13 +271,13 @@ def _opened(vault: Vault, input_id: str, value: Any) -> Any:
     """The answer to a secret question.
 
     Raises:
-        InvalidInput: It looks like a ciphertext, but neither this node nor another with the same
-            key has made it.
+        InvalidInputError: It looks like a ciphertext, but neither this node nor another with the
+            same key has made it.
     """
     try:
         return vault.open(input_id, value)
     except PermanentError:
-        raise InvalidInput(
+        raise InvalidInputError(
             f"found an object with only the field {e.SEALED!r}, which is how servers write an "
             "encrypted answer, and this server cannot decrypt it; expected the answer itself"
         ) from None
@@ -287,15 +287,15 @@ def sent(state: TaskState, message: Any, by: str) -> e.MessageReceived:
     """The event that gives a task's steps a message.
 
     Raises:
-        InvalidState: The task does not run.
-        TooLarge: It has too many messages, or too long ones.
+        InvalidStateError: The task does not run.
+        TooLargeError: It has too many messages, or too long ones.
     """
     event = e.MessageReceived(message, by)
     if e.MessageReceived not in TRANSITIONS[state.status]:
         refuse(state.status, event)
     size = state.messages_size + len(orjson.dumps(message))
     if len(state.messages) >= MAX_MESSAGES or size > MAX_MESSAGES_SIZE:
-        raise TooLarge(
+        raise TooLargeError(
             f"task {state.task_id} has {len(state.messages)} messages, and would have {size} "
             f"bytes of them; expected at most {MAX_MESSAGES}, and {MAX_MESSAGES_SIZE} bytes"
         )

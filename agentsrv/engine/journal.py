@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agentsrv.error_text import describe
-from agentsrv.errors import AgentsrvError, Fenced, Unavailable
+from agentsrv.errors import AgentsrvError, FencedError, UnavailableError
 from agentsrv.models.events import (
     TERMINAL_EVENTS,
     Event,
@@ -20,7 +20,7 @@ from agentsrv.models.states import StepStatus, TaskStatus
 from agentsrv.models.task import TaskState
 from agentsrv.store.base import Append, Lease, Store
 from agentsrv.store.replay import kept_snapshot
-from agentsrv.telemetry.server_metrics import Measures
+from agentsrv.telemetry.server_metrics import ServerMetrics
 
 # What may wait for a commit before a writer must wait too. It is also how long one that never waits
 # of itself holds up the others: a hundred of them take a turn of 10 to 20 ms.
@@ -62,7 +62,7 @@ class Journal:
         *,
         now: Callable[[], float],
         on_lost: Callable[[AgentsrvError], None],
-        measures: Measures,
+        measures: ServerMetrics,
     ) -> None:
         self.state = state
         self.closed = False
@@ -98,7 +98,7 @@ class Journal:
         """Add an event; durable after the next ``commit``.
 
         Raises:
-            InvalidState: The task's or the step's state does not take the event.
+            InvalidStateError: The task's or the step's state does not take the event.
             TypeError: The event holds a value that is not JSON; nothing was added.
         """
         if self.closed:
@@ -197,7 +197,7 @@ class Journal:
             self._in_flight_waiters.append(waiter)
         await waiter
 
-    async def relieve(self) -> None:
+    async def wait_for_capacity(self) -> None:
         """Commit, and let others have a turn: for a writer that finds the journal full.
 
         Raises:
@@ -209,7 +209,7 @@ class Journal:
     @property
     def is_taken(self) -> bool:
         """Whether the task is lost because another worker writes to it, or may do so."""
-        return isinstance(self._lost, Fenced)
+        return isinstance(self._lost, FencedError)
 
     @property
     def is_lost(self) -> bool:
@@ -230,10 +230,10 @@ class Journal:
         self._bodies.clear()
         self._open.clear()
         self._replies.clear()
-        given_up = Fenced(f"task {self._lease.task_id} was given up by this worker")
+        given_up = FencedError(f"task {self._lease.task_id} was given up by this worker")
         self._lose(self._lost or given_up)
 
-    def retire(self) -> None:
+    def break_reference_cycle(self) -> None:
         """Call nobody any more: then a runner that is done can be freed without a search."""
         self._on_lost = None
 
@@ -311,8 +311,10 @@ class Journal:
 
     def _fail(self, error: BaseException) -> None:
         """Lose the task because an append failed. What is no AgentsrvError is the store's fault."""
-        if isinstance(error, (Fenced, Unavailable)):  # another writer, or the store is away
-            self._measures.fenced += isinstance(error, Fenced)
+        if isinstance(
+            error, (FencedError, UnavailableError)
+        ):  # another writer, or the store is away
+            self._measures.fenced += isinstance(error, FencedError)
             self._lose(error)
             return
         self.fault = describe(error)
@@ -328,7 +330,7 @@ class Journal:
             extra={"about": {"task_id": self._lease.task_id}},
         )
         reason = f"the store failed to commit: {self.fault}; the outcome is unknown"
-        self._lose(Unavailable(reason))
+        self._lose(UnavailableError(reason))
 
     def _lose(self, error: AgentsrvError) -> None:
         """Close the journal, and raise ``error`` in every call that waits for a commit."""

@@ -12,7 +12,7 @@ from agentsrv.engine.agent_errors import is_authors, take_back
 from agentsrv.engine.failures import examine, log_failure
 from agentsrv.engine.steps import TaskInfo
 from agentsrv.error_text import safely
-from agentsrv.errors import AgentsrvError, InvalidCommand, PermanentError
+from agentsrv.errors import AgentsrvError, InvalidCommandError, PermanentError
 from agentsrv.models.commands import Create
 from agentsrv.models.plan import ExecutionPlan
 from agentsrv.models.retry import RetryPolicy
@@ -21,7 +21,7 @@ from agentsrv.models.task import TaskState
 _log = logging.getLogger("agentsrv.planning")
 
 
-class PlanningFailed(AgentsrvError):
+class PlanningFailedError(AgentsrvError):
     """There is no plan; ``retries`` tells how often the planner was asked again."""
 
     def __init__(self, reason: str, retries: int) -> None:
@@ -38,7 +38,7 @@ async def make_plan(
     Cancelling the call cancels the planner.
 
     Raises:
-        PlanningFailed: The planner went on raising, or the plan cannot run here.
+        PlanningFailedError: The planner went on raising, or the plan cannot run here.
     """
     policy = RetryPolicy()
     failures = 0
@@ -51,9 +51,9 @@ async def make_plan(
                 plan = await _ask_planner(task, registry)
             registry.check_plan(plan)
             registry.check_params(spec.params, plan)
-        except (InvalidCommand, PermanentError) as error:
+        except (InvalidCommandError, PermanentError) as error:
             kind = type(error).__name__  # an author's class may have no message
-            raise PlanningFailed(safely(partial(_message, error), kind), failures) from error
+            raise PlanningFailedError(safely(partial(_message, error), kind), failures) from error
         except BaseException as error:
             if not is_authors(error, stopped=task.stopped):
                 raise
@@ -66,7 +66,7 @@ async def make_plan(
             found = examine(error)
             log_failure(_log, f"planning of task {task.task_id}", error, found, ())
             if found.permanent or not policy.allows(failures):
-                raise PlanningFailed(found.message, failures - 1) from error
+                raise PlanningFailedError(found.message, failures - 1) from error
             await asyncio.sleep(policy.delay(failures, found.retry_after))
         else:
             return plan
@@ -83,7 +83,7 @@ async def _ask_planner(task: TaskInfo, registry: Registry) -> ExecutionPlan:
             task_description=task.description,
             params=task.params,
             principal=task.principal,
-            searcher=task.around.search,
-            model=task.around.model,
+            searcher=task.environment.search,
+            model=task.environment.model,
         )
     )

@@ -72,17 +72,23 @@ from agentsrv.engine.endings import (
     Failure,
     write_end,
 )
-from agentsrv.engine.inputs import Dialogue
+from agentsrv.engine.environment import TaskEnvironment
+from agentsrv.engine.inputs import InputBroker
 from agentsrv.engine.journal import Journal
-from agentsrv.engine.planning import PlanningFailed, make_plan
+from agentsrv.engine.planning import PlanningFailedError, make_plan
 from agentsrv.engine.recovery import adopt, count_losses, interrupted, recover, restart
 from agentsrv.engine.steps import Outcome, StepRun, TaskInfo
-from agentsrv.engine.worker_context import Surroundings
 from agentsrv.error_text import redact
-from agentsrv.errors import AgentsrvError, Damaged, Fenced, NotFound, Unavailable
+from agentsrv.errors import (
+    AgentsrvError,
+    DamagedError,
+    FencedError,
+    NotFoundError,
+    UnavailableError,
+)
 from agentsrv.models import events as e
 from agentsrv.models.commands import Create
-from agentsrv.models.plan import Frontier, Step
+from agentsrv.models.plan import ReadySteps, Step
 from agentsrv.models.states import StepStatus, TaskStatus
 from agentsrv.models.task import TaskState
 from agentsrv.store.base import Lease
@@ -114,7 +120,7 @@ class TaskRunner:
         lease: Lease,
         spec: Create,
         state: TaskState,
-        around: Surroundings,
+        environment: TaskEnvironment,
         attempts: Sequence[Interrupted] = (),
         *,
         other_cause: bool = False,
@@ -122,7 +128,7 @@ class TaskRunner:
         given_up: Failure | None = None,
     ) -> None:
         self._given_up = given_up  # how the task ends, if it is not to be run again
-        self._around = around
+        self._environment = environment
         self._queued_at = queued_at  # of the loop's clock, where the task was queued here
         self._began = asyncio.get_running_loop().time()
         self._before = 0.0  # seconds that earlier runs took, by the wall clock
@@ -133,21 +139,21 @@ class TaskRunner:
         self.state = state
         """The task as its log tells it, with what waits for its commit."""
         self.journal = Journal(
-            around.store,
+            environment.store,
             lease,
             state,
-            now=around.now,
+            now=environment.now,
             on_lost=self._on_lost,
-            measures=around.measures,
+            measures=environment.measures,
         )
-        self.dialogue = Dialogue(self.journal, around.now, around.vault)
+        self.inputs = InputBroker(self.journal, environment.now, environment.vault)
         self._info = TaskInfo(
             lease.task_id,
             spec.task_description,
             spec.params,
             lease.owner,
-            around,
-            self.dialogue,
+            environment,
+            self.inputs,
         )
         self._attempts = attempts  # that a crash of the last worker's process interrupted
         self._other_cause = other_cause
@@ -156,7 +162,7 @@ class TaskRunner:
         self._branches: dict[asyncio.Task[None], StepRun | None] = {}
         """The step that each branch runs; ``None`` while the plan is made."""
         self._tasks: set[asyncio.Task[None]] = set()  # all that ``run`` has to wait for
-        self._frontier: Frontier
+        self._frontier: ReadySteps
         self._left = 0  # steps that have not settled
         self._mark = -1  # in the store's marks, while a planner's code runs
         self._deadline: asyncio.TimerHandle | None = None
@@ -172,7 +178,7 @@ class TaskRunner:
         """
         own = asyncio.current_task()
         assert own is not None
-        tracing = self._around.tracing
+        tracing = self._environment.tracing
         if tracing is not None:
             self._span = tracing.task(self.state)
         try:
@@ -198,7 +204,7 @@ class TaskRunner:
                     timer.cancel()
             if self.phase is not Phase.ENDED:
                 self.stop(RELEASE)
-            self.journal.retire()
+            self.journal.break_reference_cycle()
             if self._span is not None:
                 self._span.end(self.state)
 
@@ -299,7 +305,7 @@ class TaskRunner:
         if self._branches:
             return
         if self._cancelled_at is not None:
-            self._around.measures.stopped.observe(monotonic() - self._cancelled_at)
+            self._environment.measures.stopped.observe(monotonic() - self._cancelled_at)
         if self.phase is Phase.STOPPING:
             self._end(stopped=True)
 
@@ -307,11 +313,13 @@ class TaskRunner:
         """Do one branch's work; a fault of the server fails the task, never the worker."""
         try:
             await work()
-        except Fenced:
+        except FencedError:
             pass  # the log has another writer
-        except (Damaged, NotFound) as error:  # another try would read the same
+        except (DamagedError, NotFoundError) as error:  # another try would read the same
             self._fail(Failure(error.message))
-        except Unavailable as error:  # what the task needs to know cannot be read: it begins again
+        except (
+            UnavailableError
+        ) as error:  # what the task needs to know cannot be read: it begins again
             _log.warning("task %s is given back: %s", self.state.task_id, error)
             self.stop(RELEASE)
         except asyncio.CancelledError:
@@ -324,14 +332,14 @@ class TaskRunner:
             self._fail(Failure(f"{message} (incident {incident})"))
 
     async def _begin(self) -> None:
-        state, journal, node = self.state, self.journal, self._around.node
+        state, journal, node = self.state, self.journal, self._environment.node
         traceparent = None if self._span is None else self._span.traceparent
         ending: Ending | None = self._given_up
         is_new = state.status is TaskStatus.QUEUED
         if is_new:
             journal.append(e.TaskStarted(node, traceparent))
         else:
-            self._before = state.elapsed(self._around.now())
+            self._before = state.elapsed(self._environment.now())
             ending = recover(
                 journal,
                 node,
@@ -354,34 +362,34 @@ class TaskRunner:
             try:
                 if is_asked and not await self._may_ask_planner():
                     return
-                plan = await make_plan(spec, earlier, self._info, self._around.registry)
-            except PlanningFailed as failure:
+                plan = await make_plan(spec, earlier, self._info, self._environment.registry)
+            except PlanningFailedError as failure:
                 self._fail(Failure(failure.message, retries=failure.retries))
                 return
             finally:
                 if is_asked:
                     self._end_planning()
             state.plan = plan
-            described = plan.described(self._around.registry.retries)
+            described = plan.described(self._environment.registry.retries)
             journal.append(e.PlanCreated(described, *plan.origin))
             if earlier is not None:
                 adopt(journal, earlier)
             if self._attempts and not is_asked and not await self._count_step_losses():
                 return
         else:
-            self._around.registry.check_plan(state.plan)  # the application may have changed
+            self._environment.registry.check_plan(state.plan)  # the application may have changed
         await self._run_steps(self._start(self._first_steps()))
 
     async def _may_ask_planner(self) -> bool:
         """Have the start of the planning marked or committed before the planner's code runs."""
-        state, store = self.state, self._around.store
+        state, store = self.state, self._environment.store
         if self._attempts:
             failure = count_losses(self.journal, self._attempts, other_cause=self._other_cause)
             if failure is not None:
                 self._fail(failure)
                 return False
             await self.journal.commit()
-        suspects = self._around.suspects
+        suspects = self._environment.suspects
         if suspects.closed or state.losses >= SUSPECT_AT:
             await suspects.admit(self, state.losses)
         if store.marks is not None:
@@ -391,9 +399,9 @@ class TaskRunner:
         return True
 
     def _end_planning(self) -> None:
-        if self._mark >= 0 and self._around.store.marks is not None:
-            self._around.store.marks.leave(self._mark)
-        self._around.suspects.leave(self)
+        if self._mark >= 0 and self._environment.store.marks is not None:
+            self._environment.store.marks.leave(self._mark)
+        self._environment.suspects.leave(self)
 
     async def _count_step_losses(self) -> bool:
         """Log the losses of attempts for which the log did not even have the plan."""
@@ -414,7 +422,7 @@ class TaskRunner:
             return True
         failure = Failure(f"the deadline of {deadline:g} s has passed")
         if self._queued_at is None:  # by an earlier process, or another node
-            waited = self.state.waited(self._around.now())
+            waited = self.state.waited(self._environment.now())
         else:
             waited = self._began - self._queued_at
         left = deadline - waited
@@ -428,7 +436,7 @@ class TaskRunner:
         """The task that this one resumes."""
         if self._spec.resume_from is None:
             return None
-        return await load_state(self._around.store, self._spec.resume_from)
+        return await load_state(self._environment.store, self._spec.resume_from)
 
     async def _run_steps(self, run: StepRun | None) -> None:
         """Run a step and, one after the other, those that become ready with it."""
@@ -469,7 +477,7 @@ class TaskRunner:
         """The steps with which the plan begins, or goes on."""
         state = self.state
         assert state.plan is not None
-        self._frontier = Frontier(state.plan)
+        self._frontier = ReadySteps(state.plan)
         ready = self._frontier.start()
         settled = [step_id for step_id, step in state.steps.items() if step.is_settled]
         for step_id in settled:
@@ -478,7 +486,7 @@ class TaskRunner:
         return [step for step in ready if step.step_id not in settled]
 
     def _make_run(self, step: Step) -> StepRun:
-        agent = self._around.registry[step.agent]
+        agent = self._environment.registry[step.agent]
         dependencies = {step_id: self.state.steps[step_id] for step_id in step.depends_on}
         return StepRun(step, agent, self._info, self.journal, dependencies)
 
@@ -499,12 +507,12 @@ class TaskRunner:
     def _fail(self, failure: Failure) -> None:
         """Stop what else runs, then end the task as failed."""
         shown = replace(failure, message=redact(failure.message))
-        self.stop(shown, self._around.grace)
+        self.stop(shown, self._environment.grace)
 
     async def _measure_end(self, cancelled_at: float) -> None:
         with suppress(AgentsrvError):
             await self.journal.commit()
-            self._around.measures.cancelled.observe(monotonic() - cancelled_at)
+            self._environment.measures.cancelled.observe(monotonic() - cancelled_at)
 
     def _cut_off(self, grace: float) -> None:
         """End the task without the steps that have not stopped within ``grace`` seconds."""
@@ -512,7 +520,7 @@ class TaskRunner:
             return
         late = len(self._branches)
         self._end(stopped=False)
-        self._around.measures.orphaned += late
+        self._environment.measures.orphaned += late
         _log.warning(
             "task %s: %d steps still run %s s after they were cancelled; they are cut off",
             self.state.task_id,

@@ -19,7 +19,8 @@ def steer(runner: TaskRunner, by: str, command: Steering) -> Result:
     So does a refusal, which tells of what may not be committed yet.
 
     Raises:
-        NotFound, Conflict, InvalidState, InvalidInput, TooLarge: Nothing was changed.
+        NotFoundError, Conflict, InvalidStateError, InvalidInputError, TooLargeError: Nothing was
+            changed.
     """
     task_id = runner.state.task_id
     match command:
@@ -29,9 +30,9 @@ def steer(runner: TaskRunner, by: str, command: Steering) -> Result:
             status, already = runner.cancel(request)
             return {"task_id": task_id, "status": status.value, "already": already}
         case Respond():
-            runner.dialogue.respond(command, by)
+            runner.inputs.respond(command, by)
             return {"task_id": task_id, "input_id": command.input_id}
         case Send():
-            return {"task_id": task_id, "seq": runner.dialogue.send(command.message, by)}
+            return {"task_id": task_id, "seq": runner.inputs.send(command.message, by)}
         case _:
             assert_never(command)

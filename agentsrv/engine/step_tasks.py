@@ -32,10 +32,10 @@ from weakref import WeakSet
 
 Tasks = Iterable["asyncio.Future[Any]"]
 
-_crew: ContextVar[Crew | None] = ContextVar("crew", default=None)
+_step_tasks: ContextVar[StepTasks | None] = ContextVar("crew", default=None)
 
 
-class Crew:
+class StepTasks:
     """The tasks of one step."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Crew:
     def begin(self) -> None:
         """Let the running task be the step's own; tasks that it creates belong to the step."""
         self.own = asyncio.current_task()
-        _crew.set(self)
+        _step_tasks.set(self)
 
     def add(self, task: asyncio.Task[Any]) -> None:
         """Take a task that code of the step has created."""
@@ -139,9 +139,9 @@ class _Factory:
         else:
             task = self._before(loop, coro, **options)
         context: Context | None = options.get("context")
-        crew = _crew.get() if context is None else context.get(_crew)
-        if crew is not None:
-            crew.add(task)
+        step_tasks = _step_tasks.get() if context is None else context.get(_step_tasks)
+        if step_tasks is not None:
+            step_tasks.add(task)
         return task
 
 

@@ -22,13 +22,13 @@ from agentsrv.agents.values import ValueRefusedError, copied, to_json
 from agentsrv.engine.agent_errors import is_authors, take_back
 from agentsrv.engine.cache import Found, key_of
 from agentsrv.engine.crash_suspects import SUSPECT_AT
+from agentsrv.engine.environment import TaskEnvironment
 from agentsrv.engine.failures import examine, log_failure
-from agentsrv.engine.inputs import Dialogue
+from agentsrv.engine.inputs import InputBroker
 from agentsrv.engine.journal import MAX_PIECE, Journal
-from agentsrv.engine.step_tasks import Crew
-from agentsrv.engine.worker_context import Surroundings
+from agentsrv.engine.step_tasks import StepTasks
 from agentsrv.error_text import redact
-from agentsrv.errors import AgentsrvError, InvalidState
+from agentsrv.errors import AgentsrvError, InvalidStateError
 from agentsrv.models import events as e
 from agentsrv.models.plan import Step
 from agentsrv.models.states import StepStatus
@@ -67,13 +67,13 @@ class TaskInfo:
     description: str
     params: Mapping[str, Any]
     principal: str
-    around: Surroundings
-    dialogue: Dialogue
+    environment: TaskEnvironment
+    inputs: InputBroker
     stopped: bool = False
     """Whether ``TaskRunner.stop`` has cancelled the steps; nothing else sets it."""
 
 
-class AttemptFailed(Exception):
+class AttemptFailedError(Exception):
     """An attempt of a step failed; the message is what the log tells."""
 
     def __init__(
@@ -144,7 +144,7 @@ class StepRun:
         self._mark = -1  # in the store's marks, while code of the attempt runs
         self._has_turn = False  # as a suspect
         self._taking: asyncio.Lock | None = None  # while a suspect waits for another turn
-        self._crew = Crew()
+        self._step_tasks = StepTasks()
         self._loop = asyncio.get_running_loop()
         self._look: asyncio.Handle | None = None  # whether only answers are waited for
         self._is_look_near = False  # so near that a further question changes nothing
@@ -166,7 +166,7 @@ class StepRun:
         Raises:
             asyncio.CancelledError: The runner stops the step; what it had written is kept.
         """
-        own, suspects = asyncio.current_task(), self._task.around.suspects
+        own, suspects = asyncio.current_task(), self._task.environment.suspects
         assert own is not None
         while True:
             try:
@@ -175,12 +175,12 @@ class StepRun:
                         await self._take_turn()
                     await self._attempt(self.state.attempt + 1)
                 else:
-                    async with self._task.around.gate(self._agent):
+                    async with self._task.environment.semaphore_for(self._agent):
                         if suspects.closed or self.state.losses >= SUSPECT_AT:
                             await self._take_turn()
                         await self._attempt(self.state.attempt + 1)
-            except AttemptFailed as failure:
-                failure.redact(self._task.dialogue.secrets)
+            except AttemptFailedError as failure:
+                failure.redact(self._task.inputs.secrets)
                 self._settle(failure.reason, failure)
                 if own.cancelling() and not self._task.stopped:
                     await take_back(own)
@@ -204,9 +204,9 @@ class StepRun:
                 return Outcome.COMPLETED
 
     async def _attempt(self, attempt: int) -> None:
-        """Call the agent once; whatever it raises becomes ``AttemptFailed`` or a cancellation."""
+        """Call the agent once; what it raises becomes `AttemptFailedError` or a cancellation."""
         step, limit = self.step, None
-        self._crew.begin()
+        self._step_tasks.begin()
         self._offset = self._asking = 0
         self._half, self._limit = "", None
         self._journal.append(
@@ -220,8 +220,10 @@ class StepRun:
             "attempt": attempt,
         }
         self._said = logs.about.set(self.about)
-        if self._task.around.tracing is not None:
-            self._span = self._task.around.tracing.attempt(self._agent.name, self._key, attempt)
+        if self._task.environment.tracing is not None:
+            self._span = self._task.environment.tracing.attempt(
+                self._agent.name, self._key, attempt
+            )
         loop = asyncio.get_running_loop()
         started = loop.time()
         context = self._context(attempt)
@@ -229,7 +231,7 @@ class StepRun:
         if key is not None and self._repeat(key, attempt):
             return
         self._enter()
-        if self._task.around.store.commits_starts:
+        if self._task.environment.store.commits_starts:
             await self._journal.commit()
         try:
             if self._timeout is None:
@@ -239,19 +241,19 @@ class StepRun:
                     self._limit = limit
                     result = await self._call(context)
             if result is not None:
-                result = _check(result, self._task.around.limits.result)
-        except AttemptFailed:
+                result = _check(result, self._task.environment.limits.result)
+        except AttemptFailedError:
             raise
         except BaseException as error:
             if not is_authors(error, stopped=self._task.stopped):
                 raise
-            why = examine(error, self._agent, self._task.dialogue.secrets)
-            log_failure(_log, f"step {self._key}", error, why, self._task.dialogue.secrets)
-            shown = why.traceback if self._task.around.tracebacks else None
+            why = examine(error, self._agent, self._task.inputs.secrets)
+            log_failure(_log, f"step {self._key}", error, why, self._task.inputs.secrets)
+            shown = why.traceback if self._task.environment.tracebacks else None
             if limit is not None and limit.expired() and isinstance(error, _EXPIRED):
                 message = f"no result within {self._timeout} s"
-                raise AttemptFailed(message, reason="timeout", traceback=shown) from error
-            raise AttemptFailed(
+                raise AttemptFailedError(message, reason="timeout", traceback=shown) from error
+            raise AttemptFailedError(
                 why.message,
                 permanent=why.permanent,
                 retry_after=why.retry_after,
@@ -266,7 +268,7 @@ class StepRun:
         is_personal = bool(self.state.questions) or self._has_listened
         if key is not None and self._agent.cache is not None and not is_personal:
             found = Found(self.state.output, result)
-            self._task.around.cache.put(
+            self._task.environment.cache.put(
                 key, found, asyncio.get_running_loop().time() + self._agent.cache
             )
 
@@ -277,19 +279,19 @@ class StepRun:
             return
         logs.about.reset(self._said)
         self._said = None
-        self._crew.own = self._crew.code = None
+        self._step_tasks.own = self._step_tasks.code = None
         if self._look is not None:
             self._look.cancel()
             self._look, self._is_look_near = None, False
         seconds = monotonic() - self._started
-        self._task.around.measures.attempts[self._agent.name, outcome].observe(seconds)
+        self._task.environment.measures.attempts[self._agent.name, outcome].observe(seconds)
         if self._span is not None:
             self._span.end(outcome, error)
 
     async def _take_turn(self) -> None:
         """Wait until code of the step may run, after a crash of the server."""
         losses = self.state.losses
-        await self._task.around.suspects.admit(self, losses)
+        await self._task.environment.suspects.admit(self, losses)
         self._has_turn = losses >= SUSPECT_AT
 
     async def _take_turn_again(self) -> None:
@@ -303,7 +305,7 @@ class StepRun:
 
     def _enter(self) -> None:
         """Mark that code of the attempt runs: a crash is a loss of it."""
-        marks = self._task.around.store.marks
+        marks = self._task.environment.store.marks
         if marks is None:
             self._journal.works(self.step.step_id)
         elif self._mark < 0:
@@ -311,7 +313,7 @@ class StepRun:
 
     def _leave(self) -> None:
         """Take the mark away."""
-        marks = self._task.around.store.marks
+        marks = self._task.environment.store.marks
         if marks is None:
             self._journal.rests(self.step.step_id)
         elif self._mark >= 0:
@@ -322,7 +324,7 @@ class StepRun:
         """Take down that no code of the attempt runs: a crash from now on is no loss of it."""
         self._leave()
         if self._has_turn:
-            self._task.around.suspects.leave(self)
+            self._task.environment.suspects.leave(self)
             self._has_turn = False
 
     def _cache_key(self, context: StepContext) -> bytes:
@@ -334,7 +336,7 @@ class StepRun:
 
     def _repeat(self, key: bytes, attempt: int) -> bool:
         """Complete the step with what its agent found for the same before, if it did."""
-        found = self._task.around.cache.get(key, asyncio.get_running_loop().time())
+        found = self._task.environment.cache.get(key, asyncio.get_running_loop().time())
         if found is None:
             return False
         self._write(attempt, found.output)
@@ -348,14 +350,14 @@ class StepRun:
         try:
             arguments = self._agent.params.arguments(context.params) if self._has_params else {}
         except ValidationError as error:  # told by code of the author: the others were checked
-            raise AttemptFailed(complaint(error), permanent=True) from error
-        running = self._crew.code = self._agent.run(context.step, context, **arguments)
+            raise AttemptFailedError(complaint(error), permanent=True) from error
+        running = self._step_tasks.code = self._agent.run(context.step, context, **arguments)
         if hasattr(running, "__aiter__"):
             async with aclosing(running) as pieces:
                 async for piece in pieces:
                     self._write(context.attempt, piece)
                     if self._journal.is_full:
-                        await self._journal.relieve()
+                        await self._journal.wait_for_capacity()
             value = None
         else:
             value = await running
@@ -370,14 +372,14 @@ class StepRun:
         if not isinstance(piece, str):
             kind = type(piece).__name__
             message = f"the agent yielded {kind}; expected str; ctx.set_result takes other values"
-            raise AttemptFailed(message, permanent=True)
+            raise AttemptFailedError(message, permanent=True)
         if type(piece) is not str:  # whose methods may tell anything
             piece = str.__str__(piece)
         if self._half or not piece.isascii():
             piece = self._joined(piece, is_last=is_last)
         if not piece:
             return
-        limits = self._task.around.limits
+        limits = self._task.environment.limits
         room = min(limits.step - self._offset, limits.task - self._journal.written)
         kept = piece if len(piece) <= room else piece[: max(room, 0)]
         for start in range(0, len(kept), MAX_PIECE):
@@ -387,14 +389,14 @@ class StepRun:
             if part is not kept:
                 self._journal.mark()
         if self._has_turn and self.state.progressed:
-            self._task.around.suspects.leave(self)
+            self._task.environment.suspects.leave(self)
             self._has_turn = False
         if len(kept) < len(piece):
             message = (
                 f"the output is too long: a step may write {limits.step} characters "
                 f"(max_step_output) and a task {limits.task} (max_task_output); the rest is cut off"
             )
-            raise AttemptFailed(message, permanent=True)
+            raise AttemptFailedError(message, permanent=True)
 
     def _joined(self, piece: str, *, is_last: bool) -> str:
         """A piece with its surrogate pairs joined; half a pair at its end waits for the next."""
@@ -408,9 +410,9 @@ class StepRun:
             )
         return whole
 
-    def _too_late(self, attempt: int, what: str) -> InvalidState:
+    def _too_late(self, attempt: int, what: str) -> InvalidStateError:
         """The refusal of what code does that an attempt has left behind."""
-        return InvalidState(
+        return InvalidStateError(
             f"found {what} of attempt {attempt} of step {self._key}, which is over; expected it "
             "before the end: wait for the tasks that the agent starts (asyncio.TaskGroup)"
         )
@@ -433,7 +435,7 @@ class StepRun:
             self._log_report(event, done, total, message)
         self._journal.append(event)
         if self._journal.is_full:
-            await self._journal.relieve()
+            await self._journal.wait_for_capacity()
 
     def _log_report(self, event: e.StepProgress, done: Any, total: Any, message: Any) -> None:
         """Log, once for a step, that a report is not what the agent gave."""
@@ -456,7 +458,7 @@ class StepRun:
         check = partial(self._check_answer, question)
         with self._waiting() as task:
             try:
-                return await self._task.dialogue.ask(self.step.step_id, attempt, question, check)
+                return await self._task.inputs.ask(self.step.step_id, attempt, question, check)
             finally:
                 if self.is_attempting and not self._task.stopped:
                     await self._wake(task)
@@ -465,7 +467,7 @@ class StepRun:
         """Let the task's code run again, after an answer or without one."""
         if self.state.losses >= SUSPECT_AT:  # an answer that an earlier attempt had is no progress
             await self._take_turn_again()
-        self._crew.answered(task)
+        self._step_tasks.answered(task)
         self._enter()
         if self._journal.is_due:  # nothing was answered, and a crash would be nobody's loss
             with suppress(AgentsrvError):  # then the journal is lost, and the task is stopped
@@ -475,7 +477,7 @@ class StepRun:
         if asyncio.get_running_loop() is not self._loop:
             return await self._at_home(self._message(number))
         self._has_listened = True
-        return await self._task.dialogue.message(number)
+        return await self._task.inputs.message(number)
 
     def _check_answer(self, question: Question, value: Any) -> None:
         """Validate an answer, which calls code of the author.
@@ -483,7 +485,7 @@ class StepRun:
         A crash is a loss of the step where the store has marks. The log could tell of it only by
         a commit before each answer.
         """
-        if self._task.around.store.marks is None or self._mark >= 0:
+        if self._task.environment.store.marks is None or self._mark >= 0:
             question.check(value)
             return
         self._enter()
@@ -500,7 +502,7 @@ class StepRun:
         attempt, because the agent left it behind, changes no time of the next one.
         """
         clock, limit, attempt = asyncio.get_running_loop().time, self._limit, self.state.attempt
-        task = self._crew.ask()
+        task = self._step_tasks.ask()
         self._asking += 1
         self._look_at_tasks()
         if limit is not None and self._asking == 1:
@@ -510,7 +512,7 @@ class StepRun:
         try:
             yield task
         finally:
-            self._crew.answered(task)
+            self._step_tasks.answered(task)
             if attempt == self.state.attempt:
                 self._asking -= 1
                 if limit is not None and not self._asking:
@@ -530,14 +532,14 @@ class StepRun:
         which worked beside the question. After an answer nothing is known for some turns: the end
         of a task that has failed is on its way to those that wait for it.
         """
-        if delay is None and self._is_look_near and not self._crew.is_one:
+        if delay is None and self._is_look_near and not self._step_tasks.is_one:
             return
         if self._look is not None:
             self._look.cancel()
             self._look, self._is_look_near = None, False
         if not self._asking or self._said is None:
             return
-        if self._crew.is_one or (delay is not None and self._crew.only_waits):
+        if self._step_tasks.is_one or (delay is not None and self._step_tasks.only_waits):
             self._stand_down()
         elif delay is None:
             self._look = asyncio.get_running_loop().call_soon(self._look_at_tasks, FIRST_LOOK)
@@ -560,8 +562,8 @@ class StepRun:
             task_description=task.description,
             params=task.params,
             principal=task.principal,
-            searcher=task.around.search,
-            model=task.around.model,
+            searcher=task.environment.search,
+            model=task.environment.model,
             attempt=attempt,
             step_key=self._key,
             outputs=partial(_outputs, self._dependencies),  # type: ignore[arg-type]
@@ -570,13 +572,13 @@ class StepRun:
             asker=partial(self._ask, attempt),
             mailbox=self._message,
             step=step if type(step.input) not in _SHARED else _own(step),
-            processes=task.around.processes,
+            processes=task.environment.processes,
         )
 
-    def _fail(self, failure: AttemptFailed) -> Outcome:
+    def _fail(self, failure: AttemptFailedError) -> Outcome:
         degraded = self._agent.on_failure == "degrade"
         if degraded:
-            self._task.around.measures.degraded[self._agent.name] += 1
+            self._task.environment.measures.degraded[self._agent.name] += 1
         state = self.state
         self._journal.append(
             e.StepFailed(
@@ -591,7 +593,7 @@ class StepRun:
         )
         return Outcome.DEGRADED if degraded else Outcome.FAILED
 
-    async def _back_off(self, failure: AttemptFailed) -> None:
+    async def _back_off(self, failure: AttemptFailedError) -> None:
         attempt, retry = self.state.attempt, self.state.failures + 1
         delay = self._policy.delay(retry, failure.retry_after)
         self._journal.append(
@@ -606,7 +608,7 @@ class StepRun:
                 failure.traceback,
             )
         )
-        self._task.around.measures.retries[self._agent.name, failure.reason] += 1
+        self._task.environment.measures.retries[self._agent.name, failure.reason] += 1
         await asyncio.sleep(delay)
 
 
@@ -638,9 +640,11 @@ def _check(result: Any, max_bytes: int) -> Any:
     """The result in the log's form.
 
     Raises:
-        AttemptFailed: It cannot be written as JSON, or is too large.
+        AttemptFailedError: It cannot be written as JSON, or is too large.
     """
     try:
         return to_json(result, "result", max_bytes)
     except ValueRefusedError as error:
-        raise AttemptFailed(f"the agent's result is refused: {error}", permanent=True) from error
+        raise AttemptFailedError(
+            f"the agent's result is refused: {error}", permanent=True
+        ) from error

@@ -28,7 +28,7 @@ from typing import Any, Final
 import orjson
 
 from agentsrv.config_files import decode, read_bytes
-from agentsrv.errors import ConfigurationError, PermanentError, Unavailable, missing_extra
+from agentsrv.errors import ConfigurationError, PermanentError, UnavailableError, missing_extra
 from agentsrv.models.events import SEALED, is_sealed
 
 MIN_SECRET: Final = 4  # characters; shorter ones are parts of ordinary words
@@ -100,7 +100,7 @@ class Vault:
             Unavailable: This node has no key.
         """
         if self._key is None:
-            raise Unavailable(
+            raise UnavailableError(
                 "this server has no key for secret answers: try again when the step asks again, "
                 "or set secret_key"
             )

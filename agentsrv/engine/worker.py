@@ -34,19 +34,19 @@ from typing import Final
 from agentsrv.engine import step_tasks
 from agentsrv.engine.crash_suspects import CrashReview, Interrupted
 from agentsrv.engine.endings import LOSS, RELEASE, Failure
+from agentsrv.engine.environment import TaskEnvironment
 from agentsrv.engine.recovery import interrupted
 from agentsrv.engine.runner import Phase, TaskRunner
 from agentsrv.engine.vault import Vault
-from agentsrv.engine.worker_context import Surroundings
 from agentsrv.error_text import describe
-from agentsrv.errors import AgentsrvError, Damaged, Unavailable
+from agentsrv.errors import AgentsrvError, DamagedError, UnavailableError
 from agentsrv.models.commands import Create
 from agentsrv.models.retry import RetryPolicy
 from agentsrv.models.task import TaskState
 from agentsrv.store.base import Lease, damaged
 from agentsrv.store.replay import load_state
 from agentsrv.telemetry import logs
-from agentsrv.telemetry.server_metrics import Measures
+from agentsrv.telemetry.server_metrics import ServerMetrics
 
 MAX_PREPARED: Final = 1000  # queued tasks of which the state is kept
 MAX_PREPARED_SPEC: Final = 2048  # bytes of JSON; a larger command is read when its task is claimed
@@ -86,15 +86,15 @@ class Worker:
     cancelled on the wire.
     """
 
-    def __init__(self, around: Surroundings, concurrency: int) -> None:
-        self._around = around
+    def __init__(self, environment: TaskEnvironment, concurrency: int) -> None:
+        self._environment = environment
         self._concurrency = concurrency
         self._live: dict[str, TaskRunner] = {}
         self._prepared: dict[str, tuple[Create | None, TaskState | None, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._releases: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
-        around.store.on_ready = self._wake.set
+        environment.store.on_ready = self._wake.set
         self._loop_task: asyncio.Task[None] | None = None
         self._draining = asyncio.Event()
         self._returned: dict[str, _Returns] = {}
@@ -103,9 +103,9 @@ class Worker:
         self._faults = 0  # tries since the last one that was not a fault of the store
 
     @property
-    def measures(self) -> Measures:
+    def measures(self) -> ServerMetrics:
         """What the worker and its tasks are counted in."""
-        return self._around.measures
+        return self._environment.measures
 
     @property
     def running(self) -> int:
@@ -115,7 +115,7 @@ class Worker:
     @property
     def vault(self) -> Vault:
         """Encrypts the answers to secret questions."""
-        return self._around.vault
+        return self._environment.vault
 
     def live(self, task_id: str) -> TaskRunner | None:
         """The task's runner, where it runs here and is not lost."""
@@ -174,7 +174,7 @@ class Worker:
             How many tasks still run code that does not stop.
         """
         self._draining.set()
-        await self._around.store.announce_stop()
+        await self._environment.store.announce_stop()
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.wait({self._loop_task})
@@ -184,11 +184,11 @@ class Worker:
             if runner.phase is Phase.RUNNING:
                 runner.stop(RELEASE)
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._around.grace)
+            await asyncio.wait(self._tasks, timeout=self._environment.grace)
         for runner in list(self._live.values()):
             runner.stop(RELEASE)
         if self._releases:
-            await asyncio.wait(self._releases, timeout=self._around.grace)
+            await asyncio.wait(self._releases, timeout=self._environment.grace)
         return len(self._tasks)
 
     async def _claim_forever(self) -> None:
@@ -199,7 +199,7 @@ class Worker:
             if free > 0:
                 leases = await self._claim(free)
             crashed = sum(lease.interrupted != () for lease in leases)
-            review = self._around.suspects.begin_review(crashed) if crashed else None
+            review = self._environment.suspects.begin_review(crashed) if crashed else None
             for lease in leases:
                 work = self._run(lease, None if lease.interrupted == () else review)
                 task = asyncio.create_task(work, name=f"task {lease.task_id}")
@@ -212,7 +212,7 @@ class Worker:
         """Claim tasks; none while the store is away, which says when it may give some again."""
         faults = self.measures.store_faults
         try:
-            leases = await self._around.store.claim(self._around.node, free)
+            leases = await self._environment.store.claim(self._environment.node, free)
         except AgentsrvError as error:
             if faults.claims is None:
                 _log.error("no tasks are claimed: %s", error)
@@ -243,7 +243,7 @@ class Worker:
                 spec = Create.model_validate_json(lease.spec)
             except ValueError as error:
                 raise damaged(lease.task_id) from error
-            state = await load_state(self._around.store, lease.task_id)
+            state = await load_state(self._environment.store, lease.task_id)
             if state.seq < lease.seq:
                 raise damaged(lease.task_id)
         return spec, state, queued_at
@@ -262,18 +262,18 @@ class Worker:
                     spec, state, queued_at = await self._load(lease)
                     attempts = interrupted(state, lease)
                 except BaseException:
-                    self._around.suspects.withdraw(review)  # before the lease is given back
+                    self._environment.suspects.withdraw(review)  # before the lease is given back
                     raise
-                other_cause = await self._around.suspects.report(review, attempts)
+                other_cause = await self._environment.suspects.report(review, attempts)
             if state.status.is_terminal or self._draining.is_set():
-                await self._around.store.release(lease.task_id, lease.epoch)
+                await self._environment.store.release(lease.task_id, lease.epoch)
                 return
             is_loaded = True
             runner = TaskRunner(
                 lease,
                 spec,
                 state,
-                self._around,
+                self._environment,
                 attempts,
                 other_cause=other_cause,
                 queued_at=queued_at,
@@ -299,7 +299,11 @@ class Worker:
         except AgentsrvError as error:
             _log.warning("task %s: its run broke off: %s", lease.task_id, error)
             # A damaged log stays leased: the next worker could not read it either.
-            if isinstance(error, Unavailable) and not isinstance(error, Damaged) and not is_loaded:
+            if (
+                isinstance(error, UnavailableError)
+                and not isinstance(error, DamagedError)
+                and not is_loaded
+            ):
                 await self._give_back(lease, began, None)
         except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - it ends one task
             _log.exception("task %s: its run broke off", lease.task_id)
@@ -366,11 +370,15 @@ class Worker:
                 await asyncio.wait_for(self._draining.wait(), _BACK_OFF.delay(times))
             is_last = self._draining.is_set()
             try:
-                await self._around.store.release(lease.task_id, lease.epoch)
+                await self._environment.store.release(lease.task_id, lease.epoch)
                 return
             except AgentsrvError as error:
                 _log.warning("task %s was not given back: %s", lease.task_id, error)
-                if is_last or isinstance(error, Damaged) or not isinstance(error, Unavailable):
+                if (
+                    is_last
+                    or isinstance(error, DamagedError)
+                    or not isinstance(error, UnavailableError)
+                ):
                     return
             except Exception as error:  # noqa: BLE001 - nobody waits for it
                 _log.exception("task %s was not given back", lease.task_id)

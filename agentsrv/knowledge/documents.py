@@ -3,7 +3,7 @@
 `read_document` takes a file as it is found in the wild and returns what can be quoted from it:
 prose, cleaned of markup, in passages of about 100 to 200 words that never begin or end inside
 a sentence. Code blocks, tables, navigation and licence boilerplate are left out. Whatever cannot
-be read is an `Unreadable` with the reason, never another exception.
+be read is an `UnreadableError` with the reason, never another exception.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _BOILERPLATE = (
 )  # fmt: skip
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """A file that gives no passages; the message is the reason, to be shown to a user."""
 
 
@@ -103,7 +103,7 @@ def read_document(path: Path, name: str) -> Document:
     """
     suffix = _suffix(name)
     if suffix in _OTHER:
-        raise Unreadable(f"not a document ({suffix})")
+        raise UnreadableError(f"not a document ({suffix})")
     pure = PurePosixPath(name)
     limit = MAX_CHANGELOG_BYTES if is_changelog(pure.name) else 0
     data = _read(path, gzipped=pure.suffix == ".gz", limit=limit)
@@ -119,10 +119,10 @@ def read_document(path: Path, name: str) -> Document:
     for chunk in pack(blocks, default_title(name)):
         length += len(chunk.text)
         if length > MAX_FILE_BYTES:
-            raise Unreadable(f"more than {MAX_FILE_BYTES >> 20} MiB of text")
+            raise UnreadableError(f"more than {MAX_FILE_BYTES >> 20} MiB of text")
         chunks.append(Chunk(_encodable(chunk.title), _encodable(chunk.text), chunk.line))
     if not chunks:
-        raise Unreadable("no prose in it")
+        raise UnreadableError("no prose in it")
     return Document(tuple(chunks), len(data))
 
 
@@ -150,21 +150,21 @@ def _read(path: Path, *, gzipped: bool, limit: int) -> bytes:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise Unreadable("not a regular file")
+                raise UnreadableError("not a regular file")
             if status.st_size > MAX_FILE_BYTES:
-                raise Unreadable(maximum)
+                raise UnreadableError(maximum)
             data = file.read(MAX_FILE_BYTES + 1)
         if gzipped:
             data = zlib.decompressobj(wbits=31).decompress(data, limit or MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise Unreadable(error.strerror or type(error).__name__) from error
+        raise UnreadableError(error.strerror or type(error).__name__) from error
     except zlib.error as error:
-        raise Unreadable("damaged gzip file") from error
+        raise UnreadableError("damaged gzip file") from error
     if limit:
         # an entry that was cut off in its middle must not be quoted
         data = data[:limit].rpartition(b"\n")[0] if len(data) >= limit else data
     if len(data) > MAX_FILE_BYTES:
-        raise Unreadable(maximum)
+        raise UnreadableError(maximum)
     return data
 
 
@@ -173,7 +173,7 @@ def _decode(data: bytes) -> str:
         return data.decode("utf-16", errors="replace")
     head = data[:8192]
     if b"\0" in head or len(head.translate(None, _CONTROL)) < 0.98 * len(head):
-        raise Unreadable("binary")
+        raise UnreadableError("binary")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -187,7 +187,7 @@ def _pdf_blocks(data: bytes) -> list[Block]:
             PdfReader,
         )
     except ImportError:
-        raise Unreadable(PDF_MISSING) from None
+        raise UnreadableError(PDF_MISSING) from None
     blocks: list[Block] = []
     try:
         for page in PdfReader(io.BytesIO(data)).pages:
@@ -196,7 +196,7 @@ def _pdf_blocks(data: bytes) -> list[Block]:
             found = text_blocks(text)
             blocks.extend(Block(block.text, 0, block.level) for block in found)
     except Exception as error:  # a damaged PDF raises almost anything
-        raise Unreadable(f"damaged PDF ({type(error).__name__})") from error
+        raise UnreadableError(f"damaged PDF ({type(error).__name__})") from error
     return blocks
 
 

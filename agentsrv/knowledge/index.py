@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from agentsrv.errors import KnowledgeError
-from agentsrv.knowledge.documents import PDF_MISSING, Chunk, Unreadable, is_changelog
+from agentsrv.knowledge.documents import PDF_MISSING, Chunk, UnreadableError, is_changelog
 from agentsrv.knowledge.folder import FoundFile
 from agentsrv.knowledge.reading import Read
 from agentsrv.knowledge.stemmer import TOKENIZER
@@ -363,7 +363,7 @@ def _read(folder: Path, file: FoundFile, read: Read) -> _Read:
         return _Read(file, (), 0, file.reason)
     try:
         document = read(folder / file.name, file.name)
-    except Unreadable as error:
+    except UnreadableError as error:
         return _Read(file, (), 0, str(error))
     return _Read(file, document.chunks, document.size, None)
 

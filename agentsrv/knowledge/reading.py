@@ -4,7 +4,7 @@ Theory of operation. Parsers of documents have inputs that take them hours: HTML
 close, PDF that unpacks to gigabytes. A regular expression keeps Python's lock while it runs, so in
 a thread it would also stop the event loop, and no thread can be ended. `DocumentReader` therefore
 sends each path to a child process (`reading_process`) and waits for the answer. A file ends as
-`Unreadable`, with the reason, when
+`UnreadableError`, with the reason, when
 
 - it takes `CPU_SECONDS` of CPU time: the child has set itself a timer that ends it;
 - it takes `WALL_SECONDS`, for example on a network folder that hangs: the parent kills the child;
@@ -31,7 +31,7 @@ from typing import Any, Final
 
 from agentsrv.errors import KnowledgeError
 from agentsrv.knowledge import reading_process
-from agentsrv.knowledge.documents import Chunk, Document, Unreadable
+from agentsrv.knowledge.documents import Chunk, Document, UnreadableError
 
 CPU_SECONDS: Final = 5.0  # for one file; 4 MiB of prose take 0.5 s, 4 MiB of tables in Markdown 3 s
 WALL_SECONDS: Final = 60.0  # for one file
@@ -40,7 +40,7 @@ MEMORY: Final = 1 << 30  # bytes of the child's address space
 READ_AT_ONCE: Final = 1 << 16  # bytes
 
 Read = Callable[[Path, str], Document]
-"""Reads the file at a path that users know by a name; raises `Unreadable`."""
+"""Reads the file at a path that users know by a name; raises `UnreadableError`."""
 
 _log = logging.getLogger("agentsrv.knowledge")
 
@@ -83,9 +83,9 @@ class DocumentReader:
             if self._closed:
                 raise KnowledgeError("the knowledge base is closed")
             _log.warning("%s was not read: %s", name, reason)
-            raise Unreadable(reason)
+            raise UnreadableError(reason)
         if "reason" in answer:
-            raise Unreadable(answer["reason"])
+            raise UnreadableError(answer["reason"])
         return Document(tuple(Chunk(*chunk) for chunk in answer["chunks"]), answer["size"])
 
     def rest(self) -> None:

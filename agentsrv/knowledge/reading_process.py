@@ -35,14 +35,14 @@ def main(seconds: float, memory: int) -> None:
         package.__path__ = [str(folder)]
         sys.modules[name] = package
     from agentsrv.knowledge.documents import (  # noqa: PLC0415 - after the packages
-        Unreadable,
+        UnreadableError,
         read_document,
     )
 
     def answer(path: str, name: str) -> dict[str, Any]:
         try:
             document = read_document(Path(path), name)
-        except Unreadable as error:
+        except UnreadableError as error:
             return {"reason": str(error)}
         except MemoryError:
             return {"reason": f"it takes more than {memory >> 20} MiB of memory to read"}

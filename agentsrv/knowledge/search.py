@@ -125,8 +125,8 @@ class KnowledgeBase:
         self._embedder = embedder
         self._now = now
         self._embed_from = -math.inf  # when the embedding model may be asked again
-        self._writer = _Desk(database)
-        self._reader = _Desk(database)
+        self._writer = _DatabaseThread(database)
+        self._reader = _DatabaseThread(database)
         self._refreshing = asyncio.Lock()
 
     async def refresh(self, on_progress: OnProgress | None = None) -> IndexReport:
@@ -294,7 +294,7 @@ async def _vectors(
     return found
 
 
-class _Desk:
+class _DatabaseThread:
     """One thread with its own connection, opened at the first call."""
 
     def __init__(self, database: Path) -> None:

@@ -55,7 +55,7 @@ class ExecutionPlan(BaseModel):
                     raise ValueError(
                         f"step {step.step_id!r} depends on {needed!r}, which is not in the plan"
                     )
-        frontier = Frontier(self)
+        frontier = ReadySteps(self)
         done: list[str] = []
         ready = frontier.start()
         while ready:
@@ -130,7 +130,7 @@ def _cycle(steps: list[Step]) -> list[str]:
         steps = kept
 
 
-class Frontier:
+class ReadySteps:
     """Where a plan's execution is: tells which steps become ready as others settle.
 
     The work over a whole plan is proportional to its dependencies (Kahn, 1962, "Topological

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final, NoReturn
 
-from agentsrv.errors import InvalidState
+from agentsrv.errors import InvalidStateError
 from agentsrv.models import events as e
 
 
@@ -138,7 +138,7 @@ def refuse(status: TaskStatus, event: e.Event) -> NoReturn:
     """Refuse an event for which the table has no transition.
 
     Raises:
-        InvalidState: It says what the status takes.
+        InvalidStateError: It says what the status takes.
     """
     allowed = ", ".join(sorted(kind.event_type for kind in TRANSITIONS[status])) or "nothing"
-    raise InvalidState(f"a task that is {status} takes {allowed}; found {event.event_type}")
+    raise InvalidStateError(f"a task that is {status} takes {allowed}; found {event.event_type}")

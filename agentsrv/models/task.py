@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from agentsrv.errors import Conflict, InvalidState, NotFound
+from agentsrv.errors import ConflictError, InvalidStateError, NotFoundError
 from agentsrv.models import events as e
 from agentsrv.models.events import STEP_EVENTS
 from agentsrv.models.plan import ExecutionPlan, Step
@@ -106,12 +106,14 @@ class StepState:
         """Fold one event of this step.
 
         Raises:
-            InvalidState: The table has no such transition.
+            InvalidStateError: The table has no such transition.
         """
         kind = type(event)
         following = STEP_TRANSITIONS[self.status].get(kind)
         if following is None:
-            raise InvalidState(f"step {self.step.step_id} is {self.status}: {event.event_type}")
+            raise InvalidStateError(
+                f"step {self.step.step_id} is {self.status}: {event.event_type}"
+            )
         self.status = following
         if kind in _STEP_FOLDS:
             _STEP_FOLDS[kind](self, event)
@@ -155,7 +157,7 @@ class TaskState:
         for body in log:
             record = e.decode(body)
             if record.seq != state.seq + 1:
-                raise InvalidState(f"after event {state.seq} comes {record.seq}: a hole")
+                raise InvalidStateError(f"after event {state.seq} comes {record.seq}: a hole")
             state.apply(record.event, record.timestamp)
         return state
 
@@ -181,9 +183,9 @@ class TaskState:
         """The question of that id, if it can be answered at ``now`` (seconds since the epoch).
 
         Raises:
-            NotFound: Nothing was asked under that id.
+            NotFoundError: Nothing was asked under that id.
             Conflict: It was answered before, or its time is over.
-            InvalidState: Its step has ended, or is being stopped.
+            InvalidStateError: Its step has ended, or is being stopped.
         """
         for step in self.steps.values():
             question = step.questions.get(input_id)
@@ -191,16 +193,20 @@ class TaskState:
                 continue
             asked, answer = question.asked, question.answer
             if answer is not None:
-                raise Conflict(f"question {input_id} is settled: {answer.action} by {answer.by}")
+                raise ConflictError(
+                    f"question {input_id} is settled: {answer.action} by {answer.by}"
+                )
             if asked not in self.inputs or self.status is TaskStatus.CANCELLING:
-                raise InvalidState(
+                raise InvalidStateError(
                     f"question {input_id} is closed: its step is {step.status}, "
                     f"its task {self.status}"
                 )
             if asked.expires_at is not None and e.parse_timestamp(asked.expires_at) <= now:
-                raise Conflict(f"question {input_id} could be answered until {asked.expires_at}")
+                raise ConflictError(
+                    f"question {input_id} could be answered until {asked.expires_at}"
+                )
             return asked
-        raise NotFound(f"there is no question {input_id!r}; list shows your tasks")
+        raise NotFoundError(f"there is no question {input_id!r}; list shows your tasks")
 
     @property
     def missing_steps(self) -> list[str]:
@@ -239,7 +245,7 @@ class TaskState:
         """Fold the next event.
 
         Raises:
-            InvalidState: The tables have no such transition; nothing was changed.
+            InvalidStateError: The tables have no such transition; nothing was changed.
         """
         kind = type(event)
         following = TRANSITIONS[self.status].get(kind) or refuse(self.status, event)
@@ -247,7 +253,7 @@ class TaskState:
             step = self.steps.get(step_id)
             if step is None:
                 known = ", ".join(self.steps) or "none: there is no plan yet"
-                raise InvalidState(f"found step {step_id!r}; the task's steps are {known}")
+                raise InvalidStateError(f"found step {step_id!r}; the task's steps are {known}")
             step.apply(event)
         self.status = following
         if kind in _FOLDS:
@@ -325,7 +331,7 @@ def _wait_for_answers(step: StepState) -> None:
 
 def _created(state: TaskState, event: e.TaskCreated, timestamp: str) -> None:
     if state.created_at:
-        raise InvalidState(f"task {state.task_id} is created already")
+        raise InvalidStateError(f"task {state.task_id} is created already")
     state.user_input = event.task_description
     state.agent = event.agent
     state.params = event.params

@@ -17,7 +17,7 @@ class Use(NamedTuple):
     """Commands a second that it sent lately, refused ones among them."""
 
 
-def part_of(rate: float, others: Sequence[float]) -> float:
+def fair_share(rate: float, others: Sequence[float]) -> float:
     """What somebody may have of ``rate`` beside others, by what those want of it.
 
     Who wants little has that, and all who want more have the same. So it is never less than an

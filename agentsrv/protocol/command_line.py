@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from agentsrv.errors import InvalidCommand, InvalidJson, UnknownCommand
+from agentsrv.errors import InvalidCommandError, InvalidJsonError, UnknownCommandError
 from agentsrv.models.events import InputRequired
 from agentsrv.protocol import strict_json
 
@@ -35,14 +35,14 @@ def parse(line: str, latest: str | None) -> Line:
         latest: The connection's latest task, which is meant where none is named.
 
     Raises:
-        UnknownCommand: The first word is no command.
-        InvalidCommand: A word is missing or of the wrong kind.
+        UnknownCommandError: The first word is no command.
+        InvalidCommandError: A word is missing or of the wrong kind.
     """
     verb, *behind = line.split(None, 1) or [""]
     rest = behind[0] if behind else ""
     syntax = _SYNTAX.get(verb.lower())
     if syntax is None:
-        raise UnknownCommand(
+        raise UnknownCommandError(
             f"{verb[:40]!r} is no command; expected one of {', '.join(_SYNTAX)}, or a JSON object",
             example={"command": "help"},
         )
@@ -72,7 +72,7 @@ def read_answer(text: str, question: InputRequired) -> Any:
         return _WORDS[text.lower()]
     try:
         return strict_json.parse(text)
-    except InvalidJson:
+    except InvalidJsonError:
         return text
 
 
@@ -80,7 +80,9 @@ def _create(*, execute: bool) -> Callable[[str, str | None], Line]:
     def read(rest: str, _: str | None) -> Line:
         if not rest:
             verb = "run" if execute else "create"
-            raise InvalidCommand(f"{verb} needs what is to be done, for example: {verb} Compare …")
+            raise InvalidCommandError(
+                f"{verb} needs what is to be done, for example: {verb} Compare …"
+            )
         return Line({"command": "create", "task_description": rest, "execute": execute})
 
     return read
@@ -90,7 +92,7 @@ def _on_task(command: str) -> Callable[[str, str | None], Line]:
     def read(rest: str, latest: str | None) -> Line:
         words = rest.split(None, MAX_WORDS)
         if len(words) > 1:
-            raise InvalidCommand(f"{command} takes one task id; found {len(words)} words")
+            raise InvalidCommandError(f"{command} takes one task id; found {len(words)} words")
         return _task(command, words[0] if words else None, latest)
 
     return read
@@ -101,7 +103,7 @@ def _subscribe(rest: str, latest: str | None) -> Line:
         return Line({"command": "subscribe", "all": True})
     prefix, after, *_ = [*rest.split(None, 1), "", ""]
     if after and not (after.isascii() and after.isdigit() and len(after) <= MAX_DIGITS):
-        raise InvalidCommand("expected: subscribe [TASK_ID [AFTER_SEQ]], or: subscribe all")
+        raise InvalidCommandError("expected: subscribe [TASK_ID [AFTER_SEQ]], or: subscribe all")
     line = _task("subscribe", prefix or None, latest)
     line.fields["after_seq"] = int(after or 0)
     return line
@@ -126,7 +128,7 @@ def _respond(rest: str, latest: str | None) -> Line:
     named = _INPUT_ID.fullmatch(name)
     answer = behind.strip() if named else rest
     if not answer:
-        raise InvalidCommand("respond needs an answer, for example: respond yes")
+        raise InvalidCommandError("respond needs an answer, for example: respond yes")
     line = Line({"command": "respond", "input_id": name}, is_short=True)
     if not named:
         line.fields["input_id"] = _task("respond", None, latest).fields["task_id"]
@@ -140,7 +142,7 @@ def _respond(rest: str, latest: str | None) -> Line:
 def _send(rest: str, latest: str | None) -> Line:
     prefix, _, message = rest.partition(" ")
     if not message.strip():
-        raise InvalidCommand("expected: send TASK_ID TEXT; … stands for the latest task")
+        raise InvalidCommandError("expected: send TASK_ID TEXT; … stands for the latest task")
     line = _task("send", prefix, latest)
     line.fields["message"] = message.strip()
     return line
@@ -155,14 +157,14 @@ def _list(rest: str, _: str | None) -> Line:
 
 def _auth(rest: str, _: str | None) -> Line:
     if not rest:
-        raise InvalidCommand("auth needs a token, for example: auth agentsrv_3f2a9c0d_…")
+        raise InvalidCommandError("auth needs a token, for example: auth agentsrv_3f2a9c0d_…")
     return Line({"command": "auth", "token": rest})
 
 
 def _plain(command: str) -> Callable[[str, str | None], Line]:
     def read(rest: str, _: str | None) -> Line:
         if rest:
-            raise InvalidCommand(f"{command} takes nothing behind it; found {rest[:40]!r}")
+            raise InvalidCommandError(f"{command} takes nothing behind it; found {rest[:40]!r}")
         return Line({"command": command})
 
     return read
@@ -174,7 +176,7 @@ def _task(command: str, prefix: str | None, latest: str | None) -> Line:
     if prefix:
         return Line({"command": command, "task_id": prefix}, is_short=True)
     if latest is None:
-        raise InvalidCommand(
+        raise InvalidCommandError(
             f"{command} needs a task id: this connection has no task yet; "
             "start one with: run …, or see: list"
         )

@@ -132,26 +132,28 @@ FRAMES: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 
 ERRORS: Final[tuple[errors.AgentsrvError, ...]] = (
-    errors.InvalidJson("found an empty frame; expected a command", example=EXAMPLES["help"]),
-    errors.InvalidCommand(
+    errors.InvalidJsonError("found an empty frame; expected a command", example=EXAMPLES["help"]),
+    errors.InvalidCommandError(
         "task_id: Field required",
         details=[{"field": "task_id", "reason": "Field required"}],
         example=EXAMPLES["status"],
     ),
-    errors.UnknownCommand("found 'crate'; expected one of create, …", example=EXAMPLES["help"]),
-    errors.Unauthenticated("the token is not accepted"),
-    errors.NotFound(f"there is no task {TASK!r}"),
-    errors.InvalidState("task 3f2a9c0d1b7e4a65 is completed; execute needs pending"),
-    errors.Conflict("the question was answered before"),
-    errors.InvalidInput(
+    errors.UnknownCommandError(
+        "found 'crate'; expected one of create, …", example=EXAMPLES["help"]
+    ),
+    errors.UnauthenticatedError("the token is not accepted"),
+    errors.NotFoundError(f"there is no task {TASK!r}"),
+    errors.InvalidStateError("task 3f2a9c0d1b7e4a65 is completed; execute needs pending"),
+    errors.ConflictError("the question was answered before"),
+    errors.InvalidInputError(
         "value: Input should be a valid boolean",
         details=[{"field": "value", "reason": "Input should be a valid boolean"}],
     ),
-    errors.SeqAhead("after_seq is 40; the log ends at 12"),
-    errors.TooLarge("the answer has 70000 bytes; at most 65536 are kept"),
-    errors.RateLimited("too many commands", retry_after=0.1),
-    errors.Overloaded("1000 of your tasks are waiting already", retry_after=1.0),
-    errors.ShuttingDown("the server is about to stop; reconnect and try again"),
-    errors.Unavailable("the store cannot commit now"),
-    errors.Internal("the server has a fault; its log tells of incident 2b1f0c9d8e7a"),
+    errors.SeqAheadError("after_seq is 40; the log ends at 12"),
+    errors.TooLargeError("the answer has 70000 bytes; at most 65536 are kept"),
+    errors.RateLimitedError("too many commands", retry_after=0.1),
+    errors.OverloadedError("1000 of your tasks are waiting already", retry_after=1.0),
+    errors.ShuttingDownError("the server is about to stop; reconnect and try again"),
+    errors.UnavailableError("the store cannot commit now"),
+    errors.InternalError("the server has a fault; its log tells of incident 2b1f0c9d8e7a"),
 )

@@ -27,11 +27,11 @@ from pydantic_core import ErrorDetails, from_json
 
 from agentsrv.errors import (
     AgentsrvError,
-    InvalidCommand,
-    InvalidJson,
-    TooLarge,
-    Unauthenticated,
-    UnknownCommand,
+    InvalidCommandError,
+    InvalidJsonError,
+    TooLargeError,
+    UnauthenticatedError,
+    UnknownCommandError,
 )
 from agentsrv.models.commands import ADAPTER, COMMANDS, EXAMPLES, Auth, Command, Help, Ping
 from agentsrv.models.plan import MAX_STEPS, ExecutionPlan, Step
@@ -110,10 +110,10 @@ class Session:
                 fields = line.fields
                 request = Request(_validate(fields, None), line.is_short, len(stripped))
             else:
-                raise InvalidJson("found an empty frame; expected a command", example=_HELP)
-        except Unauthenticated as refusal:
+                raise InvalidJsonError("found an empty frame; expected a command", example=_HELP)
+        except UnauthenticatedError as refusal:
             return Refusal(self.unread(stripped, refusal), is_last=False)
-        except TooLarge as refusal:
+        except TooLargeError as refusal:
             return self._count_bad(self.unread(stripped, refusal))
         except AgentsrvError as refusal:
             return self._count_bad(frames.error(*_echo(fields), refusal))
@@ -159,15 +159,15 @@ def _check_is_small(text: str) -> None:
     """Refuse to parse what is larger than any command of an unauthenticated client.
 
     Raises:
-        TooLarge: It is one of these commands, with more in it than they have.
-        UnknownCommand: It is no command.
-        Unauthenticated: It is another command, or one whose name is not at its beginning.
+        TooLargeError: It is one of these commands, with more in it than they have.
+        UnknownCommandError: It is no command.
+        UnauthenticatedError: It is another command, or one whose name is not at its beginning.
     """
     if text.count(",") + text.count("[") + text.count("{") <= MAX_STRANGER_VALUES:
         return
     name = peek(text).get("command")
     if isinstance(name, str) and name in _OPEN:
-        raise TooLarge(
+        raise TooLargeError(
             f"found {name} with more than {MAX_STRANGER_VALUES} JSON values; expected only the "
             "fields of the command"
         )
@@ -180,14 +180,14 @@ def _check_is_open(name: object) -> None:
     """Refuse a command that needs authentication; an unknown one is refused later.
 
     Raises:
-        Unauthenticated: It needs authentication.
+        UnauthenticatedError: It needs authentication.
     """
     if isinstance(name, str) and name in COMMANDS and name not in _OPEN:
         raise _unauthenticated()
 
 
-def _unauthenticated() -> Unauthenticated:
-    return Unauthenticated(
+def _unauthenticated() -> UnauthenticatedError:
+    return UnauthenticatedError(
         "this connection is not authenticated; expected auth, ping or help",
         example=EXAMPLES["auth"],
     )
@@ -197,8 +197,8 @@ def _validate(fields: dict[str, Any], text: str | None) -> Command:
     """Make a command of a frame's fields.
 
     Raises:
-        UnknownCommand: There is none of that name, or none is named.
-        InvalidCommand: A field is missing, unknown, wrong or out of its limits.
+        UnknownCommandError: There is none of that name, or none is named.
+        InvalidCommandError: A field is missing, unknown, wrong or out of its limits.
     """
     name = fields.get("command")
     if not isinstance(name, str) or name not in COMMANDS:
@@ -244,18 +244,20 @@ def trim(fields: dict[str, Any], known: AbstractSet[str]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name in kept}
 
 
-def _unknown(name: object) -> UnknownCommand:
+def _unknown(name: object) -> UnknownCommandError:
     found = f"{name[:40]!r}" if isinstance(name, str) else "no command"
-    return UnknownCommand(f"found {found}; expected one of {', '.join(COMMANDS)}", example=_HELP)
+    return UnknownCommandError(
+        f"found {found}; expected one of {', '.join(COMMANDS)}", example=_HELP
+    )
 
 
-def _invalid(name: str, error: ValidationError) -> InvalidCommand:
+def _invalid(name: str, error: ValidationError) -> InvalidCommandError:
     complaints = error.errors(include_url=False)
     # A misspelt field is also a missing one; its own complaint tells more.
     complaints.sort(key=lambda complaint: complaint["type"] != "extra_forbidden")
     details = [_detail(name, complaint) for complaint in complaints[:MAX_DETAILS]]
     first = details[0]
-    return InvalidCommand(
+    return InvalidCommandError(
         f"{first['field']}: {first['reason']}", details=details, example=EXAMPLES[name]
     )
 

@@ -17,7 +17,7 @@ import json
 from itertools import accumulate
 from typing import Any, Final, NoReturn
 
-from agentsrv.errors import InvalidJson, TooLarge
+from agentsrv.errors import InvalidJsonError, TooLargeError
 
 MAX_DEPTH: Final = 32  # objects and arrays within each other
 MAX_VALUES: Final = 20_000  # values in one text: objects, arrays and what they contain
@@ -33,7 +33,7 @@ def parse_object(text: str) -> dict[str, Any]:
     """Parse one JSON object.
 
     Raises:
-        InvalidJson: It is no object, or not strictly JSON: see ``parse``.
+        InvalidJsonError: It is no object, or not strictly JSON: see ``parse``.
     """
     value = parse(text)
     if not isinstance(value, dict):
@@ -45,9 +45,9 @@ def parse(text: str) -> Any:
     """Parse one JSON value.
 
     Raises:
-        InvalidJson: It is invalid, is nested too deep, repeats a key, or contains a number or a
-            string that not every program can represent.
-        TooLarge: It has more than ``MAX_VALUES`` values.
+        InvalidJsonError: It is invalid, is nested too deep, repeats a key, or contains a number or
+            a string that not every program can represent.
+        TooLargeError: It has more than ``MAX_VALUES`` values.
     """
     check_size(text)
     try:
@@ -67,8 +67,8 @@ def check_size(text: str) -> None:
     """Check the number of values and the depth, without parsing.
 
     Raises:
-        InvalidJson: It is nested more than ``MAX_DEPTH`` deep.
-        TooLarge: It has more than ``MAX_VALUES`` values.
+        InvalidJsonError: It is nested more than ``MAX_DEPTH`` deep.
+        TooLargeError: It has more than ``MAX_VALUES`` values.
     """
     brackets = text.count("{") + text.count("[")
     if brackets > MAX_DEPTH or (len(text) > MAX_VALUES and text.count(",") >= MAX_VALUES):
@@ -93,7 +93,7 @@ def _check_exactly(text: str) -> None:
     values = 1 + outside.count(b",") + opened - empty - outside.count(b"{}")
     if values > MAX_VALUES or has_many_strings:
         found = f"{values:,}" if not has_many_strings else f"more than {MAX_VALUES:,}"
-        raise TooLarge(
+        raise TooLargeError(
             f"found {found} JSON values in one frame; expected at most {MAX_VALUES:,}: send "
             "several smaller commands, or long data as one string"
         )
@@ -127,8 +127,8 @@ def _constant(name: str) -> NoReturn:
     raise _invalid(f"found {name}, which JSON does not have")
 
 
-def _invalid(message: str) -> InvalidJson:
-    return InvalidJson(f"not valid JSON: {message}", example=EXAMPLE)
+def _invalid(message: str) -> InvalidJsonError:
+    return InvalidJsonError(f"not valid JSON: {message}", example=EXAMPLE)
 
 
 _STEPS: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}

@@ -1,4 +1,4 @@
-"""OutboxConnection: a WebSocket connection that is written to without waiting, and read in turns.
+"""BatchedConnection: a WebSocket connection that is written to without waiting, and read in turns.
 
 Theory of operation
 ===================
@@ -48,11 +48,11 @@ from websockets.datastructures import Headers
 from websockets.frames import TEXT, Frame
 from websockets.protocol import OPEN
 
-from agentsrv.errors import Overloaded
+from agentsrv.errors import OverloadedError
 from agentsrv.server.auth.identity import Identity
-from agentsrv.server.limits import Gate, Share
-from agentsrv.server.loop_share import FRAMES_PER_UNIT, FREE, SLICE, Turns
-from agentsrv.telemetry.server_metrics import Measures
+from agentsrv.server.limits import ConnectionLimiter, Quota
+from agentsrv.server.loop_scheduler import FRAMES_PER_UNIT, FREE, SLICE, LoopScheduler
+from agentsrv.telemetry.server_metrics import ServerMetrics
 
 FULL: Final = 64 << 10  # bytes in the outbox; with so many it does not wait for the turn's end
 SEND_BUFFER: Final = 64 << 10  # bytes in the kernel; its own default grows to megabytes
@@ -73,7 +73,7 @@ _NO_HEADERS: Final = Headers()
 _NOTHING: Final = memoryview(b"")
 
 
-class OutboxConnection(ServerConnection):
+class BatchedConnection(ServerConnection):
     """A connection with an outbox; see ``connection_class``."""
 
     # The library's attributes just fit the dictionary that CPython shares between instances;
@@ -81,16 +81,16 @@ class OutboxConnection(ServerConnection):
     __slots__ = (
         *("_bytes", "_outbox", "_timer", "_waiters", "_written"),
         *("_is_queued", "_is_large", "_may_be_large", "_rest", "_unread"),
-        *("identity", "on_room", "share"),
+        *("identity", "on_room", "quota"),
     )
 
     stall_timeout: float = 10.0
     """Seconds without progress after which a client that does not read is dropped."""
-    gate: Gate
+    limiter: ConnectionLimiter
     """Who may come in, and how often."""
-    measures: Measures
+    measures: ServerMetrics
     """What traffic is counted in."""
-    turns: Turns
+    loop_scheduler: LoopScheduler
     """When more than ordinary traffic is read and carried out."""
     max_frame: int
     """Bytes of a message from an authenticated client."""
@@ -111,7 +111,7 @@ class OutboxConnection(ServerConnection):
         self._rest: asyncio.TimerHandle | None = None
         self.identity: Identity | None = None
         """Who it is, where the handshake said so."""
-        self.share: Share
+        self.quota: Quota
         """Whose part of the server it uses; missing where it was turned away."""
         self.on_room: Callable[[], None] = _nothing
         """Called when there is room again after there was none."""
@@ -122,7 +122,7 @@ class OutboxConnection(ServerConnection):
         Raises:
             Overloaded: There are as many of them as there may be.
         """
-        self.share = self.gate.from_address(self.share, address)
+        self.quota = self.limiter.from_address(self.quota, address)
 
     def identify(self, identity: Identity) -> None:
         """Use the share of who it is from now on.
@@ -130,7 +130,7 @@ class OutboxConnection(ServerConnection):
         Raises:
             Overloaded: The principal has as many connections as it may have.
         """
-        self.share = self.gate.of_principal(self.share, identity.principal)
+        self.quota = self.limiter.of_principal(self.quota, identity.principal)
         self.protocol.max_message_size = self.max_frame
 
     def forget_handshake(self) -> None:
@@ -168,8 +168,8 @@ class OutboxConnection(ServerConnection):
 
     async def turn(self, units: float) -> None:
         """Wait until a message of so many units may be carried out."""
-        if not self.turns.take(units):
-            await self.turns.wait(units)
+        if not self.loop_scheduler.take(units):
+            await self.loop_scheduler.wait(units)
 
     def post(self, frames: Sequence[bytes]) -> None:
         """Send JSON texts at the end of this turn; dropped where the connection is closing."""
@@ -203,8 +203,8 @@ class OutboxConnection(ServerConnection):
     def connection_made(self, transport: Any) -> None:
         """Turn away who is one too many; bound what the kernel keeps of the others."""
         try:
-            self.share = self.gate.open(transport.get_extra_info("peername"))
-        except Overloaded as refusal:
+            self.quota = self.limiter.open(transport.get_extra_info("peername"))
+        except OverloadedError as refusal:
             self.logger.info("turned away: %s", refusal)
             transport.abort()
             return
@@ -225,8 +225,8 @@ class OutboxConnection(ServerConnection):
             self._parse(data)
             return
         self._unread = memoryview(bytes(self._unread) + data if self._unread else data)
-        while self._may_parse() and self.turns.take(0.0):
-            self.turns.count(self._parse_slice())
+        while self._may_parse() and self.loop_scheduler.take(0.0):
+            self.loop_scheduler.count(self._parse_slice())
         if self._unread:
             self.transport.pause_reading()
             self._read_on()
@@ -263,11 +263,11 @@ class OutboxConnection(ServerConnection):
             return
         self._is_large = not self._is_large
         if self._is_large:
-            self._may_be_large = self.share.begin_large(self._continue_large)
+            self._may_be_large = self.quota.begin_large(self._continue_large)
             if not self._may_be_large:
                 self.transport.pause_reading()
         else:
-            self.share.end_large(self._continue_large)
+            self.quota.end_large(self._continue_large)
 
     def _continue_large(self) -> None:
         self._may_be_large = True
@@ -283,7 +283,7 @@ class OutboxConnection(ServerConnection):
 
     def charge(self, units: float) -> None:
         """Charge for work that was done in addition to a command; rest if that is too much."""
-        seconds = self.share.charge(units)
+        seconds = self.quota.charge(units)
         if seconds:
             self.measures.limited += 1
             self.rest(seconds)
@@ -331,7 +331,7 @@ class OutboxConnection(ServerConnection):
         if self._may_parse():
             if not self._is_queued:
                 self._is_queued = True
-                self.turns.queue(self._take_turn)
+                self.loop_scheduler.queue(self._take_turn)
         elif not (
             self._unread
             or self.paused
@@ -344,12 +344,12 @@ class OutboxConnection(ServerConnection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Release everything that waits for room."""
-        if not hasattr(self, "share"):
+        if not hasattr(self, "quota"):
             return  # nothing was begun
         try:
-            self.gate.close(self.share)
+            self.limiter.close(self.quota)
             if self._is_large:
-                self.share.end_large(self._continue_large)
+                self.quota.end_large(self._continue_large)
             self._unread = _NOTHING
             if self._rest is not None:
                 self._rest.cancel()
@@ -398,17 +398,22 @@ class OutboxConnection(ServerConnection):
 
 
 def connection_class(
-    gate: Gate, measures: Measures, turns: Turns, *, stall_timeout: float, max_frame: int
-) -> type[OutboxConnection]:
+    limiter: ConnectionLimiter,
+    measures: ServerMetrics,
+    loop_scheduler: LoopScheduler,
+    *,
+    stall_timeout: float,
+    max_frame: int,
+) -> type[BatchedConnection]:
     """The class of a listener's connections, which the library makes by itself."""
     given = {
-        "gate": gate,
+        "limiter": limiter,
         "measures": measures,
-        "turns": turns,
+        "loop_scheduler": loop_scheduler,
         "stall_timeout": stall_timeout,
         "max_frame": max_frame,
     }
-    return type("Connection", (OutboxConnection,), {"__slots__": (), **given})
+    return type("Connection", (BatchedConnection,), {"__slots__": (), **given})
 
 
 def text_header(length: int) -> bytes:

@@ -8,19 +8,19 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Final
 
-from agentsrv.delivery.broker import Hub
+from agentsrv.delivery.broker import EventBroker
 from agentsrv.errors import AgentsrvError
 from agentsrv.models.usage import Use
-from agentsrv.server.limits import Gate
+from agentsrv.server.limits import ConnectionLimiter
 from agentsrv.settings import Settings
 from agentsrv.store.shared import SWEEP, SharedStore
 
 WORTH: Final = 0.05  # of a limit: who uses less of each is not told of, as most use little
 
-_log = logging.getLogger("agentsrv.door")
+_log = logging.getLogger("agentsrv.listener")
 
 
-class Neighbours:
+class ClusterUsage:
     """Tells other nodes what principals use here, and has what they use there counted here.
 
     Each node tells all others every ``SWEEP`` seconds. Nobody is asked while something is decided,
@@ -29,10 +29,16 @@ class Neighbours:
     is not counted. While the store is away each node's limits are its own.
     """
 
-    def __init__(self, store: SharedStore, gate: Gate, hub: Hub, settings: Settings) -> None:
+    def __init__(
+        self,
+        store: SharedStore,
+        limiter: ConnectionLimiter,
+        broker: EventBroker,
+        settings: Settings,
+    ) -> None:
         self._store = store
-        self._gate = gate
-        self._hub = hub
+        self._limiter = limiter
+        self._broker = broker
         limits = (
             settings.principal_connections,
             settings.principal_subscriptions,
@@ -56,7 +62,7 @@ class Neighbours:
         connections, subscriptions, rate = self._least
         return {
             principal: use
-            for principal, use in self._gate.principals.measure(self._hub.counts)
+            for principal, use in self._limiter.principals.measure(self._broker.counts)
             if use.connections >= connections
             or use.subscriptions >= subscriptions
             or use.rate >= rate
@@ -67,8 +73,8 @@ class Neighbours:
         for uses in told:
             for principal, use in uses.items():
                 elsewhere.setdefault(principal, []).append(use)
-        self._gate.principals.learn(elsewhere)
-        self._hub.elsewhere = {
+        self._limiter.principals.learn(elsewhere)
+        self._broker.elsewhere = {
             principal: sum(use.subscriptions for use in uses)
             for principal, uses in elsewhere.items()
         }

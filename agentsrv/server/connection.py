@@ -8,16 +8,16 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Final
 
-from agentsrv.delivery.broker import Hub
+from agentsrv.delivery.broker import EventBroker
 from agentsrv.delivery.subscriptions import Answer, Subscriber
-from agentsrv.engine.commands import Orchestrator
-from agentsrv.errors import AgentsrvError, Internal
+from agentsrv.engine.commands import CommandHandler
+from agentsrv.errors import AgentsrvError, InternalError
 from agentsrv.models import commands as c
 from agentsrv.protocol import command_line, frames
 from agentsrv.protocol.session import Request, Session, help_reply
-from agentsrv.server.auth.handshake import Admission
-from agentsrv.server.batching import OutboxConnection
-from agentsrv.server.loop_share import BYTES_PER_UNIT
+from agentsrv.server.auth.handshake import ConnectionAuth
+from agentsrv.server.batching import BatchedConnection
+from agentsrv.server.loop_scheduler import BYTES_PER_UNIT
 from agentsrv.server.requests import next_request
 
 MAX_UNDER_WAY: Final = 256  # commands of one connection that are carried out at the same time
@@ -44,19 +44,19 @@ class Connection:
 
     def __init__(
         self,
-        socket: OutboxConnection,
+        socket: BatchedConnection,
         session: Session,
-        admission: Admission,
-        orchestrator: Orchestrator,
-        hub: Hub,
+        admission: ConnectionAuth,
+        command_handler: CommandHandler,
+        broker: EventBroker,
     ) -> None:
         self._socket = socket
         self._session = session
         self._admission = admission
-        self._orchestrator = orchestrator
+        self._command_handler = command_handler
         self._principal = admission.principal
         self._commands = socket.measures.commands
-        self._subscriber = Subscriber(hub, self, admission.principal)
+        self._subscriber = Subscriber(broker, self, admission.principal)
         self._under_way: set[asyncio.Task[None]] = set()
         socket.on_room = self._subscriber.resume
 
@@ -75,13 +75,13 @@ class Connection:
 
     async def _cancel_bound(self, tasks: Sequence[str]) -> None:
         """Cancel the tasks that were to end with the connection; not so when the server ends."""
-        if self._orchestrator.draining:
+        if self._command_handler.draining:
             return
         for task_id in tasks:
             command = c.Cancel(task_id=task_id, reason="the client disconnected")
             try:
                 with self._subscriber.answering() as answer:
-                    await self._orchestrator.cancel(self._principal, command, answer)
+                    await self._command_handler.cancel(self._principal, command, answer)
             except AgentsrvError as error:
                 told = "task %s was to end with its client: %s"
                 _log.warning(told, task_id, error, extra={"about": self._socket.about})
@@ -137,7 +137,7 @@ class Connection:
                 self._socket.post([reply])
                 if len(reply) > LARGE_REPLY:
                     units = len(reply) / BYTES_PER_UNIT
-                    self._socket.turns.count(units)
+                    self._socket.loop_scheduler.count(units)
                     self._socket.charge(units)
             self._commands[request.name, ANSWERED] += 1
         except AgentsrvError as refusal:
@@ -147,30 +147,34 @@ class Connection:
             incident = uuid.uuid4().hex[:12]
             told, extra = "incident %s while carrying out %s", {"about": self._socket.about}
             _log.exception(told, incident, request.name, extra=extra)
-            self._commands[request.name, Internal.code] += 1
-            fault = Internal(f"the server has a fault; its log tells of incident {incident}")
+            self._commands[request.name, InternalError.code] += 1
+            fault = InternalError(f"the server has a fault; its log tells of incident {incident}")
             self._socket.post([frames.error(request.name, command_id, fault)])
 
     async def _carry_out(self, request: Request, answer: Answer) -> dict[str, Any]:
-        command, orchestrator, principal = request.command, self._orchestrator, self._principal
+        command, command_handler, principal = (
+            request.command,
+            self._command_handler,
+            self._principal,
+        )
         if request.is_short:
             command = await self._completed(command)
         match command:
             case c.Create():
-                return await orchestrator.create(principal, command, answer)
+                return await command_handler.create(principal, command, answer)
             case c.Execute():
-                return await orchestrator.execute(principal, command, answer)
+                return await command_handler.execute(principal, command, answer)
             case c.Status():
-                return await orchestrator.status(principal, command.task_id)
+                return await command_handler.status(principal, command.task_id)
             case c.List():
-                return await orchestrator.list(principal, command)
+                return await command_handler.list(principal, command)
             case c.Cancel():
-                return await orchestrator.cancel(principal, command, answer)
+                return await command_handler.cancel(principal, command, answer)
             case c.Subscribe(all=True):
                 self._subscriber.subscribe_all()
                 return {}
             case c.Subscribe():
-                return await orchestrator.subscribe(principal, command, answer)
+                return await command_handler.subscribe(principal, command, answer)
             case c.Unsubscribe(all=True):
                 self._subscriber.unsubscribe_all()
                 return {}
@@ -178,11 +182,11 @@ class Connection:
                 self._subscriber.unsubscribe(command.task_id or "")
                 return {}
             case c.Respond():
-                return await orchestrator.respond(principal, command, answer)
+                return await command_handler.respond(principal, command, answer)
             case c.Send():
-                return await orchestrator.send(principal, command, answer)
+                return await command_handler.send(principal, command, answer)
             case c.Agents():
-                return orchestrator.agents()
+                return command_handler.agents()
             case c.Auth():
                 return await self._admission.renew(command.token.get_secret_value())
             case c.Ping():
@@ -194,12 +198,14 @@ class Connection:
 
     async def _completed(self, command: c.Command) -> c.Command:
         """What a command line left out: the rest of a task's id, or what its answer means."""
-        orchestrator, principal = self._orchestrator, self._principal
+        command_handler, principal = self._command_handler, self._principal
         if isinstance(command, c.Respond):
-            question = await orchestrator.question(principal, command.input_id)
+            question = await command_handler.question(principal, command.input_id)
             given: dict[str, Any] = {"input_id": question.input_id}
             if command.action == "accept":
                 given["value"] = command_line.read_answer(str(command.value), question)
             return command.model_copy(update=given)
         prefix = getattr(command, "task_id")  # noqa: B009 - only commands with a task
-        return command.model_copy(update={"task_id": await orchestrator.resolve(principal, prefix)})
+        return command.model_copy(
+            update={"task_id": await command_handler.resolve(principal, prefix)}
+        )

@@ -12,13 +12,13 @@ from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
 from agentsrv.error_text import redact
-from agentsrv.errors import AgentsrvError, Overloaded, Unauthenticated
+from agentsrv.errors import AgentsrvError, OverloadedError, UnauthenticatedError
 from agentsrv.server.auth.authenticator import Authenticator, token_of
 from agentsrv.server.auth.identity import EVERYBODY
-from agentsrv.server.batching import OutboxConnection
+from agentsrv.server.batching import BatchedConnection
 from agentsrv.server.metrics import PATH, MetricsPage
 from agentsrv.server.startup_checks import client_address, host_of, is_address, origin_of
-from agentsrv.server.static_files import Pages
+from agentsrv.server.static_files import StaticPages
 from agentsrv.settings import Settings
 
 WEBSOCKET_PATHS: Final = ("/", "/ws")
@@ -27,10 +27,10 @@ LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 MAX_ORIGIN_LOGGED: Final = 200  # characters
 ANY: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared, not bound
 
-_log = logging.getLogger("agentsrv.door")
+_log = logging.getLogger("agentsrv.listener")
 
 
-class Doorkeeper:
+class HttpRoutes:
     """Decides about each HTTP request: plain answer, refusal, or on to the handshake.
 
     A web page of another origin must not reach a server on this machine, and a name that only
@@ -49,7 +49,7 @@ class Doorkeeper:
         self,
         settings: Settings,
         authenticator: Authenticator,
-        pages: Pages,
+        pages: StaticPages,
         metrics: MetricsPage,
         check_ready: Callable[[], Awaitable[None]],
     ) -> None:
@@ -94,7 +94,7 @@ class Doorkeeper:
 
     async def _identify(self, connection: ServerConnection, request: Request) -> Response | None:
         """Take the token of the handshake, where there is one and anybody is asked for it."""
-        assert isinstance(connection, OutboxConnection)
+        assert isinstance(connection, BatchedConnection)
         if not self._authenticator.is_required:
             connection.identity = EVERYBODY
             return None
@@ -108,11 +108,11 @@ class Doorkeeper:
                 connection.identity = await self._authenticator.identify(token, source)
             else:
                 connection.locate(self._who(connection, request))
-        except Overloaded as refusal:
+        except OverloadedError as refusal:
             response = _refusal(connection, HTTPStatus.TOO_MANY_REQUESTS, refusal)
             response.headers["Retry-After"] = "1"
             return response
-        except Unauthenticated as refusal:
+        except UnauthenticatedError as refusal:
             response = _refusal(connection, HTTPStatus.UNAUTHORIZED, refusal)
             response.headers["WWW-Authenticate"] = "Bearer"
             return response

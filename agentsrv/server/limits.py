@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final
 
-from agentsrv.errors import Overloaded, RateLimited
-from agentsrv.models.usage import TokenBucket, Use, part_of
+from agentsrv.errors import OverloadedError, RateLimitedError
+from agentsrv.models.usage import TokenBucket, Use, fair_share
 from agentsrv.server.startup_checks import unmapped
 from agentsrv.settings import Settings
 
@@ -19,7 +19,7 @@ PAUSE: Final = 0.1  # seconds for which a connection is not read after a command
 LARGE_AT_ONCE: Final = 8  # large messages of a principal that are received side by side
 
 
-def fill_in(settings: Settings, *, is_guarded: bool) -> Settings:
+def with_default_limits(settings: Settings, *, is_guarded: bool) -> Settings:
     """The settings with defaults for the limits that were not set; ``None`` is no limit.
 
     Where nobody is asked who they are, everybody is one principal, and nothing is to be divided.
@@ -38,18 +38,18 @@ def fill_in(settings: Settings, *, is_guarded: bool) -> Settings:
     return settings.model_copy(update=left_open)
 
 
-class Share:
+class Quota:
     """What one principal, or one address, uses at the moment: all its connections together."""
 
     __slots__ = (
-        *("_asked", "_bucket", "_large", "_rate", "_shares", "_waiting"),
+        *("_asked", "_bucket", "_large", "_rate", "_quotas", "_waiting"),
         *("connections", "name"),
     )
 
-    def __init__(self, name: str, shares: Shares, bucket: TokenBucket | None) -> None:
+    def __init__(self, name: str, quotas: QuotaTable, bucket: TokenBucket | None) -> None:
         self.name = name
         self.connections = 0
-        self._shares = shares
+        self._quotas = quotas
         self._bucket = bucket
         self._asked = 0.0
         self._rate = 0.0
@@ -63,15 +63,15 @@ class Share:
             cost: Units of work; see ``turns.cost_of``.
 
         Raises:
-            RateLimited: The command is too much. The connection should not be read for ``PAUSE``
-                seconds, so that refusing costs little.
+            RateLimitedError: The command is too much. The connection should not be read for
+                ``PAUSE`` seconds, so that refusing costs little.
         """
         if self._bucket is None:
             return
         self._asked += cost
-        wait = self._bucket.take(self._shares.now(), cost)
+        wait = self._bucket.take(self._quotas.now(), cost)
         if wait:
-            raise RateLimited(
+            raise RateLimitedError(
                 "command rate exceeded; hello.limits has the rate, and a large command counts as "
                 "several",
                 retry_after=max(PAUSE, wait),
@@ -86,7 +86,7 @@ class Share:
         if self._bucket is None:
             return 0.0
         self._asked += cost
-        wait = self._bucket.charge(self._shares.now(), cost)
+        wait = self._bucket.charge(self._quotas.now(), cost)
         return max(PAUSE, wait) if wait else 0.0
 
     def begin_large(self, begin: Callable[[], None]) -> bool:
@@ -123,28 +123,28 @@ class Share:
     def limit(self, rate: float, burst: float) -> None:
         """Let this rate hold from now on, where one does."""
         if self._bucket is not None:
-            self._bucket.change(rate, burst, self._shares.now())
+            self._bucket.change(rate, burst, self._quotas.now())
 
-    def is_in(self, shares: Shares) -> bool:
+    def is_in(self, quotas: QuotaTable) -> bool:
         """Whether it is one of these."""
-        return self._shares is shares
+        return self._quotas is quotas
 
-    def move(self, shares: Shares, name: str) -> Share:
+    def move(self, quotas: QuotaTable, name: str) -> Quota:
         """Take a connection of another share in place of one of this.
 
         Raises:
             Overloaded: That one has as many as it may have; this one keeps it.
         """
-        other = shares.enter(name)
+        other = quotas.enter(name)
         self.leave()
         return other
 
     def leave(self) -> None:
         """Give a connection back."""
-        self._shares.leave(self)
+        self._quotas.leave(self)
 
 
-class Shares:
+class QuotaTable:
     """The shares of all who have a connection, by name.
 
     One whose last connection has gone is kept until its bucket is full again for certain: to
@@ -168,7 +168,7 @@ class Shares:
         self._rate = rate
         self._burst = burst
         self.now = now
-        self._shares: dict[str, Share] = {}
+        self._quotas: dict[str, Quota] = {}
         self._left: dict[str, float] = {}
         """When those without a connection can be forgotten, the first one first."""
         self._elsewhere: Mapping[str, Sequence[Use]] = {}
@@ -176,32 +176,32 @@ class Shares:
 
     def __len__(self) -> int:
         """How many are remembered."""
-        return len(self._shares)
+        return len(self._quotas)
 
-    def enter(self, name: str) -> Share:
-        """Take a connection; give it back with ``Share.leave``.
+    def enter(self, name: str) -> Quota:
+        """Take a connection; give it back with ``Quota.leave``.
 
         Raises:
             Overloaded: It has as many as it may have.
         """
         self._forget()
-        share = self._shares.get(name)
+        quota = self._quotas.get(name)
         used = sum(use.connections for use in self._elsewhere.get(name, ()))
-        used += share.connections if share is not None else 0
+        used += quota.connections if quota is not None else 0
         if self._connections is not None and used >= self._connections:
-            raise Overloaded(f"{used} of your connections are open, which is the limit")
-        if share is None:
-            share = self._shares[name] = Share(name, self, self._new_bucket(name))
+            raise OverloadedError(f"{used} of your connections are open, which is the limit")
+        if quota is None:
+            quota = self._quotas[name] = Quota(name, self, self._new_bucket(name))
         self._left.pop(name, None)
-        share.connections += 1
-        return share
+        quota.connections += 1
+        return quota
 
-    def leave(self, share: Share) -> None:
-        """See ``Share.leave``."""
-        share.connections -= 1
-        if not share.connections:
+    def leave(self, quota: Quota) -> None:
+        """See ``Quota.leave``."""
+        quota.connections -= 1
+        if not quota.connections:
             refilled = self._burst / self._rate if self._rate is not None else 0.0
-            self._left[share.name] = self.now() + refilled
+            self._left[quota.name] = self.now() + refilled
         self._forget()
 
     def measure(self, subscriptions: Mapping[str, int]) -> Iterator[tuple[str, Use]]:
@@ -212,17 +212,17 @@ class Shares:
         self._forget()
         before, self._measured_at = self._measured_at, self.now()
         seconds = max(self._measured_at - before, MEASURED)
-        for name, share in self._shares.items():
-            rate = share.measure(seconds)
-            yield name, Use(share.connections, subscriptions.get(name, 0), rate)
+        for name, quota in self._quotas.items():
+            rate = quota.measure(seconds)
+            yield name, Use(quota.connections, subscriptions.get(name, 0), rate)
 
     def learn(self, elsewhere: Mapping[str, Sequence[Use]]) -> None:
         """Count what they use in other places, too, from now on; a rate is divided among all."""
         before, self._elsewhere = self._elsewhere, elsewhere
         for name in before.keys() | elsewhere.keys():
-            share = self._shares.get(name)
-            if share is not None and self._rate is not None:
-                share.limit(*self._part(name, self._rate))
+            quota = self._quotas.get(name)
+            if quota is not None and self._rate is not None:
+                quota.limit(*self._part(name, self._rate))
 
     def _forget(self) -> None:
         now = self.now()
@@ -230,7 +230,7 @@ class Shares:
             name = next(iter(self._left))
             if self._left[name] > now:
                 return
-            del self._left[name], self._shares[name]
+            del self._left[name], self._quotas[name]
 
     def _new_bucket(self, name: str) -> TokenBucket | None:
         if self._rate is None:
@@ -239,11 +239,11 @@ class Shares:
 
     def _part(self, name: str, rate: float) -> tuple[float, float]:
         """The rate and the burst that is left of it elsewhere."""
-        part = part_of(rate, [use.rate for use in self._elsewhere.get(name, ())])
+        part = fair_share(rate, [use.rate for use in self._elsewhere.get(name, ())])
         return part, max(1.0, self._burst * part / rate)
 
 
-class Gate:
+class ConnectionLimiter:
     """Whose share each socket uses, from the moment on at which it is accepted.
 
     Args:
@@ -254,16 +254,16 @@ class Gate:
 
     def __init__(self, settings: Settings, sockets: int, now: Callable[[], float]) -> None:
         rate, burst = settings.command_rate, settings.command_burst
-        self.principals = Shares(settings.principal_connections, rate, burst, now)
+        self.principals = QuotaTable(settings.principal_connections, rate, burst, now)
         """The shares of those who have said who they are."""
-        self._strangers = Shares(settings.address_connections, rate, burst, now)
-        self._proxied = Shares(None, None, burst, now)
+        self._strangers = QuotaTable(settings.address_connections, rate, burst, now)
+        self._proxied = QuotaTable(None, None, burst, now)
         trusted = settings.trusted_proxies if settings.behind_proxy else ()
         self._proxies = [ip_network(name, strict=False) for name in trusted]
         self._sockets = sockets
         self._open = 0
 
-    def open(self, peer: Sequence[Any] | None) -> Share:
+    def open(self, peer: Sequence[Any] | None) -> Quota:
         """The share of a socket that was accepted: that of its address.
 
         Who comes by one of our proxies has none until more is known.
@@ -275,34 +275,34 @@ class Gate:
             Overloaded: There are too many sockets, or too many of strangers at this address.
         """
         if self._open >= self._sockets:
-            raise Overloaded(f"{self._open} sockets are open, which is the limit")
+            raise OverloadedError(f"{self._open} sockets are open, which is the limit")
         address = unmapped(peer[0]) if peer else ""
-        shares = self._proxied if self._is_proxy(address) else self._strangers
-        share = shares.enter(_network(address))
+        quotas = self._proxied if self._is_proxy(address) else self._strangers
+        quota = quotas.enter(_network(address))
         self._open += 1
-        return share
+        return quota
 
-    def from_address(self, share: Share, address: str) -> Share:
+    def from_address(self, quota: Quota, address: str) -> Quota:
         """The share of a connection without a token, whose request tells where it is from.
 
         Raises:
             Overloaded: There are too many of strangers at this address.
         """
-        if share.is_in(self._strangers):
-            return share
-        return share.move(self._strangers, _network(address))
+        if quota.is_in(self._strangers):
+            return quota
+        return quota.move(self._strangers, _network(address))
 
-    def of_principal(self, share: Share, principal: str) -> Share:
+    def of_principal(self, quota: Quota, principal: str) -> Quota:
         """The share of a connection that has said who it is.
 
         Raises:
             Overloaded: The principal has as many connections as it may have.
         """
-        return share.move(self.principals, principal)
+        return quota.move(self.principals, principal)
 
-    def close(self, share: Share) -> None:
+    def close(self, quota: Quota) -> None:
         """Take note that a socket has gone."""
-        share.leave()
+        quota.leave()
         self._open -= 1
 
     def _is_proxy(self, address: str) -> bool:

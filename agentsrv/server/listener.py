@@ -13,38 +13,40 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.frames import CloseCode
 from websockets.typing import Subprotocol
 
-from agentsrv.delivery.broker import Hub
-from agentsrv.engine.commands import Orchestrator
+from agentsrv.delivery.broker import EventBroker
+from agentsrv.engine.commands import CommandHandler
 from agentsrv.error_text import redact
-from agentsrv.errors import Overloaded
+from agentsrv.errors import OverloadedError
 from agentsrv.models.commands import COMMANDS, MAX_DESCRIPTION
 from agentsrv.protocol import PROTOCOL, frames
 from agentsrv.protocol.session import Session
 from agentsrv.protocol.strict_json import MAX_DEPTH, MAX_VALUES
 from agentsrv.server.auth.authenticator import Authenticator
-from agentsrv.server.auth.handshake import Admission, Admit, identify
-from agentsrv.server.batching import QUEUE, STRANGER_FRAME, OutboxConnection, connection_class
+from agentsrv.server.auth.handshake import ConnectionAuth, MakeConnectionAuth, identify
+from agentsrv.server.batching import QUEUE, STRANGER_FRAME, BatchedConnection, connection_class
 from agentsrv.server.connection import Connection
-from agentsrv.server.http import Doorkeeper
-from agentsrv.server.limits import Gate
-from agentsrv.server.loop_share import Turns
+from agentsrv.server.http import HttpRoutes
+from agentsrv.server.limits import ConnectionLimiter
+from agentsrv.server.loop_scheduler import LoopScheduler
 from agentsrv.server.metrics import MetricsPage
-from agentsrv.server.open_files import allow_connections
+from agentsrv.server.open_files import raise_open_file_limit
 from agentsrv.server.requests import close
 from agentsrv.server.startup_checks import tls_context
-from agentsrv.server.static_files import Pages
+from agentsrv.server.static_files import StaticPages
 from agentsrv.settings import Settings
-from agentsrv.telemetry.server_metrics import Measures
-from agentsrv.telemetry.websockets_logging import without_quotes
+from agentsrv.telemetry.server_metrics import ServerMetrics
+from agentsrv.telemetry.websockets_logging import hide_frame_dumps
 
 BACKLOG: Final = 1024  # connections that the kernel holds until they are accepted
 CLOSE_TIMEOUT: Final = 5.0  # seconds for a closing handshake
 PASSING: Final = 100  # sockets beside the connections: handshakes and plain requests
 RECONNECT_IN: Final = 1.0  # seconds that clients should wait when the server restarts
 
-_log = logging.getLogger("agentsrv.door")
+_log = logging.getLogger("agentsrv.listener")
 
-Adapter = Callable[[OutboxConnection, Admit, Orchestrator, Hub], Awaitable[None]]
+Adapter = Callable[
+    [BatchedConnection, MakeConnectionAuth, CommandHandler, EventBroker], Awaitable[None]
+]
 """Serves one authenticated connection in a subprotocol other than agentsrv's own."""
 
 
@@ -53,26 +55,26 @@ class Listener:
 
     def __init__(
         self,
-        orchestrator: Orchestrator,
-        hub: Hub,
+        command_handler: CommandHandler,
+        broker: EventBroker,
         settings: Settings,
         authenticator: Authenticator,
-        measures: Measures,
+        measures: ServerMetrics,
         *,
         version: str,
         adapters: Mapping[str, Adapter] = MappingProxyType({}),
     ) -> None:
-        self._orchestrator = orchestrator
-        self._hub = hub
+        self._command_handler = command_handler
+        self._broker = broker
         self._settings = settings
         self._authenticator = authenticator
         self._version = version
         self._adapters = adapters
-        self._sockets: set[OutboxConnection] = set()
+        self._sockets: set[BatchedConnection] = set()
         self._measures = measures
         measures.connections = self._sockets.__len__
         measures.behind = self._count_behind
-        self.gate: Gate
+        self.limiter: ConnectionLimiter
         """Whose share each socket uses; there is one from ``start`` on."""
         self._server: Server
 
@@ -96,14 +98,14 @@ class Listener:
         """
         settings = self._settings
         tls = tls_context(settings)
-        fit = allow_connections(settings.max_connections + PASSING) - PASSING
+        fit = raise_open_file_limit(settings.max_connections + PASSING) - PASSING
         self._most = min(settings.max_connections, max(1, fit))
         if self._most < settings.max_connections:
             _log.warning(
                 "at most %d connections are taken, because no more files may be open", self._most
             )
         loop = asyncio.get_running_loop()
-        self.gate = Gate(settings, self._most + PASSING, loop.time)
+        self.limiter = ConnectionLimiter(settings, self._most + PASSING, loop.time)
         handshakes: dict[str, Any] = (
             {"ssl_handshake_timeout": settings.open_timeout} if tls is not None else {}
         )
@@ -112,18 +114,18 @@ class Listener:
             settings.host,
             settings.port,
             create_connection=connection_class(
-                self.gate,
+                self.limiter,
                 self._measures,
-                Turns(loop.call_soon),
+                LoopScheduler(loop.call_soon),
                 stall_timeout=settings.stall_timeout,
                 max_frame=settings.max_frame,
             ),
-            process_request=Doorkeeper(
+            process_request=HttpRoutes(
                 settings,
                 self._authenticator,
-                Pages(self._version),
+                StaticPages(self._version),
                 MetricsPage(self._measures, self._authenticator, settings.metrics_principal),
-                self._orchestrator.check_ready,
+                self._command_handler.check_ready,
             ),
             select_subprotocol=self._select_subprotocol,
             compression=None,  # costs a quarter of the events/s and 40 KiB per connection
@@ -134,7 +136,7 @@ class Listener:
             close_timeout=CLOSE_TIMEOUT,
             max_size=min(STRANGER_FRAME, settings.max_frame),  # until the client is authenticated
             max_queue=QUEUE,
-            logger=without_quotes(logging.getLogger("agentsrv.websocket")),
+            logger=hide_frame_dumps(logging.getLogger("agentsrv.websocket")),
             backlog=BACKLOG,
             reuse_port=settings.processes > 1,
             ssl=tls,
@@ -168,13 +170,13 @@ class Listener:
             handler.cancel()  # stuck: Server.wait_closed() would wait for it for ever
 
     async def _handle(self, socket: ServerConnection) -> None:
-        assert isinstance(socket, OutboxConnection)
+        assert isinstance(socket, BatchedConnection)
         identity = socket.identity
         try:
             self._check_room()
             if identity is not None:
                 socket.identify(identity)
-        except Overloaded as refusal:
+        except OverloadedError as refusal:
             await socket.close(CloseCode.TRY_AGAIN_LATER, redact(refusal.message))
             return
         adapter = self._adapters.get(socket.subprotocol or "")
@@ -191,27 +193,29 @@ class Listener:
             if identity is not None:
                 socket.identity = identity
                 admit = partial(
-                    Admission, socket, authenticator=self._authenticator, identity=identity
+                    ConnectionAuth, socket, authenticator=self._authenticator, identity=identity
                 )
                 if adapter is None:
                     await self._serve(socket, session, admit)
                 else:
-                    await adapter(socket, admit, self._orchestrator, self._hub)
+                    await adapter(socket, admit, self._command_handler, self._broker)
         finally:
             self._sockets.discard(socket)
 
     def _check_room(self) -> None:
         if len(self._sockets) >= self._most:
-            raise Overloaded(f"{self._most} connections are open, which is the limit")
+            raise OverloadedError(f"{self._most} connections are open, which is the limit")
 
-    async def _serve(self, socket: OutboxConnection, session: Session, admit: Admit) -> None:
+    async def _serve(
+        self, socket: BatchedConnection, session: Session, admit: MakeConnectionAuth
+    ) -> None:
         with admit(session) as admission:
-            await Connection(socket, session, admission, self._orchestrator, self._hub).run()
+            await Connection(socket, session, admission, self._command_handler, self._broker).run()
 
     def _count_behind(self) -> int:
         return sum(socket.paused for socket in self._sockets)
 
-    def _hello(self, socket: OutboxConnection) -> bytes:
+    def _hello(self, socket: BatchedConnection) -> bytes:
         settings, is_known = self._settings, socket.identity is not None
         limits = {
             "max_frame": settings.max_frame,

@@ -9,9 +9,9 @@ from typing import Final
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
-from agentsrv.errors import Unauthenticated, missing_extra
+from agentsrv.errors import UnauthenticatedError, missing_extra
 from agentsrv.server.auth.authenticator import Authenticator, token_of
-from agentsrv.telemetry.server_metrics import Measures
+from agentsrv.telemetry.server_metrics import ServerMetrics
 
 PATH: Final = "/metrics"
 
@@ -27,7 +27,9 @@ class MetricsPage:
         principal: Whose token it is shown to.
     """
 
-    def __init__(self, measures: Measures, authenticator: Authenticator, principal: str) -> None:
+    def __init__(
+        self, measures: ServerMetrics, authenticator: Authenticator, principal: str
+    ) -> None:
         self._measures = measures
         self._authenticator = authenticator
         self._principal = principal
@@ -58,7 +60,7 @@ class MetricsPage:
         try:
             token = token_of(request.headers.get_all("Authorization"), ())
             identity = await self._authenticator.identify(token or "")
-        except Unauthenticated as refusal:
+        except UnauthenticatedError as refusal:
             response = connection.respond(HTTPStatus.UNAUTHORIZED, f"{refusal.message}\n")
             response.headers["WWW-Authenticate"] = "Bearer"
             return response

@@ -7,7 +7,7 @@ from typing import Final
 SPARE: Final = 200  # open files that a process needs beside its connections
 
 
-def allow_connections(wanted: int) -> int:
+def raise_open_file_limit(wanted: int) -> int:
     """Raise the limit of open files, here and for children; return how many connections fit."""
     import resource  # noqa: PLC0415 - not on Windows, where clients run
 

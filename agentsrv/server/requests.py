@@ -9,11 +9,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from agentsrv.error_text import redact
-from agentsrv.errors import AgentsrvError, RateLimited
+from agentsrv.errors import AgentsrvError, RateLimitedError
 from agentsrv.protocol.session import Refusal
-from agentsrv.server.batching import MAX_REST, OutboxConnection
+from agentsrv.server.batching import MAX_REST, BatchedConnection
 from agentsrv.server.limits import PAUSE
-from agentsrv.server.loop_share import BYTES_PER_UNIT, CHEAP, SMALL, cost_of
+from agentsrv.server.loop_scheduler import BYTES_PER_UNIT, CHEAP, SMALL, cost_of
 
 BAD_FRAMES: Final = 4400  # close code: too many frames in a row that were no commands
 
@@ -30,7 +30,7 @@ class Reader(Protocol[R_co]):
         """The answer to a frame that is refused without being parsed."""
 
 
-async def next_request(socket: OutboxConnection, session: Reader[R_co]) -> R_co | None:
+async def next_request(socket: BatchedConnection, session: Reader[R_co]) -> R_co | None:
     """The next command of a client; ``None`` where the connection is over.
 
     A message waits until there is room for its answer and it is its turn, and is charged to the
@@ -51,12 +51,12 @@ async def next_request(socket: OutboxConnection, session: Reader[R_co]) -> R_co 
             await close(socket, CloseCode.UNSUPPORTED_DATA, "expected text frames")
             return None
         try:
-            socket.share.take(cost)
-        except RateLimited as refusal:
+            socket.quota.take(cost)
+        except RateLimitedError as refusal:
             socket.measures.limited += 1
             frame = session.unread(message, refusal)
             # Receiving it was work, too; and it is not needed while the client waits.
-            seconds = max(PAUSE, min(socket.share.charge(len(message) // BYTES_PER_UNIT), MAX_REST))
+            seconds = max(PAUSE, min(socket.quota.charge(len(message) // BYTES_PER_UNIT), MAX_REST))
             del message
             socket.rest(seconds)
             await asyncio.sleep(seconds)
@@ -71,7 +71,7 @@ async def next_request(socket: OutboxConnection, session: Reader[R_co]) -> R_co 
             return None
 
 
-async def close(socket: OutboxConnection, code: int, reason: str) -> None:
+async def close(socket: BatchedConnection, code: int, reason: str) -> None:
     """Close with a code, behind all that was posted."""
     socket.flush()
     await socket.close(code, redact(reason))

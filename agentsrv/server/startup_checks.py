@@ -18,7 +18,7 @@ _NO_PAGES: Final = {"ws": "http", "wss": "https"}
 """Schemes that no page has, and those of pages that connect with them."""
 
 
-def check_exposure(settings: Settings, *, is_guarded: bool) -> None:
+def check_bind_address(settings: Settings, *, is_guarded: bool) -> None:
     """Refuse what would let strangers come in or listen in.
 
     Args:

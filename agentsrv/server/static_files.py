@@ -74,7 +74,7 @@ class Page:
         return Response(status.value, status.phrase, headers, body)
 
 
-class Pages:
+class StaticPages:
     """The pages of a server of that version."""
 
     def __init__(self, version: str) -> None:

@@ -49,7 +49,7 @@ def _text(padded: bytes) -> str:
     return padded.rstrip(b"\0").decode(errors="replace")
 
 
-class Marks:
+class AttemptMarks:
     """The table of one process; see the head of this module. Not for use in threads."""
 
     def __init__(self) -> None:

@@ -19,9 +19,16 @@ from typing import Final, NamedTuple, Protocol
 
 import orjson
 
-from agentsrv.errors import Conflict, Damaged, Fenced, InvalidCommand, Overloaded, Unavailable
+from agentsrv.errors import (
+    ConflictError,
+    DamagedError,
+    FencedError,
+    InvalidCommandError,
+    OverloadedError,
+    UnavailableError,
+)
 from agentsrv.models.states import TaskStatus
-from agentsrv.store.attempt_marks import Marks
+from agentsrv.store.attempt_marks import AttemptMarks
 
 IDEMPOTENCY_TTL: Final = 86_400.0  # seconds that a key stands for the task it created
 MAX_CURSOR: Final = 18  # digits; what fits 64 bits for certain
@@ -33,7 +40,7 @@ _log = logging.getLogger("agentsrv.store")
 
 
 class LeaseEnd(IntEnum):
-    """How the last lease of a task ended, in stores without ``Marks``."""
+    """How the last lease of a task ended, in stores without ``AttemptMarks``."""
 
     ORDERLY = 0
     """It was given back, its worker's process had declared that it stops, or there was none."""
@@ -161,12 +168,12 @@ class Commit(NamedTuple):
 class Store(Protocol):
     """Task logs with leases.
 
-    Any method but ``open`` and ``close`` may raise ``Unavailable``: the outcome is unknown and
+    Any method but ``open`` and ``close`` may raise ``UnavailableError``: the outcome is unknown and
     the store may have stopped for good. Cancelling a call withdraws the caller, not the write:
     it happens whole or not at all.
     """
 
-    marks: Marks | None
+    marks: AttemptMarks | None
     """Where attempts are marked as long as their code runs, so that a crash can be counted as
     their loss; ``None`` where the log tells which attempts run."""
 
@@ -265,7 +272,7 @@ class Store(Protocol):
         """A page of the owner's tasks behind ``cursor``, the newest first.
 
         Raises:
-            InvalidCommand: The cursor is none of this store's.
+            InvalidCommandError: The cursor is none of this store's.
         """
 
     def append(self, append: Append) -> asyncio.Future[None]:
@@ -374,45 +381,47 @@ def check_texts(task: NewTask) -> None:
     """Refuse a task that one of the stores could not keep.
 
     Raises:
-        InvalidCommand: U+0000 in a name, or half a surrogate pair anywhere.
+        InvalidCommandError: U+0000 in a name, or half a surrogate pair anywhere.
     """
     names, texts = task.task_id + task.owner, task.user_input + (task.idempotency_key or "")
     if "\0" in names or not is_text(names) or not is_text(texts):
-        raise InvalidCommand(
+        raise InvalidCommandError(
             "found U+0000 in a name, or half a surrogate pair in a text; expected neither"
         )
 
 
-def key_conflict(key: str) -> Conflict:
+def key_conflict(key: str) -> ConflictError:
     """The refusal of an idempotency key that stands for another command."""
-    return Conflict(f"idempotency_key {key!r} was used with other parameters; expected the same")
+    return ConflictError(
+        f"idempotency_key {key!r} was used with other parameters; expected the same"
+    )
 
 
-def queue_full(found: str) -> Overloaded:
+def queue_full(found: str) -> OverloadedError:
     """The refusal of a task that would wait; ``found`` are those that do."""
-    return Overloaded(
+    return OverloadedError(
         f"{found} are waiting already, which is the limit; try again later",
         retry_after=QUEUE_RETRY_AFTER,
     )
 
 
-def damaged(task_id: str) -> Damaged:
+def damaged(task_id: str) -> DamagedError:
     """The refusal of a task whose part of the store cannot be read."""
-    return Damaged(
+    return DamagedError(
         f"task {task_id} cannot be read: its part of the store is damaged; the operator is told by "
         "the server's log and by `agentsrv doctor`"
     )
 
 
-def id_taken(task_id: str) -> Unavailable:
+def id_taken(task_id: str) -> UnavailableError:
     """The refusal of a task whose random id is another's: trying again draws another one."""
-    return Unavailable(f"the task id {task_id} is taken; try again")
+    return UnavailableError(f"the task id {task_id} is taken; try again")
 
 
-def fenced(append: Append, head: Head | None) -> Fenced:
+def fenced(append: Append, head: Head | None) -> FencedError:
     """The refusal of an append that another writer was ahead of."""
     found = "no task" if head is None else f"epoch {head.epoch} at event {head.seq}"
-    return Fenced(
+    return FencedError(
         f"task {append.task_id} has {found}; "
         f"expected epoch {append.epoch} at event {append.expected}"
     )
@@ -422,10 +431,10 @@ def parse_cursor(cursor: str | None) -> int | None:
     """The position that a list goes on behind.
 
     Raises:
-        InvalidCommand: It is no cursor that a list has given.
+        InvalidCommandError: It is no cursor that a list has given.
     """
     if cursor is None:
         return None
     if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= MAX_CURSOR):
-        raise InvalidCommand(f"cursor is {cursor!r}; expected the next_cursor of another list")
+        raise InvalidCommandError(f"cursor is {cursor!r}; expected the next_cursor of another list")
     return int(cursor)

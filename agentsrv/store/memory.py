@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from agentsrv.errors import Overloaded
+from agentsrv.errors import OverloadedError
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
-from agentsrv.store.attempt_marks import Marks
+from agentsrv.store.attempt_marks import AttemptMarks
 from agentsrv.store.base import (
     Append,
     Commit,
@@ -55,7 +55,7 @@ class MemoryStore:
         self._keys: dict[tuple[str, str], _Task] = {}
         self._number = 0
         self._is_stopping = False
-        self.marks: Marks | None = None  # nothing outlives the process
+        self.marks: AttemptMarks | None = None  # nothing outlives the process
         self.commits_starts = False
         self.on_commit = base.ignore_commit
         self.on_ready = base.ignore_ready
@@ -164,7 +164,7 @@ class MemoryStore:
         try:
             if append.status is TaskStatus.QUEUED:
                 self._queue.check(append.owner)
-        except Overloaded as refusal:
+        except OverloadedError as refusal:
             done.set_exception(refusal)
             return done
         if append.status.is_terminal:

@@ -14,15 +14,15 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 
-from agentsrv.store.shared import News
+from agentsrv.store.shared import LogHead
 
 MAX_PAYLOAD: Final = 7900  # bytes; NOTIFY takes less than 8,000
 PUBLISHING: Final = 5.0  # seconds until a message is given up for lost
 
-_log = logging.getLogger("agentsrv.bus")
+_log = logging.getLogger("agentsrv.notifier")
 
 
-class Bus(Protocol):
+class Notifier(Protocol):
     """Carries messages to all nodes that listen; it may lose them, and echoes the own ones."""
 
     async def listen(
@@ -37,11 +37,11 @@ class Bus(Protocol):
         """Send messages of up to ``MAX_PAYLOAD`` bytes. Any exception means that they are lost."""
 
 
-class Hint(NamedTuple):
+class Notification(NamedTuple):
     """What a message says: logs that went on, and that there may be something to ask for."""
 
     sender: int
-    news: Sequence[News] = ()
+    news: Sequence[LogHead] = ()
     is_ready: bool = False
     inbox: Sequence[int] = ()
     """Leases of the nodes that have messages."""
@@ -49,7 +49,7 @@ class Hint(NamedTuple):
     """Leases of the nodes whose messages were answered."""
 
 
-class Hints:
+class Notifications:
     """Gathers hints for others, and takes apart those of others.
 
     ``run`` is the task in which both happen; whoever starts it cancels it.
@@ -57,13 +57,13 @@ class Hints:
 
     def __init__(
         self,
-        bus: Bus,
+        bus: Notifier,
         sender: int,
         channel: str,
-        heard: Callable[[Hint], None],
+        heard: Callable[[Notification], None],
         missed: Callable[[], None],
     ) -> None:
-        self._bus = bus
+        self._notifier = bus
         self._sender = sender
         self._channel = channel
         self._heard = heard
@@ -73,7 +73,7 @@ class Hints:
 
     def add(
         self,
-        news: Iterable[News] = (),
+        news: Iterable[LogHead] = (),
         *,
         is_ready: bool = False,
         inbox: Iterable[int] = (),
@@ -91,14 +91,14 @@ class Hints:
     async def run(self) -> None:
         """Send and hear, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._bus.listen(self._channel, self._hear, self._missed))
+            group.create_task(self._notifier.listen(self._channel, self._hear, self._missed))
             group.create_task(self._publish_forever())
 
     async def _publish_forever(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            hint = Hint(
+            hint = Notification(
                 self._sender,
                 list(self._news.values()),
                 self._is_ready,
@@ -108,12 +108,12 @@ class Hints:
             self._forget()
             try:
                 async with asyncio.timeout(PUBLISHING):
-                    await self._bus.publish(self._channel, list(encode(hint)))
+                    await self._notifier.publish(self._channel, list(encode(hint)))
             except Exception as error:  # noqa: BLE001 - a hint that is lost costs a second
                 _log.info("hints were lost: %r", error)
 
     def _forget(self) -> None:
-        self._news: dict[str, News] = {}
+        self._news: dict[str, LogHead] = {}
         self._is_ready = False
         self._inbox: set[int] = set()
         self._replies: set[int] = set()
@@ -128,7 +128,7 @@ class Hints:
             self._heard(hint)
 
 
-def encode(hint: Hint) -> Iterator[bytes]:
+def encode(hint: Notification) -> Iterator[bytes]:
     """The hint as JSON, in as many messages as it needs."""
     # Numbers of leases are few: one for each node. What fills a message is news.
     first: dict[str, Any] = {"sender": hint.sender}
@@ -152,16 +152,16 @@ def encode(hint: Hint) -> Iterator[bytes]:
     yield orjson.dumps({**message, "news": rows})
 
 
-def decode(payload: bytes) -> Hint:
+def decode(payload: bytes) -> Notification:
     """What ``encode`` has made.
 
     Raises:
         ValueError, TypeError, LookupError: It has not.
     """
     message = orjson.loads(payload)
-    return Hint(
+    return Notification(
         int(message["sender"]),
-        [News(str(task_id), str(owner), int(seq)) for task_id, owner, seq in message["news"]],
+        [LogHead(str(task_id), str(owner), int(seq)) for task_id, owner, seq in message["news"]],
         bool(message.get("ready")),
         [int(lease) for lease in message.get("inbox", ())],
         [int(lease) for lease in message.get("replies", ())],

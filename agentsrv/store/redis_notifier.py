@@ -1,4 +1,4 @@
-"""RedisBus: hints over the publish and subscribe of a Redis server.
+"""RedisNotifier: hints over the publish and subscribe of a Redis server.
 
 For clusters of many nodes: there each NOTIFY wakes every listener within PostgreSQL. Nothing is
 stored in Redis, and nothing is lost with it.
@@ -24,11 +24,11 @@ PAUSE: Final = 0.05  # seconds until the second try to connect; twice as long be
 LONGEST_PAUSE: Final = 0.5  # seconds
 PING: Final = 10.0  # seconds between looks whether a silent connection is still one
 
-_log = logging.getLogger("agentsrv.bus")
+_log = logging.getLogger("agentsrv.notifier")
 _pauses = partial(backoff, PAUSE, LONGEST_PAUSE, jitter=0.5)
 
 
-class RedisBus:
+class RedisNotifier:
     """A bus over any server that speaks the protocol of Redis; ``redis://host:port``.
 
     Raises:
@@ -43,7 +43,7 @@ class RedisBus:
     async def listen(
         self, channel: str, heard: Callable[[bytes], None], missed: Callable[[], None]
     ) -> None:
-        """See ``Bus.listen``."""
+        """See ``Notifier.listen``."""
         is_away, pauses = False, _pauses()
         while True:
             client = Redis.from_url(self._url, health_check_interval=int(PING))
@@ -69,7 +69,7 @@ class RedisBus:
                 self._client = None
 
     async def publish(self, channel: str, payloads: Sequence[bytes]) -> None:
-        """See ``Bus.publish``."""
+        """See ``Notifier.publish``."""
         if self._client is None:
             raise ConnectionError("the bus is not connected")
         async with self._client.pipeline(transaction=False) as pipeline:

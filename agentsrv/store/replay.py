@@ -9,7 +9,7 @@ from collections.abc import Callable
 import orjson
 
 from agentsrv.error_text import describe
-from agentsrv.errors import AgentsrvError, InvalidState, NotFound
+from agentsrv.errors import AgentsrvError, InvalidStateError, NotFoundError
 from agentsrv.models.task import TaskState
 from agentsrv.store.base import Store, damaged
 
@@ -22,16 +22,16 @@ _log = logging.getLogger("agentsrv.retention")
 _store_log = logging.getLogger("agentsrv.store")
 
 
-def forgotten(task_id: str) -> NotFound:
+def forgotten(task_id: str) -> NotFoundError:
     """The refusal of a task whose log was there and is not any more."""
-    return NotFound(f"task {task_id} is not kept any more: it ended too long ago")
+    return NotFoundError(f"task {task_id} is not kept any more: it ended too long ago")
 
 
 async def load_state(store: Store, task_id: str) -> TaskState:
     """Fold a task's whole log.
 
     Raises:
-        NotFound: There is no such task any more.
+        NotFoundError: There is no such task any more.
         Damaged: Its log cannot be read, or does not hold what was written.
     """
     log: list[bytes] = []
@@ -43,7 +43,7 @@ async def load_state(store: Store, task_id: str) -> TaskState:
         raise forgotten(task_id)
     try:
         return TaskState.fold(task_id, log)
-    except (InvalidState, ValueError, TypeError, LookupError) as error:
+    except (InvalidStateError, ValueError, TypeError, LookupError) as error:
         refusal = damaged(task_id)
         _store_log.error(
             "the log of task %s does not hold what was written: %s; `agentsrv doctor` looks for "

@@ -32,7 +32,7 @@ class Message(NamedTuple):
     body: bytes
 
 
-class News(NamedTuple):
+class LogHead(NamedTuple):
     """Where a task's log ends."""
 
     task_id: str
@@ -65,13 +65,14 @@ class SharedStore(Store, Protocol):
 
     The place may be away for a while. What was handed over is then tried again until the node
     would have lost its leases; whether an earlier try came through is found out first, so that
-    nothing is written twice. After that ``Unavailable`` is raised, and the next call tries again.
+    nothing is written twice. After that ``UnavailableError`` is raised, and the next call tries
+    again.
     """
 
     node: str
     """The name under which this node claims."""
 
-    on_news: Callable[[Sequence[News]], None]
+    on_news: Callable[[Sequence[LogHead]], None]
     """Called in the event loop with what others are said to have committed."""
 
     on_inbox: Callable[[], None]
@@ -86,7 +87,7 @@ class SharedStore(Store, Protocol):
     lag: float
     """Seconds that the event loop was late lately; others see it in ``nodes``."""
 
-    async def news(self, task_ids: Sequence[str], owners: Sequence[str]) -> Sequence[News]:
+    async def news(self, task_ids: Sequence[str], owners: Sequence[str]) -> Sequence[LogHead]:
         """Where those tasks' logs end, and those of the owners' tasks that went on lately.
 
         ``NEWS_WITHIN`` says how lately. Tasks that are not there are left out.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from agentsrv.telemetry.server_metrics import Histogram, Measures
+from agentsrv.telemetry.server_metrics import Histogram, ServerMetrics
 
 Kind = Literal["counter", "gauge", "histogram"]
 Sample = tuple[tuple[str, ...], float | Histogram]
@@ -20,30 +20,32 @@ class Metric:
     name: str
     kind: Kind
     help: str
-    read: Callable[[Measures], Iterator[Sample]]
+    read: Callable[[ServerMetrics], Iterator[Sample]]
     """What there is to tell of it now."""
     labels: tuple[str, ...] = ()
 
 
-def _one(read: Callable[[Measures], float | Histogram]) -> Callable[[Measures], Iterator[Sample]]:
-    def sample(measures: Measures) -> Iterator[Sample]:
+def _one(
+    read: Callable[[ServerMetrics], float | Histogram],
+) -> Callable[[ServerMetrics], Iterator[Sample]]:
+    def sample(measures: ServerMetrics) -> Iterator[Sample]:
         yield (), read(measures)
 
     return sample
 
 
 def _each(
-    read: Callable[[Measures], Mapping[tuple[str, str], float | Histogram]],
-) -> Callable[[Measures], Iterator[Sample]]:
+    read: Callable[[ServerMetrics], Mapping[tuple[str, str], float | Histogram]],
+) -> Callable[[ServerMetrics], Iterator[Sample]]:
     return lambda measures: iter(read(measures).items())
 
 
-def _by_agent(measures: Measures) -> Iterator[Sample]:
+def _by_agent(measures: ServerMetrics) -> Iterator[Sample]:
     for agent, count in measures.degraded.items():
         yield (agent,), count
 
 
-def _tokens(measures: Measures) -> Iterator[Sample]:
+def _tokens(measures: ServerMetrics) -> Iterator[Sample]:
     used = measures.model()
     yield ("input",), used.get("prompt_tokens", 0)
     yield ("output",), used.get("completion_tokens", 0)

@@ -7,9 +7,9 @@ draining the pipe, a slow log driver, Ctrl-S on the terminal. A pipe holds 64 Ki
 ``print`` or one line of the log would hold the event loop, and with it every client, ``/healthz``
 and the orderly shutdown.
 
-``Outlet`` is a raw stream with a bounded queue and a thread of its own. ``write`` appends to the
-queue and returns. The thread takes one entry after the other and writes it with ``os.write``, so
-only this thread ever blocks. Lines stay whole: one entry is one write, as before.
+``NonblockingOutput`` is a raw stream with a bounded queue and a thread of its own. ``write``
+appends to the queue and returns. The thread takes one entry after the other and writes it with
+``os.write``, so only this thread ever blocks. Lines stay whole: one entry is one write, as before.
 
 If the queue holds ``LIMIT`` bytes, an entry is dropped and counted. When the reader has caught up
 with half of the queue, the thread logs how many entries are missing. A reader that has closed its
@@ -46,10 +46,10 @@ LIMIT: Final = 1 << 20  # bytes that wait for the reader of one stream
 FLUSH_WITHIN: Final = 2.0  # seconds that the last lines have to be written at the end
 
 _log = logging.getLogger("agentsrv.log")
-_outlets: weakref.WeakSet[Outlet] = weakref.WeakSet()
+_outlets: weakref.WeakSet[NonblockingOutput] = weakref.WeakSet()
 
 
-class Outlet(io.RawIOBase):
+class NonblockingOutput(io.RawIOBase):
     """Writes to a descriptor from a thread of its own; ``write`` never waits for the reader.
 
     Args:
@@ -209,7 +209,7 @@ def redirected() -> Iterator[None]:
 
 def _through_outlet(stream: TextIO, name: str) -> io.TextIOWrapper:
     stream.flush()
-    outlet: Any = Outlet(stream.fileno(), name)
+    outlet: Any = NonblockingOutput(stream.fileno(), name)
     return io.TextIOWrapper(
         outlet, encoding=stream.encoding, errors="backslashreplace", line_buffering=True
     )

@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from agentsrv.telemetry.instruments import METRICS, Metric
-from agentsrv.telemetry.server_metrics import Histogram, Measures
+from agentsrv.telemetry.server_metrics import Histogram, ServerMetrics
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -24,7 +24,7 @@ CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 class _Measured(Collector):
     """Makes families of what was counted, when somebody asks."""
 
-    def __init__(self, measures: Measures) -> None:
+    def __init__(self, measures: ServerMetrics) -> None:
         self._measures = measures
 
     def collect(self) -> Iterator[Family]:
@@ -33,7 +33,7 @@ class _Measured(Collector):
             yield _family(metric, self._measures)
 
 
-def page(measures: Measures) -> bytes:
+def page(measures: ServerMetrics) -> bytes:
     """What ``/metrics`` answers: the server's metrics, then those of the process.
 
     The latter are whatever is registered with ``prometheus_client``: its own of the process and of
@@ -44,7 +44,7 @@ def page(measures: Measures) -> bytes:
     return generate_latest(own) + generate_latest(REGISTRY)
 
 
-def _family(metric: Metric, measures: Measures) -> Family:
+def _family(metric: Metric, measures: ServerMetrics) -> Family:
     labels = list(metric.labels)
     if metric.kind == "histogram":
         times = HistogramMetricFamily(metric.name, metric.help, labels=labels)

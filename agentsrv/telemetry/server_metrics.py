@@ -57,7 +57,7 @@ class Watched(Protocol):
         """Tasks that cannot be read."""
 
 
-class Measures:
+class ServerMetrics:
     """All that one server counts, from its start on. Lives in one event loop."""
 
     def __init__(self) -> None:  # noqa: PLR0915 - one statement a number

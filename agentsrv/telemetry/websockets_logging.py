@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 
-def without_quotes(log: logging.Logger) -> logging.Logger:
+def hide_frame_dumps(log: logging.Logger) -> logging.Logger:
     """The log of a WebSocket library, without its lines for debugging.
 
     They quote each header and frame as it came, and so the tokens in them.

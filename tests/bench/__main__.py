@@ -11,7 +11,7 @@ from typing import get_args
 from agentsrv.bench import suite
 from agentsrv.bench.figures import Report
 from agentsrv.bench.sizes import FULL, QUICK, Bench, Sizes
-from agentsrv.bench.target import Own
+from agentsrv.bench.target import LocalServer
 from agentsrv.settings import Loop
 from tests.bench import page, ratios
 from tests.support.postgres import postgres
@@ -26,7 +26,7 @@ async def measure(report: Report, sizes: Sizes, loop: Loop, dsn: str | None) -> 
     await ratios.measure(report, sizes, loop, {**ratios.OWN, **shared})
     alone = [name for name in suite.PROBES if name not in suite.SHARED]
     for store, probes in ((None, alone), *((each, list(suite.SHARED)) for each in shared.values())):
-        place = Own(store, loop)
+        place = LocalServer(store, loop)
         try:
             await suite.measure(Bench(place, sizes, report), probes)
         finally:

@@ -94,7 +94,7 @@ def fastapi_app() -> Any:
     from fastapi.responses import StreamingResponse
 
     app = FastAPI()
-    orchestrator = Orchestrator()
+    command_handler = Orchestrator()
     running = set()
 
     @app.post("/tasks/run")
@@ -106,7 +106,7 @@ def fastapi_app() -> Any:
             queue.put_nowait(orjson.dumps(event) + b"\n")
 
         async def work() -> None:
-            await orchestrator.run(command["task_description"], put)
+            await command_handler.run(command["task_description"], put)
             queue.put_nowait(None)
 
         task = asyncio.create_task(work())
@@ -127,14 +127,14 @@ def socketio_app() -> Any:
     import socketio
 
     server = socketio.AsyncServer(async_mode="asgi", ping_timeout=3600)
-    orchestrator = Orchestrator()
+    command_handler = Orchestrator()
 
     @server.event
     async def create(client: str, command: dict[str, Any]) -> None:
         async def emit(event: dict[str, Any]) -> None:
             await server.emit("event", event, to=client)
 
-        await orchestrator.run(command["task_description"], emit)
+        await command_handler.run(command["task_description"], emit)
 
     return socketio.ASGIApp(server)
 

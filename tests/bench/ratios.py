@@ -17,8 +17,8 @@ from agentsrv.bench import capacity, latency, load
 from agentsrv.bench.figures import Report, percentile
 from agentsrv.bench.load import Load, Runner
 from agentsrv.bench.sizes import Sizes
-from agentsrv.bench.target import MEMORY, Own, Target, started
-from agentsrv.server.open_files import allow_connections
+from agentsrv.bench.target import MEMORY, LocalServer, Target, started
+from agentsrv.server.open_files import raise_open_file_limit
 from agentsrv.settings import Loop
 from tests.bench import peers, servers
 
@@ -26,7 +26,10 @@ T = TypeVar("T")
 
 Stores = Mapping[str, str | None]
 
-OWN: Stores = {"memory": MEMORY, "sqlite": None}  # agentsrv's stores, by what `Own` is given
+OWN: Stores = {
+    "memory": MEMORY,
+    "sqlite": None,
+}  # agentsrv's stores, by what `LocalServer` is given
 POSTGRES = "postgres"  # the store that needs a server of its own, so it has no address here
 NAMES = ("bare", "corked", *OWN, POSTGRES, *peers.NEEDS)
 
@@ -35,7 +38,7 @@ NAMES = ("bare", "corked", *OWN, POSTGRES, *peers.NEEDS)
 async def server(name: str, loop: Loop = "auto", stores: Stores = OWN) -> AsyncIterator[Target]:
     """A server of ``NAMES``, or the bare one of ``tasks``."""
     if name in stores:
-        place = Own(stores[name], loop)
+        place = LocalServer(stores[name], loop)
         try:
             async with place.server() as target:
                 yield target
@@ -117,7 +120,7 @@ async def idle(report: Report, sizes: Sizes, loop: Loop) -> None:
     """Memory of an idle connection."""
     report.title("yardstick: KiB of the server for each idle connection")
     for wanted in sizes.connections:
-        count = allow_connections(wanted)
+        count = raise_open_file_limit(wanted)
         for name in ("bare", "memory"):
             async with server(name, loop) as target:
                 if target.pid is None:

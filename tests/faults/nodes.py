@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, TypeVar
 import asyncpg
 
 from agentsrv.client import Client
-from agentsrv.errors import Unavailable
+from agentsrv.errors import UnavailableError
 from agentsrv.models.events import Record, parse_timestamp
 from agentsrv.models.plan import ExecutionPlan
 from tests.faults.cluster_app import TRACE
@@ -234,7 +234,7 @@ class Load:
         while True:
             try:
                 return await call()
-            except Unavailable:
+            except UnavailableError:
                 self.refused += 1
                 await asyncio.sleep(AGAIN)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agentsrv.client import Client, Record, TaskFailed
+from agentsrv.client import Client, Record, TaskFailedError
 from tests.faults.conftest import Ledger
 from tests.faults.rogue_app import KINDS, TRACE
 from tests.support.server_process import ServerProcess
@@ -44,7 +44,7 @@ async def test_rogue_agents_fail_their_tasks_only(tmp_path: Path, ledger: Ledger
                 try:
                     await client.run(text, agent=agent, params=params)
                     violations += 1
-                except TaskFailed as failed:
+                except TaskFailedError as failed:
                     violations += not failed.message
                 violations += (await beside).final_output != "good"
             assert (await client.run("x", agent="orphaner")).final_output == "left"

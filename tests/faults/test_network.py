@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 
 from agentsrv.agents.agent import StepContext
 from agentsrv.delivery.subscriptions import Subscriber
-from agentsrv.errors import AgentsrvError, Unavailable
+from agentsrv.errors import AgentsrvError, UnavailableError
 from agentsrv.models.commands import Subscribe
 from agentsrv.models.events import is_terminal
 from agentsrv.models.plan import Step
@@ -98,10 +98,10 @@ class Follower:
         self.cut()
         self._budget, self.has_room = budget, True
         self.connections += 1
-        self._subscriber = Subscriber(self._world.hub, self, OWNER)
+        self._subscriber = Subscriber(self._world.broker, self, OWNER)
         with self._subscriber.answering() as answer:
             command = Subscribe(task_id=self.task_id, after_seq=self.last)
-            await self._world.orchestrator.subscribe(OWNER, command, answer)
+            await self._world.command_handler.subscribe(OWNER, command, answer)
 
     def cut(self) -> None:
         """Break the connection, if there is one."""
@@ -274,7 +274,7 @@ class Resumption(RuleBasedStateMachine):
         while True:
             try:
                 await self.world.cancel(task_id)
-            except Unavailable:  # what may be tried again is, as a client would
+            except UnavailableError:  # what may be tried again is, as a client would
                 await asyncio.sleep(0.001)
             else:
                 return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agentsrv.errors import ConfigurationError, Unavailable
+from agentsrv.errors import ConfigurationError, UnavailableError
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite.log import SqliteLog
 from tests.faults.busy_app import SYNCHRONOUS
@@ -182,7 +182,7 @@ def look_at(
     log = SqliteLog(path, QueueLimits())
     try:
         log.open()
-    except (ConfigurationError, Unavailable) as error:
+    except (ConfigurationError, UnavailableError) as error:
         wrong.append(f"it does not open: {error}")
         return told.count, wrong
     log.close()

@@ -15,7 +15,7 @@ import pytest
 from agentsrv.cli import serving
 from agentsrv.cli.exits import Exit
 from agentsrv.client import Client
-from agentsrv.errors import InvalidState, Unavailable
+from agentsrv.errors import InvalidStateError, UnavailableError
 from agentsrv.settings import Settings
 from agentsrv.store.postgres import store as postgres
 from agentsrv.store.sqlite import store as sqlite
@@ -71,10 +71,10 @@ async def test_what_passes_is_told_and_everything_resumes(server, tmp_path, name
                 types.append((await anext(events)).event_type)
             with (LOCKED | MOVED)[name](path):
                 await until(lambda: is_ready(server, 503))
-                with pytest.raises(Unavailable) as refused:
+                with pytest.raises(UnavailableError) as refused:
                     await client.create("y")
                 assert refused.value.retryable
-                with pytest.raises(Unavailable):
+                with pytest.raises(UnavailableError):
                     await client.send(task_id, "over")
                 status, reason = await fetch(server.url, "/readyz")
                 assert (status, "the store cannot write now" in reason) == (503, True)
@@ -106,7 +106,7 @@ async def test_what_lasts_is_told(server, tmp_path, name):
         await client.create("x")
         with LASTING[name](store_of(tmp_path)):
             await until(lambda: is_ready(server, 503))
-            with pytest.raises(Unavailable):
+            with pytest.raises(UnavailableError):
                 await client.create("y")
             assert (await fetch(server.url, "/healthz"))[0] == 200
     server.wait_for_log("restore the store")
@@ -211,16 +211,16 @@ async def test_a_damaged_page_of_a_running_server(tmp_path, way):
     for _ in range(2):
         server.start()
         async with Client(server.url) as client:
-            with pytest.raises(Unavailable, match=odd):
+            with pytest.raises(UnavailableError, match=odd):
                 await client.status(odd)
             assert (await client.list())["total"] >= len(tasks)
             refused = 0
             for task in tasks:
                 try:
                     await client.send(task, "over")
-                except Unavailable:  # also a neighbour's, whose next event belongs on the page
+                except UnavailableError:  # also a neighbour's, whose next event belongs on the page
                     refused += 1
-                except InvalidState:  # it has ended in the life before
+                except InvalidStateError:  # it has ended in the life before
                     continue
             assert 1 <= refused <= 2
             other = (await client.create("z", execute=True))["task_id"]

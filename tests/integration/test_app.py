@@ -13,7 +13,7 @@ from websockets.exceptions import InvalidStatus
 from agentsrv import App, Step, StepContext
 from agentsrv.app import Running
 from agentsrv.client import Client
-from agentsrv.engine.cluster.follower import Tails
+from agentsrv.engine.cluster.follower import CommitFollower
 from agentsrv.errors import ConfigurationError
 from agentsrv.resources import open_store
 from agentsrv.settings import Settings
@@ -71,10 +71,10 @@ async def test_a_part_that_breaks_ends_the_server(
 ) -> None:
     """Rather than that its clients are told nothing any more."""
 
-    async def run(_: Tails) -> None:
+    async def run(_: CommitFollower) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(Tails, "run", run)
+    monkeypatch.setattr(CommitFollower, "run", run)
     async with serve("a") as running, asyncio.timeout(30):
         assert str(await running.broken) == "a fault of ours"
     assert "a part of the server broke" in caplog.messages

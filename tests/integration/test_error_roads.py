@@ -31,7 +31,7 @@ from agentsrv.cli.mcp.server import _refusals
 from agentsrv.cli.serving import load_app
 from agentsrv.credentials import REACH
 from agentsrv.engine.cluster.remote_commands import _refused
-from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidCommand
+from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidCommandError
 from agentsrv.protocol import frames
 from agentsrv.server.http import _refusal
 from agentsrv.server.requests import close
@@ -42,7 +42,7 @@ from agentsrv.testing import serving
 SECRET = "s3cret-Value"
 LEAK = f"GET /?api_key={SECRET}"
 MARK = "api_key=***"
-REFUSAL = InvalidCommand(LEAK, details=[{"field": "a", "reason": LEAK}] * 2)
+REFUSAL = InvalidCommandError(LEAK, details=[{"field": "a", "reason": LEAK}] * 2)
 
 
 def error() -> RuntimeError:

@@ -23,7 +23,7 @@ EXTRAS = frozenset(
     """.split()
 )
 STORES = frozenset({"agentsrv.store", "sqlite3"})
-SERVER = STORES | {"agentsrv.agents", "agentsrv.app", "agentsrv.orchestrator", "agentsrv.server"}
+SERVER = STORES | {"agentsrv.agents", "agentsrv.app", "agentsrv.engine", "agentsrv.server"}
 CLIENT = frozenset({"agentsrv.client", "websockets"})
 MODELS = frozenset({"agentsrv.models.commands", "agentsrv.models.plan"})
 SETTINGS = frozenset({"agentsrv.settings", "pydantic_settings"})

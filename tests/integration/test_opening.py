@@ -24,7 +24,7 @@ from agentsrv.agents.isolation.pool import ProcessPool, _ForkServerProcess
 from agentsrv.cli import processes
 from agentsrv.cli.mcp import server as mcp
 from agentsrv.client import SyncClient
-from agentsrv.errors import AgentProcessError, Unavailable
+from agentsrv.errors import AgentProcessError, UnavailableError
 from agentsrv.knowledge.reading import DocumentReader
 from agentsrv.settings import Settings
 from agentsrv.store.queue import QueueLimits
@@ -154,7 +154,7 @@ async def test_what_was_opened_before_is_released(
     openings.left = place
     try:
         with pytest.raises(
-            (OSError, RuntimeError, AgentProcessError, Unavailable),
+            (OSError, RuntimeError, AgentProcessError, UnavailableError),
             match=r"Too many open files|new thread",
         ):
             await member(tmp_path)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from agentsrv.errors import Fenced, Unavailable
+from agentsrv.errors import FencedError, UnavailableError
 from agentsrv.models.states import TaskStatus
 from agentsrv.models.usage import Use
-from agentsrv.store.attempt_marks import Marks
+from agentsrv.store.attempt_marks import AttemptMarks
 from agentsrv.store.base import (
     Append,
     Commit,
@@ -29,7 +29,7 @@ from agentsrv.store.base import (
 from agentsrv.store.memory import MemoryStore
 from agentsrv.store.postgres.lease import Timing
 from agentsrv.store.queue import QueueLimits
-from agentsrv.store.shared import NEWS_WITHIN, TOLD_WITHIN, Message, News, Node
+from agentsrv.store.shared import NEWS_WITHIN, TOLD_WITHIN, LogHead, Message, Node
 
 T = TypeVar("T")
 
@@ -139,11 +139,11 @@ class Place(MemoryStore):
                     task.head = task.head._replace(epoch=task.head.epoch + 1)
                     self._queue.lose(task_id, task.head.owner)
 
-    def news(self, task_ids: Sequence[str], owners: Sequence[str]) -> list[News]:
+    def news(self, task_ids: Sequence[str], owners: Sequence[str]) -> list[LogHead]:
         """See ``SharedStore.news``."""
         since = asyncio.get_running_loop().time() - NEWS_WITHIN
         return [
-            News(task_id, task.head.owner, task.head.seq)
+            LogHead(task_id, task.head.owner, task.head.seq)
             for task_id, task in self._tasks.items()
             if task_id in task_ids or (task.head.owner in owners and self.moved[task_id] >= since)
         ]
@@ -153,7 +153,7 @@ class SharedMemory:
     """One node's door: a ``SharedStore``.
 
     A call is under way for a while, there and back. While the node is ``cut`` off, calls wait as
-    they would for a network: those that wait for too long end as ``Unavailable``, whether they
+    they would for a network: those that wait for too long end as ``UnavailableError``, whether they
     had come through or not.
     """
 
@@ -167,7 +167,7 @@ class SharedMemory:
         self.on_resumed: Callable[[], None] = ignore_ready
         self.trouble: str | None = None
         self.on_durable: Callable[[float], None] = ignore_durable
-        self.on_news: Callable[[Sequence[News]], None] = _ignore_news
+        self.on_news: Callable[[Sequence[LogHead]], None] = _ignore_news
         self.on_inbox: Callable[[], None] = ignore_ready
         self.on_lost: Callable[[], None] = ignore_ready
         self.calls: list[str] = []
@@ -180,7 +180,7 @@ class SharedMemory:
         self.is_dead = False
         """Whether its process is gone; a stop that was declared before counts for more."""
         self._stops = False
-        self.marks: Marks | None = None
+        self.marks: AttemptMarks | None = None
         self.commits_starts = True
         self._is_stopped = False
         self._is_lost = False
@@ -290,7 +290,7 @@ class SharedMemory:
         def write() -> None:
             for number, _ in append.replies:
                 if not self._place.is_open(number):
-                    raise Fenced(f"message {number} was answered or taken back")
+                    raise FencedError(f"message {number} was answered or taken back")
             self._place.append(append).result()
             for number, reply in append.replies:
                 self._place.letters[number].reply = reply
@@ -333,7 +333,7 @@ class SharedMemory:
 
     # What nodes share.
 
-    async def news(self, task_ids: Sequence[str], owners: Sequence[str]) -> Sequence[News]:
+    async def news(self, task_ids: Sequence[str], owners: Sequence[str]) -> Sequence[LogHead]:
         """See ``SharedStore.news``."""
         return await self._call("news", lambda: self._place.news(task_ids, owners))
 
@@ -446,7 +446,7 @@ class SharedMemory:
     def _check_alive(self, share: float = 1.0) -> None:
         """Let only so many calls of a dead node come further."""
         if self._is_dead and self._place.chance.random() < share:
-            raise Unavailable("the node is dead")
+            raise UnavailableError("the node is dead")
 
     async def _way(self) -> None:
         """Wait until the place can be reached, as long as that makes sense."""
@@ -454,7 +454,7 @@ class SharedMemory:
             async with asyncio.timeout(self._gives_up):
                 await self._mended.wait()
         except TimeoutError:
-            raise Unavailable(f"the store is out of reach for {self._gives_up:g} s") from None
+            raise UnavailableError(f"the store is out of reach for {self._gives_up:g} s") from None
 
     def _returned(self, trip: asyncio.Task[Any]) -> None:
         self._trips.discard(trip)
@@ -462,7 +462,7 @@ class SharedMemory:
             trip.exception()  # whoever wanted to know may be gone
 
     def _announce(self, commit: Commit) -> None:
-        news = News(commit.task_id, commit.owner, commit.after + len(commit.events))
+        news = LogHead(commit.task_id, commit.owner, commit.after + len(commit.events))
         self._place.moved[commit.task_id] = asyncio.get_running_loop().time()
         self._hint(lambda door: door.on_news([news]), own=False)
         self._hint(lambda door: door.on_ready())
@@ -524,5 +524,5 @@ def _at_once(work: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("it waits")
 
 
-def _ignore_news(_: Sequence[News]) -> None:
+def _ignore_news(_: Sequence[LogHead]) -> None:
     """Before anybody listens."""

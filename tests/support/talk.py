@@ -16,7 +16,7 @@ from agentsrv.app import Running
 from agentsrv.settings import Settings
 
 
-class Closed(BaseModel):
+class ConnectionClosedError(BaseModel):
     """Takes one member only."""
 
     model_config = ConfigDict(extra="forbid")
@@ -38,7 +38,7 @@ def make_app() -> App:
         ctx: StepContext,
         numbers: Sequence[int] = (),
         named: Mapping[str, int] | None = None,
-        closed: Closed | None = None,
+        closed: ConnectionClosedError | None = None,
     ) -> int:
         """Count what it is given."""
         return len(numbers) + len(named or ()) + (closed is not None)

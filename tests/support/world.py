@@ -9,12 +9,12 @@ from typing import Any
 
 from agentsrv.agents.agent import Agent, AgentFunction, AgentOptions
 from agentsrv.agents.registry import Registry
-from agentsrv.delivery.broker import Hub
+from agentsrv.delivery.broker import EventBroker
 from agentsrv.delivery.subscriptions import Subscriber
-from agentsrv.engine.commands import Orchestrator
+from agentsrv.engine.commands import CommandHandler
 from agentsrv.engine.endings import LOSS
+from agentsrv.engine.environment import OutputLimits, TaskEnvironment
 from agentsrv.engine.worker import Worker
-from agentsrv.engine.worker_context import OutputLimits, Surroundings
 from agentsrv.errors import AgentsrvError
 from agentsrv.models.commands import Cancel, Create, Execute, Respond, Send, Subscribe
 from agentsrv.models.events import Record, decode
@@ -91,7 +91,7 @@ class World:
     ) -> None:
         self.store: Store = store or MemoryStore()
         self.registry = registry or Registry()
-        self.around = Surroundings(
+        self.environment = TaskEnvironment(
             node=node,
             store=self.store,
             registry=self.registry,
@@ -100,13 +100,13 @@ class World:
             grace=grace,
             limits=OutputLimits(step=1000, task=3000),
         )
-        self.worker = Worker(self.around, concurrency)
-        self.orchestrator = Orchestrator(
+        self.worker = Worker(self.environment, concurrency)
+        self.command_handler = CommandHandler(
             self.store, self.registry, self.worker, now=clock, grace=grace
         )
-        self.hub = Hub(self.store)
+        self.broker = EventBroker(self.store)
         self.reader = Reader()
-        self.subscriber = Subscriber(self.hub, self.reader, OWNER)
+        self.subscriber = Subscriber(self.broker, self.reader, OWNER)
 
     def agent(self, run: AgentFunction, **options: Any) -> None:
         """Register an agent; by default it is retried after 0.1, 0.2 and 0.4 s."""
@@ -120,41 +120,41 @@ class World:
             fields["plan"] = ExecutionPlan(steps=steps)
         command = Create(task_description="do it", execute=execute, **fields)
         with self.subscriber.answering() as answer:
-            result = await self.orchestrator.create(OWNER, command, answer)
+            result = await self.command_handler.create(OWNER, command, answer)
         return str(result["task_id"])
 
     async def execute(self, task_id: str) -> dict[str, Any]:
         """Execute a pending task and follow it."""
         with self.subscriber.answering() as answer:
-            return await self.orchestrator.execute(OWNER, Execute(task_id=task_id), answer)
+            return await self.command_handler.execute(OWNER, Execute(task_id=task_id), answer)
 
     async def cancel(self, task_id: str, **fields: Any) -> dict[str, Any]:
         """Cancel a task."""
         with self.subscriber.answering() as answer:
             command = Cancel(task_id=task_id, **fields)
-            return await self.orchestrator.cancel(OWNER, command, answer)
+            return await self.command_handler.cancel(OWNER, command, answer)
 
     async def respond(self, input_id: str, value: Any = None, **fields: Any) -> dict[str, Any]:
         """Answer a question."""
         with self.subscriber.answering() as answer:
             command = Respond(input_id=input_id, value=value, **fields)
-            return await self.orchestrator.respond(OWNER, command, answer)
+            return await self.command_handler.respond(OWNER, command, answer)
 
     async def send(self, task_id: str, message: Any) -> dict[str, Any]:
         """Give a task's steps a message."""
         with self.subscriber.answering() as answer:
             command = Send(task_id=task_id, message=message)
-            return await self.orchestrator.send(OWNER, command, answer)
+            return await self.command_handler.send(OWNER, command, answer)
 
     async def subscribe(self, task_id: str, after_seq: int = 0) -> dict[str, Any]:
         """Follow a task."""
         with self.subscriber.answering() as answer:
             command = Subscribe(task_id=task_id, after_seq=after_seq)
-            return await self.orchestrator.subscribe(OWNER, command, answer)
+            return await self.command_handler.subscribe(OWNER, command, answer)
 
     async def status(self, task_id: str) -> dict[str, Any]:
         """The task's snapshot."""
-        return await self.orchestrator.status(OWNER, task_id)
+        return await self.command_handler.status(OWNER, task_id)
 
     async def log(self, task_id: str) -> list[Record]:
         """The task's whole log, as it is stored."""

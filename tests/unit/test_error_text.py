@@ -14,7 +14,7 @@ from agentsrv.error_text import (
     redact,
     redact_url,
 )
-from agentsrv.errors import InvalidCommand
+from agentsrv.errors import InvalidCommandError
 
 SECRET = "s3cret-Value"
 LEAK = f"GET /?api_key={SECRET}"
@@ -88,7 +88,7 @@ def test_a_traceback_is_bounded() -> None:
 def test_the_fields_of_a_refusal_have_no_credentials() -> None:
     """Neither the message nor the reasons."""
     details = [{"field": "params", "reason": LEAK}]
-    error = InvalidCommand(LEAK, details=details, retry_after=1.0)
+    error = InvalidCommandError(LEAK, details=details, retry_after=1.0)
     assert as_fields(error) == {
         "code": "invalid_command",
         "message": "GET /?api_key=***",

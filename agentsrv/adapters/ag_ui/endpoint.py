@@ -18,25 +18,28 @@ from agentsrv.adapters.ag_ui.messages import (
     custom,
     in_words_of_front_end,
 )
-from agentsrv.delivery.broker import Hub
+from agentsrv.delivery.broker import EventBroker
 from agentsrv.delivery.subscriptions import Answer, Subscriber
-from agentsrv.engine.commands import Orchestrator
-from agentsrv.errors import AgentsrvError, Conflict, Internal, InvalidState
+from agentsrv.engine.commands import CommandHandler
+from agentsrv.errors import AgentsrvError, ConflictError, InternalError, InvalidStateError
 from agentsrv.models import commands as c
-from agentsrv.server.auth.handshake import Admission, Admit
-from agentsrv.server.batching import OutboxConnection
+from agentsrv.server.auth.handshake import ConnectionAuth, MakeConnectionAuth
+from agentsrv.server.batching import BatchedConnection
 from agentsrv.server.requests import Reader, next_request
 
 _log = logging.getLogger("agentsrv.connection")
 
 
 async def serve_ag_ui(
-    socket: OutboxConnection, admit: Admit, orchestrator: Orchestrator, hub: Hub
+    socket: BatchedConnection,
+    admit: MakeConnectionAuth,
+    command_handler: CommandHandler,
+    broker: EventBroker,
 ) -> None:
     """Serve one front end until its connection closes."""
     session = AguiSession()
     with admit(session) as admission:
-        await AguiConnection(socket, session, admission, orchestrator, hub).run()
+        await AguiConnection(socket, session, admission, command_handler, broker).run()
 
 
 class AguiConnection:
@@ -47,18 +50,18 @@ class AguiConnection:
 
     def __init__(
         self,
-        socket: OutboxConnection,
+        socket: BatchedConnection,
         session: AguiSession,
-        admission: Admission,
-        orchestrator: Orchestrator,
-        hub: Hub,
+        admission: ConnectionAuth,
+        command_handler: CommandHandler,
+        broker: EventBroker,
     ) -> None:
         self._socket = socket
         self._session = session
         self._admission = admission
-        self._orchestrator = orchestrator
+        self._command_handler = command_handler
         self._principal = admission.principal
-        self._subscriber = Subscriber(hub, self, admission.principal)
+        self._subscriber = Subscriber(broker, self, admission.principal)
         self._run: AguiRun | None = None
         socket.on_room = self._subscriber.resume
 
@@ -118,7 +121,7 @@ class AguiConnection:
         except Exception:  # noqa: BLE001 - told with an incident id; the connection lives
             incident = uuid.uuid4().hex[:12]
             _log.exception("incident %s while answering a front end", incident)
-            fault = Internal(f"the server has a fault; its log tells of incident {incident}")
+            fault = InternalError(f"the server has a fault; its log tells of incident {incident}")
             self._socket.post([self._session.refused(fault)])
 
     async def _begin(self, given: RunAgentInput) -> None:
@@ -127,13 +130,15 @@ class AguiConnection:
         A run that is known already is followed likewise, and nothing is started again.
         """
         if self._session.is_running:
-            raise InvalidState("a run is under way; expected its end, cancel or another connection")
+            raise InvalidStateError(
+                "a run is under way; expected its end, cancel or another connection"
+            )
         with self._subscriber.answering() as answer:
             task_id = given.resumed_task
             if task_id is None:
                 command = given.create()
                 try:
-                    created = await self._orchestrator.create(self._principal, command, answer)
+                    created = await self._command_handler.create(self._principal, command, answer)
                 except AgentsrvError as refusal:
                     raise in_words_of_front_end(refusal) from None
                 task_id = str(created["task_id"])
@@ -141,10 +146,10 @@ class AguiConnection:
                 for place, entry in enumerate(given.resume):
                     # A question that is settled is no error: by this run before, by another
                     # client, or by its time.
-                    with suppress(Conflict, InvalidState):
+                    with suppress(ConflictError, InvalidStateError):
                         await self._respond(entry, place, answer)
                 follow = c.Subscribe(task_id=task_id)
-                await self._orchestrator.subscribe(self._principal, follow, answer)
+                await self._command_handler.subscribe(self._principal, follow, answer)
             self._run = AguiRun(given, task_id)
             self._session.is_running = True
             self._post(self._run, self._run.start())
@@ -152,16 +157,16 @@ class AguiConnection:
     async def _respond(self, entry: ResumeEntry, place: int, answer: Answer) -> None:
         command = entry.command(place)
         try:
-            await self._orchestrator.respond(self._principal, command, answer)
-        except (Conflict, InvalidState):
+            await self._command_handler.respond(self._principal, command, answer)
+        except (ConflictError, InvalidStateError):
             raise
         except AgentsrvError as refusal:
             raise in_words_of_front_end(refusal, place) from None
 
     async def _cancel(self, frame: CancelRun) -> None:
         if self._run is None:
-            raise InvalidState("this connection has had no run; expected one to cancel")
+            raise InvalidStateError("this connection has had no run; expected one to cancel")
         command = c.Cancel(task_id=self._run.task_id, reason=frame.reason)
         with self._subscriber.answering() as answer:
-            result = await self._orchestrator.cancel(self._principal, command, answer)
+            result = await self._command_handler.cancel(self._principal, command, answer)
             self._socket.post([custom("reply", {"command": "cancel", **result})])

@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from agentsrv.error_text import as_fields
-from agentsrv.errors import AgentsrvError, InvalidCommand, Unauthenticated
+from agentsrv.errors import AgentsrvError, InvalidCommandError, UnauthenticatedError
 from agentsrv.models.commands import Auth, Create, Respond, Text
 from agentsrv.protocol.session import MAX_BAD_FRAMES, MAX_DETAILS, Refusal, trim
 from agentsrv.protocol.strict_json import parse_object
@@ -63,7 +63,7 @@ class ResumeEntry(_Input):
         """The same as a command; an abandoned question is declined.
 
         Raises:
-            InvalidCommand: There is no such question; ``place`` is where the entry is.
+            InvalidCommandError: There is no such question; ``place`` is where the entry is.
         """
         try:
             return self._command()
@@ -106,7 +106,7 @@ class RunAgentInput(_Input):
         """The task that it begins; the same ``threadId`` and ``runId`` are the same task.
 
         Raises:
-            InvalidCommand: It has no message of a user, or no task can be made of it.
+            InvalidCommandError: It has no message of a user, or no task can be made of it.
         """
         key = orjson.dumps([self.thread_id, self.run_id])
         fields = {
@@ -119,7 +119,7 @@ class RunAgentInput(_Input):
         options = self._options()
         unknown = sorted(options.keys() - set(OPTIONS))
         if unknown:
-            raise InvalidCommand(f"{where}.{unknown[0][:64]}: expected {', '.join(OPTIONS)}")
+            raise InvalidCommandError(f"{where}.{unknown[0][:64]}: expected {', '.join(OPTIONS)}")
         try:
             return Create.model_validate_json(orjson.dumps(options | fields))
         except ValidationError as error:
@@ -171,7 +171,7 @@ class AguiSession:
             return Refusal(self.refused(refusal), self._bad_frames >= MAX_BAD_FRAMES)
         self._bad_frames = 0
         if not self.is_authenticated:
-            expired = Unauthenticated("the token is no longer valid")
+            expired = UnauthenticatedError("the token is no longer valid")
             return Refusal(self.refused(expired), is_last=False)
         return frame
 
@@ -243,13 +243,13 @@ def _latest_text(messages: Sequence[Mapping[str, Any]]) -> str:
             for part in parts:
                 text = part.get("text") if isinstance(part, dict) else None
                 if not isinstance(text, str):
-                    raise InvalidCommand("messages: the user's last one has more than text")
+                    raise InvalidCommandError("messages: the user's last one has more than text")
                 texts.append(text)
             return "".join(texts)
-    raise InvalidCommand("messages: found none of a user; expected what is to be done")
+    raise InvalidCommandError("messages: found none of a user; expected what is to be done")
 
 
-def _invalid(error: ValidationError, where: str) -> InvalidCommand:
+def _invalid(error: ValidationError, where: str) -> InvalidCommandError:
     details = []
     for complaint in error.errors(include_url=False)[:MAX_DETAILS]:
         parts = [where, *complaint["loc"]]
@@ -260,4 +260,4 @@ def _invalid(error: ValidationError, where: str) -> InvalidCommand:
     first = details[0]
     example = EXAMPLE if not where else None
     message = f"{first['field']}: {first['reason']}" if first["field"] else first["reason"]
-    return InvalidCommand(message, details=details, example=example)
+    return InvalidCommandError(message, details=details, example=example)

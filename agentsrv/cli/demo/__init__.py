@@ -21,7 +21,7 @@ from typing import Final
 from agentsrv.cli.render import describe
 from agentsrv.cli.signals import run_until_signal
 from agentsrv.client import Client
-from agentsrv.client.errors import NoServer
+from agentsrv.client.errors import ServerUnavailableError
 from agentsrv.error_text import redact
 from agentsrv.errors import AgentsrvError
 
@@ -68,7 +68,7 @@ class Server:
             if LISTENING in line and not url.done():
                 url.set_result(line.partition(LISTENING)[2])
         if not url.done():
-            url.set_exception(NoServer("the server ended before it listened"))
+            url.set_exception(ServerUnavailableError("the server ended before it listened"))
 
 
 async def show(server: Server) -> None:

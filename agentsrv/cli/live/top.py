@@ -22,7 +22,7 @@ from agentsrv.cli.live.console import console_of
 from agentsrv.cli.live.tree import MARKS, WAITING, seconds
 from agentsrv.cli.render import shorten, status_word
 from agentsrv.client import Client
-from agentsrv.errors import NotFound
+from agentsrv.errors import NotFoundError
 from agentsrv.models.states import StepStatus, TaskStatus
 from agentsrv.telemetry.safe_text import visible
 
@@ -82,7 +82,7 @@ async def look(client: Client, store: str | None, rows: int, at: datetime) -> Lo
     snapshots = await asyncio.gather(*map(client.status, active), return_exceptions=True)
     details: dict[str, Snapshot] = {}
     for snapshot in snapshots:
-        if isinstance(snapshot, NotFound):
+        if isinstance(snapshot, NotFoundError):
             continue  # it was removed meanwhile
         if isinstance(snapshot, BaseException):
             raise snapshot

@@ -19,11 +19,11 @@ from agentsrv.client import Client, Record
 from agentsrv.client.answers import answering
 from agentsrv.errors import (
     AgentsrvError,
-    Conflict,
+    ConflictError,
     InputDeclined,
-    InvalidInput,
-    InvalidState,
-    NotFound,
+    InvalidInputError,
+    InvalidStateError,
+    NotFoundError,
 )
 from agentsrv.models import events as e
 
@@ -98,9 +98,9 @@ class Call:
                 await self._respond(asked, result)
             except forms.Dismissed:
                 return told(asked)
-            except InvalidInput as refusal:
+            except InvalidInputError as refusal:
                 return self.ask(state["asked"], state["seq"], refusal.message)
-            except (Conflict, InvalidState, NotFound):
+            except (ConflictError, InvalidStateError, NotFoundError):
                 pass  # it was settled or closed meanwhile
             return await self.follow(state["task_id"], state["seq"])
 
@@ -130,7 +130,7 @@ class Call:
             input_requests={asked.input_id: request}, request_state=orjson.dumps(state).decode()
         )
 
-    async def _elicit(self, asked: e.InputRequired, refusal: InvalidInput | None) -> Any:
+    async def _elicit(self, asked: e.InputRequired, refusal: InvalidInputError | None) -> Any:
         params = forms.form(asked, refusal.message if refusal is not None else None)
         try:
             result = await self._context.session.elicit_form(

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final
 
-from agentsrv.delivery.broker import Hub
+from agentsrv.delivery.broker import EventBroker
 from agentsrv.errors import AgentsrvError
 from agentsrv.models.events import decode, format_timestamp
 from agentsrv.models.usage import MAX_LIST
 from agentsrv.store.base import Commit, Span
-from agentsrv.store.shared import NEWS_WITHIN, SWEEP, News, SharedStore
+from agentsrv.store.shared import NEWS_WITHIN, SWEEP, LogHead, SharedStore
 
 BUDGET: Final = 5000  # events read by one query, of all tasks together
 OVERLAP: Final = 2 * NEWS_WITHIN  # seconds that are looked back over what is not remembered
@@ -22,7 +22,7 @@ REMEMBERED: Final = 3 * NEWS_WITHIN  # seconds for which a task is remembered th
 
 
 @dataclass(slots=True)
-class _Tail:
+class _LogPosition:
     """How much of a task's log the subscribers of this node were told."""
 
     owner: str
@@ -33,7 +33,7 @@ class _Tail:
     """Where it is not known what they were told: from which time on they are to be."""
 
 
-class Tails:
+class CommitFollower:
     """Publishes the commits of all nodes in the hub: each task's in order, without a hole, once.
 
     What this node commits is published at once. What others commit is told by hints, which may be
@@ -51,18 +51,18 @@ class Tails:
     def __init__(
         self,
         store: SharedStore,
-        hub: Hub,
+        broker: EventBroker,
         runs_here: Callable[[str], bool],
         now: Callable[[], float],
     ) -> None:
         self._store = store
-        self._hub = hub
+        self._broker = broker
         self._runs_here = runs_here
         self._now = now
-        self._tails: dict[str, _Tail] = {}
+        self._tails: dict[str, _LogPosition] = {}
         self._owners: dict[str, float] = {}
         """Since when (seconds since the epoch) all is known that their tasks did."""
-        self._news: dict[str, News] = {}
+        self._news: dict[str, LogHead] = {}
         self._wake = asyncio.Event()
         store.on_commit = self._take
         store.on_news = self._notice
@@ -85,7 +85,7 @@ class Tails:
                     await self._sweep()
                 await self._read_on()
 
-    def _notice(self, told: Sequence[News]) -> None:
+    def _notice(self, told: Sequence[LogHead]) -> None:
         """Take note of where logs end."""
         for news in told:
             if not self._is_wanted(news.task_id, news.owner):
@@ -100,32 +100,32 @@ class Tails:
         """Publish what of a commit is not told yet; where something is missing, it is read."""
         task_id, owner, after, events = commit
         if not self._is_wanted(task_id, owner):
-            self._hub.publish(commit)
+            self._broker.publish(commit)
             return
         tail, end = self._tails.get(task_id), after + len(events)
         # Whoever follows one task reads for himself what was before.
-        first = 0 if self._hub.follows_all(owner) else after
+        first = 0 if self._broker.follows_all(owner) else after
         told = first if tail is None else tail.seq
         if after > told:
-            self._notice([News(task_id, owner, end)])
+            self._notice([LogHead(task_id, owner, end)])
         elif tail is None or end > told:
             self._publish(Commit(task_id, owner, told, events[told - after :]))
 
     def _publish(self, commit: Commit) -> None:
         seq = commit.after + len(commit.events)
         at = asyncio.get_running_loop().time()
-        self._tails[commit.task_id] = _Tail(commit.owner, seq, at)
-        self._hub.publish(commit)
+        self._tails[commit.task_id] = _LogPosition(commit.owner, seq, at)
+        self._broker.publish(commit)
 
     def _is_wanted(self, task_id: str, owner: str) -> bool:
-        return self._hub.follows(task_id) or self._hub.follows_all(owner)
+        return self._broker.follows(task_id) or self._broker.follows_all(owner)
 
     async def _sweep(self) -> None:
         """Ask where the logs end: nothing depends on a hint."""
-        hub, now = self._hub, self._now()
-        owners = list(hub.owners)
+        broker, now = self._broker, self._now()
+        owners = list(broker.owners)
         self._owners = {owner: self._owners.get(owner, now - SWEEP) for owner in owners}
-        wanted = {*hub.followed, *self._tails}
+        wanted = {*broker.followed, *self._tails}
         ids = {task_id for task_id in wanted if not self._runs_here(task_id)}
         for owner, known in self._owners.items():
             if now - known > OVERLAP + NEWS_WITHIN / 2:  # longer ago than ``news`` looks back
@@ -137,14 +137,14 @@ class Tails:
         for owner, known in self._owners.items():
             self._owners[owner] = max(known, now - OVERLAP)
         self._forget()
-        hub.revive()
+        broker.revive()
 
     def _forget(self) -> None:
         """Forget the tasks that nobody wants to know of, and those that stand still."""
         before = asyncio.get_running_loop().time() - REMEMBERED
         for task_id, tail in list(self._tails.items()):
-            is_due = tail.moved_at < before or not self._hub.follows_all(tail.owner)
-            if is_due and not self._hub.follows(task_id):
+            is_due = tail.moved_at < before or not self._broker.follows_all(tail.owner)
+            if is_due and not self._broker.follows(task_id):
                 del self._tails[task_id]
 
     async def _read_on(self) -> None:
@@ -154,7 +154,7 @@ class Tails:
     async def _read(self) -> None:
         """Read a page of each log of which there is news, and publish what is found."""
         told, self._news = self._news, {}
-        turn: list[tuple[News, _Tail]] = []
+        turn: list[tuple[LogHead, _LogPosition]] = []
         for news in told.values():
             tail = self._tails.get(news.task_id) or self._begin(news)
             if tail.seq < news.seq:
@@ -174,17 +174,17 @@ class Tails:
             ):  # not where the log is damaged: it is not asked for again until there is news
                 self._continue(news, tail, Commit(news.task_id, news.owner, span.after, events))
 
-    def _begin(self, news: News) -> _Tail:
+    def _begin(self, news: LogHead) -> _LogPosition:
         """The tail of a task that is seen for the first time, or again after a long time."""
         at = asyncio.get_running_loop().time()
-        if not self._hub.follows_all(news.owner):
+        if not self._broker.follows_all(news.owner):
             self._publish(Commit(news.task_id, news.owner, news.seq, ()))  # followers read on
             return self._tails[news.task_id]
         since = format_timestamp(self._owners.get(news.owner, self._now()) - SWEEP)
-        tail = self._tails[news.task_id] = _Tail(news.owner, 0, at, since)
+        tail = self._tails[news.task_id] = _LogPosition(news.owner, 0, at, since)
         return tail
 
-    def _continue(self, news: News, tail: _Tail, commit: Commit) -> None:
+    def _continue(self, news: LogHead, tail: _LogPosition, commit: Commit) -> None:
         """Publish a page, but for what is too old for those who follow all tasks."""
         if tail.since and self._tails.get(news.task_id) is tail:
             since, events = tail.since, commit.events

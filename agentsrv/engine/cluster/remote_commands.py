@@ -17,17 +17,17 @@ from agentsrv.engine.runner import TaskRunner
 from agentsrv.engine.steering import Steering, steer
 from agentsrv.engine.worker import Worker
 from agentsrv.error_text import as_fields
-from agentsrv.errors import AgentsrvError, Fenced, Internal, Unavailable, by_code
+from agentsrv.errors import AgentsrvError, FencedError, InternalError, UnavailableError, by_code
 from agentsrv.store.base import Head
 from agentsrv.store.shared import SWEEP, Message, SharedStore
 
 PATIENCE: Final = 15.0  # seconds that a node has to answer; the lease of one that died is over then
 EARLY: Final = 0.05  # seconds until a message is read again that came before its task's runner
 
-_log = logging.getLogger("agentsrv.peers")
+_log = logging.getLogger("agentsrv.cluster")
 
 
-class _Letter(BaseModel):
+class _RemoteCommand(BaseModel):
     """What stands in a message."""
 
     by: str
@@ -35,7 +35,7 @@ class _Letter(BaseModel):
     command: Annotated[Steering, Field(discriminator="command")]
 
 
-class Peers:
+class RemoteCommands:
     """Asks the nodes that run a task, and carries out what they ask.
 
     A message is carried out once, whoever dies: its reply is committed with the events that it
@@ -69,7 +69,7 @@ class Peers:
             Unavailable: Nobody has carried it out within ``PATIENCE``, or the store cannot tell.
             AgentsrvError: What the other node refuses it with.
         """
-        letter = _Letter(by=by, command=command)
+        letter = _RemoteCommand(by=by, command=command)
         looks = self._looks
         number = await self._store.post(head.task_id, letter.model_dump_json().encode())
         answered = self._asked[number] = asyncio.get_running_loop().create_future()
@@ -114,8 +114,10 @@ class Peers:
             if reply is not None:
                 return reply
             if is_held:
-                raise Unavailable(f"the node that runs task {task_id} does not answer; try again")
-            raise Fenced(f"task {task_id} is run by nobody any more")
+                raise UnavailableError(
+                    f"the node that runs task {task_id} does not answer; try again"
+                )
+            raise FencedError(f"task {task_id} is run by nobody any more")
         return answered.result()
 
     async def _collect(self) -> None:
@@ -169,14 +171,14 @@ def _decide(message: Message, runner: TaskRunner) -> bytes | None:
     journal = runner.journal
     before = journal.state.seq
     try:
-        letter = _Letter.model_validate_json(message.body)
+        letter = _RemoteCommand.model_validate_json(message.body)
         reply = orjson.dumps({"result": steer(runner, letter.by, letter.command)})
     except AgentsrvError as refusal:
         reply = _refused(refusal)
     except Exception:  # noqa: BLE001 - a fault of ours must be answered
         incident = uuid.uuid4().hex[:12]
         _log.exception("incident %s in task %s", incident, message.task_id)
-        reply = _refused(Internal(f"internal error (incident {incident})"))
+        reply = _refused(InternalError(f"internal error (incident {incident})"))
     if journal.state.seq == before:
         return reply
     journal.reply(message.number, reply)

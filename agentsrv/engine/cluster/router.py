@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from agentsrv.agents.questions import is_secret
 from agentsrv.engine import inputs
-from agentsrv.engine.cluster.remote_commands import Peers
-from agentsrv.engine.idle_tasks import Decisions, Result, committing
+from agentsrv.engine.cluster.remote_commands import RemoteCommands
+from agentsrv.engine.idle_tasks import IdleTaskWriter, Result, committing
 from agentsrv.engine.steering import Steering, steer
 from agentsrv.engine.worker import Worker
 from agentsrv.models import events as e
@@ -17,19 +17,19 @@ from agentsrv.models.states import TaskStatus
 from agentsrv.store.base import Head
 
 
-class Router:
+class CommandRouter:
     """Has a steering command carried out where its task is; results tell of what is committed."""
 
     def __init__(
         self,
-        decisions: Decisions,
+        idle_tasks: IdleTaskWriter,
         worker: Worker,
-        peers: Peers | None,
+        remote_commands: RemoteCommands | None,
         now: Callable[[], float],
     ) -> None:
-        self._decisions = decisions
+        self._idle_tasks = idle_tasks
         self._worker = worker
-        self._peers = peers
+        self._remote_commands = remote_commands
         self._now = now
 
     async def route(
@@ -38,44 +38,44 @@ class Router:
         """Carry a command of the principal ``by`` out, and again where others were first.
 
         Raises:
-            NotFound: The principal has no such task; ``what`` is what it looked for.
+            NotFoundError: The principal has no such task; ``what`` is what it looked for.
             AgentsrvError: What the task's state has against the command.
         """
 
         async def decide(head: Head) -> Result:
             runner = self._worker.live(task_id)
             if runner is not None:
-                self._decisions.check_writable()
+                self._idle_tasks.check_writable()
                 try:
                     return steer(runner, by, command)
                 finally:
                     await asyncio.sleep(0)  # who ends in the next turn ends in the same append
                     async with committing():  # a refusal, too, tells of what is committed
                         await runner.journal.commit()
-            if self._peers is not None and self._peers.hold(head):
-                return await self._peers.ask(head, by, await self._sealed(command))
+            if self._remote_commands is not None and self._remote_commands.hold(head):
+                return await self._remote_commands.ask(head, by, await self._sealed(command))
             return await self._decide_idle(head, by, command)
 
-        return await self._decisions.decide(by, task_id, decide, what)
+        return await self._idle_tasks.decide(by, task_id, decide, what)
 
     async def _decide_idle(self, head: Head, by: str, command: Steering) -> Result:
         """Decide on a task of which nothing runs."""
         if isinstance(command, Cancel):
             return await self._cancel_idle(head, by, command)
-        state = await self._decisions.load(head)
+        state = await self._idle_tasks.load(head)
         if isinstance(command, Respond):
             received = inputs.received(state, command, by, self._now(), self._worker.vault)
-            await self._decisions.append(head, state, received)
+            await self._idle_tasks.append(head, state, received)
             return {"task_id": head.task_id, "input_id": command.input_id}
         sent = inputs.sent(state, command.message, by)
-        result = await self._decisions.append(head, state, sent)
+        result = await self._idle_tasks.append(head, state, sent)
         return {"task_id": head.task_id, "seq": result["seq"]}
 
     async def _sealed(self, command: Steering) -> Steering:
         """The command as other nodes may store it: with a secret answer encrypted."""
         if not isinstance(command, Respond) or command.action != "accept":
             return command
-        state = await self._decisions.latest(command.input_id.partition("/")[0])
+        state = await self._idle_tasks.latest(command.input_id.partition("/")[0])
         for step in state.steps.values():
             question = step.questions.get(command.input_id)
             if question is not None and is_secret(question.asked.schema):
@@ -94,6 +94,6 @@ class Router:
         else:  # its worker is gone; the next one reads the intent and ends the task
             assert command.grace is not None
             event = e.TaskCancelling(command.reason, by, command.grace)
-        state = await self._decisions.load(head)
-        result = await self._decisions.append(head, state, event)
+        state = await self._idle_tasks.load(head)
+        result = await self._idle_tasks.append(head, state, event)
         return {"task_id": head.task_id, "status": result["status"], "already": False}

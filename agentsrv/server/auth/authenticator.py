@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
-from agentsrv.errors import ConfigurationError, Unauthenticated, missing_extra
+from agentsrv.errors import ConfigurationError, UnauthenticatedError, missing_extra
 from agentsrv.models.commands import MAX_TOKEN
 from agentsrv.server.auth.identity import EVERYBODY, NOT_ACCEPTED, Identity
 from agentsrv.server.auth.keys import PREFIX, KeyRing, parse_keys
@@ -47,19 +47,19 @@ class Authenticator:
         """Whose token it is, which came from the address ``source``.
 
         Raises:
-            Unauthenticated: It is nobody's. The error does not quote it.
+            UnauthenticatedError: It is nobody's. The error does not quote it.
         """
         if not self.is_required:
             return EVERYBODY
         if len(token) > MAX_TOKEN:
-            raise Unauthenticated(NOT_ACCEPTED)
+            raise UnauthenticatedError(NOT_ACCEPTED)
         if token.startswith(PREFIX):
             key = self._keys.find(token) if self._keys is not None else None
             if key is not None:
                 return Identity(key.principal, key_id=key.key_id)
         elif self._tokens is not None:
             return await self._tokens.identify(token, source)
-        raise Unauthenticated(NOT_ACCEPTED)
+        raise UnauthenticatedError(NOT_ACCEPTED)
 
     def remaining(self, identity: Identity) -> float:
         """Seconds for which the identity may go on; 0 where its key was revoked."""
@@ -112,7 +112,7 @@ def token_of(authorizations: Sequence[str], subprotocols: Sequence[str]) -> str 
         subprotocols: Values of its ``Sec-WebSocket-Protocol`` headers.
 
     Raises:
-        Unauthenticated: There is more than one, or something else than a bearer token.
+        UnauthenticatedError: There is more than one, or something else than a bearer token.
     """
     offered = [name.strip() for value in subprotocols for name in value.split(",")]
     tokens = [name[len(SUBPROTOCOL) :] for name in offered if name.startswith(SUBPROTOCOL)]
@@ -121,8 +121,8 @@ def token_of(authorizations: Sequence[str], subprotocols: Sequence[str]) -> str 
         if scheme.lower() in OF_PROXIES:
             continue
         if scheme.lower() != SCHEME:
-            raise Unauthenticated("expected Authorization: Bearer TOKEN")
+            raise UnauthenticatedError("expected Authorization: Bearer TOKEN")
         tokens.append(token.strip())
     if len(tokens) > 1:
-        raise Unauthenticated(f"found {len(tokens)} tokens; expected one")
+        raise UnauthenticatedError(f"found {len(tokens)} tokens; expected one")
     return tokens[0] if tokens else None

@@ -10,22 +10,22 @@ from typing import Any, Final, Protocol, Self
 
 from websockets.frames import CloseCode
 
-from agentsrv.errors import InvalidState, Overloaded, Unauthenticated
+from agentsrv.errors import InvalidStateError, OverloadedError, UnauthenticatedError
 from agentsrv.models import commands as c
 from agentsrv.protocol import frames
 from agentsrv.protocol.session import Session, help_reply
 from agentsrv.server.auth.authenticator import UNAUTHENTICATED, Authenticator
 from agentsrv.server.auth.identity import Identity
-from agentsrv.server.batching import OutboxConnection
+from agentsrv.server.batching import BatchedConnection
 from agentsrv.server.requests import close, next_request
 
 RECHECK: Final = 10.0  # seconds within which an open connection's key is found revoked
 
-_log = logging.getLogger("agentsrv.door")
+_log = logging.getLogger("agentsrv.listener")
 
 
 async def identify(
-    socket: OutboxConnection, session: Session, authenticator: Authenticator, seconds: float
+    socket: BatchedConnection, session: Session, authenticator: Authenticator, seconds: float
 ) -> Identity | None:
     """Wait for a connection to say who it is; until then it may ping and ask for help.
 
@@ -41,9 +41,9 @@ async def identify(
             return await _ask(socket, session, authenticator)
     except TimeoutError:
         reason = f"no token within {seconds:g} s"
-    except Unauthenticated as refusal:
+    except UnauthenticatedError as refusal:
         reason = refusal.message
-    except Overloaded as refusal:
+    except OverloadedError as refusal:
         code, reason = CloseCode.TRY_AGAIN_LATER, refusal.message
     _log.info("refused %s: %s", socket.remote_address[0], reason, extra={"about": socket.about})
     await close(socket, code, reason)
@@ -51,16 +51,16 @@ async def identify(
 
 
 async def _ask(
-    socket: OutboxConnection, session: Session, authenticator: Authenticator
+    socket: BatchedConnection, session: Session, authenticator: Authenticator
 ) -> Identity | None:
     while (request := await next_request(socket, session)) is not None:
         command, result = request.command, dict[str, Any]()
         if isinstance(command, c.Auth):
             try:
                 token = command.token.get_secret_value()
-                identity = await authenticator.identify(token, socket.share.name)
+                identity = await authenticator.identify(token, socket.quota.name)
                 socket.identify(identity)
-            except (Unauthenticated, Overloaded) as refusal:
+            except (UnauthenticatedError, OverloadedError) as refusal:
                 socket.measures.commands[request.name, refusal.code] += 1
                 socket.post([frames.error(request.name, command.id, refusal)])
                 raise
@@ -73,13 +73,13 @@ async def _ask(
     return None
 
 
-class Door(Protocol):
+class AuthenticatedSession(Protocol):
     """What is to be told where a connection may do nothing any more: a session."""
 
     is_authenticated: bool
 
 
-class Admission:
+class ConnectionAuth:
     """Who a connection is; where that does not hold any more, it is closed with 4401.
 
     Within the ``with`` block it looks when the token expires, and every ``RECHECK`` seconds
@@ -88,8 +88,8 @@ class Admission:
 
     def __init__(
         self,
-        socket: OutboxConnection,
-        session: Door,
+        socket: BatchedConnection,
+        session: AuthenticatedSession,
         authenticator: Authenticator,
         identity: Identity,
     ) -> None:
@@ -109,12 +109,12 @@ class Admission:
         """Go on by another token of the same principal; the result of ``auth``.
 
         Raises:
-            Unauthenticated: It is nobody's; the connection goes on as before.
-            InvalidState: It is somebody else's.
+            UnauthenticatedError: It is nobody's; the connection goes on as before.
+            InvalidStateError: It is somebody else's.
         """
         identity = await self._authenticator.identify(token)
         if identity.principal != self.principal:
-            raise InvalidState(
+            raise InvalidStateError(
                 f"this connection is {self.principal!r}; expected another connection for another "
                 "principal"
             )
@@ -156,7 +156,7 @@ class Admission:
             self._timer = None
 
 
-Admit = Callable[[Door], Admission]
+MakeConnectionAuth = Callable[[AuthenticatedSession], ConnectionAuth]
 """Admits the client of one connection, whose frames the given session reads."""
 
 

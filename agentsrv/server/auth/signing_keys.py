@@ -59,7 +59,7 @@ SOURCES: Final = 10_000  # addresses that are remembered
 THREADS: Final = 4  # requests that may be left behind
 KEY_TYPES: Final = {"HS256": "oct", "RS256": "RSA", "ES256": "EC"}
 
-_log = logging.getLogger("agentsrv.door")
+_log = logging.getLogger("agentsrv.listener")
 
 
 class Keys(Protocol):

@@ -7,7 +7,7 @@ from typing import Final
 
 import jwt
 
-from agentsrv.errors import Unauthenticated
+from agentsrv.errors import UnauthenticatedError
 from agentsrv.server.auth.identity import ANONYMOUS, NOT_ACCEPTED, Identity
 from agentsrv.server.auth.keys import RESERVED
 from agentsrv.server.auth.signing_keys import Keys
@@ -16,7 +16,7 @@ LEEWAY: Final = 30.0  # seconds by which clocks may differ
 MAX_SUBJECT: Final = 256  # characters of a principal
 CLAIMS: Final = ("exp", "iss", "aud", "sub")
 
-_log = logging.getLogger("agentsrv.door")
+_log = logging.getLogger("agentsrv.listener")
 
 
 class TokenVerifier:
@@ -35,16 +35,16 @@ class TokenVerifier:
         """Whose token it is, which came from the address ``source``.
 
         Raises:
-            Unauthenticated: It is not accepted. The log tells why, the error only if it has
+            UnauthenticatedError: It is not accepted. The log tells why, the error only if it has
                 expired.
         """
         try:
             return await self._verify(token, source)
         except jwt.ExpiredSignatureError:
-            raise Unauthenticated("the token has expired") from None
+            raise UnauthenticatedError("the token has expired") from None
         except Exception as error:  # noqa: BLE001 - whatever a stranger's bytes make a parser raise
             _log.info("a token was refused: %s", type(error).__name__)
-            raise Unauthenticated(NOT_ACCEPTED) from None
+            raise UnauthenticatedError(NOT_ACCEPTED) from None
 
     async def _verify(self, token: str, source: str) -> Identity:
         key = await self._keys.find(jwt.get_unverified_header(token).get("kid"), source)

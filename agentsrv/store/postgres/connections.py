@@ -15,7 +15,7 @@ import asyncpg
 
 from agentsrv.backoff import backoff
 from agentsrv.error_text import describe
-from agentsrv.errors import ConfigurationError, Unavailable
+from agentsrv.errors import ConfigurationError, UnavailableError
 
 T = TypeVar("T")
 
@@ -252,12 +252,12 @@ async def reading(
         await asyncio.sleep(next(waits))
 
 
-def unavailable(error: object) -> Unavailable:
+def unavailable(error: object) -> UnavailableError:
     """What is told of an error that did not pass."""
     told = describe(error) if isinstance(error, BaseException) else error
-    return Unavailable(f"PostgreSQL cannot be used now: {told}")
+    return UnavailableError(f"PostgreSQL cannot be used now: {told}")
 
 
-def damage(error: BaseException) -> Unavailable:
+def damage(error: BaseException) -> UnavailableError:
     """The refusal of what needs a page that cannot be read."""
-    return Unavailable(f"the PostgreSQL store is damaged: {describe(error)}")
+    return UnavailableError(f"the PostgreSQL store is damaged: {describe(error)}")

@@ -52,7 +52,7 @@ class Damage(NamedTuple):
     reason: str
 
 
-class TooMuchDamage(Exception):
+class TooMuchDamageError(Exception):
     """More tasks than ``MOST`` cannot be read."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ async def search(
         logs: Read also their logs and what only clients need.
 
     Raises:
-        TooMuchDamage: There are too many damaged tasks to name them.
+        TooMuchDamageError: There are too many damaged tasks to name them.
     """
     last, length, done, found = await last_number(read), ROWS, 0, 0
     while done < last:
@@ -92,7 +92,7 @@ async def search(
         piece = await _look(read, low, low + size, logs=logs)
         found += len(piece.damage)
         if found > MOST:
-            raise TooMuchDamage
+            raise TooMuchDamageError
         yield piece
         done += size
         if piece.rows < ROWS // 2:
@@ -112,7 +112,7 @@ async def _look(read: Reading[Any], low: int, high: int, *, logs: bool) -> Piece
             if high - low == 1:
                 damage.append(Damage(high, await _name(read, high), describe(error)))
                 if len(damage) > MOST:
-                    raise TooMuchDamage from error
+                    raise TooMuchDamageError from error
             else:
                 middle = (low + high) // 2
                 ranges += [(middle, high), (low, middle)]

@@ -2,7 +2,7 @@
 
 At once when idle, whatever has gathered when busy. It survives the server's being away: a flush
 is tried again, after a look at whether it came through, until the node would have lost its
-leases; after that everybody is told ``Unavailable``, and the next request tries again.
+leases; after that everybody is told ``UnavailableError``, and the next request tries again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 import asyncpg
 
 from agentsrv.error_text import describe
-from agentsrv.errors import AgentsrvError, Unavailable
+from agentsrv.errors import AgentsrvError, UnavailableError
 from agentsrv.store.base import Append, NewTask, damaged
 from agentsrv.store.postgres import connections
 from agentsrv.store.postgres.statements import statements
@@ -28,7 +28,7 @@ from agentsrv.store.postgres.writer import (
     Outcome,
     Release,
     Request,
-    Stale,
+    VersionConflict,
     may_change_queue,
 )
 from agentsrv.store.queue import QueueLimits
@@ -39,7 +39,7 @@ MAX_REQUESTS: Final = 2000  # of one flush; what one step of the sequence ``read
 _log = logging.getLogger("agentsrv.store")
 
 
-class Holding(Protocol):
+class LeaseHolder(Protocol):
     """What the flusher needs to know of the node's lease."""
 
     id: int | None
@@ -72,7 +72,7 @@ class Flusher:
     def __init__(
         self,
         dsn: str,
-        holding: Holding,
+        holding: LeaseHolder,
         limits: QueueLimits,
         clock: Callable[[], float],
         settled: Settled,
@@ -110,7 +110,7 @@ class Flusher:
         """Hand a request over; the awaitable is done when it is durable."""
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self.closed:
-            done.set_exception(Unavailable("the store is closed"))
+            done.set_exception(UnavailableError("the store is closed"))
         else:
             self._waiting.append(Operation(request, done))
             self._wake.set()
@@ -160,7 +160,7 @@ class Flusher:
             flush = Flush(requests, node, self._limits, self.statements)
             try:
                 outcome = await self._attempt(flush)
-            except Stale:
+            except VersionConflict:
                 self._drop()
             except (*connections.AWAY, *connections.SHUT_OUT) as error:
                 self._drop()

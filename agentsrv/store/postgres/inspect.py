@@ -11,7 +11,7 @@ import asyncpg
 
 from agentsrv.errors import ConfigurationError
 from agentsrv.store.postgres import connections, reader
-from agentsrv.store.postgres.damage import Damage, Reading, TooMuchDamage, search
+from agentsrv.store.postgres.damage import Damage, Reading, TooMuchDamageError, search
 from agentsrv.store.postgres.statements import statements
 from agentsrv.store.shared import Node
 
@@ -105,6 +105,6 @@ async def _connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
             yield connection
         finally:
             connection.terminate()
-    except (*connections.FAILED, ConfigurationError, TooMuchDamage) as error:
+    except (*connections.FAILED, ConfigurationError, TooMuchDamageError) as error:
         reason = connections.explain(error, dsn)
         raise ConfigurationError(f"cannot look into the PostgreSQL store{reason}") from None

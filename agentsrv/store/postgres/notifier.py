@@ -1,4 +1,4 @@
-"""PostgresBus: LISTEN and NOTIFY over one connection of its own.
+"""PostgresNotifier: LISTEN and NOTIFY over one connection of its own.
 
 A NOTIFY within a transaction that writes would make all commits of the server wait for each
 other; so it goes after the commit, by itself. LISTEN needs a connection that stays the same one:
@@ -15,14 +15,14 @@ import asyncpg
 
 from agentsrv.error_text import redact_url
 from agentsrv.errors import ConfigurationError, missing_extra
-from agentsrv.store.notifier import Bus
+from agentsrv.store.notifier import Notifier
 from agentsrv.store.postgres import connections
 
 PING: Final = 10.0  # seconds between looks whether a silent connection is still one
 NOTIFY: Final = "SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload"
 
 
-class PostgresBus:
+class PostgresNotifier:
     """The bus that needs nothing but the store's own server."""
 
     def __init__(self, dsn: str) -> None:
@@ -33,7 +33,7 @@ class PostgresBus:
     async def listen(
         self, channel: str, heard: Callable[[bytes], None], missed: Callable[[], None]
     ) -> None:
-        """See ``Bus.listen``."""
+        """See ``Notifier.listen``."""
 
         def hear(_connection: Any, _pid: int, _channel: str, payload: str) -> None:
             heard(payload.encode())
@@ -71,7 +71,7 @@ class PostgresBus:
             connection.terminate()
 
     async def publish(self, channel: str, payloads: Sequence[bytes]) -> None:
-        """See ``Bus.publish``."""
+        """See ``Notifier.publish``."""
         async with self._busy:
             if self._connection is None:
                 raise ConnectionError("the bus is not connected")
@@ -79,24 +79,24 @@ class PostgresBus:
             await self._connection.execute(NOTIFY, channel, texts)
 
 
-def open_bus(bus: Bus | str | None, dsn: str) -> Bus:
+def open_bus(bus: Notifier | str | None, dsn: str) -> Notifier:
     """The bus that is meant.
 
     Raises:
         ConfigurationError: The URL is none of a bus that there is, or the extra is missing.
     """
     if bus is None:
-        return PostgresBus(dsn)
+        return PostgresNotifier(dsn)
     if not isinstance(bus, str):
         return bus
     if not bus.startswith(("redis://", "rediss://", "unix://")):
         raise ConfigurationError(f"bus is {redact_url(bus)!r}; expected redis://host:port")
     try:
-        from agentsrv.store.redis_notifier import RedisBus  # noqa: PLC0415 - an extra
+        from agentsrv.store.redis_notifier import RedisNotifier  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise ConfigurationError(missing_extra("a bus over Redis", "redis")) from error
     try:
-        return RedisBus(bus)
+        return RedisNotifier(bus)
     except ValueError:  # its text may be a part of the password
         raise ConfigurationError(
             "bus is no valid URL; expected redis://:PASSWORD@HOST:PORT, with special characters "

@@ -12,13 +12,13 @@ from typing import Any, Final
 
 from asyncpg import Connection
 
-from agentsrv.errors import NotFound
+from agentsrv.errors import NotFoundError
 from agentsrv.models.states import TaskStatus
 from agentsrv.models.usage import Use
 from agentsrv.store.base import Head, Page, Row, Span, page_of
 from agentsrv.store.postgres.statements import HEAD, Statements
 from agentsrv.store.postgres.writer import to_head
-from agentsrv.store.shared import TOLD_WITHIN, Message, News, Node
+from agentsrv.store.shared import TOLD_WITHIN, LogHead, Message, Node
 
 # Rows up to the one that holds the last event that is wanted: it may hold more.
 READ: Final = """
@@ -124,9 +124,9 @@ async def page(  # noqa: PLR0917 - what ``Store.list`` is given
 
 async def news(
     db: Connection, find: Statements, task_ids: Sequence[str], owners: Sequence[str]
-) -> Sequence[News]:
+) -> Sequence[LogHead]:
     """See ``SharedStore.news``."""
-    return [News(*row) for row in await db.fetch(find.news, task_ids, owners)]
+    return [LogHead(*row) for row in await db.fetch(find.news, task_ids, owners)]
 
 
 async def next_number(db: Connection) -> int:
@@ -141,12 +141,12 @@ async def post(
     """Put the message with this number into the inbox, once; return the lease it is for.
 
     Raises:
-        NotFound: There is no such task.
+        NotFoundError: There is no such task.
     """
     await db.execute(POST, number, task_id, poster, body)
     row = await db.fetchrow("SELECT node FROM task WHERE task_id = $1", task_id)
     if row is None:
-        raise NotFound(f"there is no task {task_id}")
+        raise NotFoundError(f"there is no task {task_id}")
     holder: int | None = row[0]
     return holder
 

@@ -138,7 +138,7 @@ STEPS: Final[Sequence[str]] = (FIRST, SECOND)
 """What makes version 1 of an empty schema, version 2 of 1, and so on; a step never changes."""
 
 
-async def bring_up(connection: asyncpg.Connection, steps: Sequence[str] = STEPS) -> str:
+async def migrate(connection: asyncpg.Connection, steps: Sequence[str] = STEPS) -> str:
     """Apply the steps that are missing; of several nodes that start, one does it.
 
     Returns:

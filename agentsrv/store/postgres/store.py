@@ -21,15 +21,15 @@ from typing import Any, Final, TypeVar
 import asyncpg
 
 from agentsrv.error_text import describe
-from agentsrv.errors import AgentsrvError, ConfigurationError, Damaged, Unavailable
+from agentsrv.errors import AgentsrvError, ConfigurationError, DamagedError, UnavailableError
 from agentsrv.models.states import TaskStatus
 from agentsrv.models.usage import Use
 from agentsrv.store import base
-from agentsrv.store.attempt_marks import Marks
+from agentsrv.store.attempt_marks import AttemptMarks
 from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Span
-from agentsrv.store.notifier import Bus, Hint, Hints
+from agentsrv.store.notifier import Notification, Notifications, Notifier
 from agentsrv.store.postgres import connections, reader
-from agentsrv.store.postgres.damage import Damage, TooMuchDamage, search
+from agentsrv.store.postgres.damage import Damage, TooMuchDamageError, search
 from agentsrv.store.postgres.flush import Flusher, Operation
 from agentsrv.store.postgres.lease import (
     DEFAULT_TIMING,
@@ -39,11 +39,11 @@ from agentsrv.store.postgres.lease import (
     boot_clock,
 )
 from agentsrv.store.postgres.notifier import open_bus
-from agentsrv.store.postgres.schema import bring_up
+from agentsrv.store.postgres.schema import migrate
 from agentsrv.store.postgres.statements import Statements, statements
 from agentsrv.store.postgres.writer import Claim, Outcome, Release, Settle, queue
 from agentsrv.store.queue import QueueLimits
-from agentsrv.store.shared import Message, News, Node
+from agentsrv.store.shared import LogHead, Message, Node
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ class PostgresStore:
         dsn: str,
         *,
         node: str,
-        bus: Bus | str | None = None,
+        bus: Notifier | str | None = None,
         role: str = "all",
         limits: QueueLimits | None = None,
         timing: Timing = DEFAULT_TIMING,
@@ -86,7 +86,7 @@ class PostgresStore:
         self._limits = limits or QueueLimits()
         self._queued: Mapping[str, int] = {}
         self._dsn = dsn
-        self._bus = bus
+        self._notifier = bus
         self._timing = timing
         self._clock = clock
         self._lease = NodeLease(dsn, node, role, timing, clock)
@@ -103,8 +103,8 @@ class PostgresStore:
         self._search: asyncio.Task[None] | None = None  # for damaged tasks
         self._searched = -math.inf  # when the last search found nothing, by the clock
         self._pool: asyncpg.Pool
-        self._hints: Hints
-        self.marks: Marks | None = None  # another node must learn of a start
+        self._hints: Notifications
+        self.marks: AttemptMarks | None = None  # another node must learn of a start
         self.commits_starts = True
         self.on_commit = base.ignore_commit
         self.on_ready = base.ignore_ready
@@ -113,7 +113,7 @@ class PostgresStore:
         self.damage: dict[str, str] = {}
         self.trouble: str | None = None
         self.on_durable = base.ignore_durable
-        self.on_news: Callable[[Sequence[News]], None] = lambda _: None
+        self.on_news: Callable[[Sequence[LogHead]], None] = lambda _: None
         self.on_inbox: Callable[[], None] = base.ignore_ready
         self.on_lost: Callable[[], None] = base.ignore_ready
 
@@ -143,12 +143,12 @@ class PostgresStore:
                 is too old. The message has host and port, and no password.
             Unavailable: The server was not reached within ``OPEN_PATIENCE`` seconds.
         """
-        bus = open_bus(self._bus, self._dsn)
+        bus = open_bus(self._notifier, self._dsn)
         name = await self._reach()
         self._pool = await connections.connect_pool(self._dsn)
         self._lease.on_lost = lambda: self.on_lost()  # noqa: PLW0108 - whoever listens by then
         channel = f"agentsrv_{name}"
-        self._hints = Hints(bus, self._lease.writer, channel, self._heard, self._missed)
+        self._hints = Notifications(bus, self._lease.writer, channel, self._heard, self._missed)
         self._own(self._flusher.run(), "flusher")
         self._own(self._lease.run(), "lease")
         self._own(self._sweep(), "sweep")
@@ -159,23 +159,23 @@ class PostgresStore:
         give_up, is_told = self._clock() + OPEN_PATIENCE, False
         while True:
             try:
-                return await self._bring_up()
+                return await self._migrate()
             except (*connections.FAILED, ConfigurationError) as error:
                 reason = f"cannot open the PostgreSQL store{connections.explain(error, self._dsn)}"
                 if not may_pass(error):
                     raise ConfigurationError(reason) from None
                 if self._clock() > give_up:
-                    raise Unavailable(reason) from None
+                    raise UnavailableError(reason) from None
                 if not is_told:
                     _log.warning("%s; waiting up to %g s for it", reason, OPEN_PATIENCE)
                 is_told = True
             await asyncio.sleep(connections.LONGEST_PAUSE)
 
-    async def _bring_up(self) -> str:
+    async def _migrate(self) -> str:
         """Make what the node needs in the database, and return the store's name."""
         connection = await connections.connect(self._dsn)
         try:
-            name = await bring_up(connection)
+            name = await migrate(connection)
             async with connection.transaction():
                 self._lease.writer = await self._flusher.open(connection)
                 await self._lease.open(connection)
@@ -272,7 +272,7 @@ class PostgresStore:
         for span in spans:
             try:
                 found.append(await self.read(*span))
-            except Damaged:
+            except DamagedError:
                 found.append(None)
         return found
 
@@ -319,7 +319,7 @@ class PostgresStore:
         """See ``Store.purge``."""
         return await self._find(lambda db, find: reader.purge(db, find, before, limit))
 
-    async def news(self, task_ids: Sequence[str], owners: Sequence[str]) -> Sequence[News]:
+    async def news(self, task_ids: Sequence[str], owners: Sequence[str]) -> Sequence[LogHead]:
         """See ``SharedStore.news``."""
         return await self._find(lambda db, find: reader.news(db, find, task_ids, owners))
 
@@ -327,7 +327,7 @@ class PostgresStore:
         """See ``SharedStore.post``.
 
         Raises:
-            NotFound: There is no such task.
+            NotFoundError: There is no such task.
         """
         number = await self._read(reader.next_number)
         poster = self._lease.id
@@ -423,7 +423,7 @@ class PostgresStore:
 
     async def _try_read(self, work: Callable[[Any], Awaitable[T]]) -> T:
         if not self._tasks:
-            raise Unavailable("the store is closed")
+            raise UnavailableError("the store is closed")
         return await connections.reading(self._pool, self._clock, work)
 
     def _note_damage(self, task_id: str | None, error: object) -> None:
@@ -454,7 +454,7 @@ class PostgresStore:
         try:
             async for piece in search(self._try_read):
                 found |= {damage.number: damage for damage in piece.damage}
-        except (TooMuchDamage, AgentsrvError, *connections.DAMAGED) as error:
+        except (TooMuchDamageError, AgentsrvError, *connections.DAMAGED) as error:
             _log.error("the damaged tasks of PostgreSQL were not found: %s", describe(error))
             self._searched = self._clock()
             return
@@ -474,7 +474,7 @@ class PostgresStore:
 
     def _settled(self, settled: Sequence[tuple[Operation, Any]], outcome: Outcome) -> None:
         """Tell everybody, here and elsewhere, what a flush has written."""
-        news: list[News] = []
+        news: list[LogHead] = []
         is_ready = False
         is_left = bool(outcome.queued)  # by whoever claims here
         for operation, result in settled:
@@ -489,7 +489,7 @@ class PostgresStore:
                 case NewTask() if not result.replayed:
                     commit = Commit(request.task_id, request.owner, 0, request.events)
                     base.notify(self.on_commit, commit)
-                    news.append(News(request.task_id, request.owner, len(request.events)))
+                    news.append(LogHead(request.task_id, request.owner, len(request.events)))
                     is_ready |= is_left and request.status is TaskStatus.QUEUED
                 case Append() if request.events:
                     commit = Commit(
@@ -497,7 +497,7 @@ class PostgresStore:
                     )
                     base.notify(self.on_commit, commit)
                     seq = request.expected + len(request.events)
-                    news.append(News(request.task_id, request.owner, seq))
+                    news.append(LogHead(request.task_id, request.owner, seq))
                     is_ready |= is_left and request.status is TaskStatus.QUEUED
                     # Its owner may have been at the limit of running tasks.
                     ends = self._limits.running is not None and request.status.is_terminal
@@ -523,7 +523,7 @@ class PostgresStore:
                 lambda done: done.cancelled() or done.exception()
             )
 
-    def _heard(self, hint: Hint) -> None:
+    def _heard(self, hint: Notification) -> None:
         if hint.news:
             base.notify(self.on_news, hint.news)
         if hint.is_ready:
@@ -554,7 +554,7 @@ class PostgresStore:
                         self._begin_search(is_due=True)
                     else:
                         await self._read(lambda db: db.execute(FORGET))
-            except (*connections.FAILED, Unavailable) as error:
+            except (*connections.FAILED, UnavailableError) as error:
                 level = logging.ERROR if isinstance(error, connections.DAMAGED) else logging.DEBUG
                 _log.log(level, "nothing was swept: %s", describe(error))
                 continue

@@ -15,7 +15,7 @@ from agentsrv.store.postgres import connections
 
 
 @dataclass(frozen=True, slots=True)
-class Scratch:
+class TemporarySchema:
     """An empty schema."""
 
     dsn: str
@@ -35,7 +35,7 @@ class Scratch:
 
 
 @asynccontextmanager
-async def scratch(dsn: str) -> AsyncIterator[Scratch]:
+async def scratch(dsn: str) -> AsyncIterator[TemporarySchema]:
     """Make a schema in the database of ``dsn``, and drop it with all that is in it.
 
     What else is in the database is not touched. A cancellation drops it too; a process that is
@@ -51,7 +51,7 @@ async def scratch(dsn: str) -> AsyncIterator[Scratch]:
         reason = connections.explain(error, dsn)
         raise ConfigurationError(f"cannot make a schema in PostgreSQL{reason}") from None
     try:
-        yield Scratch(_within(dsn, name))
+        yield TemporarySchema(_within(dsn, name))
     finally:
         await _execute(dsn, f"DROP SCHEMA {name} CASCADE")
 

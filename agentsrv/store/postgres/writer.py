@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from agentsrv.errors import Overloaded
+from agentsrv.errors import OverloadedError
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.base import Append, Created, Head, Lease, LeaseEnd, NewTask
@@ -59,7 +59,7 @@ class Mark(NamedTuple):
     number: int
 
 
-class Stale(Exception):
+class VersionConflict(Exception):
     """The writer's row is not at the flush that was thought to be the last: read it again."""
 
 
@@ -234,7 +234,7 @@ class Flush:
                 continue
             try:
                 self._limits.check(queued.get(owner, 0), total)
-            except Overloaded as refusal:
+            except OverloadedError as refusal:
                 outcome.refusals[place] = refusal
                 continue
             self._ready[place] = first + place
@@ -278,7 +278,7 @@ class Flush:
             self._node,
         )
         if row is None:
-            raise Stale
+            raise VersionConflict
         found, posters, owners, counts = row
         outcome.posters = [poster for poster in posters if poster is not None]
         if self._changes_queue:

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from agentsrv.errors import ConfigurationError, Unavailable
+from agentsrv.errors import ConfigurationError, UnavailableError
 from agentsrv.store.sqlite.inspect import Look, complaints_of, has_log, look, open_to_read
 
 OWNER_ONLY: Final = 0o600  # who may read a backup may read all tasks
@@ -41,7 +41,7 @@ def back_up(store: Path, target: Path) -> Look:
         part.rename(target)
         _sync(target.parent)
     except sqlite3.Error as error:
-        raise Unavailable(f"the store cannot be copied: {error}") from error
+        raise UnavailableError(f"the store cannot be copied: {error}") from error
     finally:
         part.unlink(missing_ok=True)
     return found
@@ -55,9 +55,9 @@ def _copy(store: Path, part: Path) -> None:
         copy.execute("PRAGMA journal_mode=DELETE")
         complaints = complaints_of(copy, "quick_check")
     if complaints:
-        raise Unavailable(f"the copy is damaged, and the store perhaps: {complaints[0]}")
+        raise UnavailableError(f"the copy is damaged, and the store perhaps: {complaints[0]}")
     if has_log(store) and not was_written:
-        raise Unavailable("a server has started meanwhile; try again")
+        raise UnavailableError("a server has started meanwhile; try again")
 
 
 def _sync(path: Path) -> None:

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Final
 from weakref import WeakSet
 
-from agentsrv.errors import ConfigurationError, Unavailable
+from agentsrv.errors import ConfigurationError, UnavailableError
 from agentsrv.store.sqlite.schema import APPLICATION
 
 HEADER_SIZE: Final = 100  # bytes of a database's header
@@ -58,7 +58,7 @@ BESIDE: Final = ("-wal", "-shm")
 """What SQLite keeps next to a database: its write-ahead log, and the index of that."""
 
 
-class StoreInUseError(Unavailable):
+class StoreInUseError(UnavailableError):
     """Another server has the store; the message says which process, where that can be seen."""
 
 
@@ -95,7 +95,7 @@ class DatabaseFile:
             reason = f"cannot open the store {self.path}: {error.strerror}"
             if error.errno in NEVER:
                 raise ConfigurationError(reason) from error
-            raise Unavailable(reason) from error
+            raise UnavailableError(reason) from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -107,7 +107,9 @@ class DatabaseFile:
             ) from None
         except OSError as error:
             self.close()
-            raise Unavailable(f"cannot lock the store {self.path}: {error.strerror}") from error
+            raise UnavailableError(
+                f"cannot lock the store {self.path}: {error.strerror}"
+            ) from error
         _locked.add(self)
 
     def release_in_child(self) -> None:

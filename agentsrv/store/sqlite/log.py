@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from agentsrv.error_text import describe
-from agentsrv.errors import ConfigurationError, Unavailable
+from agentsrv.errors import ConfigurationError, UnavailableError
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
-from agentsrv.store.attempt_marks import Marks
+from agentsrv.store.attempt_marks import AttemptMarks
 from agentsrv.store.base import Append, Created, Head, Lease, NewTask, Page, Row
 from agentsrv.store.queue import QueueLimits, TaskQueue
 from agentsrv.store.sqlite import schema
@@ -83,7 +83,7 @@ class SqliteLog(Transaction):
         self._is_cut_off = False
         self._is_unconnected = False  # while the connection is made anew
         self._has_index_damage = False
-        self.marks = Marks()
+        self.marks = AttemptMarks()
         self._kept: set[int] = set()  # numbers of damaged tasks that are too old to be kept
         self.damaged: dict[str, str] = {}
         """Tasks that cannot be read, and why, as far as they were met."""
@@ -113,7 +113,7 @@ class SqliteLog(Transaction):
                 ) from error
             if fault_of(error) is Fault.PASSING:
                 reason += f"; {hint_for(error)}"
-            raise Unavailable(reason) from error
+            raise UnavailableError(reason) from error
 
     def close(self) -> None:
         """Close the file and let another server have it.
@@ -134,7 +134,7 @@ class SqliteLog(Transaction):
         self._db = self._connection()
         found = schema.version_of(self._db)
         _set_up(self._db)
-        schema.bring_up(self._db, found)
+        schema.migrate(self._db, found)
         if found is None or not self._file.has_header():  # a crash may have come before
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         recovery = Recovery(self._db, self.note_damage)

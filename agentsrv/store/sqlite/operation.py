@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from agentsrv.error_text import describe
-from agentsrv.errors import AgentsrvError, InvalidCommand, Unavailable
+from agentsrv.errors import AgentsrvError, InvalidCommandError, UnavailableError
 from agentsrv.store import base
 from agentsrv.store.base import Commit, Created, Span
 from agentsrv.store.sqlite.faults import Fault, IndexDamageError, fault_of
@@ -82,7 +82,7 @@ def outcome_of(operation: Operation, log: SqliteLog) -> Outcome:
         return operation, operation.work(log), None
     except UnicodeEncodeError as error:  # half a surrogate pair: no task has that name
         if operation.writes:
-            return operation, None, InvalidCommand(f"a text cannot be stored: {error.reason}")
+            return operation, None, InvalidCommandError(f"a text cannot be stored: {error.reason}")
         return operation, operation.nothing, None
     except (*REFUSALS, *GARBAGE) as refusal:
         if isinstance(refusal, AgentsrvError) or operation.writes or operation.task_id is None:
@@ -99,7 +99,7 @@ def outcome_of(operation: Operation, log: SqliteLog) -> Outcome:
         if operation.task_id is None or is_new:
             if isinstance(error, IndexDamageError):
                 log.note_index_damage(error)
-            return operation, None, Unavailable(f"the store is damaged: {describe(error)}")
+            return operation, None, UnavailableError(f"the store is damaged: {describe(error)}")
         log.note_damage(operation.task_id, error)
         return operation, None, base.damaged(operation.task_id)
 

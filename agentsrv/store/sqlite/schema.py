@@ -82,7 +82,7 @@ def version_of(db: sqlite3.Connection) -> int | None:
     return version
 
 
-def bring_up(db: sqlite3.Connection, version: int | None) -> None:
+def migrate(db: sqlite3.Connection, version: int | None) -> None:
     """Make the schema of this version out of what ``version_of`` found, step by step."""
     if version is None:
         db.executescript(

@@ -23,7 +23,8 @@ seconds; between the tries the loop uses the connection to read. While it waits:
     appends of running tasks, releases,     wait as long as the store does: a running task loses
     claims                                  nothing, and goes on where it was
     creates, appends of tasks that do not   wait ``TOLERATED`` seconds, because most locks are gone
-    run, purges                             by then; afterwards they are refused as ``Unavailable``
+    run, purges                             by then; afterwards they are refused as
+    ``UnavailableError``
 
 After ``TOLERATED`` seconds the wait is announced: ``trouble`` is set, ``/readyz`` answers 503, and
 the log says why and what to do. When the store writes again, what was held is committed first and
@@ -54,10 +55,10 @@ from typing import Any, Final, TypeVar
 
 from agentsrv.backoff import backoff
 from agentsrv.error_text import describe
-from agentsrv.errors import Unavailable
+from agentsrv.errors import UnavailableError
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
-from agentsrv.store.attempt_marks import Marks
+from agentsrv.store.attempt_marks import AttemptMarks
 from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Span
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite.faults import Fault, MovedError, fault_of, hint_for, may_pass
@@ -84,7 +85,7 @@ OPEN_PATIENCE: Final = (
 )
 CHECK_EVERY: Final = 1.0  # seconds between looks at the file of a store that is idle
 LONG_LOG: Final = 4 * WAL_LIMIT  # bytes of a write-ahead log that somebody keeps from shrinking
-CLOSED: Final = Unavailable("the store is closed")
+CLOSED: Final = UnavailableError("the store is closed")
 
 _log = logging.getLogger("agentsrv.store")
 
@@ -112,7 +113,7 @@ class SqliteStore:
     def __init__(self, path: Path, limits: QueueLimits | None = None) -> None:
         self.path = path
         self._file = SqliteLog(path, limits or QueueLimits())
-        self.marks: Marks | None = self._file.marks
+        self.marks: AttemptMarks | None = self._file.marks
         self.commits_starts = False
         self._waiting: list[Operation] = []
         self._busy = False
@@ -144,7 +145,7 @@ class SqliteStore:
                 break
             except StoreInUseError:
                 raise
-            except Unavailable as error:
+            except UnavailableError as error:
                 if not may_pass(error.__cause__) or monotonic() > give_up:
                     raise
                 if not is_told:
@@ -175,7 +176,7 @@ class SqliteStore:
         if self._thread.is_alive():
             if self._wait is not None:
                 self._give_up_waiting()
-            with suppress(Unavailable):  # broken before: there is nothing to finish
+            with suppress(UnavailableError):  # broken before: there is nothing to finish
                 await self._submit(SqliteLog.commit, is_long=True, writes=True)
             if self._wait is not None:  # since then
                 self._give_up_waiting()
@@ -301,7 +302,7 @@ class SqliteStore:
             done.set_exception(self._unavailable())
             return done
         if self.trouble is not None and writes and not is_patient:
-            done.set_exception(Unavailable(self.trouble))
+            done.set_exception(UnavailableError(self.trouble))
             return done
         self._waiting.append(
             Operation(work, done, commit, is_long, is_early, writes, task_id, nothing, is_patient)
@@ -441,12 +442,12 @@ class SqliteStore:
                 self._waiting.append(operation)
                 continue
             if is_moved:
-                outcomes.append((operation, None, Unavailable(self.trouble or "")))
+                outcomes.append((operation, None, UnavailableError(self.trouble or "")))
                 continue
             try:
                 outcomes.append(outcome_of(operation, self._file))
             except sqlite3.Error as error:
-                refusal = Unavailable(f"the store cannot be read now: {describe(error)}")
+                refusal = UnavailableError(f"the store cannot be read now: {describe(error)}")
                 outcomes.append((operation, None, refusal))
         self._settle(outcomes)
 
@@ -518,7 +519,7 @@ class SqliteStore:
     def _refuse(self, operations: Sequence[Operation], reason: str) -> None:
         for operation in operations:
             if not operation.done.done():
-                operation.done.set_exception(Unavailable(reason))
+                operation.done.set_exception(UnavailableError(reason))
 
     def _give_up_waiting(self) -> None:
         """Acknowledge nothing of what is held: the store is about to be closed."""
@@ -555,8 +556,8 @@ class SqliteStore:
             )
             base.notify(self.on_broken, error)
 
-    def _unavailable(self) -> Unavailable:
-        return Unavailable(f"the store cannot write: {self._broken}; the outcome is unknown")
+    def _unavailable(self) -> UnavailableError:
+        return UnavailableError(f"the store cannot write: {self._broken}; the outcome is unknown")
 
     # In the thread.
 

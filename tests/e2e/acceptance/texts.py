@@ -14,7 +14,7 @@ from tests.support.principals import ADA_KEY
 from tests.support.targets import GHOST, Target
 
 GUARDED: Final = [name for name, kind in COMMANDS.items() if not issubclass(kind, OPEN_TO_ALL)]
-Texts = dict[str, tuple[str, str, str]]
+StepOutputs = dict[str, tuple[str, str, str]]
 NOT_JSON: Final = "not valid JSON: "
 ONE_OBJECT: Final = "expected one object"
 DEEP: Final = "nested more than 32 deep"
@@ -38,7 +38,7 @@ def plan(*steps: dict[str, Any]) -> str:
     return create(plan={"steps": [{"agent": "echo"} | step for step in steps]})
 
 
-JSON: Final[Texts] = {
+JSON: Final[StepOutputs] = {
     "an empty frame": ("", "invalid_json", "found an empty frame; expected a command"),
     "white space": (" \t\r\n", "invalid_json", "found an empty frame; expected a command"),
     "a byte order mark": ("\ufeff" + ping("1"), "invalid_json", "found a byte order mark; expected none"),
@@ -86,7 +86,7 @@ JSON: Final[Texts] = {
     "a megabyte of braces": ('{"":' * 250_000, "invalid_json", DEEP),
 }  # fmt: skip
 
-NAMES: Final[Texts] = {
+NAMES: Final[StepOutputs] = {
     "no command": ('{"id": 3}', "unknown_command", "found no command; expected one of create, execute"),
     "command null": ('{"command": null}', "unknown_command", "found no command"),
     "command a number": ('{"command": 1}', "unknown_command", "found no command"),
@@ -99,7 +99,7 @@ NAMES: Final[Texts] = {
     "a long command": (json.dumps({"command": "x" * 900_000}), "unknown_command", f"found '{'x' * 40}';"),
 }  # fmt: skip
 
-LINES: Final[Texts] = {
+LINES: Final[StepOutputs] = {
     "an unknown word": ("lisp", "unknown_command", "'lisp' is no command; expected one of run, create"),
     "HTTP": ("GET / HTTP/1.1", "unknown_command", "'GET' is no command"),
     "a number": ("1", "unknown_command", "'1' is no command"),
@@ -125,7 +125,7 @@ LINES: Final[Texts] = {
     "help and a null": ("help \0", "invalid_command", "help takes nothing behind it; found '\\\\x00'"),
 }  # fmt: skip
 
-FIELDS: Final[Texts] = {
+FIELDS: Final[StepOutputs] = {
     "a misspelt field": (create(excute=True), "invalid_command", "excute: unknown field; did you mean execute? create has: id"),
     "a field with a long name": (create(**{"x" * 900_000: 1}), "invalid_command", f"{'x' * 64}: unknown field"),
     "a field without a name": (create(**{"": 1}), "invalid_command", ": unknown field; create has"),
@@ -183,7 +183,7 @@ FIELDS: Final[Texts] = {
 }  # fmt: skip
 
 
-def about(whose: str, target: Target) -> Texts:
+def about(whose: str, target: Target) -> StepOutputs:
     """Each command about a task that is another's, or nobody's."""
     none = f"no task {target.task_id!r}"
     one = {"task_id": target.task_id}
@@ -234,6 +234,6 @@ def strangers() -> Rows:
     return rows
 
 
-def framed(texts: Texts) -> Rows:
+def framed(texts: StepOutputs) -> Rows:
     """Texts as frames."""
     return {name: (text(content), code, words) for name, (content, code, words) in texts.items()}

@@ -9,7 +9,7 @@ from agentsrv import InputDeclined
 from agentsrv.cli import demo
 from agentsrv.cli.demo import KNOWLEDGE
 from agentsrv.client import Client
-from agentsrv.errors import InvalidCommand
+from agentsrv.errors import InvalidCommandError
 from agentsrv.models.events import Record
 from agentsrv.settings import Settings
 from examples import approval, cpu_bound, custom_agent
@@ -78,7 +78,7 @@ async def test_the_custom_agent_quotes_what_the_retriever_found(tmp_path):
         done = await c.run("Why does back-pressure matter?", params={"quotes": 2})
         assert done.final_output.count("\n> ") == 2
         assert "back-pressure.md, line" in done.final_output
-        with pytest.raises(InvalidCommand, match=r"params\.quotes"):
+        with pytest.raises(InvalidCommandError, match=r"params\.quotes"):
             await c.create("Why?", params={"quotes": 99})
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from agentsrv.cli.demo import KNOWLEDGE
-from agentsrv.client import Client, Record, TaskFailed
+from agentsrv.client import Client, Record, TaskFailedError
 from agentsrv.settings import Settings
 from examples import framework_agent, llm_agent, map_reduce, tool_agent
 from tests.support.agent_contexts import make_context
@@ -39,7 +39,7 @@ async def test_without_a_model_each_says_so(name):
     """At the first attempt, with the settings that it needs."""
     settings = Settings(port=0, store="memory:")
     async with APPS[name].running(settings) as running, Client(running.url) as client:
-        with pytest.raises(TaskFailed, match="llm_url and llm_model"):
+        with pytest.raises(TaskFailedError, match="llm_url and llm_model"):
             await client.run("Why?", agent=name)
 
 
@@ -97,7 +97,7 @@ async def test_the_researcher_does_not_call_tools_for_ever(fake, settings):
     """After some rounds its step fails for good."""
     fake.script(Calls({"search": {"query": "more"}}))
     async with tool_agent.app.running(settings) as running, Client(running.url) as client:
-        with pytest.raises(TaskFailed, match="no answer after 6 rounds"):
+        with pytest.raises(TaskFailedError, match="no answer after 6 rounds"):
             await client.run("Why?", agent="researcher")
     assert len(fake.requests) == tool_agent.MAX_ROUNDS
 

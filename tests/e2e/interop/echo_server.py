@@ -17,13 +17,13 @@ from typing import Any
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from agentsrv.delivery.broker import Hub
+from agentsrv.delivery.broker import EventBroker
 from agentsrv.server.auth.authenticator import Authenticator
-from agentsrv.server.batching import OutboxConnection
+from agentsrv.server.batching import BatchedConnection
 from agentsrv.server.listener import Listener
 from agentsrv.settings import Settings
 from agentsrv.store.memory import MemoryStore
-from agentsrv.telemetry.server_metrics import Measures
+from agentsrv.telemetry.server_metrics import ServerMetrics
 
 MAX_FRAME = 1 << 25  # bytes; the suite sends messages of 16 MiB
 
@@ -35,11 +35,13 @@ class EchoListener(Listener):
         settings = Settings(port=0, max_frame=MAX_FRAME)
         anybody = Authenticator(None, None, time.time)
         nobody: Any = None  # there are no commands to be carried out
-        super().__init__(nobody, Hub(MemoryStore()), settings, anybody, Measures(), version="0")
+        super().__init__(
+            nobody, EventBroker(MemoryStore()), settings, anybody, ServerMetrics(), version="0"
+        )
 
     async def _handle(self, socket: ServerConnection) -> None:
         """Send text by way of the outbox, as events are sent."""
-        assert isinstance(socket, OutboxConnection)
+        assert isinstance(socket, BatchedConnection)
         try:
             while True:
                 message = await socket.recv()

@@ -11,7 +11,7 @@ import pytest
 from agentsrv import App, Step, StepContext
 from agentsrv.agents.agent import Agent
 from agentsrv.agents.registry import Registry
-from agentsrv.errors import InvalidCommand
+from agentsrv.errors import InvalidCommandError
 from agentsrv.models.plan import ExecutionPlan
 from agentsrv.testing import serving
 
@@ -142,7 +142,7 @@ def test_params_that_no_agent_takes_are_refused(plan, params, message):
     if message is None:
         registry.check_names(params, given)
         return
-    with pytest.raises(InvalidCommand) as refusal:
+    with pytest.raises(InvalidCommandError) as refusal:
         registry.check_names(params, given)
     assert refusal.value.message == message
     assert len(refusal.value.details or ()) == len(params)
@@ -153,5 +153,5 @@ def test_a_plan_beyond_a_frame_is_refused():
     registry = Registry()
     registry.add(Agent.of(work))
     plan = ExecutionPlan(steps=(Step(step_id="a", agent="work", input="x" * 500_001),))
-    with pytest.raises(InvalidCommand, match="expected at most 500000"):
+    with pytest.raises(InvalidCommandError, match="expected at most 500000"):
         registry.check_plan(plan)

@@ -6,9 +6,9 @@ import pytest
 
 from agentsrv.bench import load, wire
 from agentsrv.bench.load import Runner
-from agentsrv.bench.target import Own, Target
-from agentsrv.bench.wire import Counter, Finder, Refused, command, create
-from agentsrv.client import NoServer
+from agentsrv.bench.target import LocalServer, Target
+from agentsrv.bench.wire import EventCounter, EventScanner, Refused, command, create
+from agentsrv.client import ServerUnavailableError
 from tests.bench import ratios
 from tests.bench.servers import frame
 
@@ -42,7 +42,7 @@ def task_log(task_id: str) -> bytes:
 @pytest.mark.parametrize("size", [1, 7, 60, 250, 1000, 10_000])
 async def test_a_stream_is_counted_however_it_is_cut(size):
     """Events, beginnings and ends of tasks are each counted once."""
-    runner, counter = opened(Runner(3, 3)), opened(Counter())
+    runner, counter = opened(Runner(3, 3)), opened(EventCounter())
     running = asyncio.create_task(runner.run())
     await asyncio.sleep(0)
     stream = b"".join(task_log(f"{number:016x}") for number in range(3))
@@ -71,7 +71,7 @@ async def test_a_runner_keeps_its_width_until_all_is_done():
 
 async def test_an_idle_connection_answers_pings():
     """Else the server would drop it in the midst of a measurement."""
-    client = opened(Counter())
+    client = opened(EventCounter())
     client.data_received(b"\x89\x04abcd")
     assert client._transport.written == b"\x8a\x84\0\0\0\0abcd"
 
@@ -80,12 +80,12 @@ async def test_what_never_comes_is_told(monkeypatch):
     """With what it was."""
     monkeypatch.setattr(wire, "PATIENCE", 0.01)
     with pytest.raises(Refused, match="caught_up did not come within"):
-        await opened(Finder()).find(b"caught_up")
+        await opened(EventScanner()).find(b"caught_up")
 
 
 async def test_a_load_counts_what_a_real_server_does():
     """Fourteen events a task; none of the latencies is missing."""
-    place = Own("memory:")
+    place = LocalServer("memory:")
     try:
         async with place.server() as target:
             run = await load.run(target, 4, 20, connections=2)
@@ -93,7 +93,7 @@ async def test_a_load_counts_what_a_real_server_does():
             assert len(run.first) == len(run.last) == 20
             assert max(run.first) <= max(run.last) <= run.seconds
 
-            client = await Finder.connect(target)
+            client = await EventScanner.connect(target)
             with pytest.raises(Refused, match=r"refuses: .*nobody"):
                 await client.ask(command("create", task_description="x", agent="nobody"))
             client.close()
@@ -112,13 +112,13 @@ async def test_connections_take_turns_with_the_servers():
         nobody = [Target("ws://127.0.0.1:1")]
         run = await load.run(target, 1, 1, beside=nobody)
         assert run.tasks == 1
-        with pytest.raises(NoServer, match=r"127\.0\.0\.1:1"):
+        with pytest.raises(ServerUnavailableError, match=r"127\.0\.0\.1:1"):
             await load.run(target, 2, 2, connections=2, beside=nobody)
 
 
 async def test_a_server_that_goes_away_is_told():
     """Whoever waits for it does not wait for ever."""
     async with ratios.server("bare") as target:
-        client = await Counter().open(target)
+        client = await EventCounter().open(target)
     with pytest.raises(Refused, match="closed the connection"):
         await client.until(1)

@@ -57,9 +57,9 @@ async def test_a_bare_server_answers_with_as_many_events(name):
 
 async def bytes_of_a_task(target) -> int:
     """What the client is sent of one task."""
-    from agentsrv.bench.wire import Counter, create
+    from agentsrv.bench.wire import EventCounter, create
 
-    client = await Counter().open(target)
+    client = await EventCounter().open(target)
     before = client.bytes
     client.send(create())
     await client.until(14)

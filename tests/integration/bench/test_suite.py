@@ -18,8 +18,8 @@ from agentsrv.bench import capacity, load, machine, suite, target
 from agentsrv.bench.app import EVENTS, app
 from agentsrv.bench.figures import Report
 from agentsrv.bench.sizes import Bench
-from agentsrv.bench.target import Own, Remote
-from agentsrv.client import NoServer, NotAllowed
+from agentsrv.bench.target import LocalServer, RemoteServer
+from agentsrv.client import AccessDeniedError, ServerUnavailableError
 from agentsrv.errors import ConfigurationError
 from agentsrv.server.open_files import SPARE
 from tests.bench.sizes import TINY
@@ -37,29 +37,31 @@ def no_settling(monkeypatch) -> None:
 
 
 @pytest.fixture
-def own() -> Iterator[Own]:
+def own() -> Iterator[LocalServer]:
     """Servers with a store in a scratch folder."""
-    place = Own()
+    place = LocalServer()
     yield place
     place.close()
 
 
 @pytest.fixture
-def shared(dsn) -> Iterator[Own]:
+def shared(dsn) -> Iterator[LocalServer]:
     """Servers with a store that they can share."""
-    place = Own(dsn)
+    place = LocalServer(dsn)
     yield place
     place.close()
 
 
 @pytest.fixture
-async def remote(own) -> AsyncIterator[Remote]:
+async def remote(own) -> AsyncIterator[RemoteServer]:
     """A server that is not the bench's."""
     async with own.server() as running:
-        yield Remote(running.url)
+        yield RemoteServer(running.url)
 
 
-async def measured(place: Own | Remote, *names: str, rounds: int = TINY.rounds) -> Report:
+async def measured(
+    place: LocalServer | RemoteServer, *names: str, rounds: int = TINY.rounds
+) -> Report:
     """What the probes find."""
     report = Report(lambda _: None)
     await suite.measure(Bench(place, replace(TINY, rounds=rounds), report), names)
@@ -129,7 +131,7 @@ async def test_a_store_that_cannot_be_shared_is_told(own, name):
 
 async def test_a_database_that_is_not_there_is_told():
     """Before a server is started."""
-    place = Own("postgresql://postgres@127.0.0.1:1/postgres")
+    place = LocalServer("postgresql://postgres@127.0.0.1:1/postgres")
     with pytest.raises(ConfigurationError, match="cannot make a schema in PostgreSQL"):
         await measured(place, "throughput")
     place.close()
@@ -139,19 +141,19 @@ def test_a_missing_extra_is_told(monkeypatch):
     """With the command that installs it."""
     monkeypatch.setattr("agentsrv.resources.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'agentsrv\[postgres\]'"):
-        Own("postgresql://127.0.0.1/postgres")
+        LocalServer("postgresql://127.0.0.1/postgres")
 
 
 @pytest.mark.parametrize("name", suite.PROBES)
 async def test_a_server_that_is_not_there_is_told(name):
     """Unless the probe says first that it needs a server of its own."""
     if name in LOCAL:
-        report = await measured(Remote("ws://127.0.0.1:1"), name)
+        report = await measured(RemoteServer("ws://127.0.0.1:1"), name)
         assert report.figures == []
         assert name in report.notes[0]
     else:
-        with pytest.raises(NoServer, match=r"127\.0\.0\.1:1"):
-            await measured(Remote("ws://127.0.0.1:1"), name)
+        with pytest.raises(ServerUnavailableError, match=r"127\.0\.0\.1:1"):
+            await measured(RemoteServer("ws://127.0.0.1:1"), name)
 
 
 async def test_a_server_of_somebody_else_is_measured_from_outside(remote):
@@ -166,22 +168,22 @@ async def test_a_server_of_somebody_else_is_measured_from_outside(remote):
 async def test_a_server_that_asks_who_is_there_is_told():
     """By the token that its Python client sends, too."""
     async with serving(app, api_keys=ADA) as running:
-        report = await measured(Remote(running.url, ADA_KEY), "commit", rounds=1)
+        report = await measured(RemoteServer(running.url, ADA_KEY), "commit", rounds=1)
         assert {figure.key for figure in report.figures} == {"commit.reply.p50", "commit.reply.p99"}
-        with pytest.raises(NotAllowed):
-            await measured(Remote(running.url), "commit")
+        with pytest.raises(AccessDeniedError):
+            await measured(RemoteServer(running.url), "commit")
 
 
 async def test_a_server_of_another_application_is_refused():
     """With the command that starts the right one."""
     async with serving() as running:
         with pytest.raises(ConfigurationError, match=r"agentsrv serve agentsrv\.bench\.app"):
-            await measured(Remote(running.url), "throughput")
+            await measured(RemoteServer(running.url), "throughput")
 
 
 async def test_a_store_without_a_file_has_no_history():
     """The probes of what is stored are left out, and say why."""
-    place = Own("memory:")
+    place = LocalServer("memory:")
     try:
         report = await measured(place, "commit", "stored", "replay")
     finally:
@@ -197,14 +199,14 @@ def test_a_file_that_exists_is_never_touched(tmp_path):
     path = tmp_path / "mine.db"
     path.write_bytes(b"precious")
     with pytest.raises(ConfigurationError, match=r"mine\.db exists"):
-        Own(f"sqlite:///{path}")
+        LocalServer(f"sqlite:///{path}")
     assert path.read_bytes() == b"precious"
 
 
 async def test_nothing_is_left_behind(tmp_path, monkeypatch):
     """Neither the store that was named nor the scratch folder; the user's settings do not count."""
     monkeypatch.setenv("AGENTSRV_MAX_FRAME", "not a number")
-    place = Own(f"sqlite:///{tmp_path / 'mine.db'}")
+    place = LocalServer(f"sqlite:///{tmp_path / 'mine.db'}")
     await measured(place, "commit", "stored")
     place.close()
     assert list(tmp_path.iterdir()) == []
@@ -213,7 +215,7 @@ async def test_nothing_is_left_behind(tmp_path, monkeypatch):
 
 async def test_a_server_that_does_not_start_says_why(tmp_path):
     """The last line of its log is the sentence."""
-    place = Own(f"sqlite:///{tmp_path / 'nowhere' / 'mine.db'}")
+    place = LocalServer(f"sqlite:///{tmp_path / 'nowhere' / 'mine.db'}")
     with pytest.raises(ConfigurationError, match=r"did not start: .*nowhere does not exist"):
         await measured(place, "throughput")
     place.close()

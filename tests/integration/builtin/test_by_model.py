@@ -12,8 +12,8 @@ import pytest
 
 from agentsrv import App
 from agentsrv.cli.demo import KNOWLEDGE
-from agentsrv.client import Client, Record, TaskCancelled, TaskFailed
-from agentsrv.errors import ConfigurationError, InvalidCommand
+from agentsrv.client import Client, Record, TaskCancelledError, TaskFailedError
+from agentsrv.errors import ConfigurationError, InvalidCommandError
 from agentsrv.settings import Settings
 from tests.support.fake_model import Hang, Raw, fake_model, refusal
 
@@ -43,7 +43,7 @@ async def served(fake, tmp_path, app=None, **more):
 async def log_of(client, **fields):
     """Run a task to its end, whatever that is, and return its log."""
     records: list[Record] = []
-    with suppress(TaskFailed, TaskCancelled):
+    with suppress(TaskFailedError, TaskCancelledError):
         await client.run(TASK, on_event=records.append, **fields)
     return records
 
@@ -133,7 +133,7 @@ async def test_a_plan_is_named_by_the_params(fake, tmp_path):
         assert "Threads cost memory. [1]" in final
         assert "Cows fly" not in final
         assert len(of(records, "plan_created")[0]["steps"]) == 5
-        with pytest.raises(InvalidCommand, match=r"params\.plan"):
+        with pytest.raises(InvalidCommandError, match=r"params\.plan"):
             await client.create(TASK, params={"plan": "reserch"})
 
 
@@ -205,7 +205,7 @@ async def test_what_no_retry_mends_fails_the_task(fake, tmp_path, status):
     async with served(fake, tmp_path) as client:
         (failed,) = of(await log_of(client), "task_failed")
     assert (failed["failed_step"], failed["retry_count"]) == ("step_002", 0)
-    assert f"ModelRefused: the model's endpoint answered {status}" in failed["error_message"]
+    assert f"ModelRefusedError: the model's endpoint answered {status}" in failed["error_message"]
     assert len(fake.requests) == 1
 
 

@@ -6,8 +6,14 @@ import orjson
 import pytest
 
 from agentsrv import App, InputDeclined, StepContext
-from agentsrv.client import Client, Interrupted, TaskFailed
-from agentsrv.errors import Conflict, InvalidInput, InvalidState, NotFound, Unavailable
+from agentsrv.client import Client, InterruptedTaskError, TaskFailedError
+from agentsrv.errors import (
+    ConflictError,
+    InvalidInputError,
+    InvalidStateError,
+    NotFoundError,
+    UnavailableError,
+)
 from tests.support.fake_server import T1, FakeServer, event, idle
 
 app = App(builtin=False)
@@ -55,14 +61,16 @@ async def test_a_question_is_answered_once(client):
     assert [
         q["input_id"] for q in (await client.status(asked.input_id.partition("/")[0]))["inputs"]
     ] == [asked.input_id]
-    with pytest.raises(InvalidInput, match='found "3"; value: Input should be a valid integer'):
+    with pytest.raises(
+        InvalidInputError, match='found "3"; value: Input should be a valid integer'
+    ):
         await client.respond(asked.input_id, "3")
     reply = await client.respond(asked.input_id, 3)
     assert reply["input_id"] == asked.input_id
     assert (await end(client, asked)).data["final_output"] == "[3]"
-    with pytest.raises(Conflict):
+    with pytest.raises(ConflictError):
         await client.respond(asked.input_id, 3)
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         await client.respond("no/such/question", 3)
 
 
@@ -86,7 +94,7 @@ async def test_messages_are_sent(client):
     sent = [record.seq for record in records if record.event_type == "message_received"]
     assert [reply["seq"] for reply in replies] == sent
     assert records[-1].data["final_output"] == "['a', {'b': 1}, None]"
-    with pytest.raises(InvalidState):
+    with pytest.raises(InvalidStateError):
         await client.send(task_id, "late")
 
 
@@ -121,7 +129,7 @@ async def test_run_may_decline(client, is_async):
     async def refuse_slowly(asked, refusal):
         refuse(asked, refusal)
 
-    with pytest.raises(TaskFailed, match="InputDeclined: anonymous declined"):
+    with pytest.raises(TaskFailedError, match="InputDeclined: anonymous declined"):
         await client.run("Ask", agent="clerk", on_input=refuse_slowly if is_async else refuse)
 
 
@@ -213,7 +221,7 @@ async def test_an_answer_counts_once_over_a_lost_connection(hasty, given, action
         if is_same:
             assert (await client.respond(f"{T1}/a/1", given))["task_id"] == T1
         else:
-            with pytest.raises(Conflict):
+            with pytest.raises(ConflictError):
                 await client.respond(f"{T1}/a/1", given)
     asked = [command for command in server.asked if command["command"] == "respond"]
     sent = RESPOND | {"value": orjson.loads(orjson.dumps(given))}
@@ -228,7 +236,7 @@ async def test_a_message_is_not_sent_twice(hasty):
         await peer.socket.close(1011)
 
     async with FakeServer(lose, idle).running() as server, Client(server.url, hasty) as client:
-        with pytest.raises(Interrupted):
+        with pytest.raises(InterruptedTaskError):
             await client.send(T1, "once")
     assert [command["command"] for command in server.asked] == ["send"]
 
@@ -247,7 +255,7 @@ async def test_an_answer_that_cannot_be_taken_yet_is_given_again(client, monkeyp
     async def unavailable(*arguments, **options):
         if not refused:
             refused.append(arguments)
-            raise Unavailable("not yet", retry_after=0.001)
+            raise UnavailableError("not yet", retry_after=0.001)
         return await respond(*arguments, **options)
 
     monkeypatch.setattr(client, "respond", unavailable)

@@ -4,9 +4,9 @@ from contextlib import aclosing
 import pytest
 
 from agentsrv import ExecutionPlan, Step
-from agentsrv.client import Client, Options, Record, TaskCancelled, TaskFailed
-from agentsrv.client.connection import Link
-from agentsrv.errors import Conflict, InvalidCommand, InvalidState, NotFound
+from agentsrv.client import Client, Options, Record, TaskCancelledError, TaskFailedError
+from agentsrv.client.connection import ReconnectingConnection
+from agentsrv.errors import ConflictError, InvalidCommandError, InvalidStateError, NotFoundError
 from agentsrv.models import events as e
 from agentsrv.settings import Settings
 from tests.support.fake_server import FakeServer, idle
@@ -44,7 +44,7 @@ async def test_run_awaits_what_is_told_asynchronously(client):
 
 async def test_a_failed_task_is_an_error(client):
     """It carries the terminal event."""
-    with pytest.raises(TaskFailed, match="out of paper") as failure:
+    with pytest.raises(TaskFailedError, match="out of paper") as failure:
         await client.run("Print", agent="broken")
     assert failure.value.event.failed_step == "step_001"
 
@@ -61,7 +61,7 @@ async def test_a_cancelled_task_is_an_error(client):
                 break
     reply = await client.cancel(idempotency_key="k", reason="enough", grace=1)
     assert (reply["status"], reply["already"]) == ("cancelling", False)
-    with pytest.raises(TaskCancelled, match="enough") as cancelled:
+    with pytest.raises(TaskCancelledError, match="enough") as cancelled:
         await running
     assert cancelled.value.event.partial_output == "so far"
     assert (await client.cancel(task_id))["already"]
@@ -69,7 +69,7 @@ async def test_a_cancelled_task_is_an_error(client):
 
 async def test_a_deadline_fails_the_task(client):
     """It is counted from the execution on."""
-    with pytest.raises(TaskFailed, match=r"the deadline of 0\.05 s has passed"):
+    with pytest.raises(TaskFailedError, match=r"the deadline of 0\.05 s has passed"):
         await client.run("Wait", agent="endless", deadline=0.05)
 
 
@@ -81,10 +81,10 @@ async def test_a_failed_task_is_resumed(client):
             {"step_id": "b", "agent": "broken", "depends_on": ["a"]},
         ]
     }
-    with pytest.raises(TaskFailed) as first:
+    with pytest.raises(TaskFailedError) as first:
         await client.run("Print", plan=plan)
     seen: list[Record] = []
-    with pytest.raises(TaskFailed):
+    with pytest.raises(TaskFailedError):
         await client.run("Print", resume_from=first.value.task_id, on_event=seen.append)
     completed = [record for record in seen if record.event_type == "step_completed"]
     assert [record.data["cached"] for record in completed] == [True]
@@ -111,7 +111,7 @@ async def test_every_command_is_answered(client):
     assert [task["task_id"] for task in page["tasks"]] == [task_id]
     assert {agent["name"] for agent in await client.agents()} == {"chatter", "broken", "endless"}
     assert 0 <= await client.ping() < 5
-    with pytest.raises(InvalidState):
+    with pytest.raises(InvalidStateError):
         await client.execute(task_id)
 
 
@@ -133,7 +133,7 @@ async def test_a_key_of_the_callers_makes_the_same_task_once(client):
     first = await client.create("Count", agent="chatter", idempotency_key="once")
     again = await client.create("Count", agent="chatter", idempotency_key="once")
     assert (again["task_id"], again["replayed"]) == (first["task_id"], True)
-    with pytest.raises(Conflict):
+    with pytest.raises(ConflictError):
         await client.create("Count again", agent="chatter", idempotency_key="once")
 
 
@@ -145,15 +145,15 @@ async def test_the_beginning_of_an_id_is_enough_where_it_is_unambiguous(client):
     digits = [client.resolve(digit) for digit in "0123456789abcdef"]
     answers = await asyncio.gather(*digits, return_exceptions=True)
     assert any("more than one" in str(answer) for answer in answers)  # 20 ids, 16 digits
-    with pytest.raises(NotFound, match="'zzz'"):
+    with pytest.raises(NotFoundError, match="'zzz'"):
         await client.resolve("zzz")
-    with pytest.raises(InvalidCommand, match="expected one id"):
+    with pytest.raises(InvalidCommandError, match="expected one id"):
         await client.resolve("a b")
 
 
 async def test_a_task_that_is_not_there_is_told_by_its_iterator(client):
     """At the first step."""
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         await numbers(client, "nothing")
 
 
@@ -176,7 +176,7 @@ async def test_many_tasks_share_one_connection(client):
         *(client.run("Count", agent="chatter", params={"pieces": n}) for n in range(1, 101))
     )
     assert [len(result.final_output.split()) for result in completed] == list(range(1, 101))
-    assert len(client._feeds) == 0
+    assert len(client._subscriptions) == 0
 
 
 async def test_a_slow_iterator_is_sent_no_more_than_its_buffer(server):
@@ -193,8 +193,8 @@ async def test_a_slow_iterator_is_sent_no_more_than_its_buffer(server):
                 if len(seen) == 1:
                     assert (await numbers(client, task_id))[-1] > 300
                     assert await client.ping() < 1
-                [feed] = client._feeds._feeds.values()
-                most = max(most, *(len(cursor._buffer) for cursor in feed.cursors))
+                [subscription] = client._subscriptions._subscriptions.values()
+                most = max(most, *(len(cursor._buffer) for cursor in subscription.cursors))
         assert seen == list(range(1, len(seen) + 1))
         assert len(seen) > 300
         assert most <= 16
@@ -204,13 +204,13 @@ async def test_closing_an_iterator_unsubscribes():
     """Nothing is sent for what nobody reads, also where the iterator was cancelled."""
     async with FakeServer(idle).running() as server, Client(server.url) as client:
         asked = []
-        link: Link = client._link
+        link: ReconnectingConnection = client._link
         link._send = lambda call: asked.append(call.body)  # type: ignore[method-assign]
         async with aclosing(client.events("abc")) as events:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.01):
                     await anext(events)
-        client._feeds._feeds["abc"]._subscribed(0, {"seq": 3, "status": "running"})
+        client._subscriptions._subscriptions["abc"]._subscribed(0, {"seq": 3, "status": "running"})
     assert [b'"subscribe"' in asked[0], b'"unsubscribe"' in asked[1]] == [True, True]
 
 

@@ -13,8 +13,14 @@ from typing import Any
 import pytest
 
 from agentsrv import App, InputDeclined, StepContext
-from agentsrv.client import Client, Closed, NoServer, SyncClient, TaskFailed
-from agentsrv.errors import ConfigurationError, NotFound
+from agentsrv.client import (
+    Client,
+    ConnectionClosedError,
+    ServerUnavailableError,
+    SyncClient,
+    TaskFailedError,
+)
+from agentsrv.errors import ConfigurationError, NotFoundError
 from tests.e2e.examples.sessions import served
 from tests.integration.client.conftest import app as chatty
 
@@ -82,7 +88,7 @@ async def test_each_command_returns_what_the_server_replies(threaded):
         assert client.cancel(task_id)["already"] is False
         assert [record.event_type for record in client.events(task_id)][-1] == "task_cancelled"
         assert client.status(task_id)["status"] == "cancelled"
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFoundError):
             client.status("none")
 
     await threaded(talk)
@@ -118,7 +124,7 @@ async def test_a_question_may_be_declined(threaded):
         raise InputDeclined("no")
 
     def work(client: SyncClient) -> None:
-        with pytest.raises(TaskFailed, match="declined"):
+        with pytest.raises(TaskFailedError, match="declined"):
             client.run("x", agent="asker", on_input=decline)
 
     await threaded(work)
@@ -131,7 +137,7 @@ async def test_what_goes_wrong_is_raised_where_it_was_asked(threaded):
         raise ZeroDivisionError(record.event_type)
 
     def work(client: SyncClient) -> None:
-        with pytest.raises(TaskFailed, match="out of paper"):
+        with pytest.raises(TaskFailedError, match="out of paper"):
             client.run("x", agent="broken")
         with pytest.raises(ZeroDivisionError, match="task_created"):
             client.run("x", agent="chatter", on_event=wrong)
@@ -157,7 +163,7 @@ async def test_an_interrupted_run_leaves_its_task_to_the_server(threaded):
 
 
 async def test_closing_ends_the_calls_of_other_threads(server):
-    """By `Closed`, and so is every call after it; the task goes on."""
+    """By `ConnectionClosedError`, and so is every call after it; the task goes on."""
     client = await asyncio.to_thread(SyncClient, server.url)
     begun = threading.Event()
 
@@ -167,11 +173,11 @@ async def test_closing_ends_the_calls_of_other_threads(server):
     waiting = asyncio.create_task(asyncio.to_thread(wait))
     assert await asyncio.to_thread(begun.wait, 10)
     await asyncio.to_thread(client.close)
-    with pytest.raises(Closed):
+    with pytest.raises(ConnectionClosedError):
         await waiting
-    with pytest.raises(Closed):
+    with pytest.raises(ConnectionClosedError):
         client.ping()
-    with pytest.raises(Closed):
+    with pytest.raises(ConnectionClosedError):
         next(client.events("x"))
     client.close()
     async with Client(server.url) as other:
@@ -183,7 +189,7 @@ async def test_closing_from_a_function_of_run_ends_it(server):
 
     def work() -> None:
         client = SyncClient(server.url)
-        with pytest.raises(Closed):
+        with pytest.raises(ConnectionClosedError):
             client.run("x", agent="endless", on_event=lambda _: client.close())
 
     await asyncio.to_thread(work)
@@ -191,7 +197,7 @@ async def test_closing_from_a_function_of_run_ends_it(server):
 
 def test_where_there_is_no_server_nothing_is_left_behind():
     """It is told at once."""
-    with pytest.raises(NoServer):
+    with pytest.raises(ServerUnavailableError):
         SyncClient("ws://127.0.0.1:1")
     with pytest.raises(ConfigurationError):
         SyncClient("here")

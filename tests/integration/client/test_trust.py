@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from agentsrv.client import Client, Options
-from agentsrv.client.errors import NoServer
+from agentsrv.client.errors import ServerUnavailableError
 from agentsrv.errors import ConfigurationError
 from tests.support.certificates import make_certificate
 from tests.support.talk import serving
@@ -48,7 +48,9 @@ async def test_a_certificate_that_is_not_trusted_is_told_with_the_option(
     url, _ = secure
     if variable is not None:
         monkeypatch.setenv("SSL_CERT_FILE", variable)
-    with pytest.raises(NoServer, match=r"not trusted: self.signed .*--ca FILE") as refused:
+    with pytest.raises(
+        ServerUnavailableError, match=r"not trusted: self.signed .*--ca FILE"
+    ) as refused:
         async with Client(url):
             pass
     assert url in refused.value.message
@@ -60,7 +62,7 @@ async def test_a_certificate_of_another_ca_is_not_trusted(secure, tmp_path):
     """Only those of the file are."""
     (tmp_path / "other").mkdir()
     other, _ = make_certificate(tmp_path / "other")
-    with pytest.raises(NoServer, match="not trusted"):
+    with pytest.raises(ServerUnavailableError, match="not trusted"):
         async with Client(secure[0], Options(ca=other)):
             pass
 
@@ -68,7 +70,7 @@ async def test_a_certificate_of_another_ca_is_not_trusted(secure, tmp_path):
 async def test_a_certificate_of_another_name_needs_the_name(secure):
     """The file of the CA would not help."""
     url, certificate = secure
-    with pytest.raises(NoServer, match="connect by a name that the certificate has"):
+    with pytest.raises(ServerUnavailableError, match="connect by a name that the certificate has"):
         async with Client(url.replace("127.0.0.1", "0.0.0.0"), Options(ca=certificate)):
             pass
 

@@ -22,7 +22,14 @@ from typing import Any, cast
 import pytest
 
 import agentsrv
-from agentsrv.client import Client, ClientUsageError, Closed, SyncClient, TaskCancelled, TaskFailed
+from agentsrv.client import (
+    Client,
+    ClientUsageError,
+    ConnectionClosedError,
+    SyncClient,
+    TaskCancelledError,
+    TaskFailedError,
+)
 from agentsrv.client.errors import from_frame
 from agentsrv.errors import AgentsrvError
 from agentsrv.models import events as e
@@ -77,7 +84,7 @@ async def test_a_client_that_was_closed(name, server):
     """Likewise; closing again changes nothing."""
     async with Client(server.url) as client:
         pass
-    with pytest.raises(Closed):
+    with pytest.raises(ConnectionClosedError):
         await use(client, name)
     await client.aclose()
 
@@ -232,7 +239,7 @@ async def test_closing_an_iterator_unsubscribes(server):
                 if record.event_type == "partial_output":
                     break
         await client.cancel(task_id)
-        assert len(client._feeds) == 0
+        assert len(client._subscriptions) == 0
 
 
 # Errors.
@@ -256,10 +263,10 @@ def every_error() -> Iterator[type[AgentsrvError]]:
 
 def made(kind: type[AgentsrvError]) -> AgentsrvError:
     """An instance with all fields set."""
-    if kind is TaskFailed:
-        error: AgentsrvError = TaskFailed("0123", cast("e.TaskFailed", sample(e.TaskFailed)))
-    elif kind is TaskCancelled:
-        error = TaskCancelled("0123", cast("e.TaskCancelled", sample(e.TaskCancelled)))
+    if kind is TaskFailedError:
+        error: AgentsrvError = TaskFailedError("0123", cast("e.TaskFailed", sample(e.TaskFailed)))
+    elif kind is TaskCancelledError:
+        error = TaskCancelledError("0123", cast("e.TaskCancelled", sample(e.TaskCancelled)))
     else:
         error = kind.__new__(kind)
         AgentsrvError.__init__(error, "found x; expected y")

@@ -17,7 +17,7 @@ from agentsrv.agents.questions import is_secret
 from agentsrv.client import Client
 from agentsrv.engine.failures import examine
 from agentsrv.engine.vault import Vault
-from agentsrv.errors import InvalidInput, Unavailable
+from agentsrv.errors import InvalidInputError, UnavailableError
 from agentsrv.resources import open_vault
 from agentsrv.settings import Settings
 from agentsrv.testing import serving
@@ -124,7 +124,7 @@ async def test_a_wrong_answer_is_refused_without_repeating_it():
         task = await client.create("x", agent="asker", params={"kind": "model"}, execute=True)
         async for record in client.events(task["task_id"]):
             if record.event_type == "input_required":
-                with pytest.raises(InvalidInput) as refusal:
+                with pytest.raises(InvalidInputError) as refusal:
                     await client.respond(record.data["input_id"], {"password": SECRET})
                 assert SECRET not in repr(refusal.value) + repr(refusal.value.details)
                 await client.respond(record.data["input_id"], SCHEMAS["model"][1])
@@ -172,7 +172,7 @@ def test_a_shared_store_needs_the_setting():
     """A key of one node's own would be of no use to the others."""
     with pytest.raises(PermanentError, match="needs the setting secret_key"):
         Vault(is_shared=True).prepare()
-    with pytest.raises(Unavailable, match="secret_key"):
+    with pytest.raises(UnavailableError, match="secret_key"):
         Vault(is_shared=True).seal("t/s/1", SECRET)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from agentsrv import App, Step, StepContext
 from agentsrv.client import Client
-from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidInput, InvalidState
+from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidInputError, InvalidStateError
 from agentsrv.models.events import Record
 from agentsrv.testing import serving
 from tests.integration.hostile import agents as a
@@ -196,10 +196,10 @@ async def test_questions_can_be_answered_or_are_refused():
                 if record.event_type == "input_required":
                     input_id = record.data["input_id"]
                     if isinstance(answer, a.After):
-                        with pytest.raises(InvalidInput) as refusal:
+                        with pytest.raises(InvalidInputError) as refusal:
                             await client.respond(input_id, answer.refused)
                         assert "secret 3" not in str(refusal.value)
-                    with suppress(InvalidState):  # the step has failed
+                    with suppress(InvalidStateError):  # the step has failed
                         last = answer.answer if isinstance(answer, a.After) else answer
                         await client.respond(input_id, last)
             text = records[-1].data.get("final_output")

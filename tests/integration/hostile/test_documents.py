@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from agentsrv.errors import KnowledgeError
-from agentsrv.knowledge.documents import Unreadable
+from agentsrv.knowledge.documents import UnreadableError
 from agentsrv.knowledge.reading import DocumentReader
 from agentsrv.knowledge.search import KnowledgeBase
 from tests.integration.hostile.documents import BRACKETS, DOCUMENTS, QUESTIONS, SENTENCE
@@ -41,7 +41,7 @@ def test_a_document_is_read_or_unreadable(tmp_path, reader, document):
     try:
         reader.read(path, document.name)
         reason = None
-    except Unreadable as error:
+    except UnreadableError as error:
         reason = str(error)
     if document.reason is not None:
         assert reason is not None
@@ -119,7 +119,7 @@ async def test_what_is_no_file_is_passed_over(tmp_path, monkeypatch, make):
 @pytest.mark.parametrize("path", ["/dev/zero", "/proc/self/mem", "/", "/no/such/file", "/dev/null"])
 def test_a_path_that_was_replaced_is_unreadable(reader, path):
     """By a device, a folder or nothing, since it was listed."""
-    with pytest.raises(Unreadable):
+    with pytest.raises(UnreadableError):
         reader.read(Path(path), "a.txt")
 
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 from websockets.asyncio.client import connect
 
-from agentsrv.errors import InvalidCommand
+from agentsrv.errors import InvalidCommandError
 from agentsrv.protocol import session, strict_json
 from agentsrv.protocol.session import Refusal, Session
 from agentsrv.server.batching import STRANGER_FRAME
@@ -63,7 +63,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
             counted.values += count_values(value)
             return value
 
-    def invalid(name: str, error: ValidationError) -> InvalidCommand:
+    def invalid(name: str, error: ValidationError) -> InvalidCommandError:
         counted.errors += error.error_count()
         return make(name, error)
 

@@ -13,12 +13,12 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from agentsrv.app import Running
-from agentsrv.delivery.broker import Hub
+from agentsrv.delivery.broker import EventBroker
 from agentsrv.delivery.subscriptions import Subscriber
-from agentsrv.errors import Overloaded, RateLimited
+from agentsrv.errors import OverloadedError, RateLimitedError
 from agentsrv.models.usage import Use
-from agentsrv.server.cluster_usage import Neighbours
-from agentsrv.server.limits import Gate, Share
+from agentsrv.server.cluster_usage import ClusterUsage
+from agentsrv.server.limits import ConnectionLimiter, Quota
 from agentsrv.settings import Settings
 from tests.support.postgres import QUICK, Postgres, postgres
 from tests.support.principals import ADA_KEY, BOB_KEY, BOTH, bearer
@@ -40,9 +40,9 @@ class Node:
     def __init__(self, place: Place, name: str, **limits: Any) -> None:
         settings = Settings(**limits)
         self.door = place.door(name)
-        self.gate = Gate(settings, 1000, asyncio.get_running_loop().time)
-        self.hub = Hub(self.door, settings.principal_subscriptions)
-        self._neighbours = Neighbours(self.door, self.gate, self.hub, settings)
+        self.limiter = ConnectionLimiter(settings, 1000, asyncio.get_running_loop().time)
+        self.broker = EventBroker(self.door, settings.principal_subscriptions)
+        self._neighbours = ClusterUsage(self.door, self.limiter, self.broker, settings)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -56,19 +56,19 @@ class Node:
         self._task.cancel()
         self.door.die()
 
-    def connect(self, principal: str) -> Share:
+    def connect(self, principal: str) -> Quota:
         """Another connection."""
-        return self.gate.of_principal(self.gate.open(None), principal)
+        return self.limiter.of_principal(self.limiter.open(None), principal)
 
     def is_full(self, principal: str) -> bool:
         """Whether a connection more is refused; if not, it is over again."""
-        stranger = self.gate.open(None)
+        stranger = self.limiter.open(None)
         try:
-            stranger = self.gate.of_principal(stranger, principal)
-        except Overloaded:
+            stranger = self.limiter.of_principal(stranger, principal)
+        except OverloadedError:
             return True
         finally:
-            self.gate.close(stranger)
+            self.limiter.close(stranger)
         return False
 
 
@@ -81,13 +81,13 @@ async def make_nodes(count: int, **limits: Any) -> list[Node]:
     return nodes
 
 
-async def send(share: Share, rate: float, seconds: float) -> Counter[bool]:
+async def send(quota: Quota, rate: float, seconds: float) -> Counter[bool]:
     """Send commands evenly; count those that were let through, and those that were not."""
     outcomes = Counter[bool]()
     for _ in range(int(rate * seconds)):
         try:
-            share.take()
-        except RateLimited:
+            quota.take()
+        except RateLimitedError:
             outcomes[False] += 1
         else:
             outcomes[True] += 1
@@ -96,10 +96,10 @@ async def send(share: Share, rate: float, seconds: float) -> Counter[bool]:
 
 
 async def send_all(
-    offered: Mapping[Share, float], seconds: float
+    offered: Mapping[Quota, float], seconds: float
 ) -> tuple[list[Counter[bool]], float]:
     """Send on all of them at once; tell what became of each, and what was let through a second."""
-    found = await asyncio.gather(*(send(share, rate, seconds) for share, rate in offered.items()))
+    found = await asyncio.gather(*(send(quota, rate, seconds) for quota, rate in offered.items()))
     return found, sum(each[True] for each in found) / seconds
 
 
@@ -149,23 +149,23 @@ def test_connections_and_subscriptions_of_all_nodes_count():
         one, two, three = await make_nodes(3, principal_connections=4, principal_subscriptions=3)
         first, _ = one.connect("ada"), two.connect("ada")
         one.connect("ada")
-        follower, other = (Subscriber(node.hub, Reader(), "ada") for node in (one, two))
-        one.hub.follow("t1", follower)
-        one.hub.follow("t2", follower)
+        follower, other = (Subscriber(node.broker, Reader(), "ada") for node in (one, two))
+        one.broker.follow("t1", follower)
+        one.broker.follow("t2", follower)
         assert not three.is_full("ada")
         await asyncio.sleep(SOON)
         assert not three.is_full("ada")
         three.connect("ada")
-        two.hub.follow("t1", other)
+        two.broker.follow("t1", other)
         await asyncio.sleep(SOON)
         assert [node.is_full("ada") for node in (one, two, three)] == [True] * 3
         assert not two.is_full("bob")
-        with pytest.raises(Overloaded, match="you follow 3 tasks"):
-            two.hub.follow("t2", other)
-        one.gate.close(first)
-        one.hub.leave("t1", follower)
+        with pytest.raises(OverloadedError, match="you follow 3 tasks"):
+            two.broker.follow("t2", other)
+        one.limiter.close(first)
+        one.broker.leave("t1", follower)
         await asyncio.sleep(SOON)
-        two.hub.follow("t2", other)
+        two.broker.follow("t2", other)
         assert not three.is_full("ada")
 
     simulate(story())

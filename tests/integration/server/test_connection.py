@@ -15,7 +15,7 @@ from websockets.typing import Subprotocol
 
 from agentsrv.adapters.ag_ui.events import AguiRun
 from agentsrv.adapters.ag_ui.messages import RunAgentInput
-from agentsrv.server.batching import OutboxConnection
+from agentsrv.server.batching import BatchedConnection
 from tests.support.talk import Talk, serving, talking
 
 
@@ -395,5 +395,5 @@ async def test_an_idle_connection_keeps_nothing_of_its_last_command(name):
             or isinstance(one, AguiRun | RunAgentInput)
         ]
         assert [one for one in held if MARK in repr(vars(one))] == []
-        unread = [one._unread for one in gc.get_objects() if isinstance(one, OutboxConnection)]
+        unread = [one._unread for one in gc.get_objects() if isinstance(one, BatchedConnection)]
         assert [view.obj for view in unread] == [b""] * len(unread)

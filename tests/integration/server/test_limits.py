@@ -363,7 +363,7 @@ async def test_few_large_messages_are_received_side_by_side():
 
     def half() -> list[int]:
         """The sizes of the messages that the server has begun to receive."""
-        found = [c for c in gc.get_objects() if issubclass(type(c), batching.OutboxConnection)]
+        found = [c for c in gc.get_objects() if issubclass(type(c), batching.BatchedConnection)]
         return [len(c.protocol.reader.buffer) for c in found]
 
     async def until(condition: Callable[[], bool]) -> None:

@@ -153,7 +153,7 @@ async def test_a_refused_origin_is_logged_with_the_setting_that_allows_it(caplog
         ", because pages of https://app.example are not allowed; to allow them: "
         "allowed_origins (--allowed-origins=https://app.example)"
     )
-    caplog.set_level("INFO", "agentsrv.door")
+    caplog.set_level("INFO", "agentsrv.listener")
     async with serving() as server:
         for origin in ("https://App.example:443", "forged \x85 line"):
             upgrade = f"GET / HTTP/1.1\nHost: localhost\nUpgrade: websocket\nOrigin: {origin}\n\n"
@@ -169,7 +169,7 @@ async def test_a_refused_origin_is_logged_with_the_setting_that_allows_it(caplog
 async def test_a_refusal_is_logged_with_the_address_that_our_proxy_tells(caplog):
     """Others' X-Forwarded-For is not believed, and what a stranger wrote is not logged."""
     request = "GET / HTTP/1.1\nHost: evil.example\nX-Forwarded-For: 203.0.113.7\n\n"
-    caplog.set_level("INFO", "agentsrv.door")
+    caplog.set_level("INFO", "agentsrv.listener")
     settings: list[dict[str, Any]] = [{"behind_proxy": True, "api_keys": ADA}, {}]
     for given in settings:
         async with serving(**given) as server:

@@ -6,7 +6,7 @@ from collections import Counter
 import orjson
 import pytest
 
-from agentsrv.errors import Conflict, Fenced, InvalidCommand, Overloaded
+from agentsrv.errors import ConflictError, FencedError, InvalidCommandError, OverloadedError
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.base import Commit, Created, Head, Lease, Row, Store
@@ -128,7 +128,7 @@ class TestCreate:
     async def test_the_same_key_with_other_parameters_is_a_conflict(self, store):
         """The refusal names the key, and nothing is created."""
         await store.create(new_task("t1", key="k"))
-        with pytest.raises(Conflict, match="'k' was used with other parameters"):
+        with pytest.raises(ConflictError, match="'k' was used with other parameters"):
             await store.create(new_task("t2", key="k", spec=b'{"n":2}'))
         assert await store.head("t2") is None
         assert await store.find_key("ann", "k") == "t1"
@@ -346,7 +346,7 @@ class TestList:
     @pytest.mark.parametrize("cursor", ["", "x", "-1", "1.5", " 1", "²", "9" * 19, "1; DROP TABLE"])
     async def test_a_bad_cursor_is_told(self, store, cursor):
         """Only what a list has given is a cursor."""
-        with pytest.raises(InvalidCommand, match=r"cursor is .*; expected the next_cursor"):
+        with pytest.raises(InvalidCommandError, match=r"cursor is .*; expected the next_cursor"):
             await store.list("ann", None, 9, cursor)
 
 
@@ -379,7 +379,7 @@ class TestAppend:
         lease = await leased(store)
         commits.clear()
         before = await head_of(store, "t1")
-        with pytest.raises(Fenced, match=r"t1 has epoch 1 at event 1; expected epoch"):
+        with pytest.raises(FencedError, match=r"t1 has epoch 1 at event 1; expected epoch"):
             await store.append(following(lease, status, 2, b"state")._replace(**change))
         assert await head_of(store, "t1") == before
         assert await log_of(store, "t1") == numbers(1, 1)
@@ -388,7 +388,7 @@ class TestAppend:
 
     async def test_a_task_that_there_is_not_is_fenced(self, store):
         """Appending to nothing writes nothing."""
-        with pytest.raises(Fenced, match="t9 has no task"):
+        with pytest.raises(FencedError, match="t9 has no task"):
             await store.append(following(Head("t9", "ann", RUNNING, 0, 0)))
         assert await store.head("t9") is None
 
@@ -399,7 +399,7 @@ class TestAppend:
         await store.release("t1", old.epoch)
         (new,) = await claim(store, "other", 1)
         assert new == old._replace(epoch=old.epoch + 1, seq=2)
-        with pytest.raises(Fenced, match="epoch 2 at event 2; expected epoch 1 at event 2"):
+        with pytest.raises(FencedError, match="epoch 2 at event 2; expected epoch 1 at event 2"):
             await store.append(following(old)._replace(expected=2))
         await store.append(following(new))
         assert await log_of(store, "t1") == numbers(1, 3)
@@ -409,7 +409,7 @@ class TestAppend:
         leases = [await leased(store, f"t{n}") for n in range(3)]
         appends = [following(lease, count=2) for lease in leases]
         appends[1] = appends[1]._replace(expected=7)
-        assert await outcomes(*map(store.append, appends)) == [None, Fenced, None]
+        assert await outcomes(*map(store.append, appends)) == [None, FencedError, None]
         assert [len(await log_of(store, lease.task_id)) for lease in leases] == [3, 1, 3]
 
 
@@ -423,7 +423,7 @@ class TestRace:
                 for writer in range(6)
             ]
             found = await outcomes(*map(store.append, appends))
-            assert Counter(found) == {None: 1, Fenced: 5}
+            assert Counter(found) == {None: 1, FencedError: 5}
             (body,) = await store.read("t1", seq, 10)
             assert body == appends[found.index(None)].events[0]
         assert (await head_of(store, "t1")).seq == 101
@@ -453,7 +453,7 @@ class TestQueue:
         for number in range(2):
             await store.create(new_task(f"t{number}", QUEUED))
         assert store.queued == 2
-        with pytest.raises(Overloaded, match="2 tasks are waiting already") as refusal:
+        with pytest.raises(OverloadedError, match="2 tasks are waiting already") as refusal:
             await store.create(new_task("t9", QUEUED, key="k"))
         assert refusal.value.retry_after == 1.0
         assert await store.head("t9") is None
@@ -466,14 +466,14 @@ class TestQueue:
         store = await make(total=3, waiting=2)
         for number in range(2):
             await store.create(new_task(f"a{number}", QUEUED))
-        with pytest.raises(Overloaded, match="2 of your tasks are waiting already"):
+        with pytest.raises(OverloadedError, match="2 of your tasks are waiting already"):
             await store.create(new_task("a9", QUEUED))
         await store.create(new_task("b0", QUEUED, owner="bob"))
-        with pytest.raises(Overloaded, match="3 tasks are waiting already"):
+        with pytest.raises(OverloadedError, match="3 tasks are waiting already"):
             await store.create(new_task("b1", QUEUED, owner="bob"))
         await store.create(new_task("e0", QUEUED, owner="eve"))
         await store.create(new_task("a8"))
-        with pytest.raises(Overloaded, match="2 of your tasks"):
+        with pytest.raises(OverloadedError, match="2 of your tasks"):
             await store.append(following(await head_of(store, "a8"), QUEUED))
 
     async def test_a_full_queue_refuses_an_append(self, make):
@@ -482,7 +482,7 @@ class TestQueue:
         await store.create(new_task("t1"))
         await store.create(new_task("t2", QUEUED))
         before = await head_of(store, "t1")
-        with pytest.raises(Overloaded, match="1 tasks are waiting already") as refusal:
+        with pytest.raises(OverloadedError, match="1 tasks are waiting already") as refusal:
             await store.append(following(before, QUEUED))
         assert refusal.value.retry_after == 1.0
         assert await head_of(store, "t1") == before
@@ -512,7 +512,7 @@ class TestQueue:
         """Of ten creates at once exactly as many are queued as there is room for."""
         store = await make(total=4)
         found = await outcomes(*(store.create(new_task(f"t{n}", QUEUED)) for n in range(10)))
-        assert found.count(Overloaded) == 6
+        assert found.count(OverloadedError) == 6
         assert store.queued == 4
         assert len(await claim(store, "node", 99)) == 4
 
@@ -686,7 +686,7 @@ class TestReopening:
         (lease,) = await claim(store, "node", 9)
         assert lease._replace(interrupted=()) == old._replace(epoch=2, seq=2)
         assert await claim(store, "node", 9) == []
-        with pytest.raises(Fenced):
+        with pytest.raises(FencedError):
             await store.append(following(old)._replace(expected=2))
 
     async def test_a_former_worker_cannot_release(self, make):
@@ -826,7 +826,7 @@ class TestCallbacks:
             store.create(new_task("t2", QUEUED)),
             store.append(stale),
         ]
-        assert await outcomes(*refused) == [Conflict, Overloaded, Fenced]
+        assert await outcomes(*refused) == [ConflictError, OverloadedError, FencedError]
         assert told == []
 
     async def test_a_write_is_told_when_it_can_be_read(self, store):
@@ -894,7 +894,7 @@ class TestCancelledCaller:
         assert await log_of(store, "t1") == numbers(1, 4)
         assert await store.state("t1") == b"state"
         assert [commit.after for commit in commits] == [1]
-        with pytest.raises(Fenced):
+        with pytest.raises(FencedError):
             await store.append(following(lease))
 
     async def test_a_cancelled_refusal_writes_nothing(self, store, commits):
@@ -904,7 +904,7 @@ class TestCancelledCaller:
         done = store.append(following(lease)._replace(expected=9))
         await asyncio.sleep(0)
         if not done.cancel():
-            assert isinstance(done.exception(), Fenced)
+            assert isinstance(done.exception(), FencedError)
         assert await log_of(store, "t1") == numbers(1, 1)
         assert commits == []
 
@@ -938,18 +938,18 @@ class TestOddNames:
         assert [list(log or ()) for log in await store.read_each(spans)] == [[], numbers(1, 1)]
         if name:
             assert list(await store.find("ann", name)) == []
-            with pytest.raises(InvalidCommand, match="cursor"):
+            with pytest.raises(InvalidCommandError, match="cursor"):
                 await store.list("ann", None, 9, name)
 
     async def test_a_name_that_one_store_cannot_keep_is_refused_by_each(self, store, name):
         """With the same error; what comes after it is written."""
         if "\0" in name or not base.is_text(name):
-            with pytest.raises(InvalidCommand, match="expected neither"):
+            with pytest.raises(InvalidCommandError, match="expected neither"):
                 await store.create(new_task("t1", owner=name))
             if not base.is_text(name):
-                with pytest.raises(InvalidCommand, match="expected neither"):
+                with pytest.raises(InvalidCommandError, match="expected neither"):
                     await store.create(new_task("t1", key=name))
-                with pytest.raises(InvalidCommand, match="expected neither"):
+                with pytest.raises(InvalidCommandError, match="expected neither"):
                     await store.create(new_task("t1")._replace(user_input=name))
         else:
             await store.create(new_task("t2", owner=name, key=name))

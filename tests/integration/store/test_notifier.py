@@ -7,11 +7,18 @@ import asyncpg
 import pytest
 
 from agentsrv.errors import ConfigurationError
-from agentsrv.store.notifier import MAX_PAYLOAD, Bus, Hint, Hints, decode, encode
-from agentsrv.store.postgres.notifier import PostgresBus, open_bus
+from agentsrv.store.notifier import (
+    MAX_PAYLOAD,
+    Notification,
+    Notifications,
+    Notifier,
+    decode,
+    encode,
+)
+from agentsrv.store.postgres.notifier import PostgresNotifier, open_bus
 from agentsrv.store.postgres.store import PostgresStore
-from agentsrv.store.redis_notifier import RedisBus
-from agentsrv.store.shared import News
+from agentsrv.store.redis_notifier import RedisNotifier
+from agentsrv.store.shared import LogHead
 from tests.support.postgres import redis
 from tests.support.store_tasks import STILL, new_task
 
@@ -38,25 +45,25 @@ def new_bus(request):
     """Makes buses of each kind that reach each other."""
     if request.param == "postgres":
         dsn = request.getfixturevalue("server").dsn()
-        return lambda: PostgresBus(dsn)
+        return lambda: PostgresNotifier(dsn)
     url = request.getfixturevalue("redis_url")
-    return lambda: RedisBus(url)
+    return lambda: RedisNotifier(url)
 
 
 class Peer:
     """A node at the bus, and what it heard."""
 
-    def __init__(self, bus: Bus, number: int) -> None:
-        self.heard: list[Hint] = []
+    def __init__(self, bus: Notifier, number: int) -> None:
+        self.heard: list[Notification] = []
         self.misses = 0
-        self.hints = Hints(bus, number, CHANNEL, self.heard.append, self._miss)
+        self.hints = Notifications(bus, number, CHANNEL, self.heard.append, self._miss)
         self.task = asyncio.create_task(self.hints.run())
 
     def _miss(self) -> None:
         self.misses += 1
 
     @property
-    def news(self) -> list[News]:
+    def news(self) -> list[LogHead]:
         """All the news that it heard."""
         return [each for hint in self.heard for each in hint.news]
 
@@ -76,35 +83,38 @@ class TestBus:
     async def test_hints_arrive_at_the_others(self, peers):
         """Each kind arrives, at those who did not send it."""
         one, two = peers
-        one.hints.add([News("t1", "ann", 3)], is_ready=True, inbox=[7], replies=[8])
+        one.hints.add([LogHead("t1", "ann", 3)], is_ready=True, inbox=[7], replies=[8])
         await until(lambda: bool(two.heard))
-        assert two.heard == [Hint(1, [News("t1", "ann", 3)], True, [7], [8])]
+        assert two.heard == [Notification(1, [LogHead("t1", "ann", 3)], True, [7], [8])]
         two.hints.add(is_ready=True)
         await until(lambda: bool(one.heard))
-        assert one.heard == [Hint(2, [], True, [], [])]
+        assert one.heard == [Notification(2, [], True, [], [])]
 
     async def test_what_comes_while_one_is_sent_goes_together(self, peers):
         """Thousands of commits are a few messages, and of each task the last counts."""
         one, two = peers
         for seq in range(1, 3001):
-            one.hints.add([News(f"t{seq % 300}", "ann", seq)])
+            one.hints.add([LogHead(f"t{seq % 300}", "ann", seq)])
             if seq % 100 == 0:
                 await asyncio.sleep(0)
-        last = {News(f"t{seq % 300}", "ann", seq) for seq in range(2701, 3001)}
+        last = {LogHead(f"t{seq % 300}", "ann", seq) for seq in range(2701, 3001)}
         await until(lambda: last <= set(two.news))
         assert len(two.heard) < 300
 
     async def test_strangers_on_the_channel_do_no_harm(self, peers, new_bus):
         """A message that is none of ours is passed over."""
         one, two = peers
-        await one.hints._bus.publish(CHANNEL, [b"{}", b"nonsense", b'{"sender":1,"news":3}'])
+        await one.hints._notifier.publish(CHANNEL, [b"{}", b"nonsense", b'{"sender":1,"news":3}'])
         one.hints.add(is_ready=True)
         await until(lambda: bool(two.heard))
-        assert two.heard == [Hint(1, [], True, [], [])]
+        assert two.heard == [Notification(1, [], True, [], [])]
 
     async def test_a_bus_that_is_not_there_makes_nobody_wait(self):
         """Hints are lost, and the sender goes on."""
-        for bus in (PostgresBus("postgresql://x@127.0.0.1:1/x"), RedisBus("redis://127.0.0.1:1")):
+        for bus in (
+            PostgresNotifier("postgresql://x@127.0.0.1:1/x"),
+            RedisNotifier("redis://127.0.0.1:1"),
+        ):
             peer = Peer(bus, 1)
             for _ in range(3):
                 peer.hints.add(is_ready=True)
@@ -126,7 +136,7 @@ async def hear_again(peers: list[Peer]) -> None:
 
 async def test_postgres_listens_again(server):
     """After its connection was lost a node hears again, and is told that it may have missed."""
-    peers = [Peer(PostgresBus(server.dsn()), number) for number in (1, 2)]
+    peers = [Peer(PostgresNotifier(server.dsn()), number) for number in (1, 2)]
     await until(lambda: all(peer.misses == 1 for peer in peers))
     admin = await asyncpg.connect(server.dsn())
     await admin.execute(
@@ -140,7 +150,7 @@ async def test_redis_listens_again():
     """After the server was another one a node hears again."""
     with redis() as url:
         port = int(url.rpartition(":")[2])
-        peers = [Peer(RedisBus(url), number) for number in (1, 2)]
+        peers = [Peer(RedisNotifier(url), number) for number in (1, 2)]
         await until(lambda: all(peer.misses == 1 for peer in peers))
     with redis(port) as url:
         await hear_again(peers)
@@ -149,13 +159,13 @@ async def test_redis_listens_again():
 async def test_a_store_with_a_redis_bus(dsn, redis_url):
     """Nodes hear of each other's commits over Redis as they do over PostgreSQL."""
     one, two = (PostgresStore(dsn, node=n, bus=redis_url, timing=STILL) for n in ("one", "two"))
-    told: list[News] = []
+    told: list[LogHead] = []
     two.on_news = told.extend
     for store in (one, two):
         await store.open()
-    await until(lambda: all(store._hints._bus._client for store in (one, two)))  # type: ignore[attr-defined]
+    await until(lambda: all(store._hints._notifier._client for store in (one, two)))  # type: ignore[attr-defined]
     await one.create(new_task("t1"))
-    await until(lambda: told == [News("t1", "ann", 1)])
+    await until(lambda: told == [LogHead("t1", "ann", 1)])
     for store in (one, two):
         await store.close()
 
@@ -178,8 +188,8 @@ class TestEncoding:
     @pytest.mark.parametrize("count", [0, 1, 60, 500])
     def test_messages_are_small_and_say_all(self, count):
         """However much there is to say, each message fits a NOTIFY, and nothing is said twice."""
-        news = [News(f"{n:064}", "ä" * 100, n) for n in range(count)]
-        hint = Hint(3, news, True, list(range(50)), [1])
+        news = [LogHead(f"{n:064}", "ä" * 100, n) for n in range(count)]
+        hint = Notification(3, news, True, list(range(50)), [1])
         payloads = list(encode(hint))
         assert max(map(len, payloads)) <= MAX_PAYLOAD
         parts = [decode(payload) for payload in payloads]

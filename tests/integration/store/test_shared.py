@@ -10,13 +10,13 @@ from collections.abc import Callable
 import asyncpg
 import pytest
 
-from agentsrv.errors import Fenced, Overloaded
+from agentsrv.errors import FencedError, OverloadedError
 from agentsrv.models.usage import Use
 from agentsrv.store.base import Store
 from agentsrv.store.postgres.lease import Timing
 from agentsrv.store.postgres.store import PostgresStore
 from agentsrv.store.queue import QueueLimits
-from agentsrv.store.shared import News, SharedStore
+from agentsrv.store.shared import LogHead, SharedStore
 from tests.support.shared_memory import Place, SharedMemory
 from tests.support.store_tasks import (
     COMPLETED,
@@ -202,7 +202,7 @@ class TestOneTruth:
         one, two = [await doors.open(name, limits=QueueLimits(total=2)) for name in ("one", "two")]
         for number in range(2):
             await one.create(new_task(f"t{number}", QUEUED))
-        assert await outcomes(two.create(new_task("t9", QUEUED))) == [Overloaded]
+        assert await outcomes(two.create(new_task("t9", QUEUED))) == [OverloadedError]
         await two.claim("two", 1)
         await one.create(new_task("t8", QUEUED))
 
@@ -218,7 +218,7 @@ class TestOneTruth:
                 for writer in range(6)
             ]
             found = await outcomes(*(nodes[n % 3].append(each) for n, each in enumerate(appends)))
-            assert Counter(found) == {None: 1, Fenced: 5}
+            assert Counter(found) == {None: 1, FencedError: 5}
             winners[found.index(None)] += 1
             (body,) = await nodes[seq % 3].read("t1", seq, 10)
             assert body == appends[found.index(None)].events[0]
@@ -238,8 +238,8 @@ class TestOneTruth:
 class TestHints:
     async def test_commits_are_told_at_the_other_doors(self, one, two):
         """A node hears of others' commits, and not of its own by this way."""
-        told: list[News] = []
-        own: list[News] = []
+        told: list[LogHead] = []
+        own: list[LogHead] = []
         two.on_news, one.on_news = told.extend, own.extend
         # Until both listen, hints are lost: a marker that arrived says that they do.
         for number in range(PATIENCE * 20):
@@ -250,7 +250,7 @@ class TestHints:
         await one.create(new_task("t1", QUEUED))
         (lease,) = await one.claim("one", 1)
         await one.append(following(lease, count=3))
-        await until(lambda: News("t1", "ann", 4) in told)
+        await until(lambda: LogHead("t1", "ann", 4) in told)
         assert own == []
 
     async def test_a_task_to_claim_is_told(self, one, two):
@@ -289,8 +289,8 @@ class TestNews:
         await one.create(new_task("t1", events=numbers(1, 3)))
         await one.create(new_task("t2", owner="bob"))
         assert sorted(await two.news(["t2", "t1", "t9"], [])) == [
-            News("t1", "ann", 3),
-            News("t2", "bob", 1),
+            LogHead("t1", "ann", 3),
+            LogHead("t2", "bob", 1),
         ]
         assert list(await two.news([], [])) == []
 
@@ -300,11 +300,14 @@ class TestNews:
         await one.create(new_task("t3", owner="bob"))
         lease = await leased(one, "t2")
         await one.append(following(lease, COMPLETED))
-        assert sorted(await two.news([], ["ann"])) == [News("t1", "ann", 1), News("t2", "ann", 2)]
+        assert sorted(await two.news([], ["ann"])) == [
+            LogHead("t1", "ann", 1),
+            LogHead("t2", "ann", 2),
+        ]
         assert sorted(await two.news(["t1"], ["ann", "bob"])) == [
-            News("t1", "ann", 1),
-            News("t2", "ann", 2),
-            News("t3", "bob", 1),
+            LogHead("t1", "ann", 1),
+            LogHead("t2", "ann", 2),
+            LogHead("t3", "bob", 1),
         ]
 
 
@@ -329,7 +332,7 @@ class TestInbox:
         lease = await leased(one)
         number = await two.post("t1", b"x")
         stale = following(lease)._replace(expected=7, replies=[(number, b"yes")])
-        assert await outcomes(one.append(stale)) == [Fenced]
+        assert await outcomes(one.append(stale)) == [FencedError]
         assert await two.replies([number]) == {}
         assert len(await one.inbox()) == 1
 
@@ -340,7 +343,7 @@ class TestInbox:
         assert await two.withdraw(number) is None
         assert list(await one.inbox()) == []
         late = following(lease)._replace(replies=[(number, b"yes")])
-        assert await outcomes(one.append(late)) == [Fenced]
+        assert await outcomes(one.append(late)) == [FencedError]
         assert await log_of(one, "t1") == numbers(1, 1)
         await one.settle(number, b"no")
         assert await two.withdraw(number) is None
@@ -359,7 +362,7 @@ class TestInbox:
             number = await two.post("t1", b"x")
             append = following(head)._replace(replies=[(number, b"yes")])
             written, reply = await outcomes(one.append(append), two.withdraw(number))
-            assert (written, reply) in ((None, b"yes"), (Fenced, None))
+            assert (written, reply) in ((None, b"yes"), (FencedError, None))
             head = head._replace(seq=head.seq + (written is None))
             assert (await head_of(one, "t1")).seq == head.seq
 
@@ -447,7 +450,7 @@ class TestLease:
         assert (lease.task_id, lease.seq, lease.interrupted) == ("t1", 2, None)
         assert lease.epoch > old.epoch
         late = following(old)._replace(expected=2)
-        assert await outcomes(two.append(late)) == [Fenced]
+        assert await outcomes(two.append(late)) == [FencedError]
         assert await claim(other, "other", 9) == []
 
     async def test_a_living_node_keeps_its_tasks(self, doors, two):

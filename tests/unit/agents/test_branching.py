@@ -14,7 +14,7 @@ from agentsrv.agents.agent import SLOTS
 from agentsrv.agents.branching import dispatched, is_too_much, width_of
 from agentsrv.agents.params import Parameters
 from agentsrv.agents.questions import Question, check_schema
-from agentsrv.errors import InvalidInput
+from agentsrv.errors import InvalidInputError
 
 
 class Not(BaseModel):
@@ -377,7 +377,7 @@ def test_a_deep_answer_with_tags_is_checked_by_its_schema_as_by_its_type(value, 
         if expected is None:
             check(value)
         else:
-            with pytest.raises(InvalidInput, match=expected) as refused:
+            with pytest.raises(InvalidInputError, match=expected) as refused:
                 check(value)
             assert "recursive union" not in str(refused.value)
 
@@ -421,8 +421,8 @@ def test_answers_that_cost_too_much_are_refused(schema):
     """By the type, and by the JSON Schema."""
     pytest.importorskip("jsonschema_rs")
     question = Question.of("?", key=1, schema=schema, options=None, default=None, timeout=None)
-    with pytest.raises(InvalidInput, match="recursive union"):
+    with pytest.raises(InvalidInputError, match="recursive union"):
         question.check(chain(31))
-    with pytest.raises(InvalidInput, match="recursive union"):
+    with pytest.raises(InvalidInputError, match="recursive union"):
         check_schema(question.schema, chain(31))
     question.check(chain(5, 1))

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentsrv.agents.code_fences import Unfenced, json_text
-from agentsrv.agents.endpoint_answers import AnswerReader
-from agentsrv.agents.reasoning import Thoughts
+from agentsrv.agents.endpoint_answers import ModelAnswerReader
+from agentsrv.agents.reasoning import ReasoningFilter
 from agentsrv.errors import ModelError
 from tests.integration.hostile.endpoints import CASES
 
@@ -17,7 +17,7 @@ SHORT = 2000  # bytes of a body that is cut at any place
 
 def read(parts):
     """The text, or the sentence of the error."""
-    reader = AnswerReader()
+    reader = ModelAnswerReader()
     try:
         for part in parts:
             for _ in reader.feed(part):
@@ -108,7 +108,7 @@ def test_a_fence_around_a_text_is_taken_off(text, shown, size):
 
 def separated(text, size):
     """The text and the reasoning of a content that comes in pieces of that size."""
-    thoughts, found, reasoning = Thoughts(), "", ""
+    thoughts, found, reasoning = ReasoningFilter(), "", ""
     pieces = [thoughts.feed(text[at : at + size]) for at in range(0, len(text), size)]
     for piece in (*pieces, thoughts.end()):
         if piece.ends_thought:
@@ -146,7 +146,7 @@ def test_a_thought_may_lack_its_beginning(content, text, reasoning, size):
 
 def test_a_long_stream_is_joined_once():
     """Each piece is kept as it came: the cost of a piece does not grow with the answer."""
-    reader, sizes = AnswerReader(), []
+    reader, sizes = ModelAnswerReader(), []
     event = b'data: {"choices": [{"delta": {"content": "a", "reasoning": "b"}}]}\n\n'
     for _ in range(50):
         list(reader.feed(event))

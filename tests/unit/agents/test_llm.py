@@ -12,8 +12,8 @@ from agentsrv.agents.llm import Embedder, LanguageModel, connect
 from agentsrv.errors import (
     ConfigurationError,
     ModelError,
-    ModelRefused,
-    ModelTruncated,
+    ModelRefusedError,
+    ModelTruncatedError,
     PermanentError,
 )
 from tests.support.fake_model import Calls, Hang, Raw, fake_model, refusal
@@ -229,7 +229,7 @@ async def test_an_answer_that_is_cut_off_is_counted(fake, llm):
     chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
     body = f"data: {json.dumps(chunk | {'choices': [choice]})}\n\ndata: [DONE]\n\n"
     fake.script(Raw(body, kind="text/event-stream"))
-    with pytest.raises(ModelTruncated, match="cut off at the token limit") as caught:
+    with pytest.raises(ModelTruncatedError, match="cut off at the token limit") as caught:
         await streamed(llm)
     assert caught.value.text == "One"
     assert llm.usage.truncated == 1
@@ -258,7 +258,7 @@ async def test_what_no_retry_mends_is_permanent(fake, llm, status):
     """The endpoint's own words are told."""
     fake.script(refusal(status, "not like this"))
     for ask in (llm.complete(ASK), streamed(llm)):
-        with pytest.raises(ModelRefused, match=f"answered {status}: not like this"):
+        with pytest.raises(ModelRefusedError, match=f"answered {status}: not like this"):
             await ask
     assert len(fake.requests) == 2
 

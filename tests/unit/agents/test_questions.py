@@ -9,7 +9,7 @@ from hypothesis import given
 from pydantic import BaseModel, Field
 
 from agentsrv.agents.questions import Question, check_schema
-from agentsrv.errors import InvalidInput, PermanentError, Unavailable
+from agentsrv.errors import InvalidInputError, PermanentError, UnavailableError
 from agentsrv.models.events import InputReceived
 from tests.unit.models.samples import JSON
 
@@ -75,7 +75,7 @@ def test_any_type_that_pydantic_reads_can_be_asked_for():
         asked = question(schema=schema)
         assert asked.schema == {"type": "integer", "minimum": 2}
         asked.check(2)
-        with pytest.raises(InvalidInput, match="greater than or equal to 2"):
+        with pytest.raises(InvalidInputError, match="greater than or equal to 2"):
             asked.check(1)
 
 
@@ -116,7 +116,7 @@ def test_an_answer_is_read_as_what_was_asked_for():
     number = question(schema=int)
     check_schema(number.schema, 3.0)
     assert number.read(answer(3.0)) == 3
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InvalidInputError):
         number.check("3")
 
 
@@ -126,7 +126,7 @@ def test_options_are_told_apart_as_json_does():
     asked.check(1)
     asked.check({"b": 2, "a": 1})
     for wrong in (True, "1", {"a": 1}, None):
-        with pytest.raises(InvalidInput, match=r'expected one of \[1,\{"a":1,"b":2\}\]'):
+        with pytest.raises(InvalidInputError, match=r'expected one of \[1,\{"a":1,"b":2\}\]'):
             asked.check(wrong)
 
 
@@ -140,7 +140,7 @@ def test_any_json_fits_a_schema_that_allows_anything(value):
 
 def test_a_long_answer_is_not_told_back_whole():
     """The refusal is read by people."""
-    with pytest.raises(InvalidInput) as refusal:
+    with pytest.raises(InvalidInputError) as refusal:
         question().check("x" * 10_000)
     assert len(refusal.value.message) < 200
 
@@ -163,7 +163,7 @@ def test_a_large_wrong_answer_stops_at_its_first_errors(schema, value):
     """Not each of its elements is an error."""
     if isinstance(schema, dict):
         pytest.importorskip("jsonschema_rs")
-    with pytest.raises(InvalidInput) as refusal:
+    with pytest.raises(InvalidInputError) as refusal:
         question(schema=schema).check(value)
     assert 1 <= len(refusal.value.details or ()) <= 2  # one, or one of each type of a union
 
@@ -171,7 +171,7 @@ def test_a_large_wrong_answer_stops_at_its_first_errors(schema, value):
 def test_a_small_wrong_answer_is_told_all_its_errors():
     """Up to ten."""
     for schema in (Pair, {"type": "array", "items": {"type": "string"}}):
-        with pytest.raises(InvalidInput) as refusal:
+        with pytest.raises(InvalidInputError) as refusal:
             question(schema=schema).check([1, 2] if isinstance(schema, dict) else {})
         assert len(refusal.value.details or ()) == 2
 
@@ -179,7 +179,7 @@ def test_a_small_wrong_answer_is_told_all_its_errors():
 def test_a_pattern_does_not_run_away():
     """The client's text is searched in linear time, whatever pattern the author wrote."""
     asked = question(schema={"type": "string", "pattern": "^(a+)+$"})
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InvalidInputError):
         asked.check("a" * 50_000 + "!")
 
 
@@ -188,9 +188,9 @@ def test_without_the_extra_types_are_checked_and_schemas_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "jsonschema_rs", None)
     asked = question(schema=int)
     asked.check(3)
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InvalidInputError):
         asked.check("three")
-    with pytest.raises(Unavailable, match=r"pip install 'agentsrv\[schema\]'") as refusal:
+    with pytest.raises(UnavailableError, match=r"pip install 'agentsrv\[schema\]'") as refusal:
         check_schema(asked.schema, 3)
     assert refusal.value.retryable
     with pytest.raises(PermanentError, match=r"pip install 'agentsrv\[schema\]'"):

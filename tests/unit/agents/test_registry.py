@@ -6,7 +6,7 @@ from pydantic_core import core_schema
 from agentsrv import App
 from agentsrv.agents.agent import Agent
 from agentsrv.agents.registry import Registry
-from agentsrv.errors import ConfigurationError, InvalidCommand
+from agentsrv.errors import ConfigurationError, InvalidCommandError
 from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.settings import Settings
 from tests.support.agent_contexts import make_context
@@ -95,7 +95,7 @@ async def test_a_planner_is_handed_its_params(registry):
 )
 def test_what_the_planner_cannot_take_is_refused(registry, params, field):
     """Before it is asked; a task that brings its plan does not need it."""
-    with pytest.raises(InvalidCommand, match=field):
+    with pytest.raises(InvalidCommandError, match=field):
         registry.check_params(params, None)
     if "size" not in params:
         registry.check_params(params, PLAN)

@@ -4,26 +4,26 @@ import math
 import pytest
 
 from agentsrv.client import (
+    AccessDeniedError,
     Client,
-    Closed,
-    Gap,
-    NoServer,
-    NotAllowed,
-    NotAServer,
+    ConnectionClosedError,
+    NotAServerError,
     Options,
-    ProtocolViolation,
+    ProtocolError,
     Reconnect,
+    SequenceGapError,
+    ServerUnavailableError,
 )
 from agentsrv.client.tokens import Tokens
 from agentsrv.errors import (
     AgentsrvError,
     ConfigurationError,
-    InvalidCommand,
-    InvalidJson,
-    NotFound,
-    Overloaded,
-    TooLarge,
-    Unavailable,
+    InvalidCommandError,
+    InvalidJsonError,
+    NotFoundError,
+    OverloadedError,
+    TooLargeError,
+    UnavailableError,
 )
 from tests.support.fake_server import HELLO, T1, FakeServer, Peer, closes, event, forever, idle
 
@@ -141,7 +141,7 @@ async def test_the_wait_before_a_new_connection_grows_to_its_cap():
     """Full jitter: anything up to base, twice that, and so on, never more than the cap."""
     waits = Waits(base=0.1, cap=0.5, attempts=6)
     async with FakeServer(closes(1011)).running() as server, Client(server.url, waits.options) as c:
-        with pytest.raises(NoServer, match="1011"):
+        with pytest.raises(ServerUnavailableError, match="1011"):
             await c.ping()
         assert waits.seconds == [0.1, 0.2, 0.4, 0.5, 0.5]
         assert server.connections == 6
@@ -169,12 +169,12 @@ async def test_a_passing_close_is_followed_by_a_new_connection(code):
 @pytest.mark.parametrize(
     ("code", "error"),
     [
-        (1000, Closed),
-        (1003, Closed),
-        (1009, Closed),
-        (4400, Closed),
-        (4401, NotAllowed),
-        (4403, NotAllowed),
+        (1000, ConnectionClosedError),
+        (1003, ConnectionClosedError),
+        (1009, ConnectionClosedError),
+        (4400, ConnectionClosedError),
+        (4401, AccessDeniedError),
+        (4403, AccessDeniedError),
     ],
 )
 async def test_a_lasting_close_ends_everything(code, error):
@@ -192,10 +192,10 @@ async def test_nobody_there_is_told_at_once():
     """Entering raises, unless the client is asked to wait for a server."""
     async with FakeServer(idle).running() as server:
         url = server.url
-    with pytest.raises(NoServer, match="no server at"):
+    with pytest.raises(ServerUnavailableError, match="no server at"):
         await Client(url).__aenter__()
     waits = Waits(first_attempts=3)
-    with pytest.raises(NoServer):
+    with pytest.raises(ServerUnavailableError):
         await Client(url, waits.options).__aenter__()
     assert waits.seconds == [0.1, 0.2]
 
@@ -209,7 +209,7 @@ async def test_what_is_no_agentsrv_is_told():
         writer.close()
 
     async with await asyncio.start_server(http, "127.0.0.1", 0) as plain:
-        with pytest.raises(NotAServer, match="HTTP 200"):
+        with pytest.raises(NotAServerError, match="HTTP 200"):
             await Client(f"ws://127.0.0.1:{plain.sockets[0].getsockname()[1]}").__aenter__()
 
     async def other(peer):
@@ -217,10 +217,10 @@ async def test_what_is_no_agentsrv_is_told():
         await idle(peer)
 
     async with FakeServer(other, greet=False).running() as server:
-        with pytest.raises(NotAServer, match="no greeting"):
+        with pytest.raises(NotAServerError, match="no greeting"):
             await Client(server.url).__aenter__()
     async with FakeServer(idle, greet=False).running() as server:
-        with pytest.raises(NoServer, match="in time"):
+        with pytest.raises(ServerUnavailableError, match="in time"):
             await Client(server.url, Options(open_timeout=0.05)).__aenter__()
 
 
@@ -244,7 +244,7 @@ async def test_a_refusal_is_raised_as_its_class():
         await idle(peer)
 
     async with FakeServer(refuses).running() as server, Client(server.url) as client:
-        with pytest.raises(Overloaded, match="full") as told:
+        with pytest.raises(OverloadedError, match="full") as told:
             await client.ping()
         assert (told.value.retryable, told.value.retry_after) == (True, 2.5)
         assert told.value.details == [{"field": "a", "reason": "b"}]
@@ -274,14 +274,14 @@ async def test_what_the_server_would_not_take_is_refused_here():
     for _ in range(40):
         deep = {"deep": deep}
     async with FakeServer(idle).running() as server, Client(server.url) as client:
-        with pytest.raises(TooLarge, match="takes 10000"):
+        with pytest.raises(TooLargeError, match="takes 10000"):
             await client.create("x" * 20_000)
-        with pytest.raises(InvalidJson, match="nested"):
+        with pytest.raises(InvalidJsonError, match="nested"):
             await client.create("x", params=deep)
-        with pytest.raises(InvalidCommand, match="not JSON"):
+        with pytest.raises(InvalidCommandError, match="not JSON"):
             await client.create("x", params={"a": object()})
         for number in (math.nan, math.inf):
-            with pytest.raises(InvalidCommand, match="not JSON: Out of range float"):
+            with pytest.raises(InvalidCommandError, match="not JSON: Out of range float"):
                 await client.create("x", params={"a": [None, number]})
         assert server.asked == []
 
@@ -317,7 +317,7 @@ async def test_a_frame_that_cannot_be_read_ends_everything(frame):
         await idle(peer)
 
     async with FakeServer(babbles).running() as server, Client(server.url) as client:
-        with pytest.raises(ProtocolViolation, match="cannot be read"):
+        with pytest.raises(ProtocolError, match="cannot be read"):
             await client.ping()
 
 
@@ -331,7 +331,7 @@ async def test_a_reply_that_cannot_be_read_is_an_error_of_its_command(reply):
         await idle(peer)
 
     async with FakeServer(babbles).running() as server, Client(server.url) as client:
-        with pytest.raises(ProtocolViolation, match="cannot be read"):
+        with pytest.raises(ProtocolError, match="cannot be read"):
             await client.create("x", execute=True, subscribe=True)
         await client.ping()
 
@@ -345,7 +345,7 @@ async def test_a_greeting_with_other_limits_is_none(limits):
         await idle(peer)
 
     async with FakeServer(greets, greet=False).running() as server:
-        with pytest.raises(NotAServer):
+        with pytest.raises(NotAServerError):
             async with Client(server.url):
                 pass
 
@@ -368,7 +368,7 @@ async def test_a_subscription_that_cannot_go_on_is_no_answer_to_a_command():
         following = asyncio.ensure_future(anext(events))
         await asyncio.sleep(0.05)
         await client.ping()
-        with pytest.raises(NotFound, match="not kept"):
+        with pytest.raises(NotFoundError, match="not kept"):
             await following
 
 
@@ -397,7 +397,7 @@ async def test_a_frame_over_the_clients_limit_ends_everything():
 
     options = Options(max_frame=4000)
     async with FakeServer(shouts).running() as server, Client(server.url, options) as client:
-        with pytest.raises(ProtocolViolation, match="cannot be taken"):
+        with pytest.raises(ProtocolError, match="cannot be taken"):
             await client.ping()
 
 
@@ -424,7 +424,7 @@ async def test_a_hole_in_the_log_is_raised():
     async with FakeServer(forgets).running() as server, Client(server.url) as client:
         events = client.events(T1)
         assert [(await anext(events)).seq, (await anext(events)).seq] == [1, 2]
-        with pytest.raises(Gap):
+        with pytest.raises(SequenceGapError):
             await anext(events)
 
 
@@ -450,7 +450,7 @@ async def test_a_server_whose_store_is_away_is_asked_again(monkeypatch):
 
     async with FakeServer(dies, comes_back).running() as server, Client(server.url) as client:
         assert [record.seq async for record in client.events(T1)] == [1, 2, 3, 4, 5]
-        with pytest.raises(Unavailable, match="not now"):
+        with pytest.raises(UnavailableError, match="not now"):
             await anext(client.events(T1))
 
 
@@ -462,9 +462,9 @@ async def test_leaving_the_client_ends_what_waits():
             following = asyncio.ensure_future(anext(client.events(T1)))
             await asyncio.sleep(0.01)
         for waiting in (pinging, following):
-            with pytest.raises(Closed):
+            with pytest.raises(ConnectionClosedError):
                 await waiting
-        with pytest.raises(Closed):
+        with pytest.raises(ConnectionClosedError):
             await client.ping()
         await client.aclose()
 
@@ -483,7 +483,7 @@ async def test_the_greeting_can_be_read():
     """It tells the server's version and limits; before entering there is none."""
     async with FakeServer(idle).running() as server:
         client = Client(server.url)
-        with pytest.raises(Closed):
+        with pytest.raises(ConnectionClosedError):
             _ = client.hello
         async with client:
             assert client.hello["limits"] == HELLO["limits"]

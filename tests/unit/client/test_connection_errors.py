@@ -17,7 +17,13 @@ from pathlib import Path
 import pytest
 from websockets.asyncio.server import serve
 
-from agentsrv.client import Client, NoServer, NotAllowed, NotAServer, Options
+from agentsrv.client import (
+    AccessDeniedError,
+    Client,
+    NotAServerError,
+    Options,
+    ServerUnavailableError,
+)
 from agentsrv.client.connection_errors import address
 from agentsrv.errors import AgentsrvError, ConfigurationError
 from tests.support.certificates import make_certificate
@@ -126,37 +132,37 @@ class Case:
 
 PLAIN, SECURE = "ws://127.0.0.1:PORT", "wss://127.0.0.1:PORT"
 CASES = {
-    "refused": Case(PLAIN, nobody, NoServer, "the connection was refused", "check the port"),
-    "refused, TLS": Case(SECURE, nobody, NoServer, "the connection was refused", "start the server"),
-    "refused, two addresses": Case("ws://localhost:PORT", nobody, NoServer, "no server at ws://localhost", ""),
-    "no such name": Case("ws://no-such-host.invalid:PORT", nobody, NoServer, "'no-such-host.invalid' cannot be resolved", "check the host"),
-    "no answer": Case(PLAIN, silent, NoServer, "no answer in time", "firewall"),
-    "no answer, TLS": Case(SECURE, silent, NoServer, "no answer in time", "firewall"),
-    "plain to TLS": Case(PLAIN, tls, NoServer, "no answer in HTTP", "try wss://"),
-    "TLS to a closing port": Case(SECURE, says(b""), NoServer, "ended during the handshake", "try ws://"),
-    "TLS to HTTP": Case(SECURE, http("400 Bad Request"), NoServer, "without TLS", "try ws://"),
-    "TLS to SSH": Case(SECURE, says(b"SSH-2.0-OpenSSH_9.2\r\n", waits=False), NoServer, "without TLS", "check the host"),
-    "TLS to agentsrv": Case(SECURE, websocket, NoServer, "ended during the handshake", "try ws://"),
-    "self-signed": Case(SECURE, tls, NoServer, "certificate is not trusted: self-signed certificate", "SSL_CERT_FILE"),
-    "SSH": Case(PLAIN, says(b"SSH-2.0-OpenSSH_9.2\r\n", waits=False), NotAServer, "found an SSH server, which says 'SSH-2.0-OpenSSH_9.2'", "check the host"),
-    "SMTP": Case(PLAIN, says(b"220 mx ESMTP Postfix\r\n", waits=False), NotAServer, "a mail or FTP server", "check the host"),
-    "FTP": Case(PLAIN, says(b"220 welcome\r\n", waits=False), NotAServer, "a mail or FTP server", "check the host"),
-    "IMAP": Case(PLAIN, says(b"* OK ready now\r\n", waits=False), NotAServer, "an IMAP server", "check the host"),
-    "Redis": Case(PLAIN, says(b"-ERR unknown command 'GET'\r\n"), NotAServer, "a Redis server", "check the host"),
-    "bytes": Case(PLAIN, says(b"\x00\x01\xff" * 9), NoServer, "no answer in HTTP", "check the host"),
-    "closes": Case(PLAIN, says(b""), NoServer, "no answer in HTTP", "check the host"),
-    "Python's HTTP server": Case(PLAIN, python_http, NotAServer, "an HTTP server without WebSockets, which says 'HTTP/1.0 200 OK'", "check the host"),
-    "a page": Case(PLAIN, http("200 OK", body="<html>"), NotAServer, "answers HTTP 200;", "the path"),
-    "a wrong path": Case(PLAIN + "/old", http("404 Not Found", body="no such page"), NotAServer, "HTTP 404 (no such page)", "the path"),
-    "a redirect to a page": Case(PLAIN, http("302 Found", "Location: http://u:p@x.example/a?b"), NotAServer, "redirects to http://x.example/a", "expected a WebSocket"),
-    "401": Case(PLAIN, http("401 Unauthorized"), NotAllowed, "HTTP 401", "check the token"),
-    "403": Case(PLAIN, http("403 Forbidden", body="not from there"), NotAllowed, "HTTP 403 (not from there)", "origin"),
-    "502": Case(PLAIN, http("502 Bad Gateway", body="<html>"), NoServer, "HTTP 502;", "proxy"),
-    "503": Case(PLAIN, http("503 Service Unavailable"), NoServer, "HTTP 503", "proxy"),
-    "426": Case(PLAIN, http("426 Upgrade Required"), NotAServer, "HTTP 426", "the path"),
-    "101 without the rest": Case(PLAIN, http("101 Switching Protocols"), NotAServer, "handshake is not that of a WebSocket", "check the host"),
-    "another WebSocket": Case(PLAIN, websocket, NotAServer, "found a WebSocket that sends no greeting", "expected 'agentsrv.v1'"),
-    "another subprotocol": Case(PLAIN, other_subprotocol, NotAServer, "a WebSocket of another protocol", "expected 'agentsrv.v1'"),
+    "refused": Case(PLAIN, nobody, ServerUnavailableError, "the connection was refused", "check the port"),
+    "refused, TLS": Case(SECURE, nobody, ServerUnavailableError, "the connection was refused", "start the server"),
+    "refused, two addresses": Case("ws://localhost:PORT", nobody, ServerUnavailableError, "no server at ws://localhost", ""),
+    "no such name": Case("ws://no-such-host.invalid:PORT", nobody, ServerUnavailableError, "'no-such-host.invalid' cannot be resolved", "check the host"),
+    "no answer": Case(PLAIN, silent, ServerUnavailableError, "no answer in time", "firewall"),
+    "no answer, TLS": Case(SECURE, silent, ServerUnavailableError, "no answer in time", "firewall"),
+    "plain to TLS": Case(PLAIN, tls, ServerUnavailableError, "no answer in HTTP", "try wss://"),
+    "TLS to a closing port": Case(SECURE, says(b""), ServerUnavailableError, "ended during the handshake", "try ws://"),
+    "TLS to HTTP": Case(SECURE, http("400 Bad Request"), ServerUnavailableError, "without TLS", "try ws://"),
+    "TLS to SSH": Case(SECURE, says(b"SSH-2.0-OpenSSH_9.2\r\n", waits=False), ServerUnavailableError, "without TLS", "check the host"),
+    "TLS to agentsrv": Case(SECURE, websocket, ServerUnavailableError, "ended during the handshake", "try ws://"),
+    "self-signed": Case(SECURE, tls, ServerUnavailableError, "certificate is not trusted: self-signed certificate", "SSL_CERT_FILE"),
+    "SSH": Case(PLAIN, says(b"SSH-2.0-OpenSSH_9.2\r\n", waits=False), NotAServerError, "found an SSH server, which says 'SSH-2.0-OpenSSH_9.2'", "check the host"),
+    "SMTP": Case(PLAIN, says(b"220 mx ESMTP Postfix\r\n", waits=False), NotAServerError, "a mail or FTP server", "check the host"),
+    "FTP": Case(PLAIN, says(b"220 welcome\r\n", waits=False), NotAServerError, "a mail or FTP server", "check the host"),
+    "IMAP": Case(PLAIN, says(b"* OK ready now\r\n", waits=False), NotAServerError, "an IMAP server", "check the host"),
+    "Redis": Case(PLAIN, says(b"-ERR unknown command 'GET'\r\n"), NotAServerError, "a Redis server", "check the host"),
+    "bytes": Case(PLAIN, says(b"\x00\x01\xff" * 9), ServerUnavailableError, "no answer in HTTP", "check the host"),
+    "closes": Case(PLAIN, says(b""), ServerUnavailableError, "no answer in HTTP", "check the host"),
+    "Python's HTTP server": Case(PLAIN, python_http, NotAServerError, "an HTTP server without WebSockets, which says 'HTTP/1.0 200 OK'", "check the host"),
+    "a page": Case(PLAIN, http("200 OK", body="<html>"), NotAServerError, "answers HTTP 200;", "the path"),
+    "a wrong path": Case(PLAIN + "/old", http("404 Not Found", body="no such page"), NotAServerError, "HTTP 404 (no such page)", "the path"),
+    "a redirect to a page": Case(PLAIN, http("302 Found", "Location: http://u:p@x.example/a?b"), NotAServerError, "redirects to http://x.example/a", "expected a WebSocket"),
+    "401": Case(PLAIN, http("401 Unauthorized"), AccessDeniedError, "HTTP 401", "check the token"),
+    "403": Case(PLAIN, http("403 Forbidden", body="not from there"), AccessDeniedError, "HTTP 403 (not from there)", "origin"),
+    "502": Case(PLAIN, http("502 Bad Gateway", body="<html>"), ServerUnavailableError, "HTTP 502;", "proxy"),
+    "503": Case(PLAIN, http("503 Service Unavailable"), ServerUnavailableError, "HTTP 503", "proxy"),
+    "426": Case(PLAIN, http("426 Upgrade Required"), NotAServerError, "HTTP 426", "the path"),
+    "101 without the rest": Case(PLAIN, http("101 Switching Protocols"), NotAServerError, "handshake is not that of a WebSocket", "check the host"),
+    "another WebSocket": Case(PLAIN, websocket, NotAServerError, "found a WebSocket that sends no greeting", "expected 'agentsrv.v1'"),
+    "another subprotocol": Case(PLAIN, other_subprotocol, NotAServerError, "a WebSocket of another protocol", "expected 'agentsrv.v1'"),
 }  # fmt: skip
 
 
@@ -179,7 +185,7 @@ async def test_it_names_the_address_what_was_found_and_what_to_try(name, tmp_pat
 
 
 PROXIES = {
-    "not there": ("http://127.0.0.1:1", NoServer, "the connection was refused"),
+    "not there": ("http://127.0.0.1:1", ServerUnavailableError, "the connection was refused"),
     "of no known kind": ("gopher://127.0.0.1:1", ConfigurationError, "HTTPS_PROXY"),
     "SOCKS, without its library": ("socks5://127.0.0.1:1", ConfigurationError, "python-socks"),
 }
@@ -204,7 +210,9 @@ async def test_a_proxy_that_refuses_is_named(monkeypatch, tmp_path):
     async with http("407 Proxy Authentication Required")(tmp_path) as port:
         for variable in ("http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.setenv(variable, f"http://127.0.0.1:{port}")
-        with pytest.raises(NoServer, match=r"the proxy that the environment names refuses.*407"):
+        with pytest.raises(
+            ServerUnavailableError, match=r"the proxy that the environment names refuses.*407"
+        ):
             await Client("ws://agents.example:80").__aenter__()
 
 

@@ -3,7 +3,7 @@ from typing import Any, cast
 
 import pytest
 
-from agentsrv.client import ProtocolViolation
+from agentsrv.client import ProtocolError
 from agentsrv.client.frames import check, check_reply, to_record
 from agentsrv.models.events import EVENTS, Event, decode, encode
 from agentsrv.protocol import examples
@@ -19,7 +19,7 @@ def refused(read, fields: dict[str, Any], name: str) -> list[Any]:
     for value in WRONG:
         try:
             read({**fields, name: value})
-        except ProtocolViolation:
+        except ProtocolError:
             found.append(value)
     return found
 
@@ -66,7 +66,7 @@ def test_a_frame_is_refused_without_a_field_or_with_one_of_another_type(kind, na
         if (name, field) in OPTIONAL:
             read(rest)
         else:
-            with pytest.raises(ProtocolViolation, match=f"{field}: Field required"):
+            with pytest.raises(ProtocolError, match=f"{field}: Field required"):
                 read(rest)
 
 
@@ -80,7 +80,7 @@ def test_an_event_of_a_newer_server_is_accepted():
 def test_an_event_needs_its_envelope(name):
     """Also where its type is unknown."""
     frame = {"event_type": "step_dreamt", **ENVELOPE, "data": {}}
-    with pytest.raises(ProtocolViolation, match="Input should be"):
+    with pytest.raises(ProtocolError, match="Input should be"):
         to_record({**frame, name: None})
 
 
@@ -93,5 +93,5 @@ def test_an_event_needs_its_envelope(name):
 )
 def test_an_error_names_the_field_and_what_was_found(frame, told):
     """The first one that is wrong."""
-    with pytest.raises(ProtocolViolation, match=told):
+    with pytest.raises(ProtocolError, match=told):
         check("hello", {**examples.FRAMES["hello"], **frame})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentsrv import App, Step, StepContext
-from agentsrv.client.step_outputs import Texts
+from agentsrv.client.step_outputs import StepOutputs
 from agentsrv.models.events import Record
 from agentsrv.testing import Script, serving
 
@@ -28,7 +28,7 @@ async def test_a_failed_attempt_leaves_no_text():
         return "and more"
 
     plan = {"steps": [{"step_id": "a", "agent": "moody"}, {"step_id": "b", "agent": "steady"}]}
-    texts, dropped = Texts(), []
+    texts, dropped = StepOutputs(), []
     async with serving(app) as client:
         task = await client.create("x", plan=plan, execute=True)
         async for record in client.events(task["task_id"]):
@@ -45,7 +45,7 @@ async def test_a_failed_attempt_leaves_no_text():
 @pytest.mark.parametrize("kind", ["step_started", "step_progress", "task_queued"])
 def test_other_events_change_no_text(kind):
     """Only pieces and retries do."""
-    texts = Texts()
+    texts = StepOutputs()
     texts.see(piece("a", 1, 0, "x"))
     assert not texts.see(Record(kind, "t1", 2, "", {"step_id": "a", "attempt": 1}))
     assert not texts.see(Record("step_retrying", "t1", 3, "", {"step_id": "b", "attempt": 1}))
@@ -54,7 +54,7 @@ def test_other_events_change_no_text(kind):
 
 def test_a_new_attempt_begins_anew_without_a_word():
     """As where the retry itself was not seen, by who came later."""
-    texts = Texts()
+    texts = StepOutputs()
     for record in (piece("a", 1, 0, "old"), piece("a", 2, 0, "new"), piece("a", 2, 3, "er")):
         assert texts.see(record)
     assert texts["a"] == "newer"

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from agentsrv.client.errors import Closed, Gap, Interrupted
-from agentsrv.client.subscriptions import Answer, Cursor, Feeds
-from agentsrv.errors import NotFound, SeqAhead
+from agentsrv.client.errors import ConnectionClosedError, InterruptedTaskError, SequenceGapError
+from agentsrv.client.subscriptions import Answer, Cursor, TaskSubscriptions
+from agentsrv.errors import NotFoundError, SeqAheadError
 from agentsrv.models.events import Record
 
 LIMIT = 4
@@ -17,8 +17,10 @@ class Wire:
 
     def __init__(self) -> None:
         self.sent: list[tuple[dict[str, Any], Callable[[Answer], None]]] = []
-        self.feeds = Feeds(lambda fields, on_answer: self.sent.append((fields, on_answer)), LIMIT)
-        self.feeds.up()
+        self.subscriptions = TaskSubscriptions(
+            lambda fields, on_answer: self.sent.append((fields, on_answer)), LIMIT
+        )
+        self.subscriptions.up()
 
     def commands(self) -> list[tuple[str, int | None]]:
         """What was sent, without being answered, so far."""
@@ -39,7 +41,7 @@ class Wire:
         for seq in range(first, last + 1):
             ends = terminal and seq == last
             kind = "task_completed" if ends else "step_progress"
-            self.feeds.take(Record(kind, TASK, seq, "", {}))
+            self.subscriptions.take(Record(kind, TASK, seq, "", {}))
 
 
 @pytest.fixture
@@ -56,26 +58,26 @@ async def take(cursor: Cursor, count: int) -> list[int]:
 
 async def test_a_cursor_subscribes_behind_its_place_and_ends_with_the_terminal_event(wire):
     """One subscription brings everything, and nothing is asked behind the end."""
-    cursor = wire.feeds.open(TASK, 2)
+    cursor = wire.subscriptions.open(TASK, 2)
     assert wire.commands() == [("subscribe", 2)]
     wire.answer(seq=3)
     wire.send(3, 5, terminal=True)
     assert await take(cursor, 4) == [3, 4, 5]
-    wire.feeds.close(cursor)
+    wire.subscriptions.close(cursor)
     assert wire.commands() == []
-    assert len(wire.feeds) == 0
+    assert len(wire.subscriptions) == 0
 
 
 async def test_a_cursor_at_the_end_of_a_log_is_at_its_end(wire):
     """The reply tells that nothing follows."""
-    cursor = wire.feeds.open(TASK, 5)
+    cursor = wire.subscriptions.open(TASK, 5)
     wire.answer(seq=5, status="completed")
     assert await cursor.next() is None
 
 
 async def test_a_full_buffer_unsubscribes_and_half_an_empty_one_asks_again(wire):
     """A slow iterator holds no more than its limit, and gets the rest from the log."""
-    cursor = wire.feeds.open(TASK, 0)
+    cursor = wire.subscriptions.open(TASK, 0)
     wire.answer(seq=0)
     wire.send(1, 7)  # the last three were under way
     assert wire.commands() == [("unsubscribe", None)]
@@ -91,7 +93,7 @@ async def test_a_full_buffer_unsubscribes_and_half_an_empty_one_asks_again(wire)
 
 async def test_a_cursor_that_asks_again_waits_for_the_answer_to_unsubscribe(wire):
     """Changes of one subscription go one by one, so that each answer tells where it is."""
-    cursor = wire.feeds.open(TASK, 0)
+    cursor = wire.subscriptions.open(TASK, 0)
     wire.answer(seq=0)
     wire.send(1, 5)
     await take(cursor, 4)
@@ -102,11 +104,11 @@ async def test_a_cursor_that_asks_again_waits_for_the_answer_to_unsubscribe(wire
 
 async def test_two_cursors_share_a_subscription_that_begins_behind_the_slower_one(wire):
     """Each yields its events once, although the second makes the server send some again."""
-    first = wire.feeds.open(TASK, 0)
+    first = wire.subscriptions.open(TASK, 0)
     wire.answer(seq=2)
     wire.send(1, 2)
     assert await take(first, 2) == [1, 2]
-    second = wire.feeds.open(TASK, 1)
+    second = wire.subscriptions.open(TASK, 1)
     assert wire.commands() == [("subscribe", 1)]
     wire.send(3, 3)  # of the first subscription, which goes on until it is replaced
     wire.answer(seq=3)
@@ -117,36 +119,36 @@ async def test_two_cursors_share_a_subscription_that_begins_behind_the_slower_on
 
 async def test_closing_the_last_cursor_unsubscribes(wire):
     """While another one reads, the subscription stays."""
-    first, second = wire.feeds.open(TASK, 0), wire.feeds.open(TASK, 0)
+    first, second = wire.subscriptions.open(TASK, 0), wire.subscriptions.open(TASK, 0)
     wire.answer(seq=0)
     assert wire.commands() == []
-    wire.feeds.close(first)
+    wire.subscriptions.close(first)
     assert wire.commands() == []
-    wire.feeds.close(second)
+    wire.subscriptions.close(second)
     assert wire.commands() == [("unsubscribe", None)]
     wire.answer()
-    assert len(wire.feeds) == 0
+    assert len(wire.subscriptions) == 0
 
 
 async def test_a_hole_is_an_error_behind_what_came_before_it(wire):
     """What is in order is yielded; then the hole is told."""
-    cursor = wire.feeds.open(TASK, 0)
+    cursor = wire.subscriptions.open(TASK, 0)
     wire.answer(seq=3)
     wire.send(1, 1)
     wire.send(3, 3)
     assert await take(cursor, 1) == [1]
-    with pytest.raises(Gap, match="after event 1 came 3"):
+    with pytest.raises(SequenceGapError, match="after event 1 came 3"):
         await cursor.next()
 
 
 async def test_a_place_beyond_the_log_is_refused_also_beside_another_cursor(wire):
     """The server is asked where the log ends, and only the one beyond it fails."""
-    first = wire.feeds.open(TASK, 0)
+    first = wire.subscriptions.open(TASK, 0)
     wire.answer(seq=2)
-    ahead = wire.feeds.open(TASK, 9)
+    ahead = wire.subscriptions.open(TASK, 9)
     assert wire.commands() == [("subscribe", 0)]
     wire.answer(seq=2)
-    with pytest.raises(SeqAhead, match="has 2 events; found after_seq 9"):
+    with pytest.raises(SeqAheadError, match="has 2 events; found after_seq 9"):
         await ahead.next()
     wire.send(1, 2)
     assert await take(first, 2) == [1, 2]
@@ -154,37 +156,37 @@ async def test_a_place_beyond_the_log_is_refused_also_beside_another_cursor(wire
 
 async def test_a_refused_subscription_fails_the_cursor(wire):
     """The iterator raises what the server said."""
-    cursor = wire.feeds.open(TASK, 0)
-    wire.refuse(NotFound("there is no such task"))
-    with pytest.raises(NotFound):
+    cursor = wire.subscriptions.open(TASK, 0)
+    wire.refuse(NotFoundError("there is no such task"))
+    with pytest.raises(NotFoundError):
         await cursor.next()
 
 
 async def test_a_subscription_that_cannot_go_on_fails_the_cursors_behind_what_they_have(wire):
     """Those that have read to the end do not notice; a later iterator asks again."""
-    cursor = wire.feeds.open(TASK, 0)
+    cursor = wire.subscriptions.open(TASK, 0)
     wire.answer(seq=5)
     wire.send(1, 2)
-    wire.feeds.refused(TASK, NotFound("the task is not kept any more"))
-    wire.feeds.refused("another", NotFound("of nobody"))
+    wire.subscriptions.refused(TASK, NotFoundError("the task is not kept any more"))
+    wire.subscriptions.refused("another", NotFoundError("of nobody"))
     assert await take(cursor, 2) == [1, 2]
-    with pytest.raises(NotFound, match="not kept"):
+    with pytest.raises(NotFoundError, match="not kept"):
         await cursor.next()
-    wire.feeds.close(cursor)
-    wire.feeds.open(TASK, 2)
+    wire.subscriptions.close(cursor)
+    wire.subscriptions.open(TASK, 2)
     assert wire.commands() == [("subscribe", 2)]
 
 
 async def test_a_new_connection_resumes_behind_what_was_buffered(wire):
     """Answers of the old one count no more."""
-    cursor = wire.feeds.open(TASK, 0)
+    cursor = wire.subscriptions.open(TASK, 0)
     wire.answer(seq=0)
     wire.send(1, 2)
-    other = wire.feeds.open("t2", 0)
-    wire.feeds.down()
-    wire.refuse(Interrupted("lost"))
-    wire.feeds.close(other)
-    wire.feeds.up()
+    other = wire.subscriptions.open("t2", 0)
+    wire.subscriptions.down()
+    wire.refuse(InterruptedTaskError("lost"))
+    wire.subscriptions.close(other)
+    wire.subscriptions.up()
     assert wire.commands() == [("subscribe", 2)]
     wire.answer(seq=2)
     wire.send(3, 3, terminal=True)
@@ -193,42 +195,42 @@ async def test_a_new_connection_resumes_behind_what_was_buffered(wire):
 
 async def test_the_events_of_a_new_task_wait_for_their_iterator(wire):
     """What create subscribed to is taken over, up to a buffer's worth, by the first iterator."""
-    wire.feeds.begun(TASK, wanted=True)
+    wire.subscriptions.begun(TASK, wanted=True)
     wire.send(1, 3)
-    cursor = wire.feeds.open(TASK, 0)
+    cursor = wire.subscriptions.open(TASK, 0)
     assert await take(cursor, 3) == [1, 2, 3]
     assert wire.commands() == []
 
 
 async def test_an_iterator_from_elsewhere_drops_what_waited(wire):
     """The parked events are for an iterator that wants all of them."""
-    wire.feeds.begun(TASK, wanted=True)
+    wire.subscriptions.begun(TASK, wanted=True)
     wire.send(1, 3)
-    cursor = wire.feeds.open(TASK, 1)
+    cursor = wire.subscriptions.open(TASK, 1)
     assert wire.commands() == [("subscribe", 1)]
     wire.answer(seq=3)
     wire.send(2, 3)
     assert await take(cursor, 2) == [2, 3]
-    wire.feeds.close(cursor)
+    wire.subscriptions.close(cursor)
     assert wire.commands() == [("unsubscribe", None)]
 
 
 async def test_a_task_that_nobody_waits_for_any_more_is_unsubscribed(wire):
     """The caller of create was cancelled before the answer."""
-    wire.feeds.begun(TASK, wanted=False)
+    wire.subscriptions.begun(TASK, wanted=False)
     assert wire.commands() == [("unsubscribe", None)]
     wire.send(1, 1)
     wire.answer()
-    assert len(wire.feeds) == 0
+    assert len(wire.subscriptions) == 0
 
 
 async def test_a_client_that_gives_up_fails_every_cursor(wire):
     """Behind what is buffered, each iterator raises."""
-    cursor = wire.feeds.open(TASK, 0)
+    cursor = wire.subscriptions.open(TASK, 0)
     wire.answer(seq=0)
     wire.send(1, 1)
-    wire.feeds.down()
-    wire.feeds.fail(Closed("the client is closed"))
+    wire.subscriptions.down()
+    wire.subscriptions.fail(ConnectionClosedError("the client is closed"))
     assert await take(cursor, 1) == [1]
-    with pytest.raises(Closed):
+    with pytest.raises(ConnectionClosedError):
         await cursor.next()

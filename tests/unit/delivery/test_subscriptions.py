@@ -10,7 +10,7 @@ import pytest
 
 from agentsrv.agents.agent import StepContext
 from agentsrv.delivery.subscriptions import Subscriber
-from agentsrv.errors import InvalidState, NotFound, SeqAhead
+from agentsrv.errors import InvalidStateError, NotFoundError, SeqAheadError
 from agentsrv.models.commands import Create, Execute, Subscribe
 from agentsrv.models.plan import Step
 from agentsrv.store.base import Head
@@ -28,10 +28,10 @@ async def talking(step: Step, ctx: StepContext) -> AsyncIterator[str]:
 
 async def follow(world: World, reader: Reader, task: str, after: int = 0) -> Subscriber:
     """Subscribe another connection."""
-    subscriber = Subscriber(world.hub, reader, OWNER)
+    subscriber = Subscriber(world.broker, reader, OWNER)
     with subscriber.answering() as answer:
         command = Subscribe(task_id=task, after_seq=after)
-        await world.orchestrator.subscribe(OWNER, command, answer)
+        await world.command_handler.subscribe(OWNER, command, answer)
     return subscriber
 
 
@@ -123,7 +123,7 @@ def test_no_event_is_delivered_before_the_reply():
         async with running(world):
             command = Create(task_description="x", agent="talking", execute=True)
             with world.subscriber.answering() as answer:
-                result = await world.orchestrator.create(OWNER, command, answer)
+                result = await world.command_handler.create(OWNER, command, answer)
                 await asyncio.sleep(1)
                 assert world.reader.records == []
             await world.reader.until(result["task_id"])
@@ -142,7 +142,7 @@ def test_all_tells_the_life_cycle_of_own_tasks():
         world.agent(talking)
         watcher, stranger = Reader(), Reader()
         for name, reader in ((OWNER, watcher), ("stranger", stranger)):
-            Subscriber(world.hub, reader, name).subscribe_all()
+            Subscriber(world.broker, reader, name).subscribe_all()
         async with running(world):
             task = await world.create(step("a", "talking"))
             await watcher.until(task)
@@ -161,7 +161,7 @@ def test_all_loses_nothing_while_the_reader_has_no_room():
         world = World()
         world.agent(talking)
         watcher = Reader()
-        subscriber = Subscriber(world.hub, watcher, OWNER)
+        subscriber = Subscriber(world.broker, watcher, OWNER)
         subscriber.subscribe_all()
         async with running(world):
             watcher.has_room = False
@@ -223,9 +223,9 @@ def test_a_refused_subscription_leaves_the_earlier_one():
         async with running(world):
             task = await world.create(step("a", "talking"))
             await world.reader.until(task, "partial_output")
-            with pytest.raises(SeqAhead, match="expected at most"):
+            with pytest.raises(SeqAheadError, match="expected at most"):
                 await world.subscribe(task, 10_000)
-            with pytest.raises(NotFound):
+            with pytest.raises(NotFoundError):
                 await world.subscribe("feedbeef")
             await world.reader.until(task)
             assert world.reader.of(task) == await world.log(task)
@@ -306,7 +306,7 @@ def test_a_cancel_beside_a_task_that_is_bound_to_its_client(seed):
         world.agent(talking)
         async with running(world):
             bound = await world.create(step("a", "talking"))
-            with Subscriber(world.hub, Reader(), OWNER).answering() as answer:
+            with Subscriber(world.broker, Reader(), OWNER).answering() as answer:
                 answer.bind(bound)
             task = await world.create(step("a", "talking"))
             await asyncio.sleep(1)
@@ -360,7 +360,7 @@ def test_a_refused_subscription_takes_back_nothing_but_itself(before, commands, 
             known = len(world.reader.of(task))
             asked = [world.subscribe(task, after) for after in commands]
             replies = await asyncio.gather(*asked, return_exceptions=True)
-            refused = [isinstance(reply, SeqAhead) for reply in replies]
+            refused = [isinstance(reply, SeqAheadError) for reply in replies]
             assert refused == [after == REFUSED for after in commands]
             await asyncio.sleep(10)
             log, told = await world.log(task), world.reader.of(task)[known:]
@@ -372,7 +372,7 @@ def test_a_refused_subscription_takes_back_nothing_but_itself(before, commands, 
                 assert world.reader.of(task)[-1] == log[-1]
                 assert told == log[-len(told) :]
             assert len(world.subscriber) == 0
-            assert world.hub.counts == {}
+            assert world.broker.counts == {}
 
     simulate(story())
 
@@ -386,13 +386,13 @@ def test_an_execute_that_is_refused_leaves_the_bond_and_the_subscription(connect
         world = World(Awaited())
         world.agent(talking)
         readers = [Reader() for _ in range(connections)]
-        subscribers = [Subscriber(world.hub, reader, OWNER) for reader in readers]
+        subscribers = [Subscriber(world.broker, reader, OWNER) for reader in readers]
 
         async def execute(subscriber: Subscriber) -> bool:
             try:
                 with subscriber.answering() as answer:
-                    await world.orchestrator.execute(OWNER, Execute(task_id=task), answer)
-            except InvalidState:
+                    await world.command_handler.execute(OWNER, Execute(task_id=task), answer)
+            except InvalidStateError:
                 return False
             return True
 
@@ -421,20 +421,20 @@ def test_a_follower_of_a_task_that_is_forgotten_is_told():
         world = World()
         world.agent(talking)
         watcher = Reader()
-        everything = Subscriber(world.hub, watcher, OWNER)
+        everything = Subscriber(world.broker, watcher, OWNER)
         everything.subscribe_all()
         async with running(world):
             task = await world.create(step("a", "talking"))
             await world.reader.until(task, "partial_output")
             world.reader.has_room = watcher.has_room = False
             await asyncio.sleep(10)
-            assert await world.store.purge(world.around.now() + 1, 10) == 1
+            assert await world.store.purge(world.environment.now() + 1, 10) == 1
             world.reader.has_room = watcher.has_room = True
             world.subscriber.resume()
             everything.resume()
             await asyncio.sleep(1)
             (refusal,) = world.reader.refusals
-            assert isinstance(refusal, NotFound)
+            assert isinstance(refusal, NotFoundError)
             assert "not kept any more" in refusal.message
             assert watcher.refusals == []
             assert len(world.subscriber) == 0
@@ -455,7 +455,7 @@ def test_a_task_whose_earlier_task_is_forgotten_fails_with_the_reason():
             earlier = await world.create(step("a", "fails"))
             await world.reader.until(earlier)
             task = await world.create(execute=False, resume_from=earlier)
-            assert await world.store.purge(world.around.now() + 1, 10) == 1
+            assert await world.store.purge(world.environment.now() + 1, 10) == 1
             await world.execute(task)
             end = await world.reader.until(task)
             assert end.data["error_message"] == (

@@ -9,9 +9,9 @@ from typing import Any
 
 from agentsrv.agents.registry import Registry
 from agentsrv.delivery.subscriptions import Subscriber
-from agentsrv.engine.cluster.follower import Tails
-from agentsrv.engine.cluster.remote_commands import Peers
-from agentsrv.engine.commands import Orchestrator
+from agentsrv.engine.cluster.follower import CommitFollower
+from agentsrv.engine.cluster.remote_commands import RemoteCommands
+from agentsrv.engine.commands import CommandHandler
 from tests.support.shared_memory import Place, SharedMemory
 from tests.support.simulation import now
 from tests.support.world import OWNER, Reader, World, die
@@ -25,11 +25,16 @@ class Member(World):
     ) -> None:
         super().__init__(door, registry, node=door.node, **options)
         self.door = door
-        self.peers = Peers(door, self.worker)
-        self.orchestrator = Orchestrator(
-            door, self.registry, self.worker, now=now, grace=self.around.grace, peers=self.peers
+        self.remote_commands = RemoteCommands(door, self.worker)
+        self.command_handler = CommandHandler(
+            door,
+            self.registry,
+            self.worker,
+            now=now,
+            grace=self.environment.grace,
+            remote_commands=self.remote_commands,
         )
-        self.tails = Tails(door, self.hub, self.worker.runs, now)
+        self.follower = CommitFollower(door, self.broker, self.worker.runs, now)
         door.on_lost = self.worker.abandon
         self.is_dead = False
         self._beside: list[asyncio.Task[None]] = []
@@ -50,8 +55,8 @@ class Member(World):
         if works:
             self.worker.start()
         self._beside = [
-            asyncio.create_task(self.peers.run()),
-            asyncio.create_task(self.tails.run()),
+            asyncio.create_task(self.remote_commands.run()),
+            asyncio.create_task(self.follower.run()),
         ]
 
     async def stop(self) -> None:
@@ -73,7 +78,7 @@ class Member(World):
     def client(self, owner: str = OWNER) -> tuple[Subscriber, Reader]:
         """Another connection."""
         reader = Reader()
-        return Subscriber(self.hub, reader, owner), reader
+        return Subscriber(self.broker, reader, owner), reader
 
     def _end(self) -> None:
         for task in self._beside:

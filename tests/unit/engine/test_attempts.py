@@ -73,7 +73,7 @@ def test_a_question_left_behind_does_not_keep_the_turn_of_a_suspect(monkeypatch)
 
         world = World()
         world.agent(leaves)
-        suspects = world.around.suspects
+        suspects = world.environment.suspects
         other = object()
         async with running(world):
             task = await world.create(step("a", "leaves"))

@@ -11,7 +11,7 @@ import pytest
 from agentsrv.engine import commands
 from agentsrv.engine.runner import TaskRunner
 from agentsrv.engine.worker import MAX_FAULTS, MAX_RETURNS
-from agentsrv.errors import Fenced, InvalidCommand, ShuttingDown, Unavailable
+from agentsrv.errors import FencedError, InvalidCommandError, ShuttingDownError, UnavailableError
 from agentsrv.models.commands import Create
 from agentsrv.store.base import Append, Lease
 from tests.support.simulation import simulate
@@ -90,7 +90,7 @@ WAYS: dict[str, Callable[[Spoilt, pytest.MonkeyPatch], None]] = {
     "the first events": lambda spoilt, _: spoilt.refuse(
         TypeError("no"), has(b"step_started", b"step_retrying")
     ),
-    "a refusal": lambda spoilt, _: spoilt.refuse(InvalidCommand("no"), has(b'"second"')),
+    "a refusal": lambda spoilt, _: spoilt.refuse(InvalidCommandError("no"), has(b'"second"')),
     "the task's end": lambda spoilt, _: spoilt.refuse(OverflowError("no"), has(b"task_completed")),
     "a fault of the server": lambda spoilt, monkeypatch: spoilt.break_runs(monkeypatch),
 }
@@ -99,8 +99,8 @@ WAYS: dict[str, Callable[[Spoilt, pytest.MonkeyPatch], None]] = {
 LOST: dict[str, tuple[Callable[[Spoilt], None], int]] = {
     "no append": (lambda spoilt: spoilt.refuse(TypeError("no"), bool), MAX_FAULTS),
     "no read": (lambda spoilt: spoilt.refuse_reads(TypeError("no")), MAX_FAULTS),
-    "no read now": (lambda spoilt: spoilt.refuse_reads(Unavailable("no")), MAX_RETURNS),
-    "no append now": (lambda spoilt: spoilt.refuse(Unavailable("no"), bool), MAX_RETURNS),
+    "no read now": (lambda spoilt: spoilt.refuse_reads(UnavailableError("no")), MAX_RETURNS),
+    "no append now": (lambda spoilt: spoilt.refuse(UnavailableError("no"), bool), MAX_RETURNS),
 }
 """The same, where nothing at all can be read or written of the task; and after how many runs it is
 given up."""
@@ -124,7 +124,7 @@ def test_a_task_whose_runs_break_off_fails(way, monkeypatch, caplog):
             for _ in range(30):
                 other = await world.create(step("a", "quick"))
                 assert (await world.reader.until(other)).event_type == "task_completed"
-                await world.orchestrator.check_ready()
+                await world.command_handler.check_ready()
                 await asyncio.sleep(1)
             end = await world.reader.until(task)
             seconds = asyncio.get_running_loop().time() - began
@@ -157,7 +157,7 @@ def test_a_task_that_cannot_even_fail_is_left_alone(way, most, caplog):
             assert spoilt.runs == most + 1
             assert world.worker.measures.left_alone == 1
             assert world.worker.running == 0
-            await world.orchestrator.check_ready()
+            await world.command_handler.check_ready()
             other = await world.create(step("a", "quick"))
             assert (await world.reader.until(other)).event_type == "task_completed"
 
@@ -181,12 +181,14 @@ def test_a_fault_of_the_whole_store_fails_no_task(caplog):
             spoilt.tasks = set(tasks)
             await asyncio.sleep(1200)
             assert spoilt.runs > 3 * MAX_FAULTS
-            with pytest.raises(Unavailable, match="fails to commit the events of 3 tasks: Type"):
-                await world.orchestrator.check_ready()
+            with pytest.raises(
+                UnavailableError, match="fails to commit the events of 3 tasks: Type"
+            ):
+                await world.command_handler.check_ready()
             spoilt.tasks = set()
             for task in tasks:
                 assert (await world.reader.until(task)).event_type == "task_completed"
-            await world.orchestrator.check_ready()
+            await world.command_handler.check_ready()
 
     simulate(story())
 
@@ -207,7 +209,7 @@ def test_tasks_that_fail_together_are_bounded_too():
             await asyncio.sleep(DAY)
             assert world.worker.measures.left_alone == 3
             assert spoilt.runs <= 3 * (MAX_RETURNS + 1)
-            await world.orchestrator.check_ready()
+            await world.command_handler.check_ready()
 
     simulate(story())
 
@@ -277,10 +279,10 @@ def raising(error: Exception) -> Callable[..., Any]:
 
 NOT_READY: dict[str, tuple[str, Any, str]] = {
     "it waits": ("trouble", "the store cannot write now: full", "cannot write now: full"),
-    "it is closed": ("check", raising(Unavailable("it is closed")), "it is closed"),
+    "it is closed": ("check", raising(UnavailableError("it is closed")), "it is closed"),
     "it fails": ("check", raising(TypeError("a fault")), "cannot be checked: TypeError: a fault"),
     "it hangs": ("check", _hanging, "does not answer within 2 s"),
-    "it is away": ("claim", raising(Unavailable("away")), "no tasks can be claimed: away"),
+    "it is away": ("claim", raising(UnavailableError("away")), "no tasks can be claimed: away"),
     "it gives no tasks": ("claim", raising(KeyError("x")), "no tasks can be claimed: KeyError"),
 }
 """States of a store in which a server is not ready; the two of commits are above."""
@@ -294,21 +296,21 @@ def test_a_server_is_ready_while_its_store_serves_it(name, value, reason):
         world = World()
         world.agent(quick)
         async with running(world):
-            await world.orchestrator.check_ready()
+            await world.command_handler.check_ready()
             before = getattr(world.store, name)
             setattr(world.store, name, value)
             world.store.on_ready()
             await asyncio.sleep(1)
-            with pytest.raises(Unavailable) as refused:
-                await world.orchestrator.check_ready()
+            with pytest.raises(UnavailableError) as refused:
+                await world.command_handler.check_ready()
             assert reason in refused.value.message
             setattr(world.store, name, before)
             world.store.on_ready()
             await asyncio.sleep(1)
-            await world.orchestrator.check_ready()
-            world.orchestrator.draining = True
-            with pytest.raises(ShuttingDown):
-                await world.orchestrator.check_ready()
+            await world.command_handler.check_ready()
+            world.command_handler.draining = True
+            with pytest.raises(ShuttingDownError):
+                await world.command_handler.check_ready()
 
     assert commands.READY_WITHIN == 2.0
     simulate(story())
@@ -325,7 +327,7 @@ def test_a_task_that_others_take_over_is_not_failed_for_it():
             task = await world.create(step("a", "talker"), execute=False)
             spoilt.tasks.add(task)
             await world.execute(task)
-            spoilt.refuse(Fenced("another worker"), bool)
+            spoilt.refuse(FencedError("another worker"), bool)
             await asyncio.sleep(DAY)
             assert MAX_RETURNS < spoilt.runs < 2 * DAY / 60
             assert world.worker.measures.left_alone == 0
@@ -369,7 +371,7 @@ def test_a_release_of_an_ended_task_is_tried_again():
             nonlocal refusals
             refusals -= 1
             if refusals >= 0:
-                raise Unavailable("no")
+                raise UnavailableError("no")
             await give_back(task_id, epoch)
 
         async with running(world):

@@ -184,8 +184,8 @@ def test_a_stubborn_step_is_fenced_off():
             assert world.worker.running == 1
             await world.reader.until(behind)
             assert asyncio.get_running_loop().time() == pytest.approx(20, abs=1.1)
-            assert world.around.measures.refused > 10
-            assert world.around.measures.orphaned == 1
+            assert world.environment.measures.refused > 10
+            assert world.environment.measures.orphaned == 1
         check_log(await world.log(task))
 
     simulate(story())

@@ -12,7 +12,7 @@ import pytest
 
 from agentsrv.agents.agent import Agent, StepContext
 from agentsrv.agents.registry import Registry
-from agentsrv.errors import AgentsrvError, NotFound, Unavailable
+from agentsrv.errors import AgentsrvError, NotFoundError, UnavailableError
 from agentsrv.models.commands import Subscribe
 from agentsrv.models.events import Record, decode
 from agentsrv.models.plan import Step
@@ -134,7 +134,7 @@ class Story:
             try:
                 async with asyncio.timeout(PATIENCE):
                     return await work(member)
-            except (TimeoutError, Unavailable):
+            except (TimeoutError, UnavailableError):
                 await asyncio.sleep(0.5)
 
     async def watch(self, task: str) -> list[Record]:
@@ -147,8 +147,8 @@ class Story:
             try:
                 async with asyncio.timeout(PATIENCE):
                     with subscriber.answering() as answer:
-                        await member.orchestrator.subscribe(OWNER, command, answer)
-            except (TimeoutError, Unavailable):
+                        await member.command_handler.subscribe(OWNER, command, answer)
+            except (TimeoutError, UnavailableError):
                 continue
             stays = asyncio.get_running_loop().time() + self.chance.uniform(1, 40)
             while not member.is_dead and not any(r.is_terminal for r in reader.records):
@@ -185,7 +185,7 @@ class Story:
                             reply = await member.cancel(task, reason=str(number))
                             if not reply["already"]:
                                 done.append(("cancel", str(number)))
-            except NotFound:
+            except NotFoundError:
                 raise
             except (TimeoutError, AgentsrvError):
                 pass  # unknown, or refused

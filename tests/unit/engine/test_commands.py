@@ -8,12 +8,12 @@ import pytest
 
 from agentsrv.agents.agent import StepContext
 from agentsrv.errors import (
-    Conflict,
-    InvalidCommand,
-    InvalidState,
-    NotFound,
-    Overloaded,
-    ShuttingDown,
+    ConflictError,
+    InvalidCommandError,
+    InvalidStateError,
+    NotFoundError,
+    OverloadedError,
+    ShuttingDownError,
 )
 from agentsrv.models.commands import Cancel, Create, Execute, List, Subscribe
 from agentsrv.models.plan import ExecutionPlan, Step
@@ -49,7 +49,7 @@ def test_create_alone_leaves_the_task_pending():
             assert (result["status"], result["seq"]) == ("queued", 2)
             await world.reader.until(task)
             assert world.reader.of(task) == await world.log(task)
-            with pytest.raises(InvalidState, match="is completed; execute needs pending"):
+            with pytest.raises(InvalidStateError, match="is completed; execute needs pending"):
                 await world.execute(task)
 
     simulate(story())
@@ -68,14 +68,14 @@ def test_the_queue_is_bounded():
             await asyncio.sleep(0.01)
             positions = [r.data["position"] for r in world.reader.records if r.seq == 2]
             assert positions == [1, 1, 2]
-            with pytest.raises(Overloaded, match="2 tasks are waiting") as refused:
+            with pytest.raises(OverloadedError, match="2 tasks are waiting") as refused:
                 await world.create(step("a", "endless"))
             assert refused.value.retry_after
             pending = await world.create(step("a", "endless"), execute=False)
-            with pytest.raises(Overloaded):
+            with pytest.raises(OverloadedError):
                 await world.execute(pending)
             assert (await world.status(pending))["seq"] == 1
-            listed = await world.orchestrator.list(OWNER, List())
+            listed = await world.command_handler.list(OWNER, List())
             assert listed["total"] == 4
             await world.cancel(waiting[0])
             await world.execute(pending)
@@ -92,10 +92,10 @@ def test_an_idempotency_key_creates_once():
         async with running(world):
             command = Create(task_description="x", agent="quick", idempotency_key="k", execute=True)
             with world.subscriber.answering() as answer:
-                first = await world.orchestrator.create(OWNER, command, answer)
+                first = await world.command_handler.create(OWNER, command, answer)
             await world.reader.until(first["task_id"])
             with world.subscriber.answering() as answer:
-                again = await world.orchestrator.create(
+                again = await world.command_handler.create(
                     OWNER, command.model_copy(update={"id": 9}), answer
                 )
             assert (again["task_id"], again["replayed"]) == (first["task_id"], True)
@@ -105,17 +105,17 @@ def test_an_idempotency_key_creates_once():
             assert world.reader.of(first["task_id"]) == [*log, *log]
             other = command.model_copy(update={"task_description": "y"})
             with (
-                pytest.raises(Conflict, match="'k' was used with other parameters"),
+                pytest.raises(ConflictError, match="'k' was used with other parameters"),
                 world.subscriber.answering() as answer,
             ):
-                await world.orchestrator.create(OWNER, other, answer)
+                await world.command_handler.create(OWNER, other, answer)
             with world.subscriber.answering() as answer:
-                cancelled = await world.orchestrator.cancel(
+                cancelled = await world.command_handler.cancel(
                     OWNER, Cancel(idempotency_key="k"), answer
                 )
             assert cancelled["already"] is True
             with world.subscriber.answering() as answer:
-                theirs = await world.orchestrator.create("other", command, answer)
+                theirs = await world.command_handler.create("other", command, answer)
             assert theirs["replayed"] is False
 
     simulate(story())
@@ -132,17 +132,20 @@ def test_anothers_task_is_not_found():
             answers = []
             for task_id in (task, "0" * 16):
                 for attempt in (
-                    lambda a: world.orchestrator.execute("eve", Execute(task_id=task_id), a),  # noqa: B023
-                    lambda a: world.orchestrator.cancel("eve", Cancel(task_id=task_id), a),  # noqa: B023
-                    lambda a: world.orchestrator.subscribe("eve", Subscribe(task_id=task_id), a),  # noqa: B023
-                    lambda a: world.orchestrator.status("eve", task_id),  # noqa: B023
-                    lambda a: world.orchestrator.resolve("eve", task_id),  # noqa: B023
+                    lambda a: world.command_handler.execute("eve", Execute(task_id=task_id), a),  # noqa: B023
+                    lambda a: world.command_handler.cancel("eve", Cancel(task_id=task_id), a),  # noqa: B023
+                    lambda a: world.command_handler.subscribe("eve", Subscribe(task_id=task_id), a),  # noqa: B023
+                    lambda a: world.command_handler.status("eve", task_id),  # noqa: B023
+                    lambda a: world.command_handler.resolve("eve", task_id),  # noqa: B023
                 ):
-                    with pytest.raises(NotFound) as refused, world.subscriber.answering() as answer:
+                    with (
+                        pytest.raises(NotFoundError) as refused,
+                        world.subscriber.answering() as answer,
+                    ):
                         await attempt(answer)
                     answers.append(refused.value.message.replace(task_id, "TASK"))
             assert answers[:5] == answers[5:]
-            assert (await world.orchestrator.list("eve", List()))["tasks"] == []
+            assert (await world.command_handler.list("eve", List()))["tasks"] == []
             assert (await world.status(task))["status"] == "pending"
 
     simulate(story())
@@ -165,9 +168,9 @@ def test_what_cannot_run_is_refused_at_create(fields, message):
         world = World()
         world.agent(quick)
         world.agent(endless)
-        with pytest.raises(InvalidCommand, match=message):
+        with pytest.raises(InvalidCommandError, match=message):
             await world.create(**fields)
-        assert (await world.orchestrator.list(OWNER, List()))["total"] == 0
+        assert (await world.command_handler.list(OWNER, List()))["total"] == 0
 
     simulate(story())
 
@@ -202,11 +205,11 @@ def test_a_prefix_names_a_task():
         world = World()
         world.agent(quick)
         tasks = [await world.create(step("a", "quick"), execute=False) for _ in range(40)]
-        assert await world.orchestrator.resolve(OWNER, tasks[0][:10]) == tasks[0]
-        with pytest.raises(InvalidCommand, match="begins more than one"):
-            await world.orchestrator.resolve(OWNER, "")
-        with pytest.raises(NotFound):
-            await world.orchestrator.resolve(OWNER, "zz")
+        assert await world.command_handler.resolve(OWNER, tasks[0][:10]) == tasks[0]
+        with pytest.raises(InvalidCommandError, match="begins more than one"):
+            await world.command_handler.resolve(OWNER, "")
+        with pytest.raises(NotFoundError):
+            await world.command_handler.resolve(OWNER, "zz")
 
     simulate(story())
 
@@ -218,10 +221,10 @@ def test_a_draining_server_takes_no_work():
         world = World()
         world.agent(quick)
         task = await world.create(step("a", "quick"), execute=False)
-        world.orchestrator.draining = True
-        with pytest.raises(ShuttingDown):
+        world.command_handler.draining = True
+        with pytest.raises(ShuttingDownError):
             await world.create(step("a", "quick"))
-        with pytest.raises(ShuttingDown):
+        with pytest.raises(ShuttingDownError):
             await world.execute(task)
         assert (await world.status(task))["status"] == "pending"
 

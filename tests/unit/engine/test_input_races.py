@@ -11,10 +11,10 @@ import pytest
 
 from agentsrv.agents.agent import StepContext
 from agentsrv.errors import (
-    Conflict,
-    Fenced,
-    InvalidInput,
-    InvalidState,
+    ConflictError,
+    FencedError,
+    InvalidInputError,
+    InvalidStateError,
 )
 from agentsrv.models.plan import Step
 from agentsrv.store.memory import MemoryStore
@@ -47,10 +47,10 @@ def test_an_open_question_outlives_the_worker(when):
             await successor.subscribe(task)
             input_id = await question(successor, task)
             if when == "before the claim":
-                with pytest.raises(InvalidInput, match='"perhaps" is not of type "boolean"'):
+                with pytest.raises(InvalidInputError, match='"perhaps" is not of type "boolean"'):
                     await successor.respond(input_id, "perhaps")
                 await successor.respond(input_id, value=True)
-                with pytest.raises(Conflict):
+                with pytest.raises(ConflictError):
                     await successor.respond(input_id, value=False)
             async with running(successor):
                 if when != "before the claim":
@@ -117,7 +117,7 @@ def test_the_time_for_an_answer_counts_from_the_first_asking(down, taken):
             async with running(successor):
                 await successor.subscribe(task)
                 if down > 10:
-                    with pytest.raises(Conflict, match="could be answered until 2027"):
+                    with pytest.raises(ConflictError, match="could be answered until 2027"):
                         await successor.respond(f"{task}/a/1", 8)
                 end = await successor.reader.until(task)
                 assert asyncio.get_running_loop().time() == pytest.approx(taken)
@@ -175,7 +175,7 @@ def test_cancel_of_a_task_that_waits_for_answers_takes_no_longer_than_its_code()
             assert (result["status"], result["already"]) == ("cancelling", False)
             await world.reader.until(task)
             assert asyncio.get_running_loop().time() < 1
-            with pytest.raises(InvalidState, match="its task cancelled"):
+            with pytest.raises(InvalidStateError, match="its task cancelled"):
                 await world.respond(f"{task}/a/1", value=True)
         assert world.reader.types(task)[-5:] == [
             "task_cancelling", *["step_cancelled"] * 3, "task_cancelled",
@@ -205,7 +205,7 @@ def test_cancel_beside_running_work_takes_its_usual_way():
             task = await world.create(step("a", "careful"), step("b", "sleeper"))
             input_id = await question(world, task)
             assert (await world.cancel(task))["status"] == "cancelling"
-            with pytest.raises(InvalidState, match="its task cancelling"):
+            with pytest.raises(InvalidStateError, match="its task cancelling"):
                 await world.respond(input_id, value=True)
             end = await world.reader.until(task)
         assert (cleaned, end.data["stopped"]) == (["a"], True)
@@ -225,7 +225,7 @@ def test_a_step_that_is_cut_off_cannot_ask():
             await asyncio.sleep(20)
         try:
             await ctx.ask("May I?")
-        except Fenced as error:
+        except FencedError as error:
             told.append(error.message)
 
     async def story() -> None:
@@ -259,7 +259,7 @@ def test_the_first_of_two_answers_wins():
             first, second = (
                 asyncio.create_task(world.respond(input_id, value=value)) for value in (False, True)
             )
-            with pytest.raises(Conflict, match="is settled: accept by somebody"):
+            with pytest.raises(ConflictError, match="is settled: accept by somebody"):
                 await second
             assert asyncio.get_running_loop().time() == pytest.approx(asked + 1)
             assert await first == {"task_id": task, "input_id": input_id}
@@ -322,7 +322,7 @@ def test_an_answer_against_the_clock(seed):
             try:
                 await world.respond(input_id, 8)
                 won = "8"
-            except Conflict:
+            except ConflictError:
                 won = "7"
             end = await world.reader.until(task)
         [received] = only(await world.log(task), "input_received")
@@ -346,7 +346,7 @@ def test_an_answer_against_a_cancel(seed):
             cancelling = asyncio.create_task(world.cancel(task))
             try:
                 acknowledged = await world.respond(input_id, value=True) is not None
-            except InvalidState:
+            except InvalidStateError:
                 acknowledged = False
             await cancelling
             await world.reader.until(task)
@@ -387,7 +387,7 @@ def test_any_interleaving_keeps_what_was_acknowledged(seed):
                 input_id = asked["input_id"]
                 try:
                     await world.respond(input_id, value)
-                except (Conflict, InvalidState):
+                except (ConflictError, InvalidStateError):
                     continue
                 assert input_id not in acknowledged
                 acknowledged[input_id] = value

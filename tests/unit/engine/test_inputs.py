@@ -12,15 +12,15 @@ from pydantic import BaseModel, field_validator
 from agentsrv.agents.agent import StepContext
 from agentsrv.engine import inputs
 from agentsrv.errors import (
-    Conflict,
+    ConflictError,
     InputDeclined,
     InputExpired,
-    InvalidCommand,
-    InvalidInput,
-    InvalidState,
-    NotFound,
+    InvalidCommandError,
+    InvalidInputError,
+    InvalidStateError,
+    NotFoundError,
     PermanentError,
-    TooLarge,
+    TooLargeError,
 )
 from agentsrv.models.commands import Respond
 from agentsrv.models.plan import Step
@@ -146,7 +146,7 @@ def test_a_wrong_answer_is_told_and_leaves_the_question_open(asked, value, reaso
         async with running(world):
             task = await world.create(step("a", "agent"))
             input_id = await question(world, task)
-            with pytest.raises(InvalidInput, match=reason) as refusal:
+            with pytest.raises(InvalidInputError, match=reason) as refusal:
                 await world.respond(input_id, value)
             assert refusal.value.details
             assert refusal.value.details[0]["field"].startswith("value")
@@ -170,7 +170,7 @@ def test_an_answer_beyond_the_limit_is_refused():
         async with running(world):
             task = await world.create(step("a", "agent"))
             input_id = await question(world, task)
-            with pytest.raises(TooLarge, match="65539 bytes; expected at most 65536"):
+            with pytest.raises(TooLargeError, match="65539 bytes; expected at most 65536"):
                 await world.respond(input_id, "x" * (inputs.MAX_ANSWER + 1))
             await world.respond(input_id, "x" * (inputs.MAX_ANSWER - 2))
             assert (await world.reader.until(task)).event_type == "task_completed"
@@ -219,7 +219,7 @@ def test_the_default_is_taken_when_the_time_is_over():
             task = await world.create(step("a", "agent"))
             end = await world.reader.until(task)
             assert asyncio.get_running_loop().time() == pytest.approx(30)
-            with pytest.raises(Conflict, match="is settled: expire by server"):
+            with pytest.raises(ConflictError, match="is settled: expire by server"):
                 await world.respond(f"{task}/a/1", 8)
         assert end.data["final_output"] == "7"
         [received] = only(await world.log(task), "input_received")
@@ -274,7 +274,7 @@ def test_what_an_attempt_left_behind_is_refused_later(late: Callable[..., Any], 
         await asyncio.sleep(after)
         try:
             await late(ctx)
-        except InvalidState as error:
+        except InvalidStateError as error:
             refused.append(error)
 
     async def agent(step: Step, ctx: StepContext) -> str:
@@ -353,7 +353,7 @@ def test_a_validator_that_fails_fails_the_attempt(error: BaseException, retries:
         async with running(world):
             task = await world.create(step("a", "agent"))
             asked = await question(world, task)
-            with pytest.raises(InvalidInput, match="a validator of the question fails"):
+            with pytest.raises(InvalidInputError, match="a validator of the question fails"):
                 await world.respond(asked, {"value": -1})
             if retries:
                 await world.reader.until(task, "step_retrying")
@@ -437,8 +437,8 @@ def test_several_questions_are_open_at_once():
                 f"{task}/b/1": "Who?",
                 f"{task}/b/2": "What?",
             }
-            with pytest.raises(InvalidCommand, match="asks 4 questions; name one of"):
-                await world.orchestrator.question(OWNER, task)
+            with pytest.raises(InvalidCommandError, match="asks 4 questions; name one of"):
+                await world.command_handler.question(OWNER, task)
             for left, input_id in enumerate(reversed(asked), start=-3):
                 await world.respond(input_id, input_id.rpartition("/")[2])
                 status = await world.status(task)
@@ -459,15 +459,15 @@ def test_the_one_open_question_of_a_task_need_not_be_named():
             task = await world.create(step("a", "asker"))
             input_id = await question(world, task)
             for name in (task, input_id):
-                assert (await world.orchestrator.question(OWNER, name)).input_id == input_id
+                assert (await world.command_handler.question(OWNER, name)).input_id == input_id
             await world.respond(input_id, value=True)
             await world.reader.until(task)
-            with pytest.raises(NotFound, match="asks nothing now"):
-                await world.orchestrator.question(OWNER, task)
-            with pytest.raises(Conflict):
-                await world.orchestrator.question(OWNER, input_id)
-            with pytest.raises(NotFound, match=r"no task 'nowhere'"):
-                await world.orchestrator.question(OWNER, "nowhere")
+            with pytest.raises(NotFoundError, match="asks nothing now"):
+                await world.command_handler.question(OWNER, task)
+            with pytest.raises(ConflictError):
+                await world.command_handler.question(OWNER, input_id)
+            with pytest.raises(NotFoundError, match=r"no task 'nowhere'"):
+                await world.command_handler.question(OWNER, "nowhere")
 
     simulate(story())
 
@@ -482,12 +482,12 @@ def test_what_was_not_asked_is_not_found():
             task = await world.create(step("a", "asker"))
             input_id = await question(world, task)
             for name in (f"{task}/a/2", f"{task}/b/1", f"{task}", "nowhere/a/1", "/", "x"):
-                with pytest.raises(NotFound, match=f"there is no question '{name}'"):
+                with pytest.raises(NotFoundError, match=f"there is no question '{name}'"):
                     await world.respond(name, value=True)
             command = Respond(input_id=input_id, value=True)
             with world.subscriber.answering() as answer:
-                stranger = world.orchestrator.respond("eve", command, answer)
-                with pytest.raises(NotFound, match=f"there is no question '{input_id}'"):
+                stranger = world.command_handler.respond("eve", command, answer)
+                with pytest.raises(NotFoundError, match=f"there is no question '{input_id}'"):
                     await stranger
             await world.respond(input_id, value=True)
             await world.reader.until(task)
@@ -573,7 +573,7 @@ def test_an_ask_that_is_given_up_leaves_the_question_to_the_step():
             await world.reader.until(task, "step_completed", "a")
             status = await world.status(task)
             assert (status["status"], status["inputs"]) == ("running", [])
-            with pytest.raises(InvalidState, match="is closed: its step is completed"):
+            with pytest.raises(InvalidStateError, match="is closed: its step is completed"):
                 await world.respond(f"{task}/a/may", value=True)
             end = await world.reader.until(task)
         assert end.event_type == "task_completed"
@@ -746,7 +746,7 @@ def test_the_deadline_of_a_task_counts_on():
             task = await world.create(step("a", "asker"), deadline=60)
             end = await world.reader.until(task)
             assert asyncio.get_running_loop().time() == pytest.approx(60)
-            with pytest.raises(InvalidState, match="its step is cancelled, its task failed"):
+            with pytest.raises(InvalidStateError, match="its step is cancelled, its task failed"):
                 await world.respond(f"{task}/a/1", value=True)
         assert end.data["error_message"] == "the deadline of 60 s has passed"
         check_log(await world.log(task))

@@ -11,13 +11,13 @@ import pytest
 from agentsrv.agents.agent import StepContext
 from agentsrv.engine import recovery
 from agentsrv.engine.journal import Journal
-from agentsrv.errors import AgentsrvError, Fenced, Unavailable
+from agentsrv.errors import AgentsrvError, FencedError, UnavailableError
 from agentsrv.models import events as e
 from agentsrv.models.plan import Step
 from agentsrv.models.task import TaskState
 from agentsrv.store.base import Append, Lease
 from agentsrv.store.memory import MemoryStore
-from agentsrv.telemetry.server_metrics import Measures
+from agentsrv.telemetry.server_metrics import ServerMetrics
 from tests.support.shared_memory import Place
 from tests.support.simulation import now, simulate
 from tests.support.world import World, check_log, running, step
@@ -25,8 +25,8 @@ from tests.unit.engine.sample_agents import quick
 from tests.unit.engine.simulated_cluster import Member, cluster
 
 FAULTS: dict[str, BaseException] = {
-    "a refusal": Fenced("another writer"),
-    "a store that is away": Unavailable("not now"),
+    "a refusal": FencedError("another writer"),
+    "a store that is away": UnavailableError("not now"),
     "a fault of the store": KeyError("place"),
     "a value that cannot be stored": ValueError("embedded null"),
 }
@@ -71,7 +71,7 @@ class Failing(MemoryStore):
 @pytest.mark.parametrize(("fault", "when"), CASES)
 def test_every_error_of_an_append_reaches_those_who_wait(fault, when, caplog):
     """All calls of ``commit``, those that come later, and the runner; the log has the stack."""
-    measures, lost = Measures(), list[AgentsrvError]()
+    measures, lost = ServerMetrics(), list[AgentsrvError]()
 
     async def story() -> None:
         journal = Journal(
@@ -252,7 +252,7 @@ def test_the_room_for_output_is_that_of_all_lives_of_a_task():
             state = TaskState.fold(task, await world.store.read(task, 0, 100))
             lease = Lease(task, 1, state.seq, b"{}", "ann")
             journal = Journal(
-                world.store, lease, state, now=now, on_lost=lambda _: None, measures=Measures()
+                world.store, lease, state, now=now, on_lost=lambda _: None, measures=ServerMetrics()
             )
             assert state.steps["a"].output == "x" * 100
             assert journal.written == 300

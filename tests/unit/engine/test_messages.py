@@ -10,9 +10,9 @@ import pytest
 from agentsrv.agents.agent import StepContext
 from agentsrv.engine import inputs
 from agentsrv.errors import (
-    InvalidState,
-    NotFound,
-    TooLarge,
+    InvalidStateError,
+    NotFoundError,
+    TooLargeError,
 )
 from agentsrv.models.plan import Step
 from tests.support.simulation import simulate
@@ -126,12 +126,12 @@ def test_a_task_that_does_not_run_takes_no_messages():
             queued = await world.create(step("a", "sleeper"))
             pending = await world.create(step("a", "sleeper"), execute=False)
             for task, status in ((queued, "queued"), (pending, "pending")):
-                with pytest.raises(InvalidState, match=f"a task that is {status} takes"):
+                with pytest.raises(InvalidStateError, match=f"a task that is {status} takes"):
                     await world.send(task, "hello")
             await world.reader.until(busy)
-            with pytest.raises(InvalidState, match="a task that is completed takes nothing"):
+            with pytest.raises(InvalidStateError, match="a task that is completed takes nothing"):
                 await world.send(busy, "hello")
-            with pytest.raises(NotFound):
+            with pytest.raises(NotFoundError):
                 await world.send("nowhere", "hello")
             await world.cancel(queued)
 
@@ -153,7 +153,7 @@ def test_the_messages_of_a_task_are_bounded(number, message):
             await world.reader.until(task, "step_started")
             for _ in range(number):
                 await world.send(task, message)
-            with pytest.raises(TooLarge, match="expected at most 1000, and 1048576 bytes"):
+            with pytest.raises(TooLargeError, match="expected at most 1000, and 1048576 bytes"):
                 await world.send(task, 1)
             assert world.reader.types(task).count("message_received") == number
             await world.cancel(task)

@@ -10,7 +10,7 @@ import pytest
 from agentsrv.agents.agent import StepContext
 from agentsrv.delivery.subscriptions import Subscriber
 from agentsrv.engine import recovery
-from agentsrv.errors import InvalidCommand, InvalidState, NotFound
+from agentsrv.errors import InvalidCommandError, InvalidStateError, NotFoundError
 from agentsrv.models.commands import Create
 from agentsrv.models.plan import Step
 from agentsrv.store.replay import forget_old
@@ -162,15 +162,15 @@ def test_what_cannot_be_resumed_is_refused():
         async with running(world):
             task = await world.create(step("a", "quick"))
             await world.reader.until(task)
-            with pytest.raises(InvalidState, match="is completed; resume_from needs"):
+            with pytest.raises(InvalidStateError, match="is completed; resume_from needs"):
                 await world.create(resume_from=task)
-            with pytest.raises(NotFound):
+            with pytest.raises(NotFoundError):
                 await world.create(resume_from="feedbeef")
-            with pytest.raises(InvalidCommand, match="the plan is taken over"):
+            with pytest.raises(InvalidCommandError, match="the plan is taken over"):
                 await world.create(step("a", "quick"), resume_from=task)
             eve = Create(task_description="x", resume_from=task)
-            with pytest.raises(NotFound), world.subscriber.answering() as answer:
-                await world.orchestrator.create("eve", eve, answer)
+            with pytest.raises(NotFoundError), world.subscriber.answering() as answer:
+                await world.command_handler.create("eve", eve, answer)
 
     simulate(story())
 
@@ -208,7 +208,7 @@ def test_a_bound_task_is_told_to_its_connection_until_it_ends():
         world = World()
         world.agent(quick)
         world.agent(sleeper)
-        subscriber = Subscriber(world.hub, Reader(), OWNER)
+        subscriber = Subscriber(world.broker, Reader(), OWNER)
         async with running(world):
             tasks = []
             for agent in ("quick", "sleeper"):
@@ -216,11 +216,11 @@ def test_a_bound_task_is_told_to_its_connection_until_it_ends():
                     task_description="x", agent=agent, execute=True, on_disconnect="cancel"
                 )
                 with subscriber.answering() as answer:
-                    created = await world.orchestrator.create(OWNER, command, answer)
+                    created = await world.command_handler.create(OWNER, command, answer)
                 tasks.append(created["task_id"])
             free = Create(task_description="x", agent="sleeper", execute=True)
             with subscriber.answering() as answer:
-                await world.orchestrator.create(OWNER, free, answer)
+                await world.command_handler.create(OWNER, free, answer)
             await asyncio.sleep(1)
             assert subscriber.close() == [tasks[1]]
 
@@ -233,15 +233,15 @@ def test_a_refused_execute_leaves_the_bond_of_another_connection():
     async def story() -> None:
         world = World()
         world.agent(sleeper)
-        owner = Subscriber(world.hub, Reader(), OWNER)
+        owner = Subscriber(world.broker, Reader(), OWNER)
         command = Create(
             task_description="x", agent="sleeper", execute=True, on_disconnect="cancel"
         )
         async with running(world):
             with owner.answering() as answer:
-                created = await world.orchestrator.create(OWNER, command, answer)
+                created = await world.command_handler.create(OWNER, command, answer)
             await asyncio.sleep(1)
-            with pytest.raises(InvalidState):
+            with pytest.raises(InvalidStateError):
                 await world.execute(created["task_id"])
             assert owner.close() == [created["task_id"]]
 
@@ -269,7 +269,7 @@ def test_old_tasks_are_forgotten_whole_and_running_ones_never():
             young = await world.create(step("a", "quick"))
             await world.reader.until(young)
             await asyncio.sleep(200)
-            with pytest.raises(NotFound):
+            with pytest.raises(NotFoundError):
                 await world.status(old)
             assert (await world.status(young))["status"] == "completed"
             assert (await world.status(runs))["status"] == "running"

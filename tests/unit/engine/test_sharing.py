@@ -105,7 +105,7 @@ def test_another_question_is_asked_anew(other):
             )
             command = Create(task_description=description, plan=plan, params=params, execute=True)
             with world.subscriber.answering() as answer:
-                told = await world.orchestrator.create(principal, command, answer)
+                told = await world.command_handler.create(principal, command, answer)
             await world.reader.until(told["task_id"])
 
         async with running(world):

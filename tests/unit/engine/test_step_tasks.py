@@ -15,7 +15,7 @@ from agentsrv.agents.agent import Agent, StepContext
 from agentsrv.agents.registry import Registry
 from agentsrv.engine import crash_suspects as suspects
 from agentsrv.engine import steps
-from agentsrv.errors import InvalidInput
+from agentsrv.errors import InvalidInputError
 from agentsrv.models.plan import Step
 from agentsrv.store.memory import MemoryStore
 from tests.support.shared_memory import LEASE, Place
@@ -34,7 +34,7 @@ class Marks:
         self._slots = 0
 
     def enter(self, task_id: str, step_id: str, attempt: int) -> int:
-        """See ``agentsrv.store.attempt_marks.Marks``."""
+        """See ``agentsrv.store.attempt_marks.AttemptMarks``."""
         self._slots += 1
         self.found[self._slots] = (task_id, step_id, attempt)
         return self._slots
@@ -388,7 +388,7 @@ def test_a_step_is_marked_while_its_validators_run(answer: int):
             task = await world.create(step("a", "agent"))
             asked = (await world.reader.until(task, "input_required")).data["input_id"]
             assert not marks.found
-            with suppress(InvalidInput):
+            with suppress(InvalidInputError):
                 await world.respond(asked, answer)
             if answer < 0:
                 assert not marks.found

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from agentsrv.agents.agent import StepContext
-from agentsrv.errors import Conflict
+from agentsrv.errors import ConflictError
 from agentsrv.models.plan import Step
 from agentsrv.store.replay import forget_old
 from tests.support.simulation import now, simulate
@@ -112,7 +112,7 @@ def test_a_question_is_open_as_long_as_it_was_to_be(wall, jump, answered):
                 await world.respond(input_id, 5)
             else:
                 await asyncio.sleep(2)
-                with pytest.raises(Conflict):
+                with pytest.raises(ConflictError):
                     await world.respond(input_id, 5)
             await world.reader.until(task)
         log = await world.log(task)

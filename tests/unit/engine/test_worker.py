@@ -8,7 +8,7 @@ import pytest
 
 from agentsrv.agents.agent import StepContext
 from agentsrv.engine import worker
-from agentsrv.errors import Unavailable
+from agentsrv.errors import UnavailableError
 from agentsrv.models.commands import Create
 from agentsrv.models.plan import Step
 from agentsrv.store.replay import forget_old
@@ -93,7 +93,7 @@ def test_a_task_whose_log_cannot_be_read_now_is_given_back(resumes):
                 nonlocal broken
                 if broken:
                     broken -= 1
-                    raise Unavailable("not now")
+                    raise UnavailableError("not now")
                 return await reading(task_id, after, limit)
 
             here.door.read = read  # type: ignore[method-assign]
@@ -129,7 +129,7 @@ def test_a_task_that_is_given_back_again_and_again_is_claimed_less_and_less(resu
             async def read(task_id: str, after: int, limit: int) -> Sequence[bytes]:
                 nonlocal reads
                 reads += 1
-                raise Unavailable("not now")
+                raise UnavailableError("not now")
 
             if resumes:
                 here.door.read = read  # type: ignore[method-assign]
@@ -178,14 +178,14 @@ def test_a_release_is_tried_again():
 
             async def unreadable(task_id: str, after: int, limit: int) -> Sequence[bytes]:
                 if limit != 100_000:
-                    raise Unavailable("not now")
+                    raise UnavailableError("not now")
                 return await read(task_id, after, limit)
 
             async def unwilling(task_id: str, epoch: int) -> None:
                 nonlocal refused
                 refused += 1
                 if refused < 4:
-                    raise Unavailable("not now")
+                    raise UnavailableError("not now")
                 world.store.read = read  # type: ignore[method-assign]
                 await release(task_id, epoch)
 
@@ -212,7 +212,7 @@ def test_a_task_that_waits_for_its_release_takes_no_slot(monkeypatch):
 
             async def unreadable(task_id: str, after: int, limit: int) -> Sequence[bytes]:
                 if task_id in broken and limit != 100_000:
-                    raise Unavailable("not now")
+                    raise UnavailableError("not now")
                 return await read(task_id, after, limit)
 
             for task in broken:

@@ -12,7 +12,7 @@ from agentsrv.knowledge.documents import (
     MAX_FILE_BYTES,
     MAX_TITLE,
     MAX_WORDS,
-    Unreadable,
+    UnreadableError,
     default_title,
     is_prose,
     pack,
@@ -55,7 +55,7 @@ def test_a_passage_has_its_headings_and_its_line(tmp_path):
 )
 def test_what_cannot_be_read_says_why(tmp_path, name, content, reason):
     """Each kind of useless file is refused with its own reason."""
-    with pytest.raises(Unreadable, match=reason):
+    with pytest.raises(UnreadableError, match=reason):
         read(tmp_path, name, content)
 
 
@@ -63,14 +63,14 @@ def test_missing_files_and_pipes_are_refused_without_waiting(tmp_path):
     """Neither a vanished file nor a FIFO without a writer is an unexpected exception."""
     os.mkfifo(tmp_path / "pipe")
     for name in ("missing.txt", "pipe"):
-        with pytest.raises(Unreadable):
+        with pytest.raises(UnreadableError):
             read_document(tmp_path / name, name)
 
 
 def test_pdf_without_the_extra_says_what_to_install(tmp_path, monkeypatch):
     """The reason names the extra."""
     monkeypatch.setitem(sys.modules, "pypdf", None)
-    with pytest.raises(Unreadable, match=r"agentsrv\[pdf\]"):
+    with pytest.raises(UnreadableError, match=r"agentsrv\[pdf\]"):
         read(tmp_path, "a.pdf", b"%PDF-1.4")
 
 
@@ -121,7 +121,7 @@ def test_a_pdf_is_read_page_by_page(tmp_path, monkeypatch):
     (chunk,) = read(tmp_path, "a.pdf.gz", gzip.compress(b"%PDF-1.4")).chunks
     assert (chunk.title, chunk.line) == ("a", 0)
     assert sentences(chunk.text) == [SENTENCE.strip()] * 2
-    with pytest.raises(Unreadable, match=r"damaged PDF \(ValueError\)"):
+    with pytest.raises(UnreadableError, match=r"damaged PDF \(ValueError\)"):
         read(tmp_path, "b.pdf", b"rubbish")
 
 

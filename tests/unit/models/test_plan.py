@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from agentsrv.models.plan import ExecutionPlan, ExplainedPlan, Frontier, Step
+from agentsrv.models.plan import ExecutionPlan, ExplainedPlan, ReadySteps, Step
 
 
 def plan(**needs: str) -> ExecutionPlan:
@@ -37,7 +37,7 @@ def graphs(draw):
 def test_every_step_becomes_ready_once_and_after_what_it_needs(needs, random):
     """However steps end, a plan without a cycle is run whole and in an order that it allows."""
     found = plan(**{name: " ".join(words) for name, words in needs.items()})
-    frontier = Frontier(found)
+    frontier = ReadySteps(found)
     settled: set[str] = set()
     ready = [step.step_id for step in frontier.start()]
     begun: list[str] = []

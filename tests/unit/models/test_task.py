@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentsrv.errors import Conflict, InvalidState, NotFound
+from agentsrv.errors import ConflictError, InvalidStateError, NotFoundError
 from agentsrv.models import events as e
 from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.models.snapshots import MAX_SNAPSHOT
@@ -64,7 +64,7 @@ def test_every_status_meets_every_event(status, kind):
         state.apply(sample(kind), AT)
         assert state.status is TRANSITIONS[status][kind]
     else:
-        with pytest.raises(InvalidState, match=f"that is {status} takes.*{kind.event_type}"):
+        with pytest.raises(InvalidStateError, match=f"that is {status} takes.*{kind.event_type}"):
             state.apply(sample(kind), AT)
         assert state == before
 
@@ -80,7 +80,7 @@ def test_every_status_of_a_step_meets_every_event(status, kind):
         state.apply(event)
         assert state.status is following
     else:
-        with pytest.raises(InvalidState, match=f"step look is {status}: {kind.event_type}"):
+        with pytest.raises(InvalidStateError, match=f"step look is {status}: {kind.event_type}"):
             state.apply(event)
         assert state == before
 
@@ -191,7 +191,7 @@ def test_a_log_ends_with_its_one_terminal_event(begun, events, end):
             continue
         try:
             state.apply(event, AT)
-        except InvalidState:
+        except InvalidStateError:
             continue
         accepted.append(event)
     ends = [index for index, event in enumerate(accepted) if isinstance(event, e.TERMINAL_EVENTS)]
@@ -208,7 +208,7 @@ def test_a_refused_event_changes_nothing(events):
         before = copy.deepcopy(state)
         try:
             state.apply(event, AT)
-        except InvalidState:
+        except InvalidStateError:
             assert state == before
 
 
@@ -220,7 +220,7 @@ def test_folding_bytes_is_folding_events(events):
         attempt = copy.deepcopy(live)
         try:
             attempt.apply(event, AT)
-        except InvalidState:
+        except InvalidStateError:
             continue
         live = attempt
         log.append(e.encode(event, "t1", live.seq, AT))
@@ -238,7 +238,7 @@ def test_a_hole_in_the_log_is_refused(numbers):
     """Numbers count from 1 with no hole and no repetition."""
     events = [CREATED, e.TaskQueued(1), e.TaskStarted("node-1")]
     log = [e.encode(event, "t1", seq, AT) for event, seq in zip(events, numbers, strict=False)]
-    with pytest.raises(InvalidState, match="a hole"):
+    with pytest.raises(InvalidStateError, match="a hole"):
         TaskState.fold("t1", log)
 
 
@@ -246,7 +246,7 @@ def test_a_task_is_created_once():
     """A second task_created is refused, in every state."""
     for events in ([CREATED], BEGUN, [*BEGUN, e.TaskCancelled("cancelled", None, "ann", True, "")]):
         state = folded(*events)
-        with pytest.raises(InvalidState, match=r"created already|found task_created"):
+        with pytest.raises(InvalidStateError, match=r"created already|found task_created"):
             state.apply(CREATED, AT)
 
 
@@ -254,7 +254,7 @@ def test_a_task_is_created_once():
 def test_an_event_of_an_unknown_step_is_refused(events):
     """A step that is not in the plan cannot start."""
     state = folded(*events)
-    with pytest.raises(InvalidState, match="nowhere"):
+    with pytest.raises(InvalidStateError, match="nowhere"):
         state.apply(started("nowhere"), AT)
 
 
@@ -502,7 +502,7 @@ def test_a_question_is_closed_with_the_step_that_asked_it(end):
     """When the step has ended nobody waits for its answer: the task runs on."""
     state = folded(*BEGUN, started("look"), QUESTION, end)
     assert (state.status, state.inputs) == (TaskStatus.RUNNING, [])
-    with pytest.raises(InvalidState, match="question q1 is closed: its step is "):
+    with pytest.raises(InvalidStateError, match="question q1 is closed: its step is "):
         state.question("q1", 0.0)
 
 
@@ -540,15 +540,15 @@ def test_a_question_can_be_answered_once_and_in_time():
     state = folded(*BEGUN, started("look"), QUESTION, OTHER_QUESTION)
     assert state.question("q1", 0.0) == QUESTION
     assert state.question("q2", expires - 0.001) == OTHER_QUESTION
-    with pytest.raises(Conflict, match=f"question q2 could be answered until {AT}"):
+    with pytest.raises(ConflictError, match=f"question q2 could be answered until {AT}"):
         state.question("q2", expires)
-    with pytest.raises(NotFound, match="no question 'q3'"):
+    with pytest.raises(NotFoundError, match="no question 'q3'"):
         state.question("q3", 0.0)
     state.apply(received("q1"), AT)
-    with pytest.raises(Conflict, match="question q1 is settled: accept by ann"):
+    with pytest.raises(ConflictError, match="question q1 is settled: accept by ann"):
         state.question("q1", 0.0)
     state.apply(e.TaskCancelling(None, "ann", 5.0), AT)
-    with pytest.raises(InvalidState, match="question q2 is closed"):
+    with pytest.raises(InvalidStateError, match="question q2 is closed"):
         state.question("q2", 0.0)
 
 

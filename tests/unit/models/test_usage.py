@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentsrv.models.usage import TokenBucket, part_of
+from agentsrv.models.usage import TokenBucket, fair_share
 
 
 def test_a_burst_and_then_the_rate():
@@ -49,13 +49,13 @@ def test_another_rate_holds_from_the_change_on():
 )
 def test_a_part_is_what_others_leave_and_an_equal_one_at_least(others, part):
     """Those who want less than the others have that; the others have the same."""
-    assert part_of(12.0, others) == pytest.approx(part)
+    assert fair_share(12.0, others) == pytest.approx(part)
 
 
 @given(wanted=st.lists(st.floats(0, 1000), min_size=1, max_size=8), rate=st.floats(0.1, 1000))
 def test_parts_are_never_more_than_the_whole(wanted, rate):
     """And nothing of the whole is left while somebody wants more than he has."""
-    parts = [part_of(rate, wanted[:n] + wanted[n + 1 :]) for n in range(len(wanted))]
+    parts = [fair_share(rate, wanted[:n] + wanted[n + 1 :]) for n in range(len(wanted))]
     taken = [min(part, want) for part, want in zip(parts, wanted, strict=True)]
     assert sum(taken) == pytest.approx(min(rate, sum(wanted)))
     assert min(parts) >= rate / len(wanted) * 0.999

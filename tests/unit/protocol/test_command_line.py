@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentsrv.errors import AgentsrvError, InvalidCommand, UnknownCommand
+from agentsrv.errors import AgentsrvError, InvalidCommandError, UnknownCommandError
 from agentsrv.models.commands import ADAPTER, COMMANDS
 from agentsrv.models.events import InputRequired
 from agentsrv.protocol import command_line
@@ -102,7 +102,7 @@ def test_every_command_can_be_typed():
 def test_without_a_task_one_has_to_be_named(text):
     """A connection that has no task yet is told how to get one."""
     with pytest.raises(
-        InvalidCommand, match=rf"{text.split()[0]} needs a task id: .*run …, or see: list"
+        InvalidCommandError, match=rf"{text.split()[0]} needs a task id: .*run …, or see: list"
     ):
         command_line.parse(text, None)
 
@@ -156,14 +156,16 @@ BAD = {
 @pytest.mark.parametrize(("text", "message"), BAD.items(), ids=BAD)
 def test_a_bad_line_says_what_was_expected(text, message):
     """A word too many, too few or of the wrong kind is told."""
-    with pytest.raises(InvalidCommand, match=message):
+    with pytest.raises(InvalidCommandError, match=message):
         command_line.parse(text, LATEST)
 
 
 @pytest.mark.parametrize("text", ["rum x", "", " ", "…", "3f2a", "x" * 10_000, "élan vital"])
 def test_an_unknown_word_is_told_with_the_known_ones(text):
     """The first word is told, cut to a length that can be read, with the words that there are."""
-    with pytest.raises(UnknownCommand, match="is no command; expected one of run, ") as refusal:
+    with pytest.raises(
+        UnknownCommandError, match="is no command; expected one of run, "
+    ) as refusal:
         command_line.parse(text, LATEST)
     assert refusal.value.example == {"command": "help"}
     assert len(refusal.value.message) < 250

@@ -50,7 +50,7 @@ def test_reply_without_a_result():
 
 def test_error():
     """An error has exactly the fields that apply: those without a value are left out."""
-    frame = frames.error("status", 3, errors.NotFound("there is no task 'x'"))
+    frame = frames.error("status", 3, errors.NotFoundError("there is no task 'x'"))
     assert orjson.loads(frame) == {
         "type": "error",
         "command": "status",
@@ -63,7 +63,7 @@ def test_error():
 
 def test_error_with_everything():
     """Where they apply, the time to wait, the details and an example are told."""
-    refusal = errors.Overloaded(
+    refusal = errors.OverloadedError(
         "full",
         retry_after=0.0,
         details=[{"field": "x", "reason": "y"}],

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentsrv.errors import InvalidJson
+from agentsrv.errors import InvalidJsonError
 from agentsrv.protocol.strict_json import MAX_DEPTH, parse_object
 from tests.unit.models.samples import OBJECTS
 
@@ -74,7 +74,7 @@ REFUSED = {
 @pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_programs_read_differently_is_refused(text, message):
     """The refusal says what was found, and shows a correct command."""
-    with pytest.raises(InvalidJson) as refusal:
+    with pytest.raises(InvalidJsonError) as refusal:
         parse_object(text)
     assert message in refusal.value.message
     assert len(refusal.value.message) < 200
@@ -169,10 +169,10 @@ FRAGMENTS = st.sampled_from(
 
 @given(st.text() | st.lists(FRAGMENTS, max_size=40).map("".join))
 def test_any_text_is_an_object_or_invalid(text):
-    """Nothing but a dict comes out and nothing but InvalidJson is raised."""
+    """Nothing but a dict comes out and nothing but InvalidJsonError is raised."""
     try:
         value = parse_object(text)
-    except InvalidJson:
+    except InvalidJsonError:
         return
     assert isinstance(value, dict)
     assert json.loads(text) == value

@@ -14,19 +14,19 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol
 
-from agentsrv.server.batching import FULL, OutboxConnection, connection_class, text_header
-from agentsrv.server.limits import Gate
-from agentsrv.server.loop_share import Turns
+from agentsrv.server.batching import FULL, BatchedConnection, connection_class, text_header
+from agentsrv.server.limits import ConnectionLimiter
+from agentsrv.server.loop_scheduler import LoopScheduler
 from agentsrv.settings import Settings
-from agentsrv.telemetry.server_metrics import Measures
+from agentsrv.telemetry.server_metrics import ServerMetrics
 
-GATE = Gate(Settings(), 100, time.monotonic)
+GATE = ConnectionLimiter(Settings(), 100, time.monotonic)
 
 
-def connections() -> type[OutboxConnection]:
+def connections() -> type[BatchedConnection]:
     """The class of a listener's connections in the running loop."""
-    turns = Turns(asyncio.get_running_loop().call_soon)
-    return connection_class(GATE, Measures(), turns, stall_timeout=10.0, max_frame=1 << 20)
+    turns = LoopScheduler(asyncio.get_running_loop().call_soon)
+    return connection_class(GATE, ServerMetrics(), turns, stall_timeout=10.0, max_frame=1 << 20)
 
 
 @pytest.mark.parametrize("length", [0, 1, 125, 126, 127, 65_535, 65_536, 1_000_000])
@@ -63,7 +63,7 @@ async def test_frames_posted_in_one_turn_are_one_write():
     writes = []
 
     async def handler(socket: ServerConnection) -> None:
-        assert isinstance(socket, OutboxConnection)
+        assert isinstance(socket, BatchedConnection)
         write = socket.transport.write
         socket.transport.write = lambda data: (writes.append(len(data)), write(data))  # type: ignore[method-assign,assignment,func-returns-value]
         socket.post([b'{"n":1}', b'{"n":2}'])
@@ -88,7 +88,7 @@ async def test_what_has_grown_does_not_wait_for_the_end_of_the_turn():
     written = []
 
     async def handler(socket: ServerConnection) -> None:
-        assert isinstance(socket, OutboxConnection)
+        assert isinstance(socket, BatchedConnection)
         write = socket.transport.write
         socket.transport.write = lambda data: (written.append(len(data)), write(data))  # type: ignore[method-assign,assignment,func-returns-value]
         socket.post([b"x" * (FULL - 1)])
@@ -115,7 +115,7 @@ async def test_there_is_room_until_the_transport_pauses():
 
     async def handler(socket: ServerConnection) -> None:
         nonlocal posted
-        assert isinstance(socket, OutboxConnection)
+        assert isinstance(socket, BatchedConnection)
         socket.on_room = lambda: told.append(socket.has_room)
         while socket.has_room:
             socket.post([b"x" * 1000])

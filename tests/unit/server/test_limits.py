@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from agentsrv.errors import Overloaded, RateLimited
+from agentsrv.errors import OverloadedError, RateLimitedError
 from agentsrv.models.usage import Use
-from agentsrv.server.limits import PAUSE, Gate, Share, Shares, fill_in
+from agentsrv.server.limits import PAUSE, ConnectionLimiter, Quota, QuotaTable, with_default_limits
 from agentsrv.settings import Settings
 
 
@@ -29,18 +29,18 @@ def clock():
     return Clock()
 
 
-def gate(clock: Clock, sockets: int = 100, **settings: Any) -> Gate:
+def limiter(clock: Clock, sockets: int = 100, **settings: Any) -> ConnectionLimiter:
     """A gate by these settings."""
-    return Gate(Settings(**settings), sockets, clock)
+    return ConnectionLimiter(Settings(**settings), sockets, clock)
 
 
-def taken(share: Share, times: int) -> int:
+def taken(quota: Quota, times: int) -> int:
     """How many of so many commands are let through."""
     count = 0
     for _ in range(times):
         try:
-            share.take()
-        except RateLimited:
+            quota.take()
+        except RateLimitedError:
             continue
         count += 1
     return count
@@ -48,8 +48,8 @@ def taken(share: Share, times: int) -> int:
 
 def test_all_connections_of_a_principal_share_one_bucket(clock):
     """And another principal has its own."""
-    shares = Shares(None, 10.0, 5, clock)
-    first, second, other = shares.enter("ann"), shares.enter("ann"), shares.enter("bob")
+    quotas = QuotaTable(None, 10.0, 5, clock)
+    first, second, other = quotas.enter("ann"), quotas.enter("ann"), quotas.enter("bob")
     assert (taken(first, 4), taken(second, 4), taken(other, 9)) == (4, 1, 5)
     clock.seconds += 0.2
     assert (taken(second, 4), taken(first, 4)) == (2, 0)
@@ -58,111 +58,111 @@ def test_all_connections_of_a_principal_share_one_bucket(clock):
 def test_a_refusal_tells_how_long_to_wait(clock):
     """Until there is a token, and at least as long as nothing is read."""
     for rate, wait in ((100.0, PAUSE), (0.5, 2.0)):
-        share = Shares(None, rate, 1, clock).enter("ann")
-        share.take()
-        with pytest.raises(RateLimited) as refusal:
-            share.take()
+        quota = QuotaTable(None, rate, 1, clock).enter("ann")
+        quota.take()
+        with pytest.raises(RateLimitedError) as refusal:
+            quota.take()
         assert refusal.value.retry_after == wait
 
 
 def test_connections_are_counted_and_given_back(clock):
     """One too many is refused, for as long as there are so many."""
-    shares = Shares(2, None, 1, clock)
-    first, _ = shares.enter("ann"), shares.enter("ann")
-    shares.enter("bob")
-    with pytest.raises(Overloaded, match="2 of your connections are open"):
-        shares.enter("ann")
+    quotas = QuotaTable(2, None, 1, clock)
+    first, _ = quotas.enter("ann"), quotas.enter("ann")
+    quotas.enter("bob")
+    with pytest.raises(OverloadedError, match="2 of your connections are open"):
+        quotas.enter("ann")
     first.leave()
-    assert shares.enter("ann").connections == 2
+    assert quotas.enter("ann").connections == 2
 
 
 def test_to_connect_anew_is_no_way_to_a_full_bucket(clock):
     """The share is kept until it is full again by itself, and then forgotten."""
-    shares = Shares(None, 10.0, 20, clock)
-    share = shares.enter("ann")
-    assert taken(share, 99) == 20
-    share.leave()
+    quotas = QuotaTable(None, 10.0, 20, clock)
+    quota = quotas.enter("ann")
+    assert taken(quota, 99) == 20
+    quota.leave()
     clock.seconds += 1.0
-    again = shares.enter("ann")
+    again = quotas.enter("ann")
     assert taken(again, 99) == 10
     again.leave()
     clock.seconds += 2.0
-    shares.enter("bob")
-    assert len(shares) == 1, "only bob is remembered"
+    quotas.enter("bob")
+    assert len(quotas) == 1, "only bob is remembered"
 
 
 def test_nobody_is_remembered_without_a_reason(clock):
     """Where there is no rate, a principal is forgotten with its last connection."""
-    shares = Shares(5, None, 1, clock)
+    quotas = QuotaTable(5, None, 1, clock)
     for number in range(1000):
-        shares.enter(f"p{number}").leave()
-    assert len(shares) == 0
+        quotas.enter(f"p{number}").leave()
+    assert len(quotas) == 0
 
 
 def test_connections_elsewhere_count(clock):
     """Those of all places together; whoever is in stays, and is not counted twice."""
-    shares = Shares(5, None, 1, clock)
-    first = shares.enter("ann")
-    shares.learn({"ann": [Use(1), Use(2)]})
-    shares.enter("ann")
-    with pytest.raises(Overloaded, match="5 of your connections are open"):
-        shares.enter("ann")
-    shares.enter("bob")
-    shares.learn({"ann": [Use(9)]})
+    quotas = QuotaTable(5, None, 1, clock)
+    first = quotas.enter("ann")
+    quotas.learn({"ann": [Use(1), Use(2)]})
+    quotas.enter("ann")
+    with pytest.raises(OverloadedError, match="5 of your connections are open"):
+        quotas.enter("ann")
+    quotas.enter("bob")
+    quotas.learn({"ann": [Use(9)]})
     first.leave()
-    with pytest.raises(Overloaded, match="10 of your connections are open"):
-        shares.enter("ann")
-    shares.learn({})
-    assert shares.enter("ann").connections == 2
+    with pytest.raises(OverloadedError, match="10 of your connections are open"):
+        quotas.enter("ann")
+    quotas.learn({})
+    assert quotas.enter("ann").connections == 2
 
 
 def test_who_was_refused_for_what_is_elsewhere_is_not_remembered(clock):
     """Nothing grows by it."""
-    shares = Shares(1, 10.0, 1, clock)
-    shares.learn({f"p{number}": [Use(1)] for number in range(100)})
+    quotas = QuotaTable(1, 10.0, 1, clock)
+    quotas.learn({f"p{number}": [Use(1)] for number in range(100)})
     for number in range(100):
-        with pytest.raises(Overloaded):
-            shares.enter(f"p{number}")
-    assert len(shares) == 0
+        with pytest.raises(OverloadedError):
+            quotas.enter(f"p{number}")
+    assert len(quotas) == 0
 
 
 def test_a_rate_is_divided_with_what_is_wanted_elsewhere(clock):
     """For those who are here and for those who come; nobody else has less."""
-    shares = Shares(None, 10.0, 20, clock)
-    here, other = shares.enter("ann"), shares.enter("bob")
+    quotas = QuotaTable(None, 10.0, 20, clock)
+    here, other = quotas.enter("ann"), quotas.enter("bob")
     assert taken(here, 99) == taken(other, 99) == 20
-    shares.learn({"ann": [Use(rate=4.0)], "eve": [Use(rate=500.0)]})
+    quotas.learn({"ann": [Use(rate=4.0)], "eve": [Use(rate=500.0)]})
     clock.seconds += 1.0
     assert (taken(here, 99), taken(other, 99)) == (6, 10)
-    assert taken(shares.enter("eve"), 99) == 10, "half of a burst"
+    assert taken(quotas.enter("eve"), 99) == 10, "half of a burst"
     clock.seconds += 60.0
     assert taken(here, 99) == 12
-    shares.learn({})
+    quotas.learn({})
     clock.seconds += 1.0
     assert taken(here, 99) == 10
 
 
 def test_what_is_used_is_measured(clock):
     """Connections, subscriptions, and commands a second with the refused ones."""
-    shares = Shares(None, 10.0, 5, clock)
-    ann, _ = shares.enter("ann"), shares.enter("ann")
-    shares.enter("bob")
+    quotas = QuotaTable(None, 10.0, 5, clock)
+    ann, _ = quotas.enter("ann"), quotas.enter("ann")
+    quotas.enter("bob")
     taken(ann, 80)
     clock.seconds += 2.0
-    assert dict(shares.measure({"bob": 3})) == {"ann": Use(2, 0, 20.0), "bob": Use(1, 3, 0.0)}
+    assert dict(quotas.measure({"bob": 3})) == {"ann": Use(2, 0, 20.0), "bob": Use(1, 3, 0.0)}
     taken(ann, 30)
     clock.seconds += 1.0
-    assert dict(shares.measure({})) == {"ann": Use(2, 0, 25.0), "bob": Use(1, 0, 0.0)}
+    assert dict(quotas.measure({})) == {"ann": Use(2, 0, 25.0), "bob": Use(1, 0, 0.0)}
     clock.seconds += 1.0
-    assert dict(shares.measure({}))["ann"].rate == 12.5
+    assert dict(quotas.measure({}))["ann"].rate == 12.5
 
 
 def test_sockets_are_counted_whatever_they_are_used_for(clock):
     """One too many is turned away until another has gone."""
-    small = gate(clock, sockets=2)
+    small = limiter(clock, sockets=2)
     first = small.open(("192.0.2.1", 1))
     small.open(("192.0.2.2", 1))
-    with pytest.raises(Overloaded, match="2 sockets are open"):
+    with pytest.raises(OverloadedError, match="2 sockets are open"):
         small.open(("192.0.2.3", 1))
     small.close(first)
     small.open(None)
@@ -170,16 +170,16 @@ def test_sockets_are_counted_whatever_they_are_used_for(clock):
 
 def test_strangers_are_counted_by_address_until_they_say_who_they_are(clock):
     """Then they are their principal's, and the address has its place back."""
-    door = gate(clock, address_connections=1, principal_connections=2)
+    door = limiter(clock, address_connections=1, principal_connections=2)
     stranger = door.open(("192.0.2.1", 1))
-    with pytest.raises(Overloaded):
+    with pytest.raises(OverloadedError):
         door.open(("192.0.2.1", 2))
     ann = door.of_principal(stranger, "ann")
     second = door.of_principal(door.open(("192.0.2.1", 2)), "ann")
     third = door.open(("192.0.2.1", 3))
-    with pytest.raises(Overloaded):
+    with pytest.raises(OverloadedError):
         door.of_principal(third, "ann")
-    with pytest.raises(Overloaded):
+    with pytest.raises(OverloadedError):
         door.open(("192.0.2.1", 4))  # the third is still a stranger
     door.close(third)
     door.close(second)
@@ -189,42 +189,42 @@ def test_strangers_are_counted_by_address_until_they_say_who_they_are(clock):
 
 def test_an_address_of_version_6_counts_as_its_network(clock):
     """Whoever has one has 2**64 of them."""
-    door = gate(clock, address_connections=1)
+    door = limiter(clock, address_connections=1)
     door.open(("2001:db8::1", 1, 0, 0))
-    with pytest.raises(Overloaded):
+    with pytest.raises(OverloadedError):
         door.open(("2001:db8::2:3", 1, 0, 0))
     door.open(("2001:db8:0:1::1", 1, 0, 0))
     door.open(("fe80::1%eth0", 1, 0, 2))
     door.open(("::ffff:192.0.2.1", 1, 0, 0))
     door.open(("::ffff:192.0.2.2", 1, 0, 0))
-    with pytest.raises(Overloaded):
+    with pytest.raises(OverloadedError):
         door.open(("192.0.2.1", 1))
 
 
 def test_behind_a_proxy_the_request_tells_the_address(clock):
     """The proxy's own is not counted; that of who comes directly is, and is counted once."""
-    door = gate(clock, behind_proxy=True, trusted_proxies="10.0.0.0/8", address_connections=1)
+    door = limiter(clock, behind_proxy=True, trusted_proxies="10.0.0.0/8", address_connections=1)
     many = [door.open(("10.0.0.1", port)) for port in range(3)]
     one = door.from_address(many[0], "192.0.2.1")
     assert door.from_address(one, "192.0.2.1") is one
-    with pytest.raises(Overloaded):
+    with pytest.raises(OverloadedError):
         door.from_address(many[1], "192.0.2.1")
     door.from_address(many[1], "192.0.2.2")
     mapped = [door.open(("::ffff:10.0.0.1", port)) for port in range(3)]
     door.from_address(mapped[0], "192.0.2.3")
-    with pytest.raises(Overloaded):
+    with pytest.raises(OverloadedError):
         door.open(("192.0.2.1", 1))
 
 
 def test_limits_that_are_left_open_are_filled_in_where_principals_are_told_apart():
     """Those that were set hold anywhere."""
     names = ("command_rate", "principal_connections", "principal_running", "address_connections")
-    alone = fill_in(Settings(), is_guarded=False)
+    alone = with_default_limits(Settings(), is_guarded=False)
     assert [getattr(alone, name) for name in names] == [None] * 4
-    guarded = fill_in(Settings(concurrency=7), is_guarded=True)
+    guarded = with_default_limits(Settings(concurrency=7), is_guarded=True)
     assert [getattr(guarded, name) for name in names] == [500.0, 100, 3, 100]
     given = Settings(command_rate=1.5, principal_running=9)
     for is_guarded in (True, False):
-        filled = fill_in(given, is_guarded=is_guarded)
+        filled = with_default_limits(given, is_guarded=is_guarded)
         assert (filled.command_rate, filled.principal_running) == (1.5, 9)
-    assert fill_in(Settings(concurrency=1), is_guarded=True).principal_running == 1
+    assert with_default_limits(Settings(concurrency=1), is_guarded=True).principal_running == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agentsrv.store.attempt_marks import SIZE, SLOTS, Mark, Marks
+from agentsrv.store.attempt_marks import SIZE, SLOTS, AttemptMarks, Mark
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite.log import SqliteLog
 
@@ -24,7 +24,7 @@ HARM: dict[str, Callable[[Path], object]] = {
 
 def left_behind(path: Path) -> list[Mark]:
     """What the next process finds."""
-    marks = Marks()
+    marks = AttemptMarks()
     try:
         return marks.open(path)
     finally:
@@ -35,7 +35,7 @@ def left_behind(path: Path) -> list[Mark]:
 def test_another_program_may_change_the_file(harm, tmp_path):
     """The marks that are made and taken away afterwards are right, and nothing faults."""
     path = tmp_path / "db.running"
-    marks = Marks()
+    marks = AttemptMarks()
     assert marks.open(path) == []
     marks.clear()
     marks.leave(marks.enter("early", "a", 1))
@@ -56,7 +56,7 @@ def test_another_program_may_change_the_file(harm, tmp_path):
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS])
 def test_a_disk_that_fails_stops_nothing(error, tmp_path, monkeypatch):
     """The attempts run without marks; marks are made again when the disk takes them."""
-    marks = Marks()
+    marks = AttemptMarks()
     marks.open(tmp_path / "db.running")
     marks.clear()
     kept = marks.enter("kept", "a", 1)
@@ -80,7 +80,7 @@ def test_a_disk_that_fails_stops_nothing(error, tmp_path, monkeypatch):
 
 def test_a_declared_stop_leaves_nothing(tmp_path):
     """Also where the table had grown."""
-    marks = Marks()
+    marks = AttemptMarks()
     marks.open(tmp_path / "db.running")
     marks.clear()
     for number in range(SLOTS + 1):
@@ -122,7 +122,7 @@ def test_a_file_that_never_ends_is_refused(make, tmp_path):
     """To read it would hold the start, and every stop."""
     path = tmp_path / "db.running"
     make(path)
-    marks = Marks()
+    marks = AttemptMarks()
     with pytest.raises(OSError, match="no regular file"):
         marks.open(path)
     marks.close()

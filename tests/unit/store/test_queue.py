@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentsrv.errors import Overloaded
+from agentsrv.errors import OverloadedError
 from agentsrv.store.queue import QueueLimits, TaskQueue
 
 OWNERS = ["ann", "bob", "eve", "joe"]
@@ -79,7 +79,7 @@ def test_what_is_not_committed_is_counted_and_not_claimed():
     queue.put("a0", "ann")
     queue.put("a1", "ann")
     assert (len(queue), queue.claim(9)) == (2, [])
-    with pytest.raises(Overloaded):
+    with pytest.raises(OverloadedError):
         queue.check("ann")
     queue.drop("a0", "ann")
     queue.settle()
@@ -91,10 +91,10 @@ def test_a_full_queue_keeps_nobodys_first_task_out():
     queue = TaskQueue(QueueLimits(total=3, waiting=3))
     queued(queue, "ann", "a0", "a1", "a2")
     queued(queue, "bob", "b0")
-    with pytest.raises(Overloaded, match=r"^3 of your tasks are waiting already") as refusal:
+    with pytest.raises(OverloadedError, match=r"^3 of your tasks are waiting already") as refusal:
         queue.check("ann")
     assert refusal.value.retry_after == 1.0
-    with pytest.raises(Overloaded, match=r"^4 tasks are waiting already"):
+    with pytest.raises(OverloadedError, match=r"^4 tasks are waiting already"):
         queue.check("bob")
     queue.check("eve")
 
@@ -112,7 +112,7 @@ def test_nobody_waits_for_more_than_one_task_of_each_other(data, running):
             case "put":
                 try:
                     queued(queue, owner, task_id := f"{owner}{number}")
-                except Overloaded:
+                except OverloadedError:
                     assert waiting[owner], "refused although it has nothing there"
                 else:
                     waiting[owner].append(task_id)

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agentsrv.telemetry.instruments import METRICS
 from agentsrv.telemetry.prometheus import page
-from agentsrv.telemetry.server_metrics import Histogram, Measures
+from agentsrv.telemetry.server_metrics import Histogram, ServerMetrics
 
 
 def families(measures):
@@ -21,7 +21,7 @@ def families(measures):
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_each_metric_is_there_before_anything_was_counted(metric):
     """With its type and its text; one without labels is 0, so that nothing is taken for missing."""
-    family = families(Measures())[metric.name.removesuffix("_total")]
+    family = families(ServerMetrics())[metric.name.removesuffix("_total")]
     assert (family.type, family.documentation) == (metric.kind, metric.help)
     values = [sample.value for sample in family.samples]
     assert set(values) == ({0.0} if not metric.labels or metric.labels == ("direction",) else set())
@@ -39,7 +39,7 @@ def test_names_are_such_as_prometheus_wants_them():
 
 def test_what_was_counted_is_told_with_its_labels():
     """Buckets add up, and a name may hold what it likes."""
-    measures = Measures()
+    measures = ServerMetrics()
     measures.ended['say "hi"\n', "failed"] += 2
     measures.commits = Histogram((0.1, 1.0))
     for seconds in (0.05, 0.5, 7.0):
@@ -61,7 +61,7 @@ def test_the_applications_own_metrics_are_told_too():
     own = Counter("letters_sent", "Letters that were sent.")
     try:
         own.inc(3)
-        found = families(Measures())
+        found = families(ServerMetrics())
     finally:
         REGISTRY.unregister(own)
     assert found["letters_sent"].samples[0].value == 3
@@ -70,7 +70,7 @@ def test_the_applications_own_metrics_are_told_too():
 
 def test_two_servers_in_one_process_have_pages_of_their_own():
     """Nothing of one is registered where the other would find it."""
-    one, other = Measures(), Measures()
+    one, other = ServerMetrics(), ServerMetrics()
     one.orphaned = 1
     for measures, count in ((one, 1), (other, 0)):
         assert families(measures)["agentsrv_steps_orphaned"].samples[0].value == count

@@ -1,12 +1,12 @@
 import logging
 
-from agentsrv.telemetry.websockets_logging import without_quotes
+from agentsrv.telemetry.websockets_logging import hide_frame_dumps
 
 
 def test_lines_for_debugging_are_left_out_whatever_the_level(caplog):
     """They would quote headers; the others are told."""
     caplog.set_level(logging.DEBUG)
-    log = without_quotes(without_quotes(logging.getLogger("tests.library")))
+    log = hide_frame_dumps(hide_frame_dumps(logging.getLogger("tests.library")))
     log.debug("< Authorization: Bearer secret")
     log.info("connection open")
     assert caplog.messages == ["connection open"]

@@ -13,7 +13,7 @@ import pytest
 
 from agentsrv import App
 from agentsrv.agents.agent import Agent
-from agentsrv.client import Client, Record, TaskFailed
+from agentsrv.client import Client, Record, TaskFailedError
 from agentsrv.errors import ConfigurationError
 from agentsrv.settings import Settings
 from tests.integration.agents import plain
@@ -82,7 +82,7 @@ async def test_a_plain_function_is_an_agent(isolation):
     """Its params are validated, its value is the result, and what it raises fails the step."""
     async with served(plain.add, plain.fail, isolation=isolation) as client:
         assert (await client.run("x", agent="add", params={"left": 40})).final_output == "42"
-        with pytest.raises(TaskFailed, match="PermanentError: out of paper"):
+        with pytest.raises(TaskFailedError, match="PermanentError: out of paper"):
             await client.run("x", agent="fail")
 
 
@@ -98,7 +98,7 @@ async def test_a_plain_function_is_an_agent(isolation):
 async def test_people_cannot_be_spoken_to_from_elsewhere(isolation, message, reason):
     """What belongs to the event loop is refused, instead of being used from outside of it."""
     async with served(plain.ask, isolation=isolation, retries=0) as client:
-        with pytest.raises(TaskFailed, match=reason):
+        with pytest.raises(TaskFailedError, match=reason):
             await client.run("x", agent="ask", params={"message": message})
 
 
@@ -154,7 +154,7 @@ async def test_whatever_a_thread_raises_fails_the_attempt(error):
         plain.raises, plain.add, isolation="thread", retries=1, retry_base=0
     ) as client:
         seen: list[Record] = []
-        with pytest.raises(TaskFailed, match=error):
+        with pytest.raises(TaskFailedError, match=error):
             async with asyncio.timeout(20):
                 await client.run("x", agent="raises", params={"error": error}, on_event=seen.append)
         assert [r.event_type for r in seen].count("step_started") == 2
@@ -171,7 +171,7 @@ async def test_programming_errors_are_not_retried(isolation):
         async with served(plain.wrong, **options) as client:
             for what in plain.WRONG:
                 seen: list[Record] = []
-                with pytest.raises(TaskFailed):
+                with pytest.raises(TaskFailedError):
                     await client.run(
                         "x", agent="wrong", params={"what": what}, on_event=seen.append
                     )

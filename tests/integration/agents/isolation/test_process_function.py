@@ -17,7 +17,7 @@ import pytest
 
 from agentsrv import App
 from agentsrv.agents.isolation import attempt, pool
-from agentsrv.client import Client, Record, TaskFailed
+from agentsrv.client import Client, Record, TaskFailedError
 from agentsrv.settings import Settings
 from tests.integration.agents import programs
 from tests.integration.agents.programs import PROGRAMS
@@ -124,7 +124,7 @@ async def test_programs_hurt_their_own_attempt_only(server: Server, tmp_path: Pa
         try:
             await server.client.run("x", agent="program", params=params)
             ended = None
-        except TaskFailed as failed:
+        except TaskFailedError as failed:
             ended = failed.message
         left = [line for pid, line in server.left().items() if pid not in beside]
         if (ended is None) is not (error is None) or (error or "") not in (ended or ""):
@@ -146,7 +146,7 @@ async def test_no_code_runs_in_the_server(server: Server, tmp_path: Path) -> Non
     """Pickles on standard output, on standard error and on the channel are data."""
     trap = tmp_path / "trap"
     params = {"how": "pickles on all descriptors", "path": str(trap)}
-    with pytest.raises(TaskFailed, match="not a message"):
+    with pytest.raises(TaskFailedError, match="not a message"):
         await server.client.run("x", agent="program", params=params)
     await server.look()
     assert not trap.exists()
@@ -289,7 +289,7 @@ async def test_a_flood_is_cut(how: str, server: Server, caplog) -> None:
 async def test_what_processes_do_not_have_is_refused(server: Server) -> None:
     """The error names what there is, and is not retried."""
     for what in ("search", "ask", "messages"):
-        with pytest.raises(TaskFailed, match=rf"PermanentError: ctx\.{what} is not available"):
+        with pytest.raises(TaskFailedError, match=rf"PermanentError: ctx\.{what} is not available"):
             await server.client.run("x", agent="use", params={"what": what})
 
 
@@ -311,7 +311,7 @@ async def test_results_may_be_as_large_as_the_setting_says(max_result: int) -> N
         size = max_result - len('""')
         await client.run("x", agent="fill", params={"size": size}, on_event=seen.append)
         refusal = f"found {max_result + 1} bytes of JSON; expected at most {max_result}"
-        with pytest.raises(TaskFailed) as failed:
+        with pytest.raises(TaskFailedError) as failed:
             await client.run("x", agent="fill", params={"size": size + 1})
     [result] = [r.data["result"] for r in seen if r.event_type == "step_completed"]
     assert result == "a" * size
@@ -322,7 +322,7 @@ async def test_results_may_be_as_large_as_the_setting_says(max_result: int) -> N
 async def test_large_params_arrive(server: Server, tmp_path: Path) -> None:
     """A job may be larger than the buffers of a socket."""
     path = "x" * 500_000
-    with pytest.raises(TaskFailed, match="File name too long"):
+    with pytest.raises(TaskFailedError, match="File name too long"):
         await server.client.run("x", agent="tidy", params={"path": path})
 
 
@@ -340,7 +340,7 @@ async def test_the_fork_server_may_be_stopped(server: Server, monkeypatch) -> No
     os.kill(min(marked(server._mark)), signal.SIGSTOP)
     with monkeypatch.context() as patch:
         patch.setattr(attempt, "START_SECONDS", 0.1)
-        with pytest.raises(TaskFailed, match="the agent's process did not start within"):
+        with pytest.raises(TaskFailedError, match="the agent's process did not start within"):
             await server.client.run("x", agent="look")
     await server.look()
 
@@ -359,7 +359,7 @@ async def test_a_stopped_fork_server_is_noticed_by_attempts_that_end_sooner(
         try:
             await server.client.run("x", plan={"steps": [step]})
             break
-        except TaskFailed as failure:
+        except TaskFailedError as failure:
             failures += 1
             assert "no result within 0.2 s" in failure.message  # noqa: PT017 - of each of them
             assert failures < 100
@@ -405,7 +405,7 @@ async def test_the_fork_server_may_end_with_an_attempt_in_its_hands(
         if deaths < pool.HAND_OVERS:
             await own.look()
         else:
-            with pytest.raises(TaskFailed, match="ended 3 times when it should have done so"):
+            with pytest.raises(TaskFailedError, match="ended 3 times when it should have done so"):
                 await own.client.run("x", agent="look")
         assert left == 0
         await own.look()

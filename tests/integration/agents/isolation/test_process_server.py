@@ -18,7 +18,7 @@ import pytest
 
 from agentsrv import App
 from agentsrv.agents.isolation import attempt, pool
-from agentsrv.client import Client, TaskFailed
+from agentsrv.client import Client, TaskFailedError
 from agentsrv.errors import ConfigurationError
 from agentsrv.settings import Settings
 from tests.integration.agents.isolation.test_process_function import MARK, marked, until
@@ -168,7 +168,7 @@ async def test_whatever_the_import_does(case: str, monkeypatch, tmp_path: Path, 
                 if error is None:
                     assert (await client.run("x", agent="work")).final_output == "returned"
                 else:
-                    with pytest.raises(TaskFailed, match=error):
+                    with pytest.raises(TaskFailedError, match=error):
                         await client.run("x", agent="work")
         assert (told or "") in caplog.text
         assert ("imports the application for itself" in caplog.text) is (told is not None)
@@ -215,7 +215,7 @@ async def test_an_import_that_waits_has_a_bound(monkeypatch, tmp_path: Path, cap
         tasks = [client.run("x", agent="work") for _ in range(pool.STARTING_AT_ONCE + 2)]
         ended = await asyncio.gather(*tasks, return_exceptions=True)
     for error in ended:
-        assert isinstance(error, TaskFailed)
+        assert isinstance(error, TaskFailedError)
         assert "did not import the application within 1 s" in str(error)
     assert "has not imported the application within 1 s and is interrupted" in caplog.text
     assert caplog.text.count("and is interrupted") == 1
@@ -239,7 +239,7 @@ async def test_an_attempt_that_waits_for_an_import_can_be_ended(
         assert (last.event_type, last.data["stopped"]) == ("task_cancelled", True)
         await until(lambda: len(marked(mark)) == 1)
         step = {"step_id": "a", "agent": "work", "timeout": 0.1, "max_retries": 0}
-        with pytest.raises(TaskFailed, match=r"no result within 0\.1 s"):
+        with pytest.raises(TaskFailedError, match=r"no result within 0\.1 s"):
             await client.run("x", plan={"steps": [step]})
         await until(lambda: len(marked(mark)) == 1)
     await until(lambda: not marked(mark))
@@ -351,7 +351,7 @@ async def test_a_function_that_was_replaced_is_refused() -> None:
     app.agent(isolation="process", name="original")(original)
     settings = Settings(port=0, store="memory:")
     async with app.running(settings) as running, Client(running.url) as client:
-        with pytest.raises(TaskFailed, match=r"no decorator above @app\.agent"):
+        with pytest.raises(TaskFailedError, match=r"no decorator above @app\.agent"):
             await client.run("x", agent="original")
 
 

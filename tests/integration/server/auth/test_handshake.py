@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
-from agentsrv.client import Client, NotAllowed
+from agentsrv.client import AccessDeniedError, Client
 from agentsrv.server.auth import handshake as server_handshake
 from agentsrv.server.auth.keys import add_key, make_key, parse_keys, revoke_key
 from tests.support.handshakes import handshake
@@ -193,7 +193,7 @@ async def test_the_python_client_says_who_it_is():
             assert client.hello["authenticated"]
             assert (await client.run("x", agent="echo")).final_output == "x"
         for token, sentence in ((None, "asks who you are"), (BOB_KEY, "refuses the token")):
-            with pytest.raises(NotAllowed, match=sentence) as refused:
+            with pytest.raises(AccessDeniedError, match=sentence) as refused:
                 async with Client(server.url, token=token):
                     pass
             assert "agentsrv_" not in str(refused.value)

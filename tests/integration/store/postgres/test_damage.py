@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from agentsrv.cli.doctor import Finding, Level, check_postgres
-from agentsrv.errors import Damaged, Unavailable
+from agentsrv.errors import DamagedError, UnavailableError
 from agentsrv.settings import Settings
 from agentsrv.store.base import Span
 from agentsrv.store.postgres import connections, damage
@@ -128,10 +128,10 @@ async def test_a_damaged_page_concerns_its_tasks(own_server, caplog, table):
                     assert len(await log_of(store, name)) == EVENTS
                     await head_of(store, name)
                     continue
-                with pytest.raises(Damaged, match=name):
+                with pytest.raises(DamagedError, match=name):
                     await log_of(store, name)
                 if table == "task":
-                    with pytest.raises(Damaged, match=name):
+                    with pytest.raises(DamagedError, match=name):
                         await store.spec(name)
         spans = [Span(f"t{number:02}", 0, EVENTS) for number in range(TASKS)]
         found = await store.read_each(spans)
@@ -158,7 +158,7 @@ async def test_a_flush_with_a_damaged_task_is_done_for_the_others(own_server):
         found = await asyncio.gather(*map(store.append, appends), return_exceptions=True)
         *others, of_odd = found
         assert others == [None] * len(whole)
-        assert isinstance(of_odd, Damaged)
+        assert isinstance(of_odd, DamagedError)
         assert set(store.damage) == {ODD}
         for name in whole:
             assert len(await log_of(store, name)) == EVENTS + 1
@@ -213,7 +213,7 @@ async def fill_queue(server: Postgres) -> None:
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:
     """Ask until the damaged tasks are known."""
     while True:
-        with suppress(Unavailable):
+        with suppress(UnavailableError):
             return await call()
         await asyncio.sleep(0.01)
 

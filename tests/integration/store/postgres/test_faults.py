@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
-from agentsrv.errors import ConfigurationError, Unavailable
+from agentsrv.errors import ConfigurationError, UnavailableError
 from agentsrv.settings import Settings
 from agentsrv.store.postgres import store as postgres
 from agentsrv.store.postgres.connections import address_of
@@ -161,7 +161,7 @@ async def test_what_passes_is_waited_for(server, dsn, condition, caplog):
             append = store.append(following(lease))
             await until(lambda: "cannot be used now; trying again" in caplog.text)
             assert not append.done()
-            with pytest.raises((Unavailable, TimeoutError)):
+            with pytest.raises((UnavailableError, TimeoutError)):
                 async with asyncio.timeout(0.3):
                     await store.check()
         await append
@@ -211,7 +211,7 @@ INVALID = {
 
 
 async def _told(work: Awaitable[object]) -> BaseException:
-    with pytest.raises((Unavailable, ConfigurationError)) as refused:
+    with pytest.raises((UnavailableError, ConfigurationError)) as refused:
         await work
     return refused.value
 
@@ -241,7 +241,7 @@ async def test_what_cannot_be_reached_is_named_without_its_password(
         error = await _told(work)
         assert where in str(error)
         assert SECRET not in _texts(error)
-    assert isinstance(await _told(store.open()), Unavailable), "a supervisor tries again"
+    assert isinstance(await _told(store.open()), UnavailableError), "a supervisor tries again"
     assert SECRET not in caplog.text
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import asyncpg
 import pytest
 
-from agentsrv.errors import ConfigurationError, Fenced, InvalidCommand, Unavailable
+from agentsrv.errors import ConfigurationError, FencedError, InvalidCommandError, UnavailableError
 from agentsrv.models.usage import Use
 from agentsrv.store.base import Commit, Created, Head
-from agentsrv.store.notifier import Hint, decode
+from agentsrv.store.notifier import Notification, decode
 from agentsrv.store.postgres import connections
 from agentsrv.store.postgres.flush import MAX_REQUESTS, Operation, take
-from agentsrv.store.postgres.schema import FIRST, STEPS, bring_up
+from agentsrv.store.postgres.schema import FIRST, STEPS, migrate
 from agentsrv.store.postgres.store import PostgresStore
 from agentsrv.store.postgres.writer import Claim, Flush, Release, Settle
 from tests.support.postgres import QUICK, free_port, postgres
@@ -77,10 +77,10 @@ class HeardBus(DeafBus):
     """A bus that keeps what is sent."""
 
     def __init__(self) -> None:
-        self.hints: list[Hint] = []
+        self.hints: list[Notification] = []
 
     async def publish(self, channel, payloads) -> None:
-        """See ``Bus.publish``."""
+        """See ``Notifier.publish``."""
         self.hints += map(decode, payloads)
 
 
@@ -142,9 +142,9 @@ class TestLostAnswer:
             return_exceptions=True,
         )
         assert found[0] == Created(Head("t1", "ann", PENDING, 1, 0), replayed=True)
-        assert isinstance(found[1], Unavailable)
+        assert isinstance(found[1], UnavailableError)
         assert found[2] == Created(Head("t3", "ann", PENDING, 1, 0), replayed=False)
-        assert isinstance(found[3], Fenced)
+        assert isinstance(found[3], FencedError)
 
     async def test_an_append_happens_once(self, store, lose):
         """Its events and its answers are there once, and it is not fenced by itself."""
@@ -354,7 +354,7 @@ class TestAway:
             await _until(lambda: bool(store._flusher._writing))  # it has looked at the clock
             now += 2 * STILL.ttl
             found = await asyncio.gather(*waiting, return_exceptions=True)
-            assert [type(each) for each in found] == [Unavailable] * 4
+            assert [type(each) for each in found] == [UnavailableError] * 4
             await _until(lambda: lost["lost"] == 1)
             assert list(await store.inbox()) == []
             await asyncio.to_thread(server.start)
@@ -443,7 +443,7 @@ class TestLease:
             while not (leases := await claim(node, "node", 9)):
                 continue
         assert leases[0].interrupted == ()  # the process is there, by another lease
-        with pytest.raises(Fenced):
+        with pytest.raises(FencedError):
             await node.append(following(lease))
         assert lost["lost"] == 1
 
@@ -547,7 +547,7 @@ class TestTexts:
             store.create(new_task("t3", owner="a\0")),
             return_exceptions=True,
         )
-        assert [type(each) for each in found] == [Created, InvalidCommand, InvalidCommand]
+        assert [type(each) for each in found] == [Created, InvalidCommandError, InvalidCommandError]
 
 
 POISON = {
@@ -583,23 +583,23 @@ class TestOpen:
 
     async def test_steps_are_applied_once_each(self, admin):
         """A schema of an earlier version is brought up, by those who come at the same time, too."""
-        name = await bring_up(admin, (FIRST,))
+        name = await migrate(admin, (FIRST,))
         steps = (FIRST, "CREATE TABLE more (a integer)", "INSERT INTO more VALUES (1)")
-        assert await bring_up(admin, steps[:2]) == name
-        assert await bring_up(admin, steps) == await bring_up(admin, steps) == name
+        assert await migrate(admin, steps[:2]) == name
+        assert await migrate(admin, steps) == await migrate(admin, steps) == name
         assert await admin.fetchval("SELECT count(*) FROM more") == 1
 
     async def test_a_step_that_fails_changes_nothing(self, admin):
         """The schema stays of the version that it was."""
-        await bring_up(admin)
+        await migrate(admin)
         with pytest.raises(asyncpg.PostgresError):
-            await bring_up(admin, (*STEPS, "CREATE TABLE more (a integer); SELECT 1 / 0"))
+            await migrate(admin, (*STEPS, "CREATE TABLE more (a integer); SELECT 1 / 0"))
         assert await admin.fetchval("SELECT version FROM agentsrv") == len(STEPS)
         assert await admin.fetchval("SELECT to_regclass('more')") is None
 
     async def test_a_later_version_is_refused(self, connect, dsn, admin):
         """A node that is too old for the schema does not touch it."""
-        await bring_up(admin, (*STEPS, "SELECT 1"))
+        await migrate(admin, (*STEPS, "SELECT 1"))
         found, expected = len(STEPS) + 1, len(STEPS)
         with pytest.raises(ConfigurationError, match=f"schema is {found}; expected {expected}"):
             await connect(dsn)
@@ -631,9 +631,9 @@ class TestOpen:
         waiting = asyncio.ensure_future(store.create(new_task("t1")))
         await _until(lambda: bool(broken))
         assert isinstance(broken[0], ZeroDivisionError)
-        with pytest.raises(Unavailable):
+        with pytest.raises(UnavailableError):
             await waiting
-        with pytest.raises(Unavailable):
+        with pytest.raises(UnavailableError):
             await store.create(new_task("t2"))
 
     async def test_a_closed_store_is_unavailable(self, connect, dsn):
@@ -642,7 +642,7 @@ class TestOpen:
         await store.close()
         await store.close()
         for call in (store.head("t1"), store.create(new_task("t1")), store.claim("node", 1)):
-            with pytest.raises(Unavailable):
+            with pytest.raises(UnavailableError):
                 await call
 
 

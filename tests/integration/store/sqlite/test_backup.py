@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import pytest
 
-from agentsrv.errors import ConfigurationError, Unavailable
+from agentsrv.errors import ConfigurationError, UnavailableError
 from agentsrv.store.sqlite.backup import back_up
 from agentsrv.store.sqlite.inspect import open_to_read
 from tests.support.server_process import ServerProcess
@@ -168,7 +168,7 @@ def test_a_damaged_store_gives_no_copy(tmp_path, server):
     for place in range(8 * 4096, len(data) - 4096, 4096):
         data[place : place + 64] = b"\xff" * 64
     store.write_bytes(data)
-    with pytest.raises(Unavailable, match=r"damaged|cannot be copied"):
+    with pytest.raises(UnavailableError, match=r"damaged|cannot be copied"):
         back_up(store, tmp_path / "new")
     assert not list(tmp_path.glob("new*"))
 
@@ -184,7 +184,7 @@ def test_a_server_that_starts_meanwhile_is_noticed(tmp_path, server, monkeypatch
         return reading
 
     monkeypatch.setattr("agentsrv.store.sqlite.backup.open_to_read", slowly)
-    with pytest.raises(Unavailable, match="started meanwhile"):
+    with pytest.raises(UnavailableError, match="started meanwhile"):
         back_up(store, tmp_path / "new")
     assert not list(tmp_path.glob("new*"))
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 
 from agentsrv.adapters.ag_ui.messages import EXAMPLE, AguiSession, CancelRun, RunAgentInput
-from agentsrv.errors import InvalidCommand, NotFound, Overloaded
+from agentsrv.errors import InvalidCommandError, NotFoundError, OverloadedError
 from agentsrv.models.commands import Auth, Create, Respond
 from agentsrv.protocol.session import MAX_BAD_FRAMES, Refusal
 from tests.support.agui_front import EVENTS, Front
@@ -87,7 +87,7 @@ def test_a_run_is_the_same_task_by_its_thread_and_its_id():
 )
 def test_what_makes_no_task_is_told(fields, word):
     """By the field, where there is one."""
-    with pytest.raises(InvalidCommand, match=word):
+    with pytest.raises(InvalidCommandError, match=word):
         read(**fields).create()
 
 
@@ -151,7 +151,7 @@ def test_while_a_run_goes_on_a_refusal_does_not_end_it():
     told = refused("nonsense", session)
     assert (told["type"], told["name"]) == ("CUSTOM", "agentsrv.error")
     assert told["value"]["code"] == "invalid_json"
-    told = json.loads(session.refused(Overloaded("full", retry_after=2.0)))
+    told = json.loads(session.refused(OverloadedError("full", retry_after=2.0)))
     assert told["value"] == {
         "code": "overloaded", "message": "full", "retryable": True, "retry_after": 2.0,
     }  # fmt: skip
@@ -186,7 +186,7 @@ def test_any_state_and_any_props_are_another_s(value):
 
 def test_every_refusal_is_an_event_of_ag_ui():
     """Also one with nothing but a message."""
-    EVENTS.validate_python(json.loads(AguiSession().refused(NotFound("no such task"))))
+    EVENTS.validate_python(json.loads(AguiSession().refused(NotFoundError("no such task"))))
 
 
 @pytest.mark.parametrize(

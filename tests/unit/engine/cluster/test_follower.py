@@ -10,7 +10,7 @@ from agentsrv.models.events import decode
 from agentsrv.models.plan import Step
 from agentsrv.store.base import Commit
 from agentsrv.store.queue import QueueLimits
-from agentsrv.store.shared import SWEEP, News
+from agentsrv.store.shared import SWEEP, LogHead
 from tests.support.shared_memory import Place
 from tests.support.simulation import simulate
 from tests.support.world import Reader, check_log, step
@@ -129,7 +129,7 @@ def test_the_life_cycle_of_all_tasks_of_all_nodes_is_told(drops):
             assert not stranger[1].records
             # Long forgotten, they are not told again when one of them goes on.
             await asyncio.sleep(2 * REMEMBERED)
-            assert not any(member.tails._tails for member in members)
+            assert not any(member.follower._tails for member in members)
             assert sum(len(reader.records) for reader in readers) == 4 * len(tasks) * len(members)
 
     simulate(story())
@@ -215,11 +215,11 @@ def test_hints_that_make_no_sense_do_no_harm():
             chance = random.Random(1)
             while len(other.subscriber):
                 old = chance.randrange(40)
-                other.door.on_news([News(task, "somebody", old), News("gone", "nobody", 7)])
+                other.door.on_news([LogHead(task, "somebody", old), LogHead("gone", "nobody", 7)])
                 other.door.on_commit(Commit("gone", "nobody", 3, [b"x"]))
                 await asyncio.sleep(0.03)
             check_log(other.reader.of(task))
-            assert other.tails._tails.keys() <= {task}
+            assert other.follower._tails.keys() <= {task}
 
     simulate(story())
 

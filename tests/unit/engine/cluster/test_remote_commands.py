@@ -5,7 +5,13 @@ import pytest
 
 from agentsrv.agents.agent import StepContext
 from agentsrv.engine.cluster import remote_commands
-from agentsrv.errors import Conflict, InvalidInput, InvalidState, NotFound, Unavailable
+from agentsrv.errors import (
+    ConflictError,
+    InvalidInputError,
+    InvalidStateError,
+    NotFoundError,
+    UnavailableError,
+)
 from agentsrv.models.commands import Send
 from agentsrv.models.plan import Step
 from tests.support.shared_memory import LEASE, Place
@@ -83,15 +89,15 @@ def test_a_question_is_answered_from_another_node():
         task = await started(members, "asker")
         input_id = await question(other, task)
         with pytest.raises(
-            InvalidInput, match='found "perhaps"; value: Input should be a valid boolean'
+            InvalidInputError, match='found "perhaps"; value: Input should be a valid boolean'
         ):
             await other.respond(input_id, "perhaps")
-        with pytest.raises(NotFound, match="there is no question"):
+        with pytest.raises(NotFoundError, match="there is no question"):
             await other.respond(f"{task}/a/7", value=True)
         assert await other.respond(input_id, value=True) == {"task_id": task, "input_id": input_id}
         end = await other.reader.until(task)
         assert end.data["final_output"] == "a: True"
-        with pytest.raises(Conflict):
+        with pytest.raises(ConflictError):
             await other.respond(input_id, value=False)
         log = await other.log(task)
         assert only(log, "input_received")[0]["by"] == OWNER
@@ -110,7 +116,7 @@ def test_messages_are_sent_from_another_node():
         await other.reader.until(task)
         sent = {r.seq for r in await other.log(task) if r.event_type == "message_received"}
         assert {reply["seq"] for reply in replies} == sent
-        with pytest.raises(InvalidState):
+        with pytest.raises(InvalidStateError):
             await other.send(task, "four")
 
 
@@ -121,8 +127,8 @@ def test_who_may_not_see_a_task_learns_nothing_of_it():
     async def story(members, place):
         task = await started(members)
         subscriber, _ = members[1].client("eve")
-        with pytest.raises(NotFound), subscriber.answering() as answer:
-            await members[1].orchestrator.send("eve", Send(task_id=task, message="hi"), answer)
+        with pytest.raises(NotFoundError), subscriber.answering() as answer:
+            await members[1].command_handler.send("eve", Send(task_id=task, message="hi"), answer)
         assert not place.letters
 
 
@@ -175,10 +181,10 @@ def test_a_node_that_does_not_answer_is_not_waited_for_for_ever():
     async def story(members, place):
         here, other = members
         task = await started(members)
-        here.peers._carry_out = _nothing  # it holds its lease, and reads no inbox
-        with pytest.raises(Unavailable, match="does not answer"):
+        here.remote_commands._carry_out = _nothing  # it holds its lease, and reads no inbox
+        with pytest.raises(UnavailableError, match="does not answer"):
             await other.send(task, "hello")
-        del here.peers._carry_out
+        del here.remote_commands._carry_out
         await asyncio.sleep(5)
         assert not only(await other.log(task), "message_received")
 
@@ -247,9 +253,9 @@ def test_nobody_is_asked_twice_at_once():
             await asyncio.sleep(0.05)
         await asyncio.sleep(2)
         assert len(only(await other.log(task), "message_received")) == 1
-        assert not here.peers._taken - here.peers._settled
+        assert not here.remote_commands._taken - here.remote_commands._settled
         await asyncio.sleep(2)
-        assert not here.peers._taken
+        assert not here.remote_commands._taken
 
 
 def test_cancelling_the_caller_does_not_cancel_the_command():
@@ -264,7 +270,7 @@ def test_cancelling_the_caller_does_not_cancel_the_command():
         asking.cancel()
         end = await members[1].reader.until(task)
         assert end.event_type == "task_cancelled"
-        assert not members[1].peers._asked
+        assert not members[1].remote_commands._asked
 
 
 def test_patience_is_longer_than_a_lease():

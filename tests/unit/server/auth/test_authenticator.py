@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from agentsrv.errors import ConfigurationError, Unauthenticated
+from agentsrv.errors import ConfigurationError, UnauthenticatedError
 from agentsrv.server.auth.authenticator import Authenticator, open_authenticator, token_of
 from agentsrv.server.auth.identity import Identity
 from agentsrv.server.auth.keys import KeyRing, parse_keys
@@ -37,7 +37,7 @@ async def test_a_key_is_its_principal_until_it_is_revoked():
     assert authenticator.remaining(identity) == math.inf
     assert Authenticator(KeyRing(None, {}), None, lambda: 0.0).remaining(identity) == 0
     for token in ("nonsense", "", ADA_KEY[:-1], "agentsrv_", "a" * 10_000):
-        with pytest.raises(Unauthenticated) as refused:
+        with pytest.raises(UnauthenticatedError) as refused:
             await authenticator.identify(token)
         assert refused.value.message == "the token is not accepted"
 
@@ -82,17 +82,17 @@ async def test_an_empty_list_of_keys_is_no_list():
         (["NTLM TlRM"], [], None),
         (["basic YTpi", "Bearer abc"], [], "abc"),
         (["Digest username=a"], ["bearer.abc"], "abc"),
-        (["Token abc"], [], Unauthenticated),
-        ([""], [], Unauthenticated),
-        (["Bearer a", "Bearer a"], [], Unauthenticated),
-        (["Bearer a"], ["bearer.a"], Unauthenticated),
-        ([], ["bearer.a, bearer.b"], Unauthenticated),
+        (["Token abc"], [], UnauthenticatedError),
+        ([""], [], UnauthenticatedError),
+        (["Bearer a", "Bearer a"], [], UnauthenticatedError),
+        (["Bearer a"], ["bearer.a"], UnauthenticatedError),
+        ([], ["bearer.a, bearer.b"], UnauthenticatedError),
     ],
 )
 def test_a_handshake_brings_one_token_or_none(authorizations, subprotocols, token):
     """What is ambiguous is refused."""
-    if token is Unauthenticated:
-        with pytest.raises(Unauthenticated):
+    if token is UnauthenticatedError:
+        with pytest.raises(UnauthenticatedError):
             token_of(authorizations, subprotocols)
     else:
         assert token_of(authorizations, subprotocols) == token

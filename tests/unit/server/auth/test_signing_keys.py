@@ -260,7 +260,7 @@ FAILURES: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("name", FAILURES)
 async def test_the_last_good_keys_count_for_a_day(name, caplog):
     """Whatever the issuer answers; the log says so once."""
-    caplog.set_level(logging.INFO, "agentsrv.door")
+    caplog.set_level(logging.INFO, "agentsrv.listener")
     issuer = Issuer(OLD)
     keys = await issuer.keys()
     issuer.answer = FAILURES[name]

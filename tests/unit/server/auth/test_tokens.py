@@ -14,7 +14,7 @@ from websockets.exceptions import InvalidStatus
 
 from agentsrv.app import Running
 from agentsrv.client import Client
-from agentsrv.errors import Unauthenticated
+from agentsrv.errors import UnauthenticatedError
 from agentsrv.server.auth import handshake
 from agentsrv.server.auth.signing_keys import OneKey
 from agentsrv.server.auth.tokens import LEEWAY, TokenVerifier
@@ -70,7 +70,7 @@ async def test_a_good_token_is_its_subject(secret_file, name):
 @pytest.mark.parametrize("name", list(bad()))
 async def test_a_bad_token_is_nobodys(secret_file, name):
     """Only one that was good once is told why."""
-    with pytest.raises(Unauthenticated) as refused:
+    with pytest.raises(UnauthenticatedError) as refused:
         await verifier(secret_file).identify(bad()[name])
     has_expired = name.startswith("expired")
     assert refused.value.message == (

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agentsrv.errors import AgentsrvError, ConfigurationError, Damaged, Unavailable
+from agentsrv.errors import AgentsrvError, ConfigurationError, DamagedError, UnavailableError
 from agentsrv.store.base import Append, Lease, NewTask, Span
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite.backup import back_up
@@ -156,7 +156,7 @@ async def test_a_damaged_page_concerns_its_task(tmp_path, caplog, table, how):
     store.on_broken = _fail
     await store.open()
     damaged: set[str] = set()
-    refusals: list[Damaged] = []
+    refusals: list[DamagedError] = []
     try:
         for number in range(TASKS):
             name = f"t{number:02}"
@@ -165,7 +165,7 @@ async def test_a_damaged_page_concerns_its_task(tmp_path, caplog, table, how):
                     assert len(await log_of(store, name)) == EVENTS
                     await head_of(store, name)
                     assert await store.spec(name)
-                except Damaged as refusal:
+                except DamagedError as refusal:
                     damaged.add(name)
                     refusals.append(refusal)
         assert f"t{ODD:02}" in damaged
@@ -205,7 +205,7 @@ async def test_a_start_leaves_damaged_tasks_alone(tmp_path, table, how):
             for lease in leases:
                 try:
                     assert len(await log_of(store, lease.task_id)) == EVENTS
-                except Damaged:
+                except DamagedError:
                     continue
         assert len(claimed) > TASKS - 6, f"life {life}"
         if table == "task":
@@ -286,7 +286,7 @@ async def test_a_wrong_index_of_ids_is_not_believed(tmp_path, caplog, how, is_op
         try:
             head = await store.head(name)
             log = await log_of(store, name)
-        except Damaged:
+        except DamagedError:
             continue
         assert head is None or (head.task_id, len(log)) == (name, head.seq)
     await store.close()
@@ -668,7 +668,7 @@ async def test_a_file_that_is_cut_off_under_the_server_ends_it(tmp_path, caplog,
     assert not after
     assert len(broken) == 1
     assert "was cut off" in str(broken[0])
-    with pytest.raises(Unavailable):
+    with pytest.raises(UnavailableError):
         await store.create(new_task("new"))
     await store.close()
     # What the next process finds: the lock and the index of the log are of this one.

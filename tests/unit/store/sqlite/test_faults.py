@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from agentsrv.errors import ConfigurationError, Unavailable
+from agentsrv.errors import ConfigurationError, UnavailableError
 from agentsrv.store.sqlite import log
 from agentsrv.store.sqlite import store as sqlite
 from agentsrv.store.sqlite.faults import UnopenedError
@@ -90,14 +90,14 @@ async def test_what_passes_is_waited_for(path, name, caplog):
         with (LOCKED | MOVED)[name](path):
             append = store.append(following(lease._replace(seq=2)))
             await until(lambda: store.trouble is not None)
-            with pytest.raises(Unavailable, match="cannot write now") as refused:
+            with pytest.raises(UnavailableError, match="cannot write now") as refused:
                 await store.create(new_task("t2"))
             assert refused.value.retryable
             claiming = asyncio.ensure_future(store.claim("node", 1))
             if name in LOCKED:
                 assert await log_of(store, "t1") == numbers(1, 2)
             else:  # what was committed to a file that is gone must not be told
-                with pytest.raises(Unavailable, match="cannot write now"):
+                with pytest.raises(UnavailableError, match="cannot write now"):
                     await log_of(store, "t1")
             assert not append.done()
             assert not claiming.done()
@@ -160,7 +160,7 @@ async def test_a_deleted_log_is_made_anew_at_the_next_try(path, monkeypatch, own
         append = store.append(following(lease._replace(seq=2)))
         await until(lambda: attempts == 2)
         reading = store.head("t1")
-        with pytest.raises(Unavailable):
+        with pytest.raises(UnavailableError):
             await reading
         assert not append.done()
         await append
@@ -209,13 +209,13 @@ async def test_what_lasts_is_noticed_and_nothing_more_is_acknowledged(path, cond
         with condition(path):
             await until(lambda: store.trouble is not None)
             append = store.append(following(lease))
-            with pytest.raises(Unavailable, match="cannot write now"):
+            with pytest.raises(UnavailableError, match="cannot write now"):
                 await store.create(new_task("t2"))
             content = path.read_bytes() if path.exists() else None
             for _ in range(5):  # as many tries as it likes
                 await asyncio.sleep(0.02)
             assert not append.done()
-    with pytest.raises(Unavailable, match="the outcome is unknown"):
+    with pytest.raises(UnavailableError, match="the outcome is unknown"):
         await append
     assert told == []
     assert "restore the store" in caplog.text
@@ -270,7 +270,7 @@ async def test_a_full_disk_is_waited_for(path):
         await until(lambda: store.trouble is not None)
         assert "full" in str(store.trouble)
         refused = await asyncio.gather(*creates, return_exceptions=True)
-        assert {type(error) for error in refused} == {Unavailable}
+        assert {type(error) for error in refused} == {UnavailableError}
         assert not append.done()
         db.execute("PRAGMA max_page_count=1000000")
         await append
@@ -296,7 +296,7 @@ async def test_a_store_that_waits_can_be_closed(path):
             await until(lambda: store.trouble is not None)
             async with asyncio.timeout(30):
                 await store.close()
-            with pytest.raises(Unavailable, match="the outcome is unknown"):
+            with pytest.raises(UnavailableError, match="the outcome is unknown"):
                 await append
     async with opened(path) as again:
         assert await log_of(again, "t1") == numbers(1, 2)
@@ -324,7 +324,7 @@ async def test_an_open_that_waits_in_vain_may_be_tried_again(path, monkeypatch):
     async with opened(path):
         pass
     store = SqliteStore(path)
-    with held(path, "BEGIN IMMEDIATE"), pytest.raises(Unavailable, match="locked"):
+    with held(path, "BEGIN IMMEDIATE"), pytest.raises(UnavailableError, match="locked"):
         await store.open()
     await store.open()
     await store.close()
@@ -338,7 +338,7 @@ async def test_an_open_without_a_free_file_may_be_tried_again(path, monkeypatch)
     used = os.open(os.devnull, os.O_RDONLY)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (used, hard))
-        with pytest.raises(Unavailable, match="Too many open files"):
+        with pytest.raises(UnavailableError, match="Too many open files"):
             await store.open()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

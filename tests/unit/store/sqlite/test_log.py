@@ -2,7 +2,7 @@ import sqlite3
 
 import pytest
 
-from agentsrv.errors import ConfigurationError, Overloaded
+from agentsrv.errors import ConfigurationError, OverloadedError
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite.log import LOG, SqliteLog
 from agentsrv.store.sqlite.schema import SCHEMA_VERSION, SEQ_BITS
@@ -131,7 +131,7 @@ def test_a_refusal_spoils_nothing_beside_it(log):
     """The others of a transaction are committed when one is refused."""
     log.create(new_task("t1", QUEUED))
     log.create(new_task("t2", QUEUED))
-    with pytest.raises(Overloaded):
+    with pytest.raises(OverloadedError):
         log.create(new_task("t3", QUEUED))
     log.create(new_task("t4"))
     log.commit()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agentsrv.errors import Unavailable
+from agentsrv.errors import UnavailableError
 from agentsrv.models.states import TaskStatus
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite import store as sqlite
@@ -243,7 +243,7 @@ class TestClosing:
         await asyncio.sleep(0)
         write = asyncio.ensure_future(store.create(new_task()))
         await closing
-        with pytest.raises(Unavailable, match="the store is closed"):
+        with pytest.raises(UnavailableError, match="the store is closed"):
             await write
         assert broken == []
         async with opened(path) as again:
@@ -266,7 +266,7 @@ class TestClosing:
             store.release("t1", 1),
         ]
         for call in calls:
-            with pytest.raises(Unavailable, match="the store is closed"):
+            with pytest.raises(UnavailableError, match="the store is closed"):
                 await call
 
 
@@ -354,11 +354,11 @@ class TestBrokenDisk:
             writes.append(asyncio.ensure_future(store.head("t1")))
             await asyncio.sleep(0)
         for write in writes:
-            with pytest.raises(Unavailable, match="disk I/O error; the outcome is unknown"):
+            with pytest.raises(UnavailableError, match="disk I/O error; the outcome is unknown"):
                 await write
         gate.error = None  # the disk is well again, but what it lost is unknown
         for call in (store.head("t0"), store.create(new_task("t98")), store.claim("node", 1)):
-            with pytest.raises(Unavailable, match="disk I/O error"):
+            with pytest.raises(UnavailableError, match="disk I/O error"):
                 await call
         assert told == []
         assert len(broken) == 1
@@ -383,7 +383,7 @@ class TestBrokenDisk:
             await asyncio.sleep(0)
             gate.error = DISK_ERROR
         found = await asyncio.gather(*writes, return_exceptions=True)
-        assert [type(each) for each in found] == [Unavailable] * 35
+        assert [type(each) for each in found] == [UnavailableError] * 35
         assert broken == [DISK_ERROR]
 
     async def test_a_broken_store_can_be_closed_and_opened_anew(self, path, store):
@@ -391,7 +391,7 @@ class TestBrokenDisk:
         await store.create(new_task("t1"))
         gate = Gate(store)
         gate.error = DISK_ERROR
-        with pytest.raises(Unavailable):
+        with pytest.raises(UnavailableError):
             await store.create(new_task("t2"))
         gate.error = None
         await store.close()

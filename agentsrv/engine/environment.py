@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 from agentsrv.agents.agent import Agent, Search
 from agentsrv.agents.registry import Registry
 from agentsrv.engine.cache import ResultCache
-from agentsrv.engine.crash_suspects import Suspects
+from agentsrv.engine.crash_suspects import CrashSuspects
 from agentsrv.engine.vault import Vault
 from agentsrv.store.base import Store
-from agentsrv.telemetry.server_metrics import Measures
+from agentsrv.telemetry.server_metrics import ServerMetrics
 
 if TYPE_CHECKING:
     from agentsrv.agents.isolation.process_function import ProcessPool
@@ -39,7 +39,7 @@ class OutputLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class TaskEnvironment:
     """What every task of a worker shares."""
 
     node: str
@@ -56,15 +56,15 @@ class Surroundings:
     """Whether events carry the tracebacks of agents' errors."""
     vault: Vault = field(default_factory=Vault)
     """Encrypts the answers to secret questions."""
-    measures: Measures = field(default_factory=Measures)
+    measures: ServerMetrics = field(default_factory=ServerMetrics)
     tracing: Tracing | None = None
     processes: ProcessPool | None = None
     cache: ResultCache = field(default_factory=ResultCache)
     gates: dict[str, asyncio.Semaphore] = field(default_factory=dict)
     """By the name of an agent with a ``concurrency`` of its own; made when first needed."""
-    suspects: Suspects = field(default_factory=Suspects)
+    suspects: CrashSuspects = field(default_factory=CrashSuspects)
 
-    def gate(self, agent: Agent) -> asyncio.Semaphore:
+    def semaphore_for(self, agent: Agent) -> asyncio.Semaphore:
         """What lets only so many steps of ``agent`` run at the same time."""
         assert agent.concurrency is not None
         if agent.name not in self.gates:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from websockets.server import ServerProtocol
 
-from agentsrv.server.batching import OutboxConnection, connection_class
-from agentsrv.server.limits import Gate, fill_in
-from agentsrv.server.loop_share import (
+from agentsrv.server.batching import BatchedConnection, connection_class
+from agentsrv.server.limits import ConnectionLimiter, with_default_limits
+from agentsrv.server.loop_scheduler import (
     BETWEEN,
     BYTES_PER_UNIT,
     FRAMES_PER_UNIT,
@@ -20,11 +20,11 @@ from agentsrv.server.loop_share import (
     PER_TURN,
     SLICE,
     VALUES_PER_UNIT,
-    Turns,
+    LoopScheduler,
     cost_of,
 )
 from agentsrv.settings import Settings
-from agentsrv.telemetry.server_metrics import Measures
+from agentsrv.telemetry.server_metrics import ServerMetrics
 from tests.integration.hostile.frames import dense_plan, split
 from tests.support.wire import PING, PONG, TEXT, framed
 
@@ -67,9 +67,9 @@ def loop() -> HandLoop:
 
 
 @pytest.fixture
-def turns(loop: HandLoop) -> Turns:
+def turns(loop: HandLoop) -> LoopScheduler:
     """The portions of that loop."""
-    return Turns(loop.call_soon)
+    return LoopScheduler(loop.call_soon)
 
 
 def test_a_portion_is_done_at_once_until_the_turn_is_used_up(loop, turns):
@@ -211,10 +211,12 @@ class Server:
 class Peer:
     """A connection of that loop, and how many frames it has parsed."""
 
-    def __init__(self, turns: Turns, *, is_guarded: bool) -> None:
-        gate = Gate(fill_in(LIMITS, is_guarded=is_guarded), 100, lambda: 100.0)
-        kind = connection_class(gate, Measures(), turns, stall_timeout=10, max_frame=MIB)
-        self.connection: OutboxConnection = kind(
+    def __init__(self, turns: LoopScheduler, *, is_guarded: bool) -> None:
+        limiter = ConnectionLimiter(
+            with_default_limits(LIMITS, is_guarded=is_guarded), 100, lambda: 100.0
+        )
+        kind = connection_class(limiter, ServerMetrics(), turns, stall_timeout=10, max_frame=MIB)
+        self.connection: BatchedConnection = kind(
             ServerProtocol(max_size=MIB), Server(), ping_interval=None
         )
         self.transport = Transport()

@@ -4,8 +4,8 @@ import logging
 import pytest
 
 from agentsrv.errors import ModelError
-from agentsrv.knowledge.library import Library
 from agentsrv.knowledge.search import KnowledgeBase
+from agentsrv.knowledge.service import KnowledgeService
 
 THREADS = "Creating a thread costs tens of microseconds on most machines."
 
@@ -58,7 +58,7 @@ async def test_a_search_waits_for_the_reading_but_not_for_the_vectors(folder, tm
     """The first search finds what is in the folder; the log tells when the vectors are there."""
     caplog.set_level(logging.INFO)
     embedder = Embedder()
-    library = Library(KnowledgeBase(folder, tmp_path / "index.db", embedder))
+    library = KnowledgeService(KnowledgeBase(folder, tmp_path / "index.db", embedder))
     await library.open()
     searched = asyncio.create_task(library.search("threads", 3))
     await until_logged("brought up to date", caplog)
@@ -74,7 +74,7 @@ async def test_a_model_that_fails_is_a_warning(folder, tmp_path, caplog):
     embedder = Embedder()
     embedder.error = ModelError("out of order")
     embedder.may.set()
-    library = Library(KnowledgeBase(folder, tmp_path / "index.db", embedder))
+    library = KnowledgeService(KnowledgeBase(folder, tmp_path / "index.db", embedder))
     await library.open()
     assert await library.search("threads", 3)
     await until_logged("without vectors", caplog)
@@ -84,7 +84,7 @@ async def test_a_model_that_fails_is_a_warning(folder, tmp_path, caplog):
 
 async def test_a_folder_that_cannot_be_read_is_an_error_in_the_log(folder, tmp_path, caplog):
     """The server lives on, with what was indexed before."""
-    library = Library(KnowledgeBase(folder / "gone", tmp_path / "index.db"))
+    library = KnowledgeService(KnowledgeBase(folder / "gone", tmp_path / "index.db"))
     await library.open()
     assert await library.search("threads", 3) == []
     await library.close()
@@ -93,6 +93,6 @@ async def test_a_folder_that_cannot_be_read_is_an_error_in_the_log(folder, tmp_p
 
 async def test_closing_stops_what_is_under_way(folder, tmp_path):
     """A model that never answers holds nobody up."""
-    library = Library(KnowledgeBase(folder, tmp_path / "index.db", Embedder()))
+    library = KnowledgeService(KnowledgeBase(folder, tmp_path / "index.db", Embedder()))
     await library.open()
     await library.close()

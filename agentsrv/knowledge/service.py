@@ -15,7 +15,7 @@ PATIENCE: Final = 30.0  # seconds that searches wait for the folder to be read
 _log = logging.getLogger("agentsrv.knowledge")
 
 
-class Library:
+class KnowledgeService:
     """The knowledge base that a server searches.
 
     Owns a task between `open` and `close`, which reads what is new in the folder and then gives

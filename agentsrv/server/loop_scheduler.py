@@ -14,7 +14,7 @@ So what a connection sends is split into two kinds:
 - *Everything else* is done in portions, and all connections together get ``PER_TURN`` units of
   work in a turn. A unit is about the work of one small command, less than 0.1 ms.
 
-A portion is a slice of bytes to parse (``OutboxConnection``), or one message to carry out
+A portion is a slice of bytes to parse (``BatchedConnection``), or one message to carry out
 (``next_request``). While nobody waits and units are left, a portion is done at once: a single
 client that sends a thousand commands in one write loses no time. After that the portions wait in a
 queue, in the order in which they came, and one that is not its connection's last goes to the end:
@@ -61,7 +61,7 @@ def cost_of(text: str | bytes) -> int:
     return 1 + size // BYTES_PER_UNIT + values // VALUES_PER_UNIT
 
 
-class Turns:
+class LoopScheduler:
     """The portions of work of one event loop.
 
     Args:
