@@ -8,7 +8,9 @@ it accepts clients, writes into their connections and into the store. So the chi
 soon as it exists (``os.register_at_fork``), before the agent's code runs in it:
 
 1. *Signals.* The wake-up descriptor is shared with the parent; a signal to the child would stop the
-   parent. The child gets the handlers that were there before the server's.
+   parent. The child gets the handlers that were there before the server's. Signals are blocked in
+   the thread that forks until the child has them: ``multiprocessing`` ends workers that have barely
+   been started. A signal that arrived in between is delivered to the child's own handlers.
 2. *Descriptors.* The listening socket and the sockets of clients are replaced with ``/dev/null``. A
    child that outlives the server would otherwise hold the port. Replacing keeps the numbers in use:
    Python objects of the parent that are collected in the child close ``/dev/null``, and not a file
@@ -28,9 +30,11 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import stat
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -54,6 +58,8 @@ class _Server:
 
 
 _servers: list[_Server] = []  # of this process: none or one
+_forking = threading.local()
+"""``signals``: those that the thread had blocked before it began to fork."""
 
 
 @contextmanager
@@ -71,13 +77,30 @@ def guarded(signals: Signals, port: int) -> Iterator[None]:
         _servers.clear()
 
 
+def _before_fork() -> None:
+    if _servers:
+        _forking.signals = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def _in_parent() -> None:
+    blocked = _forking.__dict__.pop("signals", None)
+    if blocked is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
 def _in_child() -> None:
-    if not _servers:
-        return
-    server = _servers.pop()
+    try:
+        if _servers:
+            _cut_off(_servers.pop())
+    finally:
+        _in_parent()  # restores the signals here, too
+
+
+def _cut_off(server: _Server) -> None:
     server.signals.release_in_child()
     _replace_descriptors(server)
-    outermost = _authors_outermost(sys._getframe().f_back)  # noqa: SLF001 - the only way
+    # Called by _in_child, which the thread calls where it forks.
+    outermost = _authors_outermost(sys._getframe(1).f_back)  # noqa: SLF001 - the only way
     if outermost is not None:
         outermost.f_trace = _leave
         sys.settrace(_ignore)
@@ -132,4 +155,4 @@ def _ignore(_frame: FrameType, _event: str, _arg: object) -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

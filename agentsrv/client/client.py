@@ -18,7 +18,7 @@ from agentsrv.client.command_sender import CommandSender
 from agentsrv.client.connection import OnConnection, Options, ReconnectingConnection
 from agentsrv.client.errors import (
     ConnectionClosedError,
-    InterruptedTaskError,
+    ReplyLostError,
     TaskCancelledError,
     TaskFailedError,
 )
@@ -237,7 +237,7 @@ class Client:
         try:
             return cast("TaskReply", await self._caller.ask(fields))
         except InvalidStateError as refusal:
-            if not isinstance(refusal.__cause__, InterruptedTaskError):
+            if not isinstance(refusal.__cause__, ReplyLostError):
                 raise
         found = await self.status(task_id)
         return {"task_id": task_id, "status": found["status"], "seq": found["seq"]}
@@ -295,7 +295,7 @@ class Client:
         try:
             return cast("RespondReply", await self._caller.ask(fields))
         except ConflictError as refusal:
-            if not isinstance(refusal.__cause__, InterruptedTaskError):
+            if not isinstance(refusal.__cause__, ReplyLostError):
                 raise
             task_id = input_id.partition("/")[0]
             settled = await self._settled(task_id, input_id)

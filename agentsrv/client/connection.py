@@ -24,8 +24,8 @@ from agentsrv.client.backoff import Reconnect
 from agentsrv.client.errors import (
     ClientUsageError,
     ConnectionClosedError,
-    InterruptedTaskError,
     ProtocolError,
+    ReplyLostError,
     ServerUnavailableError,
     from_frame,
 )
@@ -123,7 +123,7 @@ class Call:
     is_line: bool = False
     """A command line has no id: its answer is told by the order."""
     sent: int = 0
-    """How often; an error after more than one is caused by an ``InterruptedTaskError``."""
+    """How often; an error after more than one is caused by an ``ReplyLostError``."""
     abandoned: bool = False
 
 
@@ -414,7 +414,7 @@ class ReconnectingConnection:
             except ProtocolError as violation:
                 answer = violation
         elif call.sent > 1:
-            answer.__cause__ = InterruptedTaskError("the first answer was lost with its connection")
+            answer.__cause__ = ReplyLostError("the first answer was lost with its connection")
         call.settle(answer)
 
     def _unnamed(self, answer: Answer) -> int | None:
@@ -446,7 +446,7 @@ class ReconnectingConnection:
         for number, call in list(self._calls.items()):
             if call.abandoned or (call.sent and not call.resend):
                 del self._calls[number]
-                call.settle(InterruptedTaskError("the connection was lost before the answer"))
+                call.settle(ReplyLostError("the connection was lost before the answer"))
 
 
 async def _write(socket: ClientConnection, outbox: asyncio.Queue[bytes]) -> None:

@@ -53,7 +53,7 @@ class SequenceGapError(ProtocolError):
     """An event is missing between two that arrived: the log is not complete."""
 
 
-class InterruptedTaskError(AgentsrvError):
+class ReplyLostError(AgentsrvError):
     """The connection was lost before the answer; the command may have been carried out.
 
     Raised by ``send``, which is not asked again. Else seen as the cause of an error: the command

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, Protocol
 
-from agentsrv.client.errors import InterruptedTaskError, SequenceGapError
+from agentsrv.client.errors import ReplyLostError, SequenceGapError
 from agentsrv.errors import AgentsrvError, SeqAheadError, UnavailableError
 from agentsrv.models.events import Record
 from agentsrv.models.states import TaskStatus
@@ -183,7 +183,7 @@ class TaskSubscription:
         )
 
     def _subscribed(self, after: int, answer: Answer) -> None:
-        if isinstance(answer, InterruptedTaskError):
+        if isinstance(answer, ReplyLostError):
             return
         if isinstance(answer, UnavailableError) and self._has_begun:
             self._again = asyncio.get_running_loop().call_later(TRY_AGAIN, self._try_again)
@@ -218,7 +218,7 @@ class TaskSubscription:
         cursor.look()
 
     def _unsubscribed(self, answer: Answer) -> None:
-        if not isinstance(answer, InterruptedTaskError):
+        if not isinstance(answer, ReplyLostError):
             self._changing = False
             self._position = None
             self.update()

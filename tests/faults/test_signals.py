@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,18 +31,26 @@ PATIENCE = 20.0  # seconds after which a test gives up
 class Server:
     """``agentsrv serve`` whose standard error is read by a thread, or by nobody."""
 
-    def __init__(self, folder: Path, *options: str, port: int = 0, reads: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        port: int = 0,
+        reads: bool = True,
+        program: tuple[str, ...] = ("-m", "agentsrv"),
+    ) -> None:
         self.port = port or free_port()
         self.url = f"ws://127.0.0.1:{self.port}"
         self.lines: list[str] = []
         environment = {name: os.environ[name] for name in os.environ if "COVERAGE" not in name}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "agentsrv", "serve", "tests.faults.deaf_app:app",
+            [sys.executable, *program, "serve", "tests.faults.deaf_app:app",
              f"--port={self.port}", f"--store=sqlite:///{folder}/agentsrv.db",
              "--log-format=text", *options],
             stdout=subprocess.DEVNULL if reads else subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            start_new_session=True,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         assert self.process.stderr is not None
@@ -71,11 +80,12 @@ class Server:
         return status
 
     def end(self) -> None:
-        """Remove it."""
-        self.process.kill()
+        """Remove it, with the children that it has left behind: they hold its standard error."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         if self._reader.ident is not None:
-            self._reader.join()
+            self._reader.join(PATIENCE)
         for stream in (self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()
@@ -94,8 +104,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers."""
     servers = []
 
-    def start(*options: str, reads: bool = True) -> Server:
-        servers.append(Server(tmp_path, *options, reads=reads))
+    def start(*options: str, reads: bool = True, **given: Any) -> Server:
+        servers.append(Server(tmp_path, *options, reads=reads, **given))
         return servers[-1]
 
     yield start
@@ -246,6 +256,24 @@ async def test_a_signal_to_a_child_does_not_stop_its_server(serve):
     os.kill(child, signal.SIGTERM)
     wait_for(lambda: has_ended(child))
     await run(server, "replace", how="silence")
+    assert not server.said("SIGTERM")()
+    assert server.stop(signal.SIGTERM) == 0
+
+
+EARLY_SIGNAL = """
+import os, signal
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))
+from agentsrv.cli import main
+main()
+"""  # the hook is called before those that are registered later
+
+
+@pytest.mark.parametrize("agent", ["fork_in_task", "fork_in_thread"])
+async def test_a_signal_to_a_child_that_has_barely_begun_ends_the_child_only(serve, agent):
+    """A pool of ``multiprocessing`` ends workers that it has just started."""
+    server = serve(program=("-c", EARLY_SIGNAL))
+    assert await run(server, agent) == str(-signal.SIGTERM)
+    assert await run(server, "replace", how="silence") == ""
     assert not server.said("SIGTERM")()
     assert server.stop(signal.SIGTERM) == 0
 

@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from agentsrv import App, InputDeclined, StepContext
-from agentsrv.client import Client, InterruptedTaskError, TaskFailedError
+from agentsrv.client import Client, ReplyLostError, TaskFailedError
 from agentsrv.errors import (
     ConflictError,
     InvalidInputError,
@@ -236,7 +236,7 @@ async def test_a_message_is_not_sent_twice(hasty):
         await peer.socket.close(1011)
 
     async with FakeServer(lose, idle).running() as server, Client(server.url, hasty) as client:
-        with pytest.raises(InterruptedTaskError):
+        with pytest.raises(ReplyLostError):
             await client.send(T1, "once")
     assert [command["command"] for command in server.asked] == ["send"]
 

@@ -231,7 +231,7 @@ class Stores(RuleBasedStateMachine):
         if (append.epoch, append.expected) != (head.epoch, head.seq):
             found = self.both(lambda store: store.append(append))
             assert isinstance(found, type)
-            assert found.__name__ == "Fenced"
+            assert found.__name__ == "FencedError"
 
     @rule(target=lost, lease=consumes(leases))
     def release(self, lease):

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from agentsrv.client.errors import ConnectionClosedError, InterruptedTaskError, SequenceGapError
+from agentsrv.client.errors import ConnectionClosedError, ReplyLostError, SequenceGapError
 from agentsrv.client.subscriptions import Answer, Cursor, TaskSubscriptions
 from agentsrv.errors import NotFoundError, SeqAheadError
 from agentsrv.models.events import Record
@@ -184,7 +184,7 @@ async def test_a_new_connection_resumes_behind_what_was_buffered(wire):
     wire.send(1, 2)
     other = wire.subscriptions.open("t2", 0)
     wire.subscriptions.down()
-    wire.refuse(InterruptedTaskError("lost"))
+    wire.refuse(ReplyLostError("lost"))
     wire.subscriptions.close(other)
     wire.subscriptions.up()
     assert wire.commands() == [("subscribe", 2)]
