@@ -140,6 +140,7 @@ class SyncClient:
         warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
         with suppress(RuntimeError):  # the interpreter ends, and the thread with it
             ended = asyncio.run_coroutine_threadsafe(_end(self._client), self._loop)
+            _ending.add(ended)
             ended.add_done_callback(_stop(self._loop))
 
     @property
@@ -258,6 +259,10 @@ class SyncClient:
         ended.result()
 
 
+_ending: set[Future[None]] = set()
+"""Clients that were dropped and are being closed: without it they could be collected meanwhile."""
+
+
 def _run(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_forever()
@@ -266,8 +271,11 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _stop(loop: asyncio.AbstractEventLoop) -> Callable[[Future[None]], None]:
-    def stop(_: Future[None]) -> None:
-        loop.stop()
+    def stop(ended: Future[None]) -> None:
+        _ending.discard(ended)
+        with suppress(RuntimeError):  # the loop is closed
+            # Called by whichever thread comes last; only this wakes a loop that waits.
+            loop.call_soon_threadsafe(loop.stop)
 
     return stop
 

@@ -12,7 +12,7 @@ import pickle
 import pkgutil
 import subprocess
 import sys
-import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -197,8 +197,31 @@ async def test_a_sync_client_that_is_dropped_warns_and_ends_its_thread(server):
         with pytest.warns(ResourceWarning, match="unclosed <agentsrv"):  # noqa: PT031
             del client
             gc.collect()
-        thread.join()
-        assert threading.current_thread() is not thread
+        thread.join(30)
+        assert not thread.is_alive()
+
+    await asyncio.to_thread(work)
+
+
+async def test_a_dropped_client_that_is_closed_at_once_ends_its_thread(server, monkeypatch):
+    """Its loop waits in the selector when the thread that dropped it asks it to stop."""
+    begin = asyncio.run_coroutine_threadsafe
+
+    def closed_already(*args: Any) -> Any:
+        ended = begin(*args)
+        ended.result()
+        time.sleep(0.05)  # the loop gets into the selector
+        return ended
+
+    def work() -> None:
+        client = SyncClient(server.url)
+        thread = client._thread
+        monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", closed_already)
+        with pytest.warns(ResourceWarning, match="unclosed <agentsrv"):  # noqa: PT031
+            del client
+            gc.collect()
+        thread.join(30)
+        assert not thread.is_alive()
 
     await asyncio.to_thread(work)
 

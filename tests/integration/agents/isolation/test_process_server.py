@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for proce
 APPLICATION = '''
 import os, signal, subprocess, time
 from agentsrv import App
-from agentsrv.agents.isolation.process_function import system
+from agentsrv.agents.isolation import system
 
 in_worker = system.is_worker
 {top}
