@@ -209,6 +209,9 @@ class Models:
     embedder: Embedder | None = None
 
 
+NO_MODELS: Final = Models()
+
+
 @asynccontextmanager
 async def open_models(settings: Settings) -> AsyncIterator[Models]:
     """Use the models that ``settings`` name; on leaving, their connections are closed.
@@ -219,7 +222,7 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
     """
     named = settings.llm_model or settings.embedding_model
     if not named and not settings.llm_url:
-        yield Models()
+        yield NO_MODELS
         return
     if not named or not settings.llm_url:
         shown = settings.llm_url and redact_url(settings.llm_url)

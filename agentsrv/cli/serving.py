@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 from typing import Any, Final, NoReturn, TypeVar
 
 from agentsrv import threads
-from agentsrv.app import App, Dismantled, Running
+from agentsrv.app import App
 from agentsrv.cli import addresses, forks
 from agentsrv.cli.exits import Exit, leave, say
 from agentsrv.cli.signals import Signals, exit_now
@@ -27,6 +27,7 @@ from agentsrv.errors import AgentsrvError, ConfigurationError, missing_extra
 from agentsrv.settings import Loop, Settings
 from agentsrv.suggest import did_you_mean
 from agentsrv.telemetry import export, logs, nonblocking_output
+from agentsrv.wiring import DismantledError, Server
 
 LAST_CHANCE: Final = 2.0  # seconds that tasks and threads of agents have after the shutdown
 GC_THRESHOLDS: Final = (50_000, 20, 100)  # objects, then generations before an older one
@@ -201,17 +202,17 @@ async def _serve(app: App, settings: Settings, send_spans: Callable[[], None]) -
     patience = settings.drain_timeout + settings.cancel_grace
     with Signals(stop.set, patience) as signals, ExitStack() as stack:
         code = int(Exit.DONE)
-        async with AsyncExitStack() as server:
-            running = await stop.unless_set(server.enter_async_context(app.running(settings)))
-            if running is not None:
+        async with AsyncExitStack() as opened:
+            server = await stop.unless_set(opened.enter_async_context(app.running(settings)))
+            if server is not None:
                 calm_gc()
-                _log.info("listening on %s", running.url)
+                _log.info("listening on %s", server.url)
                 # Until the end of the process: agents may fork while the server drains.
-                stack.enter_context(forks.guarded(signals, running.port))
-                await _until_end(running, stop)
-        if running is not None:
+                stack.enter_context(forks.guarded(signals, server.port))
+                await _until_end(server, stop)
+        if server is not None:
             # Only now: the store may also have failed while the tasks were given time to end.
-            code = _verdict(running)
+            code = _verdict(server)
         send_spans()
         await _end_leftovers(code)
     return code
@@ -246,16 +247,16 @@ class _Stop:
         return None
 
 
-async def _until_end(running: Running, stop: _Stop) -> None:
+async def _until_end(server: Server, stop: _Stop) -> None:
     stopped = asyncio.create_task(stop.wait())
     try:
-        ends: set[asyncio.Future[Any]] = {stopped, running.broken}
+        ends: set[asyncio.Future[Any]] = {stopped, server.broken}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:  # only code that cancels all tasks reaches this one
         _end_as_by_crash("code in this process has cancelled the server's own asyncio tasks")
     finally:
         stopped.cancel()
-    if running.broken.done() and isinstance(fault := running.broken.result(), Dismantled):
+    if server.broken.done() and isinstance(fault := server.broken.result(), DismantledError):
         _end_as_by_crash(str(fault))
 
 
@@ -269,10 +270,10 @@ def _end_as_by_crash(reason: str) -> NoReturn:
     exit_now(Exit.FAILED)
 
 
-def _verdict(running: Running) -> int:
-    if not running.broken.done():
+def _verdict(server: Server) -> int:
+    if not server.broken.done():
         return Exit.DONE
-    say(f"the store cannot be trusted any more: {running.broken.result()}; start the server again")
+    say(f"the store cannot be trusted any more: {server.broken.result()}; start the server again")
     return Exit.FAILED
 
 

@@ -72,11 +72,19 @@ class Listener:
         self._adapters = adapters
         self._sockets: set[BatchedConnection] = set()
         self._measures = measures
-        measures.connections = self._sockets.__len__
-        measures.behind = self._count_behind
         self.limiter: ConnectionLimiter
         """Whose share each socket uses; there is one from ``start`` on."""
         self._server: Server
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._sockets)
+
+    @property
+    def behind(self) -> int:
+        """How many of them do not read what was sent to them."""
+        return sum(socket.paused for socket in self._sockets)
 
     @property
     def port(self) -> int:
@@ -211,9 +219,6 @@ class Listener:
     ) -> None:
         with admit(session) as admission:
             await Connection(socket, session, admission, self._command_handler, self._broker).run()
-
-    def _count_behind(self) -> int:
-        return sum(socket.paused for socket in self._sockets)
 
     def _hello(self, socket: BatchedConnection) -> bytes:
         settings, is_known = self._settings, socket.identity is not None

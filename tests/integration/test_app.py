@@ -11,25 +11,25 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from agentsrv import App, Step, StepContext
-from agentsrv.app import Running
 from agentsrv.client import Client
 from agentsrv.engine.cluster.follower import CommitFollower
 from agentsrv.errors import ConfigurationError
 from agentsrv.resources import open_store
 from agentsrv.settings import Settings
+from agentsrv.wiring import Server
 from tests.support.shared_memory import Place
 
-Serve = Callable[..., AbstractAsyncContextManager[Running]]
+Serve = Callable[..., AbstractAsyncContextManager[Server]]
 
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
     """Starts servers above one place; they are named by the setting."""
     place = Place()
-    monkeypatch.setattr("agentsrv.app.open_store", lambda _, node: place.door(node))
+    monkeypatch.setattr("agentsrv.wiring.open_store", lambda _, node: place.door(node))
 
     @asynccontextmanager
-    async def serve(name: str, **settings: object) -> AsyncIterator[Running]:
+    async def serve(name: str, **settings: object) -> AsyncIterator[Server]:
         app = App(builtin=False)
 
         @app.agent

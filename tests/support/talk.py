@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from websockets.asyncio.client import ClientConnection, connect
 
 from agentsrv import App, Step, StepContext
-from agentsrv.app import Running
 from agentsrv.settings import Settings
+from agentsrv.wiring import Server
 
 
 class ConnectionClosedError(BaseModel):
@@ -114,7 +114,7 @@ class Talk:
 
 
 @asynccontextmanager
-async def serving(app: App | None = None, **settings: Any) -> AsyncIterator[Running]:
+async def serving(app: App | None = None, **settings: Any) -> AsyncIterator[Server]:
     """A server on a free port, with a store in memory unless another is named."""
     wanted: dict[str, Any] = {
         "port": 0,
@@ -127,7 +127,7 @@ async def serving(app: App | None = None, **settings: Any) -> AsyncIterator[Runn
 
 
 @asynccontextmanager
-async def talking(server: Running, **options: Any) -> AsyncIterator[Talk]:
+async def talking(server: Server, **options: Any) -> AsyncIterator[Talk]:
     """A connection, its hello read.
 
     At the end it does not wait for the server's close frame for long: a server that has refused

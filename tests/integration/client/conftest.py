@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from agentsrv import App, PermanentError, StepContext
-from agentsrv.app import Running
 from agentsrv.client import Client
 from agentsrv.settings import Settings
+from agentsrv.wiring import Server
 from tests.support.clients import hasty, nothing_left_running
 
 __all__ = ["hasty", "nothing_left_running"]  # fixtures, too
@@ -42,7 +42,7 @@ def application() -> App:
 
 
 @pytest.fixture
-async def server(application: App) -> AsyncIterator[Running]:
+async def server(application: App) -> AsyncIterator[Server]:
     """A real server in this loop."""
     settings = Settings(port=0, store="memory:", drain_timeout=0.01, queue_limit=1000)
     async with application.running(settings) as running:
@@ -50,7 +50,7 @@ async def server(application: App) -> AsyncIterator[Running]:
 
 
 @pytest.fixture
-async def client(server: Running) -> AsyncIterator[Client]:
+async def client(server: Server) -> AsyncIterator[Client]:
     """A client of it."""
     async with Client(server.url) as client:
         yield client

@@ -12,7 +12,6 @@ import asyncpg
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from agentsrv.app import Running
 from agentsrv.delivery.broker import EventBroker
 from agentsrv.delivery.subscriptions import Subscriber
 from agentsrv.errors import OverloadedError, RateLimitedError
@@ -20,6 +19,7 @@ from agentsrv.models.usage import Use
 from agentsrv.server.cluster_usage import ClusterUsage
 from agentsrv.server.limits import ConnectionLimiter, Quota
 from agentsrv.settings import Settings
+from agentsrv.wiring import Server
 from tests.support.postgres import QUICK, Postgres, postgres
 from tests.support.principals import ADA_KEY, BOB_KEY, BOTH, bearer
 from tests.support.shared_memory import Place
@@ -236,7 +236,7 @@ def server() -> Iterator[Postgres]:
 
 
 @asynccontextmanager
-async def two_nodes(server: Postgres, schema: str, **limits: Any) -> AsyncIterator[list[Running]]:
+async def two_nodes(server: Postgres, schema: str, **limits: Any) -> AsyncIterator[list[Server]]:
     """Servers that share a schema."""
     connection = await asyncpg.connect(server.dsn())
     await connection.execute(f"CREATE SCHEMA {schema}")
@@ -256,7 +256,7 @@ async def until(holds: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def refusal(node: Running, **who: Any) -> str:
+async def refusal(node: Server, **who: Any) -> str:
     """How a node closes another connection; nothing if it takes it."""
     try:
         async with talking(node, **who) as talk:

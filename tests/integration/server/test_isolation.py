@@ -8,8 +8,8 @@ from typing import Any, Final
 import pytest
 
 from agentsrv import Step, StepContext
-from agentsrv.app import Running
 from agentsrv.models.commands import COMMANDS
+from agentsrv.wiring import Server
 from tests.support.principals import ADA_KEY, BOB_KEY, BOTH, bearer
 from tests.support.talk import Talk, make_app, serving, talking
 from tests.support.targets import GHOST, Target
@@ -83,7 +83,7 @@ async def make_targets(talk: Talk) -> dict[str, Target]:
     return {state: Target(t.task_id, t.input_id, t.key, cursor) for state, t in made.items()}
 
 
-async def attempt(server: Running, token: str, frame: Frame) -> dict[str, Any]:
+async def attempt(server: Server, token: str, frame: Frame) -> dict[str, Any]:
     """The answer to one frame on a connection of its own."""
     async with talking(server, additional_headers=bearer(token)) as talk:
         return await talk.ask(frame)

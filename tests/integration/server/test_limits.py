@@ -14,10 +14,10 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-from agentsrv.app import Running
 from agentsrv.server import batching, listener, requests
 from agentsrv.server import open_files as files
 from agentsrv.server.limits import LARGE_AT_ONCE
+from agentsrv.wiring import Server
 from tests.integration.hostile.frames import dense_plan
 from tests.support.principals import ADA_KEY, BOB_KEY, BOTH, bearer
 from tests.support.talk import Talk, serving, talking
@@ -28,7 +28,7 @@ WAITER = {"command": "create", "task_description": "x", "agent": "waiter", "exec
 SLOW = 0.001  # commands a second: nothing comes back while a test runs
 
 
-async def closed_with(server: Running, **options: Any) -> tuple[int, str]:
+async def closed_with(server: Server, **options: Any) -> tuple[int, str]:
     """The code and the reason with which a new connection is closed."""
     async with connect(server.url, **options) as socket:
         with pytest.raises(ConnectionClosed) as closed:
@@ -37,7 +37,7 @@ async def closed_with(server: Running, **options: Any) -> tuple[int, str]:
     return closed.value.rcvd.code, closed.value.rcvd.reason
 
 
-async def answered(server: Running) -> None:
+async def answered(server: Server) -> None:
     """Connect as ada, and be answered."""
     async with talking(server, **ADA) as talk:
         assert (await talk.ask("ping"))["type"] == "reply"

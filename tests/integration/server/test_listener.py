@@ -11,16 +11,16 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
-from agentsrv.app import Running
 from agentsrv.protocol import PROTOCOL
 from agentsrv.store.base import Append
 from agentsrv.store.sqlite.log import SqliteLog
 from agentsrv.store.sqlite.store import SqliteStore
+from agentsrv.wiring import Server
 from tests.support.principals import ADA, ADA_KEY
 from tests.support.talk import serving, talking
 
 
-async def get(server: Running, request: str) -> tuple[str, str]:
+async def get(server: Server, request: str) -> tuple[str, str]:
     """Send a raw HTTP request; return the status line and everything."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(request.replace("\n", "\r\n").encode())

@@ -11,16 +11,16 @@ from importlib.resources import files
 import orjson
 import pytest
 
-from agentsrv.app import Running
 from agentsrv.protocol.schema import document
 from agentsrv.version import __version__
+from agentsrv.wiring import Server
 from tests.support.talk import serving
 
 KINDS = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 Answer = tuple[int, dict[str, str], bytes]
 
 
-async def request(server: Running, method: str, path: str, **headers: str) -> Answer:
+async def request(server: Server, method: str, path: str, **headers: str) -> Answer:
     """The status, the headers by their names in lower case, and the body."""
 
     def ask() -> Answer:

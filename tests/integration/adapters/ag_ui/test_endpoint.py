@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from agentsrv import App, Step, StepContext
-from agentsrv.app import Running
+from agentsrv.wiring import Server
 from tests.support.agui_front import Front
 from tests.support.principals import ADA, ADA_KEY, BOB_KEY, BOTH, bearer
 from tests.support.talk import make_app, serving, talking
@@ -23,7 +23,7 @@ AG_UI = [Subprotocol("ag-ui")]
 
 
 @asynccontextmanager
-async def fronting(server: Running, **options: Any) -> AsyncIterator[ClientConnection]:
+async def fronting(server: Server, **options: Any) -> AsyncIterator[ClientConnection]:
     """A connection that speaks AG-UI."""
     async with connect(server.url, **{"subprotocols": AG_UI, **options}) as socket:
         assert socket.subprotocol == "ag-ui"

@@ -12,12 +12,12 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from agentsrv.app import Running
 from agentsrv.client import Client
 from agentsrv.errors import UnauthenticatedError
 from agentsrv.server.auth import handshake
 from agentsrv.server.auth.signing_keys import OneKey
 from agentsrv.server.auth.tokens import LEEWAY, TokenVerifier
+from agentsrv.wiring import Server
 from tests.integration.server.auth.test_handshake import closing_code
 from tests.support.issuer import (
     AUDIENCE,
@@ -44,7 +44,7 @@ def secret_file(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def guarded(file: Path, algorithm: str = "HS256", **more: object) -> AsyncIterator[Running]:
+async def guarded(file: Path, algorithm: str = "HS256", **more: object) -> AsyncIterator[Server]:
     """A server that takes the issuer's tokens."""
     settings = {"jwt_algorithm": algorithm, "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
     key = {} if "jwt_jwks" in more else {"jwt_key": file}
