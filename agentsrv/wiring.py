@@ -23,6 +23,7 @@ from agentsrv.engine.cluster.follower import CommitFollower
 from agentsrv.engine.cluster.remote_commands import RemoteCommands
 from agentsrv.engine.commands import CommandHandler
 from agentsrv.engine.environment import OutputLimits, TaskEnvironment
+from agentsrv.engine.store_events import StoreEvents
 from agentsrv.engine.vault import Vault
 from agentsrv.engine.worker import Worker
 from agentsrv.resources import (
@@ -40,7 +41,7 @@ from agentsrv.server.limits import with_default_limits
 from agentsrv.server.listener import Listener
 from agentsrv.server.startup_checks import check_bind_address
 from agentsrv.settings import Settings
-from agentsrv.store.base import Store
+from agentsrv.store.base import Store, StoreListener
 from agentsrv.store.replay import forget_old
 from agentsrv.store.shared import SharedStore
 from agentsrv.telemetry import logs, nonblocking_output
@@ -111,7 +112,7 @@ def build(
     models: Models = NO_MODELS,
     library: KnowledgeService | None = None,
 ) -> Server:
-    """Make the parts of a server and connect them.
+    """Make the parts of a server, for the running event loop, and connect them.
 
     Args:
         settings: With the limits that depend on whether clients authenticate.
@@ -156,7 +157,6 @@ def build(
             RemoteCommands(store, worker),
             CommitFollower(store, broker, worker.runs, time.time),
         )
-        store.on_lost = worker.abandon
     command_handler = CommandHandler(
         store,
         registry,
@@ -256,8 +256,7 @@ class Server:
     async def _start(self, stack: AsyncExitStack) -> None:
         """Open and start the parts; ``stack`` gets what closes them."""
         settings, store, cluster = self.settings, self.store, self.cluster
-        store.on_broken = self.fail
-        await store.open()
+        await store.open(self.store_listener)
         stack.push_async_callback(store.close)
         if self.library is not None:
             await self.library.open()
@@ -275,6 +274,16 @@ class Server:
             self._run_beside(stack, usage.run())
         if settings.role != "gateway":
             self.worker.start()
+
+    @property
+    def store_listener(self) -> StoreListener:
+        """Passes what happens in the store to the parts that it concerns."""
+        cluster = self.cluster
+        if cluster is None:
+            return StoreEvents(self.broker, self.worker, self.fail)
+        return StoreEvents(
+            self.broker, self.worker, self.fail, cluster.remote_commands, cluster.follower
+        )
 
     async def _drain(self) -> None:
         """Refuse new work, give tasks and clients their time to end, and close the port."""

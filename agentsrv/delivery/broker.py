@@ -27,8 +27,6 @@ class EventBroker:
     def __init__(self, store: Store, limit: int | None = None) -> None:
         self.store = store
         self._limit = limit
-        store.on_commit = self.publish
-        store.on_resumed = self.revive
         self._by_task: dict[str, list[Subscriber]] = {}
         self._counts: Counter[str] = Counter()
         self.elsewhere: Mapping[str, int] = {}

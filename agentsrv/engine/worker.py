@@ -94,7 +94,8 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._releases: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
-        environment.store.on_ready = self._wake.set
+        self.wake = self._wake.set
+        """Look for tasks to claim; called by the store."""
         self._loop_task: asyncio.Task[None] | None = None
         self._draining = asyncio.Event()
         self._returned: dict[str, _Returns] = {}
@@ -218,7 +219,7 @@ class Worker:
                 _log.error("no tasks are claimed: %s", error)
             faults.claims = str(error)
             return ()
-        except Exception as error:  # noqa: BLE001 - ``on_ready`` is not called when it has passed
+        except Exception as error:  # noqa: BLE001 - ``wake`` is not called when it has passed
             _log.exception("no tasks are claimed: the store failed by a fault of its own")
             faults.claims = describe(error)
             self._faults += 1

@@ -165,6 +165,61 @@ class Commit(NamedTuple):
     events: Sequence[bytes]
 
 
+class LogHead(NamedTuple):
+    """Where a task's log ends."""
+
+    task_id: str
+    owner: str
+    seq: int
+
+
+class StoreListener(Protocol):
+    """Receives what happens in a store. Given to ``Store.open``.
+
+    A store calls it in the event loop, by ``notify``: an error is logged and changes nothing in
+    the store. The calls must not wait. Only a ``SharedStore`` has the last three.
+    """
+
+    def committed(self, commit: Commit, /) -> None:
+        """Events of a task are durable; the awaitable of their append or create is done."""
+
+    def ready(self) -> None:
+        """``claim`` may have something to give."""
+
+    def durable(self, seconds: float, /) -> None:
+        """A transaction was committed, and took so long."""
+
+    def resumed(self) -> None:
+        """``trouble`` is over: logs that could not be read can be."""
+
+    def broken(self, error: BaseException, /) -> None:
+        """The store cannot be trusted to write any more. Called once."""
+
+    def news(self, heads: Sequence[LogHead], /) -> None:
+        """Other nodes are said to have committed up to these events."""
+
+    def inbox(self) -> None:
+        """``inbox`` or ``replies`` may have something new."""
+
+    def leases_lost(self) -> None:
+        """This node's leases may belong to others: all that it runs must stop.
+
+        It is called by the node's own clock, before the store gives a task to another node.
+        """
+
+
+class _Silent:
+    """Ignores everything."""
+
+    def _ignore(self, *_: object) -> None:
+        pass
+
+    committed = ready = durable = resumed = broken = news = inbox = leases_lost = _ignore
+
+
+SILENT: Final[StoreListener] = _Silent()
+
+
 class Store(Protocol):
     """Task logs with leases.
 
@@ -181,15 +236,6 @@ class Store(Protocol):
     """Whether the start of an attempt must be committed before its code runs: what ends the
     process would otherwise be nobody's loss."""
 
-    on_commit: Callable[[Commit], None]
-    """Called in the event loop after each append, when its awaitable is done."""
-
-    on_ready: Callable[[], None]
-    """Called in the event loop when ``claim`` may have something to give."""
-
-    on_durable: Callable[[float], None]
-    """Called in the event loop after each transaction, with the seconds that it took."""
-
     trouble: str | None
     """Why nothing can be written now; ``None`` while all is well, or as long as that is unknown.
 
@@ -200,14 +246,10 @@ class Store(Protocol):
     def damage(self) -> Mapping[str, str]:
         """Tasks that cannot be read, and why, as far as this process has met them."""
 
-    on_resumed: Callable[[], None]
-    """Called in the event loop when ``trouble`` is over: what could not be read can be."""
-
-    on_broken: Callable[[BaseException], None]
-    """Called once, in the event loop, when the store can no longer be trusted to write."""
-
-    async def open(self) -> None:
+    async def open(self, listener: StoreListener = SILENT) -> None:
         """Make the store ready; tasks that an earlier process had leased can be claimed.
+
+        ``listener`` is called from now on, also while the store is being closed.
 
         Raises:
             ConfigurationError: The place cannot be used, or another server uses it.
@@ -316,34 +358,14 @@ class Store(Protocol):
         """How many of them are the owner's, as far as this process knows."""
 
 
-def notify(listener: Callable[..., None], *values: object) -> None:
-    """Call a listener of a store; what it raises is logged and keeps nobody waiting."""
+def notify(call: Callable[..., None], *values: object) -> None:
+    """Call a method of a store's listener; an error that it raises is logged."""
     try:
-        listener(*values)
+        call(*values)
     except Exception:  # noqa: BLE001 - one listener's fault keeps nobody waiting
         task_ids = [value.task_id for value in values if isinstance(value, Commit)]
         about = {"task_id": task_ids[0]} if task_ids else {}
         _log.exception("a listener of the store failed", extra={"about": about})
-
-
-def ignore_commit(_: Commit, /) -> None:
-    """Before anybody listens."""
-
-
-def ignore_ready() -> None:
-    """Before anybody claims."""
-
-
-def ignore_durable(_: float, /) -> None:
-    """Before anybody measures."""
-
-
-def ignore_resumed() -> None:
-    """Default ``on_resumed`` callback: does nothing."""
-
-
-def ignore_broken(_: BaseException, /) -> None:
-    """Before anybody cares."""
 
 
 def is_text(text: str) -> bool:

@@ -21,6 +21,7 @@ from agentsrv.store.base import (
     Page,
     Row,
     Span,
+    StoreListener,
 )
 from agentsrv.store.queue import QueueLimits, TaskQueue
 
@@ -57,16 +58,13 @@ class MemoryStore:
         self._is_stopping = False
         self.marks: AttemptMarks | None = None  # nothing outlives the process
         self.commits_starts = False
-        self.on_commit = base.ignore_commit
-        self.on_ready = base.ignore_ready
-        self.on_durable = base.ignore_durable  # nothing is
-        self.on_broken = base.ignore_broken
-        self.on_resumed = base.ignore_resumed
+        self._listener = base.SILENT
         self.damage: dict[str, str] = {}  # nothing is
         self.trouble: str | None = None  # it has none
 
-    async def open(self) -> None:
+    async def open(self, listener: StoreListener = base.SILENT) -> None:
         """See ``Store.open``."""
+        self._listener = listener
         for task_id in self._queue.lose_all():
             task = self._tasks[task_id]
             end = task.lease_end
@@ -204,7 +202,7 @@ class MemoryStore:
         if task is not None and task.head.epoch == epoch and self._queue.is_leased(task_id):
             task.lease_end = task.lease_end.declared()
             self._queue.lose(task_id, task.head.owner)
-            base.notify(self.on_ready)
+            base.notify(self._listener.ready)
 
     async def purge(self, before: float, limit: int) -> int:
         """See ``Store.purge``."""
@@ -241,6 +239,6 @@ class MemoryStore:
             is_ready = True
         elif status.is_terminal:
             is_ready = self._queue.drop(head.task_id, head.owner)
-        base.notify(self.on_commit, Commit(head.task_id, head.owner, head.seq, events))
+        base.notify(self._listener.committed, Commit(head.task_id, head.owner, head.seq, events))
         if is_ready:
-            base.notify(self.on_ready)
+            base.notify(self._listener.ready)

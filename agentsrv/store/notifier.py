@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 
-from agentsrv.store.shared import LogHead
+from agentsrv.store.base import LogHead
 
 MAX_PAYLOAD: Final = 7900  # bytes; NOTIFY takes less than 8,000
 PUBLISHING: Final = 5.0  # seconds until a message is given up for lost

@@ -12,11 +12,11 @@ learned by one is found again by asking, a second later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from agentsrv.models.usage import Use
-from agentsrv.store.base import Store
+from agentsrv.store.base import LogHead, Store
 
 SWEEP: Final = 1.0  # seconds until what a lost hint would have told is found by asking
 TOLD_WITHIN: Final = 3.0  # seconds that ``SharedStore.share`` believes what a node told last
@@ -30,14 +30,6 @@ class Message(NamedTuple):
     """Rises from message to message, of all tasks."""
     task_id: str
     body: bytes
-
-
-class LogHead(NamedTuple):
-    """Where a task's log ends."""
-
-    task_id: str
-    owner: str
-    seq: int
 
 
 class Node(NamedTuple):
@@ -60,8 +52,8 @@ class SharedStore(Store, Protocol):
     """A ``Store`` for several nodes; one object of it is one node's door to it.
 
     ``open`` frees nobody's leases. ``claim`` gives tasks whose node is gone, too, and ``Head.node``
-    tells who holds the lease. ``on_commit`` is called for this node's own commits, ``on_ready``
-    at least once every ``SWEEP`` seconds.
+    tells who holds the lease. The listener's ``committed`` is called for this node's own
+    commits, ``ready`` and ``inbox`` at least once every ``SWEEP`` seconds.
 
     The place may be away for a while. What was handed over is then tried again until the node
     would have lost its leases; whether an earlier try came through is found out first, so that
@@ -71,18 +63,6 @@ class SharedStore(Store, Protocol):
 
     node: str
     """The name under which this node claims."""
-
-    on_news: Callable[[Sequence[LogHead]], None]
-    """Called in the event loop with what others are said to have committed."""
-
-    on_inbox: Callable[[], None]
-    """Called when ``inbox`` or ``replies`` may have something new; at least every ``SWEEP``."""
-
-    on_lost: Callable[[], None]
-    """Called when this node's leases may be others': all that it runs must stop.
-
-    That is told by the node's own clock before the store would give a task to anybody else.
-    """
 
     lag: float
     """Seconds that the event loop was late lately; others see it in ``nodes``."""

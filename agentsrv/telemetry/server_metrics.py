@@ -46,7 +46,6 @@ class Watched(Protocol):
     """What is counted of a store."""
 
     trouble: str | None
-    on_durable: Callable[[float], None]
 
     @property
     def queued(self) -> int:
@@ -120,10 +119,9 @@ class ServerMetrics:
         """What was asked of the language model, by the names of `Usage`."""
 
     def watch(self, store: Watched) -> None:
-        """Count what ``store`` does from now on."""
+        """Read from ``store`` what it knows of itself."""
         self.queued, self.damaged = lambda: store.queued, lambda: len(store.damage)
         self.waits = lambda: store.trouble is not None
-        store.on_durable = self.commits.observe
 
     def end(self, agent: str | None, status: str) -> None:
         """Count a task that ended with ``status``, of one agent or of a plan."""

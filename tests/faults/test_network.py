@@ -171,7 +171,7 @@ class Resumption(RuleBasedStateMachine):
             world = World(concurrency=3, grace=1.0)
             for agent in (talk, stumble, fail, wait):
                 world.agent(agent)
-            await world.store.open()
+            await world.open()
             world.worker.start()
             return world
 

@@ -13,23 +13,23 @@ from agentsrv.models.states import TaskStatus
 from agentsrv.models.usage import Use
 from agentsrv.store.attempt_marks import AttemptMarks
 from agentsrv.store.base import (
+    SILENT,
     Append,
     Commit,
     Created,
     Head,
     Lease,
+    LogHead,
     NewTask,
     Page,
     Span,
-    ignore_broken,
-    ignore_commit,
-    ignore_durable,
-    ignore_ready,
+    StoreListener,
 )
 from agentsrv.store.memory import MemoryStore
 from agentsrv.store.postgres.lease import Timing
 from agentsrv.store.queue import QueueLimits
-from agentsrv.store.shared import NEWS_WITHIN, TOLD_WITHIN, LogHead, Message, Node
+from agentsrv.store.shared import NEWS_WITHIN, TOLD_WITHIN, Message, Node
+from tests.support.store_listener import Heard
 
 T = TypeVar("T")
 
@@ -87,6 +87,10 @@ class Place(MemoryStore):
         door = SharedMemory(self, name, timing)
         self.doors.append(door)
         return door
+
+    def listen(self, committed: Callable[[Commit], None]) -> None:
+        """Have ``committed`` called from now on."""
+        self._listener = Heard(committed=committed)
 
     def late(self) -> float:
         """Seconds that something takes."""
@@ -160,16 +164,9 @@ class SharedMemory:
     def __init__(self, place: Place, node: str, timing: Timing) -> None:
         self.node = node
         self.lag = 0.0
-        self.on_commit: Callable[[Commit], None] = ignore_commit
-        self.on_ready: Callable[[], None] = ignore_ready
-        self.on_broken: Callable[[BaseException], None] = ignore_broken
+        self._listener = SILENT
         self.damage: dict[str, str] = {}
-        self.on_resumed: Callable[[], None] = ignore_ready
         self.trouble: str | None = None
-        self.on_durable: Callable[[float], None] = ignore_durable
-        self.on_news: Callable[[Sequence[LogHead]], None] = _ignore_news
-        self.on_inbox: Callable[[], None] = ignore_ready
-        self.on_lost: Callable[[], None] = ignore_ready
         self.calls: list[str] = []
         """The names of the calls so far."""
         self._place = place
@@ -209,8 +206,9 @@ class SharedMemory:
 
     # The store.
 
-    async def open(self) -> None:
+    async def open(self, listener: StoreListener = SILENT) -> None:
         """See ``Store.open``."""
+        self._listener = listener
         self._place.started[self.node] = asyncio.get_running_loop().time()
         self._beat()
         self._ticking = asyncio.create_task(self._tick())
@@ -294,7 +292,7 @@ class SharedMemory:
             self._place.append(append).result()
             for number, reply in append.replies:
                 self._place.letters[number].reply = reply
-                self._hint(lambda door: door.on_inbox())
+                self._hint(lambda door: door._listener.inbox())
 
         return self._trip("append", write)
 
@@ -314,7 +312,7 @@ class SharedMemory:
 
         def release() -> None:
             _at_once(self._place.release(task_id, epoch))
-            self._hint(lambda door: door.on_ready())
+            self._hint(lambda door: door._listener.ready())
 
         await self._call("release", release)
 
@@ -341,7 +339,7 @@ class SharedMemory:
         """See ``SharedStore.post``."""
 
         def post() -> int:
-            self._hint(lambda door: door.on_inbox())
+            self._hint(lambda door: door._listener.inbox())
             return self._place.post(task_id, body)
 
         return await self._call("post", post)
@@ -387,7 +385,7 @@ class SharedMemory:
             is_ours = place.holder(letter.message.task_id) in (self.node, None)
             if is_ours and place.is_open(number):
                 letter.reply = reply
-            self._hint(lambda door: door.on_inbox())
+            self._hint(lambda door: door._listener.inbox())
 
         await self._call("settle", settle)
 
@@ -432,7 +430,7 @@ class SharedMemory:
         self._check_alive(0.5)
         await self._way()
         commits: list[Commit] = []
-        place.on_commit = commits.append
+        place.listen(commits.append)
         result = work()
         for commit in commits:
             self._announce(commit)
@@ -440,7 +438,7 @@ class SharedMemory:
         await self._way()
         self._check_alive()
         for commit in commits:
-            self.on_commit(commit)
+            self._listener.committed(commit)
         return result
 
     def _check_alive(self, share: float = 1.0) -> None:
@@ -464,8 +462,8 @@ class SharedMemory:
     def _announce(self, commit: Commit) -> None:
         news = LogHead(commit.task_id, commit.owner, commit.after + len(commit.events))
         self._place.moved[commit.task_id] = asyncio.get_running_loop().time()
-        self._hint(lambda door: door.on_news([news]), own=False)
-        self._hint(lambda door: door.on_ready())
+        self._hint(lambda door: door._listener.news([news]), own=False)
+        self._hint(lambda door: door._listener.ready())
 
     def _hint(self, tell: Callable[[SharedMemory], Any], *, own: bool = True) -> None:
         """Tell the doors of something: late, not at all, or twice."""
@@ -495,7 +493,7 @@ class SharedMemory:
     def _lose(self) -> None:
         if not self._is_lost:
             self._is_lost = True
-            self.on_lost()
+            self._listener.leases_lost()
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
@@ -510,8 +508,8 @@ class SharedMemory:
                 self._place.orphan(of=self.node)  # nobody here goes on with them
             if self._is_lost or loop.time() - self._beaten_at >= self._timing.beat:
                 self._beat()
-            self.on_ready()
-            self.on_inbox()
+            self._listener.ready()
+            self._listener.inbox()
 
 
 def _at_once(work: Coroutine[Any, Any, T]) -> T:
@@ -522,7 +520,3 @@ def _at_once(work: Coroutine[Any, Any, T]) -> T:
         result: T = done.value
         return result
     raise AssertionError("it waits")
-
-
-def _ignore_news(_: Sequence[LogHead]) -> None:
-    """Before anybody listens."""

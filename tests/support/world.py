@@ -14,6 +14,7 @@ from agentsrv.delivery.subscriptions import Subscriber
 from agentsrv.engine.commands import CommandHandler
 from agentsrv.engine.endings import LOSS
 from agentsrv.engine.environment import OutputLimits, TaskEnvironment
+from agentsrv.engine.store_events import StoreEvents
 from agentsrv.engine.worker import Worker
 from agentsrv.errors import AgentsrvError
 from agentsrv.models.commands import Cancel, Create, Execute, Respond, Send, Subscribe
@@ -105,8 +106,13 @@ class World:
             self.store, self.registry, self.worker, now=clock, grace=grace
         )
         self.broker = EventBroker(self.store)
+        self.listener = StoreEvents(self.broker, self.worker)
         self.reader = Reader()
         self.subscriber = Subscriber(self.broker, self.reader, OWNER)
+
+    async def open(self) -> None:
+        """Open the store, and hear of it."""
+        await self.store.open(self.listener)
 
     def agent(self, run: AgentFunction, **options: Any) -> None:
         """Register an agent; by default it is retried after 0.1, 0.2 and 0.4 s."""
@@ -164,7 +170,7 @@ class World:
 @asynccontextmanager
 async def running(world: World) -> AsyncIterator[World]:
     """Let the worker claim; drain at the end."""
-    await world.store.open()
+    await world.open()
     world.worker.start()
     try:
         yield world

@@ -13,8 +13,8 @@ from agentsrv.delivery.broker import EventBroker
 from agentsrv.errors import AgentsrvError
 from agentsrv.models.events import decode, format_timestamp
 from agentsrv.models.usage import MAX_LIST
-from agentsrv.store.base import Commit, Span
-from agentsrv.store.shared import NEWS_WITHIN, SWEEP, LogHead, SharedStore
+from agentsrv.store.base import Commit, LogHead, Span
+from agentsrv.store.shared import NEWS_WITHIN, SWEEP, SharedStore
 
 BUDGET: Final = 5000  # events read by one query, of all tasks together
 OVERLAP: Final = 2 * NEWS_WITHIN  # seconds that are looked back over what is not remembered
@@ -42,8 +42,9 @@ class CommitFollower:
     who follow all of theirs.
 
     Args:
-        store: Whose commits are published; its hooks are taken over.
-        hub: Where they are.
+        store: Whose commits are published. Its listener passes them to ``publish``, and what
+            other nodes say of theirs to ``notice``.
+        broker: Where they are published.
         runs_here: Whether this node runs a task: then nobody else commits to it.
         now: Seconds since the epoch.
     """
@@ -64,8 +65,6 @@ class CommitFollower:
         """Since when (seconds since the epoch) all is known that their tasks did."""
         self._news: dict[str, LogHead] = {}
         self._wake = asyncio.Event()
-        store.on_commit = self._take
-        store.on_news = self._notice
 
     async def run(self) -> None:
         """Follow until cancelled; while the store is away, it is asked again and again."""
@@ -85,8 +84,8 @@ class CommitFollower:
                     await self._sweep()
                 await self._read_on()
 
-    def _notice(self, told: Sequence[LogHead]) -> None:
-        """Take note of where logs end."""
+    def notice(self, told: Sequence[LogHead]) -> None:
+        """Take note of where logs end, as other nodes say; called by the store."""
         for news in told:
             if not self._is_wanted(news.task_id, news.owner):
                 continue
@@ -96,8 +95,11 @@ class CommitFollower:
                 self._news[news.task_id] = news
                 self._wake.set()
 
-    def _take(self, commit: Commit) -> None:
-        """Publish what of a commit is not told yet; where something is missing, it is read."""
+    def publish(self, commit: Commit) -> None:
+        """Publish the events of a commit that were not published yet; called by the store.
+
+        Where events before it are missing, they are read first.
+        """
         task_id, owner, after, events = commit
         if not self._is_wanted(task_id, owner):
             self._broker.publish(commit)
@@ -107,7 +109,7 @@ class CommitFollower:
         first = 0 if self._broker.follows_all(owner) else after
         told = first if tail is None else tail.seq
         if after > told:
-            self._notice([LogHead(task_id, owner, end)])
+            self.notice([LogHead(task_id, owner, end)])
         elif tail is None or end > told:
             self._publish(Commit(task_id, owner, told, events[told - after :]))
 
@@ -132,7 +134,7 @@ class CommitFollower:
                 page = await self._store.list(owner, None, MAX_LIST, None)
                 ids.update(row.task_id for row in page.rows)
         if ids or owners:
-            self._notice(await self._store.news(list(ids), owners))
+            self.notice(await self._store.news(list(ids), owners))
         await self._read_on()
         for owner, known in self._owners.items():
             self._owners[owner] = max(known, now - OVERLAP)
@@ -195,6 +197,6 @@ class CommitFollower:
             commit = Commit(news.task_id, news.owner, tail.seq, events[old:])
             if not tail.since and not commit.events:
                 self._publish(commit)  # whoever follows the task reads it for himself
-        self._take(commit)
+        self.publish(commit)
         if commit.after + len(commit.events) < news.seq:
-            self._notice([news])
+            self.notice([news])

@@ -53,7 +53,8 @@ class RemoteCommands:
         self._commits: set[asyncio.Task[None]] = set()
         self._looks = 0
         self._wake = asyncio.Event()
-        store.on_inbox = self._wake.set
+        self.wake = self._wake.set
+        """Look for messages and replies; called by the store."""
 
     def hold(self, head: Head) -> bool:
         """Whether another node runs the task."""

@@ -74,27 +74,35 @@ class NodeLease:
     """A node's lease, and after a loss its next one.
 
     ``run`` is the task that renews it; whoever starts it cancels it. It has a connection of its
-    own, so that no other work can hold up a beat.
+    own, so that no other work can hold up a beat. ``on_lost`` is called at each loss and must not
+    raise.
     """
 
     id: int | None = None
     """The lease that claimed tasks hang on; ``None`` from its loss until there is another."""
 
     def __init__(
-        self, dsn: str, name: str, role: str, timing: Timing, clock: Callable[[], float]
+        self,
+        dsn: str,
+        name: str,
+        role: str,
+        timing: Timing,
+        clock: Callable[[], float],
+        *,
+        on_lost: Callable[[], None],
     ) -> None:
         self._dsn = dsn
         self._name = name
         self._role = role
         self._timing = timing
         self._clock = clock
+        self._on_lost = on_lost
         self._connection: asyncpg.Connection | None = None
         self._is_lost = asyncio.Event()
         self.until = clock()
         self.lag = 0.0
         self.writer = 0
         """The process's row, which lives as long as its leases are remembered."""
-        self.on_lost: Callable[[], None] = lambda: None
 
     async def open(self, connection: asyncpg.Connection) -> None:
         """Have the first lease."""
@@ -162,10 +170,7 @@ class NodeLease:
         _log.error("node %s lost its lease: %s; all its tasks are given up", self._name, reason)
         self.id = None
         self._is_lost.set()
-        try:
-            self.on_lost()
-        except Exception:  # noqa: BLE001 - the next lease must be had all the same
-            _log.exception("a listener failed at the loss of the lease")
+        self._on_lost()
 
     def _drop(self) -> None:
         if self._connection is not None:

@@ -15,10 +15,10 @@ from asyncpg import Connection
 from agentsrv.errors import NotFoundError
 from agentsrv.models.states import TaskStatus
 from agentsrv.models.usage import Use
-from agentsrv.store.base import Head, Page, Row, Span, page_of
+from agentsrv.store.base import Head, LogHead, Page, Row, Span, page_of
 from agentsrv.store.postgres.statements import HEAD, Statements
 from agentsrv.store.postgres.writer import to_head
-from agentsrv.store.shared import TOLD_WITHIN, LogHead, Message, Node
+from agentsrv.store.shared import TOLD_WITHIN, Message, Node
 
 # Rows up to the one that holds the last event that is wanted: it may hold more.
 READ: Final = """

@@ -5,7 +5,7 @@ listens on a third, and a small pool reads. What they write and ask is told in t
 is what they make together.
 
 Unlike an SQLite file, the server may go away and come back. Nothing that was acknowledged is lost
-by that, and nobody has to be started again; ``on_broken`` is called for a fault of this store only.
+by that, and nobody has to be started again; ``broken`` is called for a fault of this store only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,18 @@ from agentsrv.models.states import TaskStatus
 from agentsrv.models.usage import Use
 from agentsrv.store import base
 from agentsrv.store.attempt_marks import AttemptMarks
-from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Span
+from agentsrv.store.base import (
+    Append,
+    Commit,
+    Created,
+    Head,
+    Lease,
+    LogHead,
+    NewTask,
+    Page,
+    Span,
+    StoreListener,
+)
 from agentsrv.store.notifier import Notification, Notifications, Notifier
 from agentsrv.store.postgres import connections, reader
 from agentsrv.store.postgres.damage import Damage, TooMuchDamageError, search
@@ -43,7 +54,7 @@ from agentsrv.store.postgres.schema import migrate
 from agentsrv.store.postgres.statements import Statements, statements
 from agentsrv.store.postgres.writer import Claim, Outcome, Release, Settle, queue
 from agentsrv.store.queue import QueueLimits
-from agentsrv.store.shared import LogHead, Message, Node
+from agentsrv.store.shared import Message, Node
 
 T = TypeVar("T")
 
@@ -89,7 +100,7 @@ class PostgresStore:
         self._notifier = bus
         self._timing = timing
         self._clock = clock
-        self._lease = NodeLease(dsn, node, role, timing, clock)
+        self._lease = NodeLease(dsn, node, role, timing, clock, on_lost=self._leases_lost)
         self._flusher = Flusher(
             dsn,
             self._lease,
@@ -106,16 +117,9 @@ class PostgresStore:
         self._hints: Notifications
         self.marks: AttemptMarks | None = None  # another node must learn of a start
         self.commits_starts = True
-        self.on_commit = base.ignore_commit
-        self.on_ready = base.ignore_ready
-        self.on_broken = base.ignore_broken
-        self.on_resumed = base.ignore_resumed
+        self._listener = base.SILENT
         self.damage: dict[str, str] = {}
         self.trouble: str | None = None
-        self.on_durable = base.ignore_durable
-        self.on_news: Callable[[Sequence[LogHead]], None] = lambda _: None
-        self.on_inbox: Callable[[], None] = base.ignore_ready
-        self.on_lost: Callable[[], None] = base.ignore_ready
 
     @property
     def queued(self) -> int:
@@ -135,7 +139,7 @@ class PostgresStore:
     def lag(self, seconds: float) -> None:
         self._lease.lag = seconds
 
-    async def open(self) -> None:
+    async def open(self, listener: StoreListener = base.SILENT) -> None:
         """See ``Store.open``. The schema is made, or brought up to date.
 
         Raises:
@@ -143,10 +147,10 @@ class PostgresStore:
                 is too old. The message has host and port, and no password.
             Unavailable: The server was not reached within ``OPEN_PATIENCE`` seconds.
         """
+        self._listener = listener
         bus = open_bus(self._notifier, self._dsn)
         name = await self._reach()
         self._pool = await connections.connect_pool(self._dsn)
-        self._lease.on_lost = lambda: self.on_lost()  # noqa: PLW0108 - whoever listens by then
         channel = f"agentsrv_{name}"
         self._hints = Notifications(bus, self._lease.writer, channel, self._heard, self._missed)
         self._own(self._flusher.run(), "flusher")
@@ -336,7 +340,7 @@ class PostgresStore:
         )
         if holder is not None:
             if holder == self._lease.id:
-                base.notify(self.on_inbox)
+                base.notify(self._listener.inbox)
             else:
                 self._hints.add(inbox=[holder])
         return number
@@ -372,7 +376,7 @@ class PostgresStore:
         """Hand a request over; who claims at once gets what it queues by the same flush."""
         done = self._flusher.submit(request)
         if request.status is TaskStatus.QUEUED:
-            base.notify(self.on_ready)
+            base.notify(self._listener.ready)
         return done
 
     # What happens by itself.
@@ -387,7 +391,7 @@ class PostgresStore:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("the store broke", exc_info=error)
             self._flusher.closed = True
-            base.notify(self.on_broken, error)
+            base.notify(self._listener.broken, error)
 
     async def _read(self, work: Callable[[Any], Awaitable[T]], task_id: str | None = None) -> T:
         """Do ``work``, which concerns one task if ``task_id`` is given.
@@ -470,7 +474,7 @@ class PostgresStore:
         self._flusher.statements = statements(tuple(sorted(found)))
         for damage in found.values():
             self._note_damage(damage.name, damage.reason)
-        base.notify(self.on_ready)
+        base.notify(self._listener.ready)
 
     def _settled(self, settled: Sequence[tuple[Operation, Any]], outcome: Outcome) -> None:
         """Tell everybody, here and elsewhere, what a flush has written."""
@@ -488,14 +492,14 @@ class PostgresStore:
             match request:
                 case NewTask() if not result.replayed:
                     commit = Commit(request.task_id, request.owner, 0, request.events)
-                    base.notify(self.on_commit, commit)
+                    base.notify(self._listener.committed, commit)
                     news.append(LogHead(request.task_id, request.owner, len(request.events)))
                     is_ready |= is_left and request.status is TaskStatus.QUEUED
                 case Append() if request.events:
                     commit = Commit(
                         request.task_id, request.owner, request.expected, request.events
                     )
-                    base.notify(self.on_commit, commit)
+                    base.notify(self._listener.committed, commit)
                     seq = request.expected + len(request.events)
                     news.append(LogHead(request.task_id, request.owner, seq))
                     is_ready |= is_left and request.status is TaskStatus.QUEUED
@@ -506,13 +510,13 @@ class PostgresStore:
                     is_ready = True
                 case Claim() if done.cancelled():
                     self._give_back(result)
-        base.notify(self.on_durable, outcome.seconds)
+        base.notify(self._listener.durable, outcome.seconds)
         if outcome.queued is not None:
             self._queued = outcome.queued
         if is_ready:
-            base.notify(self.on_ready)
+            base.notify(self._listener.ready)
         if self._lease.id in outcome.posters:
-            base.notify(self.on_inbox)
+            base.notify(self._listener.inbox)
         self._hints.add(news, is_ready=is_ready, replies=outcome.posters)
 
     def _give_back(self, leases: Sequence[Lease]) -> None:
@@ -523,18 +527,21 @@ class PostgresStore:
                 lambda done: done.cancelled() or done.exception()
             )
 
+    def _leases_lost(self) -> None:
+        base.notify(self._listener.leases_lost)
+
     def _heard(self, hint: Notification) -> None:
         if hint.news:
-            base.notify(self.on_news, hint.news)
+            base.notify(self._listener.news, hint.news)
         if hint.is_ready:
-            base.notify(self.on_ready)
+            base.notify(self._listener.ready)
         if self._lease.id in hint.inbox or self._lease.id in hint.replies:
-            base.notify(self.on_inbox)
+            base.notify(self._listener.inbox)
 
     def _missed(self) -> None:
         """Hints were lost: there may be anything."""
-        base.notify(self.on_ready)
-        base.notify(self.on_inbox)
+        base.notify(self._listener.ready)
+        base.notify(self._listener.inbox)
 
     async def _reap(self, db: Any, find: Statements) -> tuple[int, Mapping[str, int]]:
         """Take the tasks of nodes that died; return how many, and the queue."""
@@ -545,8 +552,8 @@ class PostgresStore:
         sweeps = 0
         while True:
             await asyncio.sleep(self._timing.sweep)
-            base.notify(self.on_ready)
-            base.notify(self.on_inbox)
+            base.notify(self._listener.ready)
+            base.notify(self._listener.inbox)
             try:
                 reaped, self._queued = await self._find(self._reap)
                 if sweeps % FORGETTING == 0:
@@ -561,7 +568,7 @@ class PostgresStore:
             sweeps += 1
             if reaped:
                 _log.warning("%d tasks of nodes that are gone can be claimed", reaped)
-                base.notify(self.on_ready)
+                base.notify(self._listener.ready)
                 self._hints.add(is_ready=True)
 
 

@@ -59,7 +59,17 @@ from agentsrv.errors import UnavailableError
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.attempt_marks import AttemptMarks
-from agentsrv.store.base import Append, Commit, Created, Head, Lease, NewTask, Page, Span
+from agentsrv.store.base import (
+    Append,
+    Commit,
+    Created,
+    Head,
+    Lease,
+    NewTask,
+    Page,
+    Span,
+    StoreListener,
+)
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite.faults import Fault, MovedError, fault_of, hint_for, may_pass
 from agentsrv.store.sqlite.file import StoreInUseError, writer_of
@@ -129,14 +139,11 @@ class SqliteStore:
         """When the transaction that is under way was begun, of the monotonic clock."""
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="agentsrv-sqlite", daemon=True)
-        self.on_commit = base.ignore_commit
-        self.on_ready = base.ignore_ready
-        self.on_durable = base.ignore_durable
-        self.on_broken = base.ignore_broken
-        self.on_resumed = base.ignore_resumed
+        self._listener = base.SILENT
 
-    async def open(self) -> None:
+    async def open(self, listener: StoreListener = base.SILENT) -> None:
         """See ``Store.open``."""
+        self._listener = listener
         self._loop = asyncio.get_running_loop()
         give_up, is_told = monotonic() + OPEN_PATIENCE, False
         while True:
@@ -389,11 +396,11 @@ class SqliteStore:
                 if not operation.done.done():  # cancelled, or refused while the store waited
                     operation.done.set_result(result)
                 if operation.commit is not None and not is_replay(result):
-                    base.notify(self.on_commit, operation.commit)
+                    base.notify(self._listener.committed, operation.commit)
             elif not operation.done.done():
                 operation.done.set_exception(refusal)
         if not self._busy and self._file.take_ready_changed():
-            base.notify(self.on_ready)
+            base.notify(self._listener.ready)
         if self._waiting and not self._scheduled and not self._busy and self._wait is None:
             self._scheduled = True
             self._loop.call_soon(self._turn)
@@ -409,7 +416,7 @@ class SqliteStore:
             self._fail(error, outcomes)
         else:
             if self._since is not None:
-                base.notify(self.on_durable, monotonic() - self._since)
+                base.notify(self._listener.durable, monotonic() - self._since)
             self._settle(outcomes)
 
     def _fail(self, error: BaseException, outcomes: Outcomes) -> None:
@@ -484,7 +491,7 @@ class SqliteStore:
             waited = monotonic() - wait.since
             _log.warning("the store %s takes writes again, after %.1f s", self.path, waited)
             self.trouble = None
-            base.notify(self.on_resumed)
+            base.notify(self._listener.resumed)
         self._settle(self._without_dropped(wait.held))
 
     def _announce_when_due(self) -> None:
@@ -554,7 +561,7 @@ class SqliteStore:
                 exc_info=error,
                 extra={"about": {}},  # no task's fault, whosever turn it was
             )
-            base.notify(self.on_broken, error)
+            base.notify(self._listener.broken, error)
 
     def _unavailable(self) -> UnavailableError:
         return UnavailableError(f"the store cannot write: {self._broken}; the outcome is unknown")

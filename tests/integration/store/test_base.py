@@ -14,6 +14,7 @@ from agentsrv.store.memory import MemoryStore
 from agentsrv.store.postgres.store import PostgresStore
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite.store import SqliteStore
+from tests.support.store_listener import Heard, heard
 from tests.support.store_tasks import (
     CANCELLED,
     COMPLETED,
@@ -45,7 +46,7 @@ async def make(request, tmp_path):
         new_dsn = request.getfixturevalue("new_dsn")
 
     async def opening(store: Store) -> Store:
-        await store.open()
+        await store.open(Heard())
         opened.append(store)
         return store
 
@@ -87,7 +88,7 @@ async def store(make):
 def commits(store):
     """What the store tells of commits."""
     told: list[Commit] = []
-    store.on_commit = told.append
+    heard(store).committed = told.append
     return told
 
 
@@ -95,7 +96,7 @@ def commits(store):
 def calls(store):
     """How often the store said that something may be claimed."""
     rung = Counter[str]()
-    store.on_ready = lambda: rung.update(["ready"])
+    heard(store).ready = lambda: rung.update(["ready"])
     return rung
 
 
@@ -548,7 +549,7 @@ class TestClaim:
         await store.create(new_task("b0", QUEUED, owner="bob"))
         first, *rest = await claim(store, "node", 9)
         assert [lease.task_id for lease in rest] == ["b0", "a1"]
-        store.on_ready = lambda: rung.append("ready")
+        heard(store).ready = lambda: rung.append("ready")
         await store.append(following(rest[0], COMPLETED))
         assert (await claim(store, "node", 9), rung) == ([], [])
         await store.append(following(first, COMPLETED))
@@ -818,7 +819,7 @@ class TestCallbacks:
         store = await make(total=1)
         await store.create(new_task("t1", QUEUED, key="k"))
         told: list[Commit] = []
-        store.on_commit = told.append
+        heard(store).committed = told.append
         await store.create(new_task("t2", QUEUED, key="k"))
         stale = following(await head_of(store, "t1"))._replace(epoch=7)
         refused = [
@@ -835,7 +836,9 @@ class TestCallbacks:
         handed: list[asyncio.Future[None]] = []
         order: list[str] = []
         seen = []
-        store.on_commit = lambda _: seen.append(([done.done() for done in handed], list(order)))
+        heard(store).committed = lambda _: seen.append(
+            ([done.done() for done in handed], list(order))
+        )
 
         async def write():
             # A store may tell within the call, before anybody has the awaitable.

@@ -29,6 +29,7 @@ from agentsrv.store.memory import MemoryStore
 from agentsrv.store.postgres.store import PostgresStore
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite.store import SqliteStore
+from tests.support.store_listener import Heard
 from tests.support.store_tasks import (
     HOUR,
     NOW,
@@ -83,8 +84,7 @@ class Stores(RuleBasedStateMachine):
 
     async def open(self, store: Store, name: str) -> None:
         """Open a store, and listen to it."""
-        store.on_commit = self.told[name].append
-        await store.open()
+        await store.open(Heard(committed=self.told[name].append))
 
     def open_other(self) -> None:
         """Open the place with a store of its own."""

@@ -7,6 +7,7 @@ import asyncpg
 import pytest
 
 from agentsrv.errors import ConfigurationError
+from agentsrv.store.base import LogHead
 from agentsrv.store.notifier import (
     MAX_PAYLOAD,
     Notification,
@@ -18,8 +19,8 @@ from agentsrv.store.notifier import (
 from agentsrv.store.postgres.notifier import PostgresNotifier, open_bus
 from agentsrv.store.postgres.store import PostgresStore
 from agentsrv.store.redis_notifier import RedisNotifier
-from agentsrv.store.shared import LogHead
 from tests.support.postgres import redis
+from tests.support.store_listener import Heard
 from tests.support.store_tasks import STILL, new_task
 
 PATIENCE = 30  # seconds
@@ -160,9 +161,8 @@ async def test_a_store_with_a_redis_bus(dsn, redis_url):
     """Nodes hear of each other's commits over Redis as they do over PostgreSQL."""
     one, two = (PostgresStore(dsn, node=n, bus=redis_url, timing=STILL) for n in ("one", "two"))
     told: list[LogHead] = []
-    two.on_news = told.extend
-    for store in (one, two):
-        await store.open()
+    await one.open()
+    await two.open(Heard(news=told.extend))
     await until(lambda: all(store._hints._notifier._client for store in (one, two)))  # type: ignore[attr-defined]
     await one.create(new_task("t1"))
     await until(lambda: told == [LogHead("t1", "ann", 1)])

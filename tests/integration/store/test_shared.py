@@ -12,12 +12,13 @@ import pytest
 
 from agentsrv.errors import FencedError, OverloadedError
 from agentsrv.models.usage import Use
-from agentsrv.store.base import Store
+from agentsrv.store.base import LogHead, Store
 from agentsrv.store.postgres.lease import Timing
 from agentsrv.store.postgres.store import PostgresStore
 from agentsrv.store.queue import QueueLimits
-from agentsrv.store.shared import LogHead, SharedStore
+from agentsrv.store.shared import SharedStore
 from tests.support.shared_memory import Place, SharedMemory
+from tests.support.store_listener import Heard, heard
 from tests.support.store_tasks import (
     COMPLETED,
     PENDING,
@@ -58,7 +59,7 @@ class Doors:
     ) -> SharedStore:
         """Another node's door."""
         store = PostgresStore(self.dsn, node=node, timing=timing, limits=limits)
-        await store.open()
+        await store.open(Heard())
         self.opened.append(store)
         return store
 
@@ -107,7 +108,7 @@ class MemoryDoors:
         """Another node's door."""
         self.place._queue.limits = limits or QueueLimits()
         store = self.place.door(node, timing)
-        await store.open()
+        await store.open(Heard())
         self.opened.append(store)
         return store
 
@@ -240,7 +241,7 @@ class TestHints:
         """A node hears of others' commits, and not of its own by this way."""
         told: list[LogHead] = []
         own: list[LogHead] = []
-        two.on_news, one.on_news = told.extend, own.extend
+        heard(two).news, heard(one).news = told.extend, own.extend
         # Until both listen, hints are lost: a marker that arrived says that they do.
         for number in range(PATIENCE * 20):
             await one.create(new_task(f"m{number}"))
@@ -256,7 +257,7 @@ class TestHints:
     async def test_a_task_to_claim_is_told(self, one, two):
         """What is queued or released at one door rings at the other."""
         rung = Counter[str]()
-        two.on_ready = lambda: rung.update(["ready"])
+        heard(two).ready = lambda: rung.update(["ready"])
         await one.create(new_task("t1", QUEUED))
         await asyncio.sleep(0.05)
         for number in range(PATIENCE * 20):
@@ -270,8 +271,8 @@ class TestHints:
         """Whoever hears nothing is told again and again to ask."""
         door = await doors.open("one", SWEEPING)
         rung = Counter[str]()
-        door.on_ready = lambda: rung.update(["ready"])
-        door.on_inbox = lambda: rung.update(["inbox"])
+        heard(door).ready = lambda: rung.update(["ready"])
+        heard(door).inbox = lambda: rung.update(["inbox"])
         await until(lambda: rung["ready"] > 2 and rung["inbox"] > 2)
 
     async def test_the_sweep_counts_the_queue(self, doors, one):
@@ -384,8 +385,8 @@ class TestInbox:
         rung = Counter[str]()
         await leased(one)
         number = None
-        one.on_inbox = lambda: rung.update(["inbox"])
-        two.on_inbox = lambda: rung.update(["replies"])
+        heard(one).inbox = lambda: rung.update(["inbox"])
+        heard(two).inbox = lambda: rung.update(["replies"])
         rung.clear()
         for _ in range(PATIENCE * 20):
             number = await two.post("t1", b"x")

@@ -12,6 +12,7 @@ from agentsrv.delivery.subscriptions import Subscriber
 from agentsrv.engine.cluster.follower import CommitFollower
 from agentsrv.engine.cluster.remote_commands import RemoteCommands
 from agentsrv.engine.commands import CommandHandler
+from agentsrv.engine.store_events import StoreEvents
 from tests.support.shared_memory import Place, SharedMemory
 from tests.support.simulation import now
 from tests.support.world import OWNER, Reader, World, die
@@ -35,7 +36,9 @@ class Member(World):
             remote_commands=self.remote_commands,
         )
         self.follower = CommitFollower(door, self.broker, self.worker.runs, now)
-        door.on_lost = self.worker.abandon
+        self.listener = StoreEvents(
+            self.broker, self.worker, remote_commands=self.remote_commands, follower=self.follower
+        )
         self.is_dead = False
         self._beside: list[asyncio.Task[None]] = []
 
@@ -51,7 +54,7 @@ class Member(World):
 
     async def start(self, *, works: bool = True) -> None:
         """Take part; as a gateway it claims nothing."""
-        await self.door.open()
+        await self.door.open(self.listener)
         if works:
             self.worker.start()
         self._beside = [

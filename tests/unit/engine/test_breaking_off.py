@@ -299,13 +299,13 @@ def test_a_server_is_ready_while_its_store_serves_it(name, value, reason):
             await world.command_handler.check_ready()
             before = getattr(world.store, name)
             setattr(world.store, name, value)
-            world.store.on_ready()
+            world.listener.ready()
             await asyncio.sleep(1)
             with pytest.raises(UnavailableError) as refused:
                 await world.command_handler.check_ready()
             assert reason in refused.value.message
             setattr(world.store, name, before)
-            world.store.on_ready()
+            world.listener.ready()
             await asyncio.sleep(1)
             await world.command_handler.check_ready()
             world.command_handler.draining = True

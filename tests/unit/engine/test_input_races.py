@@ -41,7 +41,7 @@ def test_an_open_question_outlives_the_worker(when):
         async with running(world):
             task = await world.create(step("a", "agent"), step("b", "agent", "a"))
             successor = await crashed(world, task, "input_required")
-            await successor.store.open()
+            await successor.open()
             status = await successor.status(task)
             assert (status["status"], len(status["inputs"])) == ("input_required", 1)
             await successor.subscribe(task)
@@ -395,14 +395,14 @@ def test_any_interleaving_keeps_what_was_acknowledged(seed):
     async def story() -> None:
         world = World()
         world.agent(curious, retries=2)
-        await world.store.open()
+        await world.open()
         world.worker.start()
         tasks = [await world.create(step("a", "curious"), step("b", "curious")) for _ in range(3)]
         for _ in range(chance.randrange(4)):
             await impatient(world, tasks, chance.choice([0, 0.5, 3]))
             die(world)
             world = World(world.store, world.registry)
-            await world.store.open()
+            await world.open()
             world.worker.start()
         clients = [answer(world, task, value) for task in tasks for value in (1, 2)]
         ending = asyncio.gather(*clients)

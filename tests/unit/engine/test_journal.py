@@ -155,13 +155,13 @@ def test_a_listener_that_fails_keeps_nobody_waiting(caplog):
     async def story() -> None:
         world = World()
         world.agent(quick)
-        publish = world.store.on_commit
+        publish = world.listener.committed
 
         def listen(commit: Any) -> None:
             publish(commit)
             raise LookupError("a listener's fault")
 
-        world.store.on_commit = listen
+        world.listener.committed = listen
         async with running(world):
             task = await world.create(step("a", "quick"))
             assert (await world.reader.until(task)).event_type == "task_completed"

@@ -79,7 +79,7 @@ def test_messages_outlive_attempts_and_workers():
             await asyncio.sleep(1)
             die(world)
             successor = World(world.store, world.registry)
-            await successor.store.open()
+            await successor.open()
             last = (await successor.log(task))[-1].seq
             assert (await successor.send(task, "stop"))["seq"] == last + 1
             async with running(successor):

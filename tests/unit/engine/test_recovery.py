@@ -33,6 +33,7 @@ def test_a_task_goes_on_behind_its_completed_steps():
 
     async def story() -> None:
         world = World()
+        await world.open()
         world.agent(counting)
         async with running(world):
             task = await world.create(step("a", "counting"), step("b", "counting", "a"))
@@ -86,12 +87,13 @@ def test_a_step_that_runs_at_five_crashes_fails():
 
     async def story() -> None:
         world = World()
+        await world.open()
         world.agent(sleeper)
         world.worker.start()
         task = await world.create(step("a", "sleeper"))
         for _ in range(5):
             world = await crashed(world, task, "step_started")
-            await world.store.open()
+            await world.open()
             world.worker.start()
             await world.subscribe(task, (await world.log(task))[-1].seq)
         await world.reader.until(task)
@@ -153,6 +155,7 @@ def test_only_code_that_makes_no_progress_loses(agent, losses):
 
     async def story() -> None:
         world = World()
+        await world.open()
         world.agent(agent, name="it", retry_base=1000.0)
         world.worker.start()
         task = await world.create(step("a", "it"))
@@ -160,7 +163,7 @@ def test_only_code_that_makes_no_progress_loses(agent, losses):
             await asyncio.sleep(5)
             die(world)
             world = World(world.store, world.registry)
-            await world.store.open()
+            await world.open()
             world.worker.start()
         await asyncio.sleep(5)
         log = await world.log(task)
@@ -181,6 +184,7 @@ def test_a_stop_that_was_declared_loses_nothing(stops):
 
     async def story() -> None:
         world = World(grace=0.1)
+        await world.open()
         world.agent(stubborn)
         world.agent(sleeper)
         world.worker.start()
@@ -189,7 +193,7 @@ def test_a_stop_that_was_declared_loses_nothing(stops):
             await asyncio.sleep(5)
             await world.worker.drain(0.1)
             world = World(world.store, world.registry, grace=0.1)
-            await world.store.open()
+            await world.open()
             world.worker.start()
         await asyncio.sleep(5)
         for task in tasks:
@@ -227,6 +231,7 @@ def test_two_suspects_never_run_at_once():
     async def story() -> None:
         nonlocal most
         world = World()
+        await world.open()
         world.agent(silent)
         world.agent(fresh)
         world.worker.start()
@@ -235,7 +240,7 @@ def test_two_suspects_never_run_at_once():
             await asyncio.sleep(5)
             die(world)
             world = World(world.store, world.registry)
-            await world.store.open()
+            await world.open()
             world.worker.start()
             await asyncio.sleep(0)
         alive.clear()
@@ -258,6 +263,7 @@ def test_an_agent_that_is_gone_fails_the_recovered_task():
 
     async def story() -> None:
         world = World()
+        await world.open()
         world.agent(slow)
         async with running(world):
             task = await world.create(step("a", "slow"))

@@ -22,6 +22,7 @@ from agentsrv.store.postgres.store import PostgresStore
 from agentsrv.store.postgres.writer import Claim, Flush, Release, Settle
 from tests.support.postgres import QUICK, free_port, postgres
 from tests.support.proxy import Cut, CuttingProxy, Kind
+from tests.support.store_listener import Heard, heard
 from tests.support.store_tasks import (
     COMPLETED,
     HOUR,
@@ -50,7 +51,7 @@ async def connect():
     async def connect(dsn: str, **how: Any) -> PostgresStore:
         settings: dict[str, Any] = {"node": "node", "bus": DeafBus(), "timing": STILL, **how}
         store = PostgresStore(dsn, **settings)
-        await store.open()
+        await store.open(Heard())
         opened.append(store)
         return store
 
@@ -122,7 +123,7 @@ class TestLostAnswer:
     async def test_a_create_happens_once(self, store, lose):
         """It is there once, and answered as if nothing had happened."""
         told: list[Commit] = []
-        store.on_commit = told.append
+        heard(store).committed = told.append
         lose()
         created = await store.create(new_task("t1", QUEUED, key="k"))
         assert created == Created(Head("t1", "ann", QUEUED, 1, 0), replayed=False)
@@ -338,8 +339,8 @@ class TestAway:
         with postgres(*QUICK) as server:
             store = await connect(server.dsn(), clock=lambda: now)
             broken: list[BaseException] = []
-            store.on_lost = lambda: lost.update(["lost"])
-            store.on_broken = broken.append
+            heard(store).leases_lost = lambda: lost.update(["lost"])
+            heard(store).broken = broken.append
             lease = await leased(store)
             await asyncio.to_thread(server.stop)
             waiting = [
@@ -420,7 +421,7 @@ class TestLease:
         timing = STILL._replace(beat=HOUR)
         paused = await connect(dsn, node="paused", clock=lambda: now, timing=timing)
         other = await connect(dsn, node="other")
-        paused.on_lost = lambda: lost.update(["lost"])
+        heard(paused).leases_lost = lambda: lost.update(["lost"])
         await leased(paused)
         first = paused._lease.id
         now += 2 * timing.ttl
@@ -435,7 +436,7 @@ class TestLease:
         """Where the database's clock was faster, the node learns it with its next beat."""
         lost = Counter[str]()
         node = await connect(dsn, timing=STILL._replace(beat=0.05, sweep=0.05))
-        node.on_lost = lambda: lost.update(["lost"])
+        heard(node).leases_lost = lambda: lost.update(["lost"])
         lease = await leased(node)
         await admin.execute("UPDATE node SET expires_at = clock_timestamp() - interval '1 s'")
         await _until(lambda: lost["lost"] == 1)
@@ -466,7 +467,7 @@ class TestLease:
         bus = HeardBus()
         store = await connect(dsn, bus=bus)
         claims: list[asyncio.Future[Any]] = []
-        store.on_ready = lambda: claims.append(asyncio.ensure_future(store.claim("node", 1)))
+        heard(store).ready = lambda: claims.append(asyncio.ensure_future(store.claim("node", 1)))
         before = store._flusher._number
         await store.create(new_task("t1", QUEUED))
         assert [lease.task_id for lease in await claims[0]] == ["t1"]
@@ -494,7 +495,7 @@ class TestLease:
         now = 0.0
         node = await connect(dsn, clock=lambda: now, timing=STILL._replace(beat=HOUR))
         first = node._lease.id
-        node.on_lost = lambda: 1 / 0
+        heard(node).leases_lost = lambda: 1 / 0
         now += 2 * STILL.ttl
         await _until(lambda: node._lease.id not in (None, first))
 
@@ -626,7 +627,7 @@ class TestOpen:
     async def test_a_fault_of_the_store_is_told(self, store):
         """When what must always run ends, that is told once, and nobody waits in vain."""
         broken: list[BaseException] = []
-        store.on_broken = broken.append
+        heard(store).broken = broken.append
         store._flusher._settled = lambda *_: 1 / 0
         waiting = asyncio.ensure_future(store.create(new_task("t1")))
         await _until(lambda: bool(broken))

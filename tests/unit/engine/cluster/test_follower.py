@@ -8,9 +8,9 @@ from agentsrv.agents.agent import StepContext
 from agentsrv.engine.cluster.follower import REMEMBERED
 from agentsrv.models.events import decode
 from agentsrv.models.plan import Step
-from agentsrv.store.base import Commit
+from agentsrv.store.base import Commit, LogHead
 from agentsrv.store.queue import QueueLimits
-from agentsrv.store.shared import SWEEP, LogHead
+from agentsrv.store.shared import SWEEP
 from tests.support.shared_memory import Place
 from tests.support.simulation import simulate
 from tests.support.world import Reader, check_log, step
@@ -215,8 +215,8 @@ def test_hints_that_make_no_sense_do_no_harm():
             chance = random.Random(1)
             while len(other.subscriber):
                 old = chance.randrange(40)
-                other.door.on_news([LogHead(task, "somebody", old), LogHead("gone", "nobody", 7)])
-                other.door.on_commit(Commit("gone", "nobody", 3, [b"x"]))
+                other.listener.news([LogHead(task, "somebody", old), LogHead("gone", "nobody", 7)])
+                other.listener.committed(Commit("gone", "nobody", 3, [b"x"]))
                 await asyncio.sleep(0.03)
             check_log(other.reader.of(task))
             assert other.follower._tails.keys() <= {task}

@@ -249,7 +249,7 @@ def test_nobody_is_asked_twice_at_once():
         task = await started(members, "listener")
         sending = asyncio.create_task(other.send(task, "once"))
         while not sending.done():
-            here.door.on_inbox()
+            here.listener.inbox()
             await asyncio.sleep(0.05)
         await asyncio.sleep(2)
         assert len(only(await other.log(task), "message_received")) == 1

@@ -21,6 +21,7 @@ from agentsrv.store.sqlite.backup import back_up
 from agentsrv.store.sqlite.inspect import Damage, find_damage
 from agentsrv.store.sqlite.log import SqliteLog
 from agentsrv.store.sqlite.store import SqliteStore
+from tests.support.store_listener import Heard
 from tests.support.store_tasks import (
     COMPLETED,
     QUEUED,
@@ -153,8 +154,7 @@ async def test_a_damaged_page_concerns_its_task(tmp_path, caplog, table, how):
     await fill(path)
     spoil(path, table, how)
     store = SqliteStore(path)
-    store.on_broken = _fail
-    await store.open()
+    await store.open(Heard(broken=_fail))
     damaged: set[str] = set()
     refusals: list[DamagedError] = []
     try:
@@ -197,8 +197,7 @@ async def test_a_start_leaves_damaged_tasks_alone(tmp_path, table, how):
     spoil(path, table, how)
     for life in range(3):
         store = SqliteStore(path)
-        store.on_broken = _fail
-        await store.open()
+        await store.open(Heard(broken=_fail))
         claimed: dict[str, int] = {}
         while leases := await claim(store, "node", 7):
             claimed.update((lease.task_id, lease.seq) for lease in leases)
@@ -272,8 +271,7 @@ async def test_a_wrong_index_of_ids_is_not_believed(tmp_path, caplog, how, is_op
     if not is_open:
         spoil_root(path, INDEXES[0], how)
     store = SqliteStore(path)
-    store.on_broken = _fail
-    await store.open()
+    await store.open(Heard(broken=_fail))
     if is_open:  # before the server has read the page
         store._file._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         store._file._db.execute("PRAGMA shrink_memory")
@@ -304,8 +302,7 @@ async def test_a_start_makes_a_damaged_index_anew(tmp_path, caplog, index, how):
     await fill(path, unfinished=True)
     spoil_root(path, index, how)
     store = SqliteStore(path)
-    store.on_broken = _fail
-    await store.open()
+    await store.open(Heard(broken=_fail))
     found = find_damage(path)
     acknowledged = await append_to_all(store, await claim(store, "node", TASKS))
     await store.close()
@@ -340,8 +337,7 @@ async def test_one_damaged_page_of_many_of_an_index(tmp_path, caplog, how):
     await store.close()
     spoil_root(path, "task_ready", WAYS[how], child=1)
     store = SqliteStore(path)
-    store.on_broken = _fail
-    await store.open()
+    await store.open(Heard(broken=_fail))
     assert [lease.task_id for lease in await claim(store, "node", 2000)] == names
     await store.close()
     assert "made anew" in caplog.text
@@ -356,7 +352,6 @@ async def test_an_index_that_cannot_be_made_anew_is_named(tmp_path, caplog, inde
     spoil(path, "task", WAYS["zeros"])
     spoil_root(path, index, WAYS["zeros"])
     store = SqliteStore(path)
-    store.on_broken = _fail
     refusal = await refused(store)
     assert "cannot be made anew from its tasks' rows" in caplog.text
     if index in ("task_ready", "task_node"):
@@ -384,8 +379,7 @@ async def test_what_is_acknowledged_beside_a_damaged_page_is_in_the_file(
     path = tmp_path / "agentsrv.db"
     await fill(path, unfinished=True)
     store = SqliteStore(path)
-    store.on_broken = _fail
-    await store.open()
+    await store.open(Heard(broken=_fail))
     leases = await claim(store, "node", TASKS)
     store._file.commit()
     store._file._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -523,8 +517,7 @@ async def test_a_task_that_cannot_be_written_is_not_claimed(tmp_path, monkeypatc
     path = tmp_path / "agentsrv.db"
     await fill(path, unfinished=True)
     store = SqliteStore(path)
-    store.on_broken = _fail
-    await store.open()
+    await store.open(Heard(broken=_fail))
     log, flush = store._file, store._file.flush
     log._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     log._db.execute("PRAGMA cache_size=0")
@@ -547,7 +540,7 @@ async def test_a_task_that_cannot_be_written_is_not_claimed(tmp_path, monkeypatc
 async def refused(store: SqliteStore) -> ConfigurationError | None:
     """Open a store; return why it cannot be opened, if it cannot."""
     try:
-        await store.open()
+        await store.open(Heard(broken=_fail))
     except ConfigurationError as refusal:
         return refusal
     return None
@@ -626,8 +619,7 @@ async def test_a_purge_leaves_damaged_tasks_alone(tmp_path):
     await fill(path)
     spoil(path, "event", WAYS["zeros"])
     store = SqliteStore(path)
-    store.on_broken = _fail
-    await store.open()
+    await store.open(Heard(broken=_fail))
     try:
         forgotten = 0
         for _ in range(2 * TASKS):
@@ -658,8 +650,7 @@ async def test_a_file_that_is_cut_off_under_the_server_ends_it(tmp_path, caplog,
     await fill(path, unfinished=True)
     store = SqliteStore(path)
     broken: list[BaseException] = []
-    store.on_broken = broken.append
-    await store.open()
+    await store.open(Heard(broken=broken.append))
     leases = await claim(store, "node", TASKS)
     before = await append_to_all(store, leases[:10])
     cut = path.with_name(path.name + suffix)
@@ -679,8 +670,7 @@ async def test_a_file_that_is_cut_off_under_the_server_ends_it(tmp_path, caplog,
     if not suffix:
         return
     again = SqliteStore(other / path.name)
-    again.on_broken = _fail
-    await again.open()
+    await again.open(Heard(broken=_fail))
     for task_id in before:
         log = await log_of(again, task_id)
         assert [json.loads(each)["seq"] for each in log] == list(range(1, len(log) + 1))
@@ -711,8 +701,7 @@ async def test_a_log_that_was_cut_off_is_read_up_to_the_gap(tmp_path, share):
     log = other / f"{path.name}-wal"
     os.truncate(log, int(log.stat().st_size * share))
     again = SqliteStore(other / path.name)
-    again.on_broken = _fail
-    await again.open()
+    await again.open(Heard(broken=_fail))
     leases = await claim(again, "node", TASKS)
     assert len(leases) == TASKS
     for lease in leases:

@@ -26,6 +26,7 @@ from agentsrv.store.sqlite.log import SqliteLog
 from agentsrv.store.sqlite.schema import APPLICATION, SCHEMA_VERSION
 from agentsrv.store.sqlite.store import SqliteStore
 from tests.support.store_conditions import LASTING, LOCKED, MOVED, held
+from tests.support.store_listener import Heard, heard
 from tests.support.store_tasks import (
     QUEUED,
     claim,
@@ -59,8 +60,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 async def opened(path: Path):
     """A store that is open within."""
     store = SqliteStore(path)
-    store.on_broken = _fail
-    await store.open()
+    await store.open(Heard(broken=_fail))
     try:
         yield store
     finally:
@@ -86,7 +86,7 @@ async def test_what_passes_is_waited_for(path, name, caplog):
         lease = await leased(store)
         await store.append(following(lease))
         resumed: list[bool] = []
-        store.on_resumed = lambda: resumed.append(True)
+        heard(store).resumed = lambda: resumed.append(True)
         with (LOCKED | MOVED)[name](path):
             append = store.append(following(lease._replace(seq=2)))
             await until(lambda: store.trouble is not None)
@@ -205,7 +205,7 @@ async def test_what_lasts_is_noticed_and_nothing_more_is_acknowledged(path, cond
     async with opened(path) as store:
         lease = await leased(store)
         told: list[str] = []
-        store.on_commit = lambda commit: told.append(commit.task_id)
+        heard(store).committed = lambda commit: told.append(commit.task_id)
         with condition(path):
             await until(lambda: store.trouble is not None)
             append = store.append(following(lease))

@@ -12,6 +12,7 @@ from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite import store as sqlite
 from agentsrv.store.sqlite.file import StoreInUseError
 from agentsrv.store.sqlite.store import SqliteStore
+from tests.support.store_listener import Heard, heard
 from tests.support.store_tasks import (
     COMPLETED,
     QUEUED,
@@ -28,10 +29,10 @@ from tests.support.store_tasks import (
 DISK_ERROR = sqlite3.OperationalError("disk I/O error")
 
 
-LISTENERS = ("on_commit", "on_ready", "on_durable")
+METHODS = ("committed", "ready", "durable")
 
 
-@pytest.mark.parametrize("name", LISTENERS)
+@pytest.mark.parametrize("name", METHODS)
 async def test_a_listener_that_fails_keeps_nobody_waiting(tmp_path, caplog, name):
     """What was committed is acknowledged, and so is what comes after it."""
 
@@ -39,8 +40,7 @@ async def test_a_listener_that_fails_keeps_nobody_waiting(tmp_path, caplog, name
         raise LookupError("a listener's fault")
 
     store = SqliteStore(tmp_path / "agentsrv.db")
-    setattr(store, name, fail)
-    await store.open()
+    await store.open(Heard(**{name: fail}))
     async with asyncio.timeout(60):
         for number in range(3):
             await store.create(new_task(f"t{number}", QUEUED))
@@ -51,7 +51,7 @@ async def test_a_listener_that_fails_keeps_nobody_waiting(tmp_path, caplog, name
 async def test_a_file_that_cannot_be_closed_keeps_nobody_waiting(tmp_path, caplog, monkeypatch):
     """The server ends all the same; the log has the reason."""
     store = SqliteStore(tmp_path / "agentsrv.db")
-    await store.open()
+    await store.open(Heard())
     close = store._file.close
 
     def fail() -> None:
@@ -113,7 +113,7 @@ def path(tmp_path):
 async def store(path):
     """An open, empty store."""
     store = SqliteStore(path)
-    await store.open()
+    await store.open(Heard())
     yield store
     await store.close()
 
@@ -122,7 +122,7 @@ async def store(path):
 async def opened(path, **limits):
     """A store that is open within."""
     store = SqliteStore(path, QueueLimits(**limits))
-    await store.open()
+    await store.open(Heard())
     try:
         yield store
     finally:
@@ -222,9 +222,9 @@ class TestClosing:
     async def test_what_is_under_way_is_finished(self, path):
         """Writes handed over before the end are durable, acknowledged and told."""
         store = SqliteStore(path)
-        await store.open()
+        await store.open(Heard())
         told: list[str] = []
-        store.on_commit = lambda commit: told.append(commit.task_id)
+        heard(store).committed = lambda commit: told.append(commit.task_id)
         creates = [asyncio.ensure_future(store.create(new_task(f"t{n}"))) for n in range(50)]
         await asyncio.sleep(0)
         await store.close()
@@ -236,9 +236,9 @@ class TestClosing:
     async def test_what_comes_during_the_end_is_refused(self, path):
         """A write that is handed over while the store closes is not made; nothing is broken."""
         store = SqliteStore(path)
-        await store.open()
+        await store.open(Heard())
         broken: list[BaseException] = []
-        store.on_broken = broken.append
+        heard(store).broken = broken.append
         closing = asyncio.ensure_future(store.close())
         await asyncio.sleep(0)
         write = asyncio.ensure_future(store.create(new_task()))
@@ -288,7 +288,7 @@ class TestGroupCommit:
         leases = [await leased(store, f"t{n}") for n in range(25)]
         gate = Gate(store)
         order: list[str] = []
-        store.on_commit = lambda commit: order.append(commit.task_id)
+        heard(store).committed = lambda commit: order.append(commit.task_id)
         async with gate.held(store):
             writes = [store.append(following(lease)) for lease in leases]
         await asyncio.gather(*writes)
@@ -306,7 +306,7 @@ class TestGroupCommit:
         """A task's appends that are handed over without waiting are told in their order."""
         lease = await leased(store)
         told: list[int] = []
-        store.on_commit = lambda commit: told.append(commit.after)
+        heard(store).committed = lambda commit: told.append(commit.after)
         head = lease
         writes = []
         for _ in range(100):
@@ -321,7 +321,7 @@ class TestGroupCommit:
         lease = await leased(store)
         gate = Gate(store)
         told: list[int] = []
-        store.on_commit = lambda commit: told.append(commit.after)
+        heard(store).committed = lambda commit: told.append(commit.after)
         async with gate.held(store):
             done = store.append(following(lease))
             for _ in range(5):
@@ -338,13 +338,13 @@ class TestBrokenDisk:
     async def test_a_failed_commit_acknowledges_nothing(self, path, caplog, waits):
         """Everybody is told that the outcome is unknown; the file is intact."""
         store = SqliteStore(path)
-        await store.open()
+        await store.open(Heard())
         broken: list[BaseException] = []
         told: list[str] = []
-        store.on_broken = broken.append
+        heard(store).broken = broken.append
         leases = [await leased(store, f"t{n}") for n in range(10)]
         await asyncio.gather(*(store.append(following(lease)) for lease in leases))
-        store.on_commit = lambda commit: told.append(commit.task_id)
+        heard(store).committed = lambda commit: told.append(commit.task_id)
         gate = Gate(store)
         async with gate.held(store) if waits else contextlib.nullcontext():
             gate.error = DISK_ERROR
@@ -373,11 +373,11 @@ class TestBrokenDisk:
             assert len(await claim(again, "node", 99)) == 10
 
     async def test_a_broken_store_is_told_once(self, store, monkeypatch):
-        """However much had been handed over when the disk failed, on_broken is called once."""
+        """However much had been handed over when the disk failed, that is told once."""
         monkeypatch.setattr(sqlite, "MAX_ROWS", 9)
         gate = Gate(store)
         broken: list[BaseException] = []
-        store.on_broken = broken.append
+        heard(store).broken = broken.append
         async with gate.held(store):
             writes = [asyncio.ensure_future(store.create(new_task(f"t{n}"))) for n in range(35)]
             await asyncio.sleep(0)
@@ -403,7 +403,7 @@ class TestBrokenDisk:
 async def test_the_file_stops_growing_where_old_tasks_are_purged(tmp_path):
     """Freed pages are used again: ten generations of tasks take the room of little more than one."""
     store = SqliteStore(tmp_path / "agentsrv.db")
-    await store.open()
+    await store.open(Heard())
     sizes = []
     try:
         for generation in range(10):
