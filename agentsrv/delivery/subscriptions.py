@@ -1,26 +1,56 @@
-"""Subscriptions: cursors into task logs; first what is logged, then what is live.
+"""Subscriptions: positions in task logs, and the delivery of what follows them.
 
-A cursor is a number, not a queue. While its reader keeps up, committed events go straight to
-the reader; when the reader has no room, the cursor stays where it is and later reads on from
-the store. So resuming, replaying and following are one thing, and a slow reader costs a number.
+Theory of operation. A subscription is a cursor: the number of the last event that was delivered
+(``seq``) and of the last one that is known to be committed (``head``). There are two ways to move
+it, and both keep the order of the log:
+
+- *live*: a commit that begins at ``seq`` is delivered at once, as the bytes that were stored;
+- *lagging*: the subscriber's reader reads pages from the store, of all cursors in turn, until they
+  have reached their heads.
+
+A cursor lags if a commit came while the sink had no room, or did not begin at ``seq``. While it
+lags, only the reader delivers. Resuming and replaying are a cursor that begins before the head; a
+slow client costs one integer.
+
+A command that begins a subscription must not miss a commit between the moment at which the store
+reads the task's head and the moment at which the subscription begins. So its caller opens a
+``Hold`` before, which notes the commits of the task. A hold has a second purpose: while one is
+open, no event of its task is delivered, so that a reply is sent before the events that the command
+caused. Several commands on a task may be under way at the same time; then the task has several
+holds, and its events are delivered when the last one is left.
+
+============================== ====================================================================
+``task in _cursors``           the task is followed
+``task in _holds``             commands on it are under way; nothing of it is delivered
+``hold.cursor is not None``    the command is to begin this subscription; it notes commits
+``cursor in _lagging``         the reader delivers it; ``seq < head`` or ``seq == target``
+``cursor.target is not None``  `caught_up` is to be sent behind this event
+``cursor.ended``               the event ``head`` is the task's end: then the subscription ends
+============================== ====================================================================
+
+The broker calls a subscriber for a task as long as it is in ``_cursors`` or a hold has a cursor.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import uuid
 from collections.abc import Collection, Sequence
+from contextvars import Context
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 from agentsrv.delivery.broker import EventBroker
 from agentsrv.errors import AgentsrvError, InternalError, NotFoundError
 from agentsrv.models.events import is_life_cycle, is_terminal
+from agentsrv.models.outcome import CommandOutcome, Follow
 from agentsrv.store.base import Commit, Span, damaged
 from agentsrv.store.replay import forgotten
 
 PAGE = 256  # events read from the store at once, of as many tasks as it takes: some 64 KiB
+UNKNOWN_HEAD: Final = sys.maxsize  # the reader reads until there is nothing more
 
 _log = logging.getLogger("agentsrv.subscriptions")
 
@@ -46,21 +76,21 @@ class Sink(Protocol):
 class _Cursor:
     task_id: str
     seq: int
-    """The last event that was delivered, or passed over."""
+    """The last event that was delivered, or is not wanted."""
     head: int
     """The last event that is known to be committed."""
-    target: int | None
-    """Where the subscription has caught up; ``None`` once that was told, or is not to be."""
+    target: int | None = None
+    """Send `caught_up` after this event; ``None`` if it was sent or is not requested."""
     life_cycle: bool = False
-    """Whether only the task's own events are delivered."""
+    """Whether only the task's life-cycle events are delivered."""
     ended: bool = False
     """Whether ``head`` is known to be the task's last event."""
     kept: Sequence[bytes] = ()
-    """What was committed behind ``seq`` while an answer kept it back: it need not be read."""
-    is_accepted: bool = False
-    """Whether the command that asked for it was carried out."""
-    replaced: _Cursor | None = None
-    """The subscription that comes back if this one is refused; ``None`` once it is accepted."""
+    """The events after ``seq``, if they were committed while the task was held: they need not be
+    read."""
+    order: int = 0
+    """Commands may be completed in another order than that in which they came: of the
+    subscriptions to a task, the one with the highest number counts."""
 
     @property
     def waits(self) -> bool:
@@ -72,80 +102,53 @@ Turn = list[tuple[_Cursor, int]]
 """Cursors, and how many events to read for each."""
 
 
-class Answer:
-    """The bracket around one command: no event that it causes is delivered within.
+class Hold:
+    """Keeps a task's events back while a command on it is carried out and its reply is sent.
 
-    Leaving it by an exception takes back the subscriptions that were begun within; an earlier
-    subscription to the same task goes on.
+    Enter it before the store is asked for anything; leave it after the reply is sent. Leaving it
+    by an exception takes back nothing but itself: an earlier subscription continues.
+
+    Args:
+        subscriber: The connection's.
+        task_id: The task; empty for a command that concerns no task.
+        after: If the command is to begin a subscription, the event after which it delivers.
     """
 
-    def __init__(self, subscriber: Subscriber) -> None:
+    __slots__ = ("_subscriber", "cursor", "task_id")
+
+    def __init__(self, subscriber: Subscriber, task_id: str = "", after: int | None = None) -> None:
         self._subscriber = subscriber
-        self._kept: list[str] = []
-        self._begun: dict[str, _Cursor] = {}
-        """The subscriptions that were begun within, by task."""
-        self._bound: list[str] = []
-
-    def keep(self, task_id: str) -> None:
-        """Keep the task's events back until the bracket is left."""
-        held = self._subscriber.held
-        held[task_id] = held.get(task_id, 0) + 1
-        self._kept.append(task_id)
-
-    def is_followed(self, task_id: str) -> bool:
-        """Whether there is a subscription to the task that cannot be refused any more."""
-        return self._subscriber.follows(task_id)
-
-    def follow(self, task_id: str, after: int) -> None:
-        """Follow a task behind event ``after``, in place of an earlier subscription.
-
-        Call it before the log's head is read, and tell the head with ``found``: an append in
-        between is then noticed.
-
-        Raises:
-            Overloaded: The principal follows as many tasks as it may.
-        """
-        self.keep(task_id)
-        self._begun[task_id] = self._subscriber.install(task_id, after)
-
-    def found(self, task_id: str, head: int, *, ended: bool) -> None:
-        """Tell where the log of a task that is followed ends, and whether for good.
-
-        Without effect on what another command has begun meanwhile.
-        """
-        cursor = self._begun[task_id]
-        cursor.head = max(cursor.head, head)
-        cursor.target = head
-        cursor.ended = ended
-
-    def bind(self, task_id: str) -> None:
-        """Let the task be cancelled when the connection is gone."""
-        self._subscriber.bind(task_id)
-        self._bound.append(task_id)
-
-    def undo(self) -> None:
-        """Take back what was begun: subscriptions, and bonds."""
-        for cursor in self._begun.values():
-            self._subscriber.withdraw(cursor)
-        self._begun.clear()
-        for task_id in self._bound:
-            self._subscriber.unbind(task_id)
-        self._bound.clear()
+        self.task_id = task_id
+        self.cursor = None if after is None else _Cursor(task_id, after, 0)
+        """The subscription to begin; ``None`` if there is none, or not any more."""
 
     def __enter__(self) -> Self:
+        """Hold the task.
+
+        Raises:
+            OverloadedError: The principal follows as many tasks as it may.
+        """
+        if self.task_id:
+            self._subscriber.hold(self)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.undo()
-        for cursor in self._begun.values():
-            cursor.is_accepted, cursor.replaced = True, None
-        held = self._subscriber.held
-        for task_id in self._kept:
-            held[task_id] -= 1
-            if not held[task_id]:
-                del held[task_id]
-                self._subscriber.let_go(task_id)
+    def accept(self, outcome: CommandOutcome) -> None:
+        """Begin the subscription of a command that was carried out, and bind its task.
+
+        A command may turn out to be about another task than the one that is held: that of its
+        idempotency key. Then that one is held and followed from now on.
+
+        Raises:
+            OverloadedError: As on entering, for another task.
+        """
+        if outcome.follow is not None and self.cursor is not None:
+            self._subscriber.begin(self, self.cursor, outcome.follow)
+        if outcome.bind is not None:
+            self._subscriber.bind(outcome.bind)
+
+    def __exit__(self, *_: object) -> None:
+        if self.task_id:
+            self._subscriber.let_go(self)
 
 
 class Subscriber:
@@ -157,11 +160,11 @@ class Subscriber:
         self.principal = principal
         self._cursors: dict[str, _Cursor] = {}
         self._life_cycles: dict[str, _Cursor] = {}
-        """Of ``all``: the tasks whose life cycle could not be told at once."""
+        """For ``subscribe_all``: the tasks whose events could not be delivered at once."""
         self._lagging: dict[_Cursor, None] = {}
-        """The cursors that the reader has to serve, in the order of their turns."""
-        self.held: dict[str, int] = {}
-        """How many answers under way keep a task's events back."""
+        """The cursors that the reader serves, in the order of their turns."""
+        self._holds: dict[str, list[Hold]] = {}
+        self._orders = 0
         self._reader: asyncio.Task[None] | None = None
         self._all = False
 
@@ -170,55 +173,101 @@ class Subscriber:
         return len(self._cursors)
 
     def follows(self, task_id: str) -> bool:
-        """Whether the task is followed by a subscription that was accepted."""
-        cursor = self._cursors.get(task_id)
-        return cursor is not None and cursor.is_accepted
+        """Whether the task is followed."""
+        return task_id in self._cursors
 
-    def answering(self) -> Answer:
-        """Open the bracket around carrying out a command and sending its reply."""
-        return Answer(self)
+    def hold(self, hold: Hold) -> None:
+        """See ``Hold.__enter__``."""
+        task_id, cursor = hold.task_id, hold.cursor
+        if cursor is not None:
+            if not self._is_registered(task_id):
+                self._broker.follow(task_id, self)
+            self._orders += 1
+            cursor.order = self._orders
+        holds = self._holds.get(task_id)
+        if holds is None:
+            self._holds[task_id] = [hold]
+        else:
+            holds.append(hold)
 
-    def install(self, task_id: str, after: int) -> _Cursor:
-        """Put a new cursor behind event ``after``, in place of an earlier one.
+    def begin(self, hold: Hold, cursor: _Cursor, follow: Follow) -> None:
+        """See ``Hold.accept``."""
+        hold.cursor = None
+        task_id, head = follow.task_id, follow.head
+        if task_id != hold.task_id:
+            self._move(hold, task_id)
+            # The task's commits were not noted since its head was read.
+            cursor = _Cursor(task_id, follow.after, UNKNOWN_HEAD, order=cursor.order)
+        current = self._cursors.get(task_id)
+        if current is not None:
+            if current.order > cursor.order:
+                return  # of a command that came later and was completed earlier
+            self._lagging.pop(current, None)
+        cursor.head = max(cursor.head, head)
+        cursor.target = head
+        if follow.ended:
+            cursor.head, cursor.ended = head, True
+        self._cursors[task_id] = cursor
 
-        Raises:
-            Overloaded: It replaces none, and the principal follows as many tasks as it may.
-        """
-        before = self._cursors.get(task_id)
-        if before is None:
+    def _move(self, hold: Hold, task_id: str) -> None:
+        """Let ``hold`` hold another task, and follow that."""
+        self._drop_hold(hold)
+        self._leave_unless_used(hold.task_id)
+        hold.task_id = task_id
+        self._holds.setdefault(task_id, []).append(hold)
+        if not self._is_registered(task_id):
             self._broker.follow(task_id, self)
-        else:
-            self._lagging.pop(before, None)
-        cursor = self._cursors[task_id] = _Cursor(task_id, after, 0, None, replaced=before)
-        return cursor
 
-    def withdraw(self, cursor: _Cursor) -> None:
-        """Take ``install`` back, and nothing that another command has installed since.
+    def let_go(self, hold: Hold) -> None:
+        """See ``Hold.__exit__``: deliver what was kept back, if no other command holds the task."""
+        task_id = hold.task_id
+        self._drop_hold(hold)
+        if hold.cursor is not None:
+            self._leave_unless_used(task_id)
+        cursor = self._cursors.get(task_id)
+        if cursor is not None and task_id not in self._holds:
+            if cursor.kept and self._may_deliver(cursor):
+                kept, cursor.kept = cursor.kept, ()
+                if cursor.seq == cursor.target:
+                    self._tell(cursor)
+                self._deliver(cursor, kept)
+            if cursor.waits:
+                self._lagging[cursor] = None
+        self.resume()
 
-        Commands are carried out side by side, so a later one may have replaced the cursor. Then it
-        is only left out of what comes back if that one is refused too.
-        """
-        current = self._cursors.get(cursor.task_id)
-        if current is not cursor:
-            while current is not None and current.replaced is not cursor:
-                current = current.replaced
-            if current is not None:
-                current.replaced = cursor.replaced
-        elif cursor.replaced is None:
-            self.unsubscribe(cursor.task_id)
-        else:
-            self._lagging.pop(cursor, None)
-            cursor.replaced.head = max(cursor.replaced.head, cursor.head)
-            self._cursors[cursor.task_id] = cursor.replaced
+    def _drop_hold(self, hold: Hold) -> None:
+        holds = self._holds[hold.task_id]
+        holds.remove(hold)
+        if not holds:
+            del self._holds[hold.task_id]
+
+    def _is_registered(self, task_id: str) -> bool:
+        """Whether the broker passes the task's commits on to this subscriber."""
+        if task_id in self._cursors:
+            return True
+        return any(hold.cursor is not None for hold in self._holds.get(task_id, ()))
+
+    def _leave_unless_used(self, task_id: str) -> None:
+        """Call it after one of the reasons to be registered is gone."""
+        if not self._is_registered(task_id):
+            self._broker.leave(task_id, self)
 
     def unsubscribe(self, task_id: str) -> bool:
-        """Follow a task no more; return whether it was followed."""
-        cursor = self._cursors.pop(task_id, None)
-        if cursor is None:
-            return False
+        """Follow a task no more, also if a command is about to; return whether it was followed."""
+        pending = [hold for hold in self._holds.get(task_id, ()) if hold.cursor is not None]
+        for hold in pending:
+            hold.cursor = None
+        cursor = self._cursors.get(task_id)
+        if cursor is not None:
+            self._end(cursor)
+        elif pending:
+            self._broker.leave(task_id, self)
+        return cursor is not None or bool(pending)
+
+    def _end(self, cursor: _Cursor) -> None:
+        del self._cursors[cursor.task_id]
         self._lagging.pop(cursor, None)
-        self._broker.leave(task_id, self)
-        return True
+        self._leave_unless_used(cursor.task_id)
 
     def subscribe_all(self) -> None:
         """Follow the life cycle of all tasks of the principal, from now on."""
@@ -235,12 +284,8 @@ class Subscriber:
         return was
 
     def bind(self, task_id: str) -> None:
-        """See ``Answer.bind``."""
+        """Have ``close`` return the task, if it has not ended by then."""
         self._broker.bind(task_id, self)
-
-    def unbind(self, task_id: str) -> None:
-        """Take ``bind`` back."""
-        self._broker.unbind(task_id, self)
 
     def close(self) -> Sequence[str]:
         """End everything; nothing is delivered after this.
@@ -248,43 +293,42 @@ class Subscriber:
         Returns:
             The tasks that are to be cancelled with the connection.
         """
-        for task_id in list(self._cursors):
+        for task_id in [*self._cursors, *self._holds]:
             self.unsubscribe(task_id)
         self.unsubscribe_all()
         if self._reader is not None:
             self._reader.cancel()
         return self._broker.release(self)
 
-    def let_go(self, task_id: str) -> None:
-        """Deliver what was kept back of a task."""
-        cursor = self._cursors.get(task_id)
-        if cursor is not None:
-            if cursor.kept and self._may_deliver(cursor):
-                kept, cursor.kept = cursor.kept, ()
-                if cursor.seq == cursor.target:
-                    self._tell(cursor)
-                self._deliver(cursor, kept)
-            if cursor.waits:
-                self._lagging[cursor] = None
-        self.resume()
-
     def resume(self) -> None:
-        """Go on, because there is room again or something to read."""
+        """Start the reader if there is room and a cursor lags."""
         if self._lagging and self._reader is None and self._sink.has_room:
-            self._reader = self._broker.read(self)
+            # An empty context: a commit may be published while a step runs, and the reader is no
+            # part of that step.
+            self._reader = asyncio.create_task(self._read(), context=Context())
 
     def notice(self, commit: Commit) -> None:
-        """Take a commit of a task that is followed."""
-        cursor = self._cursors[commit.task_id]
-        head = commit.after + len(commit.events)
-        if head <= cursor.seq:
-            return  # another node's, which the reader was quicker to find
+        """See ``Receiver.notice``."""
+        task_id, _, after, events = commit
+        head = after + len(events)
+        holds = self._holds.get(task_id, ())
+        for hold in holds:
+            if (pending := hold.cursor) is not None:
+                pending.head = max(pending.head, head)
+                if pending.seq == after:
+                    pending.kept = events
+        cursor = self._cursors.get(task_id)
+        if cursor is None or head <= cursor.seq:
+            return  # the latter: another node's commit, which the reader has found before
         if head > cursor.head:  # noqa: PLR1730 - for each commit: a call less
             cursor.head = head
-        if cursor.seq == commit.after and self._may_deliver(cursor):
-            self._deliver(cursor, commit.events)
-        elif cursor.seq == commit.after and cursor.task_id in self.held:
-            cursor.kept = commit.events
+        if cursor.seq != after:
+            self._lagging[cursor] = None
+            self.resume()
+        elif self._may_deliver(cursor):
+            self._deliver(cursor, events)
+        elif holds:
+            cursor.kept = events
         else:
             self._lagging[cursor] = None
             self.resume()
@@ -298,7 +342,7 @@ class Subscriber:
         if cursor is not None:
             cursor.head = head
             return
-        cursor = _Cursor(commit.task_id, commit.after, head, None, life_cycle=True)
+        cursor = _Cursor(commit.task_id, commit.after, head, life_cycle=True)
         if self._may_deliver(cursor):
             self._deliver(cursor, commit.events)
         else:
@@ -306,8 +350,8 @@ class Subscriber:
             self._lagging[cursor] = None
             self.resume()
 
-    async def read(self) -> None:
-        """Read what the cursors are behind with, a page of them in turn, while there is room."""
+    async def _read(self) -> None:
+        """Read and deliver pages of the lagging cursors in turn, while there is room."""
         try:
             while self._sink.has_room and (turn := self._turn()):
                 spans = [Span(cursor.task_id, cursor.seq, limit) for cursor, limit in turn]
@@ -328,7 +372,7 @@ class Subscriber:
     def _may_deliver(self, cursor: _Cursor) -> bool:
         return (
             self._sink.has_room
-            and cursor.task_id not in self.held
+            and cursor.task_id not in self._holds
             and cursor not in self._lagging  # the reader keeps the order
         )
 
@@ -342,7 +386,7 @@ class Subscriber:
         for cursor in self._lagging:
             if not room:
                 break
-            if cursor.task_id not in self.held:
+            if cursor.task_id not in self._holds:
                 end = cursor.head if cursor.target is None else cursor.target
                 limit = min(room, end - cursor.seq)
                 turn.append((cursor, limit))
@@ -372,7 +416,7 @@ class Subscriber:
             if not self._sink.has_room:
                 return
             # It may have been given up or replaced meanwhile.
-            if cursor in self._lagging and cursor.task_id not in self.held:
+            if cursor in self._lagging and cursor.task_id not in self._holds:
                 if events is None:
                     self._drop(cursor, damaged(cursor.task_id))
                     continue
@@ -398,12 +442,12 @@ class Subscriber:
         if cursor.life_cycle and cursor.seq >= cursor.head:
             self._life_cycles.pop(cursor.task_id, None)
         elif cursor.ended and cursor.seq >= cursor.head and not cursor.life_cycle:
-            self.unsubscribe(cursor.task_id)
+            self._end(cursor)
 
     def _drop(self, cursor: _Cursor, refusal: AgentsrvError) -> None:
         """Give up a task whose log cannot be read; the others are delivered."""
         if not cursor.life_cycle:
-            self.unsubscribe(cursor.task_id)
+            self._end(cursor)
             self._sink.refused(cursor.task_id, refusal)
             return
         self._lagging.pop(cursor, None)

@@ -1,10 +1,15 @@
-"""Orchestrator: a command becomes a decision, and the decision an append."""
+"""Carries out commands: reads what a decision needs, decides, and appends.
+
+A command returns data: a ``CommandOutcome`` where the caller has to begin a subscription or to bind
+the task to its connection, the reply alone otherwise. The caller holds the task's events back until
+the reply is sent (`delivery.subscriptions.Hold`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
@@ -12,7 +17,7 @@ from typing import Final
 import orjson
 
 from agentsrv.agents.registry import Registry
-from agentsrv.delivery.subscriptions import Answer
+from agentsrv.engine import inputs
 from agentsrv.engine.cluster.remote_commands import RemoteCommands
 from agentsrv.engine.cluster.router import CommandRouter
 from agentsrv.engine.idle_tasks import IdleTaskWriter, Result, committing, write
@@ -30,6 +35,7 @@ from agentsrv.errors import (
 )
 from agentsrv.models import events as e
 from agentsrv.models.commands import Cancel, Create, Execute, List, Respond, Send, Subscribe
+from agentsrv.models.outcome import CommandOutcome, Follow
 from agentsrv.models.states import TaskStatus
 from agentsrv.models.task import TaskState
 from agentsrv.store.base import Head, NewTask, Store
@@ -41,7 +47,7 @@ _log = logging.getLogger("agentsrv.commands")
 
 
 class CommandHandler:
-    """Carries out commands for a principal; every result tells of what is committed.
+    """Carries out commands for a principal; everything that a result says is committed.
 
     Cancelling a call withdraws the caller, not what the call has begun to commit.
     """
@@ -67,13 +73,15 @@ class CommandHandler:
         self.draining = False
         """Whether new work is refused."""
 
-    async def create(self, principal: str, command: Create, answer: Answer) -> Result:
-        """Put a task into the log, and into the queue if it says so.
+    async def create(self, principal: str, command: Create, task_id: str) -> CommandOutcome:
+        """Put a task with this new id into the log, and into the queue if the command says so.
+
+        Where the idempotency key was used, the outcome is about the task that it created.
 
         Raises:
-            InvalidCommandError: Its agent, plan or params cannot be.
-            Conflict: The idempotency key stands for another command.
-            Overloaded: The queue or the principal's part of it is full, or it follows too many.
+            InvalidCommandError: No agents, plan or params of this kind are possible.
+            ConflictError: The idempotency key was used with another command.
+            OverloadedError: The queue or the principal's part of it is full.
             ShuttingDownError: The server is about to stop.
         """
         self._check_open()
@@ -85,7 +93,7 @@ class CommandHandler:
         self._registry.check_params(command.params, plan)
         if command.resume_from is not None:
             await self._check_resumable(principal, command)
-        now, task_id = self._now(), secrets.token_hex(8)
+        now = self._now()
         created = e.TaskCreated(
             command.task_description,
             command.agent,
@@ -108,48 +116,39 @@ class CommandHandler:
             events=bodies,
             idempotency_key=command.idempotency_key,
         )
-        follows = command.execute and command.subscribe
-        if follows:
-            answer.follow(task_id, 0)
-        else:
-            answer.keep(task_id)
-        bound = command.execute and command.on_disconnect == "cancel"
-        if bound:
-            answer.bind(task_id)
         self._count_queueing(principal, +command.execute)
         try:
-            outcome = await self._store.create(new)
+            head, is_replayed = await self._store.create(new)
         finally:
             self._count_queueing(principal, -command.execute)
-        head = outcome.head
-        if outcome.replayed:
-            head = await self._replay(principal, head, answer, follows=follows, bound=bound)
+        if is_replayed:
+            head = await self._idle_tasks.head(principal, head.task_id)
         elif command.execute:
             self._worker.prepare(command, state, len(new.spec))
-        if follows:
-            answer.found(head.task_id, head.seq, ended=head.status.is_terminal)
-        return _head_result(head) | {"replayed": outcome.replayed}
+        has_ended = head.status.is_terminal
+        is_bound = command.execute and command.on_disconnect == "cancel" and not has_ended
+        return CommandOutcome(
+            _head_result(head) | {"replayed": is_replayed},
+            _follow(head, 0) if command.execute and command.subscribe else None,
+            head.task_id if is_bound else None,
+        )
 
-    async def execute(self, principal: str, command: Execute, answer: Answer) -> Result:
+    async def execute(self, principal: str, command: Execute) -> CommandOutcome:
         """Queue a pending task.
 
         Raises:
-            NotFoundError, InvalidStateError, Overloaded, ShuttingDownError: Nothing was changed.
+            NotFoundError, InvalidStateError, OverloadedError, ShuttingDownError: Nothing was
+                changed.
         """
         self._check_open()
-        answer.keep(command.task_id)
-        follows = command.subscribe and not answer.is_followed(command.task_id)
-        if follows:
-            answer.follow(command.task_id, 0)
 
-        async def decide(head: Head) -> Result:
+        async def decide(head: Head) -> CommandOutcome:
             if head.status is not TaskStatus.PENDING:
                 raise InvalidStateError(
                     f"task {head.task_id} is {head.status}; execute needs pending"
                 )
             spec = await self._store.spec(head.task_id)
-            if spec and Create.model_validate_json(spec).on_disconnect == "cancel":
-                answer.bind(head.task_id)
+            is_bound = spec and Create.model_validate_json(spec).on_disconnect == "cancel"
             event = self._queued_event(principal)
             self._count_queueing(principal, 1)
             try:
@@ -157,9 +156,11 @@ class CommandHandler:
                 result = await self._idle_tasks.append(head, state, event)
             finally:
                 self._count_queueing(principal, -1)
-            if follows:
-                answer.found(head.task_id, result["seq"], ended=False)
-            return result
+            return CommandOutcome(
+                result,
+                Follow(head.task_id, 0, result["seq"], ended=False) if command.subscribe else None,
+                head.task_id if is_bound else None,
+            )
 
         return await self._idle_tasks.decide(principal, command.task_id, decide)
 
@@ -201,44 +202,37 @@ class CommandHandler:
         ]
         return {"tasks": rows, "total": page.total, "next_cursor": page.next_cursor}
 
-    async def cancel(self, principal: str, command: Cancel, answer: Answer) -> Result:
-        """Cancel a task in whatever state it is; to do it again changes nothing.
+    async def cancel(self, principal: str, command: Cancel) -> Result:
+        """Cancel the task ``task_id`` in whatever state it is; to do it again changes nothing.
 
         Raises:
             NotFoundError: The principal has no such task.
         """
-        task_id = command.task_id
-        if command.idempotency_key is not None:
-            task_id = await self._store.find_key(principal, command.idempotency_key)
-            if task_id is None:
-                raise NotFoundError(f"no task has idempotency_key {command.idempotency_key!r}")
-        assert task_id is not None
-        answer.keep(task_id)
+        assert command.task_id is not None
         grace = self._grace if command.grace is None else command.grace
-        steering = Cancel(task_id=task_id, reason=command.reason, grace=grace)
-        return await self._router.route(principal, task_id, steering)
+        steering = Cancel(task_id=command.task_id, reason=command.reason, grace=grace)
+        return await self._router.route(principal, command.task_id, steering)
 
-    async def respond(self, principal: str, command: Respond, answer: Answer) -> Result:
-        """Settle a question, whether its task runs here at the moment or waits for a worker.
+    async def respond(self, principal: str, command: Respond) -> Result:
+        """Answer a question, whether its task runs here at the moment or waits for a worker.
 
         Raises:
             NotFoundError: The principal was asked no such question.
-            Conflict, InvalidStateError: It cannot be answered any more.
-            InvalidInputError, TooLargeError: That is no answer to it; it stays open.
-            Unavailable: Try again when the step has come to its question.
+            ConflictError, InvalidStateError: It cannot be answered any more.
+            InvalidInputError, TooLargeError: The answer is not valid; the question stays open.
+            UnavailableError: Try again when the step asks its question again.
         """
         input_id = command.input_id
-        task_id = input_id.partition("/")[0]
-        answer.keep(task_id)
-        return await self._router.route(principal, task_id, command, f"question {input_id!r}")
+        return await self._router.route(
+            principal, inputs.task_of(input_id), command, f"question {input_id!r}"
+        )
 
-    async def send(self, principal: str, command: Send, answer: Answer) -> Result:
+    async def send(self, principal: str, command: Send) -> Result:
         """Give a message to the steps of a task.
 
         Raises:
             NotFoundError, InvalidStateError, TooLargeError: Nothing was sent.
         """
-        answer.keep(command.task_id)
         return await self._router.route(principal, command.task_id, command)
 
     async def question(self, principal: str, name: str) -> e.InputRequired:
@@ -266,24 +260,32 @@ class CommandHandler:
             )
         return asked[0]
 
-    async def subscribe(self, principal: str, command: Subscribe, answer: Answer) -> Result:
-        """Follow a task's log behind ``after_seq``.
+    async def subscribe(self, principal: str, command: Subscribe) -> CommandOutcome:
+        """Follow a task's log from the event after ``after_seq`` on.
 
         Raises:
             NotFoundError: The principal has no such task.
-            SeqAheadError: ``after_seq`` lies beyond the log.
-            Overloaded: The principal follows as many tasks as it may.
+            SeqAheadError: ``after_seq`` is greater than the number of the last event.
         """
         assert command.task_id is not None
-        answer.follow(command.task_id, command.after_seq)
         head = await self._idle_tasks.head(principal, command.task_id)
         if command.after_seq > head.seq:
             raise SeqAheadError(
                 f"task {head.task_id} has {head.seq} events; found after_seq "
                 f"{command.after_seq}; expected at most {head.seq}"
             )
-        answer.found(head.task_id, head.seq, ended=head.status.is_terminal)
-        return _head_result(head)
+        return CommandOutcome(_head_result(head), _follow(head, command.after_seq))
+
+    async def find_key(self, principal: str, idempotency_key: str) -> str:
+        """The id of the principal's task that was created with this key.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        task_id = await self._store.find_key(principal, idempotency_key)
+        if task_id is None:
+            raise NotFoundError(f"no task has idempotency_key {idempotency_key!r}")
+        return task_id
 
     async def resolve(self, principal: str, prefix: str) -> str:
         """The one task of the principal whose id begins with ``prefix``.
@@ -329,17 +331,6 @@ class CommandHandler:
         """The registered agents."""
         return {"agents": self._registry.described()}
 
-    async def _replay(
-        self, principal: str, head: Head, answer: Answer, *, follows: bool, bound: bool
-    ) -> Head:
-        """Follow the task that is there already, instead of the one that was to be created."""
-        answer.undo()
-        if follows:
-            answer.follow(head.task_id, 0)
-        if bound and not head.status.is_terminal:
-            answer.bind(head.task_id)
-        return await self._idle_tasks.head(principal, head.task_id)
-
     async def _check_resumable(self, principal: str, command: Create) -> None:
         if command.agent is not None or command.plan is not None:
             raise InvalidCommandError(
@@ -364,6 +355,15 @@ class CommandHandler:
     def _check_open(self) -> None:
         if self.draining:
             raise ShuttingDownError("the server is about to stop; reconnect and try again")
+
+
+def new_task_id() -> str:
+    """A random id: 64 bits as hexadecimal digits."""
+    return os.urandom(8).hex()
+
+
+def _follow(head: Head, after: int) -> Follow:
+    return Follow(head.task_id, after, head.seq, head.status.is_terminal)
 
 
 def _head_result(head: Head) -> Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from agentsrv.errors import FencedError, NotFoundError, UnavailableError
 from agentsrv.models import events as e
@@ -18,6 +18,7 @@ MAX_DECISIONS: Final = 20  # times a decision is made again because another writ
 COMMIT_TIMEOUT: Final = 15.0  # seconds that a client waits for a commit: longer than a lease
 
 Result = dict[str, Any]
+T = TypeVar("T")
 
 
 class IdleTaskWriter:
@@ -41,9 +42,9 @@ class IdleTaskWriter:
         self,
         principal: str,
         task_id: str,
-        decide: Callable[[Head], Awaitable[Result]],
+        decide: Callable[[Head], Awaitable[T]],
         what: str | None = None,
-    ) -> Result:
+    ) -> T:
         """Call ``decide`` with the task's head, and again as long as it is fenced off.
 
         Raises:

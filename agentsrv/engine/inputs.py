@@ -33,6 +33,11 @@ Check = Callable[[Any], None]
 _Waiter = tuple[Check, "asyncio.Future[None]"]
 
 
+def task_of(input_id: str) -> str:
+    """The task of the question with this id."""
+    return input_id.partition("/")[0]
+
+
 class InputBroker:
     """The questions, answers and messages of a task that runs here.
 

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from agentsrv.delivery.broker import EventBroker
-from agentsrv.delivery.subscriptions import Answer, Subscriber
-from agentsrv.engine.commands import CommandHandler
+from agentsrv.delivery.subscriptions import Hold, Subscriber
+from agentsrv.engine.commands import CommandHandler, new_task_id
+from agentsrv.engine.inputs import task_of
 from agentsrv.errors import AgentsrvError, InternalError
 from agentsrv.models import commands as c
+from agentsrv.models.outcome import CommandOutcome
 from agentsrv.protocol import command_line, frames
 from agentsrv.protocol.session import Request, Session, help_reply
 from agentsrv.server.auth.handshake import ConnectionAuth
@@ -23,7 +25,7 @@ from agentsrv.server.requests import next_request
 MAX_UNDER_WAY: Final = 256  # commands of one connection that are carried out at the same time
 MAX_BYTES_UNDER_WAY: Final = 4 << 20  # of their frames, roughly: large ones are fewer
 LARGE_REPLY: Final = 16 << 10  # bytes of an answer that is charged in addition to its command
-TELLING: Final = (c.Status, c.List, c.Agents, c.Help)
+TELLING: Final = frozenset({c.Status, c.List, c.Agents, c.Help})
 """Commands with answers that may be large: only one at a time is made."""
 
 ANSWERED: Final = "ok"  # in place of an error's code, where commands are counted
@@ -80,8 +82,7 @@ class Connection:
         for task_id in tasks:
             command = c.Cancel(task_id=task_id, reason="the client disconnected")
             try:
-                with self._subscriber.answering() as answer:
-                    await self._command_handler.cancel(self._principal, command, answer)
+                await self._command_handler.cancel(self._principal, command)
             except AgentsrvError as error:
                 told = "task %s was to end with its client: %s"
                 _log.warning(told, task_id, error, extra={"about": self._socket.about})
@@ -110,7 +111,7 @@ class Connection:
             if request.command.id is None:
                 await self._settle(0)
                 await self._answer(request)
-            elif isinstance(request.command, TELLING):
+            elif type(request.command) in TELLING:
                 await self._answer(request)
             else:
                 most = MAX_UNDER_WAY
@@ -128,10 +129,14 @@ class Connection:
             await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
 
     async def _answer(self, request: Request) -> None:
-        command_id = request.command.id
+        command, command_id = request.command, request.command.id
         try:
-            with self._subscriber.answering() as answer:
-                result = await self._carry_out(request, answer)
+            if request.is_short or type(command) is c.Cancel:
+                command = await self._completed(command, is_short=request.is_short)
+            with self._hold(command) as hold:
+                outcome = await self._carry_out(command, hold.task_id)
+                hold.accept(outcome)
+                result = outcome.reply
                 self._session.latest_task = result.get("task_id", self._session.latest_task)
                 reply = frames.reply(request.name, command_id, result)
                 self._socket.post([reply])
@@ -151,61 +156,84 @@ class Connection:
             fault = InternalError(f"the server has a fault; its log tells of incident {incident}")
             self._socket.post([frames.error(request.name, command_id, fault)])
 
-    async def _carry_out(self, request: Request, answer: Answer) -> dict[str, Any]:
-        command, command_handler, principal = (
-            request.command,
-            self._command_handler,
-            self._principal,
-        )
-        if request.is_short:
-            command = await self._completed(command)
+    def _hold(self, command: c.Command) -> Hold:
+        """What keeps back the events of the task that a command is about until its reply is sent.
+
+        ``create`` gets its task's id here, because it also has to be held before it exists.
+        """
+        subscriber = self._subscriber
         match command:
             case c.Create():
-                return await command_handler.create(principal, command, answer)
+                follows = command.execute and command.subscribe
+                return Hold(subscriber, new_task_id(), after=0 if follows else None)
+            case c.Execute(task_id=task_id):
+                follows = command.subscribe and not subscriber.follows(task_id)
+                return Hold(subscriber, task_id, after=0 if follows else None)
+            case c.Subscribe(task_id=str(task_id)):
+                return Hold(subscriber, task_id, after=command.after_seq)
+            case c.Cancel(task_id=str(task_id)) | c.Send(task_id=task_id):
+                return Hold(subscriber, task_id)
+            case c.Respond():
+                return Hold(subscriber, task_of(command.input_id))
+            case _:
+                return Hold(subscriber)
+
+    async def _carry_out(self, command: c.Command, task_id: str) -> CommandOutcome:
+        """Carry a command out; ``task_id`` is the task that ``_hold`` holds for it."""
+        handler, principal = self._command_handler, self._principal
+        reply: dict[str, Any] = {}
+        match command:
+            case c.Create():
+                return await handler.create(principal, command, task_id)
             case c.Execute():
-                return await command_handler.execute(principal, command, answer)
-            case c.Status():
-                return await command_handler.status(principal, command.task_id)
-            case c.List():
-                return await command_handler.list(principal, command)
-            case c.Cancel():
-                return await command_handler.cancel(principal, command, answer)
-            case c.Subscribe(all=True):
-                self._subscriber.subscribe_all()
-                return {}
+                return await handler.execute(principal, command)
+            case c.Subscribe(all=False):
+                return await handler.subscribe(principal, command)
             case c.Subscribe():
-                return await command_handler.subscribe(principal, command, answer)
+                self._subscriber.subscribe_all()
             case c.Unsubscribe(all=True):
                 self._subscriber.unsubscribe_all()
-                return {}
             case c.Unsubscribe():
                 self._subscriber.unsubscribe(command.task_id or "")
-                return {}
+            case c.Status():
+                reply = await handler.status(principal, command.task_id)
+            case c.List():
+                reply = await handler.list(principal, command)
+            case c.Cancel():
+                reply = await handler.cancel(principal, command)
             case c.Respond():
-                return await command_handler.respond(principal, command, answer)
+                reply = await handler.respond(principal, command)
             case c.Send():
-                return await command_handler.send(principal, command, answer)
+                reply = await handler.send(principal, command)
             case c.Agents():
-                return command_handler.agents()
+                reply = handler.agents()
             case c.Auth():
-                return await self._admission.renew(command.token.get_secret_value())
+                reply = await self._admission.renew(command.token.get_secret_value())
             case c.Ping():
-                return {}
+                pass
             case c.Help():
-                return help_reply()
+                reply = help_reply()
             case _:
                 raise AssertionError(f"no way to carry out {command!r}")
+        return CommandOutcome(reply)
 
-    async def _completed(self, command: c.Command) -> c.Command:
-        """What a command line left out: the rest of a task's id, or what its answer means."""
-        command_handler, principal = self._command_handler, self._principal
+    async def _completed(self, command: c.Command, *, is_short: bool) -> c.Command:
+        """The command with what it left out.
+
+        That is the task of a cancel's idempotency key; and, of a command line (``is_short``), the
+        rest of a task's id, or what its answer to a question means.
+        """
+        handler, principal = self._command_handler, self._principal
+        if isinstance(command, c.Cancel) and command.idempotency_key is not None:
+            task_id = await handler.find_key(principal, command.idempotency_key)
+            return command.model_copy(update={"task_id": task_id})
+        if not is_short:
+            return command
         if isinstance(command, c.Respond):
-            question = await command_handler.question(principal, command.input_id)
+            question = await handler.question(principal, command.input_id)
             given: dict[str, Any] = {"input_id": question.input_id}
             if command.action == "accept":
                 given["value"] = command_line.read_answer(str(command.value), question)
             return command.model_copy(update=given)
         prefix = getattr(command, "task_id")  # noqa: B009 - only commands with a task
-        return command.model_copy(
-            update={"task_id": await command_handler.resolve(principal, prefix)}
-        )
+        return command.model_copy(update={"task_id": await handler.resolve(principal, prefix)})

@@ -28,7 +28,6 @@ from hypothesis.stateful import (
 from agentsrv.agents.agent import StepContext
 from agentsrv.delivery.subscriptions import Subscriber
 from agentsrv.errors import AgentsrvError, UnavailableError
-from agentsrv.models.commands import Subscribe
 from agentsrv.models.events import is_terminal
 from agentsrv.models.plan import Step
 from tests.faults.conftest import Ledger
@@ -37,7 +36,7 @@ from tests.support.proxy import Cut, CuttingProxy, Kind
 from tests.support.server_process import ServerProcess
 from tests.support.simulation import SimulatedLoop
 from tests.support.wire import ConnectionLost, Wire
-from tests.support.world import OWNER, World, step
+from tests.support.world import OWNER, World, step, subscribe
 
 pytestmark = pytest.mark.faults
 T = TypeVar("T")
@@ -99,9 +98,7 @@ class Follower:
         self._budget, self.has_room = budget, True
         self.connections += 1
         self._subscriber = Subscriber(self._world.broker, self, OWNER)
-        with self._subscriber.answering() as answer:
-            command = Subscribe(task_id=self.task_id, after_seq=self.last)
-            await self._world.command_handler.subscribe(OWNER, command, answer)
+        await subscribe(self._world, self._subscriber, self.task_id, self.last)
 
     def cut(self) -> None:
         """Break the connection, if there is one."""

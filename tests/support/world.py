@@ -10,10 +10,11 @@ from typing import Any
 from agentsrv.agents.agent import Agent, AgentFunction, AgentOptions
 from agentsrv.agents.registry import Registry
 from agentsrv.delivery.broker import EventBroker
-from agentsrv.delivery.subscriptions import Subscriber
-from agentsrv.engine.commands import CommandHandler
+from agentsrv.delivery.subscriptions import Hold, Subscriber
+from agentsrv.engine.commands import CommandHandler, new_task_id
 from agentsrv.engine.endings import LOSS
 from agentsrv.engine.environment import OutputLimits, TaskEnvironment
+from agentsrv.engine.inputs import task_of
 from agentsrv.engine.store_events import StoreEvents
 from agentsrv.engine.worker import Worker
 from agentsrv.errors import AgentsrvError
@@ -125,38 +126,31 @@ class World:
         if steps:
             fields["plan"] = ExecutionPlan(steps=steps)
         command = Create(task_description="do it", execute=execute, **fields)
-        with self.subscriber.answering() as answer:
-            result = await self.command_handler.create(OWNER, command, answer)
-        return str(result["task_id"])
+        return str((await create(self, self.subscriber, OWNER, command))["task_id"])
 
     async def execute(self, task_id: str) -> dict[str, Any]:
         """Execute a pending task and follow it."""
-        with self.subscriber.answering() as answer:
-            return await self.command_handler.execute(OWNER, Execute(task_id=task_id), answer)
+        return await execute(self, self.subscriber, task_id)
 
     async def cancel(self, task_id: str, **fields: Any) -> dict[str, Any]:
         """Cancel a task."""
-        with self.subscriber.answering() as answer:
-            command = Cancel(task_id=task_id, **fields)
-            return await self.command_handler.cancel(OWNER, command, answer)
+        with Hold(self.subscriber, task_id):
+            return await self.command_handler.cancel(OWNER, Cancel(task_id=task_id, **fields))
 
     async def respond(self, input_id: str, value: Any = None, **fields: Any) -> dict[str, Any]:
         """Answer a question."""
-        with self.subscriber.answering() as answer:
-            command = Respond(input_id=input_id, value=value, **fields)
-            return await self.command_handler.respond(OWNER, command, answer)
+        command = Respond(input_id=input_id, value=value, **fields)
+        with Hold(self.subscriber, task_of(input_id)):
+            return await self.command_handler.respond(OWNER, command)
 
     async def send(self, task_id: str, message: Any) -> dict[str, Any]:
         """Give a task's steps a message."""
-        with self.subscriber.answering() as answer:
-            command = Send(task_id=task_id, message=message)
-            return await self.command_handler.send(OWNER, command, answer)
+        with Hold(self.subscriber, task_id):
+            return await self.command_handler.send(OWNER, Send(task_id=task_id, message=message))
 
     async def subscribe(self, task_id: str, after_seq: int = 0) -> dict[str, Any]:
         """Follow a task."""
-        with self.subscriber.answering() as answer:
-            command = Subscribe(task_id=task_id, after_seq=after_seq)
-            return await self.command_handler.subscribe(OWNER, command, answer)
+        return await subscribe(self, self.subscriber, task_id, after_seq)
 
     async def status(self, task_id: str) -> dict[str, Any]:
         """The task's snapshot."""
@@ -165,6 +159,37 @@ class World:
     async def log(self, task_id: str) -> list[Record]:
         """The task's whole log, as it is stored."""
         return [decode(body) for body in await self.store.read(task_id, 0, 100_000)]
+
+
+async def create(
+    world: World, subscriber: Subscriber, principal: str, command: Create
+) -> dict[str, Any]:
+    """Create a task for a connection, as the server does."""
+    follows = command.execute and command.subscribe
+    with Hold(subscriber, new_task_id(), after=0 if follows else None) as hold:
+        outcome = await world.command_handler.create(principal, command, hold.task_id)
+        hold.accept(outcome)
+    return outcome.reply
+
+
+async def execute(world: World, subscriber: Subscriber, task_id: str) -> dict[str, Any]:
+    """Execute a task for a connection, which follows it."""
+    after = None if subscriber.follows(task_id) else 0
+    with Hold(subscriber, task_id, after) as hold:
+        outcome = await world.command_handler.execute(OWNER, Execute(task_id=task_id))
+        hold.accept(outcome)
+    return outcome.reply
+
+
+async def subscribe(
+    world: World, subscriber: Subscriber, task_id: str, after_seq: int = 0, principal: str = OWNER
+) -> dict[str, Any]:
+    """Follow a task for a connection."""
+    with Hold(subscriber, task_id, after_seq) as hold:
+        command = Subscribe(task_id=task_id, after_seq=after_seq)
+        outcome = await world.command_handler.subscribe(principal, command)
+        hold.accept(outcome)
+    return outcome.reply
 
 
 @asynccontextmanager

@@ -19,10 +19,11 @@ from agentsrv.adapters.ag_ui.messages import (
     in_words_of_front_end,
 )
 from agentsrv.delivery.broker import EventBroker
-from agentsrv.delivery.subscriptions import Answer, Subscriber
-from agentsrv.engine.commands import CommandHandler
+from agentsrv.delivery.subscriptions import Hold, Subscriber
+from agentsrv.engine.commands import CommandHandler, new_task_id
 from agentsrv.errors import AgentsrvError, ConflictError, InternalError, InvalidStateError
 from agentsrv.models import commands as c
+from agentsrv.models.outcome import CommandOutcome
 from agentsrv.server.auth.handshake import ConnectionAuth, MakeConnectionAuth
 from agentsrv.server.batching import BatchedConnection
 from agentsrv.server.requests import Reader, next_request
@@ -133,31 +134,33 @@ class AguiConnection:
             raise InvalidStateError(
                 "a run is under way; expected its end, cancel or another connection"
             )
-        with self._subscriber.answering() as answer:
-            task_id = given.resumed_task
-            if task_id is None:
-                command = given.create()
-                try:
-                    created = await self._command_handler.create(self._principal, command, answer)
-                except AgentsrvError as refusal:
-                    raise in_words_of_front_end(refusal) from None
-                task_id = str(created["task_id"])
+        task_id = new_task_id() if given.resumed_task is None else given.resumed_task
+        with Hold(self._subscriber, task_id, after=0) as hold:
+            if given.resumed_task is None:
+                outcome = await self._create(given.create(), task_id)
             else:
                 for place, entry in enumerate(given.resume):
                     # A question that is settled is no error: by this run before, by another
                     # client, or by its time.
                     with suppress(ConflictError, InvalidStateError):
-                        await self._respond(entry, place, answer)
+                        await self._respond(entry, place)
                 follow = c.Subscribe(task_id=task_id)
-                await self._command_handler.subscribe(self._principal, follow, answer)
-            self._run = AguiRun(given, task_id)
+                outcome = await self._command_handler.subscribe(self._principal, follow)
+            hold.accept(outcome)
+            self._run = AguiRun(given, str(outcome.reply["task_id"]))
             self._session.is_running = True
             self._post(self._run, self._run.start())
 
-    async def _respond(self, entry: ResumeEntry, place: int, answer: Answer) -> None:
+    async def _create(self, command: c.Create, task_id: str) -> CommandOutcome:
+        try:
+            return await self._command_handler.create(self._principal, command, task_id)
+        except AgentsrvError as refusal:
+            raise in_words_of_front_end(refusal) from None
+
+    async def _respond(self, entry: ResumeEntry, place: int) -> None:
         command = entry.command(place)
         try:
-            await self._command_handler.respond(self._principal, command, answer)
+            await self._command_handler.respond(self._principal, command)
         except (ConflictError, InvalidStateError):
             raise
         except AgentsrvError as refusal:
@@ -167,6 +170,6 @@ class AguiConnection:
         if self._run is None:
             raise InvalidStateError("this connection has had no run; expected one to cancel")
         command = c.Cancel(task_id=self._run.task_id, reason=frame.reason)
-        with self._subscriber.answering() as answer:
-            result = await self._command_handler.cancel(self._principal, command, answer)
+        with Hold(self._subscriber, self._run.task_id):
+            result = await self._command_handler.cancel(self._principal, command)
             self._socket.post([custom("reply", {"command": "cancel", **result})])

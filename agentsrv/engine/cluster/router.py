@@ -75,7 +75,7 @@ class CommandRouter:
         """The command as other nodes may store it: with a secret answer encrypted."""
         if not isinstance(command, Respond) or command.action != "accept":
             return command
-        state = await self._idle_tasks.latest(command.input_id.partition("/")[0])
+        state = await self._idle_tasks.latest(inputs.task_of(command.input_id))
         for step in state.steps.values():
             question = step.questions.get(command.input_id)
             if question is not None and is_secret(question.asked.schema):

@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator
 import pytest
 
 from agentsrv.agents.agent import StepContext
-from agentsrv.delivery.subscriptions import Subscriber
+from agentsrv.delivery.subscriptions import Hold, Subscriber
 from agentsrv.errors import InvalidStateError, NotFoundError, SeqAheadError
-from agentsrv.models.commands import Create, Execute, Subscribe
+from agentsrv.models.commands import Create
 from agentsrv.models.plan import Step
 from agentsrv.store.base import Head
 from agentsrv.store.memory import MemoryStore
 from tests.support.simulation import simulate
-from tests.support.world import OWNER, Reader, World, running, step
+from tests.support.world import OWNER, Reader, World, execute, running, step, subscribe
 
 
 async def talking(step: Step, ctx: StepContext) -> AsyncIterator[str]:
@@ -29,9 +29,7 @@ async def talking(step: Step, ctx: StepContext) -> AsyncIterator[str]:
 async def follow(world: World, reader: Reader, task: str, after: int = 0) -> Subscriber:
     """Subscribe another connection."""
     subscriber = Subscriber(world.broker, reader, OWNER)
-    with subscriber.answering() as answer:
-        command = Subscribe(task_id=task, after_seq=after)
-        await world.command_handler.subscribe(OWNER, command, answer)
+    await subscribe(world, subscriber, task, after)
     return subscriber
 
 
@@ -122,11 +120,11 @@ def test_no_event_is_delivered_before_the_reply():
         world.subscriber.subscribe_all()
         async with running(world):
             command = Create(task_description="x", agent="talking", execute=True)
-            with world.subscriber.answering() as answer:
-                result = await world.command_handler.create(OWNER, command, answer)
+            with Hold(world.subscriber, "t1", after=0) as hold:
+                hold.accept(await world.command_handler.create(OWNER, command, "t1"))
                 await asyncio.sleep(1)
                 assert world.reader.records == []
-            await world.reader.until(result["task_id"])
+            await world.reader.until("t1")
             assert [r.seq for r in world.reader.records] == list(
                 range(1, len(world.reader.records) + 1)
             )
@@ -306,8 +304,7 @@ def test_a_cancel_beside_a_task_that_is_bound_to_its_client(seed):
         world.agent(talking)
         async with running(world):
             bound = await world.create(step("a", "talking"))
-            with Subscriber(world.broker, Reader(), OWNER).answering() as answer:
-                answer.bind(bound)
+            Subscriber(world.broker, Reader(), OWNER).bind(bound)
             task = await world.create(step("a", "talking"))
             await asyncio.sleep(1)
             await world.cancel(task)
@@ -388,10 +385,9 @@ def test_an_execute_that_is_refused_leaves_the_bond_and_the_subscription(connect
         readers = [Reader() for _ in range(connections)]
         subscribers = [Subscriber(world.broker, reader, OWNER) for reader in readers]
 
-        async def execute(subscriber: Subscriber) -> bool:
+        async def is_executed(subscriber: Subscriber) -> bool:
             try:
-                with subscriber.answering() as answer:
-                    await world.command_handler.execute(OWNER, Execute(task_id=task), answer)
+                await execute(world, subscriber, task)
             except InvalidStateError:
                 return False
             return True
@@ -400,7 +396,7 @@ def test_an_execute_that_is_refused_leaves_the_bond_and_the_subscription(connect
             work = step("a", "talking")
             task = await world.create(work, execute=False, on_disconnect="cancel")
             both = (subscribers * 2)[:2]
-            done = await asyncio.gather(*map(execute, both))
+            done = await asyncio.gather(*map(is_executed, both))
             assert sorted(done) == [False, True]
             owner = both[done.index(True)]
             if closes:

@@ -13,12 +13,11 @@ import pytest
 from agentsrv.agents.agent import Agent, StepContext
 from agentsrv.agents.registry import Registry
 from agentsrv.errors import AgentsrvError, NotFoundError, UnavailableError
-from agentsrv.models.commands import Subscribe
 from agentsrv.models.events import Record, decode
 from agentsrv.models.plan import Step
 from tests.support.shared_memory import Place
 from tests.support.simulation import simulate
-from tests.support.world import OWNER, check_log, step
+from tests.support.world import check_log, step, subscribe
 from tests.unit.engine.sample_agents import only
 from tests.unit.engine.simulated_cluster import Member
 
@@ -143,11 +142,9 @@ class Story:
         while not (seen and seen[-1].is_terminal):
             member = self.anyone()
             subscriber, reader = member.client()
-            command = Subscribe(task_id=task, after_seq=len(seen))
             try:
                 async with asyncio.timeout(PATIENCE):
-                    with subscriber.answering() as answer:
-                        await member.command_handler.subscribe(OWNER, command, answer)
+                    await subscribe(member, subscriber, task, len(seen))
             except (TimeoutError, UnavailableError):
                 continue
             stays = asyncio.get_running_loop().time() + self.chance.uniform(1, 40)

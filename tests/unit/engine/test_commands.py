@@ -20,7 +20,7 @@ from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.store.memory import MemoryStore
 from agentsrv.store.queue import QueueLimits
 from tests.support.simulation import simulate
-from tests.support.world import OWNER, World, running, step
+from tests.support.world import OWNER, World, create, running, step
 
 
 async def quick(step: Step, ctx: StepContext, times: int = 1) -> str:
@@ -91,31 +91,20 @@ def test_an_idempotency_key_creates_once():
         world.agent(quick)
         async with running(world):
             command = Create(task_description="x", agent="quick", idempotency_key="k", execute=True)
-            with world.subscriber.answering() as answer:
-                first = await world.command_handler.create(OWNER, command, answer)
+            first = await create(world, world.subscriber, OWNER, command)
             await world.reader.until(first["task_id"])
-            with world.subscriber.answering() as answer:
-                again = await world.command_handler.create(
-                    OWNER, command.model_copy(update={"id": 9}), answer
-                )
+            repeated = command.model_copy(update={"id": 9})
+            again = await create(world, world.subscriber, OWNER, repeated)
             assert (again["task_id"], again["replayed"]) == (first["task_id"], True)
             assert again["status"] == "completed"
             await asyncio.sleep(0.1)
             log = await world.log(first["task_id"])
             assert world.reader.of(first["task_id"]) == [*log, *log]
             other = command.model_copy(update={"task_description": "y"})
-            with (
-                pytest.raises(ConflictError, match="'k' was used with other parameters"),
-                world.subscriber.answering() as answer,
-            ):
-                await world.command_handler.create(OWNER, other, answer)
-            with world.subscriber.answering() as answer:
-                cancelled = await world.command_handler.cancel(
-                    OWNER, Cancel(idempotency_key="k"), answer
-                )
-            assert cancelled["already"] is True
-            with world.subscriber.answering() as answer:
-                theirs = await world.command_handler.create("other", command, answer)
+            with pytest.raises(ConflictError, match="'k' was used with other parameters"):
+                await create(world, world.subscriber, OWNER, other)
+            assert await world.command_handler.find_key(OWNER, "k") == first["task_id"]
+            theirs = await create(world, world.subscriber, "other", command)
             assert theirs["replayed"] is False
 
     simulate(story())
@@ -132,17 +121,14 @@ def test_anothers_task_is_not_found():
             answers = []
             for task_id in (task, "0" * 16):
                 for attempt in (
-                    lambda a: world.command_handler.execute("eve", Execute(task_id=task_id), a),  # noqa: B023
-                    lambda a: world.command_handler.cancel("eve", Cancel(task_id=task_id), a),  # noqa: B023
-                    lambda a: world.command_handler.subscribe("eve", Subscribe(task_id=task_id), a),  # noqa: B023
-                    lambda a: world.command_handler.status("eve", task_id),  # noqa: B023
-                    lambda a: world.command_handler.resolve("eve", task_id),  # noqa: B023
+                    world.command_handler.execute("eve", Execute(task_id=task_id)),
+                    world.command_handler.cancel("eve", Cancel(task_id=task_id)),
+                    world.command_handler.subscribe("eve", Subscribe(task_id=task_id)),
+                    world.command_handler.status("eve", task_id),
+                    world.command_handler.resolve("eve", task_id),
                 ):
-                    with (
-                        pytest.raises(NotFoundError) as refused,
-                        world.subscriber.answering() as answer,
-                    ):
-                        await attempt(answer)
+                    with pytest.raises(NotFoundError) as refused:
+                        await attempt
                     answers.append(refused.value.message.replace(task_id, "TASK"))
             assert answers[:5] == answers[5:]
             assert (await world.command_handler.list("eve", List()))["tasks"] == []

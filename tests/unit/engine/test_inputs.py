@@ -485,10 +485,8 @@ def test_what_was_not_asked_is_not_found():
                 with pytest.raises(NotFoundError, match=f"there is no question '{name}'"):
                     await world.respond(name, value=True)
             command = Respond(input_id=input_id, value=True)
-            with world.subscriber.answering() as answer:
-                stranger = world.command_handler.respond("eve", command, answer)
-                with pytest.raises(NotFoundError, match=f"there is no question '{input_id}'"):
-                    await stranger
+            with pytest.raises(NotFoundError, match=f"there is no question '{input_id}'"):
+                await world.command_handler.respond("eve", command)
             await world.respond(input_id, value=True)
             await world.reader.until(task)
 

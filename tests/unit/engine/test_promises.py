@@ -15,7 +15,7 @@ from agentsrv.models.commands import Create
 from agentsrv.models.plan import Step
 from agentsrv.store.replay import forget_old
 from tests.support.simulation import now, simulate
-from tests.support.world import OWNER, Reader, World, check_log, running, step
+from tests.support.world import OWNER, Reader, World, check_log, create, running, step
 
 
 async def sleeper(step: Step, ctx: StepContext) -> AsyncIterator[str]:
@@ -169,8 +169,8 @@ def test_what_cannot_be_resumed_is_refused():
             with pytest.raises(InvalidCommandError, match="the plan is taken over"):
                 await world.create(step("a", "quick"), resume_from=task)
             eve = Create(task_description="x", resume_from=task)
-            with pytest.raises(NotFoundError), world.subscriber.answering() as answer:
-                await world.command_handler.create("eve", eve, answer)
+            with pytest.raises(NotFoundError):
+                await world.command_handler.create("eve", eve, "t1")
 
     simulate(story())
 
@@ -215,12 +215,10 @@ def test_a_bound_task_is_told_to_its_connection_until_it_ends():
                 command = Create(
                     task_description="x", agent=agent, execute=True, on_disconnect="cancel"
                 )
-                with subscriber.answering() as answer:
-                    created = await world.command_handler.create(OWNER, command, answer)
+                created = await create(world, subscriber, OWNER, command)
                 tasks.append(created["task_id"])
             free = Create(task_description="x", agent="sleeper", execute=True)
-            with subscriber.answering() as answer:
-                await world.command_handler.create(OWNER, free, answer)
+            await create(world, subscriber, OWNER, free)
             await asyncio.sleep(1)
             assert subscriber.close() == [tasks[1]]
 
@@ -238,8 +236,7 @@ def test_a_refused_execute_leaves_the_bond_of_another_connection():
             task_description="x", agent="sleeper", execute=True, on_disconnect="cancel"
         )
         async with running(world):
-            with owner.answering() as answer:
-                created = await world.command_handler.create(OWNER, command, answer)
+            created = await create(world, owner, OWNER, command)
             await asyncio.sleep(1)
             with pytest.raises(InvalidStateError):
                 await world.execute(created["task_id"])

@@ -13,7 +13,7 @@ from agentsrv.engine.cache import Found, ResultCache, key_of
 from agentsrv.models.commands import Create
 from agentsrv.models.plan import ExecutionPlan, Step
 from tests.support.simulation import simulate
-from tests.support.world import World, check_log, running, step
+from tests.support.world import World, check_log, create, running, step
 
 
 async def ended(world: World, *steps: Step, **fields: Any) -> list[dict[str, Any]]:
@@ -104,8 +104,7 @@ def test_another_question_is_asked_anew(other):
                 )
             )
             command = Create(task_description=description, plan=plan, params=params, execute=True)
-            with world.subscriber.answering() as answer:
-                told = await world.command_handler.create(principal, command, answer)
+            told = await create(world, world.subscriber, principal, command)
             await world.reader.until(told["task_id"])
 
         async with running(world):
