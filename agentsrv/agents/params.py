@@ -168,14 +168,14 @@ class Parameters:
         Raises:
             ValidationError: A value is wrong, or one without a default is missing.
         """
+        if not self.fields and not self.takes_all:
+            return {}
         self._check_work(params)
         if self.takes_all:
             valid = self.validator.validate_python(dict(params))
             return {name: getattr(valid, field) for name, field in self.fields} | (
                 valid.model_extra or {}
             )
-        if not self.fields:
-            return {}
         given = {name: params[name] for name in self.names if name in params}
         valid = self.validator.validate_python(given)
         return {name: getattr(valid, field) for name, field in self.fields}
@@ -204,7 +204,7 @@ class Parameters:
         The server calls this in its own name, where a crash would count against no task. So it
         calls no function of the author; what that refuses fails the attempt.
         """
-        if self.runs_code:
+        if self.runs_code or not (self.fields or self.takes_all):
             return []
         try:
             self.arguments(params)

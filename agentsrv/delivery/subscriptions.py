@@ -179,12 +179,12 @@ class Subscriber:
     def hold(self, hold: Hold) -> None:
         """See ``Hold.__enter__``."""
         task_id, cursor = hold.task_id, hold.cursor
+        holds = self._holds.get(task_id)
         if cursor is not None:
-            if not self._is_registered(task_id):
+            if task_id not in self._cursors and (not holds or not self._is_registered(task_id)):
                 self._broker.follow(task_id, self)
             self._orders += 1
             cursor.order = self._orders
-        holds = self._holds.get(task_id)
         if holds is None:
             self._holds[task_id] = [hold]
         else:
@@ -233,7 +233,8 @@ class Subscriber:
                 self._deliver(cursor, kept)
             if cursor.waits:
                 self._lagging[cursor] = None
-        self.resume()
+        if self._lagging:
+            self.resume()
 
     def _drop_hold(self, hold: Hold) -> None:
         holds = self._holds[hold.task_id]
@@ -245,7 +246,8 @@ class Subscriber:
         """Whether the broker passes the task's commits on to this subscriber."""
         if task_id in self._cursors:
             return True
-        return any(hold.cursor is not None for hold in self._holds.get(task_id, ()))
+        holds = self._holds.get(task_id)
+        return holds is not None and any(hold.cursor is not None for hold in holds)
 
     def _leave_unless_used(self, task_id: str) -> None:
         """Call it after one of the reasons to be registered is gone."""
@@ -371,9 +373,9 @@ class Subscriber:
 
     def _may_deliver(self, cursor: _Cursor) -> bool:
         return (
-            self._sink.has_room
-            and cursor.task_id not in self._holds
+            cursor.task_id not in self._holds
             and cursor not in self._lagging  # the reader keeps the order
+            and self._sink.has_room
         )
 
     def _turn(self) -> Turn:
@@ -437,8 +439,8 @@ class Subscriber:
             self._sink.deliver(chosen)
         if cursor.seq == cursor.target:
             self._tell(cursor)
-        if not cursor.waits:
-            self._lagging.pop(cursor, None)
+        if cursor in self._lagging and not cursor.waits:
+            del self._lagging[cursor]
         if cursor.life_cycle and cursor.seq >= cursor.head:
             self._life_cycles.pop(cursor.task_id, None)
         elif cursor.ended and cursor.seq >= cursor.head and not cursor.life_cycle:

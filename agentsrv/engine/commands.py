@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -69,7 +68,7 @@ class CommandHandler:
         self._grace = grace
         self._idle_tasks = IdleTaskWriter(store, now, worker.measures)
         self._router = CommandRouter(self._idle_tasks, worker, remote_commands, now)
-        self._queueing: Counter[str] = Counter()
+        self._queueing: dict[str, int] = {}
         self.draining = False
         """Whether new work is refused."""
 
@@ -125,13 +124,13 @@ class CommandHandler:
             head = await self._idle_tasks.head(principal, head.task_id)
         elif command.execute:
             self._worker.prepare(command, state, len(new.spec))
-        has_ended = head.status.is_terminal
-        is_bound = command.execute and command.on_disconnect == "cancel" and not has_ended
-        return CommandOutcome(
-            _head_result(head) | {"replayed": is_replayed},
-            _follow(head, 0) if command.execute and command.subscribe else None,
-            head.task_id if is_bound else None,
-        )
+        has_ended = is_replayed and head.status.is_terminal
+        follow = bind = None
+        if command.execute and command.subscribe:
+            follow = Follow(head.task_id, 0, head.seq, has_ended)
+        if command.execute and command.on_disconnect == "cancel" and not has_ended:
+            bind = head.task_id
+        return CommandOutcome(_head_result(head) | {"replayed": is_replayed}, follow, bind)
 
     async def execute(self, principal: str, command: Execute) -> CommandOutcome:
         """Queue a pending task.
@@ -274,7 +273,8 @@ class CommandHandler:
                 f"task {head.task_id} has {head.seq} events; found after_seq "
                 f"{command.after_seq}; expected at most {head.seq}"
             )
-        return CommandOutcome(_head_result(head), _follow(head, command.after_seq))
+        follow = Follow(head.task_id, command.after_seq, head.seq, head.status.is_terminal)
+        return CommandOutcome(_head_result(head), follow)
 
     async def find_key(self, principal: str, idempotency_key: str) -> str:
         """The id of the principal's task that was created with this key.
@@ -344,13 +344,13 @@ class CommandHandler:
             )
 
     def _count_queueing(self, principal: str, change: int) -> None:
-        """Count what is on its way into the queue, and forget whose nothing is."""
-        self._queueing[principal] += change
-        if not self._queueing[principal]:
-            del self._queueing[principal]
+        """Count the principal's tasks that are on their way into the queue; keep no zeros."""
+        count = self._queueing.pop(principal, 0) + change
+        if count:
+            self._queueing[principal] = count
 
     def _queued_event(self, principal: str) -> e.TaskQueued:
-        return e.TaskQueued(self._store.queued_by(principal) + self._queueing[principal] + 1)
+        return e.TaskQueued(self._store.queued_by(principal) + self._queueing.get(principal, 0) + 1)
 
     def _check_open(self) -> None:
         if self.draining:
@@ -362,9 +362,5 @@ def new_task_id() -> str:
     return os.urandom(8).hex()
 
 
-def _follow(head: Head, after: int) -> Follow:
-    return Follow(head.task_id, after, head.seq, head.status.is_terminal)
-
-
 def _head_result(head: Head) -> Result:
-    return {"task_id": head.task_id, "status": head.status.value, "seq": head.seq}
+    return {"task_id": head.task_id, "status": str(head.status), "seq": head.seq}

@@ -69,8 +69,10 @@ class Journal:
         self.fault: str | None = None
         """Why an append was refused that will be refused again: because of what it holds, or by a
         fault of the store."""
-        self.written = sum(step.discarded + len(step.output) for step in state.steps.values())
+        self.written = 0
         """Characters of output, of all steps and attempts."""
+        for step in state.steps.values():
+            self.written += step.discarded + len(step.output)
         self._store = store
         self._lease = lease
         self._now = now
@@ -92,6 +94,7 @@ class Journal:
         self._in_flight_waiters: list[asyncio.Future[None]] = []
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
+        self._millis, self._timestamp = -1, ""  # of the last event: others often share them
         self._lost: AgentsrvError | None = None
 
     def append(self, event: Event) -> None:
@@ -106,7 +109,10 @@ class Journal:
             return
         if self._open:
             self._close(getattr(event, "step_id", ""))
-        state, timestamp = self.state, format_timestamp(self._now())
+        state, now = self.state, self._now()
+        if self._millis != (millis := int(now * 1000)):
+            self._millis, self._timestamp = millis, format_timestamp(now)
+        timestamp = self._timestamp
         body = encode(event, state.task_id, state.seq + 1, timestamp)
         state.apply(event, timestamp)
         self._bodies.append(body)
@@ -128,8 +134,10 @@ class Journal:
             if not step.progressed and offset + len(text) > step.furthest:  # as the fold has it
                 step.progress()
         else:
-            event = PartialOutput(step_id, attempt, offset, text)
-            timestamp = format_timestamp(self._now())
+            event, now = PartialOutput(step_id, attempt, offset, text), self._now()
+            if self._millis != (millis := int(now * 1000)):
+                self._millis, self._timestamp = millis, format_timestamp(now)
+            timestamp = self._timestamp
             state.apply(event, timestamp)
             self._bodies.append(b"")
             self._open[step_id] = _Open(event, timestamp, state.seq, [text])
@@ -301,7 +309,7 @@ class Journal:
         if self._measures.store_faults.tasks:
             self._measures.store_faults.tasks.clear()
         if self.closed and self._lost is None and not self._bodies:  # it held the task's end
-            self._measures.end(self.state.agent, self.state.status.value)
+            self._measures.end(self.state.agent, self.state.status)
         waiters, self._in_flight_waiters = self._in_flight_waiters, []
         for waiter in waiters:
             if not waiter.done():

@@ -192,12 +192,15 @@ class TaskRunner:
                 if own.cancelling():  # by ``stop``, or by an agent: not what follows is meant
                     await take_back(own)
                 is_over = False
-                with suppress(asyncio.CancelledError):
+                try:
                     while self._tasks:
                         await asyncio.wait(self._tasks)
-                    with suppress(AgentsrvError):  # lost: another worker writes the end
-                        await self.journal.commit()
+                    await self.journal.commit()
                     is_over = True
+                except AgentsrvError:  # lost: another worker writes the end
+                    is_over = True
+                except asyncio.CancelledError:
+                    pass
         finally:
             for timer in (self._deadline, self._patience):
                 if timer is not None:
@@ -354,10 +357,12 @@ class TaskRunner:
         if self._attempts and not is_new:  # code that ends the process must not undo the count
             self._attempts = ()
             await journal.commit()
-        if not self._is_in_time():
+        if self._spec.deadline is not None and not self._is_in_time(self._spec.deadline):
             return
         if state.plan is None:
-            earlier, spec = await self._earlier(), self._spec
+            earlier, spec = None, self._spec
+            if spec.resume_from is not None:
+                earlier = await load_state(self._environment.store, spec.resume_from)
             is_asked = spec.agent is None and spec.plan is None and earlier is None
             try:
                 if is_asked and not await self._may_ask_planner():
@@ -376,9 +381,11 @@ class TaskRunner:
                 adopt(journal, earlier)
             if self._attempts and not is_asked and not await self._count_step_losses():
                 return
+            ready = self._first_steps(has_results=earlier is not None)
         else:
             self._environment.registry.check_plan(state.plan)  # the application may have changed
-        await self._run_steps(self._start(self._first_steps()))
+            ready = self._first_steps(has_results=True)
+        await self._run_steps(self._start(ready))
 
     async def _may_ask_planner(self) -> bool:
         """Have the start of the planning marked or committed before the planner's code runs."""
@@ -415,11 +422,8 @@ class TaskRunner:
         await self.journal.commit()
         return True
 
-    def _is_in_time(self) -> bool:
-        """Watch the deadline; return whether it is still to come."""
-        deadline = self._spec.deadline
-        if deadline is None:
-            return True
+    def _is_in_time(self, deadline: float) -> bool:
+        """Watch the deadline, of seconds after the queueing; return whether it is to come."""
         failure = Failure(f"the deadline of {deadline:g} s has passed")
         if self._queued_at is None:  # by an earlier process, or another node
             waited = self.state.waited(self._environment.now())
@@ -432,12 +436,6 @@ class TaskRunner:
         self._deadline = asyncio.get_running_loop().call_later(left, self._fail, failure)
         return True
 
-    async def _earlier(self) -> TaskState | None:
-        """The task that this one resumes."""
-        if self._spec.resume_from is None:
-            return None
-        return await load_state(self._environment.store, self._spec.resume_from)
-
     async def _run_steps(self, run: StepRun | None) -> None:
         """Run a step and, one after the other, those that become ready with it."""
         task = asyncio.current_task()
@@ -445,7 +443,7 @@ class TaskRunner:
         while run is not None:
             self._branches[task] = run
             try:
-                outcome = await run.run()
+                outcome = await run.run(task)
             except asyncio.CancelledError:
                 # Only a decision is logged: a step of a released task has no end.
                 if self.phase is Phase.STOPPING:
@@ -468,26 +466,32 @@ class TaskRunner:
             return None
         if not self._left:
             self._complete()
-        runs = [self._make_run(step) for step in ready]
-        for run in runs[1:]:
-            self._begin_branch(run)
-        return runs[0] if runs else None
+        if not ready:
+            return None
+        first, *others = ready
+        for step in others:
+            self._begin_branch(self._make_run(step))
+        return self._make_run(first)
 
-    def _first_steps(self) -> Sequence[Step]:
-        """The steps with which the plan begins, or goes on."""
+    def _first_steps(self, *, has_results: bool) -> Sequence[Step]:
+        """The steps with which the plan begins, or continues if steps may have settled before."""
         state = self.state
         assert state.plan is not None
         self._frontier = ReadySteps(state.plan)
         ready = self._frontier.start()
+        self._left = len(state.steps)
+        if not has_results:
+            return ready
         settled = [step_id for step_id, step in state.steps.items() if step.is_settled]
         for step_id in settled:
             ready += self._frontier.settle(step_id)
-        self._left = len(state.steps) - len(settled)
+        self._left -= len(settled)
         return [step for step in ready if step.step_id not in settled]
 
     def _make_run(self, step: Step) -> StepRun:
         agent = self._environment.registry[step.agent]
-        dependencies = {step_id: self.state.steps[step_id] for step_id in step.depends_on}
+        steps = self.state.steps
+        dependencies = {step_id: steps[step_id] for step_id in step.depends_on}
         return StepRun(step, agent, self._info, self.journal, dependencies)
 
     def _complete(self) -> None:

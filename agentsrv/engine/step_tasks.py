@@ -46,9 +46,9 @@ class StepTasks:
         self._others: WeakSet[asyncio.Task[Any]] | None = None
         self._asking: set[asyncio.Task[Any] | None] = set()
 
-    def begin(self) -> None:
-        """Let the running task be the step's own; tasks that it creates belong to the step."""
-        self.own = asyncio.current_task()
+    def begin(self, own: asyncio.Task[Any]) -> None:
+        """Let the running task ``own`` be the step's; tasks that it creates belong to the step."""
+        self.own = own
         _step_tasks.set(self)
 
     def add(self, task: asyncio.Task[Any]) -> None:

@@ -141,6 +141,8 @@ class StepRun:
         """Fields of the log that name the attempt; also read from the stack by the watchdog."""
         self._said: Token[Mapping[str, object]] | None = None  # to the log; while an attempt runs
         self._span: AttemptSpan | None = None  # of the attempt, where the server is traced
+        store = task.environment.store
+        self._counts_losses = store.marks is not None or store.commits_starts
         self._mark = -1  # in the store's marks, while code of the attempt runs
         self._has_turn = False  # as a suspect
         self._taking: asyncio.Lock | None = None  # while a suspect waits for another turn
@@ -160,25 +162,24 @@ class StepRun:
         """Whether an attempt is under way: code of the author runs, or waits for an answer."""
         return self._said is not None
 
-    async def run(self) -> Outcome:
-        """Make attempts until one succeeds or none is left.
+    async def run(self, own: asyncio.Task[Any]) -> Outcome:
+        """Make attempts until one succeeds or none is left; ``own`` is the running task.
 
         Raises:
             asyncio.CancelledError: The runner stops the step; what it had written is kept.
         """
-        own, suspects = asyncio.current_task(), self._task.environment.suspects
-        assert own is not None
+        suspects = self._task.environment.suspects
         while True:
             try:
                 if self._agent.concurrency is None:
                     if suspects.closed or self.state.losses >= SUSPECT_AT:
                         await self._take_turn()
-                    await self._attempt(self.state.attempt + 1)
+                    await self._attempt(self.state.attempt + 1, own)
                 else:
                     async with self._task.environment.semaphore_for(self._agent):
                         if suspects.closed or self.state.losses >= SUSPECT_AT:
                             await self._take_turn()
-                        await self._attempt(self.state.attempt + 1)
+                        await self._attempt(self.state.attempt + 1, own)
             except AttemptFailedError as failure:
                 failure.redact(self._task.inputs.secrets)
                 self._settle(failure.reason, failure)
@@ -203,10 +204,10 @@ class StepRun:
                     await take_back(own)
                 return Outcome.COMPLETED
 
-    async def _attempt(self, attempt: int) -> None:
+    async def _attempt(self, attempt: int, own: asyncio.Task[Any]) -> None:
         """Call the agent once; what it raises becomes `AttemptFailedError` or a cancellation."""
         step, limit = self.step, None
-        self._step_tasks.begin()
+        self._step_tasks.begin(own)
         self._offset = self._asking = 0
         self._half, self._limit = "", None
         self._journal.append(
@@ -230,9 +231,10 @@ class StepRun:
         key = None if self._agent.cache is None else self._cache_key(context)
         if key is not None and self._repeat(key, attempt):
             return
-        self._enter()
-        if self._task.environment.store.commits_starts:
-            await self._journal.commit()
+        if self._counts_losses:
+            self._enter()
+            if self._task.environment.store.commits_starts:
+                await self._journal.commit()
         try:
             if self._timeout is None:
                 result = await self._call(context)
@@ -274,7 +276,8 @@ class StepRun:
 
     def _settle(self, outcome: str, error: BaseException | None = None) -> None:
         """Record how the attempt that runs has ended, if one does; free the turn in any case."""
-        self._stand_down()
+        if self._counts_losses or self._has_turn:
+            self._stand_down()
         if self._said is None:
             return
         logs.about.reset(self._said)

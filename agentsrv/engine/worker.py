@@ -89,6 +89,8 @@ class Worker:
     def __init__(self, environment: TaskEnvironment, concurrency: int) -> None:
         self._environment = environment
         self._concurrency = concurrency
+        self.measures: ServerMetrics = environment.measures
+        """What the worker and its tasks are counted in."""
         self._live: dict[str, TaskRunner] = {}
         self._prepared: dict[str, tuple[Create | None, TaskState | None, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,11 +104,6 @@ class Worker:
         """The tasks that this worker has given back and that have not ended here since; of many
         only those that were given back last."""
         self._faults = 0  # tries since the last one that was not a fault of the store
-
-    @property
-    def measures(self) -> ServerMetrics:
-        """What the worker and its tasks are counted in."""
-        return self._environment.measures
 
     @property
     def running(self) -> int:
@@ -193,17 +190,18 @@ class Worker:
         return len(self._tasks)
 
     async def _claim_forever(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
             free = self._concurrency - len(self._tasks)
             leases: Sequence[Lease] = ()
             if free > 0:
                 leases = await self._claim(free)
-            crashed = sum(lease.interrupted != () for lease in leases)
-            review = self._environment.suspects.begin_review(crashed) if crashed else None
+            crashed = [lease for lease in leases if lease.interrupted != ()]
+            review = self._environment.suspects.begin_review(len(crashed)) if crashed else None
             for lease in leases:
                 work = self._run(lease, None if lease.interrupted == () else review)
-                task = asyncio.create_task(work, name=f"task {lease.task_id}")
+                task = loop.create_task(work, name=f"task {lease.task_id}")
                 self._tasks.add(task)
                 task.add_done_callback(self._done)
             if len(leases) < free or free <= 0:
@@ -233,8 +231,12 @@ class Worker:
         return leases
 
     def _done(self, task: asyncio.Task[None]) -> None:
+        # With a free slot, the last claim has got all that there was; the store says if there is
+        # more. A claim that has failed has got nothing.
+        was_full = len(self._tasks) >= self._concurrency
         self._tasks.discard(task)
-        self._wake.set()
+        if was_full or self.measures.store_faults.claims is not None:
+            self._wake.set()
 
     async def _load(self, lease: Lease) -> tuple[Create, TaskState, float | None]:
         prepared = self._prepared.pop(lease.task_id, None)

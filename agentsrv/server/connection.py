@@ -117,8 +117,9 @@ class Connection:
                 most = MAX_UNDER_WAY
                 if request.size > MAX_BYTES_UNDER_WAY // MAX_UNDER_WAY:
                     most = max(1, MAX_BYTES_UNDER_WAY // request.size)
-                await self._settle(most - 1)
-                task = asyncio.create_task(self._answer(request))
+                if len(self._under_way) >= most:
+                    await self._settle(most - 1)
+                task = self._socket.loop.create_task(self._answer(request))
                 self._under_way.add(task)
                 task.add_done_callback(self._under_way.discard)
             request = None  # it may be large, and the next one may come late
@@ -129,7 +130,7 @@ class Connection:
             await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
 
     async def _answer(self, request: Request) -> None:
-        command, command_id = request.command, request.command.id
+        command, command_id, name = request.command, request.command.id, request.name
         try:
             if request.is_short or type(command) is c.Cancel:
                 command = await self._completed(command, is_short=request.is_short)
@@ -138,23 +139,23 @@ class Connection:
                 hold.accept(outcome)
                 result = outcome.reply
                 self._session.latest_task = result.get("task_id", self._session.latest_task)
-                reply = frames.reply(request.name, command_id, result)
+                reply = frames.reply(name, command_id, result)
                 self._socket.post([reply])
                 if len(reply) > LARGE_REPLY:
                     units = len(reply) / BYTES_PER_UNIT
                     self._socket.loop_scheduler.count(units)
                     self._socket.charge(units)
-            self._commands[request.name, ANSWERED] += 1
+            self._commands[name, ANSWERED] += 1
         except AgentsrvError as refusal:
-            self._commands[request.name, refusal.code] += 1
-            self._socket.post([frames.error(request.name, command_id, refusal)])
+            self._commands[name, refusal.code] += 1
+            self._socket.post([frames.error(name, command_id, refusal)])
         except Exception:  # noqa: BLE001 - told with an incident id; the connection lives
             incident = uuid.uuid4().hex[:12]
             told, extra = "incident %s while carrying out %s", {"about": self._socket.about}
-            _log.exception(told, incident, request.name, extra=extra)
-            self._commands[request.name, InternalError.code] += 1
+            _log.exception(told, incident, name, extra=extra)
+            self._commands[name, InternalError.code] += 1
             fault = InternalError(f"the server has a fault; its log tells of incident {incident}")
-            self._socket.post([frames.error(request.name, command_id, fault)])
+            self._socket.post([frames.error(name, command_id, fault)])
 
     def _hold(self, command: c.Command) -> Hold:
         """What keeps back the events of the task that a command is about until its reply is sent.
