@@ -6,7 +6,8 @@ the worker that runs it (`cluster.router`). A `worker` claims tasks from the sto
 task gets a `runner`, which owns the task's life cycle and starts a `steps.StepRun` for each step
 whose dependencies are completed. Runner and steps append events through the task's `journal`, the
 only writer of its log. When a lease expires, another worker claims the task; `recovery` reads its
-log and continues at the first step without a result.
+log and continues at the first step without a result. `store_events` passes what happens in the
+store to the parts that it concerns.
 
 Nothing here knows sockets, frames or SQL. Clocks and the store are parameters, so that tests run
 many workers in an event loop with virtual time.

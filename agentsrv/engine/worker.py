@@ -231,8 +231,8 @@ class Worker:
         return leases
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        # With a free slot, the last claim has got all that there was; the store says if there is
-        # more. A claim that has failed has got nothing.
+        # While there was a free slot, the last claim has got all that there was, and the store
+        # calls ``wake`` if there is more. A claim that has failed has got nothing.
         was_full = len(self._tasks) >= self._concurrency
         self._tasks.discard(task)
         if was_full or self.measures.store_faults.claims is not None:

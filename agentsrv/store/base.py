@@ -335,6 +335,9 @@ class Store(Protocol):
         order of queueing: behind an owner's first task, nobody else has two claimed before it. An
         owner with as many leases as it may have is passed over; its lost tasks are not.
 
+        The listener's ``ready`` is called when there are more, after a claim that got fewer than
+        ``limit``.
+
         A cancelled claim may leave tasks leased to ``node`` until the store is opened again.
         """
 

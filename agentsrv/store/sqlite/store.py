@@ -365,6 +365,8 @@ class SqliteStore:
             elif operation.is_early and result:  # nobody works on a task that cannot be written
                 leases = [lease for lease in result if lease.task_id not in dropped]
                 kept.append((operation, leases, refusal))
+                if len(leases) < len(result):  # there may be others to claim in their place
+                    self._loop.call_soon_threadsafe(base.notify, self._listener.ready)
             else:
                 kept.append(outcome)
         return kept

@@ -218,6 +218,21 @@ class TestOpening:
             await store.close()
 
 
+async def test_a_damaged_task_that_was_claimed_makes_room_for_another(path, monkeypatch):
+    """The worker that got fewer tasks than it can run is told to claim again."""
+    async with opened(path) as store:
+        for number in range(2):
+            await store.create(new_task(f"t{number}", QUEUED))
+        rung: list[str] = []
+        heard(store).ready = lambda: rung.append("ready")
+        dropped = [{"t0": "its page is damaged"}]
+        monkeypatch.setattr(store._file, "take_dropped", lambda: dropped.pop() if dropped else {})
+        assert await claim(store, "node", 1) == []
+        await asyncio.sleep(0)
+        assert rung == ["ready"]
+        assert [lease.task_id for lease in await claim(store, "node", 1)] == ["t1"]
+
+
 class TestClosing:
     async def test_what_is_under_way_is_finished(self, path):
         """Writes handed over before the end are durable, acknowledged and told."""
