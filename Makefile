@@ -3,71 +3,38 @@
 VENV := .venv
 BIN  := $(VENV)/bin
 
-# Two stages: RUN is agentsrv with what it needs at run time, ALL has the tools of its developers too.
-RUN := $(VENV)/.run-installed
-ALL := $(VENV)/.all-installed
-
-# The first interpreter that is new enough and can make a virtual environment.
-PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
-	"$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
-	>/dev/null 2>&1 && { command -v "$$python"; break; }; done)
-
 # Used where it is present; `make UV= ...` does without.
 UV ?= $(or $(shell command -v uv 2>/dev/null),$(wildcard $(BIN)/uv))
 
 # With NO_SKIPS set, a skipped test is a failure (.ci/no_skips.py).
 PYTEST := $(if $(NO_SKIPS),PYTHONPATH=.ci $(BIN)/python -m pytest -rs -p no_skips,$(BIN)/python -m pytest)
-# Modules are compiled once, and not anew in each process that a test starts.
-unexport PYTHONDONTWRITEBYTECODE
+# A test starts many processes, which read modules that are compiled already; the other variables
+# would change what is installed and tested.
+unexport PYTHONDONTWRITEBYTECODE PYTHONHOME PYTHONPATH PYTHONOPTIMIZE PYTHONWARNINGS
+
+# Two stages: RUN is agentsrv with what it needs at run time, ALL has the tools of its developers
+# too. Each is done in no time where nothing has changed. PYTHON=... names the interpreter.
+RUN := installed-run
+ALL := installed-all
+SET_UP = @VENV='$(VENV)' UV='$(UV)' .ci/set_up
 
 # Neighbours stay together, for what a module's tests share; who has done its part takes over.
 PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve check test slow lint types docs soak bench figures counts lock clean
+.PHONY: $(RUN) $(ALL) help setup demo serve check test slow lint types docs soak bench figures \
+	counts lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(ALL) ## make .venv with everything that requirements.lock names
 
-# $(call install,LOCK): install LOCK and this checkout into .venv, which is made if necessary.
-# A lock is complete: with --no-deps neither pip nor uv resolves anything, so that releases that
-# are newer than the lock cannot change or fail an installation.
-define install
-@if ! $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-	if [ -z "$(PYTHON)" ]; then \
-		echo "No Python >= 3.11 with venv and ensurepip was found." >&2; \
-		echo "Install one (Debian, Ubuntu: apt-get install python3 python3-venv)," >&2; \
-		echo "or name it: make PYTHON=/path/to/python3" >&2; \
-		exit 1; \
-	fi; \
-	echo "Making $(VENV) with $(PYTHON)"; \
-	"$(PYTHON)" -m venv --clear $(VENV); \
-fi
-@echo "Installing $(1) into $(VENV)"
-@if [ -n "$(UV)" ]; then \
-	export UV_SYSTEM_CERTS="$${UV_SYSTEM_CERTS:-true}"; \
-	"$(UV)" pip install --quiet --python $(BIN)/python --compile-bytecode \
-		--no-deps --require-hashes -r $(1) \
-	&& "$(UV)" pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e . \
-	&& exit 0; \
-	echo "uv failed; trying pip" >&2; \
-fi; \
-set -e; \
-$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip; \
-export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore; \
-$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r $(1); \
-$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
-@touch $(RUN)
-endef
+$(RUN):
+	$(SET_UP) requirements-run.lock
 
-$(RUN): requirements-run.lock pyproject.toml
-	$(call install,requirements-run.lock)
-
-$(ALL): requirements.lock pyproject.toml
-	$(call install,requirements.lock)
-	@touch $@
+$(ALL):
+	$(SET_UP) requirements-run.lock requirements.lock
 
 demo: $(RUN) ## start a server, run a task, watch its events
 	@$(BIN)/agentsrv demo
