@@ -7,7 +7,11 @@ empty HOME, a PATH of ``/usr/bin:/bin`` and the oldest supported Python: once wi
 this Python brings, with the oldest supported pip and with the newest, and once with uv. The
 index then has, beside the usual releases, a newer one of every locked package: a stub without
 code, on which a set-up that resolves anything itself either fails or ends with a package that
-cannot be imported. Exits with the number of set-ups that failed.
+cannot be imported. The settings of this user's pip and uv, and of Python, lead packages astray.
+
+Then it does to one clone what happens to checkouts: a set-up that is killed, two at once, a copy,
+a move, another Python. Each is followed by ``make demo``, which must work and run the code of
+this folder. Exits with the number of checks that failed.
 """
 
 from __future__ import annotations
@@ -16,11 +20,13 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +35,34 @@ LOCKS: Final = ("requirements.lock", "requirements-run.lock")
 STUB_VERSION: Final = "9999.1"  # newer than any release
 OLDEST_PYTHON: Final = (3, 11)
 OLDEST_PIP: Final = "22.3"
+DEMO_PASSED: Final = "stopped at SIGTERM with exit status 0"
+
+SETTINGS: Final[Mapping[str, str]] = {
+    "PIP_USER": "1",
+    "PIP_TARGET": "/nonexistent/target",
+    "PIP_PREFIX": "/nonexistent/prefix",
+    "PIP_ROOT": "/nonexistent/root",
+    "PIP_PYTHON": "/nonexistent/python",
+    "PIP_DRY_RUN": "1",
+    "PIP_REQUIRE_HASHES": "1",
+    "PIP_CONSTRAINT": "/nonexistent/constraints.txt",
+    "PIP_NO_BINARY": ":all:",
+    "UV_CONSTRAINT": "/nonexistent/constraints.txt",
+    "UV_OVERRIDE": "/nonexistent/overrides.txt",
+    "UV_REQUIRE_HASHES": "1",
+    "PYTHONHOME": "/nonexistent",
+    "PYTHONWARNINGS": "error",
+    "PYTHONOPTIMIZE": "2",
+}
+"""Variables that a user may have set, and that must not change a set-up."""
+
+PIP_CONF: Final = """\
+[global]
+constraint = /nonexistent/constraints.txt
+[install]
+user = true
+target = /nonexistent/target
+"""
 
 
 def locked() -> dict[str, str]:
@@ -83,7 +117,10 @@ def set_up(python: str, stubs: Path, *, pip: str | None = None, uv: str | None =
             upgrade = [venv / "bin/pip", "install", "--quiet", "--upgrade"]
             release = "pip" if pip == "newest" else f"pip=={pip}"
             subprocess.run([*upgrade, release], check=True, env=env)
-        env |= {"PIP_FIND_LINKS": str(stubs), "UV_FIND_LINKS": str(stubs)}
+        env |= {"PIP_FIND_LINKS": str(stubs), "UV_FIND_LINKS": str(stubs)} | SETTINGS
+        config = home / ".config/pip/pip.conf"
+        config.parent.mkdir(parents=True)
+        config.write_text(PIP_CONF)
         began = time.monotonic()
         for target in ("demo", "setup"):
             command = ["make", f"PYTHON={python}", f"UV={uv or ''}", target]
@@ -105,6 +142,131 @@ def set_up(python: str, stubs: Path, *, pip: str | None = None, uv: str | None =
         return not versions
 
 
+class Checkout:
+    """A clone to which mishaps happen, and the ``make`` of a user in it."""
+
+    def __init__(self, folder: Path, python: str, uv: str | None) -> None:
+        self.place = folder / "clone"
+        subprocess.run(["git", "clone", "--quiet", ROOT, self.place], check=True)
+        home = folder / "home"
+        home.mkdir()
+        self._command = ["make", f"PYTHON={python}", f"UV={uv or ''}"]
+        self._options = {
+            "env": {"HOME": str(home), "PATH": "/usr/bin:/bin"},
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "text": True,
+            "start_new_session": True,
+        }
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start ``make`` with further arguments, of which each later one counts more."""
+        return subprocess.Popen([*self._command, *arguments], cwd=self.place, **self._options)
+
+    def make(self, *arguments: str) -> str:
+        """Run ``make``; return what it printed and, last, its exit status."""
+        process = self.start(*arguments)
+        output, _ = process.communicate()
+        return f"{output}\nexit status {process.returncode}"
+
+
+def killed(checkout: Checkout) -> str:
+    """Kill a set-up when it has installed a few packages, then repeat it."""
+    process = checkout.start("demo")
+    packages = checkout.place / ".venv/lib/python{}.{}/site-packages".format(*OLDEST_PYTHON)
+    while process.poll() is None and not list(packages.glob("[m-p]*.dist-info/METADATA")):
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    for package in packages.glob("pydantic*"):  # what a moment earlier or later would have left
+        shutil.rmtree(package / "_internal", ignore_errors=True)
+    return checkout.make("demo")
+
+
+def at_once(checkout: Checkout) -> str:
+    """Set up twice at the same time."""
+    shutil.rmtree(checkout.place / ".venv")
+    first, second = checkout.start("demo"), checkout.start("demo")
+    outputs = [process.communicate()[0] for process in (first, second)]
+    return "\n".join(text for text in outputs if DEMO_PASSED not in text) or outputs[0]
+
+
+def nothing_to_do(checkout: Checkout) -> str:
+    """Change the times of the locks, not the locks: nothing is installed again."""
+    for lock in LOCKS:
+        (checkout.place / lock).touch()
+    output = checkout.make("demo")
+    return output if "Installing" not in output else f"installed again:\n{output[:200]}"
+
+
+def copied(checkout: Checkout) -> str:
+    """Copy the checkout with its environment, and break the original."""
+    copy = checkout.place.with_name("a copy")
+    shutil.copytree(checkout.place, copy, symlinks=True)
+    demo = checkout.place / "agentsrv/cli/demo/__init__.py"
+    demo.write_text('raise SystemExit("this is the original")\n')
+    checkout.place = copy
+    return checkout.make("demo")
+
+
+def moved(checkout: Checkout) -> str:
+    """Rename the folder."""
+    checkout.place = checkout.place.rename(checkout.place.with_name("mov'd ü"))
+    return checkout.make("demo")
+
+
+def replaced(checkout: Checkout) -> str:
+    """Replace the interpreter by one of another version, as a distribution's upgrade does."""
+    link = checkout.place / ".venv/bin/python"
+    link.unlink()
+    link.symlink_to(sys.executable if sys.version_info[:2] != OLDEST_PYTHON else "/bin/false")
+    return checkout.make("demo")
+
+
+def too_old(checkout: Checkout) -> str:
+    """Name an interpreter that does not serve; the answer says why."""
+    old = checkout.place / "old-python"
+    old.write_text("#!/bin/sh\nprintf 'it is Python 3.8'\nexit 1\n")
+    old.chmod(0o755)
+    output = checkout.make(f"PYTHON={old}", "demo")
+    expected = f"PYTHON is {old}: it is Python 3.8."
+    return DEMO_PASSED if expected in output and "needs Python 3.11" in output else output
+
+
+def no_venv(checkout: Checkout) -> str:
+    """Name a folder that is no environment: it is left alone."""
+    kept = checkout.place / "docs"
+    output = checkout.make("VENV=docs", "demo")
+    whole = (kept / "README.md").exists() and "docs is not a virtual environment" in output
+    return DEMO_PASSED if whole else output
+
+
+MISHAPS: Final[tuple[Callable[[Checkout], str], ...]] = (
+    killed,
+    at_once,
+    nothing_to_do,
+    copied,
+    moved,
+    replaced,
+    too_old,
+    no_venv,
+)
+
+
+def survive(python: str, uv: str | None) -> list[bool]:
+    """Let all mishaps happen to one clone; print and return which of them did no harm."""
+    passed = []
+    with tempfile.TemporaryDirectory(prefix="agentsrv-setup-") as folder:
+        checkout = Checkout(Path(folder), python, uv)
+        for mishap in MISHAPS:
+            output = mishap(checkout)
+            passed.append(DEMO_PASSED in output)
+            told = "passed" if passed[-1] else f"failed:\n{output}"
+            print(f"{mishap.__name__}: {told}", flush=True)
+    return passed
+
+
 def installed(python: Path) -> dict[str, str]:
     """Return what an environment has installed: names and versions."""
     code = "import importlib.metadata as m; [print(d.name, d.version) for d in m.distributions()]"
@@ -113,7 +275,7 @@ def installed(python: Path) -> dict[str, str]:
 
 
 def main() -> int:
-    """Run all set-ups; return how many failed."""
+    """Run all checks; return how many failed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--uv", default=shutil.which("uv"), help="also set up with this uv")
     options = parser.parse_args()
@@ -125,6 +287,7 @@ def main() -> int:
         passed = [set_up(python, stubs, pip=pip) for pip in (None, OLDEST_PIP, "newest")]
         if options.uv:
             passed.append(set_up(python, stubs, uv=options.uv))
+    passed += survive(python, options.uv)
     return passed.count(False)
 
 
