@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from enum import IntEnum
@@ -64,6 +65,8 @@ def use_json(wanted: bool) -> bool:
 
 def leave(error: AgentsrvError | OSError) -> NoReturn:
     """Print the error to stderr and exit."""
+    if isinstance(error, OSError) and error.filename is None:
+        error = _without_working_folder() or error
     if isinstance(error, OutputLost):
         forget_output()
         if error.is_quiet:
@@ -85,10 +88,31 @@ def leave(error: AgentsrvError | OSError) -> NoReturn:
 
 
 def leave_by_fault(error: Exception) -> NoReturn:
-    """Print the traceback of an error that is a fault of this program to stderr and exit."""
+    """Print the traceback of an error that is a fault of this program to stderr and exit.
+
+    A module of the standard library that this Python lacks is reported in a sentence.
+    """
+    if isinstance(error, ModuleNotFoundError) and error.name in sys.stdlib_module_names:
+        leave(
+            ConfigurationError(
+                f"this Python ({sys.executable}) was built without the module {error.name}, which "
+                "agentsrv needs: use another Python, or build it anew with the C library installed"
+            )
+        )
     with suppress(OSError):
         print(format_traceback(error), end="", file=sys.stderr, flush=True)
     sys.exit(Exit.FAILED)
+
+
+def _without_working_folder() -> ConfigurationError | None:
+    """Return an error if the working folder was deleted, to which relative paths are added."""
+    try:
+        os.getcwd()  # noqa: PTH109 - pathlib has the same call, and one more object
+    except OSError as error:
+        return ConfigurationError(
+            f"the working folder cannot be used: {error.strerror}; change to one that exists"
+        )
+    return None
 
 
 def say(text: str) -> None:

@@ -48,10 +48,8 @@ def load_app(target: str | None) -> App:
         return App()
     module_name, _, name = target.partition(":")
     _check_spelling(target, module_name, name or "app")
-    try:
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109 - the import path holds strings
-    except OSError as error:
-        raise ConfigurationError(f"the working folder cannot be used: {error.strerror}") from None
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 - the import path holds strings
+    _check_shadow(module_name)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -97,6 +95,28 @@ def _check_spelling(target: str, module_name: str, name: str) -> None:
         f"the application is {target!r}, which is a path; expected a module: "
         f"agentsrv serve {'.'.join(first.parts)}:{name}{where}"
     )
+
+
+def _check_shadow(module_name: str) -> None:
+    """Refuse a file of this folder that has the name of a module that Python uses itself.
+
+    One that is loaded already would be searched for the application in place of the file; one
+    that is loaded later would get the file in place of the module.
+    """
+    name = module_name.partition(".")[0]
+    here = next((path for path in (Path(name), Path(f"{name}.py")) if path.exists()), None)
+    loaded = getattr(sys.modules.get(name), "__file__", None)
+    if here is None or (loaded and Path(loaded).resolve() in _files_of(here)):
+        return
+    if name in sys.stdlib_module_names or loaded:
+        raise ConfigurationError(
+            f"{here} has the name of a module that Python or agentsrv uses; rename it"
+        )
+
+
+def _files_of(module: Path) -> tuple[Path, Path]:
+    """The file from which a module is loaded: itself, or that of a package."""
+    return module.resolve(), (module / "__init__.py").resolve()
 
 
 def _meant(module_name: str, missing: str) -> str:

@@ -42,9 +42,10 @@ class Server:
     async def running(self, folder: Path) -> AsyncIterator[str]:
         """Serve within the block, from a store in ``folder``; yields the URL."""
         command = [sys.executable, "-m", "agentsrv", "serve", "--host=127.0.0.1", "--port=0"]
-        options = [f"--store=sqlite:///{folder}/demo.db", f"--knowledge={KNOWLEDGE}"]
-        options.append("--log-format=text")
+        # Relative to the working folder: a temporary folder's name may contain anything.
+        options = ["--store=sqlite:///demo.db", f"--knowledge={KNOWLEDGE}", "--log-format=text"]
         env = {name: text for name, text in os.environ.items() if not name.startswith("AGENTSRV_")}
+        env["PYTHONIOENCODING"] = "utf-8"  # of the log that is read here
         process = await asyncio.create_subprocess_exec(
             *command, *options, cwd=folder, env=env, stdin=DEVNULL, stderr=PIPE
         )
@@ -63,7 +64,7 @@ class Server:
     async def _read(self, process: Process, url: asyncio.Future[str]) -> None:
         assert process.stderr is not None
         async for raw in process.stderr:
-            line = raw.decode().rstrip()
+            line = raw.decode(errors="replace").rstrip()
             self.log.append(line)
             if LISTENING in line and not url.done():
                 url.set_result(line.partition(LISTENING)[2])

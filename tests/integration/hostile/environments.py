@@ -170,6 +170,7 @@ class Started(NamedTuple):
     name: str
     command: Sequence[str] = ("serve",)
     variables: Mapping[str, str | None] = {}
+    """``PLACE`` in a value is the working folder, ``ROOT`` that of the package."""
     files: Mapping[str, bytes | None] = {}
     closed: Sequence[int] = ()
     """Standard streams that are closed."""
@@ -187,6 +188,18 @@ class Started(NamedTuple):
 APP = {"m.py": b"from agentsrv import App\napp = App()\n", "pkg/m.py": b"from agentsrv import App\napp = App()\n"}  # fmt: skip
 SILENT = b"import logging.config\nfrom agentsrv import App\nlogging.config.dictConfig({'version': 1})\napp = App()\n"  # fmt: skip
 TEXTS = {"docs/a.md": b"# Threads\n\nA thread is a sequence of instructions.\n"}
+
+SCRIPT = {
+    "PYTHONSAFEPATH": "1"
+}  # as for `agentsrv`: only `python -m` imports from the working folder
+LACKING = {"PYTHONSAFEPATH": "1", "PYTHONPATH": "PLACE:ROOT"}
+
+
+def lacks(part: str) -> bytes:
+    """A module that hides one of Python's, as if Python had been built without it."""
+    message = f"No module named {part!r}"
+    return f"raise ModuleNotFoundError({message!r}, name={part!r})\n".encode()
+
 
 PROCESSES: tuple[Started, ...] = (
     Started("nothing special"),
@@ -223,6 +236,10 @@ PROCESSES: tuple[Started, ...] = (
     Started("no module", ("serve", ""), status=2, says="expected MODULE:APP"),
     Started("the root as folder", ("serve", "--knowledge=PLACE/docs"), files=TEXTS, cwd="/"),
     Started("a folder that is gone", ("serve", "m:app"), cwd="deleted", status=2, says="working folder"),
+    Started("the name of a module of Python", ("serve", "email:app"), SCRIPT, files={"email.py": APP["m.py"]}, status=2, says="email.py has the name of a module"),
+    Started("the name of a package that is loaded", ("serve", "pydantic"), SCRIPT, files={"pydantic.py": APP["m.py"]}, status=2, says="pydantic.py has the name of a module"),
+    Started("a package with a name of Python's", ("serve", "email.main:app"), SCRIPT, files={"email/__init__.py": b"", "email/main.py": APP["m.py"]}, status=2, says="rename it"),
+    *(Started(f"Python without {part}", ("serve",), LACKING, {f"{part}.py": lacks(part)}, status=2, says=f"without the module {part}") for part in ("_sqlite3", "_ssl", "zlib", "_ctypes")),
     Started("no such host", ("serve", "--host=no.such.host.invalid", "--behind-proxy", "--api-keys=KEY"), status=1, says="cannot be resolved"),
     Started("another machine's address", ("serve", "--host=192.0.2.1", "--behind-proxy", "--api-keys=KEY"), status=1, says="no address of this machine"),
 )  # fmt: skip

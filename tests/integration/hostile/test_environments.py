@@ -128,7 +128,11 @@ def test_a_process_serves_or_ends_with_a_sentence(tmp_path, started: Started):
     base |= {"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path / "state")}
     base |= {"PYTHONPATH": str(ROOT)}
     changed = {**base, **started.variables}
-    environment = {name: value for name, value in changed.items() if value is not None}
+    environment = {
+        name: value.replace("PLACE", str(place)).replace("ROOT", str(ROOT))
+        for name, value in changed.items()
+        if value is not None
+    }
 
     def prepare() -> None:
         os.umask(started.umask)
@@ -168,6 +172,43 @@ def test_a_process_serves_or_ends_with_a_sentence(tmp_path, started: Started):
     if started.cwd != "deleted":
         left = {file.name for file in cwd.iterdir()} - {file.name for file in before}
         assert left <= {"__pycache__", "agentsrv.toml"}
+
+
+@pytest.mark.parametrize("command", ["serve --port=0", "doctor", "index ."])
+def test_a_working_folder_that_is_gone_is_named(tmp_path, command):
+    """By every command that uses a path relative to it."""
+    result = subprocess.run(
+        ["sh", "-c", f'rmdir "$PWD" && exec {sys.executable} -m agentsrv {command}'],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("agentsrv: the working folder cannot be used: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "variables",
+    [{"TMPDIR": "a folder?x#y%20é"}, {"PYTHONIOENCODING": "utf-16"}, {"TMPDIR": "two\nlines"}],
+    ids=["a query", "UTF-16", "two lines"],
+)
+def test_the_demonstration_passes(tmp_path, variables):
+    """Whatever the temporary folder's name and the encoding of the streams."""
+    if "TMPDIR" in variables:
+        (tmp_path / variables["TMPDIR"]).mkdir()
+        variables = {"TMPDIR": str(tmp_path / variables["TMPDIR"])}
+    result = subprocess.run(
+        [sys.executable, "-m", "agentsrv", "demo"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+        | variables,
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    assert result.returncode == 0
 
 
 def test_a_port_that_is_taken_is_told_with_who_has_it(tmp_path):
