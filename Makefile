@@ -18,7 +18,8 @@ RUN := installed-run
 ALL := installed-all
 SET_UP = @VENV='$(VENV)' UV='$(UV)' .ci/set_up
 
-# Neighbours stay together, for what a module's tests share; who has done its part takes over.
+# Tests of one module run in one process, which shares their fixtures; a process that has finished
+# its part takes tests from another.
 PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 .DEFAULT_GOAL := help
@@ -87,7 +88,7 @@ lock: ## resolve both lock files anew from pyproject.toml (needs uv)
 	"$(UV)" pip compile pyproject.toml --group build --constraint requirements.lock \
 		--output-file requirements-run.lock $(LOCK)
 
-clean: ## remove .venv and everything that tools left behind
+clean: ## remove .venv, and all files that tools have made
 	rm -rf $(VENV) .ci/.cache .coverage .coverage.* htmlcov build dist
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

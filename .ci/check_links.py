@@ -47,7 +47,7 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def links(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the links of ``path`` with the lines that they stand on."""
+    """Yield the links of ``path`` with their line numbers."""
     for number, line in prose(path):
         text = CODE.sub("", line)
         for pattern in (INLINE, REFERENCE, HTML):

@@ -5,13 +5,14 @@
 Clones the checkout into an empty folder and runs ``make demo`` and ``make setup`` there with an
 empty HOME, a PATH of ``/usr/bin:/bin`` and the oldest supported Python: once with the pip that
 this Python brings, with the oldest supported pip and with the newest, and once with uv. The
-index then has, beside the usual releases, a newer one of every locked package: a stub without
-code, on which a set-up that resolves anything itself either fails or ends with a package that
-cannot be imported. The settings of this user's pip and uv, and of Python, lead packages astray.
+index then has, in addition to the usual releases, a newer one of every locked package: a stub
+without code, on which a set-up that resolves anything itself either fails or ends with a package
+that cannot be imported. This user's settings of pip, uv and Python would install other packages, or
+into other folders.
 
-Then it does to one clone what happens to checkouts: a set-up that is killed, two at once, a copy,
-a move, another Python. Each is followed by ``make demo``, which must work and run the code of
-this folder. Exits with the number of checks that failed.
+Then one clone is set up while another set-up runs, killed during a set-up, copied, moved, and given
+another Python. Each time ``make demo`` follows, which must pass and run the code of its own folder.
+Exits with the number of checks that failed.
 """
 
 from __future__ import annotations
@@ -262,8 +263,8 @@ def survive(python: str, uv: str | None) -> list[bool]:
         for mishap in MISHAPS:
             output = mishap(checkout)
             passed.append(DEMO_PASSED in output)
-            told = "passed" if passed[-1] else f"failed:\n{output}"
-            print(f"{mishap.__name__}: {told}", flush=True)
+            result = "passed" if passed[-1] else f"failed:\n{output}"
+            print(f"{mishap.__name__}: {result}", flush=True)
     return passed
 
 

@@ -1,7 +1,7 @@
 """Pytest plugin (-p no_skips): a skipped test fails the run, unless its reason excuses it.
 
 A reason that starts with ``platform:`` says that this kind of machine cannot run the test at
-all. Any other skip is a program or a service that somebody forgot to install.
+all. Any other skip is a program or a service that is not installed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _unexcused: list[tuple[str, str]] = []
 
 
 def _note(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Remember ``report`` if it tells of a skip without an excuse."""
+    """Remember ``report`` if it is a skip without an excuse."""
     if not report.skipped or hasattr(report, "wasxfail"):
         return
     what = report.longrepr
