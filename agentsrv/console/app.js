@@ -2,7 +2,7 @@
 
 import { Client } from "./client.js";
 import { clock, confirm, h, labelled, say, wording } from "./dom.js";
-import { TaskLog } from "./fold.js";
+import { TaskState } from "./fold.js";
 import { Frames } from "./frames.js";
 import { showStart } from "./start.js";
 import { showTask } from "./task.js";
@@ -108,21 +108,21 @@ async function route() {
     return;
   }
   try {
-    await showStart(root, client, page === "new" && task_id ? await logOf(task_id) : null);
+    await showStart(root, client, page === "new" && task_id ? await stateOf(task_id) : null);
   } catch (error) {
     root.replaceChildren(h("p.error", { role: "alert" }, wording(error)));
   }
 }
 
-/** A task as its log tells it now. */
-async function logOf(task_id) {
-  const log = new TaskLog();
+/** The state of a task after all that is logged now. */
+async function stateOf(task_id) {
+  const state = new TaskState();
   const { seq } = await client.command("status", { task_id });
   for await (const event of client.events(task_id)) {
-    log.apply(event);
+    state.apply(event);
     if (event.seq >= seq) break;
   }
-  return log;
+  return state;
 }
 
 addEventListener("hashchange", async () => {

@@ -1,145 +1,134 @@
-// A task's events, folded into what its page shows.
+// The state of a task: the fold of its log, as `TaskState` in agentsrv/models/task.py.
+//
+// Fields are named and filled as in the reply to `status`; tests compare the two folds on random
+// logs. Every page reads statuses and questions from here. Unlike the server, this fold accepts any
+// order of events and ignores unknown ones: a list receives the life-cycle events only, and a server
+// may be newer than the page.
 
 const ENDED = new Set(["completed", "failed", "cancelled", "skipped"]);
+const UNKNOWN = ""; // the id of a question that is known to be open, and no more
 
 /** Whether nothing more will happen to a task or a step. */
 export const hasEnded = (status) => ENDED.has(status);
 
-/** A task as its log tells it. */
-export class TaskLog {
-  status = "pending";
-  description = "";
+/** A step of the plan; has the fields of the plan in addition. */
+class StepState {
+  attempt = 0;
+  output = "";
+  result = null;
+  error_message = null;
+  degraded = false;
+  traceback = [];
+  progress = null;
+  started_at = null;
+  ended_at = null;
+  #task;
+  #status = "pending";
+
+  constructor(task, planned) {
+    Object.assign(this, planned);
+    this.#task = task;
+  }
+
+  get status() {
+    return this.#status === "running" && this.#asked.length ? "input_required" : this.#status;
+  }
+
+  get #asked() {
+    return [...this.#task.asked.values()].filter(({ step_id }) => step_id === this.step_id);
+  }
+
+  apply({ event_type, data, timestamp }) {
+    switch (event_type) {
+      case "step_started":
+        Object.assign(this, { attempt: data.attempt, progress: null, started_at: timestamp });
+        this.#status = "running";
+        break;
+      case "step_progress":
+        this.progress = data;
+        break;
+      case "partial_output":
+        this.output += data.output;
+        break;
+      case "step_lost":
+        this.attempt = data.attempt;
+        this.#status = "running";
+        break;
+      case "step_retrying":
+        Object.assign(this, { output: "", error_message: data.error_message, traceback: data.traceback ?? [] });
+        this.#status = "retrying";
+        break;
+      case "step_completed":
+        Object.assign(this, { result: data.result, duration: data.duration, error_message: null });
+        this.#end("completed", timestamp);
+        break;
+      case "step_failed":
+        Object.assign(this, { error_message: data.error_message, degraded: data.degraded, traceback: data.traceback ?? [] });
+        this.#end("failed", timestamp);
+        break;
+      case "step_skipped":
+        this.error_message = data.reason;
+        this.#end("skipped", timestamp);
+        break;
+      case "step_cancelled":
+        this.#end("cancelled", timestamp);
+        break;
+    }
+  }
+
+  /** The end of a step closes its questions. */
+  #end(status, timestamp) {
+    this.#status = status;
+    this.ended_at = timestamp;
+    for (const { input_id } of this.#asked) this.#task.asked.delete(input_id);
+  }
+}
+
+export class TaskState {
+  seq = 0;
+  user_input = "";
   agent = null;
   params = {};
   metadata = {};
-  error = "";
-  /** The frames of the code in which the task's step failed, as far as the server tells. */
+  created_at = "";
+  updated_at = "";
+  started_at = null;
+  ended_at = null;
+  final_output = null;
+  error_message = null;
+  /** The frames of the code in which the task's step failed, as far as the server sends them. */
   traceback = [];
   steps = new Map();
-  questions = new Map();
-  /** What happened: `at`, `text`, `kind`. */
-  entries = [];
-  startedAt = null;
-  endedAt = null;
-  /** Is told each piece of text, and `null` where the text of a step begins anew. */
-  onText = () => {};
+  /** Questions that were neither answered nor closed by the end of their step, by id. */
+  asked = new Map();
+  #status = "pending"; // without regard to questions
 
-  apply(event) {
-    const { data, timestamp } = event;
-    const name = data.step_id;
-    const step = this.steps.get(name);
-    const add = (text, kind = "") => {
-      this.entries.push({ at: timestamp, text, kind });
-      return this.entries.at(-1);
-    };
-    // One entry for many events of an attempt: the last of them counts.
-    const last = (kind, text) => {
-      step.open[kind] ??= add("");
-      Object.assign(step.open[kind], { at: timestamp, text });
-    };
-    const close = (status) => {
-      step.status = status;
-      step.endedAt = timestamp;
-      for (const [id, asked] of this.questions) {
-        if (asked.step_id === step.step_id) this.questions.delete(id);
-      }
-    };
-    switch (event.event_type) {
-      case "task_created":
-        this.createdAt = timestamp;
-        this.description = data.task_description;
-        this.agent = data.agent;
-        this.params = data.params;
-        this.metadata = data.metadata ?? {};
-        add("Created");
-        break;
-      case "task_queued":
-        this.status = "queued";
-        add(`Queued, number ${data.position} in line`);
-        break;
-      case "task_started":
-        this.status = "running";
-        this.startedAt = timestamp;
-        add(`Started on ${data.node}`);
-        break;
-      case "plan_created":
-        for (const one of data.steps) {
-          this.steps.set(one.step_id, { ...one, status: "pending", attempt: 0, text: "", open: {} });
-        }
-        add([`Planned ${data.steps.length} steps`, data.planned_by, data.reason].filter(Boolean).join(", "));
-        break;
-      case "step_started":
-        Object.assign(step, { status: "running", attempt: data.attempt, progress: null, error: "", open: {} });
-        step.startedAt = timestamp;
-        add(`${name} started${data.attempt > 1 ? `, attempt ${data.attempt}` : ""}: ${data.agent}`);
-        break;
-      case "step_progress":
-        step.progress = data;
-        last("progress", `${name}: ${data.done ?? "?"}${data.total ? ` of ${data.total}` : ""} ${data.message}`);
-        break;
-      case "partial_output":
-        step.text += data.output;
-        last("text", `${name} wrote ${step.text.length.toLocaleString()} characters`);
-        this.onText(step, data.output);
-        break;
-      case "step_retrying":
-        Object.assign(step, { status: "retrying", text: "", error: data.error_message, traceback: data.traceback ?? [] });
-        add(data.reason === "recovered"
-          ? `${name} begins again after a restart of the server`
-          : `${name} failed, attempt ${data.next_attempt} in ${data.retry_in} s: ${data.error_message}`, "warn");
-        this.onText(step, null);
-        break;
-      case "step_lost":
-        add(`${step ? name : "Planning"} was interrupted by a crash of the server${data.suspected ? " and may be its cause" : ""}`, "warn");
-        break;
-      case "step_completed":
-        close("completed");
-        Object.assign(step, { result: data.result, duration: data.duration, cached: data.cached });
-        add(`${name} completed${data.cached ? ", taken over" : ""}`, "good");
-        break;
-      case "step_failed":
-        close("failed");
-        Object.assign(step, { error: data.error_message, traceback: data.traceback ?? [] });
-        add(`${name} failed${data.degraded ? ", the plan goes on without it" : ""}: ${data.error_message}`, "bad");
-        break;
-      case "step_skipped":
-        close("skipped");
-        add(`${name} skipped: ${data.reason}`);
-        break;
-      case "step_cancelled":
-        close("cancelled");
-        add(`${name} cancelled`);
-        break;
-      case "input_required":
-        this.questions.set(data.input_id, data);
-        this.status = step.status = "input_required";
-        add(`${name} asks: ${data.prompt}`, "warn");
-        break;
-      case "input_received": {
-        this.questions.delete(data.input_id);
-        const asks = [...this.questions.values()];
-        if (step && !asks.some((one) => one.step_id === name)) step.status = "running";
-        if (!asks.length && this.status === "input_required") this.status = "running";
-        const said = data.action === "accept" ? JSON.stringify(data.value) : `${data.action}d`;
-        add(`${data.by} answered ${name}: ${said}`);
-        break;
-      }
-      case "message_received":
-        add(`${data.by} says: ${typeof data.message === "string" ? data.message : JSON.stringify(data.message)}`);
-        break;
-      case "task_recovered":
-        add(`Goes on after a restart on ${data.node}`, "warn");
-        break;
-      case "task_cancelling":
-        this.status = "cancelling";
-        add(`${data.by} cancels${data.reason ? `: ${data.reason}` : ""}`, "warn");
-        break;
-      case "task_completed":
-      case "task_failed":
-      case "task_cancelled":
-        this.#end(data, timestamp, add);
-        break;
-    }
+  /** A state without a log, for later events: as `status` or a row of `list` reports it. */
+  static of({ status, seq = 0, inputs = [{ input_id: UNKNOWN }] }) {
+    const state = new TaskState();
+    state.seq = seq;
+    const isAsking = status === "input_required";
+    state.#status = isAsking ? "running" : status;
+    if (isAsking) for (const asked of inputs) state.asked.set(asked.input_id, asked);
+    return state;
+  }
+
+  get status() {
+    return this.#status === "running" && this.asked.size ? "input_required" : this.#status;
+  }
+
+  /** The open questions, in the order in which they were asked. */
+  get inputs() {
+    return hasEnded(this.#status) ? [] : [...this.asked.values()];
+  }
+
+  get degraded() {
+    return [...this.steps.values()].some((step) => step.degraded);
+  }
+
+  /** Whether questions are open that `of` was not told. */
+  get hasUnknownQuestions() {
+    return this.asked.has(UNKNOWN);
   }
 
   /** The steps on which no other depends: their text is the task's output. */
@@ -148,14 +137,53 @@ export class TaskLog {
     return [...this.steps.values()].filter((step) => !needed.has(step.step_id));
   }
 
-  #end(data, timestamp, add) {
-    this.status = data.status;
-    this.endedAt = timestamp;
-    this.error = data.error_message ?? "";
-    this.traceback = this.steps.get(data.failed_step)?.traceback ?? [];
-    this.questions.clear();
-    if (data.status === "completed") add(`Completed${data.degraded ? `, without ${data.missing_steps.join(", ")}` : ""}`, "good");
-    else if (data.status === "failed") add(`Failed: ${this.error}`, "bad");
-    else add(`Cancelled by ${data.by}${data.reason ? `: ${data.reason}` : ""}${data.stopped ? "" : "; something was cut off"}`, "bad");
+  apply(event) {
+    const { event_type, data, seq, timestamp } = event;
+    this.seq = seq;
+    this.updated_at = timestamp;
+    this.steps.get(data.step_id)?.apply(event);
+    switch (event_type) {
+      case "task_created":
+        this.user_input = data.task_description;
+        this.created_at = timestamp;
+        Object.assign(this, { agent: data.agent, params: data.params, metadata: data.metadata ?? {} });
+        break;
+      case "task_queued":
+        this.#status = "queued";
+        break;
+      case "task_started":
+        this.#status = "running";
+        this.started_at = timestamp;
+        break;
+      case "plan_created":
+        for (const planned of data.steps) this.steps.set(planned.step_id, new StepState(this, planned));
+        break;
+      case "input_required":
+        this.asked.set(data.input_id, data);
+        break;
+      case "input_received":
+        this.asked.delete(data.input_id);
+        break;
+      case "task_cancelling":
+        this.#status = "cancelling";
+        break;
+      case "task_completed":
+        this.final_output = data.final_output;
+        this.#end("completed", timestamp);
+        break;
+      case "task_failed":
+        this.error_message = data.error_message;
+        this.traceback = this.steps.get(data.failed_step)?.traceback ?? [];
+        this.#end("failed", timestamp);
+        break;
+      case "task_cancelled":
+        this.#end("cancelled", timestamp);
+        break;
+    }
+  }
+
+  #end(status, timestamp) {
+    this.#status = status;
+    this.ended_at = timestamp;
   }
 }

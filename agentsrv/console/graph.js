@@ -88,8 +88,8 @@ export function draw(root, steps, pick) {
 }
 
 /** How far a step is, and how long it has taken. */
-function told({ startedAt, endedAt, duration, progress }) {
-  if (!startedAt) return "";
-  const share = !endedAt && progress?.total ? `${progress.done}/${progress.total}` : "";
-  return [share, seconds(duration ?? between(startedAt, endedAt))].filter(Boolean).join(" · ");
+function told({ started_at, ended_at, duration, progress }) {
+  if (!started_at) return "";
+  const share = !ended_at && progress?.total ? `${progress.done}/${progress.total}` : "";
+  return [share, seconds(duration ?? between(started_at, ended_at))].filter(Boolean).join(" · ");
 }

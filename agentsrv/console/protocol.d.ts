@@ -205,9 +205,9 @@ export interface HelpReply {
   lines: Record<string, string>;
 }
 
-/** A question was answered (``accept``), declined (``decline``), or its time is over.
+/** A question was answered (``accept``), declined (``decline``), or has expired (``expire``).
 
-With ``expire``, ``value`` is the question's default, ``None`` where it has none. */
+With ``expire``, ``value`` is the question's default, or ``None`` if it has none. */
 export interface InputReceived {
   input_id: string;
   step_id: string;
@@ -216,7 +216,7 @@ export interface InputReceived {
   by: string;
 }
 
-/** A question was answered (`accept`), declined (`decline`), or its time is over. With `expire`, `value` is the question's default, `None` where it has none. */
+/** A question was answered (`accept`), declined (`decline`), or has expired (`expire`). With `expire`, `value` is the question's default, or `None` if it has none. */
 export interface InputReceivedEvent {
   type: "event";
   event_type: "input_received";
@@ -296,7 +296,7 @@ export interface MessageReceivedEvent {
   data: MessageReceived;
 }
 
-/** A piece of text; ``offset`` counts the characters of this attempt before it. */
+/** A piece of text; ``offset`` is the number of characters of this attempt before it. */
 export interface PartialOutput {
   step_id: string;
   attempt: number;
@@ -304,7 +304,7 @@ export interface PartialOutput {
   output: string;
 }
 
-/** A piece of text; `offset` counts the characters of this attempt before it. */
+/** A piece of text; `offset` is the number of characters of this attempt before it. */
 export interface PartialOutputEvent {
   type: "event";
   event_type: "partial_output";
@@ -437,14 +437,14 @@ export interface Step {
   timeout?: number | null;
 }
 
-/** The step was under way when the task was cancelled; what it had written is kept. */
+/** The step was in progress when the task was stopped; its text is kept. */
 export interface StepCancelled {
   step_id: string;
   attempt: number;
   partial_output: string;
 }
 
-/** The step was under way when the task was cancelled; what it had written is kept. */
+/** The step was in progress when the task was stopped; its text is kept. */
 export interface StepCancelledEvent {
   type: "event";
   event_type: "step_cancelled";
@@ -476,7 +476,7 @@ export interface StepCompletedEvent {
   data: StepCompleted;
 }
 
-/** The last attempt failed; ``degraded`` where the plan goes on without the step. */
+/** The last attempt failed; ``degraded`` if the plan continues without the step. */
 export interface StepFailed {
   step_id: string;
   attempt: number;
@@ -487,7 +487,7 @@ export interface StepFailed {
   traceback?: Array<TracebackFrame> | null;
 }
 
-/** The last attempt failed; `degraded` where the plan goes on without the step. */
+/** The last attempt failed; `degraded` if the plan continues without the step. */
 export interface StepFailedEvent {
   type: "event";
   event_type: "step_failed";
@@ -500,9 +500,9 @@ export interface StepFailedEvent {
 
 /** The server's process crashed while code of the attempt ran.
 
-``losses`` counts such crashes since the step last made progress; ``suspected`` says that it
-is now held for a possible cause, and run apart from others of which that is said, too.
-``step_id`` is ``None`` where the plan was made. */
+``losses`` counts such crashes since the step last made progress. If ``suspected``, the step
+may be their cause; a node runs one suspected step at a time. ``step_id`` is ``None`` if the
+crash occurred while the plan was made. */
 export interface StepLost {
   step_id: string | null;
   attempt: number;
@@ -510,7 +510,7 @@ export interface StepLost {
   suspected: boolean;
 }
 
-/** The server's process crashed while code of the attempt ran. `losses` counts such crashes since the step last made progress; `suspected` says that it is now held for a possible cause, and run apart from others of which that is said, too. `step_id` is `None` where the plan was made. */
+/** The server's process crashed while code of the attempt ran. `losses` counts such crashes since the step last made progress. If `suspected`, the step may be their cause; a node runs one suspected step at a time. `step_id` is `None` if the crash occurred while the plan was made. */
 export interface StepLostEvent {
   type: "event";
   event_type: "step_lost";
@@ -521,10 +521,11 @@ export interface StepLostEvent {
   data: StepLost;
 }
 
-/** The agent reports how far it is.
+/** The agent reports its progress.
 
-Whatever is given becomes valid: what is no finite number is ``None``, ``done`` is from 0 to
-``total``, ``total`` above 0, the message text of at most 2,000 characters. */
+Values are corrected, not refused: ``done`` or ``total`` is ``None`` if it is not a finite
+number, ``total`` also if it is not positive; ``done`` is limited to 0 … ``total``, and the
+message to 2,000 characters. */
 export interface StepProgress {
   step_id: string;
   attempt: number;
@@ -533,7 +534,7 @@ export interface StepProgress {
   message: string;
 }
 
-/** The agent reports how far it is. Whatever is given becomes valid: what is no finite number is `None`, `done` is from 0 to `total`, `total` above 0, the message text of at most 2,000 characters. */
+/** The agent reports its progress. Values are corrected, not refused: `done` or `total` is `None` if it is not a finite number, `total` also if it is not positive; `done` is limited to 0 … `total`, and the message to 2,000 characters. */
 export interface StepProgressEvent {
   type: "event";
   event_type: "step_progress";
@@ -544,7 +545,7 @@ export interface StepProgressEvent {
   data: StepProgress;
 }
 
-/** An attempt failed and another will follow in ``retry_in`` seconds. */
+/** An attempt failed; another follows in ``retry_in`` seconds. */
 export interface StepRetrying {
   step_id: string;
   attempt: number;
@@ -556,7 +557,7 @@ export interface StepRetrying {
   traceback?: Array<TracebackFrame> | null;
 }
 
-/** An attempt failed and another will follow in `retry_in` seconds. */
+/** An attempt failed; another follows in `retry_in` seconds. */
 export interface StepRetryingEvent {
   type: "event";
   event_type: "step_retrying";
@@ -643,7 +644,7 @@ export interface SubscribeReply {
   seq?: number;
 }
 
-/** The task was cancelled; ``stopped`` is false where a step still runs, fenced off. */
+/** The task was cancelled; ``stopped`` is false if a step still runs, fenced off. */
 export interface TaskCancelled {
   status: string;
   reason: string | null;
@@ -652,7 +653,7 @@ export interface TaskCancelled {
   partial_output: string;
 }
 
-/** The task was cancelled; `stopped` is false where a step still runs, fenced off. */
+/** The task was cancelled; `stopped` is false if a step still runs, fenced off. */
 export interface TaskCancelledEvent {
   type: "event";
   event_type: "task_cancelled";
@@ -663,14 +664,14 @@ export interface TaskCancelledEvent {
   data: TaskCancelled;
 }
 
-/** A cancel is decided; running steps have ``grace`` seconds to end. */
+/** A cancellation is decided; running steps have ``grace`` seconds to end. */
 export interface TaskCancelling {
   reason: string | null;
   by: string;
   grace: number;
 }
 
-/** A cancel is decided; running steps have `grace` seconds to end. */
+/** A cancellation is decided; running steps have `grace` seconds to end. */
 export interface TaskCancellingEvent {
   type: "event";
   event_type: "task_cancelling";
@@ -701,7 +702,9 @@ export interface TaskCompletedEvent {
   data: TaskCompleted;
 }
 
-/** A task is in the log; nothing runs yet. ``traceparent`` is whose work it is part of. */
+/** The task is in the log; it does not run yet.
+
+``traceparent`` is the client's span: the task is traced as part of it. */
 export interface TaskCreated {
   task_description: string;
   agent: string | null;
@@ -710,7 +713,7 @@ export interface TaskCreated {
   traceparent?: string | null;
 }
 
-/** A task is in the log; nothing runs yet. `traceparent` is whose work it is part of. */
+/** The task is in the log; it does not run yet. `traceparent` is the client's span: the task is traced as part of it. */
 export interface TaskCreatedEvent {
   type: "event";
   event_type: "task_created";
@@ -721,7 +724,7 @@ export interface TaskCreatedEvent {
   data: TaskCreated;
 }
 
-/** The task ended without its output; ``partial_output`` is what there is of it. */
+/** The task ended without its output; ``partial_output`` is the part that exists. */
 export interface TaskFailed {
   status: string;
   error_message: string;
@@ -730,7 +733,7 @@ export interface TaskFailed {
   partial_output: string;
 }
 
-/** The task ended without its output; `partial_output` is what there is of it. */
+/** The task ended without its output; `partial_output` is the part that exists. */
 export interface TaskFailedEvent {
   type: "event";
   event_type: "task_failed";
@@ -757,7 +760,7 @@ export interface TaskQueuedEvent {
   data: TaskQueued;
 }
 
-/** After a crash or a takeover ``node`` goes on behind ``completed_steps``.
+/** After a crash or a takeover ``node`` continues the task after ``completed_steps``.
 
 ``traceparent`` is the span of its run, where the server is traced. */
 export interface TaskRecovered {
@@ -766,7 +769,7 @@ export interface TaskRecovered {
   traceparent?: string | null;
 }
 
-/** After a crash or a takeover `node` goes on behind `completed_steps`. `traceparent` is the span of its run, where the server is traced. */
+/** After a crash or a takeover `node` continues the task after `completed_steps`. `traceparent` is the span of its run, where the server is traced. */
 export interface TaskRecoveredEvent {
   type: "event";
   event_type: "task_recovered";
@@ -804,7 +807,7 @@ export interface TaskStartedEvent {
   data: TaskStarted;
 }
 
-/** Where a task is between its creation and its one terminal event. */
+/** The status of a task, between its creation and its one terminal event. */
 export type TaskStatus = "pending" | "queued" | "running" | "input_required" | "cancelling" | "completed" | "failed" | "cancelled";
 
 /** One frame of an agent's error; ``file`` is relative to the application.

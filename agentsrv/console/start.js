@@ -7,10 +7,10 @@ import { field, parse } from "./form.js";
 const PLANNER = "";
 const PLAN = "{}"; // no agent's name
 
-/** Fills `root` with the form; `from` is the log of a task to run again. */
+/** Fills `root` with the form; `from` is the state of a task to run again. */
 export async function showStart(root, client, from) {
   const description = h("textarea", {
-    id: "description", rows: 4, required: true, maxlength: 32768, value: from?.description ?? "",
+    id: "description", rows: 4, required: true, maxlength: 32768, value: from?.user_input ?? "",
     placeholder: "What is to be done?",
     onkeydown: (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && form.requestSubmit(),
   });
@@ -75,7 +75,7 @@ const example = (agents) =>
 const OF_A_STEP = ["step_id", "agent", "description", "depends_on", "input", "max_retries", "timeout"];
 
 /** The plan that a task had, as a client may send it. */
-function planOf(log) {
+function planOf(state) {
   const known = (step) => Object.fromEntries(OF_A_STEP.map((name) => [name, step[name]]));
-  return JSON.stringify({ steps: [...log.steps.values()].map(known) }, null, 2);
+  return JSON.stringify({ steps: [...state.steps.values()].map(known) }, null, 2);
 }

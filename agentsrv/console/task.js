@@ -1,16 +1,18 @@
 // A task's page: its plan, questions, output and history, as its log grows.
 
 import { badge, between, button, confirm, h, labelled, perFrame, say, seconds, time, wording } from "./dom.js";
-import { hasEnded, TaskLog } from "./fold.js";
+import { hasEnded, TaskState } from "./fold.js";
 import { field } from "./form.js";
 import { draw } from "./graph.js";
+import { History } from "./history.js";
 import { Markdown } from "./markdown.js";
 
 const SILENT = new Set(["step_progress", "partial_output"]); // too many to be read to anybody
 
 /** Fills `root` with the task's page and keeps it current; returns what ends that. */
 export function showTask(root, client, task_id) {
-  const log = new TaskLog();
+  const state = new TaskState();
+  const past = new History();
   const leaving = new AbortController();
   const title = h("h1", { tabindex: -1 }, "…");
   const facts = h("p.facts");
@@ -51,70 +53,69 @@ export function showTask(root, client, task_id) {
     const tell = button("Send a message…", () =>
       ask("Tell its agents", "Message", "Send", (text) => attempt(() => client.send(task_id, text))));
     const resume = button("Resume", () => attempt(async () => {
-      const { description, params } = log;
-      const fields = { task_description: description, params, resume_from: task_id, execute: true };
+      const { user_input, params } = state;
+      const fields = { task_description: user_input, params, resume_from: task_id, execute: true };
       location.hash = `#/task/${(await client.create(fields)).task_id}`;
     }));
     const again = h("a.quiet", { href: `#/new/${task_id}` }, "Run again…");
     const running = [cancel, tell];
     const fitting = { pending: [start, cancel], queued: [cancel], running, input_required: running, failed: [resume], cancelled: [resume] };
-    return [...(fitting[log.status] ?? []), again];
+    return [...(fitting[state.status] ?? []), again];
   };
 
   // Whose text is shown: the step's that was picked, or the task's output.
 
   const streams = new Map();
   let picked = null;
-  const shown = () => (picked ? [picked] : log.sinks);
+  const shown = () => (picked ? [picked] : state.sinks);
   const pick = (step) => {
     picked = picked === step ? null : step;
     streams.clear();
     output.replaceChildren(...shown().map((one) => {
       const node = h("div");
       streams.set(one, new Markdown(node));
-      streams.get(one).append(one.text);
+      streams.get(one).append(one.output);
       return node;
     }));
     render();
   };
-  log.onText = (step, piece) => (piece === null ? streams.get(step)?.reset() : streams.get(step)?.append(piece));
-
   const cards = new Map(); // of open questions
   let isAnswering = false; // whether the last one was answered here, and no other has come yet
   let update; // of the graph
   const render = perFrame(() => {
-    say(title, log.description || "…");
-    const asks = log.questions.size ? `(${log.questions.size}) ` : "";
-    document.title = `${asks}${log.description.slice(0, 60)} · agentsrv`;
-    if (log.createdAt && input.hidden) {
+    say(title, state.user_input || "…");
+    const open = new Map(state.inputs.map((asked) => [asked.input_id, asked]));
+    const asks = open.size ? `(${open.size}) ` : "";
+    document.title = `${asks}${state.user_input.slice(0, 60)} · agentsrv`;
+    if (state.created_at && input.hidden) {
       input.hidden = false;
-      input.append(h("pre", { tabindex: 0 }, inputOf(log)));
+      input.append(h("pre", { tabindex: 0 }, inputOf(state)));
     }
-    if (facts.dataset.status !== log.status) {
-      facts.dataset.status = log.status;
-      facts.replaceChildren(badge(log.status), h("code", task_id), log.createdAt ? time(log.createdAt) : "", h("span"));
+    if (facts.dataset.status !== state.status) {
+      facts.dataset.status = state.status;
+      facts.replaceChildren(badge(state.status), h("code", task_id), state.created_at ? time(state.created_at) : "", h("span"));
       actions.replaceChildren(...offers());
     }
-    say(facts.lastChild, log.startedAt ? seconds(between(log.startedAt, log.endedAt)) : "");
-    if (log.error) say(error, log.error);
-    if (log.traceback.length && trace.hidden) {
+    say(facts.lastChild, state.started_at ? seconds(between(state.started_at, state.ended_at)) : "");
+    if (state.error_message) say(error, state.error_message);
+    if (state.traceback.length && trace.hidden) {
       trace.hidden = false;
-      trace.append(framesOf(log.traceback));
+      trace.append(framesOf(state.traceback));
     }
-    if (log.steps.size && !update) {
-      update = draw(graph, log.steps, pick);
-      plan.hidden = log.steps.size < 2;
+    if (state.steps.size && !update) {
+      update = draw(graph, state.steps, pick);
+      plan.hidden = state.steps.size < 2;
       pick(null);
     }
     update?.(picked);
     let hadFocus = false;
     for (const [id, card] of cards) {
-      if (log.questions.has(id)) continue;
+      if (open.has(id)) continue;
       hadFocus ||= card.contains(document.activeElement) || card.isSettled;
       card.remove();
       cards.delete(id);
     }
-    for (const [id, asked] of log.questions) {
+    for (const [id, asked] of open) {
       if (cards.has(id)) continue;
       cards.set(id, question(asked, client, attempt));
       questions.append(cards.get(id));
@@ -125,14 +126,15 @@ export function showTask(root, client, task_id) {
     isAnswering = !next && (hadFocus || isAnswering);
     say(heading, picked?.step_id ?? "Output");
     back.hidden = !picked;
-    const trouble = picked?.error !== log.error && picked?.error; // the task's own is said above
-    say(about, picked ? [picked.agent, picked.description, trouble].filter(Boolean).join("\n") : "");
-    const isEmpty = hasEnded(log.status) && !picked && !shown().some(({ text, result }) => text || result != null);
-    written.hidden = !log.steps.size || isEmpty;
+    const { error_message: trouble, status } = picked ?? {}; // a running step shows none of an earlier attempt
+    const isShown = trouble !== state.error_message && !["running", "input_required"].includes(status);
+    say(about, picked ? [picked.agent, picked.description, isShown && trouble].filter(Boolean).join("\n") : "");
+    const isEmpty = hasEnded(state.status) && !picked && !shown().some(({ output, result }) => output || result != null);
+    written.hidden = !state.steps.size || isEmpty;
     const key = shown().map((step) => `${step.step_id} ${step.status}`).join();
     if (results.dataset.key !== key) results.replaceChildren(...shown().flatMap(resultsOf));
     results.dataset.key = key;
-    for (const entry of log.entries) {
+    for (const entry of past.entries) {
       if (!entry.node) {
         entry.node = h("li", { class: entry.kind }, time(entry.at), h("span"));
         history.append(entry.node);
@@ -145,9 +147,13 @@ export function showTask(root, client, task_id) {
 
   let seq = Infinity;
   const take = (event) => {
-    log.apply(event);
+    state.apply(event);
+    past.add(event, state);
+    const stream = streams.get(state.steps.get(event.data.step_id));
+    if (event.event_type === "partial_output") stream?.append(event.data.output);
+    else if (event.event_type === "step_retrying") stream?.reset();
     if (event.seq > seq && !SILENT.has(event.event_type)) {
-      document.getElementById("live").textContent = log.entries.at(-1).text;
+      document.getElementById("live").textContent = past.entries.at(-1).text;
     }
     render();
   };
@@ -163,7 +169,7 @@ export function showTask(root, client, task_id) {
     }
   };
   follow();
-  const clock = setInterval(() => hasEnded(log.status) || client.state.name !== "connected" || render(), 1000);
+  const clock = setInterval(() => hasEnded(state.status) || client.state.name !== "connected" || render(), 1000);
   return () => {
     clearInterval(clock);
     leaving.abort();
@@ -171,25 +177,25 @@ export function showTask(root, client, task_id) {
 }
 
 /** The structured result of a step, and the sources that it names. */
-function resultsOf({ step_id, result, text }) {
+function resultsOf({ step_id, result, output }) {
   if (result === null || result === undefined) return [];
   const found = result.sources ?? result.passages;
   const row = ({ title, source, url, line }) => h("li", [title, source ?? url, line && `line ${line}`].filter(Boolean).join(", "));
   const all = h("details", h("summary", `Result of ${step_id} as JSON`));
   const json = () => JSON.stringify(result, null, 2).slice(0, 100_000);
   all.addEventListener("toggle", () => all.append(h("pre", { tabindex: 0 }, json())), { once: true });
-  all.open = !text;
+  all.open = !output;
   const sources = Array.isArray(found) && found.length > 0 &&
     h("details", h("summary", `Sources (${found.length})`), h("ol", found.map((one) => row(Object(one)))));
   return sources ? [sources, all] : [all];
 }
 
 /** What the task was given, for people to read and to copy. */
-function inputOf({ description, agent, params, metadata }) {
+function inputOf({ user_input, agent, params, metadata }) {
   const given = { params, metadata };
   const values = Object.entries(given).filter(([, one]) => Object.keys(one ?? {}).length);
   const parts = values.map(([name, one]) => `${name}: ${JSON.stringify(one, null, 2)}`);
-  return [description, agent && `agent: ${agent}`, ...parts].filter(Boolean).join("\n\n").slice(0, 100_000);
+  return [user_input, agent && `agent: ${agent}`, ...parts].filter(Boolean).join("\n\n").slice(0, 100_000);
 }
 
 /** The frames of a traceback, the innermost last; only the author's own are open. */

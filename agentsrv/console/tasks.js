@@ -1,13 +1,12 @@
 // The list of tasks: live, filtered, searched; only the rows in sight are elements.
 
 import { badge, h, perFrame, time } from "./dom.js";
+import { hasEnded, TaskState } from "./fold.js";
 
 const ROW = 64; // px, as the style sheet has it
 const MARGIN = 8; // rows kept above and below those in sight
 const PAGE = 500; // rows asked for at once
 const STATUSES = ["pending", "queued", "running", "input_required", "cancelling", "completed", "failed", "cancelled"];
-const ASKING = new Set(["running", "input_required"]); // statuses that questions change
-const AFTER = { created: "pending", started: "running", recovered: "running" }; // others say it themselves
 
 export class Tasks {
   #client;
@@ -74,36 +73,37 @@ export class Tasks {
     }
   }
 
-  #take({ event_type, task_id, seq, timestamp, data }) {
+  #take(event) {
+    const { event_type, task_id, timestamp, data } = event;
     let row = this.#known.get(task_id);
     if (!row && event_type === "task_created") {
-      row = { task_id, user_input: data.task_description, created_at: timestamp, asks: 0 };
+      row = { task_id, user_input: data.task_description, created_at: timestamp, state: new TaskState() };
       this.#known.set(task_id, row);
       this.#rows.unshift(row);
       this.#total += 1;
     }
     if (!row) return;
-    row.seq = seq;
-    if (!event_type.startsWith("input_")) {
-      const what = event_type.slice("task_".length);
-      row.status = AFTER[what] ?? what;
-      row.asks = 0;
-    } else if (row.asks === undefined && row.status === "input_required") {
-      this.#countQuestions(row); // a row of the list does not tell how many it asks
-    } else {
-      row.asks = Math.max(0, (row.asks ?? 0) + (event_type === "input_required" ? 1 : -1));
-      if (ASKING.has(row.status)) row.status = row.asks ? "input_required" : "running";
-    }
+    row.state ??= TaskState.of(row);
+    row.state.apply(event);
+    this.#update(row);
+    if (row.state?.hasUnknownQuestions && event_type.startsWith("input_")) this.#ask(row);
+  }
+
+  /** Shows the status of a row's state; a task that has ended needs its state no more. */
+  #update(row) {
+    row.status = row.state.status;
+    if (hasEnded(row.status)) row.state = null;
     this.#select();
   }
 
-  /** Asks the server how many questions of a task are open, unless it is told otherwise meanwhile. */
-  async #countQuestions(row) {
+  /** Asks the server which questions of a task are open: a row of a list does not name them. */
+  async #ask(row) {
     try {
       const found = await this.#client.command("status", { task_id: row.task_id });
-      if (found.seq < row.seq) return this.#countQuestions(row);
-      Object.assign(row, { status: found.status, asks: found.inputs.length });
-      this.#select();
+      if (!row.state) return;
+      if (found.seq < row.state.seq) return this.#ask(row);
+      row.state = TaskState.of(found);
+      this.#update(row);
     } catch {
       // The task is gone, or the connection: then the list is loaded again.
     }

@@ -17,9 +17,9 @@ from agentsrv.error_text import describe
 from agentsrv.errors import FencedError, InvalidInputError, PermanentError, TooLargeError
 from agentsrv.models import events as e
 from agentsrv.models.commands import Respond
-from agentsrv.models.states import TRANSITIONS, refuse
 from agentsrv.models.task import Question as Asked
 from agentsrv.models.task import TaskState
+from agentsrv.models.transitions import TRANSITIONS, refuse
 from agentsrv.threads import in_thread
 
 MAX_QUESTIONS: Final = 100  # of one step: an agent that asks in a loop is stopped

@@ -132,7 +132,7 @@ class Journal:
             step = state.steps[step_id]
             step.pieces.append(text)
             if not step.progressed and offset + len(text) > step.furthest:  # as the fold has it
-                step.progress()
+                step.record_progress()
         else:
             event, now = PartialOutput(step_id, attempt, offset, text), self._now()
             if self._millis != (millis := int(now * 1000)):

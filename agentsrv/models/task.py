@@ -1,31 +1,44 @@
-"""A task's state: the fold of its log."""
+"""A task's state: the fold of its log.
+
+Theory of operation. `TaskState` starts empty; `apply` takes one event at a time:
+
+1. The tables of ``agentsrv.models.transitions`` give the following status of the task and, for an
+   event of a step, of the step. Without a transition the event is refused and nothing changes.
+2. The event's own `fold_step` and `fold_task` change the remaining fields. They are defined beside
+   the event's fields in ``agentsrv.models.events``.
+3. Where a question is open, the status is corrected to `input_required` (`wait_for_answers`),
+   because the tables know neither how many questions are open nor whose they are.
+
+This is the only fold in Python. The runner applies each event before it is encoded, recovery and
+the store fold whole logs (`TaskState.fold`), and readers of another server's log (the live display,
+AG-UI) use `follow`, which skips what a newer server added. The browser has the same fold in
+``console/fold.js``; ``tests/integration/models/test_folds.py`` compares the two on random logs.
+
+Values that only clients need (messages, answers) are kept as JSON: as objects they take some twenty
+times as much memory for as long as the task runs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import orjson
 
-from agentsrv.errors import ConflictError, InvalidStateError, NotFoundError
+from agentsrv.errors import AgentsrvError, ConflictError, InvalidStateError, NotFoundError
 from agentsrv.models import events as e
 from agentsrv.models.events import STEP_EVENTS
 from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.models.snapshots import bounded
-from agentsrv.models.states import (
-    STEP_TRANSITIONS,
-    TRANSITIONS,
-    StepStatus,
-    TaskStatus,
-    refuse,
-)
+from agentsrv.models.states import StepStatus, TaskStatus
 from agentsrv.models.text import fitted
+from agentsrv.models.transitions import STEP_TRANSITIONS, TRANSITIONS, refuse
 
 
 @dataclass(slots=True)
 class Answer:
-    """How a question was settled; the value as JSON: objects take some twenty times as much."""
+    """How a question was closed; ``value`` is JSON."""
 
     action: str
     by: str
@@ -34,7 +47,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Question:
-    """A question that a step has asked, and how it was settled, if it was."""
+    """A question that a step has asked, and its answer; ``None`` while it is open."""
 
     asked: e.InputRequired
     answer: Answer | None = None
@@ -42,37 +55,54 @@ class Question:
 
 @dataclass(slots=True)
 class StepState:
-    """One step of the plan as the log tells it."""
+    """The state of one step of the plan."""
 
     step: Step
     status: StepStatus = StepStatus.PENDING
     attempt: int = 0
     failures: int = 0
-    """Attempts that failed by an error or a timeout; one lost in a crash does not count."""
+    """Attempts that failed by an error or a timeout. Attempts lost in a crash do not count."""
     losses: int = 0
     """Crashes of the server while code of the step ran, since it last made progress."""
     progressed: bool = False
-    """Whether the current attempt has made progress: text beyond that of all attempts before it,
-    or an answer."""
+    """Whether the current attempt has made progress: more text than every earlier attempt, or an
+    answer."""
     furthest: int = 0
-    """The most characters that an earlier attempt wrote."""
+    """Characters of the longest earlier attempt."""
     discarded: int = 0
-    """Characters that all earlier attempts wrote."""
+    """Characters of all earlier attempts together."""
     result: Any = None
     error_message: str | None = None
     degraded: bool = False
     pieces: list[str] = field(default_factory=list)
     questions: dict[str, Question] = field(default_factory=dict)
-    """By input id; each is asked once, however many attempts come to it."""
+    """By input id. A question is asked once, whatever the number of attempts that reach it."""
 
-    def progress(self) -> None:
-        """Take down that the attempt got further than those before it."""
+    def record_progress(self) -> None:
+        """Record that the attempt exceeded all earlier ones."""
         self.progressed = True
         self.losses = 0
 
+    def open_question(self, asked: e.InputRequired) -> None:
+        """Record a question."""
+        self.questions[asked.input_id] = Question(asked)
+
+    def close_question(self, received: e.InputReceived) -> None:
+        """Record the answer to a question; ignores a second one."""
+        question = self.questions.get(received.input_id)
+        if question is not None and question.answer is None:
+            value = orjson.dumps(received.value)
+            question.answer = Answer(received.action, received.by, value)
+            self.record_progress()
+
+    def wait_for_answers(self) -> None:
+        """Change a running step to `input_required` if one of its questions is open."""
+        if self.status is StepStatus.RUNNING and self.open_questions:
+            self.status = StepStatus.INPUT_REQUIRED
+
     @property
     def open_questions(self) -> list[e.InputRequired]:
-        """What is still to be answered; the step's end closes all."""
+        """The open questions, in the order in which they were asked; the step's end closes all."""
         if not STEP_TRANSITIONS[self.status]:
             return []
         return [question.asked for question in self.questions.values() if question.answer is None]
@@ -90,7 +120,7 @@ class StepState:
         return self.status is StepStatus.COMPLETED or self.degraded
 
     def snapshot(self) -> dict[str, Any]:
-        """What ``status`` answers for the step."""
+        """The step's part of the reply to ``status``."""
         return {
             "step_id": self.step.step_id,
             "agent": self.step.agent,
@@ -106,7 +136,7 @@ class StepState:
         """Fold one event of this step.
 
         Raises:
-            InvalidStateError: The table has no such transition.
+            InvalidStateError: The table has no such transition; nothing was changed.
         """
         kind = type(event)
         following = STEP_TRANSITIONS[self.status].get(kind)
@@ -116,12 +146,12 @@ class StepState:
             )
         self.status = following
         if kind in _STEP_FOLDS:
-            _STEP_FOLDS[kind](self, event)
+            _STEP_FOLDS[kind](event, self)
 
 
 @dataclass(slots=True)
 class TaskState:
-    """What a task's log says so far: a fold that starts empty and takes one event at a time."""
+    """The state of a task after the events that were folded so far."""
 
     task_id: str
     status: TaskStatus = TaskStatus.PENDING
@@ -137,14 +167,15 @@ class TaskState:
     plan: ExecutionPlan | None = None
     steps: dict[str, StepState] = field(default_factory=dict)
     messages: list[bytes] = field(default_factory=list)
-    """What the client has sent, in its order, as JSON: objects take some twenty times as much."""
+    """The messages of the client in their order, each as JSON."""
     messages_size: int = 0
-    """Bytes that they have as JSON."""
+    """Bytes of all messages."""
     losses: int = 0
     """Crashes of the server while the plan was made."""
     cancelling: e.TaskCancelling | None = None
+    """The cancellation that was decided, if one was."""
     traceparent: str | None = None
-    """Whose work the task is part of, as its client said."""
+    """The client's span of which the task is part."""
     run: str | None = None
     """The span of the last worker's run, as a ``traceparent``."""
     final_output: str | None = None
@@ -152,7 +183,11 @@ class TaskState:
 
     @classmethod
     def fold(cls, task_id: str, log: Iterable[bytes]) -> TaskState:
-        """The state after a whole log, which must start at its first event."""
+        """Return the state after a whole log.
+
+        Raises:
+            InvalidStateError: The log has a gap, or contains an event that is not permitted.
+        """
         state = cls(task_id)
         for body in log:
             record = e.decode(body)
@@ -163,10 +198,10 @@ class TaskState:
 
     @property
     def written(self) -> str:
-        """What there is of the final output: the texts of the plan's sinks, in its order.
+        """The final output as far as it exists: the texts of the plan's sinks, in plan order.
 
-        The result of a sink that has one and no text is included as JSON. Output that is too long
-        for an event is cut; see `text.fitted`.
+        A sink that has a result and no text contributes its result as JSON. Output that is too
+        long for an event is truncated; see `text.fitted`.
         """
         sinks = self.plan.sinks if self.plan else []
         texts = (self._text(self.steps[step.step_id]) for step in sinks)
@@ -174,17 +209,21 @@ class TaskState:
 
     @property
     def inputs(self) -> list[e.InputRequired]:
-        """The open questions of all steps."""
+        """The open questions of all steps, in plan order."""
         if self.status.is_terminal:
             return []
         return [asked for step in self.steps.values() for asked in step.open_questions]
 
     def question(self, input_id: str, now: float) -> e.InputRequired:
-        """The question of that id, if it can be answered at ``now`` (seconds since the epoch).
+        """Return the question with that id if it can be answered at ``now``.
+
+        Args:
+            input_id: The id of the question.
+            now: Seconds since the epoch.
 
         Raises:
-            NotFoundError: Nothing was asked under that id.
-            Conflict: It was answered before, or its time is over.
+            NotFoundError: The task has no question with that id.
+            ConflictError: The question was answered before, or has expired.
             InvalidStateError: Its step has ended, or is being stopped.
         """
         for step in self.steps.values():
@@ -210,19 +249,19 @@ class TaskState:
 
     @property
     def missing_steps(self) -> list[str]:
-        """The steps without which the plan went on."""
+        """The failed steps without which the plan continued."""
         return [step_id for step_id, step in self.steps.items() if step.degraded]
 
     def elapsed(self, now: float) -> float:
-        """Seconds from the task's first start to ``now`` (seconds since the epoch)."""
+        """Return the seconds from the task's start to ``now`` (seconds since the epoch)."""
         return _since(self.started_at, now)
 
     def waited(self, now: float) -> float:
-        """Seconds from the task's execution, when it was queued, to ``now``."""
+        """Return the seconds since the task was queued."""
         return _since(self.queued_at, now)
 
     def snapshot(self) -> dict[str, Any]:
-        """What ``status`` answers, bounded as a frame is."""
+        """Return the reply to ``status``, truncated to the size of a frame."""
         return bounded(self._whole_snapshot())
 
     def _whole_snapshot(self) -> dict[str, Any]:
@@ -256,177 +295,61 @@ class TaskState:
                 raise InvalidStateError(f"found step {step_id!r}; the task's steps are {known}")
             step.apply(event)
         self.status = following
-        if kind in _FOLDS:
-            _FOLDS[kind](self, event, timestamp)
+        if kind in _TASK_FOLDS:
+            _TASK_FOLDS[kind](event, self, timestamp)
         self.updated_at = timestamp
         self.seq += 1
+
+    def follow(self, record: e.Record) -> e.Event | None:
+        """Fold a record of a log that another server wrote, which may be of a newer version.
+
+        Returns the event. Returns ``None`` and changes nothing but ``seq`` if this version does
+        not know the event's type, or cannot fold the event.
+        """
+        event = None
+        try:
+            known = record.event
+            self.apply(known, record.timestamp)
+            event = known
+        except (AgentsrvError, ValueError):  # a plan that cannot be validated is a ValueError
+            pass
+        self.seq = record.seq
+        return event
+
+    def begin_plan(self, steps: Sequence[Mapping[str, Any]]) -> None:
+        """Create the states of the plan's steps."""
+        if self.plan is None:  # otherwise the runner has stored it already
+            self.plan = ExecutionPlan.model_validate({"steps": steps})
+        self.steps = {step.step_id: StepState(step) for step in self.plan.steps}
+
+    def wait_for_answers(self) -> None:
+        """Set the status to `input_required` or `running`, as a question is open or not."""
+        if self.status is TaskStatus.RUNNING and self.inputs:
+            self.status = TaskStatus.INPUT_REQUIRED
+        elif self.status is TaskStatus.INPUT_REQUIRED and not self.inputs:
+            self.status = TaskStatus.RUNNING
 
     @staticmethod
     def _text(step: StepState) -> str:
         if step.degraded:
-            return ""  # what a failed attempt wrote is no part of the output
+            return ""  # text of a failed attempt is not part of the output
         if step.output or step.result is None:
             return step.output
         return orjson.dumps(step.result).decode()
 
 
-def _step_started(step: StepState, event: e.StepStarted) -> None:
-    step.attempt = event.attempt
-    step.progressed = False
-    if step.questions:
-        _wait_for_answers(step)
-
-
-def _step_wrote(step: StepState, event: e.PartialOutput) -> None:
-    step.pieces.append(event.output)
-    if not step.progressed and event.offset + len(event.output) > step.furthest:
-        step.progress()
-
-
-def _step_lost(step: StepState, event: e.StepLost) -> None:
-    step.attempt = event.attempt
-    step.losses = event.losses
-
-
-def _step_retrying(step: StepState, event: e.StepRetrying) -> None:
-    step.furthest = max(step.furthest, len(step.output))
-    step.discarded += len(step.output)
-    step.pieces = []
-    step.failures = event.retry_count
-    step.error_message = event.error_message
-
-
-def _step_completed(step: StepState, event: e.StepCompleted) -> None:
-    step.result = event.result
-    step.error_message = None
-
-
-def _step_failed(step: StepState, event: e.StepFailed) -> None:
-    step.error_message = event.error_message
-    step.failures = event.retry_count
-    step.degraded = event.degraded
-
-
-def _step_skipped(step: StepState, event: e.StepSkipped) -> None:
-    step.error_message = event.reason
-
-
-def _step_asked(step: StepState, event: e.InputRequired) -> None:
-    step.questions[event.input_id] = Question(event)
-
-
-def _step_answered(step: StepState, event: e.InputReceived) -> None:
-    question = step.questions.get(event.input_id)
-    if question is not None and question.answer is None:
-        question.answer = Answer(event.action, event.by, orjson.dumps(event.value))
-        step.progress()
-    _wait_for_answers(step)
-
-
-def _wait_for_answers(step: StepState) -> None:
-    """While a question is open its step waits, whatever else was answered."""
-    if step.status is StepStatus.RUNNING and step.open_questions:
-        step.status = StepStatus.INPUT_REQUIRED
-
-
-def _created(state: TaskState, event: e.TaskCreated, timestamp: str) -> None:
-    if state.created_at:
-        raise InvalidStateError(f"task {state.task_id} is created already")
-    state.user_input = event.task_description
-    state.agent = event.agent
-    state.params = event.params
-    state.created_at = timestamp
-    state.traceparent = event.traceparent
-
-
-def _queued(state: TaskState, _: e.TaskQueued, timestamp: str) -> None:
-    state.queued_at = timestamp
-
-
-def _started(state: TaskState, event: e.TaskStarted, timestamp: str) -> None:
-    state.started_at = timestamp
-    state.run = event.traceparent
-
-
-def _recovered(state: TaskState, event: e.TaskRecovered, _: str) -> None:
-    state.run = event.traceparent
-
-
-def _planned(state: TaskState, event: e.PlanCreated, _: str) -> None:
-    state.losses = 0
-    if state.plan is None:  # else the runner has put it here already
-        state.plan = ExecutionPlan.model_validate({"steps": event.steps})
-    state.steps = {step.step_id: StepState(step) for step in state.plan.steps}
-
-
-def _lost(state: TaskState, event: e.StepLost, _: str) -> None:
-    if event.step_id is None:
-        state.losses = event.losses
-
-
-def _look_at_questions(state: TaskState, _: e.Event, __: str) -> None:
-    """The task waits for an answer as long as one of its steps does."""
-    if state.status is TaskStatus.RUNNING and state.inputs:
-        state.status = TaskStatus.INPUT_REQUIRED
-    elif state.status is TaskStatus.INPUT_REQUIRED and not state.inputs:
-        state.status = TaskStatus.RUNNING
-
-
-def _step_ended(state: TaskState, event: e.Event, timestamp: str) -> None:
-    if state.status is TaskStatus.INPUT_REQUIRED:
-        _look_at_questions(state, event, timestamp)
-
-
-def _messaged(state: TaskState, event: e.MessageReceived, _: str) -> None:
-    message = orjson.dumps(event.message)
-    state.messages.append(message)
-    state.messages_size += len(message)
-
-
-def _cancelling(state: TaskState, event: e.TaskCancelling, _: str) -> None:
-    state.cancelling = event
-
-
-def _completed(state: TaskState, event: e.TaskCompleted, _: str) -> None:
-    state.final_output = event.final_output
-
-
-def _failed(state: TaskState, event: e.TaskFailed, _: str) -> None:
-    state.error_message = event.error_message
-
-
-# Tables, because every event of every task passes here.
-_STEP_FOLDS: Final[dict[type[e.Event], Callable[[StepState, Any], None]]] = {
-    e.StepStarted: _step_started,
-    e.PartialOutput: _step_wrote,
-    e.StepLost: _step_lost,
-    e.StepRetrying: _step_retrying,
-    e.StepCompleted: _step_completed,
-    e.StepFailed: _step_failed,
-    e.StepSkipped: _step_skipped,
-    e.InputRequired: _step_asked,
-    e.InputReceived: _step_answered,
+# Tables, because every event of every task is folded here: events without a fold of their own cost
+# no call.
+_STEP_FOLDS: Final = {
+    kind: kind.fold_step for kind in e.EVENTS.values() if kind.fold_step is not e.Event.fold_step
 }
-_FOLDS: Final[dict[type[e.Event], Callable[[TaskState, Any, str], None]]] = {
-    e.TaskCreated: _created,
-    e.TaskQueued: _queued,
-    e.TaskStarted: _started,
-    e.TaskRecovered: _recovered,
-    e.PlanCreated: _planned,
-    e.StepLost: _lost,
-    e.InputReceived: _look_at_questions,
-    e.MessageReceived: _messaged,
-    e.StepCompleted: _step_ended,
-    e.StepFailed: _step_ended,
-    e.StepCancelled: _step_ended,
-    e.TaskCancelling: _cancelling,
-    e.TaskCompleted: _completed,
-    e.TaskFailed: _failed,
+_TASK_FOLDS: Final = {
+    kind: kind.fold_task for kind in e.EVENTS.values() if kind.fold_task is not e.Event.fold_task
 }
 
 
 def _since(timestamp: str | None, now: float) -> float:
-    """Seconds from ``timestamp`` to ``now``; 0 where there is none, or the clock went back."""
+    """Seconds from ``timestamp`` to ``now``; 0 without a timestamp or if the clock was set back."""
     if timestamp is None:
         return 0.0
     return max(0.0, round(now - e.parse_timestamp(timestamp), 3))

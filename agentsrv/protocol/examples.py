@@ -8,7 +8,6 @@ from typing import Any, Final
 from agentsrv import errors
 from agentsrv.models import events as e
 from agentsrv.models.commands import EXAMPLES
-from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.protocol import PROTOCOL, command_line
 
 TASK: Final = "3f2a9c0d1b7e4a65"
@@ -16,55 +15,9 @@ AT: Final = "2026-03-01T12:00:00.000Z"
 _QUESTION: Final = "How does async I/O affect throughput?"
 _INPUT: Final = f"{TASK}/step_002/1"
 _STATE: Final = {"task_id": TASK, "status": "running", "seq": 12}
-_PLAN: Final = ExecutionPlan(
-    steps=(
-        Step(step_id="step_001", agent="retriever", description="Find passages"),
-        Step(step_id="step_002", agent="writer", description="Write it", depends_on=("step_001",)),
-    )
-)
-
-_TRACEBACK: Final[list[e.TracebackFrame]] = [
-    {
-        "file": "my_agents.py",
-        "line": 12,
-        "function": "retriever",
-        "code": "passages = await fetch(url)",
-        "own": True,
-    }
-]
 EVENTS: Final[Mapping[str, e.Event]] = {
-    event.event_type: event
-    for event in (
-        e.TaskCreated(_QUESTION, None, {}, {}),
-        e.TaskQueued(1),
-        e.TaskStarted("my-host-10790"),
-        e.PlanCreated(_PLAN.described(lambda _: 3)),
-        e.StepStarted("step_001", 1, "retriever", "Find passages"),
-        e.StepProgress("step_001", 1, 1.0, 2.0, "1 of 2 folders"),
-        e.PartialOutput("step_001", 1, 0, "Async I/O "),
-        e.StepRetrying("step_001", 1, 2, 0.1, "no route to host", 1, "error", _TRACEBACK),
-        e.StepLost("step_001", 1, 2, True),  # noqa: FBT003 - likewise
-        e.StepCompleted("step_001", 2, "completed", {"passages": 12}, False, 0.25),  # noqa: FBT003 - in the order of the wire
-        e.StepFailed("step_001", 4, "no route to host", 3, "Async", True, _TRACEBACK),  # noqa: FBT003 - likewise
-        e.StepSkipped("step_002", "the task has failed"),
-        e.StepCancelled("step_002", 1, "Async I/O raises"),
-        e.InputRequired(
-            _INPUT, "step_002", 1, "Publish it?", {"type": "boolean"}, None, default=False,
-            expires_at="2026-03-01T12:05:00.000Z",
-        ),
-        e.InputReceived(_INPUT, "step_002", "accept", value=True, by="anonymous"),
-        e.MessageReceived("Keep it short.", "anonymous"),
-        e.TaskCancelling("no longer needed", "anonymous", 5.0),
-        e.TaskRecovered("my-host-10812", ["step_001"]),
-        e.TaskCompleted(
-            "completed", "Async I/O raises …", degraded=False, missing_steps=[], duration=1.5
-        ),
-        e.TaskFailed("failed", "no route to host", "step_002", 3, "Async I/O raises"),
-        e.TaskCancelled(
-            "cancelled", "no longer needed", "anonymous", stopped=True, partial_output=""
-        ),
-    )
-}  # fmt: skip
+    event_type: e.from_data(kind, kind.declaration.example) for event_type, kind in e.EVENTS.items()
+}
 
 REPLIES: Final[Mapping[str, Mapping[str, Any]]] = {
     "create": _STATE | {"status": "queued", "seq": 2, "replayed": False},

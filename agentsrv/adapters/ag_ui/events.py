@@ -1,10 +1,15 @@
 """A task's log as the events of one AG-UI run; no I/O.
 
-AG-UI has one run per stream, whose messages and steps must be closed before it ends. Ours is a
-log that any number of connections read from any number. So each run replays its task's log
-from the first event on, and message ids are made of the task, the step and the attempt: what a
-front end has of the task already is dropped by a ``MESSAGES_SNAPSHOT`` before, and nothing is
-shown twice, whether it comes back after a lost connection or with the answer to a question.
+Theory of operation. AG-UI has one run per stream, and requires that the run's messages and steps
+are closed before it ends. A task's log has no such limits: any number of connections read it, each
+from any position. Therefore each run replays its task's log from the first event. Ids of messages
+consist of the task, the step and the attempt, and a ``MESSAGES_SNAPSHOT`` at the start removes the
+messages of the task that the front end already has. So nothing is shown twice, whether the front
+end reconnects after a lost connection or with the answer to a question.
+
+`AguiRun` folds each record into a `TaskState` and sends the changes of that state: statuses,
+outputs and open questions are read from it. The run itself remembers only what AG-UI requires:
+which steps and messages are open in the stream, and which texts the front end has received.
 """
 
 from __future__ import annotations
@@ -15,36 +20,17 @@ from typing import Any, Final
 import orjson
 
 from agentsrv.adapters.ag_ui.messages import NAMESPACE, RunAgentInput
-from agentsrv.models.events import Record, decode, parse_timestamp
+from agentsrv.models import events as e
+from agentsrv.models.states import StepStatus, TaskStatus
+from agentsrv.models.task import TaskState
 
 PROTOCOL_VERSION: Final = "1.0"
 
-_TASK_STATUS: Final = {
-    "task_queued": "queued",
-    "task_started": "running",
-    "task_recovered": "running",
-    "task_cancelling": "cancelling",
-    "input_required": "input_required",
-    "input_received": "running",
-    "task_completed": "completed",
-    "task_failed": "failed",
-    "task_cancelled": "cancelled",
-}
-_STEP_STATUS: Final = {
-    "step_started": "running",
-    "step_retrying": "retrying",
-    "step_completed": "completed",
-    "step_failed": "failed",
-    "step_skipped": "skipped",
-    "step_cancelled": "cancelled",
-    "input_required": "input_required",
-    "input_received": "running",
-}
-_TOLD: Final = frozenset(
+_EXPRESSED: Final = frozenset(
     "task_created plan_created step_started step_progress partial_output step_completed "
     "step_cancelled input_required task_completed task_failed task_cancelled".split()
 )
-"""Events that are told whole by events of AG-UI's own; the others also come as ``CUSTOM``."""
+"""Types that AG-UI's own events express completely; the others are also sent as ``CUSTOM``."""
 
 AguiEvent = dict[str, Any]
 
@@ -65,17 +51,15 @@ class AguiRun:
         """Whether the front end has messages of the task, which are told anew."""
         self._state = given.state if isinstance(given.state, dict) else {}
         self._is_live = False
-        self._agents: dict[str, str] = {}
+        self._task = TaskState(task_id)
         self._steps: dict[str, None] = {}
-        """Those that are open, in the order of their beginning."""
-        self._messages: dict[str, str] = {}
+        """Steps that are open in the stream, in the order in which they began."""
+        self._open: dict[str, str] = {}
         """The open message of each step."""
-        self._texts: dict[str, list[str]] = {}
-        """What was written, by message: after a failed attempt the rest is told anew."""
+        self._written: dict[str, str] = {}
+        """The step of each valid message, in the order in which the messages began."""
         self._is_stale = False
-        """Whether the front end has text of a failed attempt, which is to be taken back."""
-        self._questions: dict[str, AguiEvent] = {}
-        """Those that wait for an answer, as interrupts."""
+        """Whether the front end has received text of a failed attempt, which must be removed."""
 
     def start(self) -> list[bytes]:
         """The first events: who and what, and the state before the first event of the log."""
@@ -86,7 +70,11 @@ class AguiRun:
             "protocolVersion": PROTOCOL_VERSION,
             "metadata": {NAMESPACE: {"task_id": self.task_id}},
         }
-        ours = {"task_id": self.task_id, "status": "pending", "steps": {}}
+        ours: AguiEvent = {
+            "task_id": self.task_id,
+            "status": self._task.status.value,
+            "steps": {},
+        }
         events = [started]
         if self._has_ours:
             events.append(self._messages_snapshot())
@@ -100,8 +88,8 @@ class AguiRun:
         for body in bodies:
             if self.is_over:
                 return told
-            record = decode(body)
-            at = int(parse_timestamp(record.timestamp) * 1000)
+            record = e.decode(body)
+            at = int(e.parse_timestamp(record.timestamp) * 1000)
             told += [orjson.dumps({**event, "timestamp": at}) for event in self._tell(record)]
         # Once for all of them: it is as long as all that was written.
         told += map(orjson.dumps, self._restate())
@@ -118,108 +106,118 @@ class AguiRun:
         A log that is replayed has questions that were answered long ago, so it is only told at
         its end.
         """
-        if not self._questions or not self._is_live or self.is_over:
+        is_asking = self._task.status is TaskStatus.INPUT_REQUIRED
+        if not is_asking or not self._is_live or self.is_over:
             return []
-        outcome = {"type": "interrupt", "interrupts": list(self._questions.values())}
+        outcome = {"type": "interrupt", "interrupts": list(map(_interrupt, self._task.inputs))}
         return list(map(orjson.dumps, self._finish({"outcome": outcome})))
 
-    def _tell(self, record: Record) -> Iterator[AguiEvent]:
-        kind, data = record.event_type, record.data
-        step_id = str(data.get("step_id"))
-        match kind:
-            case "plan_created":
-                yield from self._plan(data["steps"])
-            case "step_started":
-                yield from self._step_started(step_id, data)
-            case "partial_output":
-                yield from self._write(step_id, data)
-            case "step_progress":
-                progress = {name: data.get(name) for name in ("done", "total", "message")}
-                yield _delta({f"steps/{step_id}/progress": progress})
-            case "step_retrying":
-                yield from self._drop(step_id, data["attempt"])
-            case "step_completed" | "step_failed" | "step_cancelled":
-                yield from self._close_message(step_id)
-                self._close_questions(step_id)
-            case "input_required":
-                self._questions[data["input_id"]] = _interrupt(data)
-            case "input_received":
-                self._questions.pop(data["input_id"], None)
-        if changed := self._changed(kind, step_id, data):
+    def _tell(self, record: e.Record) -> Iterator[AguiEvent]:
+        before = self._statuses(record)
+        event = self._task.follow(record)
+        match event:
+            case e.PlanCreated():
+                yield self._plan()
+            case e.StepStarted():
+                yield from self._step_started(event)
+            case e.PartialOutput():
+                yield from self._write(event)
+            case e.StepProgress():
+                progress = {"done": event.done, "total": event.total, "message": event.message}
+                yield _delta({f"steps/{event.step_id}/progress": progress})
+            case e.StepRetrying():
+                yield from self._drop(event)
+            case e.StepCompleted() | e.StepFailed() | e.StepCancelled():
+                yield from self._close_message(event.step_id)
+            case _:
+                pass
+        if changed := self._changes(record, event, before):
             yield _delta(changed)
-        if kind not in _TOLD:
-            yield {"type": "CUSTOM", "name": f"{NAMESPACE}.{kind}", "value": data}
-        match kind:
-            case "step_completed" | "step_failed" | "step_cancelled":
-                yield from self._finish_step(step_id)
-            case "task_completed":
-                result = data["final_output"]
-                yield from self._finish({"result": result, "outcome": {"type": "success"}})
-            case "task_failed":
-                yield from self._fail(data["error_message"])
-            case "task_cancelled":
+        if record.event_type not in _EXPRESSED:
+            name = f"{NAMESPACE}.{record.event_type}"
+            yield {"type": "CUSTOM", "name": name, "value": record.data}
+        match event:
+            case e.StepCompleted() | e.StepFailed() | e.StepCancelled():
+                yield from self._finish_step(event.step_id)
+            case e.TaskCompleted():
+                success = {"result": event.final_output, "outcome": {"type": "success"}}
+                yield from self._finish(success)
+            case e.TaskFailed():
+                yield from self._fail(event.error_message)
+            case e.TaskCancelled():
                 yield from self._finish({"outcome": {"type": "cancelled"}})
+            case _:
+                pass
 
-    def _plan(self, steps: Sequence[Mapping[str, Any]]) -> Iterator[AguiEvent]:
-        told = {}
-        for step in steps:
-            self._agents[step["step_id"]] = step["agent"]
-            shown = {name: step[name] for name in ("agent", "description", "depends_on")}
-            told[step["step_id"]] = {**shown, "status": "pending"}
-        yield _delta({"steps": told})
+    def _plan(self) -> AguiEvent:
+        steps = {
+            step_id: {
+                "agent": state.step.agent,
+                "description": state.step.description,
+                "depends_on": state.step.depends_on,
+                "status": state.status.value,
+            }
+            for step_id, state in self._task.steps.items()
+        }
+        return _delta({"steps": steps})
 
-    def _changed(self, kind: str, step_id: str, data: Mapping[str, Any]) -> dict[str, Any]:
-        """What an event changes in the state, by path."""
+    def _statuses(self, record: e.Record) -> tuple[TaskStatus, StepStatus | None]:
+        """The statuses of the task and of the record's step."""
+        step = self._task.steps.get(record.data.get("step_id", ""))
+        return self._task.status, None if step is None else step.status
+
+    def _changes(
+        self, record: e.Record, event: e.Event | None, before: tuple[TaskStatus, StepStatus | None]
+    ) -> dict[str, Any]:
+        """The changes that an event made to the published state, by path."""
         changed: dict[str, Any] = {}
-        if step_id in self._agents:
-            if kind in _STEP_STATUS:
-                changed[f"steps/{step_id}/status"] = _STEP_STATUS[kind]
-            if kind == "step_started":
-                changed[f"steps/{step_id}/attempt"] = data["attempt"]
-            if data.get("result") is not None:
-                changed[f"steps/{step_id}/result"] = data["result"]
-        if kind in _TASK_STATUS:
-            asks = kind == "input_received" and self._questions
-            changed["status"] = "input_required" if asks else _TASK_STATUS[kind]
-        if kind == "task_completed":
-            changed |= {name: data[name] for name in ("degraded", "missing_steps")}
+        status, step_status = self._statuses(record)
+        if step_status is not None and step_status is not before[1]:
+            changed[f"steps/{record.data['step_id']}/status"] = step_status.value
+        match event:
+            case e.StepStarted():
+                changed[f"steps/{event.step_id}/attempt"] = event.attempt
+            case e.StepCompleted() if event.result is not None:
+                changed[f"steps/{event.step_id}/result"] = event.result
+            case e.TaskCompleted():
+                changed |= {"degraded": event.degraded, "missing_steps": event.missing_steps}
+            case _:
+                pass
+        if status is not before[0]:
+            changed["status"] = status.value
         return changed
 
-    def _step_started(self, step_id: str, data: Mapping[str, Any]) -> Iterator[AguiEvent]:
-        """A step begins once, whatever attempts it takes."""
-        if step_id not in self._steps:
-            self._steps[step_id] = None
-            ours = {name: data[name] for name in ("agent", "description")}
-            yield {"type": "STEP_STARTED", "stepName": step_id, "metadata": {NAMESPACE: ours}}
+    def _step_started(self, event: e.StepStarted) -> Iterator[AguiEvent]:
+        """Begin the step, unless an earlier attempt did."""
+        if event.step_id not in self._steps:
+            self._steps[event.step_id] = None
+            ours = {"agent": event.agent, "description": event.description}
+            metadata = {NAMESPACE: ours}
+            yield {"type": "STEP_STARTED", "stepName": event.step_id, "metadata": metadata}
 
-    def _write(self, step_id: str, data: Mapping[str, Any]) -> Iterator[AguiEvent]:
-        message_id = self._messages.get(step_id)
+    def _write(self, event: e.PartialOutput) -> Iterator[AguiEvent]:
+        message_id = self._open.get(event.step_id)
         if message_id is None:
-            message_id = self._messages[step_id] = f"{self._ids}{step_id}/{data['attempt']}"
-            self._texts[message_id] = []
+            message_id = f"{self._ids}{event.step_id}/{event.attempt}"
+            self._open[event.step_id] = message_id
+            self._written[message_id] = event.step_id
             yield {"type": "TEXT_MESSAGE_START", **self._message(message_id)}
-        self._texts[message_id].append(data["output"])
-        yield {"type": "TEXT_MESSAGE_CONTENT", "messageId": message_id, "delta": data["output"]}
+        yield {"type": "TEXT_MESSAGE_CONTENT", "messageId": message_id, "delta": event.output}
 
     def _message(self, message_id: str, key: str = "messageId") -> AguiEvent:
-        name = self._agents.get(message_id.split("/")[1])
-        return {key: message_id, "role": "assistant"} | ({} if name is None else {"name": name})
+        step = self._task.steps[self._written[message_id]].step
+        return {key: message_id, "role": "assistant", "name": step.agent}
 
     def _close_message(self, step_id: str) -> Iterator[AguiEvent]:
-        message_id = self._messages.pop(step_id, None)
+        message_id = self._open.pop(step_id, None)
         if message_id is not None:
             yield {"type": "TEXT_MESSAGE_END", "messageId": message_id}
 
-    def _close_questions(self, step_id: str) -> None:
-        """A step that has ended waits for no answer any more."""
-        for input_id in list(self._questions):
-            if self._questions[input_id]["metadata"][NAMESPACE]["step_id"] == step_id:
-                del self._questions[input_id]
-
-    def _drop(self, step_id: str, attempt: int) -> Iterator[AguiEvent]:
-        """Forget what a failed attempt has written."""
-        yield from self._close_message(step_id)
-        if self._texts.pop(f"{self._ids}{step_id}/{attempt}", None) is not None:
+    def _drop(self, event: e.StepRetrying) -> Iterator[AguiEvent]:
+        """Invalidate the text of a failed attempt."""
+        yield from self._close_message(event.step_id)
+        message_id = f"{self._ids}{event.step_id}/{event.attempt}"
+        if self._written.pop(message_id, None) is not None:
             self._is_stale = True
 
     def _restate(self) -> Iterator[AguiEvent]:
@@ -231,8 +229,8 @@ class AguiRun:
     def _messages_snapshot(self) -> AguiEvent:
         """All messages that are valid now; front ends drop the others."""
         written = [
-            {**self._message(message_id, "id"), "content": "".join(texts)}
-            for message_id, texts in self._texts.items()
+            {**self._message(message_id, "id"), "content": self._task.steps[step_id].output}
+            for message_id, step_id in self._written.items()
         ]
         parts = [self._kept] if self._kept else []
         messages = b"[%b]" % b",".join([*parts, *map(orjson.dumps, written)])
@@ -255,11 +253,11 @@ class AguiRun:
     def _end(self) -> Iterator[AguiEvent]:
         """Close what is open, and forget the texts; then only the last event is left."""
         yield from self._restate()
-        for step_id in list(self._messages):
+        for step_id in list(self._open):
             yield from self._close_message(step_id)
         for step_id in list(self._steps):
             yield from self._finish_step(step_id)
-        self._texts, self._kept = {}, b""
+        self._task, self._written, self._kept = TaskState(self.task_id), {}, b""
         self.is_over = True
 
 
@@ -272,14 +270,18 @@ def _delta(changed: Mapping[str, Any]) -> AguiEvent:
     return {"type": "STATE_DELTA", "delta": patch}
 
 
-def _interrupt(data: Mapping[str, Any]) -> AguiEvent:
-    told = {
-        "id": data["input_id"],
-        "reason": "input_required",
-        "message": data["prompt"],
-        "responseSchema": data["schema"],
-        "metadata": {
-            NAMESPACE: {name: data[name] for name in ("step_id", "attempt", "options", "default")}
-        },
+def _interrupt(asked: e.InputRequired) -> AguiEvent:
+    ours = {
+        "step_id": asked.step_id,
+        "attempt": asked.attempt,
+        "options": asked.options,
+        "default": asked.default,
     }
-    return told if data["expires_at"] is None else told | {"expiresAt": data["expires_at"]}
+    interrupt = {
+        "id": asked.input_id,
+        "reason": "input_required",
+        "message": asked.prompt,
+        "responseSchema": asked.schema,
+        "metadata": {NAMESPACE: ours},
+    }
+    return interrupt if asked.expires_at is None else interrupt | {"expiresAt": asked.expires_at}

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 from rich.tree import Tree
 
-from agentsrv.cli.live.view import StepView, TaskView
 from agentsrv.cli.render import shorten
 from agentsrv.models.states import StepStatus, TaskStatus
+
+if TYPE_CHECKING:  # `agentsrv top` uses the marks alone, and needs no models
+    from agentsrv.cli.live.view import StepView, TaskView
 
 Status = TaskStatus | StepStatus
 
@@ -86,7 +88,7 @@ class PlanTree:
         view = self.view
         facts = [view.task_id]
         if view.status is not TaskStatus.RUNNING:
-            facts.append(view.told)
+            facts.append(view.last_event)
         if not view.status.is_terminal and view.began is not None and self.turn is not None:
             facts.append(self._since(view.began))
         told = "  ".join(facts)
@@ -101,7 +103,7 @@ class PlanTree:
         if set(step.depends_on) - above:
             facts.append(f"after {', '.join(step.depends_on)}")
         if step.attempt > 1 or step.status is StepStatus.RETRYING:
-            facts.append(f"attempt {step.attempt} of {step.attempts}")
+            facts.append(f"attempt {step.attempt} of {step.max_attempts}")
         if step.took is not None:
             facts.append(f"{step.took:.2f} s" if step.took < MINUTE else seconds(step.took))
         elif step.is_active and step.began is not None and self.turn is not None:
@@ -109,8 +111,8 @@ class PlanTree:
         return line.append("".join(f"  {fact}" for fact in facts), "dim")
 
     def _details(self, step: StepView) -> list[str]:
-        is_doing = step.is_active and step.doing and self.turn is not None
-        return [*step.troubles, step.doing] if is_doing else step.troubles
+        shows_activity = step.is_active and step.activity and self.turn is not None
+        return [*step.troubles, step.activity] if shows_activity else step.troubles
 
     def _mark(self, status: Status, options: ConsoleOptions) -> Text:
         if self.turn is not None and status in (TaskStatus.RUNNING, TaskStatus.CANCELLING):

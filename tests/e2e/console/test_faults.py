@@ -65,19 +65,19 @@ def test_a_traceback_is_folded_but_for_the_authors_own_frame(page: Page, visit: 
     """As the events bring it; a server that does not tell has none."""
     visit.open()
     told = page.evaluate("""async () => {
-        const { TaskLog } = await import("./console/fold.js");
-        const log = new TaskLog();
+        const { TaskState } = await import("./console/fold.js");
+        const state = new TaskState();
         const steps = [{ step_id: "a", agent: "x", depends_on: [] }];
         const frames = [{ file: "lib.py", line: 1, function: "f", code: "g()", own: false },
                         { file: "desk.py", line: 7, function: "x", code: "1 / 0", own: true }];
-        const at = (event_type, data) => log.apply({ event_type, data, timestamp: "2026-01-01T00:00:00Z" });
+        const at = (event_type, data) => state.apply({ event_type, data, timestamp: "2026-01-01T00:00:00Z" });
         at("plan_created", { steps });
         at("step_started", { step_id: "a", attempt: 1, agent: "x" });
         at("step_retrying", { step_id: "a", attempt: 1, next_attempt: 2, retry_in: 1, error_message: "no" });
-        const without = log.steps.get("a").traceback.length;
+        const without = state.steps.get("a").traceback.length;
         at("step_failed", { step_id: "a", error_message: "no", traceback: frames });
         at("task_failed", { status: "failed", error_message: "no", failed_step: "a" });
-        return [without, log.traceback.map(({ own }) => own)];
+        return [without, state.traceback.map(({ own }) => own)];
     }""")
     assert told == [0, [False, True]]
 

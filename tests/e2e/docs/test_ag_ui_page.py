@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from agentsrv.adapters.ag_ui.events import _TOLD
+from agentsrv.adapters.ag_ui.events import _EXPRESSED
 from agentsrv.adapters.ag_ui.messages import OPTIONS, AguiSession, CancelRun, RunAgentInput
 from agentsrv.models.events import EVENTS
 from tests.e2e.docs.pages import DOCS, of
@@ -34,7 +34,7 @@ def test_the_commands_of_the_page_are_taken():
 
 def test_the_types_of_events_are_agentsrv_s_or_ag_ui_s():
     """Whatever the page names in capitals or behind our name."""
-    assert set(EVENTS) >= _TOLD
+    assert set(EVENTS) >= _EXPRESSED
     ours = set(re.findall(r"`agentsrv\.(\w+)`", COMES)) - {"task_id"}
     assert ours <= {*EVENTS, "error", "reply"}
 

@@ -23,7 +23,8 @@ from hypothesis.stateful import (
 )
 
 from agentsrv.errors import AgentsrvError
-from agentsrv.models.states import TRANSITIONS, TaskStatus
+from agentsrv.models.states import TaskStatus
+from agentsrv.models.transitions import TRANSITIONS
 from agentsrv.store.base import Commit, Created, Head, Lease, Store
 from agentsrv.store.memory import MemoryStore
 from agentsrv.store.postgres.store import PostgresStore

@@ -60,7 +60,7 @@ def test_half_a_pair_does_not_begin_the_next_text(cached: bool, second: str):
 
 def test_a_question_left_behind_does_not_keep_the_turn_of_a_suspect(monkeypatch):
     """Its answer comes while another suspect has the turn, and the attempt ends without it."""
-    monkeypatch.setattr(StepState, "progress", lambda _: None)  # it stays a suspect
+    monkeypatch.setattr(StepState, "record_progress", lambda _: None)  # it stays a suspect
 
     async def story() -> None:
         end = asyncio.Event()

@@ -10,14 +10,10 @@ from agentsrv.errors import ConflictError, InvalidStateError, NotFoundError
 from agentsrv.models import events as e
 from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.models.snapshots import MAX_SNAPSHOT
-from agentsrv.models.states import (
-    STEP_TRANSITIONS,
-    TRANSITIONS,
-    StepStatus,
-    TaskStatus,
-)
+from agentsrv.models.states import StepStatus, TaskStatus
 from agentsrv.models.task import Answer, Question, StepState, TaskState
 from agentsrv.models.text import MAX_OUTPUT, fitted
+from agentsrv.models.transitions import STEP_TRANSITIONS, TRANSITIONS
 from tests.unit.models.samples import AT, STEPS, sample
 
 KINDS = pytest.mark.parametrize("kind", e.EVENTS.values(), ids=lambda kind: kind.__name__)

@@ -247,3 +247,13 @@ def test_wherever_a_connection_is_lost_another_shows_the_same(lost):
     assert back.texts == ["Good day.", "right"]
     once = follow(Front(state={"mine": 1}), WHOLE)
     assert (back.messages, back.state) == (once.messages, once.state)
+
+
+def test_an_open_question_is_shown_after_a_restart():
+    """The task and its step ask as before, also while another attempt of the step begins."""
+    log = [*BEGUN, started("one"), ASKED, e.TaskRecovered("other", []), retrying("one"),
+           started("one", 2)]  # fmt: skip
+    front = follow(Front(), log)
+    assert front.last["outcome"]["type"] == "interrupt"
+    ours = front.state["agentsrv"]
+    assert (ours["status"], ours["steps"]["one"]["status"]) == ("input_required",) * 2

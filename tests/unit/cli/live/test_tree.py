@@ -25,11 +25,14 @@ def planned(step_id: str, *depends_on: str) -> dict[str, object]:
 
 
 def seen(*events: e.Event) -> TaskView:
-    """A view of events that came a second after each other."""
+    """A view of events a second apart; the task was queued when it was created."""
     view = TaskView()
-    for number, event in enumerate(events):
-        at = (BEGAN + timedelta(seconds=number)).isoformat()
-        view.take(Record(event.event_type, "t1", number + 1, at, vars(event)))
+    log = [(number, event) for number, event in enumerate(events)]
+    if STARTED in events:
+        log.insert(1, (0, e.TaskQueued(1)))
+    for seq, (second, event) in enumerate(log, 1):
+        at = (BEGAN + timedelta(seconds=second)).isoformat()
+        view.take(Record(event.event_type, "t1", seq, at, vars(event)))
     return view
 
 
@@ -167,6 +170,18 @@ def test_what_is_unknown_changes_nothing():
     view = seen(CREATED, STARTED)
     view.take(Record("task_praised", "t1", 9, BEGAN.isoformat(), {}))
     assert drawn(view) == ["⠋ Tell me  t1  1:30 min"]
+
+
+def test_a_step_with_an_open_question_asks_also_after_a_restart():
+    """The next attempt waits for the same answer, and so does the task."""
+    plan = e.PlanCreated([planned("a")])
+    asked = e.InputRequired("t/a/1", "a", 1, "Sure?", {}, None, None, None)
+    lost = e.StepRetrying("a", 1, 2, 0.0, "the server stopped", 0, "recovered")
+    again = e.StepStarted("a", 2, "writer", "Write")
+    lines = drawn(
+        seen(CREATED, STARTED, plan, BEGUN, asked, e.TaskRecovered("n2", []), lost, again)
+    )
+    assert [line.strip("└─ ")[0] for line in lines[:2]] == ["?", "?"]
 
 
 def test_durations_are_told_as_people_do():
