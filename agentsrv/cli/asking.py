@@ -17,10 +17,10 @@ from agentsrv.cli.streams import as_json, typed
 from agentsrv.client import Client, Options
 from agentsrv.errors import InvalidCommandError
 from agentsrv.models.usage import MAX_LIST
-from agentsrv.protocol.command_line import read_answer
+from agentsrv.protocol.typed_answer import read_answer
 
 if TYPE_CHECKING:
-    from agentsrv.protocol.replies import TaskRow
+    from agentsrv.models.replies import TaskRow
 
 _NARROW: Final = 70  # columns, below which a list has no times
 _WIDTH: Final = 120  # columns of a list that is not shown on a terminal

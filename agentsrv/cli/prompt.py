@@ -15,7 +15,7 @@ from agentsrv.cli.exits import say
 from agentsrv.client import Client
 from agentsrv.errors import InputDeclined, InvalidCommandError, InvalidInputError, NotFoundError
 from agentsrv.models.events import InputRequired, from_data
-from agentsrv.protocol.command_line import read_answer
+from agentsrv.protocol.typed_answer import read_answer
 
 try:
     import termios

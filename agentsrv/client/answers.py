@@ -21,7 +21,7 @@ from agentsrv.models import events as e
 from agentsrv.models.events import Record
 
 if TYPE_CHECKING:
-    from agentsrv.protocol.replies import RespondReply
+    from agentsrv.models.replies import RespondReply
 
 RETRY_AFTER: Final = 1.0  # seconds, where the server does not say how many
 

@@ -37,17 +37,17 @@ from agentsrv.models.events import Record
 
 if TYPE_CHECKING:  # what only annotations name: the client works without pydantic
     from agentsrv.models.plan import ExecutionPlan
-    from agentsrv.protocol.replies import (
+    from agentsrv.models.replies import (
         AgentInfo,
         CancelReply,
         Created,
-        Hello,
         RespondReply,
         SendReply,
         Snapshot,
         TaskPage,
         TaskReply,
     )
+    from agentsrv.protocol.frame_types import Hello
 
 OnEvent = Callable[[Record], Awaitable[None] | None]
 

@@ -44,7 +44,7 @@ from agentsrv.protocol import PROTOCOL
 from agentsrv.telemetry.websockets_logging import hide_frame_dumps
 
 if TYPE_CHECKING:
-    from agentsrv.protocol.replies import Hello
+    from agentsrv.protocol.frame_types import Hello
 
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 ENVELOPE: Final = ("type", "command", "id")  # of a reply; the rest is what was asked for

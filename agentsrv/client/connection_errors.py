@@ -40,7 +40,7 @@ from agentsrv.protocol import PROTOCOL
 from agentsrv.protocol.close_codes import CLOSES
 
 if TYPE_CHECKING:
-    from agentsrv.protocol.replies import Hello
+    from agentsrv.protocol.frame_types import Hello
 
 UNAUTHENTICATED: Final = 4401  # close code: the token is missing or no longer valid
 REFUSED: Final = 4403  # close code: the origin or the host is not allowed

@@ -1,7 +1,7 @@
 """Frames: check what the server sends, once, before anything else in the client reads it.
 
 A server may be foreign, broken or hostile. Every frame is checked here against the types of
-``agentsrv.protocol.replies`` and ``agentsrv.models.events``, so the rest of the client, and the
+``agentsrv.models.replies`` and ``agentsrv.models.events``, so the rest of the client, and the
 command line on top of it, use the fields without further checks. Fields, events and statuses that
 this version does not know are accepted: a newer server may send them.
 """
@@ -27,7 +27,8 @@ from typing_extensions import TypedDict
 
 from agentsrv.client.errors import ProtocolError
 from agentsrv.models import events as e
-from agentsrv.protocol import replies
+from agentsrv.models import replies
+from agentsrv.protocol import frame_types
 
 QUOTED: Final = 60  # characters of a wrong value that an error quotes
 
@@ -117,15 +118,23 @@ _AGENT: Final = _typed("AgentInfo", _fields(replies.AgentInfo) | {"params": _Sch
 _ROW: Final = _typed("TaskRow", _fields(replies.TaskRow) | {"created_at": Moment})
 _ASKED: Final = _typed("InputRequired", _QUESTION)
 _REPLIES: Final[Mapping[str, Any]] = {
-    **replies.REPLIES,
+    "create": replies.Created,
+    "execute": replies.TaskReply,
+    "cancel": replies.CancelReply,
+    "unsubscribe": replies.Nothing,
+    "respond": replies.RespondReply,
+    "send": replies.SendReply,
+    "auth": replies.AuthReply,
+    "ping": replies.Nothing,
+    "help": replies.HelpReply,
     "agents": _typed("AgentsReply", {"agents": _several(_AGENT)}),
     "list": _typed("TaskPage", _fields(replies.TaskPage) | {"tasks": _several(_ROW)}),
     "status": _typed("Snapshot", _fields(replies.Snapshot) | {"inputs": _several(_ASKED)}),
     "subscribe": replies.TaskReply,  # this client subscribes to single tasks
 }
 _FRAMES: Final[Mapping[str, Any]] = {
-    **replies.FRAMES,
-    "hello": _typed("Hello", _fields(replies.Hello) | {"server": _Server, "limits": _Limits}),
+    **frame_types.FRAMES,
+    "hello": _typed("Hello", _fields(frame_types.Hello) | {"server": _Server, "limits": _Limits}),
     "event": _Envelope,
 }
 

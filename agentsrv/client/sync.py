@@ -21,7 +21,7 @@ from agentsrv.client.tokens import Token
 from agentsrv.models.events import Record
 
 if TYPE_CHECKING:
-    from agentsrv.protocol.replies import Hello
+    from agentsrv.protocol.frame_types import Hello
 
 LAST_CHANCE: Final = 1.0  # seconds that calls of other threads have to see that it is closed
 

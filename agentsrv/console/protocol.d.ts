@@ -8,14 +8,14 @@ export interface AgentInfo {
   params: Record<string, unknown>;
 }
 
-/** Tell which agents there are, and their parameters. */
+/** List the agents and their parameters. */
 export interface Agents {
-  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  /** The reply or error repeats it. Commands that have an id are carried out concurrently. */
   id?: string | number | null;
   command: "agents";
 }
 
-/** The agents that there are. */
+/** The registered agents. */
 export interface AgentsReply {
   type: "reply";
   command: "agents";
@@ -24,15 +24,15 @@ export interface AgentsReply {
   agents: Array<AgentInfo>;
 }
 
-/** Say who asks, by an API key or a JSON Web Token; it is never shown again. */
+/** Authenticate with an API key or a JSON Web Token, which is never shown again. */
 export interface Auth {
-  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  /** The reply or error repeats it. Commands that have an id are carried out concurrently. */
   id?: string | number | null;
   command: "auth";
   token: string;
 }
 
-/** Who asks. */
+/** The principal of the connection. */
 export interface AuthReply {
   type: "reply";
   command: "auth";
@@ -41,21 +41,21 @@ export interface AuthReply {
   principal: string;
 }
 
-/** Stop a task, wherever it is. */
+/** Cancel a task in any status. */
 export interface Cancel {
-  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  /** The reply or error repeats it. Commands that have an id are carried out concurrently. */
   id?: string | number | null;
   command: "cancel";
   task_id?: string | null;
   /** The key of the ``create``, instead of the task's id. */
   idempotency_key?: string | null;
-  /** Told in the task's events. */
+  /** Recorded in the task's events. */
   reason?: string | null;
-  /** Seconds that running steps have to end; without it, the server's. */
+  /** Seconds that running steps have to end; by default the server's setting. */
   grace?: number | null;
 }
 
-/** Where the task is now. */
+/** The status of the task after the cancellation. */
 export interface CancelReply {
   type: "reply";
   command: "cancel";
@@ -67,45 +67,45 @@ export interface CancelReply {
   already: boolean;
 }
 
-/** A subscription has delivered all that was logged when it began. */
+/** A subscription has delivered every event that was logged when it began. */
 export interface CaughtUpFrame {
   type: "caught_up";
   task_id: string;
   seq: number;
 }
 
-/** Put a task into the log; with ``execute`` also into the queue. */
+/** Create a task; with ``execute`` also put it into the queue. */
 export interface Create {
-  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  /** The reply or error repeats it. Commands that have an id are carried out concurrently. */
   id?: string | number | null;
   command: "create";
-  /** What is to be done. */
+  /** The work to do. */
   task_description: string;
-  /** This agent does it, as a plan of one step. */
+  /** This agent does the work, as a plan of one step. */
   agent?: string | null;
   /** A plan of the client's own, instead of the server's planner. */
   plan?: ExecutionPlan | null;
   /** Values for the agents' parameters. */
   params?: Record<string, JsonValue>;
-  /** The same key and the same fields within 24 hours: the task is not new. */
+  /** The same key and fields within 24 hours return the same task. */
   idempotency_key?: string | null;
   /** Also put the task into the queue. */
   execute?: boolean;
-  /** With ``execute``: subscribe this connection from the first event on. */
+  /** With ``execute``: subscribe this connection from the first event. */
   subscribe?: boolean;
-  /** Seconds from the execution on, after which the task fails. */
+  /** Seconds after it was queued at which the task fails. */
   deadline?: number | null;
-  /** What becomes of the task when the connection that executed it is gone. */
+  /** Whether the task is cancelled when the connection that executed it ends. */
   on_disconnect?: "continue" | "cancel";
-  /** A task that failed or was cancelled; its plan and completed steps are taken over. */
+  /** A failed or cancelled task whose plan and completed steps are reused. */
   resume_from?: string | null;
-  /** Kept in ``task_created``, not interpreted. */
+  /** Stored in ``task_created``, not interpreted. */
   metadata?: Record<string, string>;
-  /** The client's span, as W3C Trace Context writes it: the task is traced as part of it. */
+  /** The client's span, in the format of W3C Trace Context; the task is traced as its part. */
   traceparent?: string | null;
 }
 
-/** Where the task is, and whether it was there before. */
+/** The task, and whether it existed before. */
 export interface CreateReply {
   type: "reply";
   command: "create";
@@ -115,17 +115,17 @@ export interface CreateReply {
   status: "pending" | "queued" | "running" | "input_required" | "cancelling" | "completed" | "failed" | "cancelled";
   /** The number of the task's last event. */
   seq: number;
-  /** Whether the idempotency key had been used. */
+  /** Whether the idempotency key had been used before. */
   replayed: boolean;
 }
 
-/** What is wrong with one field of a command. */
+/** One invalid field of a command. */
 export interface Detail {
   field: string;
   reason: string;
 }
 
-/** A command was refused, or a subscription has ended; the connection lives. */
+/** A command was refused, or a subscription has ended; the connection stays open. */
 export interface ErrorFrame {
   type: "error";
   command: string | null;
@@ -143,16 +143,16 @@ export interface ErrorFrame {
 
 /** Run a pending task. */
 export interface Execute {
-  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  /** The reply or error repeats it. Commands that have an id are carried out concurrently. */
   id?: string | number | null;
   command: "execute";
-  /** The id that create answered. */
+  /** The id from the reply to create, or its first 4 or more characters if no other task's id begins with them. */
   task_id: string;
-  /** Subscribe this connection from the first event on. */
+  /** Subscribe this connection from the first event. */
   subscribe?: boolean;
 }
 
-/** Where a task is. */
+/** The position of a task: its status and its last event. */
 export interface ExecuteReply {
   type: "reply";
   command: "execute";
@@ -188,9 +188,9 @@ export interface HelloFrame {
   commands: Array<string>;
 }
 
-/** Tell what can be asked. */
+/** List the commands and the command lines. */
 export interface Help {
-  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  /** The reply or error repeats it. Commands that have an id are carried out concurrently. */
   id?: string | number | null;
   command: "help";
 }
@@ -253,29 +253,29 @@ export interface InputRequiredEvent {
 /** Any JSON value. */
 export type JsonValue = unknown;
 
-/** Tell which tasks there are, the newest first. */
+/** List the tasks of the principal, the newest first. */
 export interface List {
-  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  /** The reply or error repeats it. Commands that have an id are carried out concurrently. */
   id?: string | number | null;
   command: "list";
-  /** Only tasks of this status. */
+  /** Only tasks with this status. */
   status?: TaskStatus | null;
   /** Tasks on a page. */
   limit?: number;
-  /** ``next_cursor`` of the page before. */
+  /** ``next_cursor`` of the previous page. */
   cursor?: string | null;
 }
 
-/** Tasks, the newest first. */
+/** A page of tasks, the newest first. */
 export interface ListReply {
   type: "reply";
   command: "list";
   /** The command's own, null where it had none. */
   id: string | number | null;
   tasks: Array<TaskRow>;
-  /** All that match, not only those of the page. */
+  /** Number of all matching tasks. */
   total: number;
-  /** Asks for the page behind this one. */
+  /** The `cursor` of the next page. */
   next_cursor: string | null;
 }
 
@@ -315,14 +315,14 @@ export interface PartialOutputEvent {
   data: PartialOutput;
 }
 
-/** Answer, to show that the connection and the server live. */
+/** Check that the connection and the server work. */
 export interface Ping {
-  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  /** The reply or error repeats it. Commands that have an id are carried out concurrently. */
   id?: string | number | null;
   command: "ping";
 }
 
-/** Nothing of its own: the command was carried out. */
+/** A reply without fields: the command was carried out. */
 export interface PingReply {
   type: "reply";
   command: "ping";
@@ -350,18 +350,18 @@ export interface PlanCreatedEvent {
 
 /** Answer an agent's question, or decline to. */
 export interface Respond {
-  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  /** The reply or error repeats it. Commands that have an id are carried out concurrently. */
   id?: string | number | null;
   command: "respond";
-  /** The id that input_required told. */
+  /** The id from input_required. */
   input_id: string;
-  /** What was asked for; the question's schema says what that may be. */
+  /** The answer, which the question's schema validates. */
   value?: JsonValue;
   /** ``decline`` takes no value. */
   action?: "accept" | "decline";
 }
 
-/** Which question was settled, and of which task. */
+/** The question that was answered, and its task. */
 export interface RespondReply {
   type: "reply";
   command: "respond";
@@ -371,14 +371,14 @@ export interface RespondReply {
   input_id: string;
 }
 
-/** Give a message to the agents of a running task. */
+/** Send a message to the agents of a running task. */
 export interface Send {
-  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  /** The reply or error repeats it. Commands that have an id are carried out concurrently. */
   id?: string | number | null;
   command: "send";
-  /** The id that create answered. */
+  /** The id from the reply to create, or its first 4 or more characters if no other task's id begins with them. */
   task_id: string;
-  /** Text, mostly. */
+  /** Usually text. */
   message: JsonValue;
 }
 
@@ -392,16 +392,16 @@ export interface SendReply {
   seq: number;
 }
 
-/** Tell all about a task. */
+/** Return the state of a task. */
 export interface Status {
-  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  /** The reply or error repeats it. Commands that have an id are carried out concurrently. */
   id?: string | number | null;
   command: "status";
-  /** The id that create answered. */
+  /** The id from the reply to create, or its first 4 or more characters if no other task's id begins with them. */
   task_id: string;
 }
 
-/** All about a task. */
+/** The whole state of a task. */
 export interface StatusReply {
   type: "reply";
   command: "status";
@@ -585,14 +585,14 @@ export interface StepSkippedEvent {
   data: StepSkipped;
 }
 
-/** One step of a task. */
+/** The state of one step. */
 export interface StepSnapshot {
   step_id: string;
   agent: string;
   description: string;
   depends_on: Array<string>;
   status: "pending" | "running" | "input_required" | "retrying" | "completed" | "failed" | "cancelled" | "skipped";
-  /** 0 before the first. */
+  /** Number of the attempt; 0 before the first. */
   attempt: number;
   /** The text of the current or last attempt. */
   output: string;
@@ -620,19 +620,19 @@ export interface StepStartedEvent {
 
 /** Receive the events of a task that follow ``after_seq`` (0: all of them).
 
-With ``all`` instead of a task: from now on, the life-cycle events of all own tasks. */
+With ``all`` instead of a task: the life-cycle events of all own tasks, from now on. */
 export interface Subscribe {
-  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  /** The reply or error repeats it. Commands that have an id are carried out concurrently. */
   id?: string | number | null;
   command: "subscribe";
   task_id?: string | null;
-  /** Number of the last event that the client has. */
+  /** The number of the last event that the client has received. */
   after_seq?: number;
   /** Instead of a task: the life-cycle events of all own tasks. */
   all?: boolean;
 }
 
-/** Where the task is; nothing where the subscription is to all tasks. */
+/** The task; empty for a subscription to all tasks. */
 export interface SubscribeReply {
   type: "reply";
   command: "subscribe";
@@ -780,7 +780,7 @@ export interface TaskRecoveredEvent {
   data: TaskRecovered;
 }
 
-/** One line of a list. */
+/** One row of a list. */
 export interface TaskRow {
   task_id: string;
   status: "pending" | "queued" | "running" | "input_required" | "cancelling" | "completed" | "failed" | "cancelled";
@@ -823,17 +823,17 @@ export interface TracebackFrame {
   error?: string;
 }
 
-/** Receive no more events of a task, or of all tasks. */
+/** End the subscription to a task, or to all tasks. */
 export interface Unsubscribe {
-  /** Comes back in the answer; commands that have one are carried out concurrently. */
+  /** The reply or error repeats it. Commands that have an id are carried out concurrently. */
   id?: string | number | null;
   command: "unsubscribe";
   task_id?: string | null;
-  /** End the subscription to all tasks, not those to single ones. */
+  /** End the subscription to all tasks; those to single tasks continue. */
   all?: boolean;
 }
 
-/** Nothing of its own: the command was carried out. */
+/** A reply without fields: the command was carried out. */
 export interface UnsubscribeReply {
   type: "reply";
   command: "unsubscribe";

@@ -7,10 +7,7 @@ from typing import assert_never
 from agentsrv.engine.endings import CancelRequest
 from agentsrv.engine.idle_tasks import Result
 from agentsrv.engine.runner import TaskRunner
-from agentsrv.models.commands import Cancel, Respond, Send
-
-Steering = Cancel | Respond | Send
-"""A command to whoever runs the task; a ``cancel`` has the task's id and its grace period."""
+from agentsrv.models.commands import Cancel, Respond, Send, Steering
 
 
 def steer(runner: TaskRunner, by: str, command: Steering) -> Result:

@@ -33,6 +33,7 @@ import orjson
 from typing_extensions import TypedDict
 
 from agentsrv.errors import AgentsrvError, InvalidStateError
+from agentsrv.models.declarations import EventDeclaration
 from agentsrv.models.states import StepStatus, TaskStatus
 from agentsrv.models.text import joined
 
@@ -43,33 +44,6 @@ MAX_MESSAGE: Final = 2000  # characters of a progress message
 SEALED: Final = "sealed"  # the only field of the object that replaces a secret answer
 _NUMBERS: Final = (int, float)
 _MAX_EXACT: Final = 2**53  # up to which a float represents every integer
-
-
-class Declaration:
-    """The place of an event class in the state machines, its audience, and an example.
-
-    Args:
-        task: For each status of a task that permits the event, the status that follows.
-        step: The same for the status of the event's step; empty for events of the task alone.
-        example: The data of an event as the published schema shows it.
-        is_life_cycle: Whether the event is also sent to subscribers of all tasks. The others are
-            sent to subscribers of the task only.
-    """
-
-    __slots__ = ("example", "is_life_cycle", "step", "task")
-
-    def __init__(
-        self,
-        *,
-        task: Mapping[TaskStatus, TaskStatus],
-        step: Mapping[StepStatus, StepStatus] | None = None,
-        example: Mapping[str, Any],
-        is_life_cycle: bool = False,
-    ) -> None:
-        self.task = task
-        self.step = step or {}
-        self.example = example
-        self.is_life_cycle = is_life_cycle
 
 
 class Event:
@@ -84,7 +58,7 @@ class Event:
     """
 
     event_type: ClassVar[str]
-    declaration: ClassVar[Declaration]
+    declaration: ClassVar[EventDeclaration]
 
     def fold_task(self, task: TaskState, timestamp: str) -> None:
         """Change the state of the task, whose status has followed the table already."""
@@ -144,7 +118,7 @@ class TaskCreated(Event):
     """
 
     event_type = "task_created"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_stays(TaskStatus.PENDING),
         is_life_cycle=True,
         example={
@@ -176,7 +150,7 @@ class TaskQueued(Event):
     """The task waits for a free slot; ``position`` counts the principal's waiting tasks from 1."""
 
     event_type = "task_queued"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_to(TaskStatus.QUEUED, TaskStatus.PENDING),
         is_life_cycle=True,
         example={"position": 1},
@@ -196,7 +170,7 @@ class TaskStarted(Event):
     """
 
     event_type = "task_started"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_to(TaskStatus.RUNNING, TaskStatus.QUEUED),
         is_life_cycle=True,
         example={"node": "my-host-10790"},
@@ -215,7 +189,7 @@ class PlanCreated(Event):
     """The task's steps are fixed; ``planned_by`` and ``reason`` are those of `ExplainedPlan`."""
 
     event_type = "plan_created"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_stays(TaskStatus.RUNNING, TaskStatus.CANCELLING),
         example={
             "steps": [
@@ -251,7 +225,7 @@ class StepStarted(Event):
     """An attempt of a step begins; attempts count from 1."""
 
     event_type = "step_started"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_WORKING,
         step=_to(StepStatus.RUNNING, StepStatus.PENDING, StepStatus.RETRYING),
         example={
@@ -284,7 +258,7 @@ class StepProgress(Event):
     """
 
     event_type = "step_progress"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_WORKING,
         step=_stays(StepStatus.RUNNING, StepStatus.INPUT_REQUIRED),
         example={
@@ -323,7 +297,7 @@ class PartialOutput(Event):
     """A piece of text; ``offset`` is the number of characters of this attempt before it."""
 
     event_type = "partial_output"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_WORKING,
         step=_stays(StepStatus.RUNNING, StepStatus.INPUT_REQUIRED),
         example={"step_id": "step_001", "attempt": 1, "offset": 0, "output": "Async I/O "},
@@ -345,7 +319,7 @@ class StepRetrying(Event):
     """An attempt failed; another follows in ``retry_in`` seconds."""
 
     event_type = "step_retrying"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_WORKING,
         step=_to(StepStatus.RETRYING, StepStatus.RUNNING, StepStatus.INPUT_REQUIRED),
         example={
@@ -387,7 +361,7 @@ class StepLost(Event):
     """
 
     event_type = "step_lost"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_WORKING,
         # From pending and retrying: the crash fell between an attempt's start and its commit.
         step=_to(StepStatus.RUNNING, StepStatus.PENDING, StepStatus.RUNNING, StepStatus.RETRYING)
@@ -416,7 +390,7 @@ class StepCompleted(Event):
     """The step's result is journaled; the step never runs again. ``duration`` in seconds."""
 
     event_type = "step_completed"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_WORKING,
         step=_to(StepStatus.COMPLETED, StepStatus.RUNNING, StepStatus.INPUT_REQUIRED),
         example={
@@ -451,7 +425,7 @@ class StepFailed(Event):
     """The last attempt failed; ``degraded`` if the plan continues without the step."""
 
     event_type = "step_failed"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_WORKING,
         step=_to(
             StepStatus.FAILED, StepStatus.RUNNING, StepStatus.INPUT_REQUIRED, StepStatus.RETRYING
@@ -488,7 +462,7 @@ class StepSkipped(Event):
     """The step will not run."""
 
     event_type = "step_skipped"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_WORKING,
         step=_to(StepStatus.SKIPPED, StepStatus.PENDING),
         example={"step_id": "step_002", "reason": "the task has failed"},
@@ -506,7 +480,7 @@ class StepCancelled(Event):
     """The step was in progress when the task was stopped; its text is kept."""
 
     event_type = "step_cancelled"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_WORKING,
         step=_to(
             StepStatus.CANCELLED, StepStatus.RUNNING, StepStatus.INPUT_REQUIRED, StepStatus.RETRYING
@@ -525,7 +499,7 @@ class InputRequired(Event):
     """An agent asks the client a question; ``schema`` is the JSON Schema of its answer."""
 
     event_type = "input_required"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_to(TaskStatus.INPUT_REQUIRED, TaskStatus.RUNNING, TaskStatus.INPUT_REQUIRED)
         | _stays(TaskStatus.CANCELLING),
         step=_to(StepStatus.INPUT_REQUIRED, StepStatus.RUNNING, StepStatus.INPUT_REQUIRED),
@@ -563,7 +537,7 @@ class InputReceived(Event):
     """
 
     event_type = "input_received"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_to(TaskStatus.RUNNING, TaskStatus.INPUT_REQUIRED) | _stays(TaskStatus.CANCELLING),
         step=_to(StepStatus.RUNNING, StepStatus.INPUT_REQUIRED) | _stays(StepStatus.RETRYING),
         is_life_cycle=True,
@@ -596,7 +570,7 @@ class MessageReceived(Event):
     """The client sent the running agents a message."""
 
     event_type = "message_received"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_WORKING, example={"message": "Keep it short.", "by": "anonymous"}
     )
     message: Any
@@ -614,7 +588,7 @@ class TaskCancelling(Event):
     """A cancellation is decided; running steps have ``grace`` seconds to end."""
 
     event_type = "task_cancelling"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_to(TaskStatus.CANCELLING, TaskStatus.RUNNING, TaskStatus.INPUT_REQUIRED),
         is_life_cycle=True,
         example={"reason": "no longer needed", "by": "anonymous", "grace": 5.0},
@@ -636,7 +610,7 @@ class TaskRecovered(Event):
     """
 
     event_type = "task_recovered"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_WORKING,
         is_life_cycle=True,
         example={"node": "my-host-10812", "completed_steps": ["step_001"]},
@@ -655,7 +629,7 @@ class TaskCompleted(Event):
     """The task ended with an output. ``duration`` in seconds since it first started."""
 
     event_type = "task_completed"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_to(TaskStatus.COMPLETED, TaskStatus.RUNNING),
         is_life_cycle=True,
         example={
@@ -682,7 +656,7 @@ class TaskFailed(Event):
     """The task ended without its output; ``partial_output`` is the part that exists."""
 
     event_type = "task_failed"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_to(TaskStatus.FAILED, TaskStatus.RUNNING, TaskStatus.INPUT_REQUIRED),
         is_life_cycle=True,
         example={
@@ -709,7 +683,7 @@ class TaskCancelled(Event):
     """The task was cancelled; ``stopped`` is false if a step still runs, fenced off."""
 
     event_type = "task_cancelled"
-    declaration = Declaration(
+    declaration = EventDeclaration(
         task=_to(
             TaskStatus.CANCELLED,
             TaskStatus.PENDING,

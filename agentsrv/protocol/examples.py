@@ -1,4 +1,7 @@
-"""An example of each frame, as the published schema shows it; those of commands are theirs."""
+"""An example of each frame that the server sends, for the published schema.
+
+Those of replies and events are part of the declarations of commands and events.
+"""
 
 from __future__ import annotations
 
@@ -7,68 +10,17 @@ from typing import Any, Final
 
 from agentsrv import errors
 from agentsrv.models import events as e
-from agentsrv.models.commands import EXAMPLES
-from agentsrv.protocol import PROTOCOL, command_line
+from agentsrv.models.commands import COMMANDS, EXAMPLES
+from agentsrv.protocol import PROTOCOL
 
 TASK: Final = "3f2a9c0d1b7e4a65"
 AT: Final = "2026-03-01T12:00:00.000Z"
-_QUESTION: Final = "How does async I/O affect throughput?"
-_INPUT: Final = f"{TASK}/step_002/1"
-_STATE: Final = {"task_id": TASK, "status": "running", "seq": 12}
 EVENTS: Final[Mapping[str, e.Event]] = {
     event_type: e.from_data(kind, kind.declaration.example) for event_type, kind in e.EVENTS.items()
 }
 
 REPLIES: Final[Mapping[str, Mapping[str, Any]]] = {
-    "create": _STATE | {"status": "queued", "seq": 2, "replayed": False},
-    "execute": _STATE | {"status": "queued", "seq": 2},
-    "status": _STATE
-    | {
-        "user_input": _QUESTION,
-        "final_output": None,
-        "partial_output": "Async I/O raises",
-        "error_message": None,
-        "degraded": False,
-        "created_at": AT,
-        "updated_at": AT,
-        "steps": [
-            {
-                "step_id": "step_001",
-                "agent": "writer",
-                "description": "Write it",
-                "depends_on": [],
-                "status": "running",
-                "attempt": 1,
-                "output": "Async I/O raises",
-                "error_message": None,
-            }
-        ],
-        "inputs": [],
-    },
-    "list": {
-        "tasks": [
-            {"task_id": TASK, "status": "running", "user_input": _QUESTION, "created_at": AT}
-        ],
-        "total": 1,
-        "next_cursor": None,
-    },
-    "cancel": {"task_id": TASK, "status": "cancelling", "already": False},
-    "subscribe": _STATE,
-    "unsubscribe": {},
-    "respond": {"task_id": TASK, "input_id": _INPUT},
-    "send": {"task_id": TASK, "seq": 13},
-    "agents": {
-        "agents": [
-            {
-                "name": "greeter",
-                "description": "Greet somebody.",
-                "params": {"type": "object", "properties": {"name": {"type": "string"}}},
-            }
-        ]
-    },
-    "auth": {"principal": "ada"},
-    "ping": {},
-    "help": {"commands": {"ping": EXAMPLES["ping"]}, "lines": command_line.usage()},
+    name: kind.declaration.reply_example for name, kind in COMMANDS.items()
 }
 
 FRAMES: Final[Mapping[str, Mapping[str, Any]]] = {

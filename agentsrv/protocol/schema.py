@@ -20,7 +20,7 @@ from agentsrv.models.commands import COMMANDS, EXAMPLES
 from agentsrv.models.events import EVENTS, encode
 from agentsrv.protocol import PROTOCOL, examples, frames
 from agentsrv.protocol.close_codes import CLOSES
-from agentsrv.protocol.replies import FRAMES, REPLIES
+from agentsrv.protocol.frame_types import FRAMES
 
 ASYNCAPI: Final = "3.1.0"
 SCHEMAS: Final = "#/components/schemas/"
@@ -110,9 +110,10 @@ def _messages(schemas: Json) -> Iterator[Json]:
         schema["required"] = ["command", *schema.get("required", [])]
         schemas[command.__name__] = schema
         yield _message(name, command.__name__, _told(command), [EXAMPLES[name]], answer=True)
-    for name, reply in REPLIES.items():
+    for name, command in COMMANDS.items():
+        reply = command.declaration.reply
         envelope = {"command": {"const": name}, "id": _COMMAND_ID}
-        title = f"{COMMANDS[name].__name__}Reply"
+        title = f"{command.__name__}Reply"
         schemas[title] = _frame("reply", envelope, _schema(reply, "serialization", schemas))
         frame = orjson.loads(frames.reply(name, 1, examples.REPLIES[name]))
         yield _message(reply_name(name), title, _told(reply), [frame], answer=True)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 from agentsrv.delivery.broker import EventBroker
 from agentsrv.delivery.subscriptions import Hold, Subscriber
@@ -15,8 +15,9 @@ from agentsrv.engine.inputs import task_of
 from agentsrv.errors import AgentsrvError, InternalError
 from agentsrv.models import commands as c
 from agentsrv.models.outcome import CommandOutcome
-from agentsrv.protocol import command_line, frames
+from agentsrv.protocol import frames
 from agentsrv.protocol.session import Request, Session, help_reply
+from agentsrv.protocol.typed_answer import read_answer
 from agentsrv.server.auth.handshake import ConnectionAuth
 from agentsrv.server.batching import BatchedConnection
 from agentsrv.server.loop_scheduler import BYTES_PER_UNIT
@@ -25,8 +26,6 @@ from agentsrv.server.requests import next_request
 MAX_UNDER_WAY: Final = 256  # commands of one connection that are carried out at the same time
 MAX_BYTES_UNDER_WAY: Final = 4 << 20  # of their frames, roughly: large ones are fewer
 LARGE_REPLY: Final = 16 << 10  # bytes of an answer that is charged in addition to its command
-TELLING: Final = frozenset({c.Status, c.List, c.Agents, c.Help})
-"""Commands with answers that may be large: only one at a time is made."""
 
 ANSWERED: Final = "ok"  # in place of an error's code, where commands are counted
 
@@ -111,7 +110,7 @@ class Connection:
             if request.command.id is None:
                 await self._settle(0)
                 await self._answer(request)
-            elif type(request.command) in TELLING:
+            elif request.command.declaration.has_large_reply:
                 await self._answer(request)
             else:
                 most = MAX_UNDER_WAY
@@ -132,8 +131,8 @@ class Connection:
     async def _answer(self, request: Request) -> None:
         command, command_id, name = request.command, request.command.id, request.name
         try:
-            if request.is_short or type(command) is c.Cancel:
-                command = await self._completed(command, is_short=request.is_short)
+            if request.is_abbreviated or type(command) is c.Cancel:
+                command = await self._completed(command, is_abbreviated=request.is_abbreviated)
             with self._hold(command) as hold:
                 outcome = await self._carry_out(command, hold.task_id)
                 hold.accept(outcome)
@@ -157,8 +156,8 @@ class Connection:
             fault = InternalError(f"the server has a fault; its log tells of incident {incident}")
             self._socket.post([frames.error(name, command_id, fault)])
 
-    def _hold(self, command: c.Command) -> Hold:
-        """What keeps back the events of the task that a command is about until its reply is sent.
+    def _hold(self, command: c.AnyCommand) -> Hold:
+        """Keep back the events of the command's task until its reply is sent.
 
         ``create`` gets its task's id here, because it also has to be held before it exists.
         """
@@ -179,7 +178,7 @@ class Connection:
             case _:
                 return Hold(subscriber)
 
-    async def _carry_out(self, command: c.Command, task_id: str) -> CommandOutcome:
+    async def _carry_out(self, command: c.AnyCommand, task_id: str) -> CommandOutcome:
         """Carry a command out; ``task_id`` is the task that ``_hold`` holds for it."""
         handler, principal = self._command_handler, self._principal
         reply: dict[str, Any] = {}
@@ -215,26 +214,26 @@ class Connection:
             case c.Help():
                 reply = help_reply()
             case _:
-                raise AssertionError(f"no way to carry out {command!r}")
+                assert_never(command)
         return CommandOutcome(reply)
 
-    async def _completed(self, command: c.Command, *, is_short: bool) -> c.Command:
-        """The command with what it left out.
+    async def _completed(self, command: c.AnyCommand, *, is_abbreviated: bool) -> c.AnyCommand:
+        """Add to a command what it left out.
 
-        That is the task of a cancel's idempotency key; and, of a command line (``is_short``), the
-        rest of a task's id, or what its answer to a question means.
+        That is the task of a cancel's idempotency key; and, if ``is_abbreviated``, the rest of a
+        task's id, or the value of an answer that was typed.
         """
         handler, principal = self._command_handler, self._principal
         if isinstance(command, c.Cancel) and command.idempotency_key is not None:
             task_id = await handler.find_key(principal, command.idempotency_key)
             return command.model_copy(update={"task_id": task_id})
-        if not is_short:
+        if not is_abbreviated:
             return command
         if isinstance(command, c.Respond):
             question = await handler.question(principal, command.input_id)
             given: dict[str, Any] = {"input_id": question.input_id}
             if command.action == "accept":
-                given["value"] = command_line.read_answer(str(command.value), question)
+                given["value"] = read_answer(str(command.value), question)
             return command.model_copy(update=given)
         prefix = getattr(command, "task_id")  # noqa: B009 - only commands with a task
         return command.model_copy(update={"task_id": await handler.resolve(principal, prefix)})

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from agentsrv.models.commands import COMMANDS
 from agentsrv.models.events import EVENTS
-from agentsrv.protocol.replies import FRAMES
+from agentsrv.protocol.frame_types import FRAMES
 from agentsrv.protocol.schema import ERROR, SCHEMAS, reply_name
 
 STYLE: Final = files("agentsrv.server").joinpath("docs.css").read_text("utf-8")

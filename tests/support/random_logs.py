@@ -14,7 +14,16 @@ from agentsrv.models.transitions import STEP_TRANSITIONS, TRANSITIONS
 TASK_ID: Final = "3f2a9c0d1b7e4a65"
 BEGIN: Final = 1_770_000_000.0  # seconds since the epoch
 WORDS: Final = ("Why?", "", "one\ntwo", "naïve ☕", "😀", "a" * 200, '"quoted"', "__proto__")
-VALUES: Final[tuple[Any, ...]] = (None, True, 0, -1.5, "text", [], {"a": [1, {"b": None}]}, {"__proto__": 1})
+VALUES: Final[tuple[Any, ...]] = (
+    None,
+    True,
+    0,
+    -1.5,
+    "text",
+    [],
+    {"a": [1, {"b": None}]},
+    {"__proto__": 1},
+)
 WEIGHTS: Final[dict[type[e.Event], float]] = {
     e.PartialOutput: 4,
     e.StepStarted: 4,

@@ -27,7 +27,7 @@ from agentsrv.models.states import StepStatus, TaskStatus
 from agentsrv.telemetry.safe_text import visible
 
 if TYPE_CHECKING:
-    from agentsrv.protocol.replies import Snapshot, TaskRow
+    from agentsrv.models.replies import Snapshot, TaskRow
     from agentsrv.store.shared import Node
 
 try:

@@ -10,7 +10,7 @@ from mcp_types import ElicitRequestFormParams, ElicitResult
 from agentsrv.errors import InputDeclined
 from agentsrv.models.canonical import canonical
 from agentsrv.models.events import InputRequired
-from agentsrv.protocol.command_line import read_answer
+from agentsrv.protocol.typed_answer import read_answer
 
 FIELD: Final = "answer"
 PLAIN: Final = ("boolean", "integer", "number", "string")

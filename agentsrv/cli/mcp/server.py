@@ -37,7 +37,7 @@ from agentsrv.client import Client
 from agentsrv.error_text import as_fields
 from agentsrv.errors import AgentsrvError
 from agentsrv.models.states import TaskStatus
-from agentsrv.protocol.command_line import read_answer
+from agentsrv.protocol.typed_answer import read_answer
 from agentsrv.telemetry.nonblocking_output import write_all
 from agentsrv.version import __version__
 

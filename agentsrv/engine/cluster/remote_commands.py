@@ -14,10 +14,11 @@ from pydantic import BaseModel, Field
 
 from agentsrv.engine.idle_tasks import Result
 from agentsrv.engine.runner import TaskRunner
-from agentsrv.engine.steering import Steering, steer
+from agentsrv.engine.steering import steer
 from agentsrv.engine.worker import Worker
 from agentsrv.error_text import as_fields
 from agentsrv.errors import AgentsrvError, FencedError, InternalError, UnavailableError, by_code
+from agentsrv.models.commands import Steering
 from agentsrv.store.base import Head
 from agentsrv.store.shared import SWEEP, Message, SharedStore
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import assert_never
 
 from agentsrv.agents.questions import is_secret
 from agentsrv.engine import inputs
 from agentsrv.engine.cluster.remote_commands import RemoteCommands
 from agentsrv.engine.idle_tasks import IdleTaskWriter, Result, committing
-from agentsrv.engine.steering import Steering, steer
+from agentsrv.engine.steering import steer
 from agentsrv.engine.worker import Worker
 from agentsrv.models import events as e
-from agentsrv.models.commands import Cancel, Respond
+from agentsrv.models.commands import Cancel, Respond, Send, Steering
 from agentsrv.models.states import TaskStatus
 from agentsrv.store.base import Head
 
@@ -60,16 +61,21 @@ class CommandRouter:
 
     async def _decide_idle(self, head: Head, by: str, command: Steering) -> Result:
         """Decide on a task of which nothing runs."""
-        if isinstance(command, Cancel):
-            return await self._cancel_idle(head, by, command)
-        state = await self._idle_tasks.load(head)
-        if isinstance(command, Respond):
-            received = inputs.received(state, command, by, self._now(), self._worker.vault)
-            await self._idle_tasks.append(head, state, received)
-            return {"task_id": head.task_id, "input_id": command.input_id}
-        sent = inputs.sent(state, command.message, by)
-        result = await self._idle_tasks.append(head, state, sent)
-        return {"task_id": head.task_id, "seq": result["seq"]}
+        match command:
+            case Cancel():
+                return await self._cancel_idle(head, by, command)
+            case Respond():
+                state = await self._idle_tasks.load(head)
+                received = inputs.received(state, command, by, self._now(), self._worker.vault)
+                await self._idle_tasks.append(head, state, received)
+                return {"task_id": head.task_id, "input_id": command.input_id}
+            case Send():
+                state = await self._idle_tasks.load(head)
+                sent = inputs.sent(state, command.message, by)
+                result = await self._idle_tasks.append(head, state, sent)
+                return {"task_id": head.task_id, "seq": result["seq"]}
+            case _:
+                assert_never(command)
 
     async def _sealed(self, command: Steering) -> Steering:
         """The command as other nodes may store it: with a secret answer encrypted."""

@@ -6,14 +6,14 @@ import json
 from typing import Any, Final
 
 from agentsrv.models.commands import COMMANDS, EXAMPLES
-from agentsrv.protocol.session import OPEN_TO_ALL
+from agentsrv.protocol.session import OPEN_COMMANDS
 from tests.e2e.acceptance.handshakes import Rows
 from tests.e2e.acceptance.probe import text
 from tests.support.issuer import bad
 from tests.support.principals import ADA_KEY
 from tests.support.targets import GHOST, Target
 
-GUARDED: Final = [name for name, kind in COMMANDS.items() if not issubclass(kind, OPEN_TO_ALL)]
+GUARDED: Final = [name for name in COMMANDS if name not in OPEN_COMMANDS]
 StepOutputs = dict[str, tuple[str, str, str]]
 NOT_JSON: Final = "not valid JSON: "
 ONE_OBJECT: Final = "expected one object"
@@ -176,7 +176,7 @@ FIELDS: Final[StepOutputs] = {
     "a cursor of nobody": ('{"command": "list", "cursor": "x"}', "invalid_command", "cursor…next_cursor"),
     "a status of nobody": ('{"command": "list", "status": "gone"}', "invalid_command", "status: …'pending'…found 'gone'"),
     "an answer beside decline": (
-        json.dumps({"command": "respond", "input_id": "a/b/1", "action": "decline", "value": 1}), "invalid_command", "found a value beside decline",
+        json.dumps({"command": "respond", "input_id": "a/b/1", "action": "decline", "value": 1}), "invalid_command", "found a value in addition to decline",
     ),
     "an answer to no question": ('{"command": "respond", "input_id": "x"}', "not_found", "no question 'x'"),
     "a token of nobody": ('{"command": "auth", "token": "nonsense"}', "unauthenticated", "the token is not accepted"),

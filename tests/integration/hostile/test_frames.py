@@ -78,7 +78,9 @@ def test_the_work_for_a_frame_is_bounded(entry, work):
     """Values that are parsed, errors that are made and bytes of the answer."""
     text = entry.make()
     found = Session(is_authenticated=entry.sender == CLIENT).receive(text)
-    most = strict_json.MAX_VALUES if entry.sender == CLIENT else 2 * session.MAX_STRANGER_VALUES
+    most = (
+        strict_json.MAX_VALUES if entry.sender == CLIENT else 2 * session.MAX_UNAUTHENTICATED_VALUES
+    )
     assert work.values <= most
     assert work.errors <= MAX_ERRORS
     if isinstance(found, Refusal):

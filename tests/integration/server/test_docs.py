@@ -11,7 +11,7 @@ from agentsrv import errors
 from agentsrv.models.commands import COMMANDS
 from agentsrv.models.events import EVENTS
 from agentsrv.protocol.close_codes import CLOSES
-from agentsrv.protocol.replies import FRAMES
+from agentsrv.protocol.frame_types import FRAMES
 from agentsrv.protocol.schema import document
 from agentsrv.server.docs import render
 from tests.integration.server.test_static_files import request

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from agentsrv.models.commands import ADAPTER, COMMANDS, EXAMPLES, AnyCommand, Create
+from agentsrv.models.commands import ADAPTER, COMMANDS, EXAMPLES, Command, Create
 from tests.unit.models.samples import OBJECTS
 
 STEP = {"step_id": "a", "agent": "writer"}
@@ -25,14 +25,30 @@ def create(**fields) -> Create:
     return command
 
 
-def test_the_union_and_the_table_name_the_same_commands():
-    """Every command class is in the union, has its name in the table and an example."""
-    union = get_args(get_args(AnyCommand)[0])
-    assert set(COMMANDS.values()) == set(union)
-    assert {kind.model_fields["command"].default: kind for kind in union} == COMMANDS
-    assert set(EXAMPLES) == set(COMMANDS)
+def test_every_command_is_in_the_union():
+    """A class that is not would be unknown to the session, the schema and the command lines."""
+    assert set(Command.__subclasses__()) == set(COMMANDS.values())
     for name, kind in COMMANDS.items():
         assert get_args(kind.model_fields["command"].annotation) == (name,)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_example_of_a_reply_has_the_fields_of_its_type(name):
+    """Those that are required, and no others."""
+    declaration = COMMANDS[name].declaration
+    fields = set(declaration.reply_example)
+    required = declaration.reply.__required_keys__
+    assert required <= fields <= required | declaration.reply.__optional_keys__
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_field_of_a_command_line_is_one_of_the_command(name):
+    """Those of the arguments, of their keywords, and those that the line always has."""
+    kind = COMMANDS[name]
+    for line in kind.declaration.lines:
+        fields = {*line.fields, *(argument.field for argument in line.arguments)}
+        fields.update(*(argument.keyword_fields for argument in line.arguments))
+        assert fields <= set(kind.model_fields)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -203,7 +219,7 @@ def test_whoever_declines_gives_no_value():
     """A value beside decline is told, never ignored."""
     decline = {"command": "respond", "input_id": "t/s/1", "action": "decline"}
     assert read(decline).action == "decline"
-    with pytest.raises(ValidationError, match="found a value beside decline"):
+    with pytest.raises(ValidationError, match="found a value in addition to decline"):
         read(decline | {"value": False})
 
 

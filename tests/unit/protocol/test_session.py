@@ -6,6 +6,8 @@ import pytest
 from agentsrv.models.commands import COMMANDS, EXAMPLES, Cancel, Create, List, Ping, Status
 from agentsrv.protocol.session import MAX_BAD_FRAMES, MAX_DETAILS, Refusal, Request, Session
 
+TASK = "3f2a9c0d1b7e4a65"
+
 
 def accepted(text, session=None) -> Request:
     """The request that a frame makes."""
@@ -32,7 +34,7 @@ def test_every_example_is_a_request(name):
     """Each command's example is understood as that command, and names its task whole."""
     request = accepted(EXAMPLES[name] | {"id": 7})
     assert type(request.command) is COMMANDS[name]
-    assert (request.name, request.command.id, request.is_short) == (name, 7, False)
+    assert (request.name, request.command.id, request.is_abbreviated) == (name, 7, False)
 
 
 def test_white_space_before_a_frame_is_nothing():
@@ -53,7 +55,7 @@ def test_an_array_of_json_stays_what_it_is():
 def test_a_line_is_a_request():
     """What does not begin like JSON is a command line; a cut task id is marked as such."""
     request = accepted("status 3f2a…")
-    assert request == Request(Status(task_id="3f2a"), is_short=True)
+    assert request == Request(Status(task_id="3f2a"), is_abbreviated=True)
     assert accepted("list running").command == List(status="running")  # type: ignore[arg-type]
     assert accepted("run Why?").command == Create(task_description="Why?", execute=True)
 
@@ -62,8 +64,31 @@ def test_a_line_means_the_latest_task_of_its_connection():
     """The session remembers the latest task, and lines without an id mean it."""
     session = Session(is_authenticated=True)
     assert refused("cancel", session)["code"] == "invalid_command"
-    session.latest_task = "t1"
-    assert accepted("cancel", session) == Request(Cancel(task_id="t1"))
+    session.latest_task = TASK
+    assert accepted("cancel", session) == Request(Cancel(task_id=TASK))
+
+
+@pytest.mark.parametrize(
+    ("frame", "is_abbreviated"),
+    [
+        ({"command": "status", "task_id": TASK}, False),
+        ({"command": "status", "task_id": TASK[:-1]}, True),
+        ({"command": "status", "task_id": TASK[:4]}, True),
+        ({"command": "status", "task_id": TASK[:3]}, False),
+        ({"command": "subscribe", "task_id": TASK[:4]}, True),
+        ({"command": "subscribe", "all": True}, False),
+        ({"command": "respond", "input_id": TASK, "value": "yes"}, False),
+        (f"status {TASK[:4]}…", True),
+        (f"status {TASK[:3]}", False),
+        ("unsubscribe all", False),
+        (f"respond {TASK}/a/1 yes", True),
+        ("list", False),
+    ],
+    ids=str,
+)
+def test_a_prefix_of_a_task_id_is_to_be_resolved(frame, is_abbreviated):
+    """From four characters on, in JSON and in lines; what was typed as an answer is resolved too."""
+    assert accepted(frame).is_abbreviated is is_abbreviated
 
 
 @pytest.mark.parametrize("text", ["[]", '"ping"', "\ufeff{}", '[{"command": "ping"}]', "{"])
