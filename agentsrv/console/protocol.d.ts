@@ -19,7 +19,7 @@ export interface Agents {
 export interface AgentsReply {
   type: "reply";
   command: "agents";
-  /** The command's own, null where it had none. */
+  /** The id of the command; null if it had none. */
   id: string | number | null;
   agents: Array<AgentInfo>;
 }
@@ -36,7 +36,7 @@ export interface Auth {
 export interface AuthReply {
   type: "reply";
   command: "auth";
-  /** The command's own, null where it had none. */
+  /** The id of the command; null if it had none. */
   id: string | number | null;
   principal: string;
 }
@@ -59,7 +59,7 @@ export interface Cancel {
 export interface CancelReply {
   type: "reply";
   command: "cancel";
-  /** The command's own, null where it had none. */
+  /** The id of the command; null if it had none. */
   id: string | number | null;
   task_id: string;
   status: "pending" | "queued" | "running" | "input_required" | "cancelling" | "completed" | "failed" | "cancelled";
@@ -109,7 +109,7 @@ export interface Create {
 export interface CreateReply {
   type: "reply";
   command: "create";
-  /** The command's own, null where it had none. */
+  /** The id of the command; null if it had none. */
   id: string | number | null;
   task_id: string;
   status: "pending" | "queued" | "running" | "input_required" | "cancelling" | "completed" | "failed" | "cancelled";
@@ -156,7 +156,7 @@ export interface Execute {
 export interface ExecuteReply {
   type: "reply";
   command: "execute";
-  /** The command's own, null where it had none. */
+  /** The id of the command; null if it had none. */
   id: string | number | null;
   task_id: string;
   status: "pending" | "queued" | "running" | "input_required" | "cancelling" | "completed" | "failed" | "cancelled";
@@ -164,7 +164,7 @@ export interface ExecuteReply {
   seq: number;
 }
 
-/** The steps of a task: unique ids, known dependencies, no cycle, 1 to 100 of them. */
+/** The steps of a task: 1 to 100, with unique ids and acyclic dependencies. */
 export interface ExecutionPlan {
   steps: Array<Step>;
 }
@@ -199,7 +199,7 @@ export interface Help {
 export interface HelpReply {
   type: "reply";
   command: "help";
-  /** The command's own, null where it had none. */
+  /** The id of the command; null if it had none. */
   id: string | number | null;
   commands: Record<string, Record<string, unknown>>;
   lines: Record<string, string>;
@@ -221,7 +221,7 @@ export interface InputReceivedEvent {
   type: "event";
   event_type: "input_received";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: InputReceived;
@@ -244,7 +244,7 @@ export interface InputRequiredEvent {
   type: "event";
   event_type: "input_required";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: InputRequired;
@@ -270,7 +270,7 @@ export interface List {
 export interface ListReply {
   type: "reply";
   command: "list";
-  /** The command's own, null where it had none. */
+  /** The id of the command; null if it had none. */
   id: string | number | null;
   tasks: Array<TaskRow>;
   /** Number of all matching tasks. */
@@ -290,7 +290,7 @@ export interface MessageReceivedEvent {
   type: "event";
   event_type: "message_received";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: MessageReceived;
@@ -309,7 +309,7 @@ export interface PartialOutputEvent {
   type: "event";
   event_type: "partial_output";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: PartialOutput;
@@ -326,7 +326,7 @@ export interface Ping {
 export interface PingReply {
   type: "reply";
   command: "ping";
-  /** The command's own, null where it had none. */
+  /** The id of the command; null if it had none. */
   id: string | number | null;
 }
 
@@ -342,7 +342,7 @@ export interface PlanCreatedEvent {
   type: "event";
   event_type: "plan_created";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: PlanCreated;
@@ -365,7 +365,7 @@ export interface Respond {
 export interface RespondReply {
   type: "reply";
   command: "respond";
-  /** The command's own, null where it had none. */
+  /** The id of the command; null if it had none. */
   id: string | number | null;
   task_id: string;
   input_id: string;
@@ -386,7 +386,7 @@ export interface Send {
 export interface SendReply {
   type: "reply";
   command: "send";
-  /** The command's own, null where it had none. */
+  /** The id of the command; null if it had none. */
   id: string | number | null;
   task_id: string;
   seq: number;
@@ -405,7 +405,7 @@ export interface Status {
 export interface StatusReply {
   type: "reply";
   command: "status";
-  /** The command's own, null where it had none. */
+  /** The id of the command; null if it had none. */
   id: string | number | null;
   task_id: string;
   status: "pending" | "queued" | "running" | "input_required" | "cancelling" | "completed" | "failed" | "cancelled";
@@ -423,17 +423,17 @@ export interface StatusReply {
   inputs: Array<Record<string, unknown>>;
 }
 
-/** One piece of work for one agent, after the steps that it depends on. */
+/** One unit of work of one agent, which runs after the steps that it depends on. */
 export interface Step {
   step_id: string;
   agent: string;
   description?: string;
   depends_on?: Array<string>;
-  /** For the agent. */
+  /** The agent's input. */
   input?: JsonValue;
-  /** Without it the agent's own. */
+  /** By default the agent's. */
   max_retries?: number | null;
-  /** Seconds an attempt may take; without it the agent's own. */
+  /** Seconds an attempt may take; by default the agent's. */
   timeout?: number | null;
 }
 
@@ -449,7 +449,7 @@ export interface StepCancelledEvent {
   type: "event";
   event_type: "step_cancelled";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: StepCancelled;
@@ -470,7 +470,7 @@ export interface StepCompletedEvent {
   type: "event";
   event_type: "step_completed";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: StepCompleted;
@@ -492,7 +492,7 @@ export interface StepFailedEvent {
   type: "event";
   event_type: "step_failed";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: StepFailed;
@@ -515,7 +515,7 @@ export interface StepLostEvent {
   type: "event";
   event_type: "step_lost";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: StepLost;
@@ -539,7 +539,7 @@ export interface StepProgressEvent {
   type: "event";
   event_type: "step_progress";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: StepProgress;
@@ -562,7 +562,7 @@ export interface StepRetryingEvent {
   type: "event";
   event_type: "step_retrying";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: StepRetrying;
@@ -579,7 +579,7 @@ export interface StepSkippedEvent {
   type: "event";
   event_type: "step_skipped";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: StepSkipped;
@@ -612,7 +612,7 @@ export interface StepStartedEvent {
   type: "event";
   event_type: "step_started";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: StepStarted;
@@ -636,7 +636,7 @@ export interface Subscribe {
 export interface SubscribeReply {
   type: "reply";
   command: "subscribe";
-  /** The command's own, null where it had none. */
+  /** The id of the command; null if it had none. */
   id: string | number | null;
   task_id?: string;
   status?: "pending" | "queued" | "running" | "input_required" | "cancelling" | "completed" | "failed" | "cancelled";
@@ -658,7 +658,7 @@ export interface TaskCancelledEvent {
   type: "event";
   event_type: "task_cancelled";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: TaskCancelled;
@@ -676,7 +676,7 @@ export interface TaskCancellingEvent {
   type: "event";
   event_type: "task_cancelling";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: TaskCancelling;
@@ -696,7 +696,7 @@ export interface TaskCompletedEvent {
   type: "event";
   event_type: "task_completed";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: TaskCompleted;
@@ -718,7 +718,7 @@ export interface TaskCreatedEvent {
   type: "event";
   event_type: "task_created";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: TaskCreated;
@@ -738,7 +738,7 @@ export interface TaskFailedEvent {
   type: "event";
   event_type: "task_failed";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: TaskFailed;
@@ -754,7 +754,7 @@ export interface TaskQueuedEvent {
   type: "event";
   event_type: "task_queued";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: TaskQueued;
@@ -774,7 +774,7 @@ export interface TaskRecoveredEvent {
   type: "event";
   event_type: "task_recovered";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: TaskRecovered;
@@ -801,7 +801,7 @@ export interface TaskStartedEvent {
   type: "event";
   event_type: "task_started";
   task_id: string;
-  /** Counts a task's events, no holes. */
+  /** The number of the event in its task's log, from 1 without gaps. */
   seq: number;
   timestamp: string;
   data: TaskStarted;
@@ -837,11 +837,11 @@ export interface Unsubscribe {
 export interface UnsubscribeReply {
   type: "reply";
   command: "unsubscribe";
-  /** The command's own, null where it had none. */
+  /** The id of the command; null if it had none. */
   id: string | number | null;
 }
 
-/** Each command, by its name. */
+/** The commands, by name. */
 export interface Commands {
   create: Create;
   execute: Execute;
@@ -858,7 +858,7 @@ export interface Commands {
   help: Help;
 }
 
-/** What each command is answered with. */
+/** The replies, by the name of the command. */
 export interface Replies {
   create: CreateReply;
   execute: ExecuteReply;
@@ -875,7 +875,7 @@ export interface Replies {
   help: HelpReply;
 }
 
-/** What may happen to a task. */
+/** The events of tasks. */
 export type Event =
   | TaskCreatedEvent
   | TaskQueuedEvent

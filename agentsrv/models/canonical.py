@@ -8,9 +8,9 @@ import orjson
 
 
 def canonical(value: Any) -> bytes:
-    """Return ``value`` as JSON with sorted keys; a tuple is a list there, and a date is text.
+    """Return ``value`` as JSON with sorted keys; tuples become lists, and dates text.
 
     Raises:
-        TypeError: JSON cannot hold it.
+        TypeError: JSON cannot represent the value.
     """
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)

@@ -14,7 +14,7 @@ AgentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
 class Step(BaseModel):
-    """One piece of work for one agent, after the steps that it depends on."""
+    """One unit of work of one agent, which runs after the steps that it depends on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -22,17 +22,17 @@ class Step(BaseModel):
     agent: AgentName
     description: Annotated[str, Field(max_length=4096)] = ""
     depends_on: Annotated[tuple[StepId, ...], FailFast()] = ()
-    input: JsonValue = Field(default=None, description="For the agent.")
+    input: JsonValue = Field(default=None, description="The agent's input.")
     max_retries: Annotated[int, Field(ge=0, le=MAX_RETRIES, strict=True)] | None = Field(
-        default=None, description="Without it the agent's own."
+        default=None, description="By default the agent's."
     )
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = Field(
-        default=None, description="Seconds an attempt may take; without it the agent's own."
+        default=None, description="Seconds an attempt may take; by default the agent's."
     )
 
 
 class ExecutionPlan(BaseModel):
-    """The steps of a task: unique ids, known dependencies, no cycle, 1 to 100 of them."""
+    """The steps of a task: 1 to 100, with unique ids and acyclic dependencies."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,7 +47,7 @@ class ExecutionPlan(BaseModel):
                 raise ValueError(f"step_id {step.step_id!r} occurs twice; each must be unique")
             in_order = in_order and seen.issuperset(step.depends_on)
             seen.add(step.step_id)
-        if in_order:  # each step needs only such before it: there is no cycle
+        if in_order:  # each step depends only on earlier ones: there is no cycle
             return self
         for step in self.steps:
             for needed in step.depends_on:
@@ -75,14 +75,14 @@ class ExecutionPlan(BaseModel):
 
     @property
     def origin(self) -> tuple[str | None, str | None]:
-        """What made the plan and why that did, where the plan tells it."""
+        """What made the plan, and why; ``None`` if the plan does not say."""
         return None, None
 
     def described(self, retries: Callable[[str], int]) -> list[dict[str, Any]]:
-        """The steps as ``plan_created`` tells them; ``retries`` gives an agent's default.
+        """Return the steps as ``plan_created`` contains them.
 
-        ``input`` and ``timeout`` stand there only where they are set: they are what a
-        recovering worker needs to run the very same plan.
+        ``retries`` returns the default of an agent. ``input`` and ``timeout`` are included if they
+        are set: a worker that recovers the task needs them to run the same plan.
         """
         described = []
         for step in self.steps:
@@ -104,11 +104,11 @@ class ExecutionPlan(BaseModel):
 
 
 class ExplainedPlan(ExecutionPlan):
-    """A plan that tells how it came about; ``plan_created`` passes it on.
+    """A plan with its origin, which ``plan_created`` records.
 
     Attributes:
-        planned_by: What made the plan, such as ``"model"`` or ``"rules"``.
-        reason: Why that did, where one might have expected something else.
+        planned_by: The planner, such as ``"model"`` or ``"rules"``.
+        reason: Why that planner made it, if another one was expected.
     """
 
     planned_by: Annotated[str, Field(min_length=1, max_length=64)]
@@ -116,12 +116,12 @@ class ExplainedPlan(ExecutionPlan):
 
     @property
     def origin(self) -> tuple[str | None, str | None]:
-        """What made the plan and why that did."""
+        """What made the plan, and why."""
         return self.planned_by, self.reason
 
 
 def _cycle(steps: list[Step]) -> list[str]:
-    """Of steps that never become ready, those that others of them wait for."""
+    """Of steps that never become ready, return those on which others depend."""
     while True:
         needed = {step_id for step in steps for step_id in step.depends_on}
         kept = [step for step in steps if step.step_id in needed]
@@ -131,7 +131,7 @@ def _cycle(steps: list[Step]) -> list[str]:
 
 
 class ReadySteps:
-    """Where a plan's execution is: tells which steps become ready as others settle.
+    """Tracks which steps of a plan become ready as others complete.
 
     The work over a whole plan is proportional to its dependencies (Kahn, 1962, "Topological
     sorting of large networks").
@@ -148,11 +148,11 @@ class ReadySteps:
                 self._behind.setdefault(needed, []).append(step)
 
     def start(self) -> list[Step]:
-        """The steps that depend on none, in the plan's order."""
+        """Return the steps without dependencies, in the plan's order."""
         return [step for step in self._steps if not self._missing[step.step_id]]
 
     def settle(self, step_id: str) -> list[Step]:
-        """The steps, in the plan's order, for which ``step_id`` was the last that they needed."""
+        """Return the steps that become ready with ``step_id``, in the plan's order."""
         ready = []
         for step in self._behind.pop(step_id, ()):
             self._missing[step.step_id] -= 1

@@ -1,16 +1,16 @@
-"""What ``status`` answers, cut so that its frame has at most 1 MiB.
+"""The reply to ``status``, truncated so that its frame has at most 1 MiB.
 
 The texts of a task may have many megabytes: each of 100 steps has an output. If the whole snapshot
-is too large, its parts get room in this order, and what does not fit is cut or left out:
+is too large, its parts get space in this order, and what does not fit is truncated or omitted:
 
-1. ids, states, times and dependencies: always whole. A plan's limits bound them.
-2. open questions: each is whole or left out; half of the room that is left.
-3. the user's input, descriptions and error messages: half of the room that is left.
-4. the final output, or what there is of it: all that is left.
-5. the steps' outputs: the rest, but at least the note that says how long each is.
+1. ids, statuses, times and dependencies: always complete. The limits of a plan bound them.
+2. open questions: each is complete or omitted; half of the remaining space.
+3. the user's input, descriptions and error messages: half of the remaining space.
+4. the final or partial output: all of the remaining space.
+5. the outputs of the steps: the rest, but at least the note with the length of each.
 
-Texts of one group share its room: short ones are whole, and the longer ones get equal parts. The
-log has all of them.
+The texts of one group share its space: short ones are complete, and longer ones get equal parts.
+The log has all of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PUNCTUATION: Final = 8  # bytes of JSON around a text or a question, at most
 
 
 class _Text(NamedTuple):
-    """A text, and where it belongs."""
+    """A text, and the dictionary and key to which it belongs."""
 
     holder: dict[str, Any]
     name: str
@@ -58,7 +58,7 @@ def _size(value: Any) -> int:
 
 
 def _taken(holders: Sequence[dict[str, Any]], *names: str) -> list[_Text]:
-    """Take texts out of their holders."""
+    """Remove texts from their dictionaries."""
     found = [
         _Text(holder, name, holder[name]) for holder in holders for name in names if holder[name]
     ]
@@ -68,7 +68,7 @@ def _taken(holders: Sequence[dict[str, Any]], *names: str) -> list[_Text]:
 
 
 def _put_back(texts: Sequence[_Text], room: int) -> int:
-    """Put texts back where they were, cut so that they fit; return the bytes that they have."""
+    """Put texts back, truncated to fit; return their size in bytes."""
     left = room
     ordered = sorted(texts, key=lambda each: len(each.text))
     for place, (holder, name, text) in enumerate(ordered):
@@ -79,7 +79,7 @@ def _put_back(texts: Sequence[_Text], room: int) -> int:
 
 
 def _fitting(questions: Sequence[Any], room: int) -> list[Any]:
-    """Those of the questions that fit together, in their order."""
+    """Return the questions that fit together, in their order."""
     kept = []
     for question in questions:
         size = _size(question) + _PUNCTUATION

@@ -1,4 +1,4 @@
-"""Texts: UTF-16 halves are joined or replaced, and what is too long for a frame is cut."""
+"""Texts: halves of surrogate pairs are joined or replaced, and long texts are truncated."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import orjson
 
 REPLACEMENT: Final = "\ufffd"
 MAX_OUTPUT: Final = 1_000_000  # bytes of a text in one event, as JSON: no frame exceeds 1 MiB
-NOTE_BYTES: Final = 100  # of the note at the end of a text that was cut, as JSON
+NOTE_BYTES: Final = 100  # of the note at the end of a truncated text, as JSON
 _MAX_BYTES: Final = 6  # of one character, as JSON
 
 
 def joined(text: str) -> str:
-    """``text`` with each surrogate pair as its character and each half of one as U+FFFD."""
+    """Return ``text`` with surrogate pairs joined and single halves replaced by U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def split(text: str) -> tuple[str, str]:
-    """``text`` as `joined` returns it, but for a first half at its end, which is returned apart.
+    """Return ``text`` as `joined` does, and separately a first half of a pair at its end.
 
     The next piece of the text may begin with the second half.
     """
@@ -32,9 +32,9 @@ def split(text: str) -> tuple[str, str]:
 
 
 def fitted(text: str, limit: int = MAX_OUTPUT) -> str:
-    """``text``, cut if it is longer than ``limit`` bytes as JSON, with a note of its length.
+    """Return ``text``, truncated to ``limit`` bytes as JSON with a note of its length.
 
-    The note needs ``NOTE_BYTES``. The events ``partial_output`` have all of an output.
+    The note needs ``NOTE_BYTES``. The complete output is in the events ``partial_output``.
     """
     if len(text) <= limit // _MAX_BYTES:
         return text

@@ -1,4 +1,4 @@
-"""How much of something may be used: pure, with the time as an argument."""
+"""Shares and rates: pure functions and buckets, with the time as an argument."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ MAX_LIST: Final = 500  # tasks on a page
 
 
 class Use(NamedTuple):
-    """What a principal uses of one server."""
+    """The usage of one server by one principal."""
 
     connections: int = 0
     subscriptions: int = 0
     rate: float = 0.0
-    """Commands a second that it sent lately, refused ones among them."""
+    """Commands a second that it sent lately, including refused ones."""
 
 
 def fair_share(rate: float, others: Sequence[float]) -> float:
-    """What somebody may have of ``rate`` beside others, by what those want of it.
+    """Return the max-min fair share of ``rate`` for one participant.
 
-    Who wants little has that, and all who want more have the same. So it is never less than an
-    equal part, and all that others leave; and what everybody has by it of what he wants is
-    together never more than ``rate``.
+    ``others`` are the demands of the other participants. A demand below its equal part is granted
+    in full, and the participants with higher demands share the rest equally. The result is never
+    less than an equal part, and the granted shares together never exceed ``rate``.
     """
     left, sharing = rate, len(others) + 1
     for wanted in sorted(others):
@@ -34,9 +34,9 @@ def fair_share(rate: float, others: Sequence[float]) -> float:
 
 
 class TokenBucket:
-    """Lets ``rate`` a second through, and ``burst`` at once where it was quiet before.
+    """Admits ``rate`` tokens a second, and up to ``burst`` at once after a pause.
 
-    Times are seconds of a clock that does not go back.
+    Times are seconds of a monotonic clock.
     """
 
     __slots__ = ("_at", "_burst", "_rate", "_tokens")
@@ -48,18 +48,18 @@ class TokenBucket:
         self._at = now
 
     def change(self, rate: float, burst: float, now: float) -> None:
-        """Let another rate and burst hold from now on; a token that is there stays, if it fits."""
+        """Set another rate and burst from now on; keep the available tokens up to ``burst``."""
         self._refill(now)
         self._rate = rate
         self._burst = burst
 
     def take(self, now: float, tokens: float = 1.0) -> float:
-        """Take tokens, or none of them.
+        """Take all of the tokens, or none.
 
-        More than ``burst`` are let through when the bucket is full; the rest is then owed.
+        A request for more than ``burst`` is admitted when the bucket is full; the rest is owed.
 
         Returns:
-            0.0, or the seconds until there are enough; then none was taken.
+            0.0 if the tokens were taken; otherwise the seconds until enough are available.
         """
         self._refill(now)
         missing = min(tokens, self._burst) - self._tokens
@@ -69,10 +69,10 @@ class TokenBucket:
         return 0.0
 
     def charge(self, now: float, tokens: float) -> float:
-        """Take tokens for work that is already done, whether they are there or not.
+        """Take tokens for work that is already done, even if they are not available.
 
         Returns:
-            Seconds until what is owed is paid back; 0.0 if nothing is owed.
+            Seconds until the debt is paid; 0.0 without a debt.
         """
         self._refill(now)
         self._tokens -= tokens

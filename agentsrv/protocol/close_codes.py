@@ -8,7 +8,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """What a close code means, and whether a client should connect again."""
+    """The meaning of a close code, and whether a client should connect again."""
 
     meaning: str
     reconnect: bool
@@ -35,5 +35,5 @@ CLOSES: Final[dict[int, Close]] = {
         "no token in time, or a token that is not accepted or no longer valid",
         reconnect=False,
     ),
-    4408: Close("the client took nothing for 10 s", reconnect=True),
+    4408: Close("the client read nothing for 10 s", reconnect=True),
 }

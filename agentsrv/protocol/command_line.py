@@ -41,11 +41,11 @@ def parse(line: str, latest: str | None) -> dict[str, Any]:
     command, syntax = found
     rest = arguments[0].strip() if arguments else ""
     fields = {"command": command, **syntax.fields}
-    for argument in syntax.arguments:
+    for at, argument in enumerate(syntax.arguments):
         if argument.keyword is not None and rest.lower() == argument.keyword:
             return fields | dict(argument.keyword_fields)
-        if not rest and not argument.is_optional:
-            raise InvalidCommandError(f"{argument.name} is missing; expected: {syntax.usage}")
+        if not rest:
+            _check_complete(syntax, at)
         rest = _read(argument, rest, fields, latest, syntax)
     if rest:
         raise InvalidCommandError(
@@ -98,6 +98,17 @@ def _read(
             prefix = word.rstrip("…").rstrip(".")
             fields[argument.field] = prefix or _latest(syntax, latest)
             return following
+
+
+def _check_complete(syntax: CommandLine, at: int) -> None:
+    """Check a line that ends before its argument number ``at``.
+
+    Raises:
+        InvalidCommandError: An argument from there on is required.
+    """
+    for argument in syntax.arguments[at:]:
+        if not argument.is_optional:
+            raise InvalidCommandError(f"{argument.name} is missing; expected: {syntax.usage}")
 
 
 def _latest(syntax: CommandLine, latest: str | None) -> str:

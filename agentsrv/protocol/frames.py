@@ -1,7 +1,6 @@
-"""Frames from the server, as bytes: hello, reply, error, caught_up, goaway.
+"""The server's frames as bytes: hello, reply, error, caught_up, goaway.
 
-The sixth, ``event``, is encoded where it is numbered (``agentsrv.models.events``) and passes
-through here untouched.
+The sixth, ``event``, is encoded when it is numbered (``agentsrv.models.events``).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def hello(
     limits: Mapping[str, Any],
     commands: Sequence[str],
 ) -> bytes:
-    """The first frame of a connection."""
+    """Encode the first frame of a connection."""
     return orjson.dumps(
         {
             "type": "hello",
@@ -41,14 +40,14 @@ def hello(
 
 
 def reply(command: str, command_id: CommandId, result: Mapping[str, Any]) -> bytes:
-    """A command was carried out."""
+    """Encode the reply to a command that was carried out."""
     return orjson.dumps({"type": "reply", "command": command, "id": command_id, **result})
 
 
 def error(
     command: str | None, command_id: CommandId, refusal: AgentsrvError, task_id: str | None = None
 ) -> bytes:
-    """A command was refused, or a subscription to ``task_id`` has ended; the connection lives."""
+    """Encode the error of a command, or of the subscription to ``task_id`` that has ended."""
     head = {"type": "error", "command": command, "id": command_id}
     if task_id is not None:
         head["task_id"] = task_id
@@ -56,10 +55,10 @@ def error(
 
 
 def caught_up(task_id: str, seq: int) -> bytes:
-    """A subscription has delivered all that was logged when it began."""
+    """Encode that a subscription has delivered every event that was logged when it began."""
     return orjson.dumps({"type": "caught_up", "task_id": task_id, "seq": seq})
 
 
 def goaway(reason: str, reconnect_in: float) -> bytes:
-    """The server is about to close; ``reconnect_in`` is in seconds."""
+    """Encode that the server is about to close; ``reconnect_in`` is in seconds."""
     return orjson.dumps({"type": "goaway", "reason": reason, "reconnect_in": reconnect_in})

@@ -25,7 +25,7 @@ MAX_QUOTES: Final = 4 * MAX_VALUES  # of as many keys and strings
 MAX_INTEGER: Final = (1 << 63) - 1  # what other languages' integers hold
 MAX_DIGITS: Final = 20  # of such an integer, with its sign
 MAX_KEY_SHOWN: Final = 64  # characters of a key in an error
-BYTE_ORDER_MARK: Final = "\ufeff"  # is seen on no screen, so it wants a word
+BYTE_ORDER_MARK: Final = "\ufeff"  # invisible, so the error names it
 EXAMPLE: Final = {"command": "create", "task_description": "How does async I/O work?"}
 
 
@@ -33,7 +33,7 @@ def parse_object(text: str) -> dict[str, Any]:
     """Parse one JSON object.
 
     Raises:
-        InvalidJsonError: It is no object, or not strictly JSON: see ``parse``.
+        InvalidJsonError: It is not an object, or not strict JSON; see ``parse``.
     """
     value = parse(text)
     if not isinstance(value, dict):
@@ -76,7 +76,7 @@ def check_size(text: str) -> None:
 
 
 def _check_exactly(text: str) -> None:
-    """Count only what is not in strings; of a text with too many strings, look at its beginning."""
+    """Count outside strings only; of a text with too many strings, only its beginning."""
     data = text.encode(errors="surrogatepass")
     if b"\\" in data:
         data = data.replace(rb"\\", b"").replace(rb"\"", b"")
@@ -88,7 +88,7 @@ def _check_exactly(text: str) -> None:
     depths = accumulate(map(_STEPS.__getitem__, brackets[: 2 * MAX_VALUES]))
     if max(depths, default=0) > MAX_DEPTH:
         raise _invalid(f"nested more than {MAX_DEPTH} deep")
-    # Each container but an empty one has one element more than it has commas.
+    # A container that is not empty has one element more than it has commas.
     opened, empty = brackets.count(b"[") + brackets.count(b"{"), outside.count(b"[]")
     values = 1 + outside.count(b",") + opened - empty - outside.count(b"{}")
     if values > MAX_VALUES or has_many_strings:

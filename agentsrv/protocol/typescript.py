@@ -22,32 +22,32 @@ Json = Mapping[str, Any]
 
 
 def declarations(document: Json) -> str:
-    """The types of an AsyncAPI document that ``agentsrv.protocol.schema`` made.
+    """Return the types of an AsyncAPI document that ``agentsrv.protocol.schema`` built.
 
-    One for each of its schemas, by the schema's name; ``Commands`` and ``Replies`` by the name of
-    their command; and ``Event``, the union of all events.
+    There is one type for each schema, with its name; ``Commands`` and ``Replies``, which map the
+    name of a command to its type; and ``Event``, the union of all events.
     """
     schemas = document["components"]["schemas"]
     parts = [HEADER, *(_declared(name, schema) for name, schema in schemas.items())]
     names = {name: kind.__name__ for name, kind in COMMANDS.items()}
-    parts.append(_record("Commands", "Each command, by its name.", names))
+    parts.append(_record("Commands", "The commands, by name.", names))
     replies = {name: f"{kind}Reply" for name, kind in names.items()}
-    parts.append(_record("Replies", "What each command is answered with.", replies))
+    parts.append(_record("Replies", "The replies, by the name of the command.", replies))
     union = "".join(f"\n  | {kind.__name__}Event" for kind in EVENTS.values())
-    parts.append(f"/** What may happen to a task. */\nexport type Event ={union};\n")
+    parts.append(f"/** The events of tasks. */\nexport type Event ={union};\n")
     return "\n".join(parts)
 
 
 def _declared(name: str, schema: Json) -> str:
-    told = _comment(schema.get("description", ""))
+    comment = _comment(schema.get("description", ""))
     if "properties" in schema:
-        return f"{told}export interface {name} {_object(schema)}\n"
-    return f"{told}export type {name} = {_type(schema)};\n"
+        return f"{comment}export interface {name} {_object(schema)}\n"
+    return f"{comment}export type {name} = {_type(schema)};\n"
 
 
-def _record(name: str, told: str, members: Mapping[str, str]) -> str:
+def _record(name: str, description: str, members: Mapping[str, str]) -> str:
     lines = "".join(f"  {member}: {kind};\n" for member, kind in members.items())
-    return f"{_comment(told)}export interface {name} {{\n{lines}}}\n"
+    return f"{_comment(description)}export interface {name} {{\n{lines}}}\n"
 
 
 def _object(schema: Json, indent: str = "") -> str:
@@ -58,12 +58,12 @@ def _members(schema: Json, indent: str) -> Iterator[str]:
     required = schema.get("required", ())
     for name, member in schema["properties"].items():
         mark = "" if name in required else "?"
-        told = _comment(member.get("description", ""), indent)
-        yield f"{told}{indent}{name}{mark}: {_type(member, indent)};\n"
+        comment = _comment(member.get("description", ""), indent)
+        yield f"{comment}{indent}{name}{mark}: {_type(member, indent)};\n"
 
 
 def _type(schema: Json, indent: str = "") -> str:
-    """The type of a schema; ``unknown`` where it allows whatever there is."""
+    """Return the type of a schema; ``unknown`` if it allows any value."""
     match schema:
         case {"$ref": str(ref)}:
             return ref.removeprefix(SCHEMAS)

@@ -48,7 +48,7 @@ class AguiRun:
         self._kept = b",".join(map(orjson.dumps, kept))
         """The front end's own messages as JSON, which takes less memory than objects."""
         self._has_ours = len(kept) < len(given.messages)
-        """Whether the front end has messages of the task, which are told anew."""
+        """Whether the front end has messages of the task, which are sent again."""
         self._state = given.state if isinstance(given.state, dict) else {}
         self._is_live = False
         self._task = TaskState(task_id)
@@ -62,7 +62,7 @@ class AguiRun:
         """Whether the front end has received text of a failed attempt, which must be removed."""
 
     def start(self) -> list[bytes]:
-        """The first events: who and what, and the state before the first event of the log."""
+        """Return the first events: the ids of the run, and the state before the first event."""
         started: AguiEvent = {
             "type": "RUN_STARTED",
             "threadId": self._thread_id,
@@ -83,28 +83,28 @@ class AguiRun:
         return list(map(orjson.dumps, events))
 
     def events(self, bodies: Sequence[bytes]) -> list[bytes]:
-        """What encoded events of the log are here; none once the run is over."""
-        told: list[bytes] = []
+        """Translate encoded events of the log; returns none after the end of the run."""
+        frames: list[bytes] = []
         for body in bodies:
             if self.is_over:
-                return told
+                return frames
             record = e.decode(body)
             at = int(e.parse_timestamp(record.timestamp) * 1000)
-            told += [orjson.dumps({**event, "timestamp": at}) for event in self._tell(record)]
-        # Once for all of them: it is as long as all that was written.
-        told += map(orjson.dumps, self._restate())
-        return told + self._interrupted()
+            frames += [orjson.dumps({**event, "timestamp": at}) for event in self._tell(record)]
+        # Once for all events: the snapshot contains all texts.
+        frames += map(orjson.dumps, self._restate())
+        return frames + self._interrupted()
 
     def caught_up(self) -> list[bytes]:
-        """What is left to say when the log has been replayed: the questions that are open."""
+        """Return the events after the replay: the end of the run, if questions are open."""
         self._is_live = True
         return self._interrupted()
 
     def _interrupted(self) -> list[bytes]:
-        """The end of the run where its task waits for answers; the task goes on behind it.
+        """Return the end of the run if its task waits for answers; the task itself continues.
 
-        A log that is replayed has questions that were answered long ago, so it is only told at
-        its end.
+        A replayed log contains questions that were answered later, so nothing is returned before
+        the replay has ended.
         """
         is_asking = self._task.status is TaskStatus.INPUT_REQUIRED
         if not is_asking or not self._is_live or self.is_over:
@@ -221,13 +221,13 @@ class AguiRun:
             self._is_stale = True
 
     def _restate(self) -> Iterator[AguiEvent]:
-        """Take back what failed attempts have written, where some have."""
+        """Remove the texts of failed attempts from the front end, if it has any."""
         if self._is_stale:
             self._is_stale = False
             yield self._messages_snapshot()
 
     def _messages_snapshot(self) -> AguiEvent:
-        """All messages that are valid now; front ends drop the others."""
+        """Return all valid messages; front ends drop the others."""
         written = [
             {**self._message(message_id, "id"), "content": self._task.steps[step_id].output}
             for message_id, step_id in self._written.items()
@@ -251,7 +251,7 @@ class AguiRun:
         yield {"type": "RUN_ERROR", "message": message, "code": "task_failed"}
 
     def _end(self) -> Iterator[AguiEvent]:
-        """Close what is open, and forget the texts; then only the last event is left."""
+        """Close open messages and steps, and drop the texts; only the last event follows."""
         yield from self._restate()
         for step_id in list(self._open):
             yield from self._close_message(step_id)
@@ -262,7 +262,7 @@ class AguiRun:
 
 
 def _delta(changed: Mapping[str, Any]) -> AguiEvent:
-    """Changes of our part of the state; ``add`` also replaces, and ids need no escapes."""
+    """Return changes of our part of the state; ``add`` also replaces, and ids need no escapes."""
     patch = [
         {"op": "add", "path": f"/{NAMESPACE}/{path}", "value": value}
         for path, value in changed.items()

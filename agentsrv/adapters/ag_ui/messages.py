@@ -1,7 +1,7 @@
-"""What front ends that speak AG-UI may send, and how they are refused; no I/O.
+"""The frames of front ends that speak AG-UI, and the errors that answer them; no I/O.
 
 A frame is a ``RunAgentInput`` of AG-UI 1.0, or one of two commands of our own, because AG-UI
-has no words for them: ``cancel`` and ``auth``.
+does not have them: ``cancel`` and ``auth``.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class _ForwardedProps(_Input):
 
 
 class RunAgentInput(_Input):
-    """A run that is wanted: a task from its beginning, or the rest of one that asked something."""
+    """A requested run: a new task, or the rest of one that asked a question."""
 
     thread_id: AguiId = Field(alias="threadId")
     run_id: AguiId = Field(alias="runId")
@@ -92,7 +92,7 @@ class RunAgentInput(_Input):
 
     @property
     def resumed_task(self) -> str | None:
-        """The task whose questions it answers; ``None`` where it begins one."""
+        """The task whose questions it answers; ``None`` if it begins a task."""
         return self.resume[0].interrupt_id.partition("/")[0] if self.resume else None
 
     @model_validator(mode="after")
@@ -153,13 +153,13 @@ _COMMAND_FIELDS: Final = CancelRun.model_fields.keys() | Auth.model_fields.keys(
 
 
 class AguiSession:
-    """Reads a connection's frames; counts those that are none."""
+    """Reads the frames of a connection; counts the invalid ones."""
 
     def __init__(self) -> None:
         self.is_authenticated = True
-        """Whether its token still counts; without one it does not come so far."""
+        """Whether its token is still valid; an AG-UI connection begins with one."""
         self.is_running = False
-        """Whether a run is under way, whose events a refusal must not disturb."""
+        """Whether a run is in progress, whose events an error must not interrupt."""
         self._bad_frames = 0
 
     def receive(self, text: str) -> Frame | Refusal:
@@ -176,11 +176,11 @@ class AguiSession:
         return frame
 
     def unread(self, _: str, refusal: AgentsrvError) -> bytes:
-        """The event for a frame that is not even parsed; see ``refused``."""
+        """Encode the error for a frame that is not parsed; see ``refused``."""
         return self.refused(refusal)
 
     def refused(self, refusal: AgentsrvError) -> bytes:
-        """The event that tells of it: ``RUN_ERROR``, or ``CUSTOM`` while a run goes on."""
+        """Encode an error: as ``RUN_ERROR``, or as ``CUSTOM`` while a run is in progress."""
         fields = as_fields(refusal)
         fields.pop("example", None)  # of a command
         if self.is_running:
@@ -219,7 +219,7 @@ def in_words_of_front_end(refusal: AgentsrvError, place: int = 0) -> AgentsrvErr
 
 
 def custom(name: str, value: Any) -> bytes:
-    """An event that AG-UI has no type for."""
+    """Encode an event for which AG-UI has no type."""
     return orjson.dumps({"type": "CUSTOM", "name": f"{NAMESPACE}.{name}", "value": value})
 
 

@@ -142,9 +142,6 @@ async def test_the_beginning_of_an_id_is_enough_where_it_is_unambiguous(client):
     created = [await client.create("Count", agent="chatter") for _ in range(20)]
     task_id = created[0]["task_id"]
     assert await client.resolve(task_id[:12]) == task_id
-    digits = [client.resolve(digit) for digit in "0123456789abcdef"]
-    answers = await asyncio.gather(*digits, return_exceptions=True)
-    assert any("more than one" in str(answer) for answer in answers)  # 20 ids, 16 digits
     with pytest.raises(NotFoundError, match="'zzz'"):
         await client.resolve("zzz")
     with pytest.raises(InvalidCommandError, match="expected one id"):

@@ -15,6 +15,7 @@ from websockets.typing import Subprotocol
 
 from agentsrv.adapters.ag_ui.events import AguiRun
 from agentsrv.adapters.ag_ui.messages import RunAgentInput
+from agentsrv.models.commands import MIN_PREFIX, TASK_ID_LENGTH
 from agentsrv.server.batching import BatchedConnection
 from tests.support.talk import Talk, serving, talking
 
@@ -226,6 +227,45 @@ async def test_lines_for_people():
         assert (await talk.ask("list queued"))["type"] == "reply"
         assert (await talk.ask(f"subscribe {task[:8]} 2"))["task_id"] == task
         assert (await talk.ask("cancel"))["task_id"] == task
+
+
+async def test_a_prefix_names_a_task_in_json_too():
+    """In each command with a `task_id`, from four characters on; the reply has the whole id."""
+    async with serving() as server, talking(server) as talk:
+        create = {"command": "create", "task_description": "x", "agent": "listener"}
+        task = (await talk.ask(create))["task_id"]
+        assert len(task) == TASK_ID_LENGTH
+        execute = {"command": "execute", "task_id": task[:MIN_PREFIX]}
+        assert (await talk.ask(execute))["task_id"] == task
+        await talk.until("step_started")
+        for command, fields in (
+            ("status", {}),
+            ("send", {"message": "x"}),
+            ("subscribe", {}),
+            ("cancel", {}),
+        ):
+            reply = await talk.ask({"command": command, "task_id": task[:8], **fields})
+            assert reply["task_id"] == task, reply
+        assert (await talk.ask({"command": "unsubscribe", "task_id": task[:8]}))["type"] == "reply"
+        refusal = await talk.ask({"command": "status", "task_id": task[:3]})
+        assert (refusal["code"], refusal["command"]) == ("not_found", "status")
+
+
+async def test_a_prefix_of_several_tasks_is_refused_with_two_of_them():
+    """Likewise one of a task of nobody."""
+    async with serving() as server, talking(server) as talk:
+        create = {"command": "create", "id": 1, "task_description": "x", "agent": "echo"}
+        prefixes: set[str] = set()
+        while True:  # until two of the random ids begin alike
+            task = (await talk.ask(create))["task_id"]
+            if task[:MIN_PREFIX] in prefixes:
+                break
+            prefixes.add(task[:MIN_PREFIX])
+        refusal = await talk.ask({"command": "status", "task_id": task[:MIN_PREFIX]})
+        assert refusal["code"] == "invalid_command"
+        assert task in refusal["message"]
+        refusal = await talk.ask({"command": "status", "task_id": "ghost"})
+        assert refusal["code"] == "not_found"
 
 
 async def test_all_follows_the_life_cycle_of_tasks_from_other_connections():

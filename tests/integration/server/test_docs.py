@@ -86,7 +86,7 @@ def test_every_example_stands_there_as_json():
 def test_nothing_in_it_runs_and_nothing_is_loaded():
     """No script, no style but its own, and texts of the document are no markup."""
     markup = "<script>alert(1)</script>"
-    text = json.dumps(DOCUMENT).replace("1.2.3", markup).replace("What is to be done", markup)
+    text = json.dumps(DOCUMENT).replace("1.2.3", markup).replace("The work to do", markup)
     hostile = json.loads(text)
     outline = Outline(render(hostile))
     assert not outline.tags & {"script", "img", "link", "iframe", "form"}
