@@ -519,7 +519,10 @@ AnyCommand = (
 )
 """The commands of the protocol; the tables below are made of it."""
 Steering = Cancel | Respond | Send
-"""The commands that the runner of a task carries out; the others need the log or the connection."""
+"""The commands that the runner of a task carries out; the others need the log or the connection.
+
+A `Cancel` that reaches the runner has the task's id and its grace period.
+"""
 
 COMMANDS: Final[dict[str, type[Command]]] = {
     kind.model_fields["command"].default: kind for kind in get_args(AnyCommand)

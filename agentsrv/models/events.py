@@ -49,12 +49,14 @@ _MAX_EXACT: Final = 2**53  # up to which a float represents every integer
 class Event:
     """Something that happened to a task; each subclass is one type of event.
 
-    To add an event, write its class below: its type, its declaration (transitions, audience,
-    example), its fields, and `fold_task` or `fold_step` if it changes more than a status. The
-    tables of transitions, the schema, the TypeScript declarations and the Python fold follow. Then
-    add a `case` to ``console/fold.js``, a sentence to ``describe`` in ``cli/render.py``, and a row
-    to docs/reference/protocol.md. Run `agentsrv schema --typescript` for ``protocol.d.ts``. The
-    tests name each of these places that is missing.
+    To add an event:
+
+    1. Write its class below: type, declaration (transitions, audience, example), fields, and
+       `fold_task` or `fold_step` if it changes more than a status. The tables of transitions, the
+       schema, the TypeScript declarations and the Python fold follow.
+    2. Add a `case` to ``console/fold.js`` and ``console/history.js``.
+    3. Add a sentence to ``describe`` in ``cli/render.py``; the default shows the event's data.
+    4. Add a row to docs/reference/protocol.md, and run `agentsrv schema --typescript`.
     """
 
     event_type: ClassVar[str]
