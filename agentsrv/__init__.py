@@ -9,17 +9,43 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agentsrv.agents.agent import StepContext, TaskContext
+    from agentsrv.agents.collection import Agents
+    from agentsrv.agents.llm import LanguageModel
     from agentsrv.app import App
-    from agentsrv.errors import AgentsrvError, InputDeclined, InputExpired, PermanentError
-    from agentsrv.models.plan import ExecutionPlan, Step
+    from agentsrv.errors import (
+        AgentsrvError,
+        ConfigurationError,
+        InputDeclined,
+        InputExpired,
+        InvalidCommandError,
+        InvalidStateError,
+        KnowledgeError,
+        LifespanError,
+        ModelError,
+        ModelRefusedError,
+        ModelTruncatedError,
+        PermanentError,
+    )
+    from agentsrv.models.plan import ExecutionPlan, ExplainedPlan, Step
     from agentsrv.version import __version__
 
 _MODULES = {
+    "Agents": "agentsrv.agents.collection",
     "AgentsrvError": "agentsrv.errors",
     "App": "agentsrv.app",
+    "ConfigurationError": "agentsrv.errors",
     "ExecutionPlan": "agentsrv.models.plan",
+    "ExplainedPlan": "agentsrv.models.plan",
     "InputDeclined": "agentsrv.errors",
     "InputExpired": "agentsrv.errors",
+    "InvalidCommandError": "agentsrv.errors",
+    "InvalidStateError": "agentsrv.errors",
+    "KnowledgeError": "agentsrv.errors",
+    "LanguageModel": "agentsrv.agents.llm",
+    "LifespanError": "agentsrv.errors",
+    "ModelError": "agentsrv.errors",
+    "ModelRefusedError": "agentsrv.errors",
+    "ModelTruncatedError": "agentsrv.errors",
     "PermanentError": "agentsrv.errors",
     "Step": "agentsrv.models.plan",
     "StepContext": "agentsrv.agents.agent",
@@ -28,11 +54,22 @@ _MODULES = {
 }
 
 __all__ = [
+    "Agents",
     "AgentsrvError",
     "App",
+    "ConfigurationError",
     "ExecutionPlan",
+    "ExplainedPlan",
     "InputDeclined",
     "InputExpired",
+    "InvalidCommandError",
+    "InvalidStateError",
+    "KnowledgeError",
+    "LanguageModel",
+    "LifespanError",
+    "ModelError",
+    "ModelRefusedError",
+    "ModelTruncatedError",
     "PermanentError",
     "Step",
     "StepContext",

@@ -1,88 +1,86 @@
-"""App: where an author registers agents and planners, and which serves them."""
+"""App: where an author registers agents and planners, and what is built around them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, TypeVar, Unpack, overload
+import asyncio
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from typing import Any
 
-from agentsrv.agents.agent import Agent, AgentFunction, AgentOptions, Planner
-from agentsrv.agents.registry import Registry
-from agentsrv.errors import ConfigurationError
-from agentsrv.settings import Settings
+from agentsrv.agents.collection import Agents
+from agentsrv.agents.lifespan import Lifespan, check_lifespan, entered
+from agentsrv.errors import InvalidStateError, UnavailableError
+from agentsrv.settings import Settings, read_settings
 from agentsrv.wiring import Server, serving
 
-if TYPE_CHECKING:
-    from agentsrv.builtin.planner import BuiltinPlanner
 
-F = TypeVar("F", bound=AgentFunction)
-P = TypeVar("P", bound=Planner)
-
-
-class App:
+class App(Agents):
     """An application: its agents, its planner, and how to serve them.
 
-    ``App()`` has the built-in agents (retriever, analyzer, writer, validator, optimizer) and
-    the planner that uses them; ``App(builtin=False)`` has none.
+    It is a collection of agents, empty at first. `agentsrv.builtin` has an application of this
+    kind with the built-in agents.
+
+    Args:
+        lifespan: Called with the application, with ``@asynccontextmanager``. It is entered before
+            the server accepts work and left after the drain, once in each process that serves.
+            The value that it yields becomes ``ctx.state``.
+
+    Raises:
+        ConfigurationError: The lifespan is not such a function.
     """
 
-    def __init__(self, *, builtin: bool = True) -> None:
-        self.registry = Registry()
-        self._builtin_planner: BuiltinPlanner | None = None
-        if builtin:
-            from agentsrv.builtin.registration import add_builtin  # noqa: PLC0415 - not all need them
+    def __init__(self, *, lifespan: Lifespan[App] | None = None) -> None:
+        super().__init__()
+        check_lifespan(lifespan)
+        self.lifespan = lifespan
+        self._settings: Settings | None = None
 
-            self._builtin_planner = add_builtin(self.registry)
+    @property
+    def settings(self) -> Settings:
+        """The settings of the server that runs, or was started last; for a lifespan.
 
-    @overload
-    def agent(self, function: F, /) -> F: ...
+        Raises:
+            InvalidStateError: No server of the application was started.
+        """
+        if self._settings is None:
+            raise InvalidStateError(
+                "found a use of app.settings before the start of a server; expected it in the "
+                "lifespan, or later"
+            )
+        return self._settings
 
-    @overload
-    def agent(
-        self, name: str | None = None, /, **options: Unpack[AgentOptions]
-    ) -> Callable[[F], F]: ...
+    async def run(self, **settings: Any) -> None:
+        """Serve until cancelled, or until SIGINT or SIGTERM; then drain, close and return.
 
-    def agent(
-        self, function: F | str | None = None, /, **options: Unpack[AgentOptions]
-    ) -> F | Callable[[F], F]:
-        """Register an agent; the function is returned unchanged.
+        For programs with an event loop of their own: ``asyncio.run(app.run(port=8765))``. Handlers
+        of the two signals are replaced while the server runs, if this is the main thread. They are
+        restored at the first signal, so that a second one has its usual effect on the drain.
+        Logging and the garbage collector are left to the program.
 
-        Used as ``@app.agent``, ``@app.agent("name")`` or ``@app.agent(name="name", retries=0)``.
+        A cancellation is raised again after the drain.
 
         Args:
-            function: An async function or generator, also a bound method, a partial or an object
-                that can be called; or the agent's name.
-            options: See ``AgentOptions``.
+            settings: Fields of `Settings`; they take precedence over the environment, ``.env`` and
+                ``agentsrv.toml``.
 
         Raises:
-            ConfigurationError: The function, a parameter or an option cannot be taken; the message
-                names the agent and which.
+            ConfigurationError, LifespanError, OSError: As ``running``.
+            UnavailableError: The store failed; the server has stopped.
         """
-        if isinstance(function, str):
-            if "name" in options:
-                raise ConfigurationError(
-                    f"agent {function!r} is also given name={options['name']!r}; expected one name"
-                )
-            options["name"] = function
-            function = None
-        if function is not None and options:
-            self.registry.add(Agent.of(function, **options))
-            return function
-
-        def register(run: F) -> F:
-            self.registry.add(Agent.of(run, **options))
-            return run
-
-        return register if function is None else register(function)
-
-    def planner(self, function: P) -> P:
-        """Let ``function`` plan each task that brings no plan; it is returned unchanged.
-
-        Raises:
-            ConfigurationError: The function cannot be taken.
-        """
-        self.registry.planner = function
-        return function
+        until = asyncio.timeout(None)  # a signal sets it to now
+        try:
+            async with until:
+                with _ended_by_signals(until):
+                    async with self.running(read_settings(**settings)) as running:
+                        await asyncio.wait({running.broken})
+                        raise UnavailableError(
+                            f"the store cannot be trusted any more: {running.broken.result()}"
+                        )
+        except TimeoutError:
+            if not until.expired():
+                raise
 
     def running(self, settings: Settings | None = None) -> AbstractAsyncContextManager[Server]:
         """Serve within the ``async with`` block; on leaving it, drain and close.
@@ -91,9 +89,43 @@ class App:
             ConfigurationError: On entering: the store, the knowledge folder or the models cannot
                 be used, the agents' descriptions are too large, or the settings would let
                 unauthenticated clients in from outside.
+            LifespanError: The application's lifespan raised, at the start or at the end.
             OSError: On entering: the address cannot be listened on.
         """
-        settings = Settings() if settings is None else settings
-        if self._builtin_planner is not None:
-            self._builtin_planner.default = settings.default_plan
-        return serving(settings, self.registry)
+        return serving(
+            Settings() if settings is None else settings, self.registry, self._open_state
+        )
+
+    def _open_state(self, settings: Settings) -> AbstractAsyncContextManager[Any]:
+        self._settings = settings
+        return entered(self.lifespan, self)
+
+
+@contextmanager
+def _ended_by_signals(until: asyncio.Timeout) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM within the block expire ``until``, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        while before:
+            number, handler = before.popitem()
+            with suppress(NotImplementedError):
+                loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+    def end() -> None:
+        restore()
+        with suppress(RuntimeError):  # a cancellation was first
+            until.reschedule(loop.time())
+
+    for number in before:
+        with suppress(NotImplementedError):  # an event loop on Windows
+            loop.add_signal_handler(number, end)
+    try:
+        yield
+    finally:
+        restore()

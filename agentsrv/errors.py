@@ -274,6 +274,10 @@ class ConfigurationError(AgentsrvError):
     """A setting, an option or an application module is wrong; the server does not start."""
 
 
+class LifespanError(AgentsrvError):
+    """The application's lifespan raised: the server does not start, or ends with an error."""
+
+
 BY_CODE: dict[str, type[AgentsrvError]] = {
     error.code: error
     for error in (

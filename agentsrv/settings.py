@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
 from dotenv import dotenv_values
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -26,10 +26,12 @@ from pydantic_settings import (
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from agentsrv.config_files import read_if_there, read_toml
-from agentsrv.suggest import did_you_mean
+from agentsrv.errors import ConfigurationError
+from agentsrv.suggest import did_you_mean, meant_or_known
 
 PREFIX: Final = "AGENTSRV_"
 CLIENT_VARIABLES: Final = (
@@ -333,6 +335,29 @@ class _Cleaned(PydanticBaseSettingsSource):
             elif not (name == "port" and text is not None and SERVICE_ADDRESS.fullmatch(text)):
                 found[name] = value
         return found
+
+
+def read_settings(**given: Any) -> Settings:
+    """The settings that are ``given``, then of the environment, ``.env`` and ``agentsrv.toml``.
+
+    Raises:
+        ConfigurationError: A name that is given is unknown, a value is invalid, or a file cannot
+            be read.
+    """
+    for name in given:
+        if name not in Settings.model_fields:
+            meant = meant_or_known(name, Settings.model_fields, "settings")
+            raise ConfigurationError(f"unknown setting {name!r}; {meant}")
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        told = [
+            f"{'.'.join(map(str, complaint['loc']))} is {complaint['input']!r}: {complaint['msg']}"
+            for complaint in error.errors(include_url=False)
+        ]
+        raise ConfigurationError("; ".join(told)) from None
+    except SettingsError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def is_optional(name: str) -> bool:

@@ -14,8 +14,7 @@ from typing import Any, Final, TypeVar
 from agentsrv.agents.agent import StepContext
 from agentsrv.app import App
 from agentsrv.client import Client
-from agentsrv.models.plan import Step
-from agentsrv.settings import Settings
+from agentsrv.settings import read_settings
 
 T = TypeVar("T")
 
@@ -32,7 +31,7 @@ async def serving(app: App, **settings: Any) -> AsyncIterator[Client]:
     fields |= {"drain_timeout": 0.01, "cancel_grace": 0.5}
     fields |= {"stall_warning": 3600.0}  # a clock that stands still is no blocked loop
     async with (
-        app.running(Settings(**(fields | settings))) as running,
+        app.running(read_settings(**(fields | settings))) as running,
         Client(running.url) as client,
     ):
         try:
@@ -59,7 +58,7 @@ class Script:
         self.calls: list[StepContext] = []
         """What the agent was handed, for each attempt of each step."""
 
-    async def run(self, step: Step, ctx: StepContext) -> AsyncIterator[str]:  # noqa: ARG002 - an agent's signature
+    async def run(self, ctx: StepContext) -> AsyncIterator[str]:
         """Be the agent."""
         self.calls.append(ctx)
         outcome = self._outcomes[min(ctx.attempt, len(self._outcomes)) - 1]

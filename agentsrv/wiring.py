@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -63,13 +63,21 @@ class DismantledError(RuntimeError):
 
 
 @asynccontextmanager
-async def serving(settings: Settings, registry: Registry) -> AsyncIterator[Server]:
+async def serving(
+    settings: Settings,
+    registry: Registry,
+    open_state: Callable[[Settings], AbstractAsyncContextManager[Any]],
+) -> AsyncIterator[Server]:
     """Serve the agents of ``registry`` within the block; on leaving it, drain and close.
+
+    The context that ``open_state`` returns is entered before the store is opened, and left after
+    the drain. Its value is ``ctx.state``.
 
     Raises:
         ConfigurationError: The store, the knowledge folder or the models cannot be used, the
             agents' descriptions are too large, or the settings would let unauthenticated clients
             in from outside.
+        LifespanError: The context of ``open_state`` raised.
         OSError: The address cannot be listened on.
     """
     refuse_in_worker()
@@ -77,7 +85,7 @@ async def serving(settings: Settings, registry: Registry) -> AsyncIterator[Serve
     authenticator = await open_authenticator(settings, time.time)
     check_bind_address(settings, is_guarded=authenticator.is_required)
     settings = with_default_limits(settings, is_guarded=authenticator.is_required)
-    async with open_models(settings) as models:
+    async with open_models(settings) as models, open_state(settings) as state:
         node = settings.node or node_name()
         server = build(
             settings,
@@ -88,6 +96,7 @@ async def serving(settings: Settings, registry: Registry) -> AsyncIterator[Serve
             vault=await open_vault(settings),
             models=models,
             library=make_library(settings, models.embedder),
+            state=state,
         )
         async with server:
             try:
@@ -111,6 +120,7 @@ def build(
     vault: Vault,
     models: Models = NO_MODELS,
     library: KnowledgeService | None = None,
+    state: Any = None,
 ) -> Server:
     """Make the parts of a server, for the running event loop, and connect them.
 
@@ -123,6 +133,7 @@ def build(
         vault: Encrypts the answers to secret questions.
         models: The language model and the embedder.
         library: The knowledge base, not opened yet.
+        state: The value of the application's lifespan.
 
     Raises:
         ConfigurationError: The agents' descriptions are too large for one reply.
@@ -147,6 +158,7 @@ def build(
         model=models.llm,
         tracing=open_tracing(),
         processes=processes,
+        state=state,
     )
     worker = Worker(environment, settings.concurrency)
     broker = EventBroker(store, settings.principal_subscriptions)

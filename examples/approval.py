@@ -12,26 +12,26 @@ import asyncio
 import os
 from pathlib import Path
 
-from agentsrv import App, ExecutionPlan, InputDeclined, Step, StepContext, TaskContext
+from agentsrv import App, ExecutionPlan, InputDeclined, Step, StepContext
 
 DAY = 86_400.0  # seconds
 OUTBOX = Path(os.environ.get("OUTBOX", "outbox"))
 
-app = App(builtin=False)
+app = App()
 
 
 @app.agent
-async def drafter(step: Step, ctx: StepContext) -> str:  # noqa: ARG001
+async def drafter(ctx: StepContext) -> str:
     """Write the message; a step of its own, so that what was approved is what is sent."""
     return f"Hello everybody,\n\n{ctx.task_description}\n"
 
 
 @app.agent
-async def sender(step: Step, ctx: StepContext) -> str:
+async def sender(ctx: StepContext) -> str:
     """Ask whether the draft may go out, and send it."""
-    draft = ctx.outputs[step.depends_on[0]]
+    draft = ctx.result_of(drafter)
     try:
-        approved = await ctx.ask(f"Send this?\n\n{draft}", default=False, timeout=DAY)
+        approved = await ctx.confirm(f"Send this?\n\n{draft}", default=False, timeout=DAY)
     except InputDeclined as declined:
         return f"Not sent: {declined.message}"
     if not approved:
@@ -53,7 +53,7 @@ def deliver(text: str, *, idempotency_key: str) -> None:
 
 
 @app.planner
-async def plan(task_description: str, ctx: TaskContext) -> ExecutionPlan:  # noqa: ARG001
+async def plan() -> ExecutionPlan:
     """Draft, then ask and send."""
     draft = Step(step_id="draft", agent="drafter", description="Write the message")
     send = Step(step_id="send", agent="sender", description="Send it", depends_on=("draft",))

@@ -11,17 +11,16 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from agentsrv import App, ExecutionPlan, Step, StepContext, TaskContext
+from agentsrv import App, ExecutionPlan, Step, StepContext
 
 PARTS: Final = 4
 
-app = App(builtin=False)
+app = App()
 
 
 @app.agent(isolation="process", timeout=300)
 def count(
     step: Step,
-    ctx: StepContext,  # noqa: ARG001
     below: Annotated[int, Field(ge=4, le=10**9)] = 100_000,
 ) -> int:  # a plain function; a process is killed when its task is cancelled
     """Count the primes of one part of the numbers."""
@@ -38,7 +37,7 @@ async def add(step: Step, ctx: StepContext) -> str:
 
 
 @app.planner
-async def plan(task_description: str, ctx: TaskContext) -> ExecutionPlan:  # noqa: ARG001
+async def plan() -> ExecutionPlan:
     """Side by side, then together."""
     parts = [Step(step_id=f"part_{n}", agent="count", input=n) for n in range(PARTS)]
     needed = tuple(step.step_id for step in parts)

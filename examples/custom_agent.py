@@ -11,17 +11,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from agentsrv import App, ExecutionPlan, Step, StepContext, TaskContext
+from agentsrv import App, ExecutionPlan, Step, StepContext
+from agentsrv.builtin import agents as builtin_agents
 
 app = App()
+app.include(builtin_agents, only=["retriever"])
 
 
 @app.agent(retries=1, timeout=30)
 async def quoter(
-    step: Step, ctx: StepContext, quotes: Annotated[int, Field(ge=1, le=10)] = 3
+    ctx: StepContext, quotes: Annotated[int, Field(ge=1, le=10)] = 3
 ) -> AsyncIterator[str]:
     """Quote the passages that speak about the task, each with its source."""
-    found = ctx.results[step.depends_on[0]]["passages"][:quotes]
+    found = ctx.result_of("retriever")["passages"][:quotes]
     yield f"# {ctx.task_description}\n\n"  # each piece is streamed as it is yielded
     for number, passage in enumerate(found, start=1):
         await ctx.progress(number, len(found), f"quoting {passage['source']}")
@@ -32,7 +34,7 @@ async def quoter(
 
 
 @app.planner
-async def plan(task_description: str, ctx: TaskContext) -> ExecutionPlan:  # noqa: ARG001
+async def plan() -> ExecutionPlan:
     """Find passages, then quote them."""
     find = Step(step_id="find", agent="retriever", description="Find passages")
     quote = Step(step_id="quote", agent="quoter", description="Quote them", depends_on=("find",))

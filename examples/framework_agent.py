@@ -14,14 +14,14 @@ from pydantic_ai import Agent
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
-from agentsrv import App, PermanentError, Step, StepContext
+from agentsrv import App, PermanentError, StepContext
 
 app = App()
 framework_agent = Agent(instructions="Write a short poem about what the user names.")
 
 
 @app.agent
-async def poet(step: Step, ctx: StepContext) -> AsyncIterator[str]:  # noqa: ARG001
+async def poet(ctx: StepContext) -> AsyncIterator[str]:
     """Write a short poem."""
     if not ctx.llm:
         raise PermanentError("there is no language model; expected settings llm_url and llm_model")

@@ -11,16 +11,14 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Literal
 
-from agentsrv import App, PermanentError, Step, StepContext
+from agentsrv import App, PermanentError, StepContext
 
 app = App()
 
 
 @app.agent(retries=2, timeout=120)
 async def assistant(
-    step: Step,  # noqa: ARG001
-    ctx: StepContext,
-    tone: Literal["plain", "friendly"] = "plain",
+    ctx: StepContext, tone: Literal["plain", "friendly"] = "plain"
 ) -> AsyncIterator[str]:
     """Answer a question with the language model, from the knowledge base."""
     if not ctx.llm:

@@ -12,13 +12,13 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Final
 
-from agentsrv import App, ExecutionPlan, PermanentError, Step, StepContext, TaskContext
+from agentsrv import App, ExecutionPlan, PermanentError, Step, StepContext
 
 FOLDER: Final = Path(__file__).parents[1] / "agentsrv/cli/demo/knowledge"
 MAX_FILES: Final = 99  # a plan has at most 100 steps
 MAX_TEXT: Final = 20_000  # characters of a file
 
-app = App(builtin=False)
+app = App()
 
 
 def files() -> dict[str, Path]:
@@ -27,7 +27,7 @@ def files() -> dict[str, Path]:
 
 
 @app.planner
-async def plan(task_description: str, ctx: TaskContext) -> ExecutionPlan:  # noqa: ARG001
+async def plan() -> ExecutionPlan:
     """One step for each file, and one behind them all."""
     maps = [
         Step(step_id=f"map_{number:02}", agent="summarize", input=name, description=name)

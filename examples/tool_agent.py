@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from agentsrv import App, PermanentError, Step, StepContext
+from agentsrv import App, PermanentError, StepContext
 
 MAX_ROUNDS: Final = 6  # answers of the model, so that it cannot call tools for ever
 
@@ -68,7 +68,7 @@ async def call(name: str, arguments: str, ctx: StepContext) -> str:
 
 
 @app.agent(retries=2, timeout=120)
-async def researcher(step: Step, ctx: StepContext) -> str:  # noqa: ARG001
+async def researcher(ctx: StepContext) -> str:
     """Answer a question with a language model that may search and calculate."""
     if not ctx.llm:
         raise PermanentError("there is no language model; expected settings llm_url and llm_model")

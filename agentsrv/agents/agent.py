@@ -11,7 +11,7 @@ import re
 import sys
 import textwrap
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,18 +31,22 @@ from typing import (
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agentsrv.agents.isolation.modes import Isolation, isolated
-from agentsrv.agents.params import Parameters, Slot, base_function
+from agentsrv.agents.params import Parameters, Slot, base_function, origin_of
 from agentsrv.agents.questions import Ask, Mailbox, Messages, Question
+from agentsrv.agents.results import read_result
 from agentsrv.agents.values import Copies, copies
 from agentsrv.errors import ConfigurationError, PermanentError
 from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.models.retry import RETRIES, RETRY_BASE, RetryPolicy
+from agentsrv.models.states import StepStatus
 from agentsrv.suggest import meant_or_known
 
 if TYPE_CHECKING:
     from agentsrv.agents.isolation.process_function import ProcessPool
     from agentsrv.agents.llm import LanguageModel
+    from agentsrv.agents.registry import Registry
     from agentsrv.knowledge.ranking import Passage
+    from agentsrv.models.task import StepState
 
 OnFailure = Literal["fail", "degrade"]
 AgentFunction = Callable[..., Any]
@@ -87,10 +91,36 @@ class TaskContext(Copies):
     task_id: str
     task_description: str
     params: Mapping[str, Any]
-    """The task's params: a copy of this context's own."""
+    """The task's params, for a step with those of the step: a copy of this context's own."""
     principal: str
     searcher: Search = field(repr=False)
     model: LanguageModel | None = field(default=None, repr=False, kw_only=True)
+    registry: Registry | None = field(default=None, repr=False, kw_only=True)
+    app_state: Any = field(default=None, repr=False, kw_only=True)
+
+    @property
+    def state(self) -> Any:
+        """The value that the application's lifespan yields; ``None`` without a lifespan.
+
+        It is one object for all tasks of the server's process, not a copy.
+        """
+        return self.app_state
+
+    @property
+    def agents(self) -> list[dict[str, Any]]:
+        """The application's agents: ``name``, ``description`` and ``params``, a JSON Schema."""
+        return [] if self.registry is None else self.registry.described()
+
+    def check_plan(self, plan: ExecutionPlan) -> None:
+        """Refuse a plan that the server would refuse for this task, as a model may write it.
+
+        Raises:
+            InvalidCommandError: An agent is unknown, a param is unknown, missing or invalid, or
+                the plan is too large. The message says what was found and expected.
+        """
+        if self.registry is not None:
+            self.registry.check_plan(plan)
+            self.registry.check_params(self.params, plan)
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -154,6 +184,7 @@ class StepContext(TaskContext):
     mailbox: Mailbox = field(repr=False)
     step: Step = field(default=None, kw_only=True)  # type: ignore[assignment]
     """The step that the attempt is for."""
+    dependencies: Mapping[str, StepState] = field(default_factory=dict, repr=False, kw_only=True)
     processes: ProcessPool | None = field(default=None, repr=False)
     result: Any = None
     _asked: int = field(default=0, init=False, repr=False)
@@ -184,21 +215,92 @@ class StepContext(TaskContext):
         await self.reporter(done, total, message)
 
     @overload
-    async def ask(
+    def result_of(self, agent: Callable[..., AsyncIterator[Any]]) -> Any: ...
+
+    @overload
+    def result_of(self, agent: Callable[..., Awaitable[T]]) -> T: ...
+
+    @overload
+    def result_of(self, agent: Callable[..., T]) -> T: ...
+
+    @overload
+    def result_of(self, agent: str) -> Any: ...
+
+    def result_of(self, agent: Any) -> Any:
+        """Return the result of the completed dependency that ran ``agent``.
+
+        Args:
+            agent: The agent's function, or its name. With the function the result is read as its
+                return annotation says, such as a model; with a name, or without an annotation, it
+                is JSON. A step without a result has its text.
+
+        Raises:
+            PermanentError: No completed dependency of the step ran the agent, or several did, or
+                the result does not fit the return annotation.
+        """
+        wanted = repr(agent) if isinstance(agent, str) else origin_of(agent)
+        found = [
+            step_id
+            for step_id, state in self.dependencies.items()
+            if state.status is StepStatus.COMPLETED and self._ran(step_id, agent)
+        ]
+        if len(found) > 1:
+            raise PermanentError(
+                f"steps {', '.join(map(repr, found))} ran agent {wanted}; expected one: "
+                f"ctx.results[{found[0]!r}] has the result of a single step"
+            )
+        if not found:
+            ran = [
+                f"{step_id!r} ({state.step.agent}, {state.status})"
+                for step_id, state in self.dependencies.items()
+            ]
+            raise PermanentError(
+                f"no completed dependency of step {self.step.step_id!r} ran agent {wanted}; "
+                + (f"it depends on {', '.join(ran)}" if ran else "it depends on no step")
+            )
+        value = self.results[found[0]]
+        return value if isinstance(agent, str) else read_result(agent, value, found[0])
+
+    def _ran(self, step_id: str, agent: Any) -> bool:
+        name = self.dependencies[step_id].step.agent
+        if isinstance(agent, str):
+            return name == agent
+        found = self.agent_of(step_id)
+        return found is not None and bool(found.function == agent)
+
+    def agent_of(self, step_id: str) -> Agent | None:
+        """The agent of a dependency, if the application still has it."""
+        name = self.dependencies[step_id].step.agent
+        return None if self.registry is None else self.registry.get(name)
+
+    async def confirm(
         self,
         prompt: str,
         *,
         default: bool | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109
+        timeout: float | None = None,  # noqa: ASYNC109 - counts on while the server is down
         key: str | None = None,
-    ) -> bool: ...
+    ) -> bool:
+        """Ask a question whose answer is yes or no: ``ask(prompt, bool, ...)``."""
+        return await self.ask(prompt, bool, default=default, timeout=timeout, key=key)
 
     @overload
     async def ask(
         self,
         prompt: str,
-        schema: type[T],
-        options: None = None,
+        *,
+        default: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+        key: str | None = None,
+    ) -> str: ...
+
+    @overload
+    async def ask(
+        self,
+        prompt: str,
+        type: type[T],
+        *,
+        options: Iterable[T] | None = None,
         default: T | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
         key: str | None = None,
@@ -208,18 +310,31 @@ class StepContext(TaskContext):
     async def ask(
         self,
         prompt: str,
-        schema: Any = ...,
-        options: Sequence[Any] | None = None,
+        *,
+        options: Iterable[T],
+        default: T | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+        key: str | None = None,
+    ) -> T: ...
+
+    @overload
+    async def ask(
+        self,
+        prompt: str,
+        type: Any,
+        *,
+        options: Iterable[Any] | None = None,
         default: Any = None,
         timeout: float | None = None,  # noqa: ASYNC109
         key: str | None = None,
     ) -> Any: ...
 
-    async def ask(  # noqa: PLR0917 - the order is the published one
+    async def ask(
         self,
         prompt: str,
-        schema: Any = bool,
-        options: Sequence[Any] | None = None,
+        type: Any = None,  # noqa: A002 - as an argument it reads best
+        *,
+        options: Iterable[Any] | None = None,
         default: Any = None,
         timeout: float | None = None,  # noqa: ASYNC109 - counts on while the server is down
         key: str | None = None,
@@ -235,11 +350,11 @@ class StepContext(TaskContext):
 
         Args:
             prompt: What people read, up to 32,768 characters.
-            schema: What the answer must be: a type, as pydantic reads it, or a JSON Schema. The
-                answer to a `SecretStr`, or to a schema with ``writeOnly``, is encrypted in the
-                log; only this call returns it.
-            options: The answer must be one of these; ``schema`` may then be left out, and the
-                option itself is returned, such as the member of an enum.
+            type: The type of the answer, as pydantic reads it, or a JSON Schema as a ``dict``; by
+                default ``str``. The answer to a `SecretStr`, or to a schema with ``writeOnly``, is
+                encrypted in the log; only this call returns it.
+            options: The answer must be one of these. Without a ``type`` the option itself is
+                returned, such as the member of an enum.
             default: The answer where nobody gives one within ``timeout``; ``None`` for none.
             timeout: Seconds from the first asking.
             key: Names the question within its step. By default it is the question's number
@@ -259,7 +374,7 @@ class StepContext(TaskContext):
         question = Question.of(
             prompt,
             key=self._asked if key is None else key,
-            schema=schema,
+            answer_type=type,
             options=options,
             default=default,
             timeout=timeout,
@@ -308,10 +423,10 @@ class AgentOptions(TypedDict, total=False):
 
 
 SLOTS: Final = (Slot("step", (Step,)), Slot("ctx", (StepContext, TaskContext)))
-"""The parameters of an agent's function that the server fills."""
+"""The parameters of an agent's function that the server injects."""
 PLANNER_SLOTS: Final = (
-    Slot("task_description", is_text=True),
-    Slot("ctx", (TaskContext, StepContext)),
+    Slot("task_description", also=(str,)),
+    Slot("ctx", (TaskContext,)),
 )
 
 
@@ -320,7 +435,8 @@ class Agent:
     """A registered agent: the author's function and its options.
 
     Attributes:
-        run: Takes ``(step, ctx, **params)``: ``async def`` whose return value is the step's
+        function: The author's function.
+        run: Calls it as ``(step, ctx, **params)``: ``async def`` whose return value is the step's
             result, or an async generator whose ``str`` pieces are streamed.
         timeout: Seconds that one attempt may take; ``None`` for no limit.
         on_failure: Whether the task fails with the step, or continues without it.
@@ -332,6 +448,7 @@ class Agent:
 
     name: str
     description: str
+    function: AgentFunction
     run: AgentFunction
     params: Parameters
     retry: RetryPolicy
@@ -353,9 +470,10 @@ class Agent:
                 filled, or an option is unknown or out of its limits. The message names the agent,
                 and the parameter or option.
         """
-        label = f"agent {options.get('name') or _name_of(run)!r}"
+        name = options.get("name")
+        name = _name_of(run) if name is None else name
+        label = f"agent {name!r}"
         checked = _checked(options, label)
-        name = checked.name or _name_of(run)
         run = _callable(run, label)
         if not _NAME.fullmatch(name):
             raise ConfigurationError(
@@ -367,6 +485,7 @@ class Agent:
         return cls(
             name=name,
             description=checked.description or _description(run),
+            function=run,
             run=runnable,
             params=params,
             retry=RetryPolicy(checked.retries, checked.retry_base, jitter=checked.retry_jitter),
@@ -375,7 +494,7 @@ class Agent:
             cache=checked.cache,
             concurrency=checked.concurrency,
             retry_on=checked.retry_on,
-            origin=_origin(run),
+            origin=origin_of(run),
             home=_home(run),
         )
 
@@ -434,11 +553,6 @@ def _name_of(run: Any) -> str:
     return str(name if name is not None else type(function).__name__)
 
 
-def _origin(run: Any) -> str:
-    function = base_function(run)
-    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
-
-
 def _home(run: Any) -> str:
     code = getattr(base_function(run), "__code__", None)
     folder = "" if code is None else os.path.dirname(code.co_filename)  # noqa: PTH120 - of text
@@ -464,7 +578,9 @@ def _callable(run: Any, label: str) -> AgentFunction:
             "class that can be called: app.agent(Class())"
         )
     if not callable(run):
-        raise ConfigurationError(f"{label} is {run!r}; expected a function")
+        raise ConfigurationError(
+            f"{label} is {run!r}; expected a function, or in its place the agent's name as text"
+        )
     if inspect.isfunction(run) and next(iter(inspect.signature(run).parameters), "") in _SELF:
         raise ConfigurationError(
             f"{label} is the method {run.__qualname__} of no object; register the bound method: "

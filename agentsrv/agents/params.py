@@ -1,18 +1,21 @@
-"""Parameters of an author's function: the two that the server fills, and those of a task's params.
+"""Parameters of an author's function: those that the server injects, and those of ``params``.
 
 An agent's function may have a parameter for its `Step` and one for its `StepContext`, in any
-order, or neither. A parameter is one of them if it has its name (``step``, ``ctx``) or its type,
-or if it is among the first two and has neither annotation nor default. All other parameters are
-filled from the task's ``params``. They become the fields of one pydantic model, which validates
-``params`` and is published as JSON Schema.
+order, or neither. They are found by annotation, under any name; without an annotation the names
+``step`` and ``ctx`` have the same meaning. These names are reserved: with an annotation of another
+type they are refused, because a caller cannot see which of the two is meant. A planner has
+``task_description`` and ``ctx`` instead.
+
+All other parameters are filled from ``params``, whatever their place. They become the fields of
+one pydantic model, which validates ``params`` and is published as JSON Schema.
 
 The model's fields have names of their own (``p0``, ``p1``, …) and the parameter's name, or the
 alias that the author gives it, as alias. So a parameter may be called ``schema``, ``copy`` or
 ``model_config``, which are attributes of every model.
 
-Annotations are evaluated one by one: that of the return value, and those of parameters that the
-server fills, are not needed. Where a name is not global, the enclosing function's variables and
-those of the code that registers the agent are looked at.
+Annotations are evaluated one by one. Where a name is not global, the enclosing function's variables
+and those of the code that registers the agent are looked at. The annotation of an injected
+parameter may name what is imported under ``if TYPE_CHECKING:`` only: it is then compared as text.
 """
 
 from __future__ import annotations
@@ -52,23 +55,43 @@ _PORTABLE_FROM: Final = (3, 12)  # before it pydantic refuses typing.TypedDict
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A parameter that the server fills.
+    """A parameter that the server injects.
 
     Attributes:
-        name: The parameter's name.
+        name: Its name where it has no annotation; no other parameter may have this name.
         types: Its possible annotations, whatever its name.
-        is_text: Whether the first parameter is this one, whatever its name, if it is a ``str``.
+        also: Annotations with which it is found by its name only.
     """
 
     name: str
     types: tuple[type, ...] = ()
-    is_text: bool = False
+    also: tuple[type, ...] = ()
 
-    def is_type(self, annotation: Any) -> bool:
-        """Whether ``annotation``, evaluated or as text, is one of the types."""
+    def takes(self, annotation: Any) -> bool:
+        """Whether ``annotation`` is one of the types.
+
+        ``X | None`` and ``Annotated[X, ...]`` are taken for ``X``. An annotation that cannot be
+        evaluated is given as text.
+        """
         if isinstance(annotation, str):
-            return annotation.rpartition(".")[2] in {kind.__name__ for kind in self.types}
-        return annotation in self.types
+            names = {part.strip(" '\"").rpartition(".")[2] for part in annotation.split("|")}
+            return not names.isdisjoint(kind.__name__ for kind in self.types)
+        if get_origin(annotation) is Annotated:
+            return self.takes(get_args(annotation)[0])
+        if get_origin(annotation) in (typing.Union, types.UnionType):
+            return any(map(self.takes, get_args(annotation)))
+        return any(annotation is kind for kind in self.types)
+
+    def allows(self, annotation: Any) -> bool:
+        """Whether a parameter with the slot's name may have ``annotation``."""
+        return self.takes(annotation) or any(
+            annotation is kind for kind in (Any, object, *self.also)
+        )
+
+    @property
+    def expected(self) -> str:
+        """The annotation that an error recommends."""
+        return (self.types + self.also)[0].__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +140,7 @@ class Parameters:
         Args:
             run: The author's function.
             label: What an error calls it, such as ``agent 'writer'``.
-            slots: The two parameters that the server fills.
+            slots: The two parameters that the server injects.
 
         Raises:
             ConfigurationError: A parameter cannot be filled; the message names it.
@@ -128,7 +151,7 @@ class Parameters:
             raise ConfigurationError(
                 f"{label} is {run!r}; expected a function with a signature: {error}"
             ) from error
-        filled = _filled(parameters, slots)
+        filled = _filled(run, parameters, slots, label)
         rest: Any = None
         fields: dict[str, Any] = {}
         for parameter in parameters:
@@ -140,7 +163,7 @@ class Parameters:
                     "published and validated, or **params for params of any name"
                 )
             place = f"{label}, parameter {parameter.name!r}"
-            annotation = _evaluate(run, parameter.annotation, place)
+            annotation = evaluate(run, parameter.annotation, place)
             if parameter.kind is Parameter.VAR_KEYWORD:
                 rest = annotation
             else:
@@ -265,6 +288,12 @@ def base_function(run: Any) -> Any:
             run = type(run).__call__
 
 
+def origin_of(run: Any) -> str:
+    """Module and name of an author's function, for errors."""
+    function = base_function(run)
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
+
+
 def portable(annotation: Any) -> Any:
     """``annotation`` with each ``typing.TypedDict`` as one that pydantic takes before Python 3.12.
 
@@ -309,27 +338,55 @@ def _portable_dict(kind: Any) -> Any:
     return made
 
 
-def _filled(parameters: Sequence[Parameter], slots: Sequence[Slot]) -> dict[str, int]:
-    """Which parameters are slots, with the slot's number."""
+def _filled(
+    run: Callable[..., Any], parameters: Sequence[Parameter], slots: Sequence[Slot], label: str
+) -> dict[str, int]:
+    """The parameters that the server injects, each with its slot's number.
+
+    Raises:
+        ConfigurationError: A reserved name has another type, or a slot has two parameters.
+    """
     filled: dict[str, int] = {}
-
-    def fill(parameter: Parameter, number: int) -> None:
-        if parameter.name not in filled and number not in filled.values():
-            filled[parameter.name] = number
-
-    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    for parameter in named:
-        for number, slot in enumerate(slots):
-            if parameter.name == slot.name or slot.is_type(parameter.annotation):
-                fill(parameter, number)
-    first = named[0] if named else None
-    if slots[0].is_text and first is not None and first.annotation in (str, "str"):
-        fill(first, 0)
-    for parameter in named[: len(slots)]:
-        if parameter.annotation is parameter.empty and parameter.default is parameter.empty:
-            for number in range(len(slots)):
-                fill(parameter, number)
+    for parameter in parameters:
+        if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+            continue
+        number = _slot_of(run, parameter, slots, label)
+        if number is None:
+            continue
+        for name, other in filled.items():
+            if other == number:
+                raise ConfigurationError(
+                    f"{label} has two parameters, {name!r} and {parameter.name!r}, for the same "
+                    "object; expected one"
+                )
+        filled[parameter.name] = number
     return filled
+
+
+def _slot_of(
+    run: Callable[..., Any], parameter: Parameter, slots: Sequence[Slot], label: str
+) -> int | None:
+    """The number of the slot that a parameter is for; ``None`` if it is a param."""
+    annotation: Any = Any
+    if parameter.annotation is not parameter.empty:
+        place = f"{label}, parameter {parameter.name!r}"
+        try:
+            annotation = evaluate(run, parameter.annotation, place)
+        except ConfigurationError:  # reported later, if it turns out to be needed
+            annotation = str(parameter.annotation)
+    for number, slot in enumerate(slots):
+        if slot.takes(annotation):
+            return number
+        if parameter.name != slot.name:
+            continue
+        if slot.allows(annotation):
+            return number
+        raise ConfigurationError(
+            f"{label}, parameter {slot.name!r}: found the annotation {parameter.annotation!r}; "
+            f"expected {slot.expected} or none, or another name for a param: "
+            f'name: Annotated[…, Field(alias="{slot.name}")] takes the param {slot.name!r}'
+        )
+    return None
 
 
 def _passing(parameters: Sequence[Parameter], filled: Mapping[str, int]) -> Passing | None:
@@ -347,7 +404,7 @@ def _passing(parameters: Sequence[Parameter], filled: Mapping[str, int]) -> Pass
     )
 
 
-def _evaluate(run: Callable[..., Any], annotation: Any, place: str) -> Any:
+def evaluate(run: Callable[..., Any], annotation: Any, place: str) -> Any:
     """An annotation, also one that is text or has text in it.
 
     Raises:

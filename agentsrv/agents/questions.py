@@ -84,12 +84,14 @@ class Question:
         prompt: str,
         *,
         key: str | int,
-        schema: Any,
-        options: Sequence[Any] | None,
+        answer_type: Any,
+        options: Iterable[Any] | None,
         default: Any,
         timeout: float | None,
     ) -> Self:
         """Take what an author asks; ``key`` is an ``int`` where the author gave none.
+
+        Without an ``answer_type`` the answer is text, or any of ``options``.
 
         Raises:
             PermanentError: The question cannot be asked so.
@@ -114,17 +116,20 @@ class Question:
                 f"{MAX_TIMEOUT}; None waits without limit"
             )
         members = None if options is None else _members(options)
-        kind, described = _described(schema, None if members is None else [m[0] for m in members])
+        if answer_type is None:
+            answer_type = str if members is None else Any
+        values = None if members is None else [json for json, _ in members]
+        kind, described = _described(answer_type, values)
         question = cls(
             key=str(key),
             is_numbered=isinstance(key, int),
             prompt=prompt,
             schema=described,
-            options=None if members is None else [json for json, _ in members],
+            options=values,
             default=_json(default, "default"),
             timeout=timeout,
             kind=kind,
-            members=tuple(members or ()) if schema is bool or schema is Any else (),
+            members=tuple(members or ()) if answer_type is Any else (),
             is_secret=is_secret(described),
         )
         question.check_size()
@@ -337,8 +342,6 @@ def _described(
     Raises:
         PermanentError: There is no JSON Schema for it.
     """
-    if options is not None and schema is bool:  # which is what it is where it was left out
-        schema = Any
     narrowed = {} if options is None else {"enum": options}
     if isinstance(schema, Mapping):
         if schema.get("enum") == []:
@@ -348,7 +351,7 @@ def _described(
         kind, described = _of_type(schema)
         return kind, {**described, **narrowed}
     except Exception as error:
-        message = f"the question's schema is {schema!r}; expected a type or a JSON Schema: {error}"
+        message = f"the question's type is {schema!r}; expected a type or a JSON Schema: {error}"
         raise PermanentError(message) from error
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
 from pydantic_core import ErrorDetails
 
-from agentsrv.agents.agent import PLANNER_SLOTS, Agent, Planner, TaskContext, is_async
+from agentsrv.agents.agent import (
+    PLANNER_SLOTS,
+    Agent,
+    Planner,
+    TaskContext,
+    is_async,
+)
 from agentsrv.agents.isolation.process_function import ProcessFunction
-from agentsrv.agents.params import Parameters
+from agentsrv.agents.params import Parameters, origin_of
 from agentsrv.agents.values import to_json
 from agentsrv.errors import ConfigurationError, InvalidCommandError
 from agentsrv.models.plan import ExecutionPlan, Step
@@ -41,21 +47,45 @@ class Registry:
         Raises:
             ConfigurationError: The name is taken.
         """
+        self._check_free(agent)
+        self._agents[agent.name] = agent
+
+    def include(self, other: Registry, only: Sequence[str] | None = None) -> None:
+        """Add the agents of ``other`` and its planner, or ``only`` the agents of these names.
+
+        Raises:
+            ConfigurationError: A name is taken or unknown, or there are two planners; nothing is
+                added.
+        """
+        for name in only or ():
+            if name not in other._agents:
+                raise ConfigurationError(
+                    f"include() names agent {name!r}; "
+                    f"{meant_or_known(name, other._agents, 'agents')}"
+                )
+        chosen = [agent for name, agent in other._agents.items() if only is None or name in only]
+        for agent in chosen:
+            if self._agents.get(agent.name) is not agent:
+                self._check_free(agent)
+        if only is None and other._planner is not None and other._planner != self._planner:
+            self.planner = other._planner
+        self._agents |= {agent.name: agent for agent in chosen}
+
+    def _check_free(self, agent: Agent) -> None:
         other = self._agents.get(agent.name)
         if other is not None:
             raise ConfigurationError(
                 f"agent {agent.name!r} is registered twice: as {other.origin} and as "
                 f"{agent.origin}; expected one of them, or another name='…'"
             )
-        self._agents[agent.name] = agent
 
     @property
     def planner(self) -> Planner | None:
-        """The function that plans each task that brings no plan.
+        """The function that plans each task that is created without a plan.
 
         Raises:
-            ConfigurationError: It is set to something that is not async, or a parameter of it
-                cannot be filled.
+            ConfigurationError: There is one already, it is set to something that is not async, or
+                a parameter of it cannot be filled.
         """
         return self._planner
 
@@ -63,6 +93,11 @@ class Registry:
     def planner(self, planner: Planner) -> None:
         if not is_async(planner):
             raise ConfigurationError(f"the planner is {planner!r}; expected an async function")
+        if self._planner is not None:
+            raise ConfigurationError(
+                f"there are two planners: {origin_of(self._planner)} and {origin_of(planner)}; "
+                "expected one"
+            )
         self._planner_params = Parameters.of(planner, "the planner", PLANNER_SLOTS)
         self._ask = self._planner_params.adapted(planner)
         self._planner = planner
@@ -85,9 +120,13 @@ class Registry:
         if not isinstance(plan, ExecutionPlan):
             raise TypeError(f"the planner returned {type(plan).__name__}; expected ExecutionPlan")
         for step in plan.steps:
-            if type(step.input) in (dict, list):  # which the planner may change later
+            if step.params or type(step.input) in (dict, list):  # the planner may change them later
                 return _own(plan)
         return plan
+
+    def get(self, name: str) -> Agent | None:
+        """The agent of that name, if there is one."""
+        return self._agents.get(name)
 
     def __getitem__(self, name: str) -> Agent:
         return self._agents[name]
@@ -148,13 +187,13 @@ class Registry:
         return plan
 
     def check_plan(self, plan: ExecutionPlan) -> None:
-        """Refuse a plan with an unknown agent, or one that is too large for a frame.
+        """Refuse a plan with an unknown agent or param, or one that is too large for a frame.
 
         Raises:
-            InvalidCommandError: It names the agents that there are, or the limit.
+            InvalidCommandError: It names what is meant, or the limit.
         """
         size = 0
-        for step in plan.steps:
+        for number, step in enumerate(plan.steps):
             if step.agent not in self._agents:
                 known = ", ".join(sorted(self._agents)) or "none"
                 raise InvalidCommandError(
@@ -165,6 +204,10 @@ class Registry:
             size += _STEP_SIZE + len(step.description.encode()) + 68 * len(step.depends_on)
             if step.input is not None:
                 size += len(orjson.dumps(step.input))
+            if step.params:
+                size += len(orjson.dumps(step.params))
+                taker = self._agents[step.agent].params
+                _refuse_unknown(step.params, [taker], f"plan.steps.{number}.params")
         if size > self.max_plan:
             raise InvalidCommandError(
                 f"the plan has about {size} bytes of JSON; expected at most {self.max_plan}",
@@ -172,9 +215,10 @@ class Registry:
             )
 
     def check_names(self, params: Mapping[str, Any], plan: ExecutionPlan | None) -> None:
-        """Refuse params that no agent of the plan takes.
+        """Refuse params of a task that no agent of the plan takes.
 
         Without a plan all agents and the planner count. An agent with ``**params`` takes all.
+        `check_plan` does the same for the params of a step.
 
         Raises:
             InvalidCommandError: It names the param, and the one that is like it.
@@ -184,45 +228,42 @@ class Registry:
             takers += [self._planner_params] if self._planner_params is not None else []
         else:
             takers = [self._agents[name].params for name in {step.agent for step in plan.steps}]
-        known = {name for taker in takers for name in taker.names}
-        unknown = [name for name in params if name not in known]
-        if not unknown or any(taker.takes_all for taker in takers):
-            return
-        details = [
-            {
-                "field": f"params.{name[:MAX_NAME]}",
-                "reason": f"unknown; {meant_or_known(name, known, 'params')}",
-            }
-            for name in unknown[:MAX_DETAILS]
-        ]
-        first = details[0]
-        raise InvalidCommandError(f"{first['field']}: {first['reason']}", details=details)
+        _refuse_unknown(params, takers, "params")
 
     def check_params(self, params: Mapping[str, Any], plan: ExecutionPlan | None) -> None:
         """Refuse values that the plan's agents cannot take.
 
-        A task whose plan is still to be made is refused what the planner cannot take, and a
-        value that every agent with a parameter of that name would refuse.
+        The params of a step replace those of the task with the same names. A task whose plan is
+        still to be made is refused what the planner cannot take, and a value that every agent
+        with a parameter of that name would refuse.
 
         Raises:
             InvalidCommandError: Its details name each field and the reason.
         """
+        complaints: list[tuple[str, ErrorDetails]] = []
         if plan is not None:
-            agents = [self._agents[name] for name in {step.agent: None for step in plan.steps}]
-            complaints = [found for agent in agents for found in agent.params.complaints(params)]
+            for name in {step.agent: None for step in plan.steps if not step.params}:
+                agent = self._agents[name]
+                complaints += [("", found) for found in agent.params.complaints(params)]
+            for number, step in enumerate(plan.steps):
+                if step.params:
+                    agent, both = self._agents[step.agent], {**params, **step.params}
+                    for found in agent.params.complaints(both):
+                        is_own = any(part in step.params for part in found["loc"][:1])
+                        complaints.append((f"plan.steps.{number}." if is_own else "", found))
         else:
             planner = self._planner_params
-            complaints = planner.complaints(params) if planner is not None else []
-            complaints += [found for key in params for found in self._all_refuse(key, params)]
+            refused = planner.complaints(params) if planner is not None else []
+            refused += [found for key in params for found in self._all_refuse(key, params)]
+            complaints = [("", found) for found in refused]
         if complaints:
             details = [
                 {
-                    "field": ".".join(
-                        ["params", *(str(part)[:MAX_NAME] for part in complaint["loc"])]
-                    ),
+                    "field": prefix
+                    + ".".join(["params", *(str(part)[:MAX_NAME] for part in complaint["loc"])]),
                     "reason": complaint["msg"],
                 }
-                for complaint in complaints[:MAX_DETAILS]
+                for prefix, complaint in complaints[:MAX_DETAILS]
             ]
             first = details[0]
             raise InvalidCommandError(f"{first['field']}: {first['reason']}", details=details)
@@ -236,14 +277,36 @@ class Registry:
         return complaints[0] if complaints and all(complaints) else []
 
 
-def _place(complaint: ErrorDetails) -> list[str]:
-    return ["params", *(str(part)[:MAX_NAME] for part in complaint["loc"])]
+def _refuse_unknown(params: Mapping[str, Any], takers: Sequence[Parameters], place: str) -> None:
+    """Refuse params whose names none of ``takers`` has; ``place`` is the field that has them.
+
+    Raises:
+        InvalidCommandError: It names the param, and the one that is like it.
+    """
+    known = {name for taker in takers for name in taker.names}
+    unknown = [name for name in params if name not in known]
+    if not unknown or any(taker.takes_all for taker in takers):
+        return
+    details = [
+        {
+            "field": f"{place}.{name[:MAX_NAME]}",
+            "reason": f"unknown; {meant_or_known(name, known, 'params')}",
+        }
+        for name in unknown[:MAX_DETAILS]
+    ]
+    first = details[0]
+    raise InvalidCommandError(f"{first['field']}: {first['reason']}", details=details)
 
 
 def _own(plan: ExecutionPlan) -> ExecutionPlan:
-    """The plan with its inputs in the log's form."""
+    """The plan with its inputs and params in the log's form."""
     steps = tuple(
-        step.model_copy(update={"input": to_json(step.input, f"{step.step_id}.input")})
+        step.model_copy(
+            update={
+                "input": to_json(step.input, f"{step.step_id}.input"),
+                "params": to_json(step.params, f"{step.step_id}.params"),
+            }
+        )
         for step in plan.steps
     )
     return plan.model_copy(update={"steps": steps})

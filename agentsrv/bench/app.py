@@ -4,15 +4,13 @@ A server that is measured from another machine is started so; it needs ``--concu
 ``--principal-queued`` of 2000 for the full sizes.
 """
 
-# ruff: noqa: ARG001 - agents are handed a step and a context, needed or not
-
 from __future__ import annotations
 
 import asyncio
 import random
 from typing import Final
 
-from agentsrv.agents.agent import StepContext, TaskContext
+from agentsrv.agents.agent import StepContext
 from agentsrv.app import App
 from agentsrv.bench.figures import percentile
 from agentsrv.models.plan import ExecutionPlan, Step
@@ -26,17 +24,17 @@ MESSAGE: Final = "x" * 80  # makes a progress event about as long as the others
 SLEEPY: Final = "sleep"
 """The task description that asks for a planner and agents that wait as models do."""
 
-app = App(builtin=False)
+app = App()
 
 
 @app.agent
-async def instant(step: Step, ctx: StepContext) -> str:
+async def instant() -> str:
     """Answer at once."""
     return "done"
 
 
 @app.agent
-async def sleeper(step: Step, ctx: StepContext) -> str:
+async def sleeper(step: Step) -> str:
     """Wait as for a model, then answer; the seconds are the step's input."""
     assert isinstance(step.input, float)
     await asyncio.sleep(step.input)
@@ -44,7 +42,7 @@ async def sleeper(step: Step, ctx: StepContext) -> str:
 
 
 @app.agent
-async def ticker(step: Step, ctx: StepContext, events: int, pause: float = 0.0) -> str:
+async def ticker(ctx: StepContext, events: int, pause: float = 0.0) -> str:
     """Write ``events`` events, ``pause`` seconds apart, the first after a part of a pause."""
     await ctx.progress(0, events, MESSAGE)
     if pause:
@@ -57,7 +55,7 @@ async def ticker(step: Step, ctx: StepContext, events: int, pause: float = 0.0) 
 
 
 @app.agent
-async def lag(step: Step, ctx: StepContext, seconds: float) -> float:
+async def lag(seconds: float) -> float:
     """Tell how late the event loop is: the 99th percentile, in milliseconds."""
     clock = asyncio.get_running_loop().time
     late = []
@@ -69,7 +67,7 @@ async def lag(step: Step, ctx: StepContext, seconds: float) -> float:
 
 
 @app.planner
-async def plan(task_description: str, ctx: TaskContext) -> ExecutionPlan:
+async def plan(task_description: str) -> ExecutionPlan:
     """Plan three steps, one after the other."""
     if task_description != SLEEPY:
         return _INSTANT

@@ -15,14 +15,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from agentsrv.agents.agent import StepContext
+from agentsrv import ModelTruncatedError, Step, StepContext
 from agentsrv.builtin import prompts
 from agentsrv.builtin.extract import Graph, Sentence, leans, quality, relevance, specificity
-from agentsrv.errors import ModelTruncatedError
+from agentsrv.builtin.threads import in_thread
 from agentsrv.knowledge.documents import default_title, is_changelog
 from agentsrv.knowledge.text import Term, sentences, shorten, stems, terms
-from agentsrv.models.plan import Step
-from agentsrv.threads import in_thread
 
 MAX_SENTENCES = 300  # that are compared with each other: 45,000 pairs, about 0.1 s
 PARTLY = 0.34  # relevance below which a statement has one word of three, by chance

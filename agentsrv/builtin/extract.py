@@ -21,7 +21,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from agentsrv.knowledge.documents import is_prose
-from agentsrv.patterns import lazy_pattern
 
 MIN_STATEMENT_WORDS = 5
 MAX_STATEMENT_WORDS = 48
@@ -34,7 +33,7 @@ REDUNDANT = 0.6  # similarity to a chosen sentence from which one adds nothing
 DANGLING = 0.35  # factor for a sentence that leans on the one before it
 PERSONAL = 0.6  # factor for "I", "we" and the like: a voice, seldom a fact
 
-_DANGLING = lazy_pattern(
+_DANGLING = re.compile(
     r"(?:this|that|these|those|it|its|they|their|he|she|his|her|such|here|there|both|either|neither"
     r"|one|another|others?|some|however|therefore|thus|hence|also|but|and|or|so|then|otherwise"
     r"|instead|similarly|likewise|moreover|furthermore|additionally|consequently|accordingly"
@@ -46,23 +45,23 @@ _DANGLING = lazy_pattern(
     r"|even so|that said|alternatively)\b",
     re.IGNORECASE,
 )
-_PERSONAL = lazy_pattern(r"\b(?:I(?![/\w])|we|we're|we've|we'll|my|our|us)\b")
-_POINTING = lazy_pattern(
+_PERSONAL = re.compile(r"\b(?:I(?![/\w])|we|we're|we've|we'll|my|our|us)\b")
+_POINTING = re.compile(
     r"\b(?:as follows|(?:see|shown|listed|described|discussed|given|mentioned) (?:below|above)"
     r"|the (?:example|section|table|figure|code) (?:above|below)|next section|this (?:section|file"
     r"|document|chapter|page|manual|directory))\b",
     re.IGNORECASE,
 )
 # "If you need these variables": what is pointed at stands in the sentence before
-_LEANING = lazy_pattern(
+_LEANING = re.compile(
     r"(?:if|when|since|because|as|although|while|to|for|by|in|on|with|after|before|once|unless"
     r"|usually|often|sometimes|normally|typically|generally|currently|unfortunately)\b"
     r"[^,.;]{0,50}\b(?:this|that|these|those|such|it|they|them)\b",
     re.IGNORECASE,
 )
-_ENDS = lazy_pattern(r"(?<!e\.g)(?<!i\.e)(?<!etc)(?<! )[.!][\"'”’)]*$")
-_BEGINS = lazy_pattern(r"[\"'“‘(]?(?:[A-Z0-9]|[a-z]+[(._][\w.()]+ )")
-_ODD = lazy_pattern(
+_ENDS = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!etc)(?<! )[.!][\"'”’)]*$")
+_BEGINS = re.compile(r"[\"'“‘(]?(?:[A-Z0-9]|[a-z]+[(._][\w.()]+ )")
+_ODD = re.compile(
     r"https?://|\S+@\S+\.\w|\b\w+_\w+_\w+|[/\\]\w+[/\\]|\s--?\w|::|[{}=;|#]|\s[.:]\s"
     r"|^[\w-]+: |#\d{3,}|\bv?\d+\.\d+\.\d+"
 )

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from agentsrv.agents.agent import StepContext
+from agentsrv import Step, StepContext
 from agentsrv.builtin.analyzer import coverage, retrieval_of
 from agentsrv.builtin.extract import REDUNDANT, Graph, Sentence, leans, quality
 from agentsrv.builtin.report import (
@@ -20,10 +20,9 @@ from agentsrv.builtin.report import (
     render,
     unescape,
 )
+from agentsrv.builtin.threads import in_thread
 from agentsrv.builtin.validator import GOOD, report_of
 from agentsrv.knowledge.text import sentences, stems, terms
-from agentsrv.models.plan import Step
-from agentsrv.threads import in_thread
 
 if TYPE_CHECKING:
     from agentsrv.knowledge.ranking import Passage

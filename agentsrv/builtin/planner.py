@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from agentsrv.agents.agent import TaskContext
-from agentsrv.agents.registry import Registry
+from agentsrv import (
+    ExecutionPlan,
+    ExplainedPlan,
+    InvalidCommandError,
+    ModelTruncatedError,
+    Step,
+    TaskContext,
+)
 from agentsrv.builtin import prompts
-from agentsrv.errors import InvalidCommandError, ModelTruncatedError
 from agentsrv.knowledge.text import shorten, terms
-from agentsrv.models.plan import ExecutionPlan, ExplainedPlan, Step
 
 if TYPE_CHECKING:
-    from agentsrv.agents.llm import LanguageModel
+    from agentsrv import LanguageModel
 
 PlanName = Literal["auto", "report", "research"]
 MAX_PLANNED: Final = 8  # steps of a plan that a model makes
@@ -34,78 +38,70 @@ _STEP_ID: Final = {"type": "string", "pattern": "^[a-z0-9_]{1,32}$"}
 _TEXT: Final = {"type": "string", "pattern": "^[A-Za-z0-9 ,.:;()'?!/-]{1,200}$"}
 
 
-class BuiltinPlanner:
-    """Plans with the agents of ``registry``.
+async def plan(
+    task_description: str,
+    ctx: TaskContext,
+    name: Annotated[PlanName, Field(alias="plan")] = "auto",
+) -> ExplainedPlan:
+    """Plan the task with the application's agents.
 
-    Attributes:
-        default: The plan of a task whose ``params`` do not name one.
+    Args:
+        task_description: What the task is.
+        ctx: What a planner may use.
+        name: ``report`` retrieves, analyzes and writes; ``research`` also validates the report and
+            mends it; ``auto`` lets the language model decide, and is ``report`` without one, or
+            where the model's plans are invalid.
+
+    Raises:
+        ModelError: The model could not be asked; another attempt may succeed.
+        PermanentError: The model cannot be asked like this.
     """
+    llm = ctx.llm
+    if name != "auto" or not llm:
+        steps = research(task_description) if name == "research" else report(task_description)
+        return ExplainedPlan(steps=steps, planned_by="rules")
+    made, problem = await _ask(llm, ctx)
+    if made is not None:
+        return ExplainedPlan(steps=made.steps, planned_by="model")
+    ctx.log.warning("the rules plan: %s", problem)
+    return ExplainedPlan(steps=report(task_description), planned_by="rules", reason=problem)
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-        self.default: PlanName = "auto"
 
-    async def plan(
-        self, task_description: str, ctx: TaskContext, plan: PlanName | None = None
-    ) -> ExplainedPlan:
-        """Plan the task.
+async def _ask(llm: LanguageModel, ctx: TaskContext) -> tuple[ExecutionPlan | None, str]:
+    """The model's plan, or None and why there is none."""
+    agents = [agent for agent in ctx.agents if _can_run(agent["name"], ctx)]
+    schema = plan_schema([agent["name"] for agent in agents])
+    messages = prompts.planning(ctx.task_description, agents, NEEDS, MAX_PLANNED)
+    problem = ""
+    for _ in range(ASKED):
+        answer = ""
+        try:
+            answer = await llm.complete(messages, schema)
+            made = ExecutionPlan.model_validate_json(answer)
+            ctx.check_plan(made)
+            check_needs(made)
+        except ValidationError as error:
+            complaint = error.errors(include_url=False)[0]
+            place = ".".join(map(str, complaint["loc"]))
+            problem = f"{place}: {complaint['msg']}" if place else complaint["msg"]
+        except InvalidCommandError as error:
+            problem = error.message
+        except ModelTruncatedError as error:
+            return None, f"the model's plan was cut off: {shorten(error.message, MAX_REASON)}"
+        else:
+            return made, ""
+        problem = shorten(problem, MAX_REASON)
+        messages = [*messages, *prompts.mending(answer, problem)]
+    return None, f"the model's plan was invalid {ASKED} times: {problem}"
 
-        Args:
-            task_description: What the task is.
-            ctx: What a planner may use.
-            plan: ``report`` retrieves, analyzes and writes; ``research`` also validates the
-                report and mends it; ``auto`` lets the language model decide, and is ``report``
-                without one, or where the model's plans are invalid.
 
-        Raises:
-            ModelError: The model could not be asked; another attempt may succeed.
-            PermanentError: The model cannot be asked like this.
-        """
-        name = plan or self.default
-        llm = ctx.llm
-        if name != "auto" or not llm:
-            steps = research(task_description) if name == "research" else report(task_description)
-            return ExplainedPlan(steps=steps, planned_by="rules")
-        made, problem = await self._ask(llm, ctx)
-        if made is not None:
-            return ExplainedPlan(steps=made.steps, planned_by="model")
-        ctx.log.warning("the rules plan: %s", problem)
-        return ExplainedPlan(
-            steps=report(task_description),
-            planned_by="rules",
-            reason=problem,
-        )
-
-    async def _ask(self, llm: LanguageModel, ctx: TaskContext) -> tuple[ExecutionPlan | None, str]:
-        """The model's plan, or None and why there is none."""
-        agents = [
-            agent
-            for agent in self._registry.described()
-            if not self._registry[agent["name"]].params.complaints(ctx.params)
-        ]
-        schema = plan_schema([agent["name"] for agent in agents])
-        messages = prompts.planning(ctx.task_description, agents, NEEDS, MAX_PLANNED)
-        problem = ""
-        for _ in range(ASKED):
-            answer = ""
-            try:
-                answer = await llm.complete(messages, schema)
-                made = ExecutionPlan.model_validate_json(answer)
-                self._registry.check_plan(made)
-                check_needs(made)
-            except ValidationError as error:
-                complaint = error.errors(include_url=False)[0]
-                place = ".".join(map(str, complaint["loc"]))
-                problem = f"{place}: {complaint['msg']}" if place else complaint["msg"]
-            except InvalidCommandError as error:
-                problem = error.message
-            except ModelTruncatedError as error:
-                return None, f"the model's plan was cut off: {shorten(error.message, MAX_REASON)}"
-            else:
-                return made, ""
-            problem = shorten(problem, MAX_REASON)
-            messages = [*messages, *prompts.mending(answer, problem)]
-        return None, f"the model's plan was invalid {ASKED} times: {problem}"
+def _can_run(agent: str, ctx: TaskContext) -> bool:
+    """Whether the agent takes the task's params; one that needs others is not offered."""
+    try:
+        ctx.check_plan(ExecutionPlan(steps=(Step(step_id="one", agent=agent),)))
+    except InvalidCommandError:
+        return False
+    return True
 
 
 def check_needs(plan: ExecutionPlan) -> None:

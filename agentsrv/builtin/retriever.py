@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from agentsrv.agents.agent import StepContext
+from agentsrv import Step, StepContext
+from agentsrv.builtin.threads import in_thread
 from agentsrv.knowledge.text import stems, terms
-from agentsrv.models.plan import Step
-from agentsrv.threads import in_thread
 
 if TYPE_CHECKING:
     from agentsrv.knowledge.ranking import Passage

@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from agentsrv.agents.agent import StepContext
+from agentsrv import ModelError, Step, StepContext
 from agentsrv.builtin import prompts
 from agentsrv.builtin.analyzer import retrieval_of
 from agentsrv.builtin.evidence import ENOUGH, Evidence
 from agentsrv.builtin.report import Block, Statement, escape, named, read, unescape
-from agentsrv.errors import ModelError
+from agentsrv.builtin.threads import in_thread
 from agentsrv.knowledge.text import shorten, stems, terms
-from agentsrv.models.plan import Step
-from agentsrv.threads import in_thread
 
 if TYPE_CHECKING:
-    from agentsrv.agents.llm import LanguageModel
+    from agentsrv import LanguageModel
 
 SHOWN: Final = 160  # characters of a statement, where a person reads of it
 

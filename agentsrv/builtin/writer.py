@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from agentsrv.agents.agent import StepContext
-from agentsrv.agents.code_fences import Unfenced
+from agentsrv import ModelTruncatedError, Step, StepContext
 from agentsrv.builtin import prompts
 from agentsrv.builtin.analyzer import CUT_OFF, as_sentence, retrieval_of
+from agentsrv.builtin.code_fences import Unfenced
 from agentsrv.builtin.extract import Graph
 from agentsrv.builtin.report import (
     INDIRECT,
@@ -24,13 +24,11 @@ from agentsrv.builtin.report import (
     open_questions,
     read,
 )
-from agentsrv.errors import ModelTruncatedError
+from agentsrv.builtin.threads import in_thread
 from agentsrv.knowledge.text import shorten
-from agentsrv.models.plan import Step
-from agentsrv.threads import in_thread
 
 if TYPE_CHECKING:
-    from agentsrv.agents.llm import LanguageModel
+    from agentsrv import LanguageModel
 
 MAX_TITLE = 100  # characters
 DIRECT = 0.6  # relevance from which a statement counts as an answer

@@ -79,7 +79,8 @@ def serve(
     Every option is also a variable AGENTSRV_..., a line of .env and a key of agentsrv.toml;
     the command line counts most, then the environment, .env and agentsrv.toml.
     """
-    from agentsrv.cli.options import described_complaints, read_settings
+    from agentsrv.cli.options import described_complaints
+    from agentsrv.settings import read_settings
 
     streams.release()
     settings = read_settings(**given)

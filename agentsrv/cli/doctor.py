@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from agentsrv.cli import addresses
 from agentsrv.cli.exits import Exit
-from agentsrv.cli.options import read_settings
 from agentsrv.cli.serving import loop_factory
 from agentsrv.error_text import redact
 from agentsrv.errors import AgentsrvError, ConfigurationError
@@ -33,7 +32,7 @@ from agentsrv.server.auth.authenticator import open_authenticator
 from agentsrv.server.listener import PASSING
 from agentsrv.server.open_files import SPARE
 from agentsrv.server.startup_checks import check_bind_address, tls_context
-from agentsrv.settings import Settings, complaints
+from agentsrv.settings import Settings, complaints, read_settings
 from agentsrv.store.sqlite.faults import REINDEX_HINT
 from agentsrv.store.sqlite.file import beside, check_place, holder_of, writer_of
 from agentsrv.store.sqlite.inspect import OLDEST, Damage, find_damage, look

@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, Final, get_args, get_origin
 
 import typer
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
 
 from agentsrv.cli.exits import say
-from agentsrv.errors import ConfigurationError
-from agentsrv.settings import Settings, complaints, is_optional
+from agentsrv.settings import Settings, complaints, is_optional, read_settings
 
 _TYPES: Final = (bool, int, float, Path)  # the rest is text; pydantic reads it
 
@@ -37,24 +34,6 @@ def make_settings(**given: Any) -> Settings:
 def described_complaints() -> list[str]:
     """Sentences about unknown names and missing files, for stderr or the log."""
     return [f"{complaint.what}; {complaint.advice}" for complaint in complaints()]
-
-
-def read_settings(**given: Any) -> Settings:
-    """The settings of the command line, the environment, ``.env`` and ``agentsrv.toml``.
-
-    Raises:
-        ConfigurationError: One of them has a value that cannot be, or a file cannot be read.
-    """
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        told = [
-            f"{'.'.join(map(str, complaint['loc']))} is {complaint['input']!r}: {complaint['msg']}"
-            for complaint in error.errors(include_url=False)
-        ]
-        raise ConfigurationError("; ".join(told)) from None
-    except SettingsError as error:
-        raise ConfigurationError(str(error)) from None
 
 
 def _option(name: str) -> Parameter:

@@ -115,7 +115,7 @@ async def reached(
             await client.aclose()
         return
     say(f"{found}; this process serves itself, and forgets the task afterwards")
-    from agentsrv.app import App
+    from agentsrv.builtin import app
     from agentsrv.cli.options import make_settings
 
     given = {"knowledge": knowledge} if knowledge is not None else {}
@@ -123,7 +123,7 @@ async def reached(
         host="127.0.0.1", port=0, store="memory:", drain_timeout=DRAIN, **given, **_UNGUARDED
     )
     with _index_somewhere(settings) as settings:
-        async with App().running(settings) as running, Client(running.url) as client:
+        async with app.running(settings) as running, Client(running.url) as client:
             yield Place(client, running.url, is_lasting=False)
 
 

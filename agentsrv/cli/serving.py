@@ -31,6 +31,7 @@ from agentsrv.wiring import DismantledError, Server
 
 LAST_CHANCE: Final = 2.0  # seconds that tasks and threads of agents have after the shutdown
 GC_THRESHOLDS: Final = (50_000, 20, 100)  # objects, then generations before an older one
+BUILTIN: Final = "agentsrv.builtin:app"
 POOL: Final = "agentsrv-pool"  # of the threads in which agents and files may block
 
 T = TypeVar("T")
@@ -41,11 +42,13 @@ _log = logging.getLogger("agentsrv")
 def load_app(target: str | None) -> App:
     """The application that ``module:app`` names; ``app`` is assumed where only a module is.
 
+    Without a name it is the application with the built-in agents.
+
     Raises:
         ConfigurationError: There is no such module or no ``App`` in it.
     """
     if target is None:
-        return App()
+        target = BUILTIN
     module_name, _, name = target.partition(":")
     _check_spelling(target, module_name, name or "app")
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 - the import path holds strings

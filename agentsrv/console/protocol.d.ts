@@ -431,6 +431,8 @@ export interface Step {
   depends_on?: Array<string>;
   /** The agent's input. */
   input?: JsonValue;
+  /** For the agent's parameters; they replace the task's of the same names. */
+  params?: Record<string, JsonValue>;
   /** By default the agent's. */
   max_retries?: number | null;
   /** Seconds an attempt may take; by default the agent's. */

@@ -72,7 +72,7 @@ export async function showStart(root, client, from) {
 /** A plan that the server takes: a step of its first agent. */
 const example = (agents) =>
   JSON.stringify({ steps: [{ step_id: "first", agent: agents[0]?.name ?? "", depends_on: [] }] }, null, 2);
-const OF_A_STEP = ["step_id", "agent", "description", "depends_on", "input", "max_retries", "timeout"];
+const OF_A_STEP = ["step_id", "agent", "description", "depends_on", "input", "params", "max_retries", "timeout"];
 
 /** The plan that a task had, as a client may send it. */
 function planOf(state) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from agentsrv.agents.agent import Agent, Search
 from agentsrv.agents.registry import Registry
@@ -59,6 +59,8 @@ class TaskEnvironment:
     measures: ServerMetrics = field(default_factory=ServerMetrics)
     tracing: Tracing | None = None
     processes: ProcessPool | None = None
+    state: Any = None
+    """The value of the application's lifespan: ``ctx.state``."""
     cache: ResultCache = field(default_factory=ResultCache)
     gates: dict[str, asyncio.Semaphore] = field(default_factory=dict)
     """By the name of an agent with a ``concurrency`` of its own; made when first needed."""

@@ -85,5 +85,7 @@ async def _ask_planner(task: TaskInfo, registry: Registry) -> ExecutionPlan:
             principal=task.principal,
             searcher=task.environment.search,
             model=task.environment.model,
+            registry=registry,
+            app_state=task.environment.state,
         )
     )

@@ -563,10 +563,12 @@ class StepRun:
         return StepContext(
             task_id=task.task_id,
             task_description=task.description,
-            params=task.params,
+            params={**task.params, **step.params} if step.params else task.params,
             principal=task.principal,
             searcher=task.environment.search,
             model=task.environment.model,
+            registry=task.environment.registry,
+            app_state=task.environment.state,
             attempt=attempt,
             step_key=self._key,
             outputs=partial(_outputs, self._dependencies),  # type: ignore[arg-type]
@@ -574,7 +576,8 @@ class StepRun:
             reporter=partial(self._report, attempt),
             asker=partial(self._ask, attempt),
             mailbox=self._message,
-            step=step if type(step.input) not in _SHARED else _own(step),
+            step=_own(step) if step.params or type(step.input) in _SHARED else step,
+            dependencies=self._dependencies,
             processes=task.environment.processes,
         )
 
@@ -619,8 +622,8 @@ _SHARED: Final = (dict, list)  # inputs that an agent can change
 
 
 def _own(step: Step) -> Step:
-    """The step with a copy of its input."""
-    return step.model_copy(update={"input": copied(step.input)})
+    """The step with copies of its input and params."""
+    return step.model_copy(update={"input": copied(step.input), "params": copied(step.params)})
 
 
 def _outputs(dependencies: Mapping[str, StepState]) -> dict[str, str]:

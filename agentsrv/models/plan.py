@@ -23,6 +23,10 @@ class Step(BaseModel):
     description: Annotated[str, Field(max_length=4096)] = ""
     depends_on: Annotated[tuple[StepId, ...], FailFast()] = ()
     input: JsonValue = Field(default=None, description="The agent's input.")
+    params: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="For the agent's parameters; they replace the task's of the same names.",
+    )
     max_retries: Annotated[int, Field(ge=0, le=MAX_RETRIES, strict=True)] | None = Field(
         default=None, description="By default the agent's."
     )
@@ -81,8 +85,8 @@ class ExecutionPlan(BaseModel):
     def described(self, retries: Callable[[str], int]) -> list[dict[str, Any]]:
         """Return the steps as ``plan_created`` contains them.
 
-        ``retries`` returns the default of an agent. ``input`` and ``timeout`` are included if they
-        are set: a worker that recovers the task needs them to run the same plan.
+        ``retries`` returns the default of an agent. ``input``, ``params`` and ``timeout`` are
+        included if they are set: a worker that recovers the task needs them to run the same plan.
         """
         described = []
         for step in self.steps:
@@ -97,6 +101,8 @@ class ExecutionPlan(BaseModel):
             }
             if step.input is not None:
                 fields["input"] = step.input
+            if step.params:
+                fields["params"] = step.params
             if step.timeout is not None:
                 fields["timeout"] = step.timeout
             described.append(fields)

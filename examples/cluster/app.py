@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from agentsrv import App, ExecutionPlan, Step, StepContext, TaskContext
+from agentsrv import App, ExecutionPlan, Step
 
 STEPS = 4
-app = App(builtin=False)
+app = App()
 
 
 @app.agent
-async def counter(_step: Step, _ctx: StepContext) -> AsyncIterator[str]:
+async def counter() -> AsyncIterator[str]:
     """Count to twenty within two seconds."""
     for number in range(1, 21):
         yield f"{number} "
@@ -20,7 +20,7 @@ async def counter(_step: Step, _ctx: StepContext) -> AsyncIterator[str]:
 
 
 @app.planner
-async def plan(_task_description: str, _ctx: TaskContext) -> ExecutionPlan:
+async def plan() -> ExecutionPlan:
     """Count again and again."""
     names = [f"count_{number}" for number in range(1, STEPS + 1)]
     steps = [

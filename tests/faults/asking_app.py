@@ -9,7 +9,7 @@ from agentsrv import App, ExecutionPlan, Step, StepContext, TaskContext
 
 TRACE = "TEST_TRACE"  # the file in which is left what was done
 QUESTIONS = 3  # of each step that asks
-app = App(builtin=False)
+app = App()
 
 
 def leave(what: str) -> None:

@@ -15,7 +15,7 @@ SYNCHRONOUS = "TEST_SYNCHRONOUS"  # weakens the store, to see whether a test not
 PIECES = 6
 PAUSE = 0.004  # seconds between two pieces
 
-app = App(builtin=False)
+app = App()
 
 
 @app.agent

@@ -13,7 +13,7 @@ from agentsrv import App, Step, StepContext
 TRACE = "TEST_TRACE"  # the file in which agents leave lines
 PIECE = 0.02  # seconds between two words
 
-app = App(builtin=False)
+app = App()
 
 
 @app.agent

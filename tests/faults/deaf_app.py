@@ -19,7 +19,7 @@ from typing import Any
 
 from agentsrv import App
 
-app = App(builtin=False)
+app = App()
 
 FOREVER = 600.0  # seconds
 _lock = threading.Lock()

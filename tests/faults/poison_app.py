@@ -14,7 +14,7 @@ from pydantic import AfterValidator
 
 from agentsrv import App, Step, StepContext
 
-app = App(builtin=False)
+app = App()
 
 
 @app.agent(retries=0)
@@ -89,7 +89,7 @@ async def in_its_params(
 @app.agent(retries=0)
 async def beside_a_question(step: Step, ctx: StepContext) -> None:
     """Ask, and end the process beside the question."""
-    question = asyncio.create_task(ctx.ask("go on?"))
+    question = asyncio.create_task(ctx.confirm("go on?"))
     await asyncio.sleep(0.3)
     question.cancel()
     os._exit(1)
@@ -105,7 +105,7 @@ async def in_a_side_task(step: Step, ctx: StepContext) -> None:
 
     async with asyncio.TaskGroup() as group:
         group.create_task(end())
-        await ctx.ask("go on?")
+        await ctx.confirm("go on?")
 
 
 @app.agent(retries=0)
@@ -126,13 +126,13 @@ async def streaming(step: Step, ctx: StepContext) -> AsyncIterator[str]:
 @app.agent(retries=0)
 async def asking(step: Step, ctx: StepContext) -> str:
     """Wait for a person."""
-    return str(await ctx.ask("go on?"))
+    return str(await ctx.confirm("go on?"))
 
 
 @app.agent(retries=0)
 async def asking_twice(step: Step, ctx: StepContext) -> str:
     """Wait for two persons."""
-    return str(await asyncio.gather(ctx.ask("go on?"), ctx.ask("really?")))
+    return str(await asyncio.gather(ctx.confirm("go on?"), ctx.confirm("really?")))
 
 
 @app.agent(retries=0, isolation="thread")

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from agentsrv import App, ExecutionPlan, Step, StepContext, TaskContext
 
 FOR_EVER = 3600.0  # seconds; longer than any test
-app = App(builtin=False)
+app = App()
 
 
 @app.agent

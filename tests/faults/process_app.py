@@ -12,7 +12,7 @@ from typing import Any
 
 from agentsrv import App, Step
 
-app = App(builtin=False)
+app = App()
 SEEN: list[int] = []  # numbers of the tasks that ran in this process
 ENVIRONMENT = dict(os.environ)
 FOLDER = os.getcwd()  # noqa: PTH109 - compared, not used

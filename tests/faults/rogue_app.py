@@ -27,7 +27,7 @@ KINDS: dict[str, type[BaseException]] = {
         StopAsyncIteration,
     )
 }
-app = App(builtin=False)
+app = App()
 
 
 @app.agent

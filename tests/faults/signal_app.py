@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agentsrv import App, ExecutionPlan, Step, StepContext, TaskContext
 
-app = App(builtin=False)
+app = App()
 
 
 @app.agent

@@ -10,7 +10,7 @@ from pathlib import Path
 from agentsrv import App, ExecutionPlan, Step, StepContext, TaskContext
 
 TRACE = "TEST_TRACE"  # the file in which each attempt leaves a line
-app = App(builtin=False)
+app = App()
 
 
 @app.agent

@@ -30,7 +30,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
 
     @asynccontextmanager
     async def serve(name: str, **settings: object) -> AsyncIterator[Server]:
-        app = App(builtin=False)
+        app = App()
 
         @app.agent
         async def asker(step: Step, ctx: StepContext) -> str:
@@ -97,7 +97,7 @@ def test_the_store_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_without_a_knowledge_base_nothing_is_found() -> None:
     """A search of an agent returns an empty list."""
-    app = App(builtin=False)
+    app = App()
 
     @app.agent
     async def seeker(ctx: StepContext) -> str:

@@ -68,7 +68,7 @@ class Result(BaseModel):
         raise ValueError(LEAK)
 
 
-app = App(builtin=False)
+app = App()
 
 
 @app.agent(retries=1, retry_base=0.001)
@@ -116,13 +116,13 @@ async def _raise() -> None:
     raise RuntimeError(LEAK)
 
 
-planned = App(builtin=False)
+planned = App()
 
 
 @planned.planner
-async def plan(description, ctx):
+async def plan(task_description):
     """Refuse to plan, in the way that the task names."""
-    raise (PermanentError if description == "once" else ValueError)(LEAK)
+    raise (PermanentError if task_description == "once" else ValueError)(LEAK)
 
 
 @pytest.mark.parametrize(

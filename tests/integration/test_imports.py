@@ -88,7 +88,7 @@ CASES = {
     "serve": Case(
         "serve quick:app --port 0 --store memory:",
         EXTRAS
-        | {"agentsrv.builtin.registration", "agentsrv.knowledge", "agentsrv.agents.llm"}
+        | {"agentsrv.builtin", "agentsrv.knowledge", "agentsrv.agents.llm"}
         | {"agentsrv.bench", "agentsrv.client", "agentsrv.store.sqlite.store", "rich", "sqlite3"}
         | {"agentsrv.protocol.schema", "agentsrv.server.docs"},
     ),
@@ -180,7 +180,7 @@ PROGRAMS = {
     "import agentsrv.app": (
         430,
         EXTRAS
-        | {"agentsrv.builtin.registration", "agentsrv.knowledge", "agentsrv.agents.llm"}
+        | {"agentsrv.builtin", "agentsrv.knowledge", "agentsrv.agents.llm"}
         | {"agentsrv.client", "agentsrv.store.sqlite.store", "sqlite3", "typer"},
     ),
 }

@@ -11,7 +11,7 @@ from agentsrv.testing import ManualClock, Script, serving
 
 def app_of(script: Script, **options) -> App:
     """An application with one agent, ``actor``."""
-    app = App(builtin=False)
+    app = App()
     app.agent(name="actor", **options)(script.run)
     return app
 

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from agentsrv import App
+from agentsrv.builtin import app
 from agentsrv.client import Client
 from agentsrv.settings import Settings
 from agentsrv.threads import NAME, in_own_thread, in_thread
@@ -50,7 +50,7 @@ async def test_built_in_agents_do_not_wait_for_the_threads_of_authors(tmp_path):
     settings = Settings(
         port=0, store="memory:", knowledge=tmp_path, knowledge_index=tmp_path / "index.db"
     )
-    async with App().running(settings) as running:
+    async with app.running(settings) as running:
         blocked = loop.run_in_executor(None, release.wait)
         try:
             # By address: resolving a name is the default executor's work in asyncio.

@@ -26,7 +26,9 @@ async def wait_for_ever(number):
     await asyncio.Event().wait()
 
 
-def make_context(task, search=find_nothing, results=None, outputs=None, model=None):
+def make_context(
+    task, search=find_nothing, results=None, outputs=None, model=None, *, registry=None
+):
     """Return the context of a step of ``task``."""
     return StepContext(
         task_id="task",
@@ -40,6 +42,7 @@ def make_context(task, search=find_nothing, results=None, outputs=None, model=No
         results=results or {},
         reporter=report_nothing,
         model=model,
+        registry=registry,
         asker=decline,
         mailbox=wait_for_ever,
     )

@@ -41,7 +41,7 @@ async def careful(step, ctx, options: list[str] | None = None):
     """Ask before anything is done."""
     if options is not None:
         return await ctx.ask("Which?", options=options, default=options[-1])
-    return "done" if await ctx.ask("Shall I?") else "not done"
+    return "done" if await ctx.confirm("Shall I?") else "not done"
 
 
 @dataclass

@@ -12,7 +12,7 @@ from tests.support.listening import listening
 APP = '''
 from agentsrv import App
 
-app = App(builtin=False)
+app = App()
 
 @app.agent
 async def quick(ctx):
@@ -22,7 +22,7 @@ async def quick(ctx):
 @app.agent
 async def careful(ctx):
     """Ask first."""
-    return str(await ctx.ask("Shall I?"))
+    return str(await ctx.confirm("Shall I?"))
 '''
 
 

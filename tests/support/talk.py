@@ -25,7 +25,7 @@ class ConnectionClosedError(BaseModel):
 
 def make_app() -> App:
     """Agents for tests: one that echoes, one that talks without end, one that waits."""
-    app = App(builtin=False)
+    app = App()
 
     @app.agent
     async def echo(step: Step, ctx: StepContext, times: int = 1, more: str = "") -> str:
@@ -61,7 +61,7 @@ def make_app() -> App:
     @app.agent
     async def asker(step: Step, ctx: StepContext) -> str:
         """Ask whether it is allowed."""
-        return f"{step.step_id}: {await ctx.ask('May I?')}"
+        return f"{step.step_id}: {await ctx.confirm('May I?')}"
 
     @app.agent
     async def listener(step: Step, ctx: StepContext) -> str:

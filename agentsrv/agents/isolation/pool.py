@@ -436,6 +436,14 @@ def _job(function: ProcessFunction, step: Step, ctx: StepContext, max_result: in
         "function": name,
         "step": step.model_dump(mode="json"),
         "context": context,
+        "dependencies": {
+            step_id: (
+                state.step.agent,
+                state.status,
+                agent.origin if (agent := ctx.agent_of(step_id)) is not None else "",
+            )
+            for step_id, state in ctx.dependencies.items()
+        },
         "max_result": max_result,
     }
     try:

@@ -22,10 +22,12 @@ from pydantic import ValidationError
 
 from agentsrv.agents.agent import SLOTS, StepContext
 from agentsrv.agents.isolation import system, wire
-from agentsrv.agents.params import Parameters, complaint
+from agentsrv.agents.params import Parameters, complaint, origin_of
 from agentsrv.error_text import format_traceback, redact
 from agentsrv.errors import AgentsrvError, ConfigurationError, PermanentError
 from agentsrv.models.plan import Step
+from agentsrv.models.states import StepStatus
+from agentsrv.models.task import StepState
 from agentsrv.models.text import joined
 
 MAIN: Final = "__main__"
@@ -201,6 +203,18 @@ class WorkerContext(StepContext):
     """The context of a step in a process: its methods block, and some are missing."""
 
     channel: Channel
+    origins: Mapping[str, str]
+    """Module and name of the functions that the dependencies' agents have, by step id."""
+
+    @property
+    def state(self) -> Any:
+        """Not in a process."""
+        raise _missing("state")
+
+    def _ran(self, step_id: str, agent: Any) -> bool:
+        if isinstance(agent, str):
+            return super()._ran(step_id, agent)
+        return self.origins[step_id] == _as_in_server(origin_of(agent))
 
     def progress(  # type: ignore[override]  # the function is a plain one
         self, done: float, total: float | None = None, message: str = ""
@@ -216,9 +230,18 @@ class WorkerContext(StepContext):
         """Not in a process."""
         raise _missing("ask")
 
+    def confirm(self, *_: Any, **__: Any) -> Any:
+        """Not in a process."""
+        raise _missing("confirm")
+
     def messages(self) -> Any:
         """Not in a process."""
         raise _missing("messages")
+
+
+def _as_in_server(origin: str) -> str:
+    """The origin of a function of the main module, which has another name in a worker."""
+    return MAIN + origin.removeprefix(AS_MAIN) if origin.startswith(f"{AS_MAIN}.") else origin
 
 
 def _missing(name: str) -> PermanentError:
@@ -285,8 +308,13 @@ def _do(job: dict[str, Any], channel: Channel, application: Application) -> int:
             reporter=_nothing,
             asker=_nothing,
             mailbox=_nothing,
+            dependencies={
+                step_id: StepState(Step(step_id=step_id, agent=agent), StepStatus(status))
+                for step_id, (agent, status, _) in job["dependencies"].items()
+            },
         )
         ctx.channel = channel
+        ctx.origins = {step_id: origin for step_id, (*_, origin) in job["dependencies"].items()}
         try:
             arguments = function.params.arguments(ctx.params)
         except ValidationError as error:

@@ -24,7 +24,7 @@ MARK = "EVIL\\x1b]52"  # how it begins where it is shown
 NEVER = ("\x1b]", "\x1bP", "\x1b[8m", "\x1b\\", "\x07", "\x08", "\x90", "\x9b", "\x9c", "\x9d",
          "\u202e", "\u200b", "\u2066")  # fmt: skip
 
-app = App(builtin=False)
+app = App()
 
 
 @app.agent

@@ -19,7 +19,7 @@ MODULE = """
 import asyncio
 from agentsrv import App
 
-app = App(builtin=False)
+app = App()
 
 @app.agent
 async def greeter(step, ctx):

@@ -20,7 +20,7 @@ import asyncio, time
 from agentsrv import App
 import agentsrv.cli.serving as serving
 serving.LAST_CHANCE = 0.1
-app = App(builtin=False)
+app = App()
 other = 5
 
 @app.agent

@@ -21,7 +21,7 @@ from agentsrv.client import SyncClient
 from agentsrv.settings import Settings
 from tests.support.cli import in_a_thread
 
-app = App(builtin=False)
+app = App()
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WITHIN = 60  # seconds after which a test gives up
 PATIENT = """

@@ -27,7 +27,7 @@ from tests.support.programs import require
 
 OnPart: TypeAlias = Callable[[bytes], object]
 
-app = App(builtin=False)
+app = App()
 TEXT = "✓ done: naïve 😀"
 BAD = b"caf\xe9"
 

@@ -19,7 +19,7 @@ CHAPTER: Final = (
     f"## A chapter\n\n{_PARAGRAPH}\n\n- one\n- two\n\n```python\nprint('hello')\n```\n\n"
 )
 
-app = App(builtin=False)
+app = App()
 
 
 @app.agent
@@ -50,9 +50,9 @@ async def finder(step: Step, ctx: StepContext) -> AsyncIterator[str]:
 @app.agent
 async def clerk(step: Step, ctx: StepContext) -> str:
     """Ask before it goes on."""
-    if not await ctx.ask("May I *order* this?\n\n- one\n- two"):
+    if not await ctx.confirm("May I *order* this?\n\n- one\n- two"):
         return "not ordered"
-    count = await ctx.ask("How many?", schema=int, key="many")
+    count = await ctx.ask("How many?", int, key="many")
     size = await ctx.ask("Of which size?", options=["small", "large"], key="size")
     return f"ordered {count}, {size}"
 
@@ -60,7 +60,9 @@ async def clerk(step: Step, ctx: StepContext) -> str:
 @app.agent
 async def twice(step: Step, ctx: StepContext) -> str:
     """Ask two questions at a time."""
-    first, second = await asyncio.gather(ctx.ask("One?", key="one"), ctx.ask("Two?", key="two"))
+    first, second = await asyncio.gather(
+        ctx.confirm("One?", key="one"), ctx.confirm("Two?", key="two")
+    )
     return f"{first} {second}"
 
 

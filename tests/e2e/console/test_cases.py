@@ -27,7 +27,7 @@ pytestmark = [
 ]
 ORIGIN = "the server does not allow this origin"
 CASES = Path(__file__).with_name("cases.mjs")
-app = App(builtin=False)
+app = App()
 
 
 @app.agent(retries=0)

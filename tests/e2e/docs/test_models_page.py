@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from agentsrv import App
+from agentsrv.builtin import app
 from agentsrv.builtin.planner import MAX_PLANNED, PlanName, report, research
 from agentsrv.builtin.validator import Verdict
 from agentsrv.settings import Settings
@@ -42,7 +42,7 @@ def test_every_setting_of_models_is_told():
 def test_every_agent_and_every_verdict_is_told():
     """And no other."""
     agents = [name for name, _ in rows("Agents")]
-    assert agents == [agent["name"] for agent in App().registry.described()]
+    assert agents == [agent["name"] for agent in app.registry.described()]
     assert [name for name, _ in rows("Verdicts")] == list(get_args(Verdict))
 
 

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]  # the first time i
 
 def make_app() -> App:
     """Agents for each thing that a front end may meet."""
-    app = App(builtin=False)
+    app = App()
 
     @app.agent
     async def echo(step: Step, ctx: StepContext, times: int = 1) -> str:
@@ -52,7 +52,7 @@ def make_app() -> App:
     async def asker(step: Step, ctx: StepContext) -> AsyncIterator[str]:
         """Ask in the middle of a text."""
         yield "May I? "
-        yield str(await ctx.ask("May I?"))
+        yield str(await ctx.confirm("May I?"))
 
     @app.agent
     async def waiter(step: Step, ctx: StepContext) -> AsyncIterator[str]:

@@ -36,7 +36,7 @@ def ask(step: Step, ctx: StepContext, message: bool = False) -> str:
     """Ask, or listen, where neither is possible."""
 
     async def speak() -> str:
-        return str(await anext(ctx.messages()) if message else await ctx.ask("May I?"))
+        return str(await anext(ctx.messages()) if message else await ctx.confirm("May I?"))
 
     return asyncio.run(speak())
 

@@ -18,7 +18,7 @@ from agentsrv.testing import serving
 OPTIMISED = '''
 from agentsrv import App
 
-app = App(builtin=False)
+app = App()
 
 @app.agent
 async def described(step, ctx):
@@ -49,7 +49,7 @@ def test_descriptions_survive_an_interpreter_that_drops_docstrings(tmp_path: Pat
 
 async def test_a_model_that_is_not_there_fails_the_step_at_its_first_use():
     """In one attempt, with what to set; an agent may look before."""
-    app = App(builtin=False)
+    app = App()
 
     @app.agent
     async def eager(step: Step, ctx: StepContext) -> str:
@@ -71,7 +71,7 @@ async def test_a_model_that_is_not_there_fails_the_step_at_its_first_use():
 
 async def test_an_option_lets_programming_errors_be_retried():
     """For agents whose types depend on what a service answers."""
-    app = App(builtin=False)
+    app = App()
 
     @app.agent(retries=1, retry_base=0, retry_on=[TypeError])
     async def mender(step: Step, ctx: StepContext) -> str:
@@ -84,7 +84,7 @@ async def test_an_option_lets_programming_errors_be_retried():
 
 async def test_tracebacks_can_be_left_out_of_events(caplog):
     """The log has them all the same."""
-    app = App(builtin=False)
+    app = App()
 
     @app.agent(retries=1, retry_base=0)
     async def failing(step: Step, ctx: StepContext) -> None:

@@ -11,6 +11,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 import pytest
 
 from agentsrv import App
+from agentsrv.builtin import app as builtin_app
 from agentsrv.cli.demo import KNOWLEDGE
 from agentsrv.client import Client, Record, TaskCancelledError, TaskFailedError
 from agentsrv.errors import ConfigurationError, InvalidCommandError
@@ -31,12 +32,12 @@ async def fake():
 
 
 @asynccontextmanager
-async def served(fake, tmp_path, app=None, **more):
+async def served(fake, tmp_path, app=builtin_app, **more):
     """A client of a server with the examples' knowledge and this model."""
     index = tmp_path / "index.db"
     given = {"knowledge": KNOWLEDGE, "knowledge_index": index, "llm_key": KEY, "drain_timeout": 0.1}
     settings = fake.settings(**{"default_plan": "report", **given, **more})
-    async with (app or App()).running(settings) as running, Client(running.url) as client:
+    async with app.running(settings) as running, Client(running.url) as client:
         yield client
 
 
@@ -263,7 +264,7 @@ async def test_a_retriever_that_is_down_leaves_nothing_to_write_from(fake, tmp_p
 async def test_half_a_configuration_is_refused(given):
     """A model without an endpoint, or an endpoint without a model; without telling the key."""
     with pytest.raises(ConfigurationError, match="expected llm_url together") as caught:
-        async with App().running(Settings(port=0, store="memory:", **given)):
+        async with builtin_app.running(Settings(port=0, store="memory:", **given)):
             pass
     assert KEY not in str(caught.value)
 
@@ -274,13 +275,13 @@ def test_nothing_of_the_extra_is_needed_without_a_model():
         import asyncio, sys
         sys.modules.update(openai=None, numpy=None)
         import agentsrv.cli
-        from agentsrv import App
+        from agentsrv.builtin import app
         from agentsrv.client import Client
         from agentsrv.settings import Settings
 
         async def main():
             settings = Settings(port=0, store="memory:")
-            async with App().running(settings) as running, Client(running.url) as client:
+            async with app.running(settings) as running, Client(running.url) as client:
                 done = await client.run("What is a thread?", params={"plan": "research"})
                 print(done.final_output.partition("\\n")[0])
 
@@ -297,7 +298,7 @@ async def test_without_the_extra_the_server_says_which(monkeypatch):
     monkeypatch.setattr("agentsrv.resources.find_spec", lambda name: None)
     settings = Settings(port=0, store="memory:", llm_url="http://127.0.0.1:1/v1", llm_model="m")
     with pytest.raises(ConfigurationError, match=r"pip install 'agentsrv\[llm\]'"):
-        async with App().running(settings):
+        async with builtin_app.running(settings):
             pass
 
 

@@ -15,8 +15,9 @@ import pytest
 
 from agentsrv import App
 from agentsrv.agents.llm import Embedder, LanguageModel, connect
-from agentsrv.builtin import prompts
-from agentsrv.builtin.planner import MAX_PLANNED, NEEDS, BuiltinPlanner, plan_schema
+from agentsrv.builtin import app as builtin_app
+from agentsrv.builtin import plan, prompts
+from agentsrv.builtin.planner import MAX_PLANNED, NEEDS, plan_schema
 from agentsrv.builtin.report import read, unescape
 from agentsrv.builtin.validator import claims
 from agentsrv.cli.demo import KNOWLEDGE
@@ -85,7 +86,7 @@ def settings(address, tmp_path, **more):
 
 async def test_a_grammar_makes_a_random_model_write_plans(llm, capsys):
     """Each answer follows the schema; that ids are unique and known is beyond it."""
-    agents = App().registry.described()
+    agents = builtin_app.registry.described()
     names = {agent["name"] for agent in agents}
     valid = 0
     for number in range(PLANS):
@@ -105,7 +106,7 @@ async def test_a_grammar_makes_a_random_model_write_plans(llm, capsys):
 
 async def test_there_is_a_plan_whatever_the_model_says(llm):
     """The model's, or that of the rules; and it says which."""
-    made = await BuiltinPlanner(App().registry).plan(TASK, make_context(TASK, model=llm))
+    made = await plan(TASK, make_context(TASK, model=llm, registry=builtin_app.registry))
     assert made.planned_by in ("model", "rules")
     assert (made.reason is None) == (made.planned_by == "model")
 
@@ -114,7 +115,7 @@ async def test_a_report_is_streamed(address, tmp_path):
     """The whole plan; what the model writes means nothing, all around it is as it should be."""
     records: list[Record] = []
     plain = settings(address, tmp_path, default_plan="report")
-    async with App().running(plain) as running, Client(running.url) as client:
+    async with builtin_app.running(plain) as running, Client(running.url) as client:
         done = await client.run(TASK, on_event=records.append, params={"passages": 2})
     assert done.final_output.startswith(f"# {TASK}\n\n")
     assert "## Sources" in done.final_output
@@ -130,7 +131,7 @@ async def test_of_nonsense_only_what_the_sources_say_is_left(address, tmp_path):
     """The research: a judgement by grammar, and a report without what the model has made up."""
     plain = settings(address, tmp_path, llm_max_tokens=300)
     params = {"plan": "research", "passages": 2}
-    async with App().running(plain) as running, Client(running.url) as client:
+    async with builtin_app.running(plain) as running, Client(running.url) as client:
         while True:  # now and then it has nothing to say
             records: list[Record] = []
             done = await client.run(TASK, on_event=records.append, params=params)
@@ -158,7 +159,7 @@ async def slot(address):
 
 async def test_a_cancellation_stops_the_model(address, tmp_path):
     """In the middle of its stream: the server has stopped to generate."""
-    app = App(builtin=False)
+    app = App()
 
     @app.agent
     async def endless(step, ctx):

@@ -11,7 +11,7 @@ from tests.support.clients import hasty, nothing_left_running
 
 __all__ = ["hasty", "nothing_left_running"]  # fixtures, too
 
-app = App(builtin=False)
+app = App()
 
 
 @app.agent

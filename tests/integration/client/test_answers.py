@@ -16,7 +16,7 @@ from agentsrv.errors import (
 )
 from tests.support.fake_server import T1, FakeServer, event, idle
 
-app = App(builtin=False)
+app = App()
 
 
 @app.agent(retries=0)

@@ -28,7 +28,7 @@ from tests.integration.client.conftest import app as chatty
 @pytest.fixture
 def application() -> App:
     """The agents of the other tests, and one that asks."""
-    app = App(builtin=False)
+    app = App()
     for name in ("chatter", "broken", "endless"):
         app.registry.add(chatty.registry[name])
 

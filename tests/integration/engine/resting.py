@@ -33,13 +33,13 @@ async def in_a_side_task(step: Step, ctx: StepContext) -> None:
     """Ask, and end the process in another task."""
     async with asyncio.TaskGroup() as group:
         group.create_task(end_later())
-        await ctx.ask("a?", key="a")
+        await ctx.confirm("a?", key="a")
 
 
 async def beside_a_child(step: Step, ctx: StepContext) -> None:
     """Ask in another task, and end the process."""
     async with asyncio.TaskGroup() as group:
-        group.create_task(ctx.ask("a?", key="a"))
+        group.create_task(ctx.confirm("a?", key="a"))
         await end_later()
 
 
@@ -47,7 +47,7 @@ async def after_giving_up(step: Step, ctx: StepContext) -> None:
     """Ask, wait for a moment only, and end the process in the next line."""
     try:
         async with asyncio.timeout(MOMENT):
-            await ctx.ask("a?", key="a")
+            await ctx.confirm("a?", key="a")
     except TimeoutError:
         end()
 
@@ -56,12 +56,12 @@ async def after_one_answer(step: Step, ctx: StepContext) -> None:
     """Ask twice, and end the process in the line after the first answer."""
 
     async def first() -> None:
-        await ctx.ask("a?", key="a", timeout=1.0, default=True)
+        await ctx.confirm("a?", key="a", timeout=1.0, default=True)
         end()
 
     async with asyncio.TaskGroup() as group:
         group.create_task(first())
-        await ctx.ask("b?", key="b")
+        await ctx.confirm("b?", key="b")
 
 
 async def before_asking_again(step: Step, ctx: StepContext) -> None:
@@ -69,26 +69,26 @@ async def before_asking_again(step: Step, ctx: StepContext) -> None:
     if ctx.attempt > 1:
         end()
     async with asyncio.TaskGroup() as group:
-        group.create_task(ctx.ask("a?", key="a"))
+        group.create_task(ctx.confirm("a?", key="a"))
         await asyncio.sleep(MOMENT)
         raise ValueError("once")
 
 
 async def waiting(step: Step, ctx: StepContext) -> None:
     """Ask."""
-    await ctx.ask("a?", key="a")
+    await ctx.confirm("a?", key="a")
 
 
 async def waiting_for_two(step: Step, ctx: StepContext) -> None:
     """Ask in two tasks."""
-    await asyncio.gather(ctx.ask("a?", key="a"), ctx.ask("b?", key="b"))
+    await asyncio.gather(ctx.confirm("a?", key="a"), ctx.confirm("b?", key="b"))
 
 
 async def waiting_after_work(step: Step, ctx: StepContext) -> None:
     """Ask, and work beside the question for a moment."""
     async with asyncio.TaskGroup() as group:
         group.create_task(asyncio.sleep(MOMENT))
-        await ctx.ask("a?", key="a")
+        await ctx.confirm("a?", key="a")
 
 
 ENDING = [in_a_side_task, beside_a_child, after_giving_up, after_one_answer, before_asking_again]

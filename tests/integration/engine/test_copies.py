@@ -45,7 +45,7 @@ def seen(step: Step, ctx: StepContext, options: Any) -> list[Any]:
 
 def application(log: list[tuple[str, int, list[Any]]], gate: bool = False) -> App:
     """An app whose agents write down what they are given, and spoil it."""
-    app = App(builtin=False)
+    app = App()
 
     @app.agent(retries=0)
     async def source(step: Step, ctx: StepContext, options: Any = None) -> Any:
@@ -116,7 +116,7 @@ async def test_a_restart_changes_nothing_that_a_step_is_given(tmp_path: Path):
 
 async def test_messages_and_answers_are_each_readers_own():
     """Two steps read the same message; both change it."""
-    app = App(builtin=False)
+    app = App()
     texts = []
 
     @app.agent
@@ -125,8 +125,8 @@ async def test_messages_and_answers_are_each_readers_own():
             texts.append(repr(message))
             spoil(message)
             break
-        answer = await ctx.ask("What?", schema={"type": "object"}, key="a")
-        again = await ctx.ask("What?", schema={"type": "object"}, key="a")
+        answer = await ctx.ask("What?", {"type": "object"}, key="a")
+        again = await ctx.ask("What?", {"type": "object"}, key="a")
         spoil(answer)
         texts.append(repr(again))
 
@@ -143,7 +143,7 @@ async def test_messages_and_answers_are_each_readers_own():
 
 async def test_a_planner_cannot_change_its_plan_later():
     """Its inputs are taken in the log's form when it returns; its params are its own."""
-    app = App(builtin=False)
+    app = App()
     kept: dict[str, Any] = {"items": [1]}
     found: list[Mapping[str, Any]] = []
 

@@ -95,7 +95,7 @@ async def asks(life: Life, ctx: Any) -> None:
     """Code that waits for an answer."""
     async with life.cleans_up("main"):
         life.begun.set()
-        await ctx.ask("go on?")
+        await ctx.confirm("go on?")
 
 
 async def asks_beside_work(life: Life, ctx: Any) -> None:
@@ -108,7 +108,7 @@ async def asks_beside_work(life: Life, ctx: Any) -> None:
 
     async with asyncio.TaskGroup() as group:
         group.create_task(work())
-        await ctx.ask("go on?")
+        await ctx.confirm("go on?")
 
 
 async def waits_for_a_message(life: Life, ctx: Any) -> None:
@@ -125,7 +125,7 @@ async def asks_in_a_child(life: Life, ctx: Any) -> None:
     async def ask() -> None:
         async with life.cleans_up("child"):
             life.begun.set()
-            await ctx.ask("go on?")
+            await ctx.confirm("go on?")
 
     await asyncio.gather(ask())
 
@@ -163,7 +163,7 @@ class Story:
 @asynccontextmanager
 async def told(store: str, agent: Agent, drain_timeout: float = 0.05) -> AsyncIterator[Story]:
     """A server on which the task has come to the place where it is to be stopped."""
-    app, life = App(builtin=False), Life()
+    app, life = App(), Life()
 
     @app.agent(name="it")
     async def run(step: Any, ctx: Any) -> None:

@@ -52,11 +52,11 @@ SCHEMAS = {
 
 def application(seen: list[str], *, fails: bool = False) -> App:
     """An agent that asks for a secret, waits for a message, and may quote the secret."""
-    app = App(builtin=False)
+    app = App()
 
     @app.agent(retries=0)
     async def asker(step: Step, ctx: StepContext, kind: str = "text", waits: bool = False) -> str:
-        answer = await ctx.ask("The password?", schema=SCHEMAS[kind][0])
+        answer = await ctx.ask("The password?", SCHEMAS[kind][0])
         if waits:
             async for _ in ctx.messages():
                 break

@@ -46,7 +46,7 @@ def failed(records: list[Record]) -> AgentsrvError:
 
 async def test_results_are_what_pydantic_writes_or_are_refused_with_their_place():
     """A refused one is not tried again, and no reader's connection is closed by it."""
-    app = App(builtin=False)
+    app = App()
 
     @app.agent(retries=2, retry_base=0)
     async def it(step: Step, ctx: StepContext, number: int) -> Any:
@@ -64,7 +64,7 @@ async def test_results_are_what_pydantic_writes_or_are_refused_with_their_place(
 
 async def test_progress_reports_are_made_valid():
     """A report never fails a step, and every client reads it."""
-    app = App(builtin=False)
+    app = App()
 
     @app.agent(retries=0)
     async def it(step: Step, ctx: StepContext, number: int) -> None:
@@ -85,7 +85,7 @@ async def test_progress_reports_are_made_valid():
 
 async def test_texts_are_joined_and_bounded(caplog):
     """Half a surrogate pair is replaced, and the log says so once for a step."""
-    app = App(builtin=False)
+    app = App()
 
     @app.agent(retries=0)
     async def it(step: Step, ctx: StepContext, number: int):
@@ -112,7 +112,7 @@ async def test_texts_are_joined_and_bounded(caplog):
 async def test_errors_are_retried_where_another_attempt_may_help(caplog):
     """Groups count as what is in them; the events say where the error was raised."""
     caplog.set_level(logging.CRITICAL, "agentsrv.step")  # xdist cannot send half a surrogate pair
-    app = App(builtin=False)
+    app = App()
 
     @app.agent(retries=2, retry_base=0)
     async def it(step: Step, ctx: StepContext, number: int) -> Any:
@@ -137,7 +137,7 @@ async def test_errors_are_retried_where_another_attempt_may_help(caplog):
 
 async def test_a_service_is_left_alone_for_as_long_as_it_asks():
     """Also where its error is in a group; the wait itself is not sat out here."""
-    app = App(builtin=False)
+    app = App()
 
     @app.agent(retries=1, retry_base=0)
     async def it(step: Step, ctx: StepContext, number: int) -> None:
@@ -161,7 +161,7 @@ async def test_what_is_registered_runs_or_is_refused_with_the_agent_named():
     """With a `ConfigurationError`; a task with wrong params is refused as it is created."""
     pairs: list[tuple[str, Any, Any]] = []
     for name, register, params, expected in a.REGISTRATIONS:
-        app = App(builtin=False)
+        app = App()
         try:
             register(app)
         except ConfigurationError as error:
@@ -180,7 +180,7 @@ async def test_what_is_registered_runs_or_is_refused_with_the_agent_named():
 
 async def test_questions_can_be_answered_or_are_refused():
     """The agent is given the answer as what it asked for."""
-    app = App(builtin=False)
+    app = App()
 
     @app.agent(retries=0)
     async def it(step: Step, ctx: StepContext, number: int) -> str:

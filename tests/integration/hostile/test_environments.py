@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from agentsrv import App
-from agentsrv.cli.options import described_complaints, read_settings
+from agentsrv.cli.options import described_complaints
 from agentsrv.errors import ConfigurationError
-from agentsrv.settings import Settings
+from agentsrv.settings import Settings, read_settings
 from tests.integration.hostile.environments import (
     CONTENTS,
     FILES,

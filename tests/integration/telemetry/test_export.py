@@ -29,7 +29,7 @@ MODULE = """
 from agentsrv import App
 from opentelemetry import trace
 
-app = App(builtin=False)
+app = App()
 
 @app.agent
 async def own(step, ctx):

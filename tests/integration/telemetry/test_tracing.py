@@ -22,7 +22,7 @@ ASK = [{"role": "user", "content": "the secret plan"}]
 
 def traced_app():
     """Agents with spans of their own, with a model, and with troubles."""
-    app = App(builtin=False)
+    app = App()
     tracer = trace.get_tracer("mine")
 
     @app.agent

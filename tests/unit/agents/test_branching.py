@@ -372,7 +372,7 @@ def tagged(levels: int, end: Any, kind: str = "not") -> Any:
 def test_a_deep_answer_with_tags_is_checked_by_its_schema_as_by_its_type(value, expected):
     """The step may wait, or not have come to its question again."""
     pytest.importorskip("jsonschema_rs")
-    question = Question.of("?", key=1, schema=Signed, options=None, default=None, timeout=None)
+    question = Question.of("?", key=1, answer_type=Signed, options=None, default=None, timeout=None)
     for check in (question.check, partial(check_schema, question.schema)):
         if expected is None:
             check(value)
@@ -420,7 +420,7 @@ def test_a_union_is_rewritten_where_its_tags_tell_the_choice(choices, more, is_r
 def test_answers_that_cost_too_much_are_refused(schema):
     """By the type, and by the JSON Schema."""
     pytest.importorskip("jsonschema_rs")
-    question = Question.of("?", key=1, schema=schema, options=None, default=None, timeout=None)
+    question = Question.of("?", key=1, answer_type=schema, options=None, default=None, timeout=None)
     with pytest.raises(InvalidInputError, match="recursive union"):
         question.check(chain(31))
     with pytest.raises(InvalidInputError, match="recursive union"):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentsrv.agents.code_fences import Unfenced, json_text
+from agentsrv.agents.code_fences import json_text
 from agentsrv.agents.endpoint_answers import ModelAnswerReader
 from agentsrv.agents.reasoning import ReasoningFilter
 from agentsrv.errors import ModelError
@@ -81,29 +81,6 @@ def test_any_document_is_a_text_or_a_model_error(document):
     whole = json.dumps(document).encode()
     read([whole])
     read([b"data: " + whole + b"\n\n"])
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("```markdown\n# A\n\nb\n```", "# A\n\nb\n"),
-        ("```\n# A\n```\n", "# A\n"),
-        ("\n```md\nA\n```python\nx = 1\n```\nB\n```\nC", "A\n```python\nx = 1\n```\nB\nC"),
-        ("```md\nA", "A"),
-        ("```python\nx\n```\nA", "```python\nx\n```\nA"),
-        ("A\n```\nx\n```\n", "A\n```\nx\n```\n"),
-        ("``` is a fence", "``` is a fence"),
-        ("`a` b", "`a` b"),
-        ("```markdown\na ``` b\n``\n```", "a ``` b\n``\n"),
-        ("", ""),
-    ],
-)
-@pytest.mark.parametrize("size", [1, 2, 5, 1000])
-def test_a_fence_around_a_text_is_taken_off(text, shown, size):
-    """Fences inside it stay."""
-    unfenced = Unfenced()
-    parts = [unfenced.feed(text[at : at + size]) for at in range(0, len(text), size)]
-    assert "".join(parts) + unfenced.end() == shown
 
 
 def separated(text, size):

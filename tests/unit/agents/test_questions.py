@@ -42,7 +42,7 @@ def question(**asked: Any) -> Question:
     """A question with as few words as a test needs."""
     given: dict[str, Any] = {
         "key": 1,
-        "schema": bool,
+        "answer_type": None,
         "options": None,
         "default": None,
         "timeout": None,
@@ -57,10 +57,10 @@ def answer(value: Any, action: str = "accept") -> InputReceived:
 
 def test_a_question_tells_its_schema_options_and_default_as_json():
     """Whatever of Python's they were given as."""
-    asked = question(schema=Visit, default=Visit(day=date(2026, 1, 2), colour=Colour.BLUE))
+    asked = question(answer_type=Visit, default=Visit(day=date(2026, 1, 2), colour=Colour.BLUE))
     assert asked.default == {"day": "2026-01-02", "colour": "blue"}
     assert asked.schema["properties"]["day"]["format"] == "date"
-    asked = question(schema=Colour, options=[Colour.RED], default=Colour.RED)
+    asked = question(answer_type=Colour, options=[Colour.RED], default=Colour.RED)
     assert (asked.options, asked.default, asked.schema["enum"]) == (["red"], "red", ["red"])
     assert asked.read(answer("red")) is Colour.RED
 
@@ -72,7 +72,7 @@ def test_any_type_that_pydantic_reads_can_be_asked_for():
         __hash__ = None  # type: ignore[assignment]
 
     for schema in (Annotated[int, Field(ge=2)], Annotated[int, Field(ge=2), Plural()]):
-        asked = question(schema=schema)
+        asked = question(answer_type=schema)
         assert asked.schema == {"type": "integer", "minimum": 2}
         asked.check(2)
         with pytest.raises(InvalidInputError, match="greater than or equal to 2"):
@@ -83,26 +83,26 @@ def test_any_type_that_pydantic_reads_can_be_asked_for():
     "large",
     [
         {"options": [f"{number:064}" for number in range(5000)]},
-        {"schema": {"type": "string", "description": "x" * 300_000}},
-        {"schema": str, "default": "x" * 300_000},
+        {"answer_type": {"type": "string", "description": "x" * 300_000}},
+        {"answer_type": str, "default": "x" * 300_000},
     ],
     ids=["options", "schema", "default"],
 )
 def test_a_question_that_no_event_can_hold_is_refused(large):
     """Whatever makes it large; the prompt has a limit of its own."""
-    given = {"schema": None, "options": None, "default": None, "timeout": None, **large}
+    given = {"answer_type": None, "options": None, "default": None, "timeout": None, **large}
     with pytest.raises(PermanentError, match=r"the question has \d{6} bytes as JSON"):
         Question.of("Which?", key="a", **given)
 
 
 def test_asking_leaves_no_reference_cycle_behind():
     """A task that asks is freed as it ends, as any other is."""
-    question(schema=Visit)
+    question(answer_type=Visit)
     gc.collect()
     gc.disable()
     try:
         for _ in range(10):
-            question(schema=Visit).check({"day": "2026-01-02"})
+            question(answer_type=Visit).check({"day": "2026-01-02"})
         assert gc.collect() == 0
     finally:
         gc.enable()
@@ -110,10 +110,10 @@ def test_asking_leaves_no_reference_cycle_behind():
 
 def test_an_answer_is_read_as_what_was_asked_for():
     """Nothing is converted when it is checked; what passed the schema is read."""
-    asked = question(schema=Visit)
+    asked = question(answer_type=Visit)
     asked.check({"day": "2026-01-02"})
     assert asked.read(answer({"day": "2026-01-02"})) == Visit(day=date(2026, 1, 2))
-    number = question(schema=int)
+    number = question(answer_type=int)
     check_schema(number.schema, 3.0)
     assert number.read(answer(3.0)) == 3
     with pytest.raises(InvalidInputError):
@@ -133,7 +133,7 @@ def test_options_are_told_apart_as_json_does():
 @given(JSON)
 def test_any_json_fits_a_schema_that_allows_anything(value):
     """What a client may send can be checked, and comes back as it was."""
-    asked = question(schema={})
+    asked = question(answer_type={})
     asked.check(value)
     assert asked.read(answer(value)) == value
 
@@ -164,7 +164,7 @@ def test_a_large_wrong_answer_stops_at_its_first_errors(schema, value):
     if isinstance(schema, dict):
         pytest.importorskip("jsonschema_rs")
     with pytest.raises(InvalidInputError) as refusal:
-        question(schema=schema).check(value)
+        question(answer_type=schema).check(value)
     assert 1 <= len(refusal.value.details or ()) <= 2  # one, or one of each type of a union
 
 
@@ -172,13 +172,13 @@ def test_a_small_wrong_answer_is_told_all_its_errors():
     """Up to ten."""
     for schema in (Pair, {"type": "array", "items": {"type": "string"}}):
         with pytest.raises(InvalidInputError) as refusal:
-            question(schema=schema).check([1, 2] if isinstance(schema, dict) else {})
+            question(answer_type=schema).check([1, 2] if isinstance(schema, dict) else {})
         assert len(refusal.value.details or ()) == 2
 
 
 def test_a_pattern_does_not_run_away():
     """The client's text is searched in linear time, whatever pattern the author wrote."""
-    asked = question(schema={"type": "string", "pattern": "^(a+)+$"})
+    asked = question(answer_type={"type": "string", "pattern": "^(a+)+$"})
     with pytest.raises(InvalidInputError):
         asked.check("a" * 50_000 + "!")
 
@@ -186,7 +186,7 @@ def test_a_pattern_does_not_run_away():
 def test_without_the_extra_types_are_checked_and_schemas_refused(monkeypatch):
     """The error says what to install; an answer is refused as one that may be given later."""
     monkeypatch.setitem(sys.modules, "jsonschema_rs", None)
-    asked = question(schema=int)
+    asked = question(answer_type=int)
     asked.check(3)
     with pytest.raises(InvalidInputError):
         asked.check("three")
@@ -194,4 +194,4 @@ def test_without_the_extra_types_are_checked_and_schemas_refused(monkeypatch):
         check_schema(asked.schema, 3)
     assert refusal.value.retryable
     with pytest.raises(PermanentError, match=r"pip install 'agentsrv\[schema\]'"):
-        question(schema={"type": "integer"})
+        question(answer_type={"type": "integer"})

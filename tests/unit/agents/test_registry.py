@@ -35,7 +35,7 @@ def registry():
 
 async def test_agents_that_no_reply_can_describe_are_refused():
     """At the start of the server; the error names the largest."""
-    app = App(builtin=False)
+    app = App()
     app.agent(writer)
     literal: Any = Literal
     many = literal[tuple(f"{number:064}" for number in range(20_000))]

@@ -4,9 +4,10 @@ import pytest
 
 from agentsrv import App
 from agentsrv.agents.llm import LanguageModel, connect
+from agentsrv.builtin import agents, app
 from agentsrv.builtin.planner import (
-    BuiltinPlanner,
     check_needs,
+    plan,
     plan_schema,
     report,
     research,
@@ -25,12 +26,6 @@ WRITER = {"step_id": "two", "agent": "writer", "description": "Write", "depends_
 
 
 @pytest.fixture
-def planner():
-    """The planner of an application with the built-in agents."""
-    return BuiltinPlanner(App().registry)
-
-
-@pytest.fixture
 async def fake():
     """A scripted endpoint."""
     async with fake_model() as model:
@@ -41,7 +36,7 @@ async def fake():
 async def ctx(fake):
     """The context of a planner with a language model."""
     async with connect(fake.url, None, 5.0) as client:
-        yield make_context(TASK, model=LanguageModel(client, "fake", 100))
+        yield make_context(TASK, model=LanguageModel(client, "fake", 100), registry=app.registry)
 
 
 def answer(*steps):
@@ -49,9 +44,9 @@ def answer(*steps):
     return json.dumps({"steps": steps})
 
 
-async def test_the_report_retrieves_analyzes_and_writes(planner):
+async def test_the_report_retrieves_analyzes_and_writes():
     """The writer sees both results; the descriptions say what is looked for."""
-    made = await planner.plan(TASK + " " * 50 + "x" * 500, make_context(TASK))
+    made = await plan(TASK + " " * 50 + "x" * 500, make_context(TASK))
     assert [(step.agent, step.depends_on) for step in made.steps] == [
         ("retriever", ()),
         ("analyzer", ("step_001",)),
@@ -62,25 +57,23 @@ async def test_the_report_retrieves_analyzes_and_writes(planner):
     assert all(len(step.description) < 250 for step in made.steps)
 
 
-async def test_a_plan_is_made_for_any_text(planner):
+async def test_a_plan_is_made_for_any_text():
     """Also for one without a word to search for."""
-    assert len((await planner.plan("?", make_context("?"))).steps) == 3
+    assert len((await plan("?", make_context("?"))).steps) == 3
 
 
-async def test_the_research_also_validates_and_mends(planner):
-    """Whether a task's params say so or the setting."""
-    named = await planner.plan(TASK, make_context(TASK), "research")
-    planner.default = "research"
-    assert await planner.plan(TASK, make_context(TASK)) == named
+async def test_the_research_also_validates_and_mends():
+    """If a task's params say so."""
+    named = await plan(TASK, make_context(TASK), "research")
     assert [step.agent for step in named.steps[3:]] == ["validator", "optimizer"]
     assert [step.step_id for step in named.sinks] == ["step_005"]
-    assert len((await planner.plan(TASK, make_context(TASK), "report")).steps) == 3
+    assert len((await plan(TASK, make_context(TASK), "report")).steps) == 3
 
 
-async def test_a_model_plans(planner, fake, ctx):
+async def test_a_model_plans(fake, ctx):
     """It is told the task and the agents, and bound to a schema with their names."""
     fake.script(answer(SINGLE))
-    made = await planner.plan(TASK, ctx)
+    made = await plan(TASK, ctx)
     assert made.origin == ("model", None)
     assert [step.model_dump(exclude_defaults=True) for step in made.steps] == [
         {"step_id": "one", "agent": "retriever", "description": "Look"}
@@ -99,9 +92,9 @@ def test_the_plans_of_the_rules_have_what_they_need(made):
     check_needs(ExecutionPlan(steps=made))
 
 
-async def test_a_named_plan_needs_no_model(planner, fake, ctx):
+async def test_a_named_plan_needs_no_model(fake, ctx):
     """The model is not asked."""
-    assert (await planner.plan(TASK, ctx, "report")).origin == ("rules", None)
+    assert (await plan(TASK, ctx, "report")).origin == ("rules", None)
     assert fake.requests == []
 
 
@@ -129,39 +122,39 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("form", WRAPPED.values(), ids=WRAPPED)
-async def test_a_plan_may_be_wrapped(planner, fake, ctx, form):
+async def test_a_plan_may_be_wrapped(fake, ctx, form):
     """In a code fence, in sentences, after a thought."""
     fake.script(form.replace("{{}}", "{ }").replace("{}", answer(SINGLE)))
-    made = await planner.plan(TASK, ctx)
+    made = await plan(TASK, ctx)
     assert made.origin == ("model", None)
     assert len(fake.requests) == 1
 
 
-async def test_a_plan_that_was_cut_off_is_made_by_the_rules(planner, fake, ctx):
+async def test_a_plan_that_was_cut_off_is_made_by_the_rules(fake, ctx):
     """Another answer would be cut off as well."""
     choice = {"index": 0, "message": {"content": '{"steps": ['}, "finish_reason": "length"}
     fake.script(Raw(json.dumps({"choices": [choice]})))
-    by, reason = (await planner.plan(TASK, ctx)).origin
+    by, reason = (await plan(TASK, ctx)).origin
     assert by == "rules"
     assert "cut off at the token limit" in reason
     assert len(fake.requests) == 1
 
 
 @pytest.mark.parametrize(("text", "problem"), INVALID.values(), ids=INVALID)
-async def test_an_invalid_plan_is_told_to_the_model_once(planner, fake, ctx, text, problem):
+async def test_an_invalid_plan_is_told_to_the_model_once(fake, ctx, text, problem):
     """It sees its plan and what is wrong with it, and may mend it."""
     fake.script(text, answer(SINGLE))
-    assert (await planner.plan(TASK, ctx)).origin == ("model", None)
+    assert (await plan(TASK, ctx)).origin == ("model", None)
     assert len(fake.requests) == 2
     *_, own, told = fake.requests[1].body["messages"]
     assert own == {"role": "assistant", "content": text}
     assert problem in told["content"]
 
 
-async def test_after_two_invalid_plans_the_rules_decide(planner, fake, ctx):
+async def test_after_two_invalid_plans_the_rules_decide(fake, ctx):
     """And the plan says so."""
     fake.script(answer(SINGLE, SINGLE), "Sorry.")
-    made = await planner.plan(TASK, ctx)
+    made = await plan(TASK, ctx)
     assert [step.agent for step in made.steps] == ["retriever", "analyzer", "writer"]
     planned_by, reason = made.origin
     assert planned_by == "rules"
@@ -170,28 +163,30 @@ async def test_after_two_invalid_plans_the_rules_decide(planner, fake, ctx):
 
 
 @pytest.mark.parametrize(("status", "error"), [(500, ModelError), (401, PermanentError)])
-async def test_an_endpoint_that_fails_is_not_an_invalid_plan(planner, fake, ctx, status, error):
+async def test_an_endpoint_that_fails_is_not_an_invalid_plan(fake, ctx, status, error):
     """Whether to ask again is for the server's retries to say."""
     fake.script(refusal(status, "no"))
     with pytest.raises(error):
-        await planner.plan(TASK, ctx)
+        await plan(TASK, ctx)
     assert len(fake.requests) == 1
 
 
 async def test_agents_that_cannot_run_are_not_offered(fake, ctx):
     """One that misses a parameter would be refused afterwards."""
-    app = App()
+    own = App()
+    own.include(agents)
 
-    @app.agent
+    @own.agent
     async def translator(step, ctx, language: str) -> str:
         """Translate."""
         return language
 
+    ctx.registry = own.registry
     fake.script(answer(SINGLE))
-    await BuiltinPlanner(app.registry).plan(TASK, ctx)
+    await plan(TASK, ctx)
     assert "translator" not in fake.requests[0].prompt
     ctx.params = {"language": "French"}
-    await BuiltinPlanner(app.registry).plan(TASK, ctx)
+    await plan(TASK, ctx)
     assert "translator" in fake.requests[1].prompt
 
 

@@ -18,7 +18,7 @@ def piece(step_id: str, attempt: int, offset: int, output: str) -> Record:
 
 async def test_a_failed_attempt_leaves_no_text():
     """At each event the texts are those of the attempts that run, at the end the server's."""
-    app = App(builtin=False)
+    app = App()
     script = Script(["half ", "of it", ValueError("no")], ["all ", 0.01, "of it"])
     app.agent(name="moody", retry_base=0)(script.run)
 

@@ -58,7 +58,7 @@ def failing(times: int, error: type[BaseException] = ValueError) -> Callable[...
 
 async def asker(step: Step, ctx: StepContext, wait: float | None = None) -> str:
     """Ask whether it is allowed, and tell the answer."""
-    return f"{step.step_id}: {await ctx.ask('May I?', timeout=wait)}"
+    return f"{step.step_id}: {await ctx.confirm('May I?', timeout=wait)}"
 
 
 async def sleeper(step: Step, ctx: StepContext) -> str:

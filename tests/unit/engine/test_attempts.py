@@ -67,7 +67,7 @@ def test_a_question_left_behind_does_not_keep_the_turn_of_a_suspect(monkeypatch)
         left: list[asyncio.Task[object]] = []
 
         async def leaves(step: Step, ctx: StepContext) -> str:
-            left.append(asyncio.create_task(ctx.ask("Which?")))
+            left.append(asyncio.create_task(ctx.confirm("Which?")))
             await end.wait()
             return "done"
 

@@ -139,7 +139,7 @@ class Story:
     async def poison(self, step: Step, ctx: StepContext) -> AsyncIterator[str]:
         """End the node that runs this: at once, after a while, amid the text, beside a question."""
         kind = step.input
-        question = ctx.ask("Go on?", key="a")
+        question = ctx.confirm("Go on?", key="a")
         if kind == "beside" or (kind == "asked before" and ctx.attempt == 1):
             asyncio.create_task(question)  # noqa: RUF006 - left behind
             await asyncio.sleep(2)
@@ -149,7 +149,7 @@ class Story:
                     await question
         elif kind == "half answered":
             asyncio.create_task(question)  # noqa: RUF006 - likewise
-            await ctx.ask("Now?", key="b", timeout=1, default=True)
+            await ctx.confirm("Now?", key="b", timeout=1, default=True)
         else:
             question.close()
         if kind == "later":

@@ -33,7 +33,7 @@ def test_an_open_question_outlives_the_worker(when):
     async def agent(step: Step, ctx: StepContext) -> str:
         ran.append((step.step_id, ctx.attempt))
         await asyncio.sleep(10)
-        return f"{step.step_id}: {await ctx.ask('May I?')}" if step.step_id == "b" else ""
+        return f"{step.step_id}: {await ctx.confirm('May I?')}" if step.step_id == "b" else ""
 
     async def story() -> None:
         world = World()
@@ -75,7 +75,7 @@ def test_an_answer_in_the_log_outlives_the_worker():
     acted = []
 
     async def agent(step: Step, ctx: StepContext) -> str:
-        answer = await ctx.ask("May I?")
+        answer = await ctx.confirm("May I?")
         acted.append((ctx.step_key, ctx.attempt, answer))
         await asyncio.sleep(10)
         return str(answer)
@@ -192,7 +192,7 @@ def test_cancel_beside_running_work_takes_its_usual_way():
 
     async def careful(step: Step, ctx: StepContext) -> str:
         try:
-            return str(await ctx.ask("May I?"))
+            return str(await ctx.confirm("May I?"))
         finally:
             cleaned.append(step.step_id)
             await asyncio.sleep(1)
@@ -224,7 +224,7 @@ def test_a_step_that_is_cut_off_cannot_ask():
         except asyncio.CancelledError:
             await asyncio.sleep(20)
         try:
-            await ctx.ask("May I?")
+            await ctx.confirm("May I?")
         except FencedError as error:
             told.append(error.message)
 
@@ -275,7 +275,7 @@ def test_an_agent_is_given_only_a_committed_answer():
     acted = []
 
     async def agent(step: Step, ctx: StepContext) -> None:
-        await ctx.ask("May I?")
+        await ctx.confirm("May I?")
         acted.append(asyncio.get_running_loop().time())
 
     async def story() -> None:

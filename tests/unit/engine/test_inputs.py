@@ -85,16 +85,17 @@ def test_a_question_is_told_and_its_answer_returned():
 
 
 SCHEMAS: list[tuple[dict[str, Any], Any, Any]] = [
-    ({}, False, False),
-    ({"schema": int}, 3, 3),
-    ({"schema": str}, "yes", "yes"),
-    ({"schema": Order}, {"item": "tea"}, Order(item="tea")),
-    ({"schema": list[Order]}, [{"item": "tea", "count": 2}], [Order(item="tea", count=2)]),
-    ({"schema": Literal["a", "b"]}, "b", "b"),
+    ({}, "yes", "yes"),
+    ({"type": bool}, False, False),
+    ({"type": int}, 3, 3),
+    ({"type": str}, "yes", "yes"),
+    ({"type": Order}, {"item": "tea"}, Order(item="tea")),
+    ({"type": list[Order]}, [{"item": "tea", "count": 2}], [Order(item="tea", count=2)]),
+    ({"type": Literal["a", "b"]}, "b", "b"),
     ({"options": ["now", "later"]}, "later", "later"),
-    ({"options": [1, 2], "schema": int}, 2, 2),
-    ({"schema": {"type": "object", "required": ["n"]}}, {"n": [1]}, {"n": [1]}),
-    ({"schema": {"type": "string"}, "options": ["x"]}, "x", "x"),
+    ({"options": [1, 2], "type": int}, 2, 2),
+    ({"type": {"type": "object", "required": ["n"]}}, {"n": [1]}, {"n": [1]}),
+    ({"type": {"type": "string"}, "options": ["x"]}, "x", "x"),
 ]
 
 
@@ -120,16 +121,17 @@ def test_an_answer_has_the_type_that_was_asked_for(asked, value, expected):
 
 
 WRONG: list[tuple[dict[str, Any], Any, str]] = [
-    ({}, "yes", 'found "yes"; value: Input should be a valid boolean'),
+    ({"type": bool}, "yes", 'found "yes"; value: Input should be a valid boolean'),
+    ({}, 1, "valid string"),
     ({}, None, "found null"),
-    ({"schema": int}, "3", "valid integer"),
-    ({"schema": Order}, {"count": 2}, r"value\.item: Field required"),
-    ({"schema": Order}, {"item": "moon"}, "not for sale"),
+    ({"type": int}, "3", "valid integer"),
+    ({"type": Order}, {"count": 2}, r"value\.item: Field required"),
+    ({"type": Order}, {"item": "moon"}, "not for sale"),
     ({"options": ["now", "later"]}, "never", r'expected one of \["now","later"\]'),
     ({"options": [1]}, True, "expected one of"),
-    ({"schema": {"type": "object", "required": ["n"]}}, {}, '"n" is a required property'),
-    ({"schema": {"items": {"minimum": 3}}}, [4, 1], r"value\.1: 1 is less than the minimum"),
-    ({"schema": {"type": "string", "format": "date"}}, "soon", "date"),
+    ({"type": {"type": "object", "required": ["n"]}}, {}, '"n" is a required property'),
+    ({"type": {"items": {"minimum": 3}}}, [4, 1], r"value\.1: 1 is less than the minimum"),
+    ({"type": {"type": "string", "format": "date"}}, "soon", "date"),
 ]
 
 
@@ -183,7 +185,7 @@ def test_who_declines_fails_the_step_unless_the_agent_minds():
 
     async def polite(step: Step, ctx: StepContext) -> str:
         try:
-            await ctx.ask("May I?")
+            await ctx.confirm("May I?")
         except InputDeclined as declined:
             return declined.message
         return "never"
@@ -396,7 +398,7 @@ def test_without_a_default_the_time_that_is_over_fails_the_step():
 
     async def patient(step: Step, ctx: StepContext) -> None:
         try:
-            await ctx.ask("May I?", timeout=1)
+            await ctx.confirm("May I?", timeout=1)
         except InputExpired as error:
             caught.append(error.message)
 
@@ -500,7 +502,7 @@ def test_an_answer_outlives_a_failed_attempt():
     """The next attempt is given it at once, without asking again."""
 
     async def flaky(step: Step, ctx: StepContext) -> str:
-        answer = await ctx.ask("May I?")
+        answer = await ctx.confirm("May I?")
         if ctx.attempt < 3:
             raise ConnectionError("later")
         return str(answer)
@@ -525,10 +527,10 @@ def test_an_open_question_outlives_the_attempt_that_asked_it():
     async def hasty(step: Step, ctx: StepContext) -> str:
         if ctx.attempt == 1:
             async with asyncio.TaskGroup() as group:
-                group.create_task(ctx.ask("May I?"))
+                group.create_task(ctx.confirm("May I?"))
                 await asyncio.sleep(1)
                 raise ConnectionError("gone")
-        return str(await ctx.ask("May I?"))
+        return str(await ctx.confirm("May I?"))
 
     async def story(at: float) -> None:
         world = World()
@@ -557,7 +559,7 @@ def test_an_ask_that_is_given_up_leaves_the_question_to_the_step():
         for _ in range(2):
             try:
                 async with asyncio.timeout(5):
-                    await ctx.ask("May I?", key="may")
+                    await ctx.confirm("May I?", key="may")
             except TimeoutError:
                 continue
         return "without"
@@ -609,7 +611,7 @@ def test_an_answer_is_not_given_to_another_question():
     """A number whose prompt has changed between attempts fails the step; a key allows it."""
 
     async def drafting(step: Step, ctx: StepContext, key: str | None = None) -> str:
-        answer = await ctx.ask(f"Send draft {ctx.attempt}?", key=key)
+        answer = await ctx.confirm(f"Send draft {ctx.attempt}?", key=key)
         if ctx.attempt == 1:
             raise ConnectionError("once more")
         return str(answer)
@@ -658,11 +660,11 @@ BAD_QUESTIONS: list[tuple[dict[str, Any], str]] = [
     ({"key": "a/b"}, "expected 1 to 64 of letters"),
     ({"key": "x" * 65}, "expected 1 to 64 of letters"),
     ({"timeout": 0}, "expected seconds above 0"),
-    ({"default": "no"}, "the question's default: found"),
+    ({"type": bool, "default": "no"}, "the question's default: found"),
     ({"options": ["a"], "default": "b"}, "expected one of"),
-    ({"schema": {"type": "sting"}}, "no JSON Schema"),
-    ({"schema": {"$ref": "https://schemas.example/x"}}, "whole in itself"),
-    ({"schema": print}, "expected a type or a JSON Schema"),
+    ({"type": {"type": "sting"}}, "no JSON Schema"),
+    ({"type": {"$ref": "https://schemas.example/x"}}, "whole in itself"),
+    ({"type": print}, "expected a type or a JSON Schema"),
 ]
 
 
@@ -691,7 +693,7 @@ def test_a_step_may_not_ask_without_end():
 
     async def pest(step: Step, ctx: StepContext) -> None:
         while True:
-            await ctx.ask("Now?", default=False, timeout=1)
+            await ctx.confirm("Now?", default=False, timeout=1)
 
     async def story() -> None:
         world = World()
@@ -710,7 +712,7 @@ def test_the_time_limit_of_an_attempt_stands_still_while_people_think():
 
     async def agent(step: Step, ctx: StepContext, work: float) -> str:
         await asyncio.sleep(1)
-        await asyncio.gather(ctx.ask("May I?"), ctx.ask("Really?"))
+        await asyncio.gather(ctx.confirm("May I?"), ctx.confirm("Really?"))
         await asyncio.sleep(work)
         return "in time"
 

@@ -125,13 +125,13 @@ async def repeating(step: Step, ctx: StepContext) -> AsyncIterator[str]:
 
 async def answered(step: Step, ctx: StepContext) -> None:
     """Ask, and stand still after the answer."""
-    await ctx.ask("go on?", timeout=1, default=True, key=f"question-{ctx.attempt}")
+    await ctx.confirm("go on?", timeout=1, default=True, key=f"question-{ctx.attempt}")
     await asyncio.sleep(60)
 
 
 async def waiting(step: Step, ctx: StepContext) -> None:
     """Wait for an answer."""
-    await ctx.ask("go on?")
+    await ctx.confirm("go on?")
 
 
 async def backing_off(step: Step, ctx: StepContext) -> None:

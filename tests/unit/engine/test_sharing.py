@@ -139,7 +139,7 @@ def test_a_failure_is_not_kept():
 
 async def asks(ctx: StepContext) -> str:
     """Ask, and be given the default."""
-    return str(await ctx.ask("Sure?", default=True, timeout=1))
+    return str(await ctx.confirm("Sure?", default=True, timeout=1))
 
 
 async def reads(ctx: StepContext) -> str:

@@ -133,7 +133,7 @@ MODULE = """
 import logging, time
 from agentsrv import App
 
-app = App(builtin=False)
+app = App()
 
 @app.agent(retries=0)
 async def talker(step, ctx):
@@ -189,7 +189,7 @@ async def test_lines_of_a_server_name_the_task_and_the_step(tmp_path):
 RUDE = """
 from agentsrv import App
 
-app = App(builtin=False)
+app = App()
 
 @app.agent(retries=1, retry_base=0.001, on_failure="degrade")
 async def rude(step, ctx, word: str):

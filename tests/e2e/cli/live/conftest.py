@@ -8,7 +8,7 @@ from agentsrv import App, ExecutionPlan, Step
 from agentsrv.settings import Settings
 from tests.support.cli import in_a_thread
 
-planned = App(builtin=False)
+planned = App()
 
 
 @planned.planner
@@ -56,7 +56,7 @@ async def rewrite(step, ctx):
 @planned.agent(retries=0)
 async def ask(step, ctx):
     """Ask before anything is done."""
-    return "done" if await ctx.ask("Shall I?") else "not done"
+    return "done" if await ctx.confirm("Shall I?") else "not done"
 
 
 @planned.agent

@@ -16,7 +16,7 @@ from agentsrv.client import Client, SyncClient
 from agentsrv.settings import Settings
 from tests.support.terminal import in_terminal
 
-app = App(builtin=False)
+app = App()
 MODERN, LEGACY = "2026-07-28", "legacy"
 ERAS = pytest.mark.parametrize("mode", [MODERN, LEGACY])
 
@@ -40,9 +40,9 @@ async def broken(step, ctx):
 @app.agent(retries=0)
 async def careful(step, ctx):
     """Ask twice."""
-    if not await ctx.ask("Shall I?"):
+    if not await ctx.confirm("Shall I?"):
         return "not done"
-    return f"done {await ctx.ask('How many?', schema=int)} times"
+    return f"done {await ctx.ask('How many?', int)} times"
 
 
 @app.agent

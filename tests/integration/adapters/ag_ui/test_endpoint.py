@@ -220,7 +220,7 @@ async def test_the_same_run_with_another_text_is_a_conflict():
 
 async def test_a_failed_attempt_is_taken_back():
     """Also where it was shown as it happened."""
-    app, shown = App(builtin=False), asyncio.Event()
+    app, shown = App(), asyncio.Event()
 
     @app.agent(retries=1, retry_base=0.01)
     async def moody(step: Step, ctx: StepContext) -> AsyncIterator[str]:

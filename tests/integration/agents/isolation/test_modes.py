@@ -22,7 +22,7 @@ from tests.integration.agents import plain
 @asynccontextmanager
 async def served(*agents: Any, **options: Any) -> AsyncIterator[Client]:
     """A client of a server that has these agents."""
-    app = App(builtin=False)
+    app = App()
     for agent in agents:
         app.agent(**options)(agent)
     settings = Settings(port=0, store="memory:", drain_timeout=0.1, cancel_grace=0.5, concurrency=1)
@@ -196,7 +196,7 @@ async def reporting_beside(step, ctx):
 
 async def asking_beside(step, ctx):
     """Ask in a thread's loop."""
-    return str(await asyncio.to_thread(lambda: asyncio.run(ctx.ask("Sure?"))))
+    return str(await asyncio.to_thread(lambda: asyncio.run(ctx.confirm("Sure?"))))
 
 
 async def reading_beside(step, ctx):

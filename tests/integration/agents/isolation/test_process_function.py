@@ -95,7 +95,7 @@ async def served(monkeypatch: pytest.MonkeyPatch, **options: Any) -> AsyncIterat
     """A server that has the agents of `programs`; afterwards no process is left."""
     mark = uuid.uuid4().hex
     monkeypatch.setenv(MARK, mark)
-    app = App(builtin=False)
+    app = App()
     for name in ("program", "look", "wait", "tidy", "speak", "misreport", "use", "big", "connect"):
         app.agent(isolation="process", **{"retries": 0, **options})(getattr(programs, name))
     app.agent(isolation="process", retries=2, retry_base=0)(programs.crash)
@@ -303,7 +303,7 @@ async def test_texts_come_whole(server: Server) -> None:
 @pytest.mark.parametrize("max_result", [2000, 250_000, 6 << 20])
 async def test_results_may_be_as_large_as_the_setting_says(max_result: int) -> None:
     """As those of agents in the server; a larger one is refused with both numbers."""
-    app = App(builtin=False)
+    app = App()
     app.agent(isolation="process", retries=0)(programs.fill)
     settings = Settings(port=0, store="memory:", max_result=max_result)
     seen: list[Record] = []

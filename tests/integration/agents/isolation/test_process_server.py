@@ -33,7 +33,7 @@ from agentsrv.agents.isolation import system
 
 in_worker = system.is_worker
 {top}
-app = App(builtin=False)
+app = App()
 
 @app.agent(isolation="process", retries={retries})
 def work(step, ctx, how: str = "return", path: str = "") -> str:
@@ -251,7 +251,7 @@ from agentsrv import App, Step, StepContext
 from agentsrv.client import Client
 from agentsrv.settings import Settings
 
-app = App(builtin=False)
+app = App()
 
 @app.agent(isolation="process", retries=0)
 def add(step: Step, ctx: StepContext, left: int = 40) -> int:
@@ -342,12 +342,12 @@ shadowed = local()
 def test_a_function_that_no_process_finds_is_refused(function) -> None:
     """At the registration, where its name tells."""
     with pytest.raises(ConfigurationError, match="expected a function at the top of a module"):
-        App(builtin=False).agent("named", isolation="process")(function)
+        App().agent("named", isolation="process")(function)
 
 
 async def test_a_function_that_was_replaced_is_refused() -> None:
     """Another process would call the other one."""
-    app = App(builtin=False)
+    app = App()
     app.agent(isolation="process", name="original")(original)
     settings = Settings(port=0, store="memory:")
     async with app.running(settings) as running, Client(running.url) as client:
