@@ -32,7 +32,7 @@ def check_lifespan(lifespan: Any) -> None:
             f"the lifespan is {lifespan!r}; expected a function with @asynccontextmanager "
             "(of contextlib) and one yield"
         )
-    if not callable(lifespan):
+    if not callable(lifespan) or hasattr(lifespan, "__aenter__"):  # called already
         raise ConfigurationError(
             f"the lifespan is {lifespan!r}; expected a function that takes the application and "
             "returns an async context manager"

@@ -31,7 +31,6 @@ from agentsrv.wiring import DismantledError, Server
 
 LAST_CHANCE: Final = 2.0  # seconds that tasks and threads of agents have after the shutdown
 GC_THRESHOLDS: Final = (50_000, 20, 100)  # objects, then generations before an older one
-BUILTIN: Final = "agentsrv.builtin:app"
 POOL: Final = "agentsrv-pool"  # of the threads in which agents and files may block
 
 T = TypeVar("T")
@@ -48,7 +47,9 @@ def load_app(target: str | None) -> App:
         ConfigurationError: There is no such module or no ``App`` in it.
     """
     if target is None:
-        target = BUILTIN
+        from agentsrv.builtin import app as builtin_app
+
+        return builtin_app
     module_name, _, name = target.partition(":")
     _check_spelling(target, module_name, name or "app")
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 - the import path holds strings
