@@ -70,6 +70,7 @@ def test_who_changes_what_was_found_changes_it_for_nobody_else():
     [
         {"description": "another"},
         {"params": {"depth": 2}},
+        {"step_params": {"depth": 2}},
         {"input": {"page": 2}},
         {"before": "other"},
         {"principal": "somebody else"},
@@ -97,6 +98,7 @@ def test_another_question_is_asked_anew(other):
             principal: str = "ann", description: str = "do it", before: str = "same", **rest: Any
         ) -> None:
             params = rest.pop("params", {})
+            rest = {name.removeprefix("step_"): value for name, value in rest.items()}
             plan = ExecutionPlan(
                 steps=(
                     Step(step_id="s", agent="source", description=before),
