@@ -211,6 +211,15 @@ class WorkerContext(StepContext):
         """Not in a process."""
         raise _missing("state")
 
+    @property
+    def agents(self) -> Any:
+        """Not in a process."""
+        raise _missing("agents")
+
+    def check_plan(self, *_: Any, **__: Any) -> Any:
+        """Not in a process."""
+        raise _missing("check_plan")
+
     def _ran(self, step_id: str, agent: Any) -> bool:
         if isinstance(agent, str):
             return super()._ran(step_id, agent)

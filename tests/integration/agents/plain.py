@@ -114,3 +114,21 @@ WRONG: dict[str, tuple[Callable[[], object], int]] = {
 def wrong(step: Step, ctx: StepContext, what: str) -> None:
     """Do something wrong."""
     WRONG[what][0]()
+
+
+def pair(left: int = 1) -> tuple[int, int]:
+    """Return what JSON writes in another way."""
+    return left, left + 1
+
+
+def sums(ctx: StepContext) -> int:
+    """Add up what `pair` has returned, by its function and by its name."""
+    by_function = ctx.result_of(pair)
+    assert isinstance(by_function, tuple)
+    assert ctx.result_of("pair") == list(by_function)
+    return sum(by_function)
+
+
+def uses_state(ctx: StepContext) -> str:
+    """Use the value of the application's lifespan."""
+    return str(ctx.state)

@@ -91,7 +91,7 @@ async def test_a_plain_function_is_an_agent(isolation):
     [
         ("thread", False, "no questions from a thread: 'May I"),
         ("thread", True, "no messages in a thread"),
-        ("process", False, "ctx.ask is not available"),
+        ("process", False, "ctx.confirm is not available"),
         ("process", True, "ctx.messages is not available"),
     ],
 )
