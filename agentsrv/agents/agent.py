@@ -265,13 +265,8 @@ class StepContext(TaskContext):
         name = self.dependencies[step_id].step.agent
         if isinstance(agent, str):
             return name == agent
-        found = self.agent_of(step_id)
-        return found is not None and bool(found.function == agent)
-
-    def agent_of(self, step_id: str) -> Agent | None:
-        """The agent of a dependency, if the application still has it."""
-        name = self.dependencies[step_id].step.agent
-        return None if self.registry is None else self.registry.get(name)
+        registered = None if self.registry is None else self.registry.get(name)
+        return registered is not None and bool(registered.function == agent)
 
     async def confirm(
         self,

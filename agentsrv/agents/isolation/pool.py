@@ -440,7 +440,7 @@ def _job(function: ProcessFunction, step: Step, ctx: StepContext, max_result: in
             step_id: (
                 state.step.agent,
                 state.status,
-                agent.origin if (agent := ctx.agent_of(step_id)) is not None else "",
+                _origin(ctx, state.step.agent),
             )
             for step_id, state in ctx.dependencies.items()
         },
@@ -452,6 +452,12 @@ def _job(function: ProcessFunction, step: Step, ctx: StepContext, max_result: in
         raise PermanentError(
             f"params, outputs and results for the agent's process: {error}"
         ) from error
+
+
+def _origin(ctx: StepContext, agent: str) -> str:
+    """Module and name of an agent's function, by which the process knows it."""
+    registered = None if ctx.registry is None else ctx.registry.get(agent)
+    return "" if registered is None else registered.origin
 
 
 def _progress(ctx: StepContext) -> Handler:

@@ -24,11 +24,11 @@ PAGE = (DOCS / "howto" / "agents.md").read_text(encoding="utf-8")
 REFERENCE = (DOCS / "reference" / "agents.md").read_text(encoding="utf-8")
 PROGRAMS = [
     (
-        text.partition("\n")[0].removeprefix("## "),
-        re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL),
+        f"{text.partition(chr(10))[0].removeprefix('## ')} {number}".removesuffix(" 0"),
+        re.findall(r"```(\w+)\n(.*?)```", program, re.DOTALL),
     )
     for text in re.split(r"^(?=## )", PAGE, flags=re.MULTILINE)
-    if "```python" in text
+    for number, program in enumerate(re.findall(r"```python\n.*?(?=```python|\Z)", text, re.DOTALL))
 ]
 SERVED = [(title, blocks) for title, blocks in PROGRAMS if "__main__" not in blocks[0][1]]
 AWAITED = {"cancel": "partial_output", "respond": "input_required", "send": "step_started"}
@@ -57,32 +57,43 @@ async def run(talk: Talk, frames: list[dict[str, Any]]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("title", "blocks"), SERVED, ids=[title for title, _ in SERVED])
 async def test_each_program_does_what_the_page_shows(title, blocks, monkeypatch, tmp_path):
-    """The program is served, the frames below it are sent, and the last event is the one shown."""
-    (kind, program), *rest = blocks
-    *frames, shown = [json.loads(block) for _, block in rest]
-    assert kind == "python"
-    for frame in frames:
-        ADAPTER.validate_json(json.dumps(frame))
+    """The program is served, the frames below it are sent, and the last event is the one shown.
+
+    After an event another ``create`` may follow.
+    """
+    (_, program), *rest = blocks
+    stories: list[tuple[list[Any], Any]] = []
+    frames: list[Any] = []
+    for _, block in rest:
+        if "event_type" in (read := json.loads(block)):
+            stories.append((frames, read))
+            frames = []
+        else:
+            ADAPTER.validate_json(json.dumps(read))
+            frames.append(read)
+    assert stories
+    assert not frames
     async with fake_model() as fake:
         fake.script("A short text.")
         settings = fake.settings(drain_timeout=0.2, cancel_grace=1)
         monkeypatch.syspath_prepend(tmp_path)
         async with load(program, tmp_path).running(settings) as server, talking(server) as talk:
-            last = await run(talk, frames)
-    assert last["event_type"] == shown["event_type"], last
-    assert last["data"] | shown["data"] == last["data"]
+            for frames, shown in stories:
+                last = await run(talk, frames)
+                assert last["event_type"] == shown["event_type"], last
+                assert last["data"] | shown["data"] == last["data"]
 
 
-def test_the_script_prints_what_the_page_shows(tmp_path):
+@pytest.mark.parametrize("blocks", SCRIPTS, ids=["served", "tested"])
+def test_a_script_prints_what_the_page_shows(blocks, tmp_path):
     """It is run as a program of its own."""
-    ((_, program), (_, output)) = SCRIPTS[0]
+    (_, program), (_, output) = blocks
     file = tmp_path / "script.py"
     file.write_text(program)
     done = subprocess.run(
         [sys.executable, file], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True
     )
     assert done.stdout == output
-    assert len(SCRIPTS) == 1
 
 
 def test_every_option_and_every_name_of_the_context_is_told():
@@ -97,4 +108,5 @@ def test_every_option_and_every_name_of_the_context_is_told():
     )
     # How the server hands things in and out.
     hidden = {"result", "reporter", "searcher", "model", "asker", "mailbox", "processes"}
+    hidden |= {"registry", "app_state", "dependencies"}
     assert {name for name in public if not name.startswith("_")} - hidden <= told
