@@ -23,7 +23,7 @@ from agentsrv.cli import addresses, forks
 from agentsrv.cli.exits import Exit, leave, say
 from agentsrv.cli.signals import Signals, exit_now
 from agentsrv.error_text import describe
-from agentsrv.errors import AgentsrvError, ConfigurationError, missing_extra
+from agentsrv.errors import AgentsrvError, ConfigurationError, LifespanError, missing_extra
 from agentsrv.settings import Loop, Settings
 from agentsrv.suggest import did_you_mean
 from agentsrv.telemetry import export, logs, nonblocking_output
@@ -225,18 +225,25 @@ async def _serve(app: App, settings: Settings, send_spans: Callable[[], None]) -
     loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix=POOL))
     patience = settings.drain_timeout + settings.cancel_grace
     with Signals(stop.set, patience) as signals, ExitStack() as stack:
-        code = int(Exit.DONE)
-        async with AsyncExitStack() as opened:
-            server = await stop.unless_set(opened.enter_async_context(app.running(settings)))
+        code, server = int(Exit.DONE), None
+        try:
+            async with AsyncExitStack() as opened:
+                server = await stop.unless_set(opened.enter_async_context(app.running(settings)))
+                if server is not None:
+                    calm_gc()
+                    _log.info("listening on %s", server.url)
+                    # Until the end of the process: agents may fork while the server drains.
+                    stack.enter_context(forks.guarded(signals, server.port))
+                    await _until_end(server, stop)
+        except LifespanError as error:
+            if server is None:
+                raise
+            say(error.message)  # at its end: the server is closed
+            code = Exit.FAILED
+        else:
             if server is not None:
-                calm_gc()
-                _log.info("listening on %s", server.url)
-                # Until the end of the process: agents may fork while the server drains.
-                stack.enter_context(forks.guarded(signals, server.port))
-                await _until_end(server, stop)
-        if server is not None:
-            # Only now: the store may also have failed while the tasks were given time to end.
-            code = _verdict(server)
+                # Only now: the store may also have failed while the tasks were given time to end.
+                code = _verdict(server)
         send_spans()
         await _end_leftovers(code)
     return code

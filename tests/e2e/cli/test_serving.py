@@ -189,6 +189,48 @@ def test_what_cannot_be_served_is_told(modules, target, sentence):
         load_app(target)
 
 
+LIFESPAN = """
+from contextlib import asynccontextmanager
+from agentsrv import App
+
+@asynccontextmanager
+async def lifespan(app):
+    {before}
+    yield
+    {after}
+
+app = App(lifespan=lifespan)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "when"),
+    [('raise OSError("no database")', "", "start"), ("", 'raise OSError("no database")', "end")],
+)
+def test_a_lifespan_that_fails_is_one_sentence_and_status_1(before, after, when, tmp_path):
+    """A supervisor may try again; the sentence has the place in the author's file."""
+    file = tmp_path / "mine.py"
+    file.write_text(LIFESPAN.format(before=before, after=after))
+    command = [sys.executable, "-m", "agentsrv", "serve", "mine:app", "--port=0", "--store=memory:"]
+    said = []
+    with subprocess.Popen(
+        [*command, "--log-format=text"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            said.append(line)
+            if "listening on" in line:
+                process.send_signal(signal.SIGTERM)
+    assert process.returncode == 1
+    number = next(n for n, line in enumerate(file.read_text().splitlines(), 1) if "raise" in line)
+    assert said[-1] == (
+        f"agentsrv: the application's lifespan failed at the {when}: OSError: no database "
+        f"({file}:{number})\n"
+    )
+    assert len(said) == 1 or when == "end"
+    assert "Traceback" not in "".join(said)
+
+
 def test_the_command_line_counts_most(tmp_path, monkeypatch):
     """Then the environment, .env and agentsrv.toml."""
     monkeypatch.chdir(tmp_path)
