@@ -247,20 +247,27 @@ async def test_an_attempt_that_waits_for_an_import_can_be_ended(
 
 SCRIPT = """
 import asyncio
-from agentsrv import App, Step, StepContext
+from agentsrv import App, StepContext
 from agentsrv.client import Client
 from agentsrv.settings import Settings
 
 app = App()
 
 @app.agent(isolation="process", retries=0)
-def add(step: Step, ctx: StepContext, left: int = 40) -> int:
+def add(left: int = 40) -> int:
     return left + 2
+
+@app.agent(isolation="process", retries=0)
+def double(ctx: StepContext) -> int:
+    return 2 * ctx.result_of(add)
 
 async def main():
     settings = Settings(port=0, store="memory:")
     async with app.running(settings) as running, Client(running.url) as client:
-        print("result:", (await client.run("x", agent="add")).final_output)
+        first = {{"step_id": "first", "agent": "add"}}
+        second = {{"step_id": "second", "agent": "double", "depends_on": ["first"]}}
+        done = await client.run("x", plan={{"steps": [first, second]}})
+        print("result:", done.final_output)
 
 {call}
 """
@@ -294,7 +301,7 @@ def test_scripts_have_processes_too(command, file, tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert (done.stdout, done.returncode) == ("result: 42\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("result: 84\n", 0), done.stderr
 
 
 def test_a_script_without_a_guard_is_told(tmp_path: Path) -> None:
