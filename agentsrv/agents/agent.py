@@ -231,8 +231,9 @@ class StepContext(TaskContext):
 
         Args:
             agent: The agent's function, or its name. With the function the result is read as its
-                return annotation says, such as a model; with a name, or without an annotation, it
-                is JSON. A step without a result has its text.
+                return annotation says, such as a model, and of a function that returns ``str`` it
+                is the text. With a name, or without an annotation, it is JSON. A step without a
+                result has its text.
 
         Raises:
             PermanentError: No completed dependency of the step ran the agent, or several did, or
@@ -258,8 +259,8 @@ class StepContext(TaskContext):
                 f"no completed dependency of step {self.step.step_id!r} ran agent {wanted}; "
                 + (f"it depends on {', '.join(ran)}" if ran else "it depends on no step")
             )
-        value = self.results[found[0]]
-        return value if isinstance(agent, str) else read_result(agent, value, found[0])
+        value, text = self.results[found[0]], self.outputs[found[0]]
+        return value if isinstance(agent, str) else read_result(agent, value, text, found[0])
 
     def _ran(self, step_id: str, agent: Any) -> bool:
         name = self.dependencies[step_id].step.agent

@@ -14,11 +14,12 @@ from agentsrv.agents.params import base_function, evaluate, origin_of, portable
 from agentsrv.errors import ConfigurationError, PermanentError
 
 
-def read_result(function: Any, value: Any, step_id: str) -> Any:
+def read_result(function: Any, value: Any, text: str, step_id: str) -> Any:
     """Return the result ``value`` of a step as the return annotation of its agent's function.
 
     The value is JSON from the log. It is read as pydantic reads JSON: a date from text, a model
-    from an object. Without an annotation, and for generators, it is returned unchanged.
+    from an object. Without an annotation, and for generators, it is returned unchanged. A ``str``
+    that a function returns is the step's ``text``, also if it has set another result.
 
     Raises:
         PermanentError: The annotation cannot be evaluated, is no type that pydantic reads, or does
@@ -31,7 +32,9 @@ def read_result(function: Any, value: Any, step_id: str) -> Any:
     label = f"the result of {origin_of(function)}"
     try:
         kind = evaluate(base, annotation, label)
-        if kind is NoneType:  # the step has an empty text
+        if kind is str:
+            return text
+        if kind is NoneType and not value:  # the step has an empty text, and no result
             return None
         adapter = _adapter(kind)
     except ConfigurationError as error:

@@ -47,6 +47,12 @@ async def text() -> str:
     return "a text"
 
 
+async def both(ctx: StepContext) -> str:
+    """Return text, and set a result."""
+    ctx.set_result({"n": 1})
+    return "a text"
+
+
 async def nothing() -> None:
     """Return nothing."""
 
@@ -82,7 +88,7 @@ async def late(ctx: StepContext) -> None:
     raise PermanentError("too late")
 
 
-AGENTS: list[Any] = [visit, days, digest, text, nothing, anything, pieces, unknown, wrong]
+AGENTS: list[Any] = [visit, days, digest, text, both, nothing, anything, pieces, unknown, wrong]
 
 
 def asked(wanted: Any, *ran: str) -> Any:
@@ -120,6 +126,8 @@ def asked(wanted: Any, *ran: str) -> Any:
         (days, {dt.date(2026, 1, 2)}),
         (digest, b"\xff\x00"),
         (text, "a text"),
+        (both, "a text"),
+        ("both", {"n": 1}),
         (nothing, None),
         (anything, {"day": "2026-01-02"}),
         (pieces, {"n": 1}),
@@ -189,7 +197,7 @@ def test_a_type_that_pydantic_does_not_read_is_refused():
         return asyncio.Event()
 
     with pytest.raises(PermanentError, match="or the agent's name in place of its function"):
-        read_result(opaque, {}, "a")
+        read_result(opaque, {}, "", "a")
 
 
 async def check_types(ctx: StepContext) -> None:
