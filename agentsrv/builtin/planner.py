@@ -68,7 +68,7 @@ async def plan(
 
 
 async def _ask(llm: LanguageModel, ctx: TaskContext) -> tuple[ExecutionPlan | None, str]:
-    """The model's plan, or None and why there is none."""
+    """The model's plan, or ``None`` and the reason."""
     agents = [agent for agent in ctx.agents if _can_run(agent["name"], ctx)]
     schema = plan_schema([agent["name"] for agent in agents])
     messages = prompts.planning(ctx.task_description, agents, NEEDS, MAX_PLANNED)

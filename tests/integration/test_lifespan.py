@@ -183,7 +183,7 @@ async def test_run_serves_until_a_signal(number: signal.Signals):
 
 
 async def test_run_serves_until_it_is_cancelled():
-    """It drains, and the cancellation goes on."""
+    """It drains, then raises the cancellation again."""
     pool = Pool()
     served = asyncio.create_task(an_app(pool).run(port=0, store="memory:"))
     await pool.opened.wait()

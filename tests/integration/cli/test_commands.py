@@ -102,7 +102,7 @@ def test_a_time_out_cancels_the_task_and_exits_with_5(agentsrv):
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["run", "x", "--agent", "nobody"], 2, "the agents are analyzer, broken"),
+        (["run", "x", "--agent", "nobody"], 2, "the agents are broken, careful"),
         (["run", "x", "--agent", "greeter"], 2, "params.name: Field required"),
         (["run", "x", "--param", "alone"], 2, "expected NAME=VALUE"),
         (["run", "x", "--url", "ws://127.0.0.1:1"], 3, "no server at ws://127.0.0.1:1"),

@@ -198,7 +198,7 @@ def test_a_reader_without_a_process_says_so(monkeypatch, tmp_path):
 ANSWER = """if True:
     import random, resource, sys, tempfile
     from pathlib import Path
-    from agentsrv.agents import planner, prompts, report, validator, writer
+    from agentsrv.builtin import planner, prompts, report, validator, writer
     from agentsrv.builtin.analyzer import analyze
     from agentsrv.knowledge.documents import read_document
     from agentsrv.knowledge.folder import scan

@@ -157,6 +157,6 @@ async def test_a_start_that_is_cancelled_cancels_the_lifespan():
 
 
 def test_settings_are_those_of_a_server():
-    """Before the first start there are none."""
+    """Before the first start there is no server."""
     with pytest.raises(InvalidStateError, match="expected it in the lifespan"):
         _ = App().settings
