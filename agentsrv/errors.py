@@ -98,7 +98,7 @@ class UnknownCommandError(AgentsrvError):
 
 
 class UnauthenticatedError(AgentsrvError):
-    """The connection has not said who it is, or by a token that is not accepted."""
+    """The server rejects the token or the origin of the connection, or requires a token."""
 
     code = "unauthenticated"
 

@@ -74,10 +74,11 @@ class RemoteServer:
 
         Raises:
             ConfigurationError: It serves another application, or the token is none.
-            ServerUnavailableError, AccessDeniedError: Nobody answers, or not to that token.
+            ServerUnavailableError: There is no server.
+            UnauthenticatedError: The server rejects the token.
         """
         async with Client(self.url, token=self.token) as client:
-            found = {agent["name"] for agent in await client.agents()}
+            found = {agent.name for agent in await client.agents()}
         if not found >= AGENTS:
             raise ConfigurationError(
                 f"the server at {self.url} has other agents; expected one that was started with "

@@ -1,4 +1,4 @@
-"""``agentsrv tail``: a task that runs already, or has run."""
+"""``agentsrv tail``: show the events of an existing task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentsrv.cli.exits import Exit
 from agentsrv.cli.prompt import Prompt
 from agentsrv.cli.render import Printer
 from agentsrv.cli.screen import JsonLines, Screen, is_live, shown
-from agentsrv.client import Client, OnInput, Options
+from agentsrv.client import Client, OnInput, Options, TaskHandle
 from agentsrv.client.answers import answering
 from agentsrv.models import events as e
 
@@ -23,18 +23,18 @@ _ENDS: Final = {"task_completed": Exit.DONE, "task_failed": Exit.FAILED}
 async def tail(  # noqa: PLR0917 - as the command line gives them
     prefix: str, after: int, json: bool, url: str, token: str | None, ca: Path | None
 ) -> int:
-    """Show a task behind event ``after`` until it ends; return the exit code.
+    """Show the events of a task after number ``after`` until it ends; return the exit code.
 
-    Whole and on a terminal it looks as it does for ``run``, and what it asks can be answered.
-    Ctrl-C leaves the task alone.
+    From the beginning and on a terminal it looks like ``run``, and the task's questions can be
+    answered. Ctrl-C leaves the task running.
     """
     async with (
         Client(url, Options(ca=ca), token=token) as client,
         _screen(json=json, whole=not after) as (screen, on_input),
     ):
-        task_id = await client.resolve(prefix)
+        task = await client.find(prefix)
         async with watched(client, screen.tell):
-            return await _follow(client, task_id, after, screen, on_input)
+            return await _follow(task, after, screen, on_input)
 
 
 @asynccontextmanager
@@ -48,22 +48,17 @@ async def _screen(*, json: bool, whole: bool) -> AsyncIterator[tuple[Screen, OnI
         yield Printer(sys.stdout), None
 
 
-async def _follow(
-    client: Client, task_id: str, after: int, screen: Screen, on_input: OnInput | None
-) -> int:
-    snapshot = await client.status(task_id)
-    open_now = {asked["input_id"] for asked in snapshot["inputs"]}
+async def _follow(task: TaskHandle, after: int, screen: Screen, on_input: OnInput | None) -> int:
+    snapshot = await task.status()
     async with (
-        answering(client.respond, on_input) as see,
-        aclosing(client.events(task_id, after)) as events,
+        answering(task.respond, on_input, snapshot, after) as see,
+        aclosing(task.events(after)) as events,
     ):
         async for record in events:
-            is_past = record.seq <= snapshot["seq"]
-            if not is_past or record.data.get("input_id") in open_now:
-                see(record)
+            see(record)
             screen.event(record)
             if record.event_type == e.TaskCompleted.event_type:
                 screen.output(record.data["final_output"])
             if record.is_terminal:
                 return _ENDS.get(record.event_type, Exit.CANCELLED)
-    raise AssertionError(f"the log of task {task_id} ended without a terminal event")
+    raise AssertionError(f"the log of task {task.id} ended without a terminal event")

@@ -12,9 +12,9 @@ from typing import Any, Final
 import orjson
 
 from agentsrv.cli.exits import say
-from agentsrv.client import Client
+from agentsrv.client import Client, TaskHandle
 from agentsrv.errors import InputDeclined, InvalidCommandError, InvalidInputError, NotFoundError
-from agentsrv.models.events import InputRequired, from_data
+from agentsrv.models.events import InputRequired
 from agentsrv.protocol.typed_answer import read_answer
 
 try:
@@ -101,30 +101,32 @@ class Prompt:
                 self._open = None
 
 
-async def find_question(client: Client, name: str) -> InputRequired:
-    """The open question of that id, or else the only one of the task whose id begins so.
+async def find_question(client: Client, name: str) -> tuple[TaskHandle, InputRequired]:
+    """Return an open question and its task.
+
+    Args:
+        client: Connected to the server.
+        name: The id of the question; or the id, or its beginning, of a task with one open question.
 
     Raises:
-        NotFoundError: There is none.
-        InvalidCommandError: The task has more than one.
+        NotFoundError: There is no such open question.
+        InvalidCommandError: The task has several.
     """
-    task, slash, _ = name.partition("/")
-    task_id = await client.resolve(task)
-    questions = [
-        from_data(InputRequired, asked) for asked in (await client.status(task_id))["inputs"]
-    ]
+    prefix, slash, _ = name.partition("/")
+    task = await client.find(prefix)
+    questions = (await task.status()).inputs
     if slash:
-        questions = [asked for asked in questions if asked.input_id == name]
+        questions = tuple(asked for asked in questions if asked.input_id == name)
     if not questions:
         raise NotFoundError(
-            f"no question {name!r} is open" if slash else f"task {task_id} asks nothing"
+            f"no question {name!r} is open" if slash else f"task {task.id} asks nothing"
         )
     if len(questions) > 1:
         ids = ", ".join(asked.input_id for asked in questions)
         raise InvalidCommandError(
-            f"task {task_id} asks {len(questions)} questions; name one of {ids}"
+            f"task {task.id} asks {len(questions)} questions; name one of {ids}"
         )
-    return questions[0]
+    return task, questions[0]
 
 
 def _wording(asked: InputRequired) -> str:

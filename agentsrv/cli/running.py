@@ -22,7 +22,7 @@ from agentsrv.cli.prompt import Left, Prompt
 from agentsrv.cli.screen import Screen, shown
 from agentsrv.cli.signals import on_signals
 from agentsrv.cli.streams import typed
-from agentsrv.client import Client, Options, Record, ServerUnavailableError, TaskCancelledError
+from agentsrv.client import Client, Options, ServerUnavailableError, TaskCancelledError
 from agentsrv.errors import ConfigurationError, NotFoundError
 
 if TYPE_CHECKING:
@@ -221,20 +221,14 @@ async def _run(place: Place, screen: Screen, job: Job) -> int:
     prompt = Prompt(screen.pause)
     stop = _Stop(place, screen, prompt, key, job.timeout)
 
-    def show(record: Record) -> None:
-        stop.task_id = record.task_id
-        screen.event(record)
-
     try:
         async with watched(place.client, screen.tell):
-            completed = await place.client.run(
-                job.text,
-                on_event=show,
-                on_input=prompt.ask if Prompt.is_possible() else None,
-                agent=job.agent,
-                params=job.params,
-                idempotency_key=key,
+            task = await place.client.start(
+                job.text, agent=job.agent, params=job.params, idempotency_key=key
             )
+            stop.task_id = task.id
+            on_input = prompt.ask if Prompt.is_possible() else None
+            result = await task.result(on_event=screen.event, on_input=on_input)
     except Left:
         screen.close()
         stop.tell_how_to_come_back("the question stays open")
@@ -245,5 +239,5 @@ async def _run(place: Place, screen: Screen, job: Job) -> int:
         return Exit.TIME_OUT
     finally:
         await stop.close()
-    screen.output(completed.final_output)
+    screen.output(result.final_output)
     return Exit.DONE

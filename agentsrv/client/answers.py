@@ -1,4 +1,10 @@
-"""Answers: to the questions of a task that a client runs, from a function of the caller's."""
+"""Answers the questions of a task by calling a function of the program.
+
+Each open question has a task of asyncio that calls the function, sends the answer, and calls the
+function again if the server refuses the answer as invalid. The task is cancelled when an event says
+that the question is settled: it was answered by another client, its time is over, or its step has
+ended. Errors of the function propagate out of the block of `answering`.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +12,10 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from agentsrv.client.errors import ServerUnavailableError
+from agentsrv.client.results import TaskSnapshot
 from agentsrv.errors import (
     AgentsrvError,
     ConflictError,
@@ -20,64 +27,91 @@ from agentsrv.errors import (
 from agentsrv.models import events as e
 from agentsrv.models.events import Record
 
-if TYPE_CHECKING:
-    from agentsrv.models.replies import RespondReply
-
-RETRY_AFTER: Final = 1.0  # seconds, where the server does not say how many
+RETRY_DELAY: Final = 1.0  # seconds, if the server does not say how many
 
 OnInput = Callable[[e.InputRequired, InvalidInputError | None], Awaitable[Any] | Any]
 """Returns the answer to a question, or raises `InputDeclined`.
 
-Called again with the server's refusal where the answer was none. Cancelled, if it is a coroutine
-function, when there is nothing to be answered any more.
+If the server refuses the answer, it is called again with the refusal. It may be a coroutine
+function, which is cancelled when the question is settled otherwise.
 """
+
 See = Callable[[Record], None]
 
 
-class _Respond(Protocol):
-    """`Client.respond`."""
+class Respond(Protocol):
+    """``TaskHandle.respond``."""
 
-    async def __call__(self, input_id: str, value: Any, *, decline: bool) -> RespondReply: ...
+    async def __call__(self, input_id: str, value: Any, *, decline: bool) -> None:
+        """Send an answer."""
 
 
 @asynccontextmanager
-async def answering(respond: _Respond, on_input: OnInput | None) -> AsyncIterator[See]:
-    """Answer questions within the block, which shows every event of the task.
+async def answering(
+    respond: Respond,
+    on_input: OnInput | None,
+    snapshot: TaskSnapshot | None = None,
+    after_seq: int = 0,
+) -> AsyncIterator[See]:
+    """Answer questions within the block, which passes every event of the task to what is yielded.
 
-    Each question has a task of asyncio of its own, and none is left behind the block. What
-    ``on_input`` raises ends the block.
+    No task of asyncio is left after the block. An error of ``on_input`` ends the block.
+
+    Args:
+        respond: Sends an answer.
+        on_input: Returns the answers; without it the block only runs.
+        snapshot: The task as it was before the events were read. Of the questions up to its
+            ``seq``, only those that it has are answered: the others are settled.
+        after_seq: The number after which the events are read. If it is not 0, the events of the
+            open questions may be missing, and they are answered at the beginning of the block.
     """
     if on_input is None:
-        yield _ignore
+        yield lambda _: None
         return
     try:
         async with asyncio.TaskGroup() as group:
-            answers = _Answers(respond, on_input, group)
+            answers = _Answers(respond, on_input, group, snapshot)
+            if after_seq:
+                answers.begin_open()
             try:
                 yield answers.see
             finally:
-                answers.give_up()
+                answers.stop()
     except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+        first = errors.exceptions[0]
+        raise first from first.__cause__
 
 
 class _Answers:
-    """The open questions of one task, each with whoever works on its answer."""
+    """The open questions of one task, each with the task of asyncio that answers it."""
 
-    def __init__(self, respond: _Respond, on_input: OnInput, group: asyncio.TaskGroup) -> None:
+    def __init__(
+        self,
+        respond: Respond,
+        on_input: OnInput,
+        group: asyncio.TaskGroup,
+        snapshot: TaskSnapshot | None,
+    ) -> None:
         self._respond = respond
         self._on_input = on_input
         self._group = group
+        self._past_seq = snapshot.seq if snapshot is not None else 0
+        self._past = {asked.input_id: asked for asked in snapshot.inputs} if snapshot else {}
         self._open: dict[str, tuple[e.InputRequired, asyncio.Task[None]]] = {}
 
+    def begin_open(self) -> None:
+        """Begin to answer the questions of the snapshot."""
+        for asked in self._past.values():
+            self._begin(asked)
+        self._past.clear()
+
     def see(self, record: Record) -> None:
-        """Begin to answer, or stop, as an event says."""
+        """Begin to answer a question, or stop, as the event says."""
+        if record.seq <= self._past_seq and record.data.get("input_id") not in self._past:
+            return
         match record.event_type:
             case "input_required":
-                asked = record.event
-                assert isinstance(asked, e.InputRequired)
-                task = self._group.create_task(self._answer(asked))
-                self._open[asked.input_id] = asked, task
+                self._begin(e.from_data(e.InputRequired, record.data))
             case "input_received":
                 self._close(record.data["input_id"])
             case "step_completed" | "step_failed" | "step_cancelled":
@@ -86,10 +120,14 @@ class _Answers:
                     if asked.step_id == step_id:
                         self._close(input_id)
 
-    def give_up(self) -> None:
+    def stop(self) -> None:
         """Answer nothing more."""
         for input_id in list(self._open):
             self._close(input_id)
+
+    def _begin(self, asked: e.InputRequired) -> None:
+        task = self._group.create_task(self._answer(asked))
+        self._open[asked.input_id] = asked, task
 
     def _close(self, input_id: str) -> None:
         if input_id in self._open:
@@ -100,8 +138,8 @@ class _Answers:
         while True:
             value, decline = None, False
             try:
-                given = self._on_input(asked, refusal)
-                value = await given if inspect.isawaitable(given) else given
+                answer = self._on_input(asked, refusal)
+                value = await answer if inspect.isawaitable(answer) else answer
             except InputDeclined:
                 decline = True
             try:
@@ -110,7 +148,7 @@ class _Answers:
             except InvalidInputError as error:
                 refusal = error
             except (ConflictError, InvalidStateError, NotFoundError):
-                return  # it was settled or closed meanwhile
+                return  # the question was settled, or its step ended, in the meantime
 
     async def _send(self, input_id: str, value: Any, *, decline: bool) -> None:
         while True:
@@ -120,9 +158,5 @@ class _Answers:
             except AgentsrvError as error:
                 if not error.retryable or isinstance(error, ServerUnavailableError):
                     raise
-                wait = error.retry_after
-            await asyncio.sleep(RETRY_AFTER if wait is None else wait)
-
-
-def _ignore(_: Record) -> None:
-    """Where nobody wants to answer."""
+                delay = error.retry_after
+            await asyncio.sleep(RETRY_DELAY if delay is None else delay)

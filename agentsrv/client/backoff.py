@@ -1,4 +1,4 @@
-"""Reconnect: how long a client waits before it connects again, and how often it tries."""
+"""How long a client waits before it connects again, and how many attempts it makes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from agentsrv.backoff import wait
 class Reconnect:
     """Exponential back-off with full jitter: a random part of ``min(cap, base · 2^(n-1))``.
 
-    A failure is an attempt that reached no server, or a connection on which nothing but the
-    greeting arrived. With the defaults a client gives up after about a minute and a half.
+    A failure is an attempt that reached no server, or a connection on which no frame arrived after
+    the greeting. With the defaults a client gives up after about a minute and a half.
 
     Attributes:
-        base: Seconds that the first wait lasts at most.
-        cap: Seconds that any wait lasts at most.
+        base: Maximum of the first wait, in seconds.
+        cap: Maximum of any wait, in seconds.
         attempts: Failures in a row after which the client gives up.
-        first_attempts: The same before the first connection: ``async with Client(url)`` tells
-            at once that there is no server, unless it is asked to wait for one.
+        first_attempts: The same before the first connection. With the default, entering a client
+            raises at the first failure.
     """
 
     base: float = 0.1
@@ -28,5 +28,5 @@ class Reconnect:
     first_attempts: int = 1
 
     def ceiling(self, failures: int) -> float:
-        """Seconds that the wait after ``failures`` failures lasts at most."""
+        """Return the maximum of the wait after ``failures`` failures, in seconds."""
         return wait(failures, self.base, self.cap)

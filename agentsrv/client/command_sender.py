@@ -1,86 +1,106 @@
-"""Caller: puts commands to the server and waits for their answers."""
+"""Sends commands, and waits for their replies."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import orjson
 
-from agentsrv.client.connection import Call, ReconnectingConnection
-from agentsrv.client.subscriptions import Answer
+from agentsrv.client.connection import PendingCommand, ReconnectingConnection
+from agentsrv.client.subscriptions import Outcome
 from agentsrv.errors import AgentsrvError, InvalidCommandError
 from agentsrv.protocol.strict_json import parse_object
 
-OnReply = Callable[[Mapping[str, Any], bool], None]
-"""Takes a reply, and whether its caller still waits for it."""
+OnReply = Callable[[Mapping[str, Any]], None]
 
 
 class CommandSender:
-    """Puts commands to the server over a link; cancelling one withdraws the caller only."""
+    """Sends commands over a connection and waits for their replies.
 
-    def __init__(self, link: ReconnectingConnection) -> None:
-        self._link = link
+    Cancelling a call withdraws the caller only: the server may have received the command.
+    """
 
-    async def ask(
+    def __init__(self, connection: ReconnectingConnection) -> None:
+        self._connection = connection
+
+    def check(self) -> None:
+        """Check that a command can be sent here; see ``ReconnectingConnection.check``."""
+        self._connection.check()
+
+    def call_in_loop(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call ``function`` soon in the client's event loop, from any thread.
+
+        Without effect once the loop is closed.
+        """
+        loop = self._connection.loop
+        if loop is not None:
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(function, *arguments)
+
+    async def request(
         self, fields: Mapping[str, Any], on_reply: OnReply | None = None, *, resend: bool = True
-    ) -> Mapping[str, Any]:
-        """Ask, and wait for the reply; fields that are ``None`` are left out, a message is not.
+    ) -> Any:
+        """Send a command and return the fields of its reply, checked by `frames.check_reply`.
 
         Args:
-            fields: The command's.
-            on_reply: Has its turn before any later frame is looked at.
-            resend: Ask again where the connection is lost before the answer.
+            fields: The command; fields that are ``None`` are omitted, except for ``message``.
+            on_reply: Called with the reply before any later frame is read, even if the call was
+                cancelled in the meantime.
+            resend: Whether to send it again if the connection is lost before the reply.
 
         Raises:
-            AgentsrvError: The server refuses, or the command is none.
-            Interrupted: The connection was lost, and it was not to be asked again.
+            AgentsrvError: The server refuses the command, or the command is not valid JSON.
+            ReplyLostError: The connection was lost before the reply, and ``resend`` is false.
         """
         given = {
             name: value
             for name, value in fields.items()
-            if value is not None or name == "message"  # null is a message
+            if value is not None or name == "message"  # null is a valid message
         }
         try:
             body = orjson.dumps(given).decode()
-            if "null" in body:  # of a None, or of a NaN
+            if "null" in body:  # from a None, or from a NaN, which orjson writes as null
                 json.dumps(given, default=str, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise InvalidCommandError(f"{given['command']} is not JSON: {error}") from None
-        parse_object(body)  # what the server would refuse without knowing whom to tell
+        parse_object(body)  # the server would refuse it with an error that has no id
         return await self._wait(
-            lambda settle: self._link.post(given, settle, resend=resend), on_reply
+            lambda on_outcome: self._connection.send(given, on_outcome, resend=resend), on_reply
         )
 
-    async def ask_by_line(self, line: str) -> Mapping[str, Any]:
-        """Ask as people do who type, and wait for the reply.
+    async def request_line(self, line: str) -> Any:
+        """Send a command line that changes nothing on the server; return the reply's fields.
 
         Raises:
-            AgentsrvError: The server refuses.
+            AgentsrvError: The server refuses it.
         """
-        return await self._wait(lambda settle: self._link.post_line(line, settle))
+        return await self._wait(lambda on_outcome: self._connection.send_line(line, on_outcome))
 
     async def _wait(
-        self, post: Callable[[Callable[[Answer], None]], Call], on_reply: OnReply | None = None
-    ) -> Mapping[str, Any]:
-        self._link.check()
+        self,
+        send: Callable[[Callable[[Outcome], None]], PendingCommand],
+        on_reply: OnReply | None = None,
+    ) -> Any:
+        self._connection.check()
         waiting: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
 
-        def settle(answer: Answer) -> None:
-            if on_reply is not None and not isinstance(answer, AgentsrvError):
-                on_reply(answer, not waiting.done())
-            if waiting.done():
+        def resolve(outcome: Outcome) -> None:
+            if isinstance(outcome, AgentsrvError):
+                if not waiting.done():
+                    waiting.set_exception(outcome)
                 return
-            if isinstance(answer, AgentsrvError):
-                waiting.set_exception(answer)
-            else:
-                waiting.set_result(answer)
+            if on_reply is not None:
+                on_reply(outcome)
+            if not waiting.done():
+                waiting.set_result(outcome)
 
-        call = post(settle)
+        command = send(resolve)
         try:
             return await waiting
         except asyncio.CancelledError:
-            call.abandoned = True
+            command.abandoned = True
             raise

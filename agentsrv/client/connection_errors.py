@@ -1,8 +1,8 @@
-"""Why a connection failed, in one sentence: what was found at the address, and what to try.
+"""Maps connection failures to exceptions, and decides whether to reconnect.
 
-`refusal` explains a failure to connect, `verdict` the end of a connection. Both return an error
-that is ``retryable`` where the client should connect again. Every message about a connection is
-made here; it names the address without the user and password that a URL may have.
+`connect_error` is for a failure to connect, `close_error` for the end of a connection. The error
+that they return is ``retryable`` if the client should connect again. Its message says what was
+found at the address and what to try, and names the address without user, password and query.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ from websockets.exceptions import (
 )
 
 from agentsrv.client.errors import (
-    AccessDeniedError,
     ConnectionClosedError,
     NotAServerError,
     ProtocolError,
     ServerUnavailableError,
 )
 from agentsrv.client.trust import untrusted
-from agentsrv.errors import AgentsrvError, ConfigurationError
+from agentsrv.errors import AgentsrvError, ConfigurationError, UnauthenticatedError
 from agentsrv.protocol import PROTOCOL
 from agentsrv.protocol.close_codes import CLOSES
 
@@ -43,13 +42,13 @@ if TYPE_CHECKING:
     from agentsrv.protocol.frame_types import Hello
 
 UNAUTHENTICATED: Final = 4401  # close code: the token is missing or no longer valid
-REFUSED: Final = 4403  # close code: the origin or the host is not allowed
-# In addition to the server's own codes: a proxy in between goes away, or there was no close.
+FORBIDDEN: Final = 4403  # close code: the origin or the host is not allowed
+# In addition to the server's own codes: a proxy that stops, and a missing closing handshake.
 RECONNECT_AFTER: Final = {code for code, close in CLOSES.items() if close.reconnect} | {1001, 1006}
-OUR_COMPLAINTS: Final = (1002, 1003, 1007, 1009)  # close codes about the server's frames
-TRANSIENT_STATUS: Final = (429, 500, 502, 503, 504)  # HTTP, mostly of a proxy in between
-QUOTED: Final = 120  # characters of a foreign answer that a message quotes
-LOOK: Final = "check the host and the port"
+INVALID_FRAME_CODES: Final = (1002, 1003, 1007, 1009)  # sent by us about the server's frames
+TRANSIENT_STATUSES: Final = (429, 500, 502, 503, 504)  # HTTP, mostly from a proxy
+MAX_QUOTE: Final = 120  # characters of a foreign response in a message
+CHECK: Final = "check the host and the port"
 BANNERS: Final = {
     "SSH-": "an SSH server",
     "220": "a mail or FTP server",
@@ -61,18 +60,18 @@ BANNERS: Final = {
 """How the first line of other protocols begins."""
 REASONS: Final = {
     errno.ECONNREFUSED: "the connection was refused; start the server, or check the port",
-    errno.EHOSTUNREACH: f"the host cannot be reached; {LOOK} and the network",
-    errno.ENETUNREACH: f"the network cannot be reached; {LOOK} and the network",
-    errno.ETIMEDOUT: f"the connection timed out; {LOOK} and the firewall",
+    errno.EHOSTUNREACH: f"the host cannot be reached; {CHECK} and the network",
+    errno.ENETUNREACH: f"the network cannot be reached; {CHECK} and the network",
+    errno.ETIMEDOUT: f"the connection timed out; {CHECK} and the firewall",
 }
 
 
-def greeting(body: bytes | str, url: str) -> Hello:
-    """Read the first frame.
+def read_hello(body: bytes | str, url: str) -> Hello:
+    """Return the first frame of a connection.
 
     Raises:
         NotAServerError: It is not a greeting of this protocol.
-        AccessDeniedError: The server wants a token, and none was given.
+        UnauthenticatedError: The server requires a token, and none was given.
     """
     from agentsrv.client import frames  # noqa: PLC0415 - it imports pydantic
 
@@ -81,32 +80,32 @@ def greeting(body: bytes | str, url: str) -> Hello:
         if hello["protocol"] == PROTOCOL:
             frames.check("hello", hello)
             if "auth_timeout" in hello["limits"]:
-                raise AccessDeniedError(
-                    f"{address(url)} asks who you are; expected a token "
+                raise UnauthenticatedError(
+                    f"{address(url)} requires authentication; expected a token "
                     "(token=, --token or AGENTSRV_TOKEN)"
                 )
             return hello
-        found = repr(hello["protocol"])[:QUOTED]
+        found = repr(hello["protocol"])[:MAX_QUOTE]
     except (ValueError, KeyError, TypeError, ProtocolError):
         found = "a WebSocket that sends no greeting of agentsrv"
-    raise NotAServerError(f"{address(url)}: found {found}; expected {PROTOCOL!r}; {LOOK}")
+    raise NotAServerError(f"{address(url)}: found {found}; expected {PROTOCOL!r}; {CHECK}")
 
 
 def address(url: str) -> str:
-    """The URL without user, password, query and fragment."""
+    """Return the URL without user, password, query and fragment."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
-def refusal(error: BaseException, url: str) -> AgentsrvError | None:
-    """The meaning of a failure to connect; ``None`` for what is not an error, as a cancellation."""
+def connect_error(error: BaseException, url: str) -> AgentsrvError | None:
+    """Return the error for a failure to connect; ``None`` for a cancellation and the like."""
     where = address(url)
     match error:
         case AgentsrvError():
             return error
         case ConnectionClosed():
-            return verdict(error, url)
+            return close_error(error, url)
         case InvalidStatus():
             return _status(error, where)
         case InvalidProxy():
@@ -121,28 +120,28 @@ def refusal(error: BaseException, url: str) -> AgentsrvError | None:
             )
         case ProxyError():
             return ServerUnavailableError(
-                f"no server at {where}: the proxy that the environment names refuses: {error}; "
+                f"no server at {where}: the proxy of the environment refuses: {error}; "
                 "check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or set NO_PROXY"
             )
         case InvalidURI():
             return NotAServerError(
-                f"{where} redirects to {address(error.uri)}; expected a WebSocket; {LOOK}"
+                f"{where} redirects to {address(error.uri)}; expected a WebSocket; {CHECK}"
             )
         case InvalidMessage():
             return _foreign(error, url, where)
         case NegotiationError():
             return NotAServerError(
-                f"{where}: found a WebSocket of another protocol; expected {PROTOCOL!r}; {LOOK}"
+                f"{where}: found a WebSocket of another protocol; expected {PROTOCOL!r}; {CHECK}"
             )
         case InvalidHandshake():
             return NotAServerError(
-                f"{where}: the handshake is not that of a WebSocket: {error}; {LOOK}"
+                f"{where}: the handshake is not that of a WebSocket: {error}; {CHECK}"
             )
         case ssl.SSLError():
             return _tls(error, where)
         case TimeoutError():
             return ServerUnavailableError(
-                f"no server at {where}: no answer in time; {LOOK} and the firewall"
+                f"no server at {where}: no answer in time; {CHECK} and the firewall"
             )
         case OSError() | ValueError():
             return ServerUnavailableError(f"no server at {where}: {_reason(error, url)}")
@@ -150,71 +149,74 @@ def refusal(error: BaseException, url: str) -> AgentsrvError | None:
             return None
 
 
-def verdict(closed: ConnectionClosed, url: str, *, renews: bool = False) -> AgentsrvError:
-    """The meaning of the end of a connection; retryable where the client should connect again.
+def close_error(closed: ConnectionClosed, url: str, *, renews: bool = False) -> AgentsrvError:
+    """Return the error for the end of a connection.
 
-    ``renews`` means that the next connection may have another token.
+    Args:
+        closed: The closing handshake, or its absence.
+        url: The address of the server.
+        renews: Whether the next connection may have another token.
     """
     where = address(url)
     if closed.rcvd is None:
-        if closed.sent is not None and closed.sent.code in OUR_COMPLAINTS:
+        if closed.sent is not None and closed.sent.code in INVALID_FRAME_CODES:
             return ProtocolError(f"the frames of {where} cannot be taken: {closed.sent}")
         is_silent = closed.sent is not None and "ping" in closed.sent.reason
         why = "no answer to a ping" if is_silent else "it ended without a closing handshake"
         return ServerUnavailableError(f"the connection to {where} was lost: {why}")
     code, reason = closed.rcvd.code, closed.rcvd.reason
     if code == UNAUTHENTICATED and renews:
-        return ServerUnavailableError(f"{where} asks for another token: {reason or code}")
-    if code in (UNAUTHENTICATED, REFUSED):
-        return AccessDeniedError(f"{where} refuses the connection: {reason or code}")
+        return ServerUnavailableError(f"{where} requires another token: {reason or code}")
+    if code in (UNAUTHENTICATED, FORBIDDEN):
+        return UnauthenticatedError(f"{where} refuses the connection: {reason or code}")
     if code in RECONNECT_AFTER:
         return ServerUnavailableError(
             f"{where} closed the connection ({code} {reason})".replace(" )", ")")
         )
-    told = f"{where} closed the connection for good ({code} {reason})"
-    return ConnectionClosedError(told.replace(" )", ")"))
+    message = f"{where} closed the connection for good ({code} {reason})"
+    return ConnectionClosedError(message.replace(" )", ")"))
 
 
 def _status(error: InvalidStatus, where: str) -> AgentsrvError:
-    """An HTTP server answered the handshake with something else than 101."""
+    """Return the error for an HTTP response other than 101."""
     status = error.response.status_code
-    said = _first_line(error.response.body)
-    found = f"HTTP {status}{f' ({said})' if said else ''}"
+    text = _first_line(error.response.body)
+    found = f"HTTP {status}{f' ({text})' if text else ''}"
     if status == HTTPStatus.UNAUTHORIZED:
-        return AccessDeniedError(
-            f"{where} refuses the token, or wants one: {found}; check the token"
+        return UnauthenticatedError(
+            f"{where} rejects the token, or requires one: {found}; check the token"
         )
     if status == HTTPStatus.FORBIDDEN:
-        return AccessDeniedError(
+        return UnauthenticatedError(
             f"{where} refuses the connection: {found}; the server or a proxy in front of it does "
             "not allow this host, origin or user"
         )
-    if status in TRANSIENT_STATUS:
+    if status in TRANSIENT_STATUSES:
         return ServerUnavailableError(
-            f"no server at {where}: found {found}; a proxy may have no server behind it now"
+            f"no server at {where}: found {found}; the servers behind a proxy may be down"
         )
     return NotAServerError(
-        f"{where}: found an HTTP server that answers {found}; expected a WebSocket; {LOOK}, and "
+        f"{where}: found an HTTP server that answers {found}; expected a WebSocket; {CHECK}, and "
         "the path"
     )
 
 
 def _foreign(error: InvalidMessage, url: str, where: str) -> AgentsrvError:
-    """What answered does not speak HTTP/1.1, or said nothing."""
+    """Return the error for a peer that does not speak HTTP/1.1, or sent nothing."""
     for cause in _causes(error):
         line = str(cause).rpartition(": ")[2] if isinstance(cause, ValueError) else ""
         if "HTTP" not in str(cause) or not line:
             continue
         found = next((name for begin, name in BANNERS.items() if line.startswith(begin)), None)
-        quoted = repr(line[:QUOTED])
+        quoted = repr(line[:MAX_QUOTE])
         return NotAServerError(
-            f"{where}: found {found or 'another protocol'}, which says {quoted}; "
-            f"expected a WebSocket; {LOOK}"
+            f"{where}: found {found or 'another protocol'}, which sent {quoted}; "
+            f"expected a WebSocket; {CHECK}"
         )
     other = "if it speaks TLS, try wss://; if not, " if urlsplit(url).scheme == "ws" else ""
     return ServerUnavailableError(
         f"no server at {where}: the handshake got no answer in HTTP before the connection ended; "
-        f"{other}{LOOK}"
+        f"{other}{CHECK}"
     )
 
 
@@ -222,15 +224,15 @@ def _tls(error: ssl.SSLError, where: str) -> AgentsrvError:
     if isinstance(error, ssl.SSLCertVerificationError):
         return ServerUnavailableError(untrusted(error, where))
     if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
-        return ServerUnavailableError(f"{where}: found a port without TLS; try ws://, or {LOOK}")
+        return ServerUnavailableError(f"{where}: found a port without TLS; try ws://, or {CHECK}")
     return ServerUnavailableError(
-        f"{where}: the TLS handshake failed: {error.reason or error.strerror or error}; {LOOK}"
+        f"{where}: the TLS handshake failed: {error.reason or error.strerror or error}; {CHECK}"
     )
 
 
 def _reason(error: Exception, url: str) -> str:
     if isinstance(error, socket.gaierror):
-        return f"the name {urlsplit(url).hostname!r} cannot be resolved ({error.strerror}); {LOOK}"
+        return f"the name {urlsplit(url).hostname!r} cannot be resolved ({error.strerror}); {CHECK}"
     if isinstance(error, ConnectionError) and error.errno is None:
         other = "; if it does not speak TLS, try ws://" if urlsplit(url).scheme == "wss" else ""
         return f"the connection ended during the handshake{other}"
@@ -247,7 +249,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _first_line(body: bytes | bytearray | None) -> str:
-    """The beginning of a text that an HTTP server sent; nothing of a page or of bytes."""
-    text = (body or b"")[: 4 * QUOTED].decode(errors="replace").strip()
-    line = text.splitlines()[0][:QUOTED] if text else ""
+    """Return the first line of a text; nothing for HTML, JSON or binary data."""
+    text = (body or b"")[: 4 * MAX_QUOTE].decode(errors="replace").strip()
+    line = text.splitlines()[0][:MAX_QUOTE] if text else ""
     return "" if line.startswith(("<", "{")) or not line.isprintable() else line

@@ -1,4 +1,18 @@
-"""What a client may have to tell beside the server's own errors (``agentsrv.errors``)."""
+"""The errors of the client, in addition to those that a server sends (``agentsrv.errors``).
+
+All are `AgentsrvError`::
+
+    AgentsrvError
+    ├── TaskFailedError, TaskCancelledError   the task ended without its output
+    ├── ServerUnavailableError                no server answers
+    │   └── NotAServerError                   the peer does not speak agentsrv.v1
+    ├── ConnectionClosedError                 the connection ended for good
+    ├── ProtocolError                         the peer violated the protocol
+    │   └── SequenceGapError                  an event is missing
+    ├── ReplyLostError                        the connection was lost before the reply
+    ├── ClientUsageError                      the client is used where it has no connection
+    └── UnauthenticatedError, NotFoundError … the refusals of the server, one for each code
+"""
 
 from __future__ import annotations
 
@@ -10,26 +24,20 @@ from agentsrv.models import events as e
 
 
 class ServerUnavailableError(AgentsrvError):
-    """Nobody answers at the URL, within the limits of ``Reconnect``."""
+    """No server answers at the URL, and the limits of ``Reconnect`` are reached."""
 
     code = "no_server"
     retryable = True
 
 
 class NotAServerError(ServerUnavailableError):
-    """Something answers at the URL, but it does not speak ``agentsrv.v1``."""
+    """The peer at the URL does not speak ``agentsrv.v1``."""
 
     retryable = False
 
 
-class AccessDeniedError(AgentsrvError):
-    """The server knows who asks, or does not, and refuses the connection."""
-
-    code = "unauthenticated"
-
-
 class ConnectionClosedError(AgentsrvError):
-    """The connection ended for good: the client was closed, or the server will not go on."""
+    """The connection ended for good: the client was closed, or the server closed it for good."""
 
     code = "closed"
 
@@ -44,7 +52,7 @@ class ClientUsageError(AgentsrvError):
 
 
 class ProtocolError(AgentsrvError):
-    """The server sent what the protocol does not allow, or more than the client takes."""
+    """The server sent a frame that the protocol does not allow, or one above ``max_frame``."""
 
     code = "protocol_violation"
 
@@ -54,10 +62,11 @@ class SequenceGapError(ProtocolError):
 
 
 class ReplyLostError(AgentsrvError):
-    """The connection was lost before the answer; the command may have been carried out.
+    """The connection was lost before the reply; the command may have been carried out.
 
-    Raised by ``send``, which is not asked again. Else seen as the cause of an error: the command
-    was asked again, and then refused.
+    Raised by ``TaskHandle.send``, whose command is not sent again. Any other command is sent again
+    on the next connection; if the server then refuses it, this error is the ``__cause__`` of the
+    refusal.
     """
 
     code = "interrupted"
@@ -65,7 +74,7 @@ class ReplyLostError(AgentsrvError):
 
 
 class TaskFailedError(AgentsrvError):
-    """The task ended without its output; ``event`` tells how far it came."""
+    """The task failed. ``event`` is its last event, with the failed step and the partial output."""
 
     code = "task_failed"
 
@@ -77,7 +86,7 @@ class TaskFailedError(AgentsrvError):
 
 
 class TaskCancelledError(AgentsrvError):
-    """The task was cancelled; ``event`` tells by whom and what was written until then."""
+    """The task was cancelled. ``event`` is its last event: by whom, why, and the partial output."""
 
     code = "task_cancelled"
 
@@ -89,7 +98,10 @@ class TaskCancelledError(AgentsrvError):
 
 
 def from_frame(frame: Mapping[str, Any]) -> AgentsrvError:
-    """The error that an ``error`` frame tells, as the class of its code."""
+    """Return the error of an ``error`` frame, as the class of its code.
+
+    ``code`` and ``retryable`` are those of the frame: a newer server may send others.
+    """
     code = str(frame["code"])
     error = by_code(code)(
         str(frame["message"]),
@@ -97,5 +109,5 @@ def from_frame(frame: Mapping[str, Any]) -> AgentsrvError:
         details=frame.get("details"),
         example=frame.get("example"),
     )
-    error.code, error.retryable = code, bool(frame["retryable"])  # a newer server's may differ
+    error.code, error.retryable = code, bool(frame["retryable"])
     return error

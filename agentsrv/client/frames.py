@@ -1,9 +1,9 @@
-"""Frames: check what the server sends, once, before anything else in the client reads it.
+"""Validates the frames that a server sends, before any other code of the client reads them.
 
-A server may be foreign, broken or hostile. Every frame is checked here against the types of
-``agentsrv.models.replies`` and ``agentsrv.models.events``, so the rest of the client, and the
-command line on top of it, use the fields without further checks. Fields, events and statuses that
-this version does not know are accepted: a newer server may send them.
+The peer may be broken or hostile, or not an agentsrv server. Every frame is validated against the
+types of ``agentsrv.models.replies`` and ``agentsrv.models.events``, so the rest of the client,
+and the command line on top of it, use the fields without further checks. Fields, events and
+statuses that this version does not know are accepted, because a newer server may send them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from agentsrv.models import events as e
 from agentsrv.models import replies
 from agentsrv.protocol import frame_types
 
-QUOTED: Final = 60  # characters of a wrong value that an error quotes
+MAX_QUOTE: Final = 60  # characters of an invalid value in a message
 
 Fields = Mapping[str, Any]
 """The fields of a type by name, each with its type."""
@@ -46,7 +46,7 @@ Moment = Annotated[str, AfterValidator(_moment)]
 
 
 class _Schema(TypedDict, total=False):
-    """The keywords of a JSON Schema that this package reads itself."""
+    """The keywords of a JSON Schema that this package reads."""
 
     properties: dict[str, dict[str, Any] | bool]
     required: list[str]
@@ -73,14 +73,14 @@ class _Envelope(TypedDict):
 
 
 class _Server(TypedDict):
-    """The server, as it greets."""
+    """The server in its greeting."""
 
     name: str
     version: str
 
 
 class _Limits(TypedDict, total=False):
-    """The limit that the client keeps itself."""
+    """The limit that the client enforces itself."""
 
     max_frame: int
 
@@ -89,7 +89,7 @@ def _typed(name: str, fields: Fields) -> Any:
     return TypedDict(name, dict(fields))  # type: ignore[operator] # known at run time only
 
 
-def _several(kind: Any) -> Any:
+def _list_of(kind: Any) -> Any:
     return GenericAlias(list, kind)
 
 
@@ -108,11 +108,11 @@ def _data(kind: type[e.Event]) -> dict[str, Any]:
     }
 
 
-# The client needs more of some fields than the published types say.
+# Some fields are validated more strictly than their published types.
 _QUESTION: Final = _data(e.InputRequired) | {"schema": _Schema, "options": list[Any] | None}
 _DATA: Final[Mapping[str, Fields]] = {name: _data(kind) for name, kind in e.EVENTS.items()} | {
     e.InputRequired.event_type: _QUESTION,
-    e.PlanCreated.event_type: _data(e.PlanCreated) | {"steps": _several(_Planned)},
+    e.PlanCreated.event_type: _data(e.PlanCreated) | {"steps": _list_of(_Planned)},
 }
 _AGENT: Final = _typed("AgentInfo", _fields(replies.AgentInfo) | {"params": _Schema})
 _ROW: Final = _typed("TaskRow", _fields(replies.TaskRow) | {"created_at": Moment})
@@ -127,9 +127,9 @@ _REPLIES: Final[Mapping[str, Any]] = {
     "auth": replies.AuthReply,
     "ping": replies.Nothing,
     "help": replies.HelpReply,
-    "agents": _typed("AgentsReply", {"agents": _several(_AGENT)}),
-    "list": _typed("TaskPage", _fields(replies.TaskPage) | {"tasks": _several(_ROW)}),
-    "status": _typed("Snapshot", _fields(replies.Snapshot) | {"inputs": _several(_ASKED)}),
+    "agents": _typed("AgentsReply", {"agents": _list_of(_AGENT)}),
+    "list": _typed("TaskPage", _fields(replies.TaskPage) | {"tasks": _list_of(_ROW)}),
+    "status": _typed("Snapshot", _fields(replies.Snapshot) | {"inputs": _list_of(_ASKED)}),
     "subscribe": replies.TaskReply,  # this client subscribes to single tasks
 }
 _FRAMES: Final[Mapping[str, Any]] = {
@@ -155,16 +155,16 @@ def _frame(kind: str) -> TypeAdapter[Any]:
 
 
 def check(kind: str, frame: Any) -> None:
-    """Check a frame of the type ``kind`` that is no reply and no event.
+    """Validate a frame of the type ``kind`` other than a reply or an event.
 
     Raises:
-        ProtocolError: A field is missing, or its value is of another type.
+        ProtocolError: A field is missing, or its value has another type.
     """
     _check(_frame(kind), frame, "a frame", kind)
 
 
 def check_reply(command: str, frame: Any) -> None:
-    """Check a reply to ``command``.
+    """Validate a reply to ``command``.
 
     Raises:
         ProtocolError: As `check`.
@@ -173,7 +173,7 @@ def check_reply(command: str, frame: Any) -> None:
 
 
 def to_record(frame: Any) -> e.Record:
-    """Return the event of a frame.
+    """Validate an event's frame, and return the event.
 
     Raises:
         ProtocolError: As `check`.
@@ -185,13 +185,14 @@ def to_record(frame: Any) -> e.Record:
     return e.to_record(frame)
 
 
-def _check(adapter: TypeAdapter[Any], value: Any, what: str, name: str) -> None:
+def _check(adapter: TypeAdapter[Any], value: Any, subject: str, name: str) -> None:
     try:
         adapter.validate_python(value, strict=True)
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         field = ".".join(map(str, found["loc"])) or "all of it"
-        quoted = "" if found["type"] == "missing" else f"; found {found['input']!r}"[:QUOTED]
+        quoted = "" if found["type"] == "missing" else f"; found {found['input']!r}"[:MAX_QUOTE]
         raise ProtocolError(
-            f"the server sent {what} {name!r} that cannot be read: {field}: {found['msg']}{quoted}"
+            f"the server sent {subject} {name!r} that cannot be read: "
+            f"{field}: {found['msg']}{quoted}"
         ) from None

@@ -1,4 +1,4 @@
-"""Texts: what each step of a task has written, as its events tell it."""
+"""The text that each step of a task has written, put together from its events."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from agentsrv.models.events import Record
 
 
 class StepOutputs(Mapping[str, str]):
-    """The text of each step by its id; that of a failed attempt is dropped.
+    """The text of each step, by its id. The text of a failed attempt is dropped.
 
-    Feed it the events of one task, in order and from the first: then each text is what the server
-    has, at every moment. Fed from the middle, a text lacks what was written before.
+    Pass every event of one task to `see`, in order and from the first one on: then each text is the
+    same as on the server. Without the first events, the beginning of a text is missing.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class StepOutputs(Mapping[str, str]):
         self._attempts: dict[str, int] = {}
 
     def see(self, record: Record) -> bool:
-        """Take an event; return whether a text has changed."""
+        """Read an event; return whether a text has changed."""
         step_id = record.data.get("step_id")
         if step_id is None:
             return False

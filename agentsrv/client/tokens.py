@@ -1,4 +1,4 @@
-"""Who a client says it is: a token for good, or one that is asked for before each connection."""
+"""The client's token: a constant, or a function that is called before each connection."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from agentsrv.client.errors import ServerUnavailableError
 from agentsrv.errors import ConfigurationError
 
 TokenSource = Callable[[], str | Awaitable[str]]
-"""Gives the token that counts now; it may be a coroutine function."""
+"""Returns the current token; it may be a coroutine function."""
 Token = str | TokenSource
 
-TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, section 2.1
+TOKEN_PATTERN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, section 2.1
 
 
 class Tokens:
     """Makes the headers of a handshake.
 
     Raises:
-        ConfigurationError: The token cannot be one.
+        ConfigurationError: The token contains characters that HTTP headers do not allow.
     """
 
     def __init__(self, token: Token | None) -> None:
@@ -30,29 +30,30 @@ class Tokens:
 
     @property
     def renews(self) -> bool:
-        """Whether the next connection may have another token."""
+        """Whether the next connection may use another token."""
         return self._source is not None
 
     async def headers(self) -> Mapping[str, str]:
-        """For the next handshake.
+        """Return the headers of the next handshake.
 
         Raises:
-            ConfigurationError: What the source gives cannot be a token.
-            ServerUnavailableError: It gives none; it may be asked again.
+            ConfigurationError: The function returned an invalid token.
+            ServerUnavailableError: The function raised an error. It is called again before the
+                next attempt.
         """
         if self._source is None:
             return self._headers
         try:
-            given = self._source()
-            token = await given if inspect.isawaitable(given) else given
+            returned = self._source()
+            token = await returned if inspect.isawaitable(returned) else returned
         except Exception as error:
-            raise ServerUnavailableError(f"the source of tokens gives none: {error!r}") from error
+            raise ServerUnavailableError(f"the token function failed: {error!r}") from error
         return _headers(token)
 
 
 def _headers(token: object) -> dict[str, str]:
     text = token.strip() if isinstance(token, str) else ""  # a file ends with a line end
-    if not TOKEN.fullmatch(text):
+    if not TOKEN_PATTERN.fullmatch(text):
         raise ConfigurationError(
             "invalid token: it is empty or contains characters that HTTP headers do not allow"
         )

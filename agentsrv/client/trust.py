@@ -1,4 +1,4 @@
-"""Which certificates of servers a client trusts, and what to do about one that it does not."""
+"""The certificates that a client trusts, and the message about one that it does not trust."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from urllib.parse import urlsplit
 from agentsrv.config_files import check_regular
 from agentsrv.errors import ConfigurationError
 
-VARIABLE = "SSL_CERT_FILE"  # by which OpenSSL finds the CAs that it trusts
+CA_FILE_VARIABLE = "SSL_CERT_FILE"  # OpenSSL trusts the CAs in the file that it names
 
 
 def tls_context(url: str, ca: Path | str | None) -> ssl.SSLContext | None:
-    """Return what the certificate of the server at ``url`` is checked with.
+    """Return the TLS context for ``url``; ``None`` for ``ws://``, which is not encrypted.
 
     With ``ca``, a PEM file, only the CAs in it are trusted; without it those of the system, or of
-    the file that the variable SSL_CERT_FILE names. None for ``ws://``, where nothing is encrypted.
+    the file that the variable SSL_CERT_FILE names.
 
     Raises:
         ConfigurationError: The file is missing or has no certificate.
@@ -25,9 +25,9 @@ def tls_context(url: str, ca: Path | str | None) -> ssl.SSLContext | None:
     if urlsplit(url).scheme != "wss":
         return None
     if ca is None:
-        file = os.environ.get(VARIABLE)
+        file = os.environ.get(CA_FILE_VARIABLE)
         if file and Path(file).exists():  # a missing one: see `untrusted`
-            check_regular(Path(file), f"{VARIABLE} is {file!r}")
+            check_regular(Path(file), f"{CA_FILE_VARIABLE} is {file!r}")
         return ssl.create_default_context()
     check_regular(Path(ca), f"ca is {os.fspath(ca)!r}")
     try:
@@ -40,14 +40,14 @@ def tls_context(url: str, ca: Path | str | None) -> ssl.SSLContext | None:
 
 
 def untrusted(error: ssl.SSLCertVerificationError, where: str) -> str:
-    """Say why the certificate of the server at ``where`` is refused, and what to do."""
-    told = f"{where}: the certificate is not trusted: {error.verify_message}"
-    if "match" in error.verify_message:  # it is for another name or address
-        return f"{told}; connect by a name that the certificate has"
-    file = os.environ.get(VARIABLE)
+    """Return why the certificate of the server at ``where`` is not trusted, and what to do."""
+    message = f"{where}: the certificate is not trusted: {error.verify_message}"
+    if "match" in error.verify_message:  # it was issued for another name or address
+        return f"{message}; connect by a name that the certificate has"
+    file = os.environ.get(CA_FILE_VARIABLE)
     if file and not Path(file).exists():
-        told += f" (there is no file {file}, which {VARIABLE} names)"
+        message += f" ({CA_FILE_VARIABLE} names the file {file}, which does not exist)"
     return (
-        f"{told}; for a certificate of your own, name the file of its CA by --ca FILE, in Python "
-        f"by Options(ca=FILE), or by the variable {VARIABLE}"
+        f"{message}; for a certificate of your own, name the file of its CA by --ca FILE, in "
+        f"Python by Options(ca=FILE), or by the variable {CA_FILE_VARIABLE}"
     )

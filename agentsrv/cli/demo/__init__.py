@@ -20,8 +20,7 @@ from typing import Final
 
 from agentsrv.cli.render import describe
 from agentsrv.cli.signals import run_until_signal
-from agentsrv.client import Client
-from agentsrv.client.errors import ServerUnavailableError
+from agentsrv.client import Client, ServerUnavailableError
 from agentsrv.error_text import redact
 from agentsrv.errors import AgentsrvError
 
@@ -76,13 +75,13 @@ async def show(server: Server) -> None:
     """Run the question; print the events as they come, then the report."""
     with tempfile.TemporaryDirectory(prefix="agentsrv-demo-") as folder:
         async with server.running(Path(folder)) as url, Client(url) as client:
-            print(f"agentsrv {client.hello['server']['version']} listens on {url}")
+            print(f"agentsrv {client.hello.server.version} listens on {url}")
             print(f"The question: {QUESTION}\n\nThe log of the task, as it grows:")
-            result = await client.run(
-                QUESTION,
+            task = await client.start(QUESTION)
+            result = await task.result(
                 on_event=lambda record: print(
                     f"{record.seq:4}  {record.event_type:15} {describe(record)}", flush=True
-                ),
+                )
             )
             print(f"\nThe report:\n\n{result.final_output.rstrip()}\n")
     print(f"The server stopped at SIGTERM with exit status {server.exit_status}.")

@@ -21,13 +21,12 @@ from agentsrv.cli.connection import watched
 from agentsrv.cli.live.console import console_of
 from agentsrv.cli.live.tree import MARKS, WAITING, seconds
 from agentsrv.cli.render import shorten, status_word
-from agentsrv.client import Client
+from agentsrv.client import Client, TaskSnapshot, TaskSummary
 from agentsrv.errors import NotFoundError
 from agentsrv.models.states import StepStatus, TaskStatus
 from agentsrv.telemetry.safe_text import visible
 
 if TYPE_CHECKING:
-    from agentsrv.models.replies import Snapshot, TaskRow
     from agentsrv.store.shared import Node
 
 try:
@@ -53,9 +52,9 @@ class Look:
 
     at: datetime
     totals: Mapping[TaskStatus, int]
-    rows: Sequence[TaskRow]
+    rows: Sequence[TaskSummary]
     """Those that are not over, then those that are, the newest first of each."""
-    details: Mapping[str, Snapshot]
+    details: Mapping[str, TaskSnapshot]
     """All about the first active ones, by id."""
     nodes: Sequence[Node] = ()
     """The servers that share the store, where that was looked at, too."""
@@ -73,20 +72,20 @@ async def look(client: Client, store: str | None, rows: int, at: datetime) -> Lo
     pages = await asyncio.gather(
         *(client.list(status=status, limit=rows) for status in (*ACTIVE, *ENDED))
     )
-    totals = {status: page["total"] for status, page in zip((*ACTIVE, *ENDED), pages, strict=True)}
-    found = [row for page in pages for row in page["tasks"]]
-    found.sort(key=lambda row: row["created_at"], reverse=True)
-    found.sort(key=lambda row: row["status"] in ENDED)
+    totals = {status: page.total for status, page in zip((*ACTIVE, *ENDED), pages, strict=True)}
+    found = [row for page in pages for row in page.tasks]
+    found.sort(key=lambda row: row.created_at, reverse=True)
+    found.sort(key=lambda row: row.status in ENDED)
     shown = found[:rows]
-    active = [row["task_id"] for row in shown if row["status"] not in ENDED][:DETAILED]
-    snapshots = await asyncio.gather(*map(client.status, active), return_exceptions=True)
-    details: dict[str, Snapshot] = {}
+    active = [client.task(row.task_id) for row in shown if row.status not in ENDED][:DETAILED]
+    snapshots = await asyncio.gather(*(task.status() for task in active), return_exceptions=True)
+    details: dict[str, TaskSnapshot] = {}
     for snapshot in snapshots:
         if isinstance(snapshot, NotFoundError):
             continue  # it was removed meanwhile
         if isinstance(snapshot, BaseException):
             raise snapshot
-        details[snapshot["task_id"]] = snapshot
+        details[snapshot.task_id] = snapshot
     return Look(at, totals, shown, details, servers)
 
 
@@ -115,23 +114,23 @@ def draw(name: str, looks: Sequence[Look], width: int = 80) -> RenderableType:
             continue
         table.add_column(title, overflow="ellipsis", header_style="dim", **options)
     for row in last.rows:
-        mark, style = _mark(row["status"])
-        age = (last.at - datetime.fromisoformat(row["created_at"])).total_seconds()
-        state = Text.assemble((mark, style), f" {_words(row['status'])}")
-        what = Text(shorten(row["user_input"]))
+        mark, style = _mark(row.status)
+        age = (last.at - datetime.fromisoformat(row.created_at)).total_seconds()
+        state = Text.assemble((mark, style), f" {_words(row.status)}")
+        what = Text(shorten(row.user_input))
         if is_narrow:
-            table.add_row(visible(row["task_id"][:8]), state, what)
+            table.add_row(visible(row.task_id[:8]), state, what)
             continue
-        steps = _steps(last.details.get(row["task_id"]))
-        table.add_row(visible(row["task_id"]), state, seconds(max(age, 0.0)), steps, what)
+        steps = _steps(last.details.get(row.task_id))
+        table.add_row(visible(row.task_id), state, seconds(max(age, 0.0)), steps, what)
     head = Text(f"{name}  {_rates(looks)}", no_wrap=True, overflow="ellipsis")
     return Group(head, counts, Text(), *_servers(last.nodes), table)
 
 
 async def show(client: Client, url: str, store: str | None = None) -> None:
     """Look and draw again and again, until ``q`` is typed; without a terminal once."""
-    server = client.hello["server"]
-    name = visible(f"{server['name']} {server['version']} at {url}")
+    server = client.hello.server
+    name = visible(f"{server.name} {server.version} at {url}")
     console = console_of(sys.stdout)
     is_live = sys.stdin.isatty() and console.is_terminal and not console.is_dumb_terminal
     if not (_HAS_KEYS and is_live):
@@ -210,15 +209,15 @@ def _rates(looks: Sequence[Look]) -> str:
     return f"{created:.1f} created/s  {ended:.1f} ended/s"
 
 
-def _steps(snapshot: Snapshot | None) -> str:
-    if snapshot is None or not snapshot["steps"]:
+def _steps(snapshot: TaskSnapshot | None) -> str:
+    if snapshot is None or not snapshot.steps:
         return ""
-    steps = snapshot["steps"]
-    done = sum(step["status"] == StepStatus.COMPLETED for step in steps)
+    steps = snapshot.steps
+    done = sum(step.status == StepStatus.COMPLETED for step in steps)
     busy = [
-        step["agent"]
+        step.agent
         for step in steps
-        if step["status"] in (StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.INPUT_REQUIRED)
+        if step.status in (StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.INPUT_REQUIRED)
     ]
     return visible(" ".join([f"{done}/{len(steps)}", *busy[:1]]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from mcp_types import CallToolResult, ElicitRequest, ElicitResult, InputRequired
 
 from agentsrv.cli.mcp import forms
 from agentsrv.cli.render import describe
-from agentsrv.client import Client, Record
+from agentsrv.client import Client, Record, TaskHandle
 from agentsrv.client.answers import answering
 from agentsrv.errors import (
     AgentsrvError,
@@ -26,6 +26,7 @@ from agentsrv.errors import (
     NotFoundError,
 )
 from agentsrv.models import events as e
+from agentsrv.models.events import from_data
 
 Result = CallToolResult | InputRequiredResult
 
@@ -36,15 +37,13 @@ PATIENCE: Final = 5.0  # seconds for a cancel to reach the server
 
 
 @asynccontextmanager
-async def ending_with_call(
-    client: Client, task_id: str | None = None, *, key: str | None = None
-) -> AsyncIterator[None]:
-    """Cancel the task, named by its id or its idempotency key, if the block is cancelled."""
+async def ending_with_call(cancel: Callable[..., Awaitable[object]]) -> AsyncIterator[None]:
+    """Cancel the task, by ``cancel(reason=…)``, if the block is cancelled."""
     try:
         yield
     except asyncio.CancelledError:
         with anyio.move_on_after(PATIENCE, shield=True), suppress(AgentsrvError):
-            await client.cancel(task_id, idempotency_key=key, reason=REASON)
+            await cancel(reason=REASON)
         raise
 
 
@@ -64,13 +63,13 @@ class Call:
         self._has_forms = able is not None and (able.form is not None or able.url is None)
         self._asks_by_result = (context.protocol_version or "") >= ASKING_BY_RESULT
 
-    async def follow(self, task_id: str, after: int) -> Result:
-        """Report what follows event ``after``; return how the task ended, or what it asks."""
+    async def follow(self, task: TaskHandle, after_seq: int = 0) -> Result:
+        """Report the events after number ``after_seq``; return the task's end or its question."""
         during = self._has_forms and not self._asks_by_result
         try:
             async with (
-                answering(self._client.respond, self._elicit if during else None) as see,
-                aclosing(self._client.events(task_id, after)) as events,
+                answering(task.respond, self._elicit if during else None) as see,
+                aclosing(task.events(after_seq)) as events,
             ):
                 async for record in events:
                     see(record)
@@ -79,53 +78,55 @@ class Call:
                     if record.is_terminal:
                         return ended(record)
                     if record.event_type == e.InputRequired.event_type and not during:
-                        return self.ask(record.data, record.seq)
+                        return self.ask(from_data(e.InputRequired, record.data), record.seq)
         except _Unanswered as left:
             return told(left.asked)
-        raise AssertionError(f"the log of task {task_id} ended without a terminal event")
+        raise AssertionError(f"the log of task {task.id} ended without a terminal event")
 
     async def go_on(self) -> Result:
         """Take the answer with which the client calls again, and follow the task further."""
         assert self._context.request_state is not None
         state = orjson.loads(self._context.request_state)
-        asked = e.from_data(e.InputRequired, state["asked"])
-        async with ending_with_call(self._client, state["task_id"]):
+        asked = from_data(e.InputRequired, state["asked"])
+        task = self._client.task(state["task_id"])
+        async with ending_with_call(task.cancel):
             responses = self._context.input_responses or {}
             result = responses.get(asked.input_id)
             if not isinstance(result, ElicitResult):
                 return told(asked)
             try:
-                await self._respond(asked, result)
+                await self._respond(task, asked, result)
             except forms.Dismissed:
                 return told(asked)
             except InvalidInputError as refusal:
-                return self.ask(state["asked"], state["seq"], refusal.message)
+                return self.ask(asked, state["seq"], refusal.message)
             except (ConflictError, InvalidStateError, NotFoundError):
                 pass  # it was settled or closed meanwhile
-            return await self.follow(state["task_id"], state["seq"])
+            return await self.follow(task, state["seq"])
 
-    async def _respond(self, asked: e.InputRequired, result: ElicitResult) -> None:
+    async def _respond(
+        self, task: TaskHandle, asked: e.InputRequired, result: ElicitResult
+    ) -> None:
         try:
             value = forms.answer(asked, result)
         except InputDeclined:
-            await self._client.respond(asked.input_id, decline=True)
+            await task.respond(asked.input_id, decline=True)
         else:
-            await self._client.respond(asked.input_id, value)
+            await task.respond(asked.input_id, value)
 
-    def ask(self, data: Mapping[str, Any], seq: int, refusal: str | None = None) -> Result:
-        """End this round of the call with a question, to go on behind event ``seq``.
+    def ask(self, asked: e.InputRequired, seq: int, refusal: str | None = None) -> Result:
+        """End this round of the call with a question; the next round continues after event ``seq``.
 
         Args:
-            data: The question's, as ``input_required`` has it.
-            seq: Up to where the task was followed.
-            refusal: Why the answer before was none.
+            asked: The question.
+            seq: The number of the last event that was reported.
+            refusal: Why the previous answer was refused.
         """
-        asked = e.from_data(e.InputRequired, data)
         if not (self._has_forms and self._asks_by_result):
             return told(asked)
         request = ElicitRequest(params=forms.form(asked, refusal))
         task_id = asked.input_id.partition("/")[0]
-        state = {"task_id": task_id, "seq": seq, "asked": data}
+        state = {"task_id": task_id, "seq": seq, "asked": vars(asked)}
         return InputRequiredResult(
             input_requests={asked.input_id: request}, request_state=orjson.dumps(state).decode()
         )

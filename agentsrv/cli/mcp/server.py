@@ -12,6 +12,7 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any, Final
 
@@ -108,11 +109,11 @@ class Tools:
             if context.request_state is not None:
                 return await call.go_on()
             key = uuid.uuid4().hex  # names the task to ``cancel`` before its id is known
-            async with ending_with_call(self._client, key=key):
-                created = await self._client.create(
-                    text, agent=agent, params=params, idempotency_key=key, execute=True
+            async with ending_with_call(partial(self._client.cancel, idempotency_key=key)):
+                task = await self._client.start(
+                    text, agent=agent, params=params, idempotency_key=key
                 )
-                return await call.follow(created["task_id"], 0)
+                return await call.follow(task)
 
     async def respond(
         self,
@@ -128,21 +129,20 @@ class Tools:
         with _refusals():
             if context.request_state is not None:
                 return await call.go_on()
-            asked = await find_question(self._client, question)
-            task_id = asked.input_id.partition("/")[0]
-            snapshot = await self._client.status(task_id)
+            task, asked = await find_question(self._client, question)
+            snapshot = await task.status()
             value = read_answer(answer, asked) if isinstance(answer, str) else answer
-            await self._client.respond(asked.input_id, None if decline else value, decline=decline)
-            others = [each for each in snapshot["inputs"] if each["input_id"] != asked.input_id]
-            async with ending_with_call(self._client, task_id):
+            await task.respond(asked.input_id, None if decline else value, decline=decline)
+            others = [other for other in snapshot.inputs if other.input_id != asked.input_id]
+            async with ending_with_call(task.cancel):
                 if others:
-                    return call.ask(others[0], snapshot["seq"])
-                return await call.follow(task_id, snapshot["seq"])
+                    return call.ask(others[0], snapshot.seq)
+                return await call.follow(task, snapshot.seq)
 
     async def status(self, task: TaskId) -> CallToolResult:
         """Tell all about a task: its steps, what it has written, what it asks."""
         with _refusals():
-            return _json(await self._client.status(await self._client.resolve(task)))
+            return _json(asdict(await (await self._client.find(task)).status()))
 
     async def cancel(
         self,
@@ -151,8 +151,7 @@ class Tools:
     ) -> CallToolResult:
         """Stop a task."""
         with _refusals():
-            task_id = await self._client.resolve(task)
-            return _json(await self._client.cancel(task_id, reason=reason))
+            return _json(asdict(await (await self._client.find(task)).cancel(reason)))
 
     async def list(
         self,
@@ -161,12 +160,12 @@ class Tools:
     ) -> CallToolResult:
         """List tasks, the newest first."""
         with _refusals():
-            return _json(await self._client.list(status=status, limit=limit))
+            return _json(asdict(await self._client.list(status=status, limit=limit)))
 
     async def agents(self) -> CallToolResult:
         """Tell which agents there are, and the JSON Schema of their parameters."""
         with _refusals():
-            return _json({"agents": await self._client.agents()})
+            return _json({"agents": [asdict(agent) for agent in await self._client.agents()]})
 
 
 async def serve(client: Client) -> None:
