@@ -3,7 +3,7 @@
     agentsrv serve --knowledge agentsrv/cli/demo/knowledge
     python examples/client.py "How does async I/O affect throughput?"
 
-Lost connections are the client's business: it connects again and goes on where it was.
+The client reconnects by itself and continues after the last event that it received.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from agentsrv.errors import AgentsrvError
 
 
 async def ask(question: str, url: str) -> int:
-    """Create and execute a task, print its events, then its result; return the exit code."""
+    """Start a task, print its events, then its result; return the exit code."""
     async with Client(url) as client:
-        task = await client.create(question, execute=True, subscribe=True)
-        print(f"task {task['task_id']} is {task['status']}")
+        task = await client.start(question)
+        print(f"task {task.id}")
 
-        async with aclosing(client.events(task["task_id"])) as events:
+        async with aclosing(task.events()) as events:
             async for record in events:
                 match record.event_type:
                     case "partial_output":

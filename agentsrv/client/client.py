@@ -15,11 +15,11 @@ from agentsrv.client import results
 from agentsrv.client.command_sender import CommandSender
 from agentsrv.client.connection import OnConnection, Options, ReconnectingConnection, Timing
 from agentsrv.client.errors import ConnectionClosedError
-from agentsrv.client.subscriptions import Outcome, TaskSubscriptions
+from agentsrv.client.subscriptions import EventIterator, Outcome, TaskSubscriptions
 from agentsrv.client.task_handle import TaskHandle
 from agentsrv.client.tokens import Token
 from agentsrv.error_text import redact_url
-from agentsrv.errors import ConfigurationError, InvalidCommandError
+from agentsrv.errors import ConfigurationError
 
 if TYPE_CHECKING:  # for annotations only: the client works without pydantic
     from agentsrv.models.plan import ExecutionPlan
@@ -195,18 +195,10 @@ class Client:
             text, agent, plan, params, idempotency_key, deadline, metadata, on_disconnect,
             resume_from, traceparent,
         )  # fmt: skip
-        follows = subscribe and idempotency_key is None
-        handle: TaskHandle | None = None
-
-        def follow(reply: Mapping[str, Any]) -> None:
-            nonlocal handle  # if the call was cancelled, dropping the handle unsubscribes
-            unread = self._subscriptions.open_new(reply["task_id"])
-            handle = self._handle(reply["task_id"], is_new=True, unread=unread)
-
-        fields |= {"execute": True, "subscribe": follows}
-        reply = await self._sender.request(fields, follow if follows else None)
-        if handle is not None:
-            return handle
+        fields["execute"] = True
+        if subscribe and idempotency_key is None:
+            return await self._start_and_follow(fields | {"subscribe": True})
+        reply = await self._sender.request(fields | {"subscribe": False})
         replayed = idempotency_key is not None and reply["replayed"]
         return self._handle(reply["task_id"], replayed=replayed, is_new=not replayed)
 
@@ -245,12 +237,9 @@ class Client:
 
         Raises:
             NotFoundError: There is no such task.
-            InvalidCommandError: Several ids begin with it, or it cannot be a prefix.
+            InvalidCommandError: Several ids begin with it, or it has fewer than four characters.
         """
-        if len(prefix.split()) != 1:
-            raise InvalidCommandError(f"the task is {prefix!r}; expected an id, or its beginning")
-        # A line, because only command lines accept prefixes.
-        reply = await self._sender.request_line(f"status {prefix}")
+        reply = await self._sender.request({"command": "status", "task_id": prefix})
         return self._handle(reply["task_id"])
 
     async def cancel(
@@ -294,6 +283,25 @@ class Client:
         started = self._timing.clock()
         await self._sender.request({"command": "ping"})
         return self._timing.clock() - started
+
+    async def _start_and_follow(self, fields: Mapping[str, Any]) -> TaskHandle:
+        unread: EventIterator | None = None
+        is_cancelled = False
+
+        def follow(reply: Mapping[str, Any]) -> None:
+            nonlocal unread
+            unread = self._subscriptions.open_new(reply["task_id"])
+            if is_cancelled:  # before the reply: the events are not read
+                self._subscriptions.close(unread)
+
+        try:
+            reply = await self._sender.request(fields, follow)
+        except BaseException:
+            is_cancelled = True
+            if unread is not None:  # after the reply, in the same turn of the loop
+                self._subscriptions.close(unread)
+            raise
+        return self._handle(reply["task_id"], is_new=True, unread=unread)
 
     def _handle(self, task_id: str, **facts: Any) -> TaskHandle:
         return TaskHandle(task_id, self._sender, self._subscriptions, **facts)

@@ -16,6 +16,7 @@ from agentsrv.models.events import InputRequired, TaskCompleted, from_data
 
 if TYPE_CHECKING:  # for annotations only: models.replies imports pydantic
     from agentsrv.models import replies
+    from agentsrv.protocol import frame_types
 
 Kind = TypeVar("Kind")
 
@@ -171,7 +172,7 @@ def to_agents(reply: replies.AgentsReply) -> Sequence[AgentInfo]:
     return tuple(_read(AgentInfo, agent) for agent in reply["agents"])
 
 
-def to_hello(frame: replies.Hello) -> Hello:
+def to_hello(frame: frame_types.Hello) -> Hello:
     """Return the server's greeting."""
     server = _read(ServerInfo, frame["server"])
     return _read(Hello, frame, server=server, commands=tuple(frame["commands"]))

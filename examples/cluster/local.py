@@ -128,8 +128,8 @@ async def show(folder: Path) -> None:
 async def follow(client: Client, nodes: dict[str, Process]) -> None:
     """Run a task; when its first step is completed, kill the node that runs it."""
     loop, killed, running, seen = asyncio.get_running_loop(), 0.0, "", 0
-    reply = await client.create("Count.", execute=True)
-    async for record in client.events(reply["task_id"]):
+    task = await client.start("Count.")
+    async for record in task.events():
         seen += 1
         assert record.seq == seen, f"event {record.seq} came in place of {seen}"
         if record.event_type != "partial_output":

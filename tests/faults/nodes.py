@@ -99,7 +99,7 @@ async def made_cluster(
 async def told(client: Client, task: str, begun: asyncio.Queue[str] | None = None) -> list[Record]:
     """All events of a task, however often the connection is lost; tells when the first is there."""
     log: list[Record] = []
-    async for record in client.events(task):
+    async for record in client.task(task).events():
         log.append(record)
         if begun is not None and len(log) == 1:
             begun.put_nowait(task)
@@ -108,7 +108,7 @@ async def told(client: Client, task: str, begun: asyncio.Queue[str] | None = Non
 
 async def first(client: Client, task: str, event_type: str) -> Record:
     """The first event of that type."""
-    async for record in client.events(task):
+    async for record in client.task(task).events():
         if record.event_type == event_type:
             return record
     raise AssertionError(f"there is no {event_type}")
@@ -117,8 +117,7 @@ async def first(client: Client, task: str, event_type: str) -> Record:
 async def execute(client: Client, *, words: int = 50, **fields: Any) -> str:
     """Create a task and execute it; return its id."""
     params = {"words": words} if "plan" in fields else {}
-    reply = await client.create("x", execute=True, params=params, **fields)
-    return str(reply["task_id"])
+    return (await client.start("x", params=params, subscribe=False, **fields)).id
 
 
 def chain(steps: int, agent: str = "counter") -> ExecutionPlan:
@@ -240,7 +239,7 @@ class Load:
 
     async def _follow(self, client: Client, told: Told) -> None:
         after = len(told.records)
-        async for record in client.events(told.task_id, after_seq=after):
+        async for record in client.task(told.task_id).events(after_seq=after):
             told.records.append(record)
             told.at.append(time.monotonic())
             self._news.set()

@@ -41,7 +41,7 @@ class Streams:
         """Run one task to its end; what is refused for now is asked again."""
         stream = Stream(description, await self._create(description, params))
         self.streams.append(stream)
-        async with aclosing(self._client.events(stream.task_id)) as events:
+        async with aclosing(self._client.task(stream.task_id).events()) as events:
             async for record in events:
                 stream.events.append(record)
                 self._tell()
@@ -80,8 +80,8 @@ class Streams:
     async def _create(self, description: str, params: Mapping[str, Any] | None) -> str:
         while True:
             try:
-                created = await self._client.create(description, params=params, execute=True)
-                return created["task_id"]
+                task = await self._client.start(description, params=params, subscribe=False)
+                return task.id
             except AgentsrvError as error:
                 if not error.retryable:
                     raise

@@ -14,6 +14,7 @@ import pytest
 from agentsrv.client import Client, Record, TaskFailedError
 from tests.faults.conftest import Ledger
 from tests.faults.rogue_app import KINDS, TRACE
+from tests.support.clients import run_task
 from tests.support.server_process import ServerProcess
 
 pytestmark = pytest.mark.faults
@@ -40,20 +41,20 @@ async def test_rogue_agents_fail_their_tasks_only(tmp_path: Path, ledger: Ledger
     try:
         async with Client(server.url) as client:
             for agent, params, text in ROGUES:
-                beside = asyncio.create_task(client.run("x", agent="good"))
+                beside = asyncio.create_task(run_task(client, "x", agent="good"))
                 try:
-                    await client.run(text, agent=agent, params=params)
+                    await run_task(client, text, agent=agent, params=params)
                     violations += 1
                 except TaskFailedError as failed:
                     violations += not failed.message
                 violations += (await beside).final_output != "good"
-            assert (await client.run("x", agent="orphaner")).final_output == "left"
+            assert (await run_task(client, "x", agent="orphaner")).final_output == "left"
             for error in EXITS:
-                run = await client.run("x", agent="careless", params={"error": error})
+                run = await run_task(client, "x", agent="careless", params={"error": error})
                 assert run.final_output == "careless"
-            assert (await client.run("x", agent="stopper")).final_output == "stopped"
-            assert (await client.run("x", agent="blocker")).final_output == "slept"
-            assert (await client.run("x", agent="good")).final_output == "good"
+            assert (await run_task(client, "x", agent="stopper")).final_output == "stopped"
+            assert (await run_task(client, "x", agent="blocker")).final_output == "slept"
+            assert (await run_task(client, "x", agent="good")).final_output == "good"
     finally:
         status = await asyncio.to_thread(server.stop)
     log = server.log.read_text()
@@ -96,8 +97,8 @@ async def test_cancel_is_quick(running: int, cancels: int, tmp_path: Path, ledge
             for _ in range(cancels):
                 task = tasks.pop(0)
                 asked[task] = time.monotonic()
-                await client.cancel(task)
-                last = [record async for record in client.events(task)][-1]
+                await client.task(task).cancel()
+                last = [record async for record in client.task(task).events()][-1]
                 told[task] = time.monotonic()
                 violations += not is_clean(last)
                 tasks.append(await begin(client))
@@ -134,13 +135,13 @@ async def test_processes_that_do_not_stop_are_killed(
         async with Client(server.url) as client:
             for _ in range(processes):
                 params = {"trace": str(pids)}
-                created = await client.create("x", agent="spinner", params=params, execute=True)
-                file = pids / created["task_id"]
+                created = await client.start("x", agent="spinner", params=params)
+                file = pids / created.id
                 while not (file.exists() and file.read_text()):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
                 asked = time.monotonic()
-                await client.cancel(created["task_id"])
-                last = [record async for record in client.events(created["task_id"])][-1]
+                await created.cancel()
+                last = [record async for record in created.events()][-1]
                 slowest = max(slowest, time.monotonic() - asked)
                 violations += not is_clean(last)
                 violations += Path(f"/proc/{file.read_text()}").exists()  # noqa: ASYNC240
@@ -156,8 +157,8 @@ async def test_processes_that_do_not_stop_are_killed(
 
 async def begin(client: Client) -> str:
     """Start a task that waits, and see that it does."""
-    task = (await client.create("x", agent="waiter", execute=True))["task_id"]
-    async with aclosing(client.events(task)) as events:
+    task = (await client.start("x", agent="waiter")).id
+    async with aclosing(client.task(task).events()) as events:
         async for record in events:
             if record.event_type == "step_started":
                 break

@@ -42,7 +42,7 @@ async def test_a_plan_that_progresses_lives_through_any_number_of_kills(
     news = asyncio.Event()
 
     async def follow(client: Client, task: str) -> None:
-        async for record in client.events(task):
+        async for record in client.task(task).events():
             log.append(record)
             news.set()
 
@@ -60,7 +60,7 @@ async def test_a_plan_that_progresses_lives_through_any_number_of_kills(
         assert server.wait_until_ready()
         async with Client(server.url, PATIENT) as client:
             plan = chain(steps, "short").model_dump(mode="json")
-            task = (await client.create("x", plan=plan, execute=True))["task_id"]
+            task = (await client.start("x", plan=plan)).id
             following = asyncio.create_task(follow(client, task))
             await until(1)
             first.close()

@@ -69,7 +69,7 @@ async def test_people_on_a_gateway_reach_what_a_worker_runs(cluster: Cluster, bu
     async with divided(cluster, bus) as client:
         asked = await execute(client, agent="asker", idempotency_key="one")
         question = await first(client, asked, "input_required")
-        await client.respond(question.data["input_id"], 7)
+        await client.task(asked).respond(question.data["input_id"], 7)
         log = await told(client, asked)
         check_log(log)
         assert log[-1].data["final_output"] == "7"
@@ -79,19 +79,18 @@ async def test_people_on_a_gateway_reach_what_a_worker_runs(cluster: Cluster, bu
         heard = await execute(client, agent="listener")
         await first(client, heard, "step_started")
         for word in ("one", "two", "three"):
-            await client.send(heard, word)
+            await client.task(heard).send(word)
         log = await told(client, heard)
         assert log[-1].data["final_output"] == "one two three"
 
         slept = await execute(client, agent="sleeper")
         await first(client, slept, "step_started")
-        assert (await client.status(slept))["status"] == "running"
-        task_id = await client.resolve(slept[:10])
-        await client.cancel(task_id, reason="enough")
+        assert (await client.task(slept).status()).status == "running"
+        await (await client.find(slept[:10])).cancel("enough")
         log = await told(client, slept)
         assert log[-1].event_type == "task_cancelled"
         page = await client.list()
-        assert page["total"] == 3
+        assert page.total == 3
         with pytest.raises(InvalidStatus, match="503"):
             await connect(cluster.url("work"))
 
@@ -140,12 +139,12 @@ async def test_who_steers_from_another_node_is_heard_at_once(
             task = await execute(client, agent="sleeper")
             await first(client, task, "step_started")
             cancelled[task] = time.monotonic()
-            await client.cancel(task)
+            await client.task(task).cancel()
             assert (await told(client, task))[-1].event_type == "task_cancelled"
             task = await execute(client, agent="asker")
             question = await first(client, task, "input_required")
             answered[task] = time.monotonic()
-            await client.respond(question.data["input_id"], 7)
+            await client.task(task).respond(question.data["input_id"], 7)
             assert (await told(client, task))[-1].data["final_output"] == "7"
     heard = dict(line.split() for line in cluster.trace.read_text().splitlines())
     for promise, what, sent in (("P6", "cancels", cancelled), ("P11", "answers", answered)):

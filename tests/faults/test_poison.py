@@ -64,7 +64,7 @@ class Tasks:
         kinds.append({"plan": PLAN.model_dump(mode="json")})
         for _ in range(self._count):
             for kind in kinds:
-                task = (await self._client.create("x", execute=True, **kind))["task_id"]
+                task = (await self._client.start("x", **kind)).id
                 self._logs.append(asyncio.create_task(self.log(task)))
                 count = QUESTIONS.get(kind.get("agent", ""), 0)
                 self._asking += [f"{task}/step_001/{number + 1}" for number in range(count)]
@@ -72,19 +72,19 @@ class Tasks:
     async def poison(self, agent: str) -> list[Record]:
         """Execute the poison task; return its log when it has ended."""
         params: dict[str, Any] = {"number": 13} if agent == "in_its_params" else {}
-        task = (await self._client.create("x", agent=agent, params=params))["task_id"]
-        await self._client.execute(task)
+        task = (await self._client.create("x", agent=agent, params=params)).id
+        await self._client.task(task).execute()
         return await self.log(task)
 
     async def finish(self) -> list[list[Record]]:
         """The logs of the harmless tasks, whose questions are answered now."""
         for question in self._asking:
-            await self._client.respond(question, True)
+            await self._client.task(question.partition("/")[0]).respond(question, value=True)
         return [await log for log in self._logs]
 
     async def log(self, task: str) -> list[Record]:
         """A task's whole log."""
-        return [record async for record in self._client.events(task)]
+        return [record async for record in self._client.task(task).events()]
 
 
 def check_poison(log: list[Record]) -> None:

@@ -65,12 +65,12 @@ async def test_nothing_is_left_of_many_tasks(
 
             async def one(number: int, kind: str, delay: float) -> None:
                 params = {"number": number, "kind": kind}
-                created = await client.create("x", agent="work", params=params, execute=True)
-                task = created["task_id"]
+                created = await client.start("x", agent="work", params=params)
+                task = created.id
                 if kind == "cancel":
                     await asyncio.sleep(delay)
-                    await client.cancel(task)
-                last = [record async for record in client.events(task)][-1]
+                    await client.task(task).cancel()
+                last = [record async for record in client.task(task).events()][-1]
                 output, stopped = last.data.get("final_output"), last.data.get("stopped")
                 if (output != str(number)) if kind != "cancel" else (stopped is not True):
                     wrong.append(f"{number} {kind}: {last.event_type} {last.data}")

@@ -70,7 +70,7 @@ async def test_all_nodes_are_restarted_one_after_the_other(
     """Clients reconnect and miss nothing; a drained node's tasks go on at once."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(Client(url)) for _ in range(2 * len(NAMES))]
-        greeted = {client.hello["connection_id"] for client in clients}
+        greeted = {client.hello.connection_id for client in clients}
         load = Load(*clients, words=WORDS // 2)
         async with load.running():
             for _ in range(rounds):
@@ -78,7 +78,7 @@ async def test_all_nodes_are_restarted_one_after_the_other(
                     await asyncio.sleep(1)
                     assert await asyncio.to_thread(cluster.nodes[name].stop) == 0
                     await asyncio.to_thread(cluster.nodes[name].start)
-        assert {client.hello["connection_id"] for client in clients}.isdisjoint(greeted)
+        assert {client.hello.connection_id for client in clients}.isdisjoint(greeted)
         changed = await load.differs(clients[0])
     ledger.record(
         "P8",

@@ -20,6 +20,7 @@ import pytest
 
 from agentsrv.client import Client
 from tests.faults.deaf_app import BLOCKERS, REPLACERS
+from tests.support.clients import run_task
 from tests.support.server_process import free_port
 
 pytestmark = pytest.mark.faults
@@ -116,17 +117,17 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 async def begin(server: Server, agent: str, **params: object) -> str:
     """Start a task and return its id when it has reported."""
     async with Client(server.url) as client:
-        task = await client.create("x", agent=agent, params=params, execute=True)
-        async for record in client.events(task["task_id"]):
+        task = await client.start("x", agent=agent, params=params)
+        async for record in task.events():
             if record.event_type == "step_progress":
                 break
-        return str(task["task_id"])
+        return task.id
 
 
 async def run(server: Server, agent: str, **params: object) -> str:
     """Run a task; return its output."""
     async with Client(server.url) as client:
-        return (await client.run("x", agent=agent, params=params)).final_output
+        return (await run_task(client, "x", agent=agent, params=params)).final_output
 
 
 @pytest.mark.slow
@@ -179,9 +180,9 @@ async def test_other_signals_are_the_applications(serve, loop):
     """A handler that an agent installs in the loop is called."""
     server = serve(f"--loop={loop}")
     async with Client(server.url) as client:
-        task = await client.create("x", agent="hear", execute=True)
+        task = await client.start("x", agent="hear")
         events = []
-        async for record in client.events(task["task_id"]):
+        async for record in task.events():
             events.append(record)
             if record.event_type == "step_progress":
                 # Not before the server's wake-up descriptor is in its place again.
@@ -225,7 +226,7 @@ async def test_a_forked_child_does_not_serve(serve, loop):
     assert await run(server, "fork_in_thread") == "1"
     assert await run(server, "pool") == "[0, 1, 4, 9]"
     async with Client(server.url) as client:
-        assert (await client.list())["total"] == len(FORKS) + 3
+        assert (await client.list()).total == len(FORKS) + 3
     assert server.stop(signal.SIGTERM) == 0
 
 

@@ -64,8 +64,8 @@ async def test_what_passes_is_told_and_everything_resumes(server, tmp_path, name
     """Nothing ends: not the server, not its connections, not the tasks that run."""
     path = store_of(tmp_path)
     async with Client(server.url) as client:
-        task_id = (await client.create("x", execute=True))["task_id"]
-        async with aclosing(client.events(task_id)) as events:
+        task_id = await client.start("x")
+        async with aclosing(task_id.events()) as events:
             types = [(await anext(events)).event_type]
             while types[-1] != "step_started":
                 types.append((await anext(events)).event_type)
@@ -75,14 +75,14 @@ async def test_what_passes_is_told_and_everything_resumes(server, tmp_path, name
                     await client.create("y")
                 assert refused.value.retryable
                 with pytest.raises(UnavailableError):
-                    await client.send(task_id, "over")
+                    await task_id.send("over")
                 status, reason = await fetch(server.url, "/readyz")
                 assert (status, "the store cannot write now" in reason) == (503, True)
                 assert (await fetch(server.url, "/healthz"))[0] == 200
                 assert await measured(server.url, "agentsrv_store_waiting") == 1
             await until(lambda: is_ready(server))
-            assert (await client.create("y"))["task_id"]
-            await client.send(task_id, "over")
+            assert (await client.create("y")).id
+            await task_id.send("over")
             types += [record.event_type async for record in events]
         assert types[-1] == "task_completed"
         assert "task_recovered" not in types
@@ -184,10 +184,7 @@ async def test_a_damaged_page_of_a_running_server(tmp_path, way):
     path = tmp_path / "agentsrv.db"
     server.start()
     async with Client(server.url) as client:
-        tasks = [
-            (await client.create(f"{number:04} " * 700, execute=True))["task_id"]
-            for number in range(1, 11)
-        ]
+        tasks = [(await client.start(f"{number:04} " * 700)).id for number in range(1, 11)]
     server.kill()  # with all of them under way
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -212,20 +209,20 @@ async def test_a_damaged_page_of_a_running_server(tmp_path, way):
         server.start()
         async with Client(server.url) as client:
             with pytest.raises(UnavailableError, match=odd):
-                await client.status(odd)
-            assert (await client.list())["total"] >= len(tasks)
+                await client.task(odd).status()
+            assert (await client.list()).total >= len(tasks)
             refused = 0
             for task in tasks:
                 try:
-                    await client.send(task, "over")
+                    await client.task(task).send("over")
                 except UnavailableError:  # also a neighbour's, whose next event belongs on the page
                     refused += 1
                 except InvalidStateError:  # it has ended in the life before
                     continue
             assert 1 <= refused <= 2
-            other = (await client.create("z", execute=True))["task_id"]
-            await client.send(other, "over")
-            async with aclosing(client.events(other)) as events:
+            other = await client.start("z")
+            await other.send("over")
+            async with aclosing(other.events()) as events:
                 async for _record in events:
                     pass
         server.kill()

@@ -17,6 +17,7 @@ from agentsrv.errors import ConfigurationError
 from agentsrv.resources import open_store
 from agentsrv.settings import Settings
 from agentsrv.wiring import Server
+from tests.support.clients import run_task
 from tests.support.shared_memory import Place
 
 Serve = Callable[..., AbstractAsyncContextManager[Server]]
@@ -46,15 +47,15 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
 async def test_a_gateway_runs_nothing_and_a_worker_takes_nobody(serve: Serve) -> None:
     """What people at the one want of a task, the other one does; both tell that they are well."""
     async with serve("gate", role="gateway") as gate, Client(gate.url) as client:
-        task = (await client.create("x", agent="asker", execute=True))["task_id"]
+        task = (await client.start("x", agent="asker")).id
         await asyncio.sleep(0.1)
-        assert (await client.status(task))["status"] == "queued"
+        assert (await client.task(task).status()).status == "queued"
         async with serve("work", role="worker") as work:
-            async for record in client.events(task):
+            async for record in client.task(task).events():
                 if record.event_type == "task_started":
                     assert record.data["node"] == "work"
                 if record.event_type == "input_required":
-                    await client.respond(record.data["input_id"], 7)
+                    await client.task(task).respond(record.data["input_id"], 7)
                 if record.is_terminal:
                     assert record.data["final_output"] == "7"
             with pytest.raises(InvalidStatus, match="503"):
@@ -105,4 +106,4 @@ async def test_without_a_knowledge_base_nothing_is_found() -> None:
 
     settings = Settings(port=0, store="memory:")
     async with app.running(settings) as running, Client(running.url) as client:
-        assert (await client.run("x", agent="seeker")).final_output == "found []"
+        assert (await run_task(client, "x", agent="seeker")).final_output == "found []"

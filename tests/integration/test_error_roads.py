@@ -133,11 +133,11 @@ async def test_of_an_agent(agent, caplog):
     caplog.set_level(logging.DEBUG)
     params = {"name": "a value"} if agent == "strict" else {}
     async with serving(app) as client:
-        task = await client.create("x", agent=agent, params=params, execute=True)
-        events = [record.data async for record in client.events(task["task_id"])]
-        status = await client.status(task["task_id"])
-    shown = f"{events[-3:]} {status['error_message']} {status['steps']} {logged(caplog)}"
-    assert MARK in str(status["error_message"])
+        task = await client.start("x", agent=agent, params=params)
+        events = [record.data async for record in task.events()]
+        status = await task.status()
+    shown = f"{events[-3:]} {status.error_message} {status.steps} {logged(caplog)}"
+    assert MARK in str(status.error_message)
     if agent == "logging_agent":
         assert "never retrieved" in shown
     assert SECRET not in f"{shown} {events}"
@@ -150,8 +150,8 @@ async def test_of_a_planner(description, caplog, monkeypatch):
     monkeypatch.setattr("agentsrv.engine.planning.RetryPolicy.delay", lambda *_: 0.0)
     caplog.set_level(logging.DEBUG)
     async with serving(planned) as client:
-        task = await client.create(description, execute=True)
-        events = [record.data async for record in client.events(task["task_id"])]
+        task = await client.start(description)
+        events = [record.data async for record in task.events()]
     assert MARK in events[-1]["error_message"]
     assert SECRET not in f"{events} {logged(caplog)}"
 

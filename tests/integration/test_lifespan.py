@@ -20,6 +20,7 @@ from agentsrv.settings import Settings
 from agentsrv.store.memory import MemoryStore
 from agentsrv.testing import serving
 from tests.integration.agents import plain
+from tests.support.clients import run_task
 
 
 class Pool:
@@ -63,9 +64,9 @@ async def test_it_is_entered_before_work_and_left_after_the_drain():
     settings = Settings(port=0, store="memory:", drain_timeout=10)
     async with an_app(pool).running(settings) as running, Client(running.url) as client:
         assert pool.events == ["open, port 0"]
-        assert (await client.run("x")).final_output == "worked"
-        task = await client.create("x", agent="worker", params={"seconds": 0.1}, execute=True)
-        async for record in client.events(task["task_id"]):
+        assert (await run_task(client, "x")).final_output == "worked"
+        task = await client.start("x", agent="worker", params={"seconds": 0.1})
+        async for record in task.events():
             if record.event_type == "step_started":
                 break
     assert pool.events == [
@@ -91,12 +92,12 @@ async def test_threads_share_the_state_and_processes_have_none(isolation: Any):
     app.agent(isolation=isolation)(plain.uses_state)
     async with serving(app) as client:
         if isolation == "thread":
-            assert (await client.run("x", agent="uses_state")).final_output == "the state"
+            assert (await run_task(client, "x", agent="uses_state")).final_output == "the state"
         else:
             with pytest.raises(
                 TaskFailedError, match=r"ctx\.state is not available with isolation="
             ):
-                await client.run("x", agent="uses_state")
+                await run_task(client, "x", agent="uses_state")
 
 
 async def test_a_process_reads_the_results_of_dependencies():
@@ -109,7 +110,7 @@ async def test_a_process_reads_the_results_of_dependencies():
         {"step_id": "b", "agent": "sums", "depends_on": ["a"]},
     ]
     async with serving(app) as client:
-        assert (await client.run("x", plan={"steps": steps})).final_output == "41"
+        assert (await run_task(client, "x", plan={"steps": steps})).final_output == "41"
 
 
 async def test_without_a_lifespan_there_is_no_state():
@@ -121,7 +122,7 @@ async def test_without_a_lifespan_there_is_no_state():
         return str(ctx.state)
 
     async with serving(app) as client:
-        assert (await client.run("x", agent="teller")).final_output == "None"
+        assert (await run_task(client, "x", agent="teller")).final_output == "None"
 
 
 async def test_an_error_in_it_stops_the_start(tmp_path):

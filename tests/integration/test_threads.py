@@ -13,6 +13,7 @@ from agentsrv.builtin import app
 from agentsrv.client import Client
 from agentsrv.settings import Settings
 from agentsrv.threads import NAME, in_own_thread, in_thread
+from tests.support.clients import run_task
 
 _here: ContextVar[str] = ContextVar("here")
 
@@ -55,7 +56,7 @@ async def test_built_in_agents_do_not_wait_for_the_threads_of_authors(tmp_path):
         try:
             # By address: resolving a name is the default executor's work in asyncio.
             async with Client(running.url) as client:
-                assert (await client.run("What is a thread?")).final_output
+                assert (await run_task(client, "What is a thread?")).final_output
             assert not blocked.done()
         finally:
             release.set()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
-from agentsrv.client import Options, Reconnect
+from agentsrv.client import Client, OnInput, Options, Reconnect, TaskResult
+from agentsrv.client.task_handle import OnEvent
 
 
 @pytest.fixture
@@ -24,3 +26,16 @@ async def nothing_left_running() -> AsyncIterator[None]:
     await asyncio.sleep(0)
     left = {task for task in asyncio.all_tasks() - before if "client" in task.get_name()}
     assert not left
+
+
+async def run_task(
+    client: Client,
+    text: str,
+    *,
+    on_event: OnEvent | None = None,
+    on_input: OnInput | None = None,
+    **options: Any,
+) -> TaskResult:
+    """Start a task with ``options``, and wait for its result."""
+    task = await client.start(text, **options)
+    return await task.result(on_event=on_event, on_input=on_input)

@@ -42,17 +42,15 @@ def serving_places(folder: Path) -> Iterator[dict[str, str]]:
         listening(folder, "quick:app", f"--store=sqlite:///{store}") as url,
         SyncClient(url) as client,
     ):
-        pending = client.create("hello", agent="quick")["task_id"]
-        done = client.create("hello", agent="quick", execute=True)["task_id"]
-        assert list(client.events(done))[-1].event_type == "task_completed"
-        asking = client.create("hello", agent="careful", execute=True)["task_id"]
-        asked = next(
-            record for record in client.events(asking) if record.event_type == "input_required"
-        )
+        pending = client.create("hello", agent="quick")
+        done = client.start("hello", agent="quick")
+        assert done.result().final_output
+        asking = client.start("hello", agent="careful")
+        asked = next(record for record in asking.events() if record.event_type == "input_required")
         yield {
             "url": url,
-            "pending": pending,
-            "done": done,
+            "pending": pending.id,
+            "done": done.id,
             "question": str(asked.data["input_id"]),
             "store": str(store),
             "texts": str(texts),

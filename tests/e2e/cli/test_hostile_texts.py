@@ -90,9 +90,9 @@ def tasks(server: str) -> dict[str, str]:
         async with Client(server) as client:
             ids = {}
             for agent in ("speaker", "broken", "asker"):
-                made = await client.create(f"{agent} {EVIL}", agent=agent, execute=True)
-                ids[agent] = made["task_id"]
-                async for record in client.events(made["task_id"]):
+                made = await client.start(f"{agent} {EVIL}", agent=agent)
+                ids[agent] = made.id
+                async for record in made.events():
                     if record.event_type == "input_required":
                         break
             return ids

@@ -107,8 +107,8 @@ async def test_processes_share_a_port_and_the_tasks(dsn):
         assert list(found) == ["both-1", "both-2"]
         assert all(float(str(node["left"])) > 0 for node in found.values())
         async with Client(urls.pop()) as client:
-            task = await client.create("x", agent="counter", params={"words": 2}, execute=True)
-            records = [record async for record in client.events(task["task_id"])]
+            task = await client.start("x", agent="counter", params={"words": 2})
+            records = [record async for record in task.events()]
             assert records[2].data["node"] in found
             assert records[-1].event_type == "task_completed"
         before = children(running.process.pid)

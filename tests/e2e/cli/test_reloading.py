@@ -54,8 +54,8 @@ async def test_a_task_goes_on_in_the_new_code(reloading_server, tmp_path):
     """It was begun by the old process, and the new one ends it; broken code is waited out."""
     url = read_until(reloading_server, r"ws://[\w.:]+")
     async with Client(url) as client:
-        task = await client.create("x", agent="greeter", execute=True)
-        async for record in client.events(task["task_id"]):
+        task = await client.start("x", agent="greeter")
+        async for record in task.events():
             if record.event_type == "step_started":
                 break
     (tmp_path / "mine.py").write_text("this is no Python")
@@ -64,7 +64,7 @@ async def test_a_task_goes_on_in_the_new_code(reloading_server, tmp_path):
     (tmp_path / "mine.py").write_text(MODULE.format(word="Good day"))
     url = read_until(reloading_server, r"ws://[\w.:]+")
     async with Client(url) as client:
-        records = [record async for record in client.events(task["task_id"])]
+        records = [record async for record in client.task(task.id).events()]
     assert records[-1].data["final_output"] == "Good day"
     assert "task_recovered" in [record.event_type for record in records]
 

@@ -13,6 +13,7 @@ from agentsrv.cli.options import make_settings
 from agentsrv.cli.serving import _until_end, _verdict, load_app
 from agentsrv.client import Client
 from agentsrv.errors import ConfigurationError
+from tests.support.clients import run_task
 from tests.support.fake_model import fake_model
 
 MODULE = """
@@ -94,8 +95,8 @@ async def test_agents_that_do_not_stop_do_not_keep_the_process(serve, agent):
     """A thread or a task that ignores its cancellation is named and left behind."""
     process, url, _ = serve("mine:app", "--drain-timeout=0.05", "--cancel-grace=0.05")
     async with Client(url) as client:
-        task = await client.create("Stay", agent=agent, execute=True)
-        async for record in client.events(task["task_id"]):
+        task = await client.start("Stay", agent=agent)
+        async for record in task.events():
             if record.event_type == "step_progress":
                 break
     started = time.monotonic()
@@ -116,7 +117,7 @@ async def test_a_server_with_a_model_keeps_its_key(serve, monkeypatch, tmp_path)
         fake.script(json.dumps({"steps": [plan]}))
         process, url, lines = serve()
         async with Client(url) as client:
-            await client.run("What is a thread?")
+            await run_task(client, "What is a thread?")
         process.terminate()
         assert await asyncio.to_thread(process.wait, 10) == 0
     assert fake.requests[0].headers["authorization"] == "Bearer sk-secret"
@@ -129,8 +130,8 @@ async def test_a_second_signal_exits_at_once(serve):
     """Even while tasks may still end."""
     process, url, _ = serve("mine:app", "--drain-timeout=30")
     async with Client(url) as client:
-        task = await client.create("Stay", agent="deaf", execute=True)
-        async for record in client.events(task["task_id"]):
+        task = await client.start("Stay", agent="deaf")
+        async for record in task.events():
             if record.event_type == "step_progress":
                 break
         process.terminate()

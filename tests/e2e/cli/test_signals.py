@@ -137,7 +137,7 @@ def test_a_command_that_waits_cleans_up(name, number, server):
     """It exits with 128 and the signal's number, and leaves no program behind."""
     arguments, shown = WAITING[name]
     with SyncClient(server) as client:
-        task = client.create("hello", agent="endless", execute=True)["task_id"]
+        task = client.start("hello", agent="endless").id
     command = arguments.replace("TASK", task).split()
     with started("-m", "agentsrv", *command, AGENTSRV_URL=server) as process:
         line = read_until(process, shown)
@@ -152,7 +152,7 @@ def test_a_command_that_waits_cleans_up(name, number, server):
 def test_a_command_under_nohup_lives_on(server):
     """SIGHUP is ignored if it was ignored at the start."""
     with SyncClient(server) as client:
-        task = client.create("hello", agent="endless", execute=True)["task_id"]
+        task = client.start("hello", agent="endless").id
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with started("-m", "agentsrv", "tail", task, AGENTSRV_URL=server) as process:

@@ -155,9 +155,10 @@ def test_a_non_blocking_pipe_gets_everything(name, unbuffered, server, tmp_path)
     stream, arguments = SLOW[name]
     with SyncClient(server) as client:
         large = {"size": 3000}
-        task = client.create("hello", agent="speaker", params=large, execute=True)["task_id"]
-        list(client.events(task))
-        for _ in range(20 - client.list()["total"]):
+        handle = client.start("hello", agent="speaker", params=large)
+        task = handle.id
+        handle.result()
+        for _ in range(20 - client.list().total):
             client.create("x" * 300, agent="speaker")
     command = [sys.executable, "-m", "agentsrv", *arguments.replace("TASK", task).split()]
     known = {**os.environ, "AGENTSRV_URL": server, "PYTHONUNBUFFERED": unbuffered}

@@ -15,7 +15,7 @@ from websockets.frames import Close
 from websockets.http11 import Response
 
 from agentsrv import App, StepContext
-from agentsrv.client.connection_errors import refusal, verdict
+from agentsrv.client.connection_errors import close_error, connect_error
 from agentsrv.errors import AgentsrvError
 from tests.e2e.console.test_client import node
 from tests.support.nodejs import npm_folder
@@ -190,7 +190,7 @@ async def test_closes_are_taken_as_in_python():
     found = await case("closes", ",".join(map(str, CODES)))
     for code in CODES:
         closed = ConnectionClosed(Close(code, ""), None)
-        assert found[str(code)][0] == as_javascript(verdict(closed, "ws://x")), code
+        assert found[str(code)][0] == as_javascript(close_error(closed, "ws://x")), code
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ async def test_statuses_of_a_handshake_are_taken_as_in_python(ws):
         given = ",".join(map(str, STATUSES))
         found = await case("statuses", f"ws://127.0.0.1:{port}", given, WS=ws)
     for status in STATUSES:
-        refused = refusal(InvalidStatus(Response(status, "No", Headers())), "ws://x")
+        refused = connect_error(InvalidStatus(Response(status, "No", Headers())), "ws://x")
         name, reason = found[str(status)]
         assert name == as_javascript(refused), status
         assert f"HTTP {status}" in reason or (status, reason) == (403, ORIGIN)

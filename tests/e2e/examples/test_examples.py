@@ -14,6 +14,7 @@ from agentsrv.models.events import Record
 from agentsrv.settings import Settings
 from examples import approval, cpu_bound, custom_agent
 from examples import client as client_example
+from tests.support.clients import run_task
 from tests.support.listening import listening
 
 ROOT = Path(__file__).parents[3]
@@ -75,7 +76,7 @@ async def test_the_client_example_prints_events_and_the_result(tmp_path, capsys)
 async def test_the_custom_agent_quotes_what_the_retriever_found(tmp_path):
     """As many passages as its parameter says; a wrong one is refused before anything runs."""
     async with custom_agent.app.running(settings(tmp_path)) as running, Client(running.url) as c:
-        done = await c.run("Why does back-pressure matter?", params={"quotes": 2})
+        done = await run_task(c, "Why does back-pressure matter?", params={"quotes": 2})
         assert done.final_output.count("\n> ") == 2
         assert "back-pressure.md, line" in done.final_output
         with pytest.raises(InvalidCommandError, match=r"params\.quotes"):
@@ -96,7 +97,7 @@ async def test_nothing_is_sent_without_approval(tmp_path, monkeypatch):
     outputs = {}
     async with approval.app.running(settings(tmp_path)) as running, Client(running.url) as client:
         for text in ("A secret.", "A rumour.", "The release is out."):
-            outputs[text] = (await client.run(text, on_input=answer)).final_output
+            outputs[text] = (await run_task(client, text, on_input=answer)).final_output
     assert outputs["A secret."].startswith("Not sent: anonymous declined")
     assert outputs["A rumour."] == "Not sent."
     assert outputs["The release is out."] == "Sent."
@@ -110,7 +111,7 @@ async def test_long_computations_run_in_processes_of_their_own(tmp_path):
     """Four parts, each counted elsewhere, and their sum."""
     records: list[Record] = []
     async with cpu_bound.app.running(settings(tmp_path)) as running, Client(running.url) as client:
-        done = await client.run("How many?", params={"below": 1000}, on_event=records.append)
+        done = await run_task(client, "How many?", params={"below": 1000}, on_event=records.append)
     assert done.final_output == "There are 168 primes."
     started = [record.data["step_id"] for record in records if record.event_type == "step_started"]
     assert started == ["part_0", "part_1", "part_2", "part_3", "sum"]

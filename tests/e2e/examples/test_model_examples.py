@@ -10,6 +10,7 @@ from agentsrv.client import Client, Record, TaskFailedError
 from agentsrv.settings import Settings
 from examples import framework_agent, llm_agent, map_reduce, tool_agent
 from tests.support.agent_contexts import make_context
+from tests.support.clients import run_task
 from tests.support.fake_model import Calls, Hang, fake_model, refusal
 
 
@@ -40,7 +41,7 @@ async def test_without_a_model_each_says_so(name):
     settings = Settings(port=0, store="memory:")
     async with APPS[name].running(settings) as running, Client(running.url) as client:
         with pytest.raises(TaskFailedError, match="llm_url and llm_model"):
-            await client.run("Why?", agent=name)
+            await run_task(client, "Why?", agent=name)
 
 
 async def test_the_assistant_answers_from_what_was_found(fake, settings):
@@ -48,7 +49,8 @@ async def test_the_assistant_answers_from_what_was_found(fake, settings):
     fake.script("Because of slow consumers.")
     records: list[Record] = []
     async with llm_agent.app.running(settings) as running, Client(running.url) as client:
-        done = await client.run(
+        done = await run_task(
+            client,
             "Why back-pressure?",
             agent="assistant",
             params={"tone": "friendly"},
@@ -70,7 +72,7 @@ async def test_the_researcher_calls_tools(fake, settings):
         "They take 256000 KB.",
     )
     async with tool_agent.app.running(settings) as running, Client(running.url) as client:
-        done = await client.run("How much memory?", agent="researcher")
+        done = await run_task(client, "How much memory?", agent="researcher")
     assert done.final_output == "They take 256000 KB."
     told = [m["content"] for m in fake.requests[-1].body["messages"] if m["role"] == "tool"]
     assert "thread" in told[0]
@@ -98,7 +100,7 @@ async def test_the_researcher_does_not_call_tools_for_ever(fake, settings):
     fake.script(Calls({"search": {"query": "more"}}))
     async with tool_agent.app.running(settings) as running, Client(running.url) as client:
         with pytest.raises(TaskFailedError, match="no answer after 6 rounds"):
-            await client.run("Why?", agent="researcher")
+            await run_task(client, "Why?", agent="researcher")
     assert len(fake.requests) == tool_agent.MAX_ROUNDS
 
 
@@ -106,7 +108,7 @@ async def test_an_agent_of_another_framework_is_streamed(fake, settings):
     """With the server's model and connections."""
     fake.script("The sea is black.")
     async with framework_agent.app.running(settings) as running, Client(running.url) as client:
-        done = await client.run("The sea", agent="poet")
+        done = await run_task(client, "The sea", agent="poet")
     assert done.final_output == "The sea is black."
     assert fake.requests[0].body["model"] == "fake"
 
@@ -115,9 +117,9 @@ async def test_an_agent_of_another_framework_is_cancelled(fake, settings):
     """It hangs up on the model like any other."""
     fake.script(Hang("The "))
     async with framework_agent.app.running(settings) as running, Client(running.url) as client:
-        task = await client.create("The sea", agent="poet", execute=True)
+        task = await client.start("The sea", agent="poet")
         await fake.asked.wait()
-        await client.cancel(task["task_id"])
+        await task.cancel()
         async with asyncio.timeout(30):
             await fake.hung_up.wait()
 
@@ -134,7 +136,7 @@ async def test_each_file_is_a_step_and_one_is_behind_them(fake, settings):
 
     fake.script(answer)
     async with map_reduce.app.running(settings) as running, Client(running.url) as client:
-        done = await client.run("What do these texts recommend?")
+        done = await run_task(client, "What do these texts recommend?")
     files = map_reduce.files()
     assert done.final_output == "All in all."
     assert done.degraded
@@ -147,6 +149,6 @@ async def test_only_files_of_the_folder_are_read(fake, settings):
     """A plan of a client cannot name another."""
     step = {"step_id": "a", "agent": "summarize", "input": "../../pyproject.toml"}
     async with map_reduce.app.running(settings) as running, Client(running.url) as client:
-        done = await client.run("x", plan={"steps": [step]})
+        done = await run_task(client, "x", plan={"steps": [step]})
     assert done.degraded
     assert fake.requests == []

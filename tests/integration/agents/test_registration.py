@@ -14,6 +14,7 @@ from agentsrv.agents.registry import Registry
 from agentsrv.errors import InvalidCommandError
 from agentsrv.models.plan import ExecutionPlan
 from agentsrv.testing import serving
+from tests.support.clients import run_task
 
 OPTIMISED = '''
 from agentsrv import App
@@ -60,13 +61,13 @@ async def test_a_model_that_is_not_there_fails_the_step_at_its_first_use():
         return await ctx.llm.complete([]) if ctx.llm else "without"
 
     async with serving(app) as client:
-        task = await client.create("x", agent="eager", execute=True)
-        records = [record async for record in client.events(task["task_id"])]
+        task = await client.start("x", agent="eager")
+        records = [record async for record in task.events()]
         assert [r.event_type for r in records].count("step_started") == 1
         message = records[-1].data["error_message"]
         assert message.startswith("PermanentError: found a use of ctx.llm.complete without")
         assert "llm_url and llm_model" in message
-        assert (await client.run("x", agent="careful")).final_output == "without"
+        assert (await run_task(client, "x", agent="careful")).final_output == "without"
 
 
 async def test_an_option_lets_programming_errors_be_retried():
@@ -79,7 +80,7 @@ async def test_an_option_lets_programming_errors_be_retried():
         return answer + "!"  # type: ignore[operator]
 
     async with serving(app) as client:
-        assert (await client.run("x", agent="mender")).final_output == "fine!"
+        assert (await run_task(client, "x", agent="mender")).final_output == "fine!"
 
 
 async def test_tracebacks_can_be_left_out_of_events(caplog):
@@ -93,10 +94,10 @@ async def test_tracebacks_can_be_left_out_of_events(caplog):
     for wanted in (True, False):
         caplog.clear()
         async with serving(app, tracebacks="on" if wanted else "off") as client:
-            task = await client.create("x", agent="failing", execute=True)
+            task = await client.start("x", agent="failing")
             found = [
                 record.data["traceback"]
-                async for record in client.events(task["task_id"])
+                async for record in task.events()
                 if record.event_type in {"step_failed", "step_retrying"}
             ]
         assert len(found) == 2

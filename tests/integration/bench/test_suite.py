@@ -19,8 +19,8 @@ from agentsrv.bench.app import EVENTS, app
 from agentsrv.bench.figures import Report
 from agentsrv.bench.sizes import Bench
 from agentsrv.bench.target import LocalServer, RemoteServer
-from agentsrv.client import AccessDeniedError, ServerUnavailableError
-from agentsrv.errors import ConfigurationError
+from agentsrv.client import ServerUnavailableError
+from agentsrv.errors import ConfigurationError, UnauthenticatedError
 from agentsrv.server.open_files import SPARE
 from tests.bench.sizes import TINY
 from tests.support.principals import ADA, ADA_KEY
@@ -170,7 +170,7 @@ async def test_a_server_that_asks_who_is_there_is_told():
     async with serving(app, api_keys=ADA) as running:
         report = await measured(RemoteServer(running.url, ADA_KEY), "commit", rounds=1)
         assert {figure.key for figure in report.figures} == {"commit.reply.p50", "commit.reply.p99"}
-        with pytest.raises(AccessDeniedError):
+        with pytest.raises(UnauthenticatedError):
             await measured(RemoteServer(running.url), "commit")
 
 

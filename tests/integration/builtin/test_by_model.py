@@ -16,6 +16,7 @@ from agentsrv.cli.demo import KNOWLEDGE
 from agentsrv.client import Client, Record, TaskCancelledError, TaskFailedError
 from agentsrv.errors import ConfigurationError, InvalidCommandError
 from agentsrv.settings import Settings
+from tests.support.clients import run_task
 from tests.support.fake_model import Hang, Raw, fake_model, refusal
 
 TASK = "What are the costs of threads?"
@@ -45,7 +46,7 @@ async def log_of(client, **fields):
     """Run a task to its end, whatever that is, and return its log."""
     records: list[Record] = []
     with suppress(TaskFailedError, TaskCancelledError):
-        await client.run(TASK, on_event=records.append, **fields)
+        await run_task(client, TASK, on_event=records.append, **fields)
     return records
 
 
@@ -174,13 +175,13 @@ async def test_an_overloaded_endpoint_is_left_alone(fake, tmp_path):
     """For as long as it wants; a cancellation does not wait for it."""
     fake.script(NOTES, refusal(429, "too many", retry_after="50"))
     async with served(fake, tmp_path) as client:
-        task = await client.create(TASK, execute=True, subscribe=True)
-        async with aclosing(client.events(task["task_id"])) as events:
+        task = await client.start(TASK)
+        async with aclosing(task.events()) as events:
             async for record in events:
                 if record.event_type == "step_retrying":
                     assert record.data["retry_in"] == 50.0
-                    reply = await client.cancel(task["task_id"])
-                    assert reply["status"] == "cancelled"
+                    reply = await task.cancel()
+                    assert reply.status == "cancelled"
 
 
 async def test_silence_is_retried(fake, tmp_path):
@@ -222,13 +223,13 @@ async def test_a_cancellation_hangs_up_on_the_model(fake, tmp_path):
     """What it had written is kept, and the endpoint sees the end of the connection."""
     fake.script(NOTES, Hang("Threads"))
     async with served(fake, tmp_path) as client:
-        task = await client.create(TASK, execute=True, subscribe=True)
+        task = await client.start(TASK)
         records = []
-        async with aclosing(client.events(task["task_id"])) as events:
+        async with aclosing(task.events()) as events:
             async for record in events:
                 records.append(record)
                 if "Threads" in str(of([record], "partial_output", "step_003")):
-                    await client.cancel(task["task_id"])
+                    await task.cancel()
     await fake.hung_up.wait()
     (end,) = of(records, "task_cancelled")
     assert end["stopped"] is True
@@ -282,7 +283,8 @@ def test_nothing_of_the_extra_is_needed_without_a_model():
         async def main():
             settings = Settings(port=0, store="memory:")
             async with app.running(settings) as running, Client(running.url) as client:
-                done = await client.run("What is a thread?", params={"plan": "research"})
+                task = await client.start("What is a thread?", params={"plan": "research"})
+                done = await task.result()
                 print(done.final_output.partition("\\n")[0])
 
         asyncio.run(main())
@@ -313,8 +315,8 @@ async def test_the_connections_end_with_the_server(fake, tmp_path):
         seen.append(ctx.llm)
 
     async with served(fake, tmp_path, app) as client:
-        await client.run("x", agent="looker")
-        await client.run("x", agent="looker")
+        await run_task(client, "x", agent="looker")
+        await run_task(client, "x", agent="looker")
         assert seen[0].client is seen[1].client
         assert seen[0].usage is not seen[1].usage
         assert not seen[0].client.is_closed()

@@ -28,6 +28,7 @@ from agentsrv.models.plan import ExecutionPlan, Step
 from agentsrv.settings import Settings
 from tests.integration.builtin.test_by_model import TASK, of
 from tests.support.agent_contexts import make_context
+from tests.support.clients import run_task
 
 ROOT = Path(__file__).parents[3]
 PLANS = 5
@@ -116,7 +117,7 @@ async def test_a_report_is_streamed(address, tmp_path):
     records: list[Record] = []
     plain = settings(address, tmp_path, default_plan="report")
     async with builtin_app.running(plain) as running, Client(running.url) as client:
-        done = await client.run(TASK, on_event=records.append, params={"passages": 2})
+        done = await run_task(client, TASK, on_event=records.append, params={"passages": 2})
     assert done.final_output.startswith(f"# {TASK}\n\n")
     assert "## Sources" in done.final_output
     for step_id in ("step_002", "step_003"):
@@ -134,7 +135,7 @@ async def test_of_nonsense_only_what_the_sources_say_is_left(address, tmp_path):
     async with builtin_app.running(plain) as running, Client(running.url) as client:
         while True:  # now and then it has nothing to say
             records: list[Record] = []
-            done = await client.run(TASK, on_event=records.append, params=params)
+            done = await run_task(client, TASK, on_event=records.append, params=params)
             findings = of(records, "step_completed", "step_004")[0]["result"]
             if findings["statements"]:
                 break
@@ -172,15 +173,15 @@ async def test_a_cancellation_stops_the_model(address, tmp_path):
 
     plain = settings(address, tmp_path)
     async with app.running(plain) as running, Client(running.url) as client:
-        task = await client.create(TASK, agent="endless", execute=True, subscribe=True)
+        task = await client.start(TASK, agent="endless")
         busy: list[bool] = []
         records: list[Record] = []
-        async with aclosing(client.events(task["task_id"])) as events:
+        async with aclosing(task.events()) as events:
             async for record in events:
                 records.append(record)
                 if record.event_type == "partial_output" and not busy:
                     busy.append((await slot(address))["is_processing"])
-                    await client.cancel(task["task_id"])
+                    await task.cancel()
     assert busy == [True]
     assert of(records, "task_cancelled")
     while (after := await slot(address))["is_processing"]:  # noqa: ASYNC110 - another process

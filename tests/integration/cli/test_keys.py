@@ -88,7 +88,7 @@ def test_commands_say_who_asks(agentsrv, guarded, monkeypatch):
         assert "expected a token" in refused.err
         refused = agentsrv(*arguments, "--token", BOB_KEY)
         assert (refused.code, refused.out) == (4, "")
-        assert "refuses the token" in refused.err
+        assert "rejects the token" in refused.err
         assert BOB_KEY not in refused.err
     monkeypatch.setenv("AGENTSRV_TOKEN", ADA_KEY)
     assert "Greet" in agentsrv("list", "--url", guarded).out

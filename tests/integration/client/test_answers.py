@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from agentsrv import App, InputDeclined, StepContext
-from agentsrv.client import Client, ReplyLostError, TaskFailedError
+from agentsrv.client import Client, ReplyLostError, TaskFailedError, TaskHandle
 from agentsrv.errors import (
     ConflictError,
     InvalidInputError,
@@ -14,6 +14,7 @@ from agentsrv.errors import (
     NotFoundError,
     UnavailableError,
 )
+from tests.support.clients import run_task
 from tests.support.fake_server import T1, FakeServer, event, idle
 
 app = App()
@@ -40,62 +41,57 @@ def application() -> App:
 
 
 async def ask(client, **params):
-    """Begin a task that asks; return what it asks first."""
-    created = await client.create("Ask", agent="clerk", params=params, execute=True)
-    async with aclosing(client.events(created["task_id"])) as events:
+    """Start a task that asks; return it and its first question."""
+    task = await client.start("Ask", agent="clerk", params=params)
+    async with aclosing(task.events()) as events:
         async for record in events:
             if record.event_type == "input_required":
-                return record.event
+                return task, record.event
     raise AssertionError("it asked nothing")
 
 
-async def end(client, asked):
-    """The last event of the task that asked."""
-    task_id = asked.input_id.partition("/")[0]
-    return [record async for record in client.events(task_id)][-1]
+async def end(task):
+    """The last event of the task."""
+    return [record async for record in task.events()][-1]
 
 
 async def test_a_question_is_answered_once(client):
     """A wrong answer is told, the right one taken, another one is late."""
-    asked = await ask(client)
-    assert [
-        q["input_id"] for q in (await client.status(asked.input_id.partition("/")[0]))["inputs"]
-    ] == [asked.input_id]
+    task, asked = await ask(client)
+    assert [question.input_id for question in (await task.status()).inputs] == [asked.input_id]
     with pytest.raises(
         InvalidInputError, match='found "3"; value: Input should be a valid integer'
     ):
-        await client.respond(asked.input_id, "3")
-    reply = await client.respond(asked.input_id, 3)
-    assert reply["input_id"] == asked.input_id
-    assert (await end(client, asked)).data["final_output"] == "[3]"
+        await task.respond(asked.input_id, "3")
+    await task.respond(asked.input_id, 3)
+    assert (await end(task)).data["final_output"] == "[3]"
     with pytest.raises(ConflictError):
-        await client.respond(asked.input_id, 3)
+        await task.respond(asked.input_id, 3)
     with pytest.raises(NotFoundError):
-        await client.respond("no/such/question", 3)
+        await client.task("no").respond("no/such/question", 3)
 
 
 async def test_a_question_is_declined(client):
     """The agent is told."""
-    asked = await ask(client)
-    await client.respond(asked.input_id, decline=True)
-    assert "InputDeclined" in (await end(client, asked)).data["error_message"]
+    task, asked = await ask(client)
+    await task.respond(asked.input_id, decline=True)
+    assert "InputDeclined" in (await end(task)).data["error_message"]
 
 
 async def test_messages_are_sent(client):
     """Text, JSON, and null."""
-    created = await client.create("x", agent="listener", params={"messages": 3}, execute=True)
-    task_id = created["task_id"]
-    async with aclosing(client.events(task_id)) as events:
+    task = await client.start("x", agent="listener", params={"messages": 3})
+    async with aclosing(task.events()) as events:
         async for record in events:
             if record.event_type == "step_started":
                 break
-    replies = [await client.send(task_id, message) for message in ("a", {"b": 1}, None)]
-    records = [record async for record in client.events(task_id)]
+    numbers = [await task.send(message) for message in ("a", {"b": 1}, None)]
+    records = [record async for record in task.events()]
     sent = [record.seq for record in records if record.event_type == "message_received"]
-    assert [reply["seq"] for reply in replies] == sent
+    assert numbers == sent
     assert records[-1].data["final_output"] == "['a', {'b': 1}, None]"
     with pytest.raises(InvalidStateError):
-        await client.send(task_id, "late")
+        await task.send("late")
 
 
 @pytest.mark.parametrize("is_async", [True, False])
@@ -112,7 +108,9 @@ async def test_run_answers_what_is_asked(client, is_async):
         return answer(asked, refusal)
 
     on_input = slowly if is_async else answer
-    completed = await client.run("Ask", agent="clerk", params={"questions": 3}, on_input=on_input)
+    completed = await run_task(
+        client, "Ask", agent="clerk", params={"questions": 3}, on_input=on_input
+    )
     assert completed.final_output == "[0, 10, 20]"
     assert refusals.count(None) == 3
     [told] = [refusal for refusal in refusals if refusal]
@@ -130,7 +128,7 @@ async def test_run_may_decline(client, is_async):
         refuse(asked, refusal)
 
     with pytest.raises(TaskFailedError, match="InputDeclined: anonymous declined"):
-        await client.run("Ask", agent="clerk", on_input=refuse_slowly if is_async else refuse)
+        await run_task(client, "Ask", agent="clerk", on_input=refuse_slowly if is_async else refuse)
 
 
 async def test_a_fault_of_the_function_ends_the_run(client):
@@ -141,9 +139,9 @@ async def test_a_fault_of_the_function_ends_the_run(client):
         raise ZeroDivisionError("a fault")
 
     with pytest.raises(ZeroDivisionError, match="a fault"):
-        await client.run("Ask", agent="clerk", on_input=broken)
+        await run_task(client, "Ask", agent="clerk", on_input=broken)
     page = await client.list(status="input_required")
-    assert page["total"] == 1
+    assert page.total == 1
 
 
 async def test_who_thinks_too_long_is_stopped(client):
@@ -157,8 +155,8 @@ async def test_who_thinks_too_long_is_stopped(client):
             stopped.append(asked.prompt)
             raise
 
-    completed = await client.run(
-        "Ask", agent="clerk", params={"questions": 2, "patience": 0.05}, on_input=thinker
+    completed = await run_task(
+        client, "Ask", agent="clerk", params={"questions": 2, "patience": 0.05}, on_input=thinker
     )
     assert completed.final_output == "[7, 7]"
     assert sorted(stopped) == ["0?", "1?"]
@@ -169,11 +167,34 @@ async def test_somebody_else_may_be_quicker(client, server):
 
     async def late(asked, refusal):
         async with Client(server.url) as other:
-            await other.respond(asked.input_id, 1)
+            await other.task(asked.input_id.partition("/")[0]).respond(asked.input_id, 1)
         return 2
 
-    completed = await client.run("Ask", agent="clerk", on_input=late)
+    completed = await run_task(client, "Ask", agent="clerk", on_input=late)
     assert completed.final_output == "[1]"
+
+
+async def test_an_existing_task_is_asked_for_its_open_questions_only(client):
+    """Those that were settled before `result` was called are not asked again."""
+    task, first = await ask(client, questions=2)
+    second = next(asked for asked in (await task.status()).inputs if asked != first)
+    await task.respond(first.input_id, 1)
+    questions = []
+
+    def answer(asked, refusal):
+        questions.append(asked.input_id)
+        return 2
+
+    for on_event in (None, lambda _: None):  # from the last event on, or from the first
+        if on_event is not None:
+            task, first = await ask(client, questions=2)
+            second = next(asked for asked in (await task.status()).inputs if asked != first)
+            await task.respond(first.input_id, 1)
+        handle = client.task(task.id)
+        result = await handle.result(on_input=answer, on_event=on_event)
+        assert sorted(result.final_output) == sorted("[1, 2]")
+        assert questions.pop() == second.input_id
+        assert not questions
 
 
 RESPOND = {"input_id": f"{T1}/a/1", "value": 4, "action": "accept"}
@@ -219,10 +240,10 @@ async def test_an_answer_counts_once_over_a_lost_connection(hasty, given, action
 
     async with FakeServer(lose, refuse).running() as server, Client(server.url, hasty) as client:
         if is_same:
-            assert (await client.respond(f"{T1}/a/1", given))["task_id"] == T1
+            await client.task(T1).respond(f"{T1}/a/1", given)
         else:
             with pytest.raises(ConflictError):
-                await client.respond(f"{T1}/a/1", given)
+                await client.task(T1).respond(f"{T1}/a/1", given)
     asked = [command for command in server.asked if command["command"] == "respond"]
     sent = RESPOND | {"value": orjson.loads(orjson.dumps(given))}
     assert [{key: command[key] for key in RESPOND} for command in asked] == [sent] * 2
@@ -237,7 +258,7 @@ async def test_a_message_is_not_sent_twice(hasty):
 
     async with FakeServer(lose, idle).running() as server, Client(server.url, hasty) as client:
         with pytest.raises(ReplyLostError):
-            await client.send(T1, "once")
+            await client.task(T1).send("once")
     assert [command["command"] for command in server.asked] == ["send"]
 
 
@@ -250,14 +271,14 @@ async def test_an_answer_that_cannot_be_taken_yet_is_given_again(client, monkeyp
         asked.append(question.input_id)
         return 3
 
-    respond = client.respond
+    respond = TaskHandle.respond
 
     async def unavailable(*arguments, **options):
         if not refused:
             refused.append(arguments)
             raise UnavailableError("not yet", retry_after=0.001)
-        return await respond(*arguments, **options)
+        await respond(*arguments, **options)
 
-    monkeypatch.setattr(client, "respond", unavailable)
-    assert (await client.run("Ask", agent="clerk", on_input=answer)).final_output == "[3]"
+    monkeypatch.setattr(TaskHandle, "respond", unavailable)
+    assert (await run_task(client, "Ask", agent="clerk", on_input=answer)).final_output == "[3]"
     assert (len(asked), len(refused)) == (1, 1)

@@ -10,7 +10,7 @@ from tests.support.proxy import Cut, CuttingProxy, Kind
 
 async def follow(client, task_id):
     """Every event of a task."""
-    async with aclosing(client.events(task_id)) as events:
+    async with aclosing(client.task(task_id).events()) as events:
         return [record async for record in events]
 
 
@@ -31,13 +31,10 @@ async def test_events_survive_cuts_at_any_byte(server, hasty, seed):
     proxy = CuttingProxy(server.port, lambda: Cut(chance.randrange(200, 20_000), Kind.CLOSE))
     async with proxy.running(), Client(proxy.url, hasty) as client:
         created = await asyncio.gather(
-            *(
-                client.create("Count", agent="chatter", params={"pieces": 300}, execute=True)
-                for _ in range(3)
-            )
+            *(client.start("Count", agent="chatter", params={"pieces": 300}) for _ in range(3))
         )
         logs = await asyncio.gather(
-            *(follow(client, task["task_id"]) for task in created for _ in range(2))
+            *(follow(client, task.id) for task in created for _ in range(2))
         )
         for log in logs:
             check(log, 300)
@@ -57,13 +54,13 @@ async def test_commands_are_carried_out_once_over_cuts(server, hasty, seed):
         async def one(number):
             params = {"pieces": 2}
             created = await client.create(f"Task {number}", agent="chatter", params=params)
-            await client.execute(created["task_id"])
-            return created["task_id"]
+            await created.execute()
+            return created.id
 
         ids = await asyncio.gather(*(one(number) for number in range(40)))
         assert proxy.cuts[Kind.CLOSE] > 5
     async with Client(server.url) as client:
-        assert (await client.list())["total"] == 40
+        assert (await client.list()).total == 40
         for log in await asyncio.gather(*(follow(client, task_id) for task_id in ids)):
             check(log, 2)
 
@@ -74,11 +71,11 @@ async def test_cancel_and_run_survive_cuts(server, hasty):
     proxy = CuttingProxy(server.port, lambda: None)
     async with proxy.running(), Client(proxy.url, hasty) as client:
         for agent in ("chatter", "endless"):
-            created = await client.create("Go on", agent=agent, execute=True, subscribe=True)
+            created = await client.start("Go on", agent=agent)
             proxy.abort()
             if agent == "endless":
-                await client.cancel(created["task_id"], reason="over a cut")
-            log = await follow(client, created["task_id"])
+                await created.cancel("over a cut")
+            log = await follow(client, created.id)
             assert [record.seq for record in log] == list(range(1, len(log) + 1))
             assert log[-1].data.get("reason") == ("over a cut" if agent == "endless" else None)
         assert proxy.connections == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import signal
 import sys
@@ -18,7 +19,10 @@ from agentsrv.client import (
     ConnectionClosedError,
     ServerUnavailableError,
     SyncClient,
+    SyncTaskHandle,
+    TaskCancelledError,
     TaskFailedError,
+    TaskHandle,
 )
 from agentsrv.errors import ConfigurationError, NotFoundError
 from tests.e2e.examples.sessions import served
@@ -56,17 +60,18 @@ async def threaded(server) -> Callable[..., Any]:
     return call
 
 
-def test_it_has_every_method_of_the_client():
-    """With the same arguments and the same docstring; events are iterated in another way."""
-    own = {"aclose", "events", "hello"}
-    for name, method in inspect.getmembers(Client, inspect.isfunction):
-        if not name.startswith("_") and name not in own:
-            blocking = getattr(SyncClient, name)
-            assert inspect.signature(blocking) == inspect.signature(method), name
-            assert blocking.__doc__ == method.__doc__
-            assert not inspect.iscoroutinefunction(blocking)
-    given = inspect.signature(SyncClient.events).parameters
-    assert given == inspect.signature(Client.events).parameters
+@pytest.mark.parametrize(("kind", "blocking"), [(Client, SyncClient), (TaskHandle, SyncTaskHandle)])
+def test_it_has_every_method(kind, blocking):
+    """With the same arguments and, where it is made of the other one, the same docstring."""
+    for name, method in inspect.getmembers(kind, inspect.isfunction):
+        if name.startswith("_") or name == "aclose":
+            continue
+        mirrored = getattr(blocking, name)
+        assert inspect.signature(mirrored).parameters == inspect.signature(method).parameters, name
+        assert mirrored.__doc__ == method.__doc__ or name in {"events", "task"}
+        assert not inspect.iscoroutinefunction(mirrored)
+    properties = {name for name, _ in inspect.getmembers(kind, lambda x: isinstance(x, property))}
+    assert properties <= {*dir(blocking)}
     assert list(inspect.signature(SyncClient).parameters) == ["url", "options", "token"]
 
 
@@ -74,27 +79,43 @@ async def test_each_command_returns_what_the_server_replies(threaded):
     """From the creation of a task to its end."""
 
     def talk(client: SyncClient) -> None:
-        assert client.hello["protocol"] == "agentsrv.v1"
+        assert client.hello.protocol == "agentsrv.v1"
         assert client.ping() >= 0
-        assert "chatter" in [agent["name"] for agent in client.agents()]
-        task_id = client.create("x", agent="endless")["task_id"]
-        assert client.resolve(task_id[:8]) == task_id
-        assert client.execute(task_id)["status"] == "queued"
-        for record in client.events(task_id):
+        assert "chatter" in [agent.name for agent in client.agents()]
+        task = client.create("x", agent="endless")
+        assert client.find(task.id[:8]).id == task.id
+        assert client.task(task.id).status().status == "pending"
+        task.execute()
+        for record in task.events():
             if record.event_type == "partial_output":
                 break
-        client.send(task_id, "hurry")
-        assert client.list(status="running")["tasks"][0]["task_id"] == task_id
-        assert client.cancel(task_id)["already"] is False
-        assert [record.event_type for record in client.events(task_id)][-1] == "task_cancelled"
-        assert client.status(task_id)["status"] == "cancelled"
+        task.send("hurry")
+        assert client.list(status="running").tasks[0].task_id == task.id
+        with pytest.raises(TimeoutError):
+            task.result(timeout=0.01)
+        assert task.cancel("enough").already is False
+        assert [record.event_type for record in task.events()][-1] == "task_cancelled"
+        with pytest.raises(TaskCancelledError, match="enough"):
+            task.result()
         with pytest.raises(NotFoundError):
-            client.status("none")
+            client.task("none").status()
 
     await threaded(talk)
 
 
-async def test_run_calls_its_functions_in_the_callers_thread(threaded):
+async def test_a_handle_keeps_its_client(server):
+    """A client that is dropped would be closed."""
+
+    def work() -> None:
+        task = SyncClient(server.url).start("x", agent="chatter", params={"pieces": 2})
+        gc.collect()
+        assert task.result().final_output == "0 1 "
+        task._client.close()
+
+    await asyncio.to_thread(work)
+
+
+async def test_result_calls_its_functions_in_the_callers_thread(threaded):
     """With each event in its order; they may use the client."""
     seen: list[int] = []
 
@@ -104,14 +125,14 @@ async def test_run_calls_its_functions_in_the_callers_thread(threaded):
         def see(record):
             assert threading.current_thread() is here
             seen.append(record.seq)
-            client.status(record.task_id)
+            client.task(record.task_id).status()
 
         def answer(asked, refusal):
             assert threading.current_thread() is here
-            assert client.status(asked.input_id.partition("/")[0])["inputs"]
+            assert client.task(asked.input_id.partition("/")[0]).status().inputs
             return 7 if refusal else "seven"
 
-        return client.run("x", agent="asker", on_event=see, on_input=answer).final_output
+        return client.start("x", agent="asker").result(on_event=see, on_input=answer).final_output
 
     assert await threaded(work) == "7"
     assert seen == list(range(1, len(seen) + 1))
@@ -125,7 +146,7 @@ async def test_a_question_may_be_declined(threaded):
 
     def work(client: SyncClient) -> None:
         with pytest.raises(TaskFailedError, match="declined"):
-            client.run("x", agent="asker", on_input=decline)
+            client.start("x", agent="asker").result(on_input=decline)
 
     await threaded(work)
 
@@ -138,15 +159,15 @@ async def test_what_goes_wrong_is_raised_where_it_was_asked(threaded):
 
     def work(client: SyncClient) -> None:
         with pytest.raises(TaskFailedError, match="out of paper"):
-            client.run("x", agent="broken")
+            client.start("x", agent="broken").result()
         with pytest.raises(ZeroDivisionError, match="task_created"):
-            client.run("x", agent="chatter", on_event=wrong)
+            client.start("x", agent="chatter").result(on_event=wrong)
         assert client.ping() >= 0
 
     await threaded(work)
 
 
-async def test_an_interrupted_run_leaves_its_task_to_the_server(threaded):
+async def test_an_interrupted_result_leaves_its_task_to_the_server(threaded):
     """As Ctrl-C interrupts it, while a function of the caller's is called."""
     begun: list[str] = []
 
@@ -156,8 +177,8 @@ async def test_an_interrupted_run_leaves_its_task_to_the_server(threaded):
 
     def work(client: SyncClient) -> None:
         with pytest.raises(KeyboardInterrupt):
-            client.run("x", agent="chatter", on_event=interrupt)
-        assert [record.event_type for record in client.events(begun[0])][-1] == "task_completed"
+            client.start("x", agent="chatter").result(on_event=interrupt)
+        assert client.task(begun[0]).result().final_output
 
     await threaded(work)
 
@@ -168,7 +189,7 @@ async def test_closing_ends_the_calls_of_other_threads(server):
     begun = threading.Event()
 
     def wait() -> None:
-        client.run("x", agent="endless", on_event=lambda _: begun.set())
+        client.start("x", agent="endless").result(on_event=lambda _: begun.set())
 
     waiting = asyncio.create_task(asyncio.to_thread(wait))
     assert await asyncio.to_thread(begun.wait, 10)
@@ -178,19 +199,19 @@ async def test_closing_ends_the_calls_of_other_threads(server):
     with pytest.raises(ConnectionClosedError):
         client.ping()
     with pytest.raises(ConnectionClosedError):
-        next(client.events("x"))
+        next(client.task("x").events())
     client.close()
     async with Client(server.url) as other:
-        assert (await other.list())["tasks"][0]["status"] == "running"
+        assert (await other.list()).tasks[0].status == "running"
 
 
-async def test_closing_from_a_function_of_run_ends_it(server):
+async def test_closing_from_a_function_of_result_ends_it(server):
     """It does not wait for itself."""
 
     def work() -> None:
         client = SyncClient(server.url)
         with pytest.raises(ConnectionClosedError):
-            client.run("x", agent="endless", on_event=lambda _: client.close())
+            client.start("x", agent="endless").result(on_event=lambda _: client.close())
 
     await asyncio.to_thread(work)
 
@@ -207,7 +228,7 @@ def test_where_there_is_no_server_nothing_is_left_behind():
 async def test_it_may_be_used_beside_a_loop_that_runs():
     """As notebooks have one; it is held up, as by anything that takes time."""
     with served() as url, SyncClient(url) as client:
-        assert client.run("What is a thread?").final_output
+        assert client.start("What is a thread?").result().final_output
 
 
 SCRIPT = """
@@ -216,18 +237,17 @@ from agentsrv.client import SyncClient
 
 with SyncClient(sys.argv[1]) as client:
     try:
-        if sys.argv[2] == "run":
-            client.run("x", agent="endless", on_event=lambda record: print(record.event_type, flush=True))
+        if sys.argv[2] == "result":
+            client.start("x", agent="endless").result(on_event=lambda record: print(record.event_type, flush=True))
         else:
-            task = client.create("x", agent="endless", execute=True)
-            for record in client.events(task["task_id"]):
+            for record in client.start("x", agent="endless").events():
                 print(record.event_type, flush=True)
     except KeyboardInterrupt:
-        print(client.list()["tasks"][0]["status"])
+        print(client.list().tasks[0].status)
 """
 
 
-@pytest.mark.parametrize("call", ["run", "events"])
+@pytest.mark.parametrize("call", ["result", "events"])
 async def test_ctrl_c_ends_a_call_and_not_the_task(server, call):
     """Also one that waits for what does not come; the client goes on."""
     process = await asyncio.create_subprocess_exec(

@@ -29,7 +29,7 @@ async def test_a_certificate_is_trusted_by_the_file_of_its_ca(secure):
     url, certificate = secure
     for ca in (certificate, str(certificate)):
         async with Client(url, Options(ca=ca)) as client:
-            assert client.hello["protocol"]
+            assert client.hello.protocol
 
 
 async def test_a_certificate_is_trusted_by_the_variable(secure, monkeypatch):
@@ -37,7 +37,7 @@ async def test_a_certificate_is_trusted_by_the_variable(secure, monkeypatch):
     url, certificate = secure
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     async with Client(url) as client:
-        assert client.hello["protocol"]
+        assert client.hello.protocol
 
 
 @pytest.mark.parametrize("variable", [None, "/no/such/file.pem"])

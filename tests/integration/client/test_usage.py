@@ -29,47 +29,59 @@ from agentsrv.client import (
     SyncClient,
     TaskCancelledError,
     TaskFailedError,
+    TaskHandle,
 )
 from agentsrv.client.errors import from_frame
 from agentsrv.errors import AgentsrvError
 from agentsrv.models import events as e
+from tests.support.clients import run_task
 from tests.unit.models.samples import sample
 
+TASK = "0123456789abcdef"
 COMMANDS: dict[str, tuple[Any, ...]] = {
+    "start": ("x",),
     "create": ("x",),
-    "execute": ("0123456789abcdef",),
-    "status": ("0123456789abcdef",),
+    "find": ("01234567",),
     "list": (),
-    "cancel": ("0123456789abcdef",),
-    "respond": ("0123456789abcdef/a/1", 1),
-    "send": ("0123456789abcdef", "hello"),
     "agents": (),
     "ping": (),
-    "resolve": ("01234567",),
-    "run": ("x",),
+}
+TASK_COMMANDS: dict[str, tuple[Any, ...]] = {
+    "execute": (),
+    "status": (),
+    "cancel": (),
+    "send": ("hello",),
+    "respond": (f"{TASK}/a/1", 1),
+    "result": (),
 }
 
 
 async def use(client: Client, name: str) -> None:
     """Call a method, or begin to iterate."""
-    if name == "events":
-        async with aclosing(client.events("0123456789abcdef")) as events:
+    if name == "cancel by key":
+        await client.cancel(idempotency_key="x")
+    elif name == "events":
+        async with aclosing(client.task(TASK).events()) as events:
             await anext(events)
+    elif name in TASK_COMMANDS:
+        await getattr(client.task(TASK), name)(*TASK_COMMANDS[name])
     else:
         await getattr(client, name)(*COMMANDS[name])
 
 
+def methods(kind: type) -> set[str]:
+    """The public methods of a class."""
+    functions = inspect.getmembers(kind, inspect.isfunction)
+    return {name for name, _ in functions if not name.startswith("_")}
+
+
 def test_every_method_is_listed():
-    """A new method of the client belongs in the list."""
-    methods = {
-        name
-        for name, method in inspect.getmembers(Client, inspect.isfunction)
-        if not name.startswith("_")
-    }
-    assert methods == {*COMMANDS, "events", "aclose"}
+    """A new method belongs in the lists."""
+    assert methods(Client) == {*COMMANDS, "cancel", "task", "aclose"}
+    assert methods(TaskHandle) == {*TASK_COMMANDS, "events"}
 
 
-EVERY = [*COMMANDS, "events"]
+EVERY = [*COMMANDS, *TASK_COMMANDS, "cancel by key", "events"]
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -173,7 +185,7 @@ async def test_a_sync_client_in_a_child_of_fork_or_in_its_own_thread(server):
                     client.ping()
                 told.append(str(raised.value))
 
-            client._loop.call_soon_threadsafe(callback)
+            client._loop_thread.loop.call_soon_threadsafe(callback)
             client.ping()
         assert "own thread" in told[0]
 
@@ -193,7 +205,7 @@ async def test_a_sync_client_that_is_dropped_warns_and_ends_its_thread(server):
 
     def work() -> None:
         client = SyncClient(server.url)
-        thread = client._thread
+        thread = client._loop_thread.thread
         with pytest.warns(ResourceWarning, match="unclosed <agentsrv"):  # noqa: PT031
             del client
             gc.collect()
@@ -249,19 +261,19 @@ async def test_a_cancelled_call_leaves_the_client_usable(name, server):
             await asyncio.wait({task})
             assert task.cancelled() or task.exception() is None or turns
         assert await client.ping() >= 0
-        ended = await client.run("x", agent="chatter", params={"pieces": 2})
+        ended = await run_task(client, "x", agent="chatter", params={"pieces": 2})
         assert ended.final_output == "0 1 "
 
 
 async def test_closing_an_iterator_unsubscribes(server):
     """By ``contextlib.aclosing``."""
     async with Client(server.url) as client:
-        task_id = (await client.create("x", agent="endless", execute=True))["task_id"]
-        async with aclosing(client.events(task_id)) as events:
+        task = await client.start("x", agent="endless")
+        async with aclosing(task.events()) as events:
             async for record in events:
                 if record.event_type == "partial_output":
                     break
-        await client.cancel(task_id)
+        await task.cancel()
         assert len(client._subscriptions) == 0
 
 

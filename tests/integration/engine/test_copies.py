@@ -12,6 +12,7 @@ from agentsrv import App, ExecutionPlan, Step, StepContext, TaskContext
 from agentsrv.client import Client
 from agentsrv.settings import Settings
 from agentsrv.testing import serving
+from tests.support.clients import run_task
 
 PLAN = [
     {"step_id": "source", "agent": "source", "input": {"items": [1, 2]}},
@@ -68,7 +69,7 @@ def application(log: list[tuple[str, int, list[Any]]], gate: bool = False) -> Ap
 
 async def run(client: Client) -> str:
     """The final output of a task of the plan."""
-    result = await client.run("x", plan={"steps": PLAN}, params=PARAMS)
+    result = await run_task(client, "x", plan={"steps": PLAN}, params=PARAMS)
     return result.final_output
 
 
@@ -98,8 +99,8 @@ async def test_a_restart_changes_nothing_that_a_step_is_given(tmp_path: Path):
         application(before, gate=True).running(settings) as running,
         Client(running.url) as client,
     ):
-        task = await client.create("x", plan={"steps": PLAN}, params=PARAMS, execute=True)
-        async for record in client.events(task["task_id"]):
+        task = await client.start("x", plan={"steps": PLAN}, params=PARAMS)
+        async for record in task.events():
             if record.event_type == "step_started" and record.data["step_id"] == "second":
                 break
     after: list[tuple[str, int, list[Any]]] = []
@@ -107,8 +108,9 @@ async def test_a_restart_changes_nothing_that_a_step_is_given(tmp_path: Path):
         application(after, gate=True).running(settings) as running,
         Client(running.url) as client,
     ):
-        await client.send(task["task_id"], "go on")
-        async for _ in client.events(task["task_id"]):
+        resumed = client.task(task.id)
+        await resumed.send("go on")
+        async for _ in resumed.events():
             pass
     assert {name for name, _, _ in after} == {"second"}  # once, or again if its claim was fenced
     assert all(given == before[-1][2] for _, _, given in after)
@@ -133,11 +135,11 @@ async def test_messages_and_answers_are_each_readers_own():
     steps = [{"step_id": name, "agent": "reader"} for name in ("a", "b")]
     pytest.importorskip("jsonschema_rs")
     async with serving(app) as client:
-        task = await client.create("x", plan={"steps": steps}, execute=True)
-        await client.send(task["task_id"], {"items": [1]})
-        async for record in client.events(task["task_id"]):
+        task = await client.start("x", plan={"steps": steps})
+        await task.send({"items": [1]})
+        async for record in task.events():
             if record.event_type == "input_required":
-                await client.respond(record.data["input_id"], {"items": [1]})
+                await task.respond(record.data["input_id"], {"items": [1]})
     assert texts == ["{'items': [1]}"] * 4
 
 
@@ -159,7 +161,7 @@ async def test_a_planner_cannot_change_its_plan_later():
         found.append(ctx.params)
 
     async with serving(app) as client:
-        await client.run("x", params=PARAMS)
+        await run_task(client, "x", params=PARAMS)
     assert found == [{"items": [1]}, PARAMS]
 
 

@@ -148,7 +148,7 @@ class Story:
 
     async def follow(self) -> None:
         """Take down the events of the task beside what its code does."""
-        async for record in self.client.events(self.task):
+        async for record in self.client.task(self.task).events():
             self.events.append(record.event_type)
             self.life.record.append(record.event_type)
             self.seen.setdefault(record.event_type, asyncio.Event()).set()
@@ -173,8 +173,8 @@ async def told(store: str, agent: Agent, drain_timeout: float = 0.05) -> AsyncIt
     async with app.running(limits) as running, Client(running.url) as client:
         story = Story(client, life)
         plan = ExecutionPlan(steps=(step("a", "it"),)).model_dump(mode="json")
-        created = await client.create("x", plan=plan, execute=True)
-        story.task = created["task_id"]
+        created = await client.start("x", plan=plan)
+        story.task = created.id
         following = asyncio.create_task(story.follow())
         await life.begun.wait()
         await story.until("input_required" if "asks" in agent.__name__ else "step_started")
@@ -193,8 +193,8 @@ async def test_nothing_of_a_task_runs_after_its_cancelled_end(store, agent):
     """The reply is ``cancelling`` while code runs; the end comes after the last of it."""
     async with told(store, agent) as story:
         life = story.life
-        reply = await story.client.cancel(story.task, reason="enough")
-        assert (reply["status"], reply["already"]) == ("cancelling", False)
+        reply = await story.client.task(story.task).cancel("enough")
+        assert (reply.status, reply.already) == ("cancelling", False)
         await life.cleaning.wait()
         await story.until("task_cancelling")
         assert "task_cancelled" not in story.events
@@ -212,9 +212,9 @@ async def test_a_step_is_cancelled_once(store, agent):
     """Neither a second cancel nor a drain within the grace period interrupts the clean-up."""
     async with told(store, agent) as story:
         life = story.life
-        await story.client.cancel(story.task, reason="enough")
+        await story.client.task(story.task).cancel("enough")
         await life.cleaning.wait()
-        assert (await story.client.cancel(story.task))["already"] is True
+        assert (await story.client.task(story.task).cancel()).already is True
         asyncio.get_running_loop().call_later(0.3, life.clean.set)  # after the drain's time
     assert life.cancels
     assert all(times == 1 for times in life.cancels.values())

@@ -77,15 +77,15 @@ def texts_in(answer: Any) -> str:
 
 async def ask(client: Client, value: Any, **params: Any) -> tuple[str, list[Any]]:
     """A task that asks, answered; its id and what was seen of it until it is answered."""
-    task = await client.create("x", agent="asker", params=params, execute=True)
+    task = await client.start("x", agent="asker", params=params)
     records = []
-    async for record in client.events(task["task_id"]):
+    async for record in task.events():
         records.append(record)
         if record.event_type == "input_required":
-            await client.respond(record.data["input_id"], value)
+            await task.respond(record.data["input_id"], value)
         if record.event_type == "input_received":
             break
-    return task["task_id"], records
+    return task.id, records
 
 
 @pytest.mark.parametrize("kind", SCHEMAS)
@@ -97,8 +97,8 @@ async def test_only_the_agent_sees_the_answer(kind, tmp_path: Path, caplog):
     settings = Settings(port=0, store=f"sqlite:///{file}")
     async with application(seen).running(settings) as running, Client(running.url) as client:
         task, records = await ask(client, SCHEMAS[kind][1], kind=kind)
-        records += [record async for record in client.events(task, records[-1].seq)]
-        shown = [repr(records), repr(await client.status(task)), repr(await client.list())]
+        records += [record async for record in client.task(task).events(records[-1].seq)]
+        shown = [repr(records), repr(await client.task(task).status()), repr(await client.list())]
     assert records[-1].event_type == "task_completed"
     assert seen == [SECRET]
     assert not any(SECRET in text for text in [*shown, caplog.text])
@@ -111,7 +111,7 @@ async def test_an_error_that_quotes_the_secret_is_logged_without_it(caplog):
     caplog.set_level(logging.DEBUG, "agentsrv")
     async with serving(application([], fails=True)) as client:
         task, _ = await ask(client, SECRET)
-        records = [record async for record in client.events(task)]
+        records = [record async for record in client.task(task).events()]
     assert records[-1].data["error_message"] == "ValueError: refused: ***"
     assert SECRET not in repr(records)
     assert "ValueError: refused: ***" in caplog.text
@@ -121,13 +121,13 @@ async def test_an_error_that_quotes_the_secret_is_logged_without_it(caplog):
 async def test_a_wrong_answer_is_refused_without_repeating_it():
     """The question stays open."""
     async with serving(application([])) as client:
-        task = await client.create("x", agent="asker", params={"kind": "model"}, execute=True)
-        async for record in client.events(task["task_id"]):
+        task = await client.start("x", agent="asker", params={"kind": "model"})
+        async for record in task.events():
             if record.event_type == "input_required":
                 with pytest.raises(InvalidInputError) as refusal:
-                    await client.respond(record.data["input_id"], {"password": SECRET})
+                    await task.respond(record.data["input_id"], {"password": SECRET})
                 assert SECRET not in repr(refusal.value) + repr(refusal.value.details)
-                await client.respond(record.data["input_id"], SCHEMAS["model"][1])
+                await task.respond(record.data["input_id"], SCHEMAS["model"][1])
         assert record.event_type == "task_completed"
 
 
@@ -142,8 +142,8 @@ async def test_an_answer_is_read_after_a_restart_if_the_key_is_still_there(lost,
         (tmp_path / "log.db.key").unlink()
     async with application(seen).running(settings) as running, Client(running.url) as client:
         if not lost:
-            await client.send(task, "go on")
-        end = [record async for record in client.events(task)][-1]
+            await client.task(task).send("go on")
+        end = [record async for record in client.task(task).events()][-1]
     assert seen == ([] if lost else [SECRET])
     if lost:
         assert "cannot be decrypted: its key was lost or replaced" in end.data["error_message"]
@@ -153,8 +153,8 @@ async def test_without_the_extra_the_question_is_refused(monkeypatch):
     """The message says what to install."""
     monkeypatch.setitem(sys.modules, "cryptography", None)
     async with serving(application([])) as client:
-        task = await client.create("x", agent="asker", execute=True)
-        end = [record async for record in client.events(task["task_id"])][-1]
+        task = await client.start("x", agent="asker")
+        end = [record async for record in task.events()][-1]
     assert "pip install 'agentsrv[secrets]'" in end.data["error_message"]
 
 

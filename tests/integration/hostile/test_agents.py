@@ -19,8 +19,8 @@ from tests.integration.hostile import agents as a
 
 async def story(client: Client, params: dict[str, Any]) -> list[Record]:
     """All events of a task of the agent ``it``."""
-    task = await client.create("x", agent="it", params=params, execute=True)
-    return [record async for record in client.events(task["task_id"])]
+    task = await client.start("x", agent="it", params=params)
+    return [record async for record in task.events()]
 
 
 def of(records: list[Record], event_type: str) -> list[Any]:
@@ -148,11 +148,11 @@ async def test_a_service_is_left_alone_for_as_long_as_it_asks():
     pairs = []
     async with serving(app) as client:
         for number, (name, _, expected) in enumerate(a.WAITS):
-            task = await client.create("x", agent="it", params={"number": number}, execute=True)
-            async for record in client.events(task["task_id"]):
+            task = await client.start("x", agent="it", params={"number": number})
+            async for record in task.events():
                 if record.event_type == "step_retrying":
                     pairs.append((name, record.data["retry_in"], expected))
-                    await client.cancel(task["task_id"])
+                    await task.cancel()
     assert differences(pairs) == {}
     assert len(pairs) == len(a.WAITS)
 
@@ -189,19 +189,19 @@ async def test_questions_can_be_answered_or_are_refused():
     pairs = []
     async with serving(app) as client:
         for number, (name, _, answer, expected) in enumerate(a.QUESTIONS):
-            task = await client.create("x", agent="it", params={"number": number}, execute=True)
+            task = await client.start("x", agent="it", params={"number": number})
             records = []
-            async for record in client.events(task["task_id"]):
+            async for record in task.events():
                 records.append(record)
                 if record.event_type == "input_required":
                     input_id = record.data["input_id"]
                     if isinstance(answer, a.After):
                         with pytest.raises(InvalidInputError) as refusal:
-                            await client.respond(input_id, answer.refused)
+                            await task.respond(input_id, answer.refused)
                         assert "secret 3" not in str(refusal.value)
                     with suppress(InvalidStateError):  # the step has failed
                         last = answer.answer if isinstance(answer, a.After) else answer
-                        await client.respond(input_id, last)
+                        await task.respond(input_id, last)
             text = records[-1].data.get("final_output")
             pairs.append((name, failed(records) if text is None else text, expected))
     assert differences(pairs) == {}

@@ -87,10 +87,8 @@ async def run_a_task(folder, **environment):
     while "listening on " not in log:
         log += (await process.stderr.readline()).decode()
     async with Client(log.split("listening on ")[1].strip()) as client:
-        task = await client.create(
-            "x", agent="own", execute=True, traceparent=f"00-{TRACE}-{SPAN}-01"
-        )
-        async for _ in client.events(task["task_id"]):
+        task = await client.start("x", agent="own", traceparent=f"00-{TRACE}-{SPAN}-01")
+        async for _ in task.events():
             pass
     process.terminate()
     _, rest = await process.communicate()

@@ -4,7 +4,6 @@ import math
 import pytest
 
 from agentsrv.client import (
-    AccessDeniedError,
     Client,
     ConnectionClosedError,
     NotAServerError,
@@ -14,7 +13,8 @@ from agentsrv.client import (
     SequenceGapError,
     ServerUnavailableError,
 )
-from agentsrv.client.tokens import Tokens
+from agentsrv.client.connection import Timing
+from agentsrv.client.tokens import Token, Tokens
 from agentsrv.errors import (
     AgentsrvError,
     ConfigurationError,
@@ -23,21 +23,23 @@ from agentsrv.errors import (
     NotFoundError,
     OverloadedError,
     TooLargeError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from tests.support.fake_server import HELLO, T1, FakeServer, Peer, closes, event, forever, idle
 
 
 class Waits:
-    """A sleep that takes no time and remembers; chance that always draws the most."""
+    """A sleep that takes no time and records its seconds; a jitter that is always the maximum."""
 
     def __init__(self, **reconnect: float) -> None:
         self.seconds: list[float] = []
-        self.options = Options(
-            reconnect=Reconnect(**reconnect),  # type: ignore[arg-type]
-            random=lambda _low, high: high,
-            sleep=self._sleep,
-        )
+        self._options = Options(reconnect=Reconnect(**reconnect))  # type: ignore[arg-type]
+        self._timing = Timing(random=lambda _low, high: high, sleep=self._sleep)
+
+    def client(self, url: str, token: Token | None = None) -> Client:
+        """Return a client that waits so."""
+        return Client(url, self._options, token=token, _timing=self._timing)
 
     async def _sleep(self, seconds: float) -> None:
         self.seconds.append(seconds)
@@ -83,7 +85,7 @@ async def test_a_source_that_gives_no_token_is_asked_again():
 
     async with FakeServer(closes(4401), answers).running() as server:
         with pytest.raises(ConfigurationError, match="invalid token"):
-            async with Client(server.url, waits.options, token=current) as client:
+            async with waits.client(server.url, current) as client:
                 await client.ping()
         assert (server.connections, len(waits.seconds)) == (1, 2)
 
@@ -104,8 +106,8 @@ async def test_a_command_too_many_is_sent_again():
         await peer.reply(command, task_id=T1, seq=7)
         await answers(peer)
 
-    async with FakeServer(refuses).running() as server, Client(server.url, waits.options) as client:
-        assert (await client.send(T1, "hi"))["seq"] == 7
+    async with FakeServer(refuses).running() as server, waits.client(server.url) as client:
+        assert await client.task(T1).send("hi") == 7
         await client.ping()
     assert [command["command"] for command in server.asked] == [*["send"] * 3, "ping"]
     assert len({command["id"] for command in server.asked[:3]}) == 1
@@ -130,9 +132,9 @@ async def test_a_command_too_late_is_sent_again_elsewhere():
 
     async with (
         FakeServer(too_late, takes).running() as server,
-        Client(server.url, waits.options) as client,
+        waits.client(server.url) as client,
     ):
-        assert (await client.create("late"))["task_id"] == T1
+        assert (await client.create("late")).id == T1
     assert [command["command"] for command in server.asked] == ["create"] * 2
     assert waits.seconds == [1.1]
 
@@ -140,7 +142,7 @@ async def test_a_command_too_late_is_sent_again_elsewhere():
 async def test_the_wait_before_a_new_connection_grows_to_its_cap():
     """Full jitter: anything up to base, twice that, and so on, never more than the cap."""
     waits = Waits(base=0.1, cap=0.5, attempts=6)
-    async with FakeServer(closes(1011)).running() as server, Client(server.url, waits.options) as c:
+    async with FakeServer(closes(1011)).running() as server, waits.client(server.url) as c:
         with pytest.raises(ServerUnavailableError, match="1011"):
             await c.ping()
         assert waits.seconds == [0.1, 0.2, 0.4, 0.5, 0.5]
@@ -151,7 +153,7 @@ async def test_a_server_that_goes_away_says_when_to_come_back():
     """The wait is what goaway told, and the jitter on top of it."""
     waits = Waits(base=0.1)
     async with FakeServer(goes_away, answers).running() as server:
-        async with Client(server.url, waits.options) as client:
+        async with waits.client(server.url) as client:
             await client.ping()
             await client.ping()
         assert waits.seconds == [3.6]
@@ -161,7 +163,7 @@ async def test_a_server_that_goes_away_says_when_to_come_back():
 async def test_a_passing_close_is_followed_by_a_new_connection(code):
     """The command that waited is sent again there."""
     async with FakeServer(closes(code), answers).running() as server:
-        async with Client(server.url, Waits().options) as client:
+        async with Waits().client(server.url) as client:
             await client.ping()
         assert server.connections == 2
 
@@ -173,18 +175,18 @@ async def test_a_passing_close_is_followed_by_a_new_connection(code):
         (1003, ConnectionClosedError),
         (1009, ConnectionClosedError),
         (4400, ConnectionClosedError),
-        (4401, AccessDeniedError),
-        (4403, AccessDeniedError),
+        (4401, UnauthenticatedError),
+        (4403, UnauthenticatedError),
     ],
 )
 async def test_a_lasting_close_ends_everything(code, error):
     """Commands and iterators raise, and nobody connects again."""
     async with FakeServer(closes(code, "because")).running() as server:
-        async with Client(server.url, Waits().options) as client:
+        async with Waits().client(server.url) as client:
             with pytest.raises(error, match="because"):
                 await client.ping()
             with pytest.raises(error):
-                await anext(client.events(T1))
+                await anext(client.task(T1).events())
         assert server.connections == 1
 
 
@@ -196,7 +198,7 @@ async def test_nobody_there_is_told_at_once():
         await Client(url).__aenter__()
     waits = Waits(first_attempts=3)
     with pytest.raises(ServerUnavailableError):
-        await Client(url, waits.options).__aenter__()
+        await waits.client(url).__aenter__()
     assert waits.seconds == [0.1, 0.2]
 
 
@@ -263,9 +265,10 @@ async def test_answers_are_matched_by_id_in_any_order():
         await idle(peer)
 
     async with FakeServer(swaps).running() as server, Client(server.url) as client:
-        replies = await asyncio.gather(client.cancel("first"), client.cancel("second"))
-    assert [reply["task_id"] for reply in replies] == ["first", "second"]
-    assert set(replies[0]) == {"task_id", "status", "already"}
+        replies = await asyncio.gather(
+            client.task("first").cancel(), client.task("second").cancel()
+        )
+    assert [reply.task_id for reply in replies] == ["first", "second"]
 
 
 async def test_what_the_server_would_not_take_is_refused_here():
@@ -298,7 +301,7 @@ async def test_the_answer_to_a_cancelled_command_disturbs_nobody():
         await peer.socket.close(1012)
 
     async with FakeServer(late, answers).running() as server:
-        async with Client(server.url, Waits().options) as client:
+        async with Waits().client(server.url) as client:
             for _ in range(2):
                 asking = asyncio.create_task(client.agents())
                 await asyncio.sleep(0.01)
@@ -332,7 +335,7 @@ async def test_a_reply_that_cannot_be_read_is_an_error_of_its_command(reply):
 
     async with FakeServer(babbles).running() as server, Client(server.url) as client:
         with pytest.raises(ProtocolError, match="cannot be read"):
-            await client.create("x", execute=True, subscribe=True)
+            await client.start("x")
         await client.ping()
 
 
@@ -364,7 +367,7 @@ async def test_a_subscription_that_cannot_go_on_is_no_answer_to_a_command():
         await idle(peer)
 
     async with FakeServer(refuses).running() as server, Client(server.url) as client:
-        events = client.events(T1)
+        events = client.task(T1).events()
         following = asyncio.ensure_future(anext(events))
         await asyncio.sleep(0.05)
         await client.ping()
@@ -382,7 +385,7 @@ async def test_a_server_cannot_have_the_client_wait_for_ever(seconds):
 
     waits = Waits()
     running = FakeServer(leaves, answers).running()
-    async with running as server, Client(server.url, waits.options) as client:
+    async with running as server, waits.client(server.url) as client:
         await client.ping()
     assert waits.seconds
     assert max(waits.seconds) <= 100
@@ -422,7 +425,7 @@ async def test_a_hole_in_the_log_is_raised():
         await answers(peer)
 
     async with FakeServer(forgets).running() as server, Client(server.url) as client:
-        events = client.events(T1)
+        events = client.task(T1).events()
         assert [(await anext(events)).seq, (await anext(events)).seq] == [1, 2]
         with pytest.raises(SequenceGapError):
             await anext(events)
@@ -430,7 +433,7 @@ async def test_a_hole_in_the_log_is_raised():
 
 async def test_a_server_whose_store_is_away_is_asked_again(monkeypatch):
     """Who follows a task notices nothing; who wants to begin is told."""
-    monkeypatch.setattr("agentsrv.client.subscriptions.TRY_AGAIN", 0.01)
+    monkeypatch.setattr("agentsrv.client.subscriptions.RETRY_DELAY", 0.01)
     away = {"type": "error", "code": "unavailable", "retryable": True, "message": "not now"}
 
     async def dies(peer):
@@ -449,9 +452,9 @@ async def test_a_server_whose_store_is_away_is_asked_again(monkeypatch):
         await answers(peer)
 
     async with FakeServer(dies, comes_back).running() as server, Client(server.url) as client:
-        assert [record.seq async for record in client.events(T1)] == [1, 2, 3, 4, 5]
+        assert [record.seq async for record in client.task(T1).events()] == [1, 2, 3, 4, 5]
         with pytest.raises(UnavailableError, match="not now"):
-            await anext(client.events(T1))
+            await anext(client.task(T1).events())
 
 
 async def test_leaving_the_client_ends_what_waits():
@@ -459,7 +462,7 @@ async def test_leaving_the_client_ends_what_waits():
     async with FakeServer(idle).running() as server:
         async with Client(server.url) as client:
             pinging = asyncio.create_task(client.ping())
-            following = asyncio.ensure_future(anext(client.events(T1)))
+            following = asyncio.ensure_future(anext(client.task(T1).events()))
             await asyncio.sleep(0.01)
         for waiting in (pinging, following):
             with pytest.raises(ConnectionClosedError):
@@ -471,8 +474,10 @@ async def test_leaving_the_client_ends_what_waits():
 
 async def test_cancelling_the_start_leaves_nothing():
     """A client that waits for a server can be given up."""
-    options = Options(reconnect=Reconnect(first_attempts=10), sleep=lambda _: forever())
-    starting = asyncio.create_task(Client("ws://127.0.0.1:1", options).__aenter__())
+    options = Options(reconnect=Reconnect(first_attempts=10))
+    timing = Timing(sleep=lambda _: forever())
+    client = Client("ws://127.0.0.1:1", options, _timing=timing)
+    starting = asyncio.create_task(client.__aenter__())
     await asyncio.sleep(0.05)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -486,4 +491,4 @@ async def test_the_greeting_can_be_read():
         with pytest.raises(ConnectionClosedError):
             _ = client.hello
         async with client:
-            assert client.hello["limits"] == HELLO["limits"]
+            assert client.hello.limits == HELLO["limits"]

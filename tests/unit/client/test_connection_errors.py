@@ -18,14 +18,13 @@ import pytest
 from websockets.asyncio.server import serve
 
 from agentsrv.client import (
-    AccessDeniedError,
     Client,
     NotAServerError,
     Options,
     ServerUnavailableError,
 )
 from agentsrv.client.connection_errors import address
-from agentsrv.errors import AgentsrvError, ConfigurationError
+from agentsrv.errors import AgentsrvError, ConfigurationError, UnauthenticatedError
 from tests.support.certificates import make_certificate
 from tests.support.fake_server import HELLO, FakeServer, idle
 
@@ -144,19 +143,19 @@ CASES = {
     "TLS to SSH": Case(SECURE, says(b"SSH-2.0-OpenSSH_9.2\r\n", waits=False), ServerUnavailableError, "without TLS", "check the host"),
     "TLS to agentsrv": Case(SECURE, websocket, ServerUnavailableError, "ended during the handshake", "try ws://"),
     "self-signed": Case(SECURE, tls, ServerUnavailableError, "certificate is not trusted: self-signed certificate", "SSL_CERT_FILE"),
-    "SSH": Case(PLAIN, says(b"SSH-2.0-OpenSSH_9.2\r\n", waits=False), NotAServerError, "found an SSH server, which says 'SSH-2.0-OpenSSH_9.2'", "check the host"),
+    "SSH": Case(PLAIN, says(b"SSH-2.0-OpenSSH_9.2\r\n", waits=False), NotAServerError, "found an SSH server, which sent 'SSH-2.0-OpenSSH_9.2'", "check the host"),
     "SMTP": Case(PLAIN, says(b"220 mx ESMTP Postfix\r\n", waits=False), NotAServerError, "a mail or FTP server", "check the host"),
     "FTP": Case(PLAIN, says(b"220 welcome\r\n", waits=False), NotAServerError, "a mail or FTP server", "check the host"),
     "IMAP": Case(PLAIN, says(b"* OK ready now\r\n", waits=False), NotAServerError, "an IMAP server", "check the host"),
     "Redis": Case(PLAIN, says(b"-ERR unknown command 'GET'\r\n"), NotAServerError, "a Redis server", "check the host"),
     "bytes": Case(PLAIN, says(b"\x00\x01\xff" * 9), ServerUnavailableError, "no answer in HTTP", "check the host"),
     "closes": Case(PLAIN, says(b""), ServerUnavailableError, "no answer in HTTP", "check the host"),
-    "Python's HTTP server": Case(PLAIN, python_http, NotAServerError, "an HTTP server without WebSockets, which says 'HTTP/1.0 200 OK'", "check the host"),
+    "Python's HTTP server": Case(PLAIN, python_http, NotAServerError, "an HTTP server without WebSockets, which sent 'HTTP/1.0 200 OK'", "check the host"),
     "a page": Case(PLAIN, http("200 OK", body="<html>"), NotAServerError, "answers HTTP 200;", "the path"),
     "a wrong path": Case(PLAIN + "/old", http("404 Not Found", body="no such page"), NotAServerError, "HTTP 404 (no such page)", "the path"),
     "a redirect to a page": Case(PLAIN, http("302 Found", "Location: http://u:p@x.example/a?b"), NotAServerError, "redirects to http://x.example/a", "expected a WebSocket"),
-    "401": Case(PLAIN, http("401 Unauthorized"), AccessDeniedError, "HTTP 401", "check the token"),
-    "403": Case(PLAIN, http("403 Forbidden", body="not from there"), AccessDeniedError, "HTTP 403 (not from there)", "origin"),
+    "401": Case(PLAIN, http("401 Unauthorized"), UnauthenticatedError, "HTTP 401", "check the token"),
+    "403": Case(PLAIN, http("403 Forbidden", body="not from there"), UnauthenticatedError, "HTTP 403 (not from there)", "origin"),
     "502": Case(PLAIN, http("502 Bad Gateway", body="<html>"), ServerUnavailableError, "HTTP 502;", "proxy"),
     "503": Case(PLAIN, http("503 Service Unavailable"), ServerUnavailableError, "HTTP 503", "proxy"),
     "426": Case(PLAIN, http("426 Upgrade Required"), NotAServerError, "HTTP 426", "the path"),
@@ -211,7 +210,7 @@ async def test_a_proxy_that_refuses_is_named(monkeypatch, tmp_path):
         for variable in ("http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.setenv(variable, f"http://127.0.0.1:{port}")
         with pytest.raises(
-            ServerUnavailableError, match=r"the proxy that the environment names refuses.*407"
+            ServerUnavailableError, match=r"the proxy of the environment refuses.*407"
         ):
             await Client("ws://agents.example:80").__aenter__()
 

@@ -30,15 +30,15 @@ async def test_a_failed_attempt_leaves_no_text():
     plan = {"steps": [{"step_id": "a", "agent": "moody"}, {"step_id": "b", "agent": "steady"}]}
     texts, dropped = StepOutputs(), []
     async with serving(app) as client:
-        task = await client.create("x", plan=plan, execute=True)
-        async for record in client.events(task["task_id"]):
+        task = await client.start("x", plan=plan)
+        async for record in task.events():
             before = texts.get("a")
             changed = texts.see(record)
             if record.event_type == "step_retrying":
                 dropped.append((before, texts.get("a"), changed))
-        snapshot = await client.status(task["task_id"])
+        snapshot = await task.status()
     assert dropped == [("half of it", None, True)]
-    assert dict(texts) == {step["step_id"]: step["output"] for step in snapshot["steps"]}
+    assert dict(texts) == {step.step_id: step.output for step in snapshot.steps}
     assert len(texts) == 2
 
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from agentsrv.client.errors import ConnectionClosedError, ReplyLostError, SequenceGapError
-from agentsrv.client.subscriptions import Answer, Cursor, TaskSubscriptions
+from agentsrv.client.subscriptions import EventIterator, Outcome, TaskSubscriptions
 from agentsrv.errors import NotFoundError, SeqAheadError
 from agentsrv.models.events import Record
 
@@ -16,9 +16,9 @@ class Wire:
     """The other end of a client's feeds: a log, and the commands that were sent."""
 
     def __init__(self) -> None:
-        self.sent: list[tuple[dict[str, Any], Callable[[Answer], None]]] = []
+        self.sent: list[tuple[dict[str, Any], Callable[[Outcome], None]]] = []
         self.subscriptions = TaskSubscriptions(
-            lambda fields, on_answer: self.sent.append((fields, on_answer)), LIMIT
+            lambda fields, on_outcome: self.sent.append((fields, on_outcome)), LIMIT
         )
         self.subscriptions.up()
 
@@ -28,13 +28,13 @@ class Wire:
 
     def answer(self, seq: int = 0, status: str = "running") -> None:
         """Carry the oldest command out."""
-        _, on_answer = self.sent.pop(0)
-        on_answer({"task_id": TASK, "status": status, "seq": seq})
+        _, on_outcome = self.sent.pop(0)
+        on_outcome({"task_id": TASK, "status": status, "seq": seq})
 
     def refuse(self, error: Exception) -> None:
         """Refuse the oldest command."""
-        _, on_answer = self.sent.pop(0)
-        on_answer(error)  # type: ignore[arg-type]
+        _, on_outcome = self.sent.pop(0)
+        on_outcome(error)  # type: ignore[arg-type]
 
     def send(self, first: int, last: int, terminal: bool = False) -> None:
         """Deliver events."""
@@ -50,59 +50,59 @@ def wire() -> Wire:
     return Wire()
 
 
-async def take(cursor: Cursor, count: int) -> list[int]:
+async def take(iterator: EventIterator, count: int) -> list[int]:
     """Read numbers of events."""
-    records = [await cursor.next() for _ in range(count)]
+    records = [await iterator.next() for _ in range(count)]
     return [record.seq for record in records if record is not None]
 
 
-async def test_a_cursor_subscribes_behind_its_place_and_ends_with_the_terminal_event(wire):
+async def test_an_iterator_subscribes_behind_its_place_and_ends_with_the_terminal_event(wire):
     """One subscription brings everything, and nothing is asked behind the end."""
-    cursor = wire.subscriptions.open(TASK, 2)
+    iterator = wire.subscriptions.open(TASK, 2)
     assert wire.commands() == [("subscribe", 2)]
     wire.answer(seq=3)
     wire.send(3, 5, terminal=True)
-    assert await take(cursor, 4) == [3, 4, 5]
-    wire.subscriptions.close(cursor)
+    assert await take(iterator, 4) == [3, 4, 5]
+    wire.subscriptions.close(iterator)
     assert wire.commands() == []
     assert len(wire.subscriptions) == 0
 
 
-async def test_a_cursor_at_the_end_of_a_log_is_at_its_end(wire):
+async def test_an_iterator_at_the_end_of_a_log_is_at_its_end(wire):
     """The reply tells that nothing follows."""
-    cursor = wire.subscriptions.open(TASK, 5)
+    iterator = wire.subscriptions.open(TASK, 5)
     wire.answer(seq=5, status="completed")
-    assert await cursor.next() is None
+    assert await iterator.next() is None
 
 
 async def test_a_full_buffer_unsubscribes_and_half_an_empty_one_asks_again(wire):
     """A slow iterator holds no more than its limit, and gets the rest from the log."""
-    cursor = wire.subscriptions.open(TASK, 0)
+    iterator = wire.subscriptions.open(TASK, 0)
     wire.answer(seq=0)
     wire.send(1, 7)  # the last three were under way
     assert wire.commands() == [("unsubscribe", None)]
     wire.answer()
-    assert await take(cursor, 1) == [1]
+    assert await take(iterator, 1) == [1]
     assert wire.commands() == []
-    assert await take(cursor, 1) == [2]
+    assert await take(iterator, 1) == [2]
     assert wire.commands() == [("subscribe", 4)]
     wire.answer(seq=7)
     wire.send(5, 6)
-    assert await take(cursor, 4) == [3, 4, 5, 6]
+    assert await take(iterator, 4) == [3, 4, 5, 6]
 
 
-async def test_a_cursor_that_asks_again_waits_for_the_answer_to_unsubscribe(wire):
+async def test_an_iterator_that_asks_again_waits_for_the_answer_to_unsubscribe(wire):
     """Changes of one subscription go one by one, so that each answer tells where it is."""
-    cursor = wire.subscriptions.open(TASK, 0)
+    iterator = wire.subscriptions.open(TASK, 0)
     wire.answer(seq=0)
     wire.send(1, 5)
-    await take(cursor, 4)
+    await take(iterator, 4)
     assert wire.commands() == [("unsubscribe", None)]
     wire.answer()
     assert wire.commands() == [("subscribe", 4)]
 
 
-async def test_two_cursors_share_a_subscription_that_begins_behind_the_slower_one(wire):
+async def test_two_iterators_share_a_subscription_that_begins_behind_the_slower_one(wire):
     """Each yields its events once, although the second makes the server send some again."""
     first = wire.subscriptions.open(TASK, 0)
     wire.answer(seq=2)
@@ -117,7 +117,7 @@ async def test_two_cursors_share_a_subscription_that_begins_behind_the_slower_on
     assert await take(second, 4) == [2, 3, 4]
 
 
-async def test_closing_the_last_cursor_unsubscribes(wire):
+async def test_closing_the_last_iterator_unsubscribes(wire):
     """While another one reads, the subscription stays."""
     first, second = wire.subscriptions.open(TASK, 0), wire.subscriptions.open(TASK, 0)
     wire.answer(seq=0)
@@ -132,16 +132,16 @@ async def test_closing_the_last_cursor_unsubscribes(wire):
 
 async def test_a_hole_is_an_error_behind_what_came_before_it(wire):
     """What is in order is yielded; then the hole is told."""
-    cursor = wire.subscriptions.open(TASK, 0)
+    iterator = wire.subscriptions.open(TASK, 0)
     wire.answer(seq=3)
     wire.send(1, 1)
     wire.send(3, 3)
-    assert await take(cursor, 1) == [1]
-    with pytest.raises(SequenceGapError, match="after event 1 came 3"):
-        await cursor.next()
+    assert await take(iterator, 1) == [1]
+    with pytest.raises(SequenceGapError, match="found event 3 after event 1; expected 2"):
+        await iterator.next()
 
 
-async def test_a_place_beyond_the_log_is_refused_also_beside_another_cursor(wire):
+async def test_a_place_beyond_the_log_is_refused_also_beside_another_iterator(wire):
     """The server is asked where the log ends, and only the one beyond it fails."""
     first = wire.subscriptions.open(TASK, 0)
     wire.answer(seq=2)
@@ -154,32 +154,32 @@ async def test_a_place_beyond_the_log_is_refused_also_beside_another_cursor(wire
     assert await take(first, 2) == [1, 2]
 
 
-async def test_a_refused_subscription_fails_the_cursor(wire):
+async def test_a_refused_subscription_fails_the_iterator(wire):
     """The iterator raises what the server said."""
-    cursor = wire.subscriptions.open(TASK, 0)
+    iterator = wire.subscriptions.open(TASK, 0)
     wire.refuse(NotFoundError("there is no such task"))
     with pytest.raises(NotFoundError):
-        await cursor.next()
+        await iterator.next()
 
 
-async def test_a_subscription_that_cannot_go_on_fails_the_cursors_behind_what_they_have(wire):
+async def test_a_subscription_that_cannot_go_on_fails_the_iterators_behind_what_they_have(wire):
     """Those that have read to the end do not notice; a later iterator asks again."""
-    cursor = wire.subscriptions.open(TASK, 0)
+    iterator = wire.subscriptions.open(TASK, 0)
     wire.answer(seq=5)
     wire.send(1, 2)
-    wire.subscriptions.refused(TASK, NotFoundError("the task is not kept any more"))
-    wire.subscriptions.refused("another", NotFoundError("of nobody"))
-    assert await take(cursor, 2) == [1, 2]
+    wire.subscriptions.end_by_server(TASK, NotFoundError("the task is not kept any more"))
+    wire.subscriptions.end_by_server("another", NotFoundError("of nobody"))
+    assert await take(iterator, 2) == [1, 2]
     with pytest.raises(NotFoundError, match="not kept"):
-        await cursor.next()
-    wire.subscriptions.close(cursor)
+        await iterator.next()
+    wire.subscriptions.close(iterator)
     wire.subscriptions.open(TASK, 2)
     assert wire.commands() == [("subscribe", 2)]
 
 
 async def test_a_new_connection_resumes_behind_what_was_buffered(wire):
     """Answers of the old one count no more."""
-    cursor = wire.subscriptions.open(TASK, 0)
+    iterator = wire.subscriptions.open(TASK, 0)
     wire.answer(seq=0)
     wire.send(1, 2)
     other = wire.subscriptions.open("t2", 0)
@@ -190,47 +190,44 @@ async def test_a_new_connection_resumes_behind_what_was_buffered(wire):
     assert wire.commands() == [("subscribe", 2)]
     wire.answer(seq=2)
     wire.send(3, 3, terminal=True)
-    assert await take(cursor, 3) == [1, 2, 3]
+    assert await take(iterator, 3) == [1, 2, 3]
 
 
-async def test_the_events_of_a_new_task_wait_for_their_iterator(wire):
-    """What create subscribed to is taken over, up to a buffer's worth, by the first iterator."""
-    wire.subscriptions.begun(TASK, wanted=True)
+async def test_the_events_of_a_new_task_are_buffered_without_a_command(wire):
+    """``create`` has subscribed; the iterator yields all events."""
+    iterator = wire.subscriptions.open_new(TASK)
     wire.send(1, 3)
-    cursor = wire.subscriptions.open(TASK, 0)
-    assert await take(cursor, 3) == [1, 2, 3]
+    assert await take(iterator, 3) == [1, 2, 3]
     assert wire.commands() == []
 
 
-async def test_an_iterator_from_elsewhere_drops_what_waited(wire):
-    """The parked events are for an iterator that wants all of them."""
-    wire.subscriptions.begun(TASK, wanted=True)
-    wire.send(1, 3)
-    cursor = wire.subscriptions.open(TASK, 1)
-    assert wire.commands() == [("subscribe", 1)]
-    wire.answer(seq=3)
-    wire.send(2, 3)
-    assert await take(cursor, 2) == [2, 3]
-    wire.subscriptions.close(cursor)
+async def test_the_events_of_a_new_task_that_are_not_read_are_bounded(wire):
+    """A full buffer unsubscribes; the rest is requested once half of it has been read."""
+    iterator = wire.subscriptions.open_new(TASK)
+    wire.send(1, LIMIT + 1)
     assert wire.commands() == [("unsubscribe", None)]
+    wire.answer()
+    assert await take(iterator, 2) == [1, 2]
+    assert wire.commands() == [("subscribe", LIMIT)]
 
 
-async def test_a_task_that_nobody_waits_for_any_more_is_unsubscribed(wire):
-    """The caller of create was cancelled before the answer."""
-    wire.subscriptions.begun(TASK, wanted=False)
+async def test_a_new_task_that_is_not_read_is_unsubscribed(wire):
+    """Closing its iterator ends the subscription that ``create`` made."""
+    iterator = wire.subscriptions.open_new(TASK)
+    wire.subscriptions.close(iterator)
     assert wire.commands() == [("unsubscribe", None)]
     wire.send(1, 1)
     wire.answer()
     assert len(wire.subscriptions) == 0
 
 
-async def test_a_client_that_gives_up_fails_every_cursor(wire):
+async def test_a_client_that_gives_up_fails_every_iterator(wire):
     """Behind what is buffered, each iterator raises."""
-    cursor = wire.subscriptions.open(TASK, 0)
+    iterator = wire.subscriptions.open(TASK, 0)
     wire.answer(seq=0)
     wire.send(1, 1)
     wire.subscriptions.down()
     wire.subscriptions.fail(ConnectionClosedError("the client is closed"))
-    assert await take(cursor, 1) == [1]
+    assert await take(iterator, 1) == [1]
     with pytest.raises(ConnectionClosedError):
-        await cursor.next()
+        await iterator.next()

@@ -19,6 +19,7 @@ from agentsrv.server.startup_checks import (
 )
 from agentsrv.settings import Settings
 from tests.support.certificates import make_certificate
+from tests.support.clients import run_task
 from tests.support.principals import ADA
 from tests.support.talk import Talk, serving
 
@@ -172,7 +173,7 @@ async def test_a_server_speaks_tls(tmp_path, monkeypatch):
         assert server.url.startswith("wss://127.0.0.1:")
         monkeypatch.setenv("SSL_CERT_FILE", str(cert))
         async with Client(server.url) as client:
-            assert (await client.run("x", agent="echo")).final_output == "x"
+            assert (await run_task(client, "x", agent="echo")).final_output == "x"
         async with connect(server.url) as socket:
             assert (await Talk(socket).next())["type"] == "hello"
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)

@@ -161,9 +161,9 @@ async def test_lines_of_a_server_name_the_task_and_the_step(tmp_path):
     async with Client(url) as client:
         tasks = {}
         for agent in ("talker", "threaded"):
-            created = await client.create("x\n\x1b[31m", agent=agent, execute=True)
-            tasks[agent] = created["task_id"]
-            async for _ in client.events(created["task_id"]):
+            created = await client.start("x\n\x1b[31m", agent=agent)
+            tasks[agent] = created.id
+            async for _ in created.events():
                 pass
     process.terminate()
     _, rest = await process.communicate()
@@ -227,10 +227,10 @@ async def test_nothing_that_a_client_sends_begins_a_line(tmp_path):
     step = {"step_id": "a", "agent": "rude", "description": nasty}
     plan, params = {"steps": [step]}, {"word": nasty}
     async with Client(url, token=ADA_KEY) as client:
-        task = await client.create(nasty, plan=plan, params=params, execute=True)
-        async for _ in client.events(task["task_id"]):
+        task = await client.start(nasty, plan=plan, params=params)
+        async for _ in task.events():
             pass
-        await client.cancel(task["task_id"], reason=nasty)
+        await task.cancel(nasty)
     process.terminate()
     _, rest = await process.communicate()
     log = first + rest.decode()

@@ -158,10 +158,10 @@ async def test_a_cancelled_call_cancels_its_task(url, mode):
             )
         )
         await started.wait()
-        [task] = (await direct.list())["tasks"]
+        [task] = (await direct.list()).tasks
         call.cancel()
         await asyncio.wait({call})
-        log = [record async for record in direct.events(task["task_id"])]
+        log = [record async for record in direct.task(task.task_id).events()]
         assert log[-1].event_type == "task_cancelled"
         assert log[-1].data["reason"] == "the tool call was cancelled"
         assert (await client.call_tool("agents", {})).is_error is False
@@ -182,10 +182,10 @@ async def test_a_client_that_goes_cancels_what_it_waited_for(url):
                 )
             )
             await started.wait()
-            [task] = (await direct.list())["tasks"]
+            [task] = (await direct.list()).tasks
         await asyncio.wait({call})
         assert isinstance(call.exception(), MCPError)
-        log = [record async for record in direct.events(task["task_id"])]
+        log = [record async for record in direct.task(task.task_id).events()]
         assert log[-1].event_type == "task_cancelled"
 
 
@@ -376,7 +376,7 @@ async def test_a_signal_ends_it_as_the_end_of_stdin_does(url, signal):
             terminal.type(message(None, "notifications/initialized"))
             terminal.type(message(2, "tools/call", call))
             with SyncClient(url) as direct:
-                while not direct.list(status="running")["tasks"]:
+                while not direct.list(status="running").tasks:
                     time.sleep(0.01)
             if isinstance(signal, str):
                 terminal.type(signal)
@@ -386,8 +386,8 @@ async def test_a_signal_ends_it_as_the_end_of_stdin_does(url, signal):
 
     assert await asyncio.to_thread(talk) == 0
     async with Client(url) as direct:
-        [task] = (await direct.list())["tasks"]
-        log = [record async for record in direct.events(task["task_id"])]
+        [task] = (await direct.list()).tasks
+        log = [record async for record in direct.task(task.task_id).events()]
     assert log[-1].event_type == "task_cancelled"
 
 

@@ -17,6 +17,7 @@ from agentsrv.client import Client, Record, TaskFailedError
 from agentsrv.errors import ConfigurationError
 from agentsrv.settings import Settings
 from tests.integration.agents import plain
+from tests.support.clients import run_task
 
 
 @asynccontextmanager
@@ -32,16 +33,16 @@ async def served(*agents: Any, **options: Any) -> AsyncIterator[Client]:
 
 async def begun(client: Client, agent: str, **params: Any) -> str:
     """A task of that agent whose step has started."""
-    created = await client.create("x", agent=agent, params=params, execute=True)
-    async for record in client.events(created["task_id"]):
+    created = await client.start("x", agent=agent, params=params)
+    async for record in created.events():
         if record.event_type == "step_started":
             break
-    return created["task_id"]
+    return created.id
 
 
 async def last(client: Client, task: str) -> Record:
     """The task's terminal event."""
-    return [record async for record in client.events(task)][-1]
+    return [record async for record in client.task(task).events()][-1]
 
 
 async def until(path: Path) -> str:
@@ -81,9 +82,9 @@ def test_a_function_must_fit_its_isolation(function, isolation, told):
 async def test_a_plain_function_is_an_agent(isolation):
     """Its params are validated, its value is the result, and what it raises fails the step."""
     async with served(plain.add, plain.fail, isolation=isolation) as client:
-        assert (await client.run("x", agent="add", params={"left": 40})).final_output == "42"
+        assert (await run_task(client, "x", agent="add", params={"left": 40})).final_output == "42"
         with pytest.raises(TaskFailedError, match="PermanentError: out of paper"):
-            await client.run("x", agent="fail")
+            await run_task(client, "x", agent="fail")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ async def test_people_cannot_be_spoken_to_from_elsewhere(isolation, message, rea
     """What belongs to the event loop is refused, instead of being used from outside of it."""
     async with served(plain.ask, isolation=isolation, retries=0) as client:
         with pytest.raises(TaskFailedError, match=reason):
-            await client.run("x", agent="ask", params={"message": message})
+            await run_task(client, "x", agent="ask", params={"message": message})
 
 
 @pytest.mark.parametrize(("isolation", "same"), [("thread", True), ("process", False)])
@@ -107,7 +108,7 @@ async def test_a_result_comes_back_from_where_it_was_made(isolation, same):
     """A thread is of this process, a process is another."""
     async with served(plain.tell, isolation=isolation) as client:
         seen: list[Record] = []
-        await client.run("x", agent="tell", on_event=seen.append)
+        await run_task(client, "x", agent="tell", on_event=seen.append)
         [result] = [r.data["result"] for r in seen if r.event_type == "step_completed"]
         assert (result["pid"] == os.getpid()) is same
         assert result["key"] == f"{seen[0].task_id}/step_001"
@@ -119,14 +120,14 @@ async def test_the_language_model_stays_in_its_process(isolation, has_model, mon
     monkeypatch.setenv("AGENTSRV_LLM_URL", "http://127.0.0.1:1/v1")
     monkeypatch.setenv("AGENTSRV_LLM_MODEL", "m")
     async with served(plain.has_model, isolation=isolation) as client:
-        assert (await client.run("x", agent="has_model")).final_output == has_model
+        assert (await run_task(client, "x", agent="has_model")).final_output == has_model
 
 
 async def test_a_thread_is_asked_to_stop():
     """A function that looks at ctx.cancelled ends in time."""
     async with served(plain.polite, isolation="thread") as client:
         task = await begun(client, "polite")
-        await client.cancel(task)
+        await client.task(task).cancel()
         end = await last(client, task)
         assert (end.event_type, end.data["stopped"]) == ("task_cancelled", True)
 
@@ -135,16 +136,16 @@ async def test_a_thread_that_does_not_stop_is_told_and_keeps_its_slot():
     """It cannot be killed: the event says so, and the next task waits until it has ended."""
     async with served(plain.deaf, plain.polite, isolation="thread") as client:
         task = await begun(client, "deaf")
-        await client.cancel(task)
+        await client.task(task).cancel()
         end = await last(client, task)
         assert (end.event_type, end.data["stopped"]) == ("task_cancelled", False)
-        behind = await client.create("x", agent="polite", execute=True)
-        assert (await client.status(behind["task_id"]))["status"] == "queued"
-        async for record in client.events(behind["task_id"]):
+        behind = await client.start("x", agent="polite")
+        assert (await behind.status()).status == "queued"
+        async for record in behind.events():
             if record.event_type == "step_started":
                 break
-        await client.cancel(behind["task_id"])
-        assert (await last(client, behind["task_id"])).event_type == "task_cancelled"
+        await behind.cancel()
+        assert (await last(client, behind.id)).event_type == "task_cancelled"
 
 
 @pytest.mark.parametrize("error", plain.RAISED)
@@ -156,9 +157,11 @@ async def test_whatever_a_thread_raises_fails_the_attempt(error):
         seen: list[Record] = []
         with pytest.raises(TaskFailedError, match=error):
             async with asyncio.timeout(20):
-                await client.run("x", agent="raises", params={"error": error}, on_event=seen.append)
+                await run_task(
+                    client, "x", agent="raises", params={"error": error}, on_event=seen.append
+                )
         assert [r.event_type for r in seen].count("step_started") == 2
-        assert (await client.run("x", agent="add")).final_output == "3"
+        assert (await run_task(client, "x", agent="add")).final_output == "3"
 
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])
@@ -172,8 +175,8 @@ async def test_programming_errors_are_not_retried(isolation):
             for what in plain.WRONG:
                 seen: list[Record] = []
                 with pytest.raises(TaskFailedError):
-                    await client.run(
-                        "x", agent="wrong", params={"what": what}, on_event=seen.append
+                    await run_task(
+                        client, "x", agent="wrong", params={"what": what}, on_event=seen.append
                     )
                 attempts[what] = [r.event_type for r in seen].count("step_started")
     assert found == {what: expected for what, (_, expected) in plain.WRONG.items()}
@@ -220,14 +223,14 @@ async def reading_beside(step, ctx):
 async def test_the_context_may_be_used_in_another_loop(agent, isolation, output):
     """Its work is done in the server's loop: the log is whole, and answers arrive."""
     async with served(agent, isolation=isolation, retries=0) as client:
-        task = (await client.create("x", agent=agent.__name__, execute=True))["task_id"]
+        task = (await client.start("x", agent=agent.__name__)).id
         seen = []
-        async for record in client.events(task):
+        async for record in client.task(task).events():
             seen.append(record)
             if record.event_type == "step_started" and agent is reading_beside:
-                await client.send(task, "hello")
+                await client.task(task).send("hello")
             if record.event_type == "input_required":
-                await client.respond(record.data["input_id"], True)
+                await client.task(task).respond(record.data["input_id"], True)
     assert seen[-1].data.get("final_output") == output
     assert [record.seq for record in seen] == list(range(1, len(seen) + 1))
     reports = [r.data["done"] for r in seen if r.event_type == "step_progress"]

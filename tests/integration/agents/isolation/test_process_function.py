@@ -21,6 +21,7 @@ from agentsrv.client import Client, Record, TaskFailedError
 from agentsrv.settings import Settings
 from tests.integration.agents import programs
 from tests.integration.agents.programs import PROGRAMS
+from tests.support.clients import run_task
 
 MARK = "TEST_MARK"  # in the environment of all processes of a test
 
@@ -73,20 +74,18 @@ class Server:
 
     async def begin(self, agent: str, path: Path, **params: Any) -> str:
         """A task of that agent which has written to ``path``."""
-        created = await self.client.create(
-            "x", agent=agent, params={"path": str(path), **params}, execute=True
-        )
+        created = await self.client.start("x", agent=agent, params={"path": str(path), **params})
         await until(lambda: path.exists() and path.read_text())
-        return str(created["task_id"])
+        return created.id
 
     async def last(self, task: str) -> Record:
         """The task's terminal event."""
-        return [record async for record in self.client.events(task)][-1]
+        return [record async for record in self.client.task(task).events()][-1]
 
     async def look(self) -> Any:
         """The state of a fresh process."""
         seen: list[Record] = []
-        await self.client.run("x", agent="look", on_event=seen.append)
+        await run_task(self.client, "x", agent="look", on_event=seen.append)
         return next(r.data["result"] for r in seen if r.event_type == "step_completed")
 
 
@@ -122,7 +121,7 @@ async def test_programs_hurt_their_own_attempt_only(server: Server, tmp_path: Pa
     for name, (_, error) in PROGRAMS.items():
         params = {"how": name, "path": str(tmp_path / "path")}
         try:
-            await server.client.run("x", agent="program", params=params)
+            await run_task(server.client, "x", agent="program", params=params)
             ended = None
         except TaskFailedError as failed:
             ended = failed.message
@@ -138,7 +137,7 @@ async def test_programs_hurt_their_own_attempt_only(server: Server, tmp_path: Pa
     assert wrong == {}
     assert descriptors() == open_before
     assert server.left().keys() == beside
-    await server.client.cancel(neighbour)
+    await server.client.task(neighbour).cancel()
     assert (await server.last(neighbour)).data["stopped"] is True
 
 
@@ -147,7 +146,7 @@ async def test_no_code_runs_in_the_server(server: Server, tmp_path: Path) -> Non
     trap = tmp_path / "trap"
     params = {"how": "pickles on all descriptors", "path": str(trap)}
     with pytest.raises(TaskFailedError, match="not a message"):
-        await server.client.run("x", agent="program", params=params)
+        await run_task(server.client, "x", agent="program", params=params)
     await server.look()
     assert not trap.exists()
 
@@ -172,7 +171,7 @@ async def test_cancel_stops_all_processes(server: Server, tmp_path: Path) -> Non
     wrong = {}
     for how in WAYS:
         task = await server.begin("wait", tmp_path / how, how=how)
-        await server.client.cancel(task)
+        await server.client.task(task).cancel()
         end = await server.last(task)
         left = server.left()
         if end.event_type != "task_cancelled" or not end.data["stopped"] or left:
@@ -187,12 +186,12 @@ async def test_a_time_out_stops_all_processes(monkeypatch, tmp_path: Path) -> No
         for how in WAYS:
             task = await server.begin("wait", tmp_path / how, how=how)
             pid = int((tmp_path / how).read_text())
-            async for record in server.client.events(task):
+            async for record in server.client.task(task).events():
                 if record.event_type == "step_retrying":
                     assert "no result within 0.5 s" in record.data["error_message"]
                     if pid not in server.left():
                         break
-            await server.client.cancel(task)
+            await server.client.task(task).cancel()
             assert (await server.last(task)).data["stopped"] is True
             assert not server.left()
 
@@ -207,7 +206,7 @@ async def test_a_drain_stops_all_processes(monkeypatch, tmp_path: Path) -> None:
 async def test_an_interrupted_agent_cleans_up(server: Server, tmp_path: Path) -> None:
     """A cancellation raises KeyboardInterrupt in the function, so its finally blocks run."""
     task = await server.begin("tidy", tmp_path / "path")
-    await server.client.cancel(task)
+    await server.client.task(task).cancel()
     assert (await server.last(task)).data["stopped"] is True
     assert (tmp_path / "path").read_text() == "cleaned up"
 
@@ -219,12 +218,12 @@ async def test_cancelled_while_it_starts(wait: str, monkeypatch) -> None:
         counts = []
         for _ in range(2):  # the fork server starts meanwhile
             for _ in range(30):
-                created = await server.client.create("x", agent="look", execute=True)
-                task = created["task_id"]
-                async for record in server.client.events(task):
+                created = await server.client.start("x", agent="look")
+                task = created.id
+                async for record in server.client.task(task).events():
                     if not wait or record.event_type == wait:
                         break
-                await server.client.cancel(task)
+                await server.client.task(task).cancel()
                 await server.last(task)
             await server.look()
             assert not server.left()
@@ -234,14 +233,14 @@ async def test_cancelled_while_it_starts(wait: str, monkeypatch) -> None:
 
 async def test_a_death_is_a_failed_attempt(server: Server) -> None:
     """It is retried as the agent's options say."""
-    assert (await server.client.run("x", agent="crash")).final_output == "attempt 2"
+    assert (await run_task(server.client, "x", agent="crash")).final_output == "attempt 2"
 
 
 async def test_log_and_progress(server: Server, caplog) -> None:
     """Lines are in the server's log, with their levels and tracebacks; progress is in the events."""
     caplog.set_level(logging.INFO)
     seen: list[Record] = []
-    result = await server.client.run("x", agent="speak", on_event=seen.append)
+    result = await run_task(server.client, "x", agent="speak", on_event=seen.append)
     assert result.final_output == "spoken"
     reports = [r.data for r in seen if r.event_type == "step_progress"]
     assert [(r["done"], r["total"], r["message"]) for r in reports] == [
@@ -259,14 +258,14 @@ async def test_log_and_progress(server: Server, caplog) -> None:
 
 async def test_a_report_that_is_not_json_is_refused_in_the_function(server: Server) -> None:
     """The function gets a TypeError, and may continue."""
-    assert (await server.client.run("x", agent="misreport")).final_output == "reported"
+    assert (await run_task(server.client, "x", agent="misreport")).final_output == "reported"
 
 
 async def test_output_is_logged_line_by_line(server: Server, caplog) -> None:
     """What the function and its programs print names the stream and the task."""
     caplog.set_level(logging.INFO)
     for how in ("a program prints", "print what is not UTF-8", "print on stderr"):
-        await server.client.run("x", agent="program", params={"how": how})
+        await run_task(server.client, "x", agent="program", params={"how": how})
     lines = [r.getMessage() for r in caplog.records if r.name == "agentsrv.agent"]
     assert lines == ["stdout: hello", "stdout: \\xff\\xfe\x00\x1b[2J", "stderr: hello"]
 
@@ -275,7 +274,7 @@ async def test_output_is_logged_line_by_line(server: Server, caplog) -> None:
 async def test_a_flood_is_cut(how: str, server: Server, caplog) -> None:
     """All that was printed is either in the log or counted as dropped."""
     caplog.set_level(logging.INFO)
-    await server.client.run("x", agent="program", params={"how": how})
+    await run_task(server.client, "x", agent="program", params={"how": how})
     lines = [r.getMessage() for r in caplog.records if r.name == "agentsrv.agent"]
     if how == "print a line without end":
         assert lines == [f"stdout: {'x' * 4096}… ({300_000 - 4096} more bytes)"]
@@ -290,13 +289,13 @@ async def test_what_processes_do_not_have_is_refused(server: Server) -> None:
     """The error names what there is, and is not retried."""
     for what in ("search", "ask", "messages"):
         with pytest.raises(TaskFailedError, match=rf"PermanentError: ctx\.{what} is not available"):
-            await server.client.run("x", agent="use", params={"what": what})
+            await run_task(server.client, "x", agent="use", params={"what": what})
 
 
 async def test_texts_come_whole(server: Server) -> None:
     """Also those that take several messages."""
     for size in (0, 1, 65_535, 65_536, 65_537, 200_000):
-        result = await server.client.run("x", agent="big", params={"size": size})
+        result = await run_task(server.client, "x", agent="big", params={"size": size})
         assert result.final_output == "ä" * size
 
 
@@ -309,10 +308,10 @@ async def test_results_may_be_as_large_as_the_setting_says(max_result: int) -> N
     seen: list[Record] = []
     async with app.running(settings) as running, Client(running.url) as client:
         size = max_result - len('""')
-        await client.run("x", agent="fill", params={"size": size}, on_event=seen.append)
+        await run_task(client, "x", agent="fill", params={"size": size}, on_event=seen.append)
         refusal = f"found {max_result + 1} bytes of JSON; expected at most {max_result}"
         with pytest.raises(TaskFailedError) as failed:
-            await client.run("x", agent="fill", params={"size": size + 1})
+            await run_task(client, "x", agent="fill", params={"size": size + 1})
     [result] = [r.data["result"] for r in seen if r.event_type == "step_completed"]
     assert result == "a" * size
     assert "the agent's result is refused" in failed.value.message
@@ -323,13 +322,13 @@ async def test_large_params_arrive(server: Server, tmp_path: Path) -> None:
     """A job may be larger than the buffers of a socket."""
     path = "x" * 500_000
     with pytest.raises(TaskFailedError, match="File name too long"):
-        await server.client.run("x", agent="tidy", params={"path": path})
+        await run_task(server.client, "x", agent="tidy", params={"path": path})
 
 
 async def test_no_descriptor_of_the_server_is_inherited(server: Server) -> None:
     """The only socket is the channel."""
     seen: list[Record] = []
-    await server.client.run("x", agent="connect", on_event=seen.append)
+    await run_task(server.client, "x", agent="connect", on_event=seen.append)
     [result] = [r.data["result"] for r in seen if r.event_type == "step_completed"]
     assert result == [1]  # AF_UNIX
 
@@ -341,7 +340,7 @@ async def test_the_fork_server_may_be_stopped(server: Server, monkeypatch) -> No
     with monkeypatch.context() as patch:
         patch.setattr(attempt, "START_SECONDS", 0.1)
         with pytest.raises(TaskFailedError, match="the agent's process did not start within"):
-            await server.client.run("x", agent="look")
+            await run_task(server.client, "x", agent="look")
     await server.look()
 
 
@@ -357,7 +356,7 @@ async def test_a_stopped_fork_server_is_noticed_by_attempts_that_end_sooner(
     failures = 0
     while True:
         try:
-            await server.client.run("x", plan={"steps": [step]})
+            await run_task(server.client, "x", plan={"steps": [step]})
             break
         except TaskFailedError as failure:
             failures += 1
@@ -406,7 +405,7 @@ async def test_the_fork_server_may_end_with_an_attempt_in_its_hands(
             await own.look()
         else:
             with pytest.raises(TaskFailedError, match="ended 3 times when it should have done so"):
-                await own.client.run("x", agent="look")
+                await run_task(own.client, "x", agent="look")
         assert left == 0
         await own.look()
 
@@ -466,8 +465,10 @@ async def test_the_fork_server_may_be_killed(monkeypatch, tmp_path: Path) -> Non
         oldest = min(marked(server._mark))
         os.kill(oldest, signal.SIGKILL)
         await until(lambda: oldest not in marked(server._mark))
-        assert (await server.client.run("x", agent="big", params={"size": 3})).final_output == "äää"
+        assert (
+            await run_task(server.client, "x", agent="big", params={"size": 3})
+        ).final_output == "äää"
         assert int((tmp_path / "pid").read_text()) in marked(server._mark)
-        await server.client.cancel(task)
+        await server.client.task(task).cancel()
         assert (await server.last(task)).data["stopped"] is True
         await until(lambda: len(marked(server._mark)) == 1)

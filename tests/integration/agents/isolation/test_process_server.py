@@ -22,6 +22,7 @@ from agentsrv.client import Client, TaskFailedError
 from agentsrv.errors import ConfigurationError
 from agentsrv.settings import Settings
 from tests.integration.agents.isolation.test_process_function import MARK, marked, until
+from tests.support.clients import run_task
 from tests.support.server_process import ServerProcess
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -86,13 +87,13 @@ async def test_kill_9_of_the_server(how: str, copied: bool, monkeypatch, tmp_pat
     try:
         async with Client(server.url) as client:
             params = {"how": how, "path": str(tmp_path / "trace")}
-            created = await client.create("x", agent="work", params=params, execute=True)
+            created = await client.start("x", agent="work", params=params)
             await until((tmp_path / "trace").exists)
             if how in {"program", "daemon"}:
                 await until(lambda: any("sleep 977" in line for line in marked(mark).values()))
             if copied:
                 params = {"path": str(tmp_path / "copy")}
-                await client.run("x", agent="fork", params=params)
+                await run_task(client, "x", agent="fork", params=params)
                 copy = int((tmp_path / "copy").read_text())
         before = marked(mark)
         server.kill()
@@ -104,8 +105,9 @@ async def test_kill_9_of_the_server(how: str, copied: bool, monkeypatch, tmp_pat
         attempts = (tmp_path / "trace").read_text().count("\n")
         await until(lambda: (tmp_path / "trace").read_text().count("\n") > attempts)
         async with Client(server.url) as client:
-            await client.cancel(created["task_id"])
-            last = [record async for record in client.events(created["task_id"])][-1]
+            task = client.task(created.id)
+            await task.cancel()
+            last = [record async for record in task.events()][-1]
             assert (last.event_type, last.data["stopped"]) == ("task_cancelled", True)
     finally:
         server.kill()
@@ -166,10 +168,10 @@ async def test_whatever_the_import_does(case: str, monkeypatch, tmp_path: Path, 
         async with module.app.running(settings) as running, Client(running.url) as client:
             for _ in range(2):
                 if error is None:
-                    assert (await client.run("x", agent="work")).final_output == "returned"
+                    assert (await run_task(client, "x", agent="work")).final_output == "returned"
                 else:
                     with pytest.raises(TaskFailedError, match=error):
-                        await client.run("x", agent="work")
+                        await run_task(client, "x", agent="work")
         assert (told or "") in caplog.text
         assert ("imports the application for itself" in caplog.text) is (told is not None)
         await until(lambda: not {p for p, line in marked(mark).items() if "sleep" not in line})
@@ -212,7 +214,7 @@ async def waiting(
 async def test_an_import_that_waits_has_a_bound(monkeypatch, tmp_path: Path, caplog) -> None:
     """The error says what waits; the attempts that wait for the fork server do so together."""
     async with waiting(monkeypatch, tmp_path, 1.0) as client:
-        tasks = [client.run("x", agent="work") for _ in range(pool.STARTING_AT_ONCE + 2)]
+        tasks = [run_task(client, "x", agent="work") for _ in range(pool.STARTING_AT_ONCE + 2)]
         ended = await asyncio.gather(*tasks, return_exceptions=True)
     for error in ended:
         assert isinstance(error, TaskFailedError)
@@ -231,16 +233,16 @@ async def test_an_attempt_that_waits_for_an_import_can_be_ended(
     in_worker = phase == "worker"
     async with waiting(monkeypatch, tmp_path, 0.5 if in_worker else 1e6) as client:
         monkeypatch.setattr(attempt, "IMPORT_SECONDS", 1e6)
-        task = (await client.create("x", agent="work", execute=True))["task_id"]
+        task = (await client.start("x", agent="work")).id
         await until(lambda: len(marked(mark)) >= (3 if in_worker else 1))  # with a supervisor
-        assert (await client.status(task))["status"] == "running"
-        await client.cancel(task)
-        last = [record async for record in client.events(task)][-1]
+        assert (await client.task(task).status()).status == "running"
+        await client.task(task).cancel()
+        last = [record async for record in client.task(task).events()][-1]
         assert (last.event_type, last.data["stopped"]) == ("task_cancelled", True)
         await until(lambda: len(marked(mark)) == 1)
         step = {"step_id": "a", "agent": "work", "timeout": 0.1, "max_retries": 0}
         with pytest.raises(TaskFailedError, match=r"no result within 0\.1 s"):
-            await client.run("x", plan={"steps": [step]})
+            await run_task(client, "x", plan={"steps": [step]})
         await until(lambda: len(marked(mark)) == 1)
     await until(lambda: not marked(mark))
 
@@ -266,8 +268,8 @@ async def main():
     async with app.running(settings) as running, Client(running.url) as client:
         first = {{"step_id": "first", "agent": "add"}}
         second = {{"step_id": "second", "agent": "double", "depends_on": ["first"]}}
-        done = await client.run("x", plan={{"steps": [first, second]}})
-        print("result:", done.final_output)
+        task = await client.start("x", plan={{"steps": [first, second]}})
+        print("result:", (await task.result()).final_output)
 
 {call}
 """
@@ -359,7 +361,7 @@ async def test_a_function_that_was_replaced_is_refused() -> None:
     settings = Settings(port=0, store="memory:")
     async with app.running(settings) as running, Client(running.url) as client:
         with pytest.raises(TaskFailedError, match=r"no decorator above @app\.agent"):
-            await client.run("x", agent="original")
+            await run_task(client, "x", agent="original")
 
 
 async def test_a_server_without_such_agents_has_no_fork_server(monkeypatch) -> None:

@@ -12,9 +12,11 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
-from agentsrv.client import AccessDeniedError, Client
+from agentsrv.client import Client
+from agentsrv.errors import UnauthenticatedError
 from agentsrv.server.auth import handshake as server_handshake
 from agentsrv.server.auth.keys import add_key, make_key, parse_keys, revoke_key
+from tests.support.clients import run_task
 from tests.support.handshakes import handshake
 from tests.support.principals import ADA, ADA_KEY, BOB_KEY, BOTH, TODAY, bearer
 from tests.support.talk import Talk, serving, talking
@@ -190,10 +192,10 @@ async def test_the_python_client_says_who_it_is():
     """Without a token, or with a wrong one, it is told at once that it may not."""
     async with serving(api_keys=ADA) as server:
         async with Client(server.url, token=ADA_KEY) as client:
-            assert client.hello["authenticated"]
-            assert (await client.run("x", agent="echo")).final_output == "x"
-        for token, sentence in ((None, "asks who you are"), (BOB_KEY, "refuses the token")):
-            with pytest.raises(AccessDeniedError, match=sentence) as refused:
+            assert client.hello.authenticated
+            assert (await run_task(client, "x", agent="echo")).final_output == "x"
+        for token, sentence in ((None, "requires authentication"), (BOB_KEY, "rejects the token")):
+            with pytest.raises(UnauthenticatedError, match=sentence) as refused:
                 async with Client(server.url, token=token):
                     pass
             assert "agentsrv_" not in str(refused.value)

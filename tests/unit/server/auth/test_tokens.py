@@ -19,6 +19,7 @@ from agentsrv.server.auth.signing_keys import OneKey
 from agentsrv.server.auth.tokens import LEEWAY, TokenVerifier
 from agentsrv.wiring import Server
 from tests.integration.server.auth.test_handshake import closing_code
+from tests.support.clients import run_task
 from tests.support.issuer import (
     AUDIENCE,
     ISSUER,
@@ -89,7 +90,7 @@ async def test_the_door_opens_to_good_tokens(secret_file):
             async with talking(server) as talk:
                 assert (await talk.ask(f"auth {text}"))["type"] == "reply", name
         async with Client(server.url, token=token()) as client:
-            assert (await client.run("x", agent="echo")).final_output == "x"
+            assert (await run_task(client, "x", agent="echo")).final_output == "x"
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256"])
@@ -142,14 +143,14 @@ async def test_a_client_that_is_asked_for_tokens_outlives_them(secret_file, monk
         return given[-1]
 
     async with guarded(secret_file) as server, Client(server.url, token=current) as client:
-        first = client.hello["connection_id"]
+        first = client.hello.connection_id
         task = await client.create("x", agent="echo")
         ahead[0] = 300 + LEEWAY + 10
         async with asyncio.timeout(30):
-            while client.hello["connection_id"] == first:  # noqa: ASYNC110 - as a caller would
+            while client.hello.connection_id == first:  # noqa: ASYNC110 - as a caller would
                 await asyncio.sleep(0.02)
-        await client.execute(task["task_id"])
-        seqs = [record.seq async for record in client.events(task["task_id"])]
+        await task.execute()
+        seqs = [record.seq async for record in task.events()]
         assert seqs == list(range(1, len(seqs) + 1))
     assert len(given) == 2
 
