@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import re
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from agentsrv import client
-from agentsrv.client import Options, Reconnect
+from agentsrv.client import Client, Options, Reconnect, TaskHandle, results
 from agentsrv.errors import AgentsrvError
 from tests.e2e.docs.pages import DOCS
 from tests.support.listening import listening
@@ -60,15 +62,36 @@ def rows(section: str) -> dict[str, str]:
 
 
 def test_every_option_is_told_with_its_default():
-    """But for those that are for tests."""
-    hidden = {"random", "sleep", "clock"}
-    defaults = {name: getattr(Options(), name) for name in Options.__slots__ if name not in hidden}
+    """In the order of the class."""
+    defaults = {name: getattr(Options(), name) for name in Options.__slots__}
     told = {name.strip("`"): text.strip("`") for name, text in rows("Options").items()}
     assert told == {
         name: "Reconnect()" if value == Reconnect() else str(value)
         for name, value in defaults.items()
     }
     assert f"attempts={Reconnect().attempts}" in REFERENCE
+
+
+@pytest.mark.parametrize(("section", "kind"), [("Client", Client), ("TaskHandle", TaskHandle)])
+def test_every_method_is_told(section, kind):
+    """Those of the class, and the arguments of `Client.start`."""
+    functions = inspect.getmembers(kind, inspect.isfunction)
+    methods = {name for name, _ in functions if not name.startswith("_")} - {"aclose"}
+    told = {name.strip("`").partition("(")[0] for name in rows(section)}
+    arguments = {*inspect.signature(Client.start).parameters} - {"self", "text"}
+    assert told == methods | (arguments if kind is Client else set())
+
+
+def test_every_result_is_told_with_its_fields():
+    """All dataclasses that a method returns."""
+    told = {name.strip("`"): re.findall(r"\w+", fields) for name, fields in rows("Results").items()}
+    kinds = {
+        name: kind for name, kind in vars(results).items()
+        if dataclasses.is_dataclass(kind) and kind.__module__ == results.__name__
+    }  # fmt: skip
+    assert told == {
+        name: [field.name for field in dataclasses.fields(kind)] for name, kind in kinds.items()
+    }
 
 
 def test_every_error_of_the_client_is_told():
