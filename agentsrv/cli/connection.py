@@ -1,9 +1,9 @@
-"""What a user learns of a connection that is lost, or silent, while a command waits.
+"""Reports a connection that is lost, or does not answer, to the user of a command that waits.
 
-Two things are watched. The client reports a connection that ended, at once. A connection that is
-open and silent (a stopped server, a cut network) would be noticed by the client's pings after 20 to
-40 seconds only; so a ``ping`` command is sent each second, and one without an answer within a
-second is reported. The connection is kept: the server may only be busy.
+The client reports a lost connection at once. A connection that is open but silent (a stopped
+server, a cut network) is noticed by the client's own pings only after 20 to 40 seconds. Therefore a
+``ping`` command is sent each second, and one without a reply within a second is reported. The
+connection is kept, because the server may only be busy.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ from typing import Final
 from agentsrv.client import Client, Outage
 from agentsrv.errors import AgentsrvError
 
-PULSE: Final = 1.0  # seconds between two pings, and for the answer to each
-GOES_ON: Final = "the task continues on the server"
+PING_INTERVAL: Final = 1.0  # seconds between two pings, and for the reply to each
+TASK_CONTINUES: Final = "the task continues on the server"
 
 
 class ConnectionWatch:
-    """Tells a function what is wrong with a connection, once, and when that is over."""
+    """Reports each trouble with a connection once, and its end.
+
+    Args:
+        tell: Called with a sentence for the user.
+        clock: Seconds of a monotonic clock.
+    """
 
     def __init__(
         self, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic
@@ -31,29 +36,29 @@ class ConnectionWatch:
         self._clock = clock
         self._since: float | None = None
         self.trouble = ""
-        """What is wrong now, in words; empty where nothing is."""
+        """The current trouble, in words; empty without one."""
 
     def changed(self, outage: Outage | None) -> None:
-        """Take note of what the client reports."""
+        """Record what the client reports."""
         if outage is None:
             self._end("connected again")
         else:
             self._begin(outage.reason)
 
     def silent(self) -> None:
-        """Take note that a ping was not answered in time."""
+        """Record that a ping was not answered in time."""
         if self._since is None:
             self._begin("the server does not answer")
 
     def answered(self) -> None:
-        """Take note that one was."""
+        """Record that a ping was answered."""
         self._end("the server answers again")
 
     def _begin(self, reason: str) -> None:
         self.trouble = reason
         if self._since is None:
             self._since = self._clock()
-            self._tell(f"{reason}; {GOES_ON}, trying again")
+            self._tell(f"{reason}; {TASK_CONTINUES}, trying again")
 
     def _end(self, how: str) -> None:
         since, self._since = self._since, None
@@ -64,7 +69,7 @@ class ConnectionWatch:
 
 @asynccontextmanager
 async def watched(client: Client, tell: Callable[[str], None]) -> AsyncIterator[ConnectionWatch]:
-    """Report the connection's troubles within the block."""
+    """Report troubles with the connection within the block."""
     watch = ConnectionWatch(tell)
     client.on_connection = watch.changed
     pulse = asyncio.create_task(_ping(client, watch), name="agentsrv-pulse")
@@ -78,10 +83,10 @@ async def watched(client: Client, tell: Callable[[str], None]) -> AsyncIterator[
 
 async def _ping(client: Client, watch: ConnectionWatch) -> None:
     while True:
-        await asyncio.sleep(PULSE)
+        await asyncio.sleep(PING_INTERVAL)
         answer = asyncio.ensure_future(client.ping())
         try:
-            done, _ = await asyncio.wait({answer}, timeout=PULSE)
+            done, _ = await asyncio.wait({answer}, timeout=PING_INTERVAL)
             if not done:
                 watch.silent()
             await answer

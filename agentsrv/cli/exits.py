@@ -1,4 +1,4 @@
-"""Exit codes, and the one sentence that a user is told about an error."""
+"""Exit codes, and the message that is printed for an error."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from agentsrv.errors import (
     InvalidCommandError,
     InvalidInputError,
     NotFoundError,
+    UnauthenticatedError,
 )
 from agentsrv.telemetry.safe_text import visible_text
 
 
 class Exit(IntEnum):
-    """What the shell is told."""
+    """The exit code of a command."""
 
     DONE = 0
     FAILED = 1
@@ -35,7 +36,11 @@ class Exit(IntEnum):
 
 
 def code_of(error: AgentsrvError) -> Exit:
-    """The exit code of an error; those of the client are known by their codes, without imports."""
+    """Return the exit code of an error.
+
+    The errors of the client are recognised by their codes, because their module is imported only by
+    commands that need it.
+    """
     match error:
         case OutputLost(is_quiet=True):
             return Exit.READER_GONE
@@ -43,7 +48,7 @@ def code_of(error: AgentsrvError) -> Exit:
             return Exit.OUTPUT_LOST
         case AgentsrvError(code="no_server"):
             return Exit.NO_SERVER
-        case AgentsrvError(code="unauthenticated"):
+        case UnauthenticatedError():
             return Exit.NOT_ALLOWED
         case AgentsrvError(code="task_cancelled"):
             return Exit.CANCELLED
@@ -57,7 +62,7 @@ _json = False
 
 
 def use_json(wanted: bool) -> bool:
-    """Print errors as JSON from now on, where that is ``wanted``; returns ``wanted``."""
+    """Print errors as JSON from now on if ``wanted``; return ``wanted``."""
     global _json  # noqa: PLW0603 - the process has one command line
     _json = wanted
     return wanted
@@ -72,23 +77,23 @@ def leave(error: AgentsrvError | OSError) -> NoReturn:
         if error.is_quiet:
             sys.exit(Exit.READER_GONE)
     if isinstance(error, AgentsrvError) and _json:
-        told = dict.fromkeys(("retry_after", "details")) | as_fields(error)
-        told.pop("example", None)
+        fields = dict.fromkeys(("retry_after", "details")) | as_fields(error)
+        fields.pop("example", None)
         with suppress(OSError):
-            print(as_json({"error": told}), file=sys.stderr, flush=True)
+            print(as_json({"error": fields}), file=sys.stderr, flush=True)
         sys.exit(code_of(error))
     if isinstance(error, AgentsrvError):
         say(error.message)
         for detail in (error.details or [])[1:]:  # the first one is the message
             say(f"{detail['field']}: {detail['reason']}")
         sys.exit(code_of(error))
-    what = error.strerror or str(error)
-    say(f"{error.filename}: {what}" if error.filename else what)
+    reason = error.strerror or str(error)
+    say(f"{error.filename}: {reason}" if error.filename else reason)
     sys.exit(Exit.FAILED)
 
 
 def leave_by_fault(error: Exception) -> NoReturn:
-    """Print the traceback of an error that is a fault of this program to stderr and exit.
+    """Print the traceback of an unexpected error to stderr and exit.
 
     A module of the standard library that this Python lacks is reported in a sentence.
     """

@@ -1,4 +1,4 @@
-"""The person at the terminal, who is asked what agents ask."""
+"""Questions of agents on the terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ except ImportError:  # Windows
 else:
     _HAS_KEYS = True
 
-LINE: Final = 4096  # bytes; a terminal gives no longer line at once
+MAX_LINE: Final = 4096  # bytes that a terminal returns for one line
 
 
 class Left(Exception):
@@ -35,7 +35,7 @@ class Prompt:
     """Asks on the terminal, one question after the other.
 
     Args:
-        pause: Keeps whatever else is shown there off the terminal while a question stands on it.
+        pause: Pauses other output to the terminal while a question is shown.
     """
 
     def __init__(self, pause: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
@@ -45,9 +45,9 @@ class Prompt:
         self._has_warned = False
 
     def warn(self) -> bool:
-        """Say what can be done instead of Ctrl-C; return whether a question was open.
+        """Print the alternatives to Ctrl-C; return whether a question was open.
 
-        Only the first time for each question: then Ctrl-C means what it means elsewhere.
+        Only once for each question: a second Ctrl-C cancels the task.
         """
         if self._open is None or self._has_warned:
             return False
@@ -59,18 +59,18 @@ class Prompt:
 
     @staticmethod
     def is_possible() -> bool:
-        """Whether there is somebody to ask."""
+        """Whether stdin and stderr are a terminal."""
         return _HAS_KEYS and sys.stdin.isatty() and sys.stderr.isatty()
 
     async def ask(self, asked: InputRequired, refusal: InvalidInputError | None) -> Any:
-        """Return what is typed; an empty line is the default, where there is one.
+        """Return the typed answer; an empty line means the default, if there is one.
 
-        What was typed before the prompt stood there, for an earlier question, is no answer to
-        this one. Cancelling the call gives up the prompt.
+        Input that was typed before the prompt appeared is discarded. Cancelling the call removes
+        the prompt.
 
         Raises:
-            InputDeclined: ``decline`` is typed, or Ctrl-D.
-            Left: ``leave`` is typed, where `warn` has offered it.
+            InputDeclined: The user typed ``decline`` or Ctrl-D.
+            Left: The user typed ``leave`` after `warn` offered it.
         """
         async with self._turn:
             self._has_warned = False
@@ -147,7 +147,7 @@ def _wording(asked: InputRequired) -> str:
 
 
 def _field(name: str, fields: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
-    """One field of an object that is asked for: its name, its type, and whether it is needed."""
+    """Return a field of the requested object: its name, its type, and whether it is required."""
     field = fields[name] if isinstance(fields[name], dict) else {}
     kind = "|".join(map(str, field["enum"])) if "enum" in field else field.get("type", "any")
     is_needed = name in schema.get("required", ())
@@ -156,7 +156,7 @@ def _field(name: str, fields: Mapping[str, Any], schema: Mapping[str, Any]) -> s
 
 
 async def _read_line() -> str:
-    """The next line from the terminal, empty at its end; without a thread that could not stop."""
+    """Return the next line from the terminal, empty at its end; no thread is left if cancelled."""
     loop, descriptor = asyncio.get_running_loop(), sys.stdin.fileno()
     readable = asyncio.Event()
     loop.add_reader(descriptor, readable.set)
@@ -164,4 +164,4 @@ async def _read_line() -> str:
         await readable.wait()
     finally:
         loop.remove_reader(descriptor)
-    return os.read(descriptor, LINE).decode(errors="replace")
+    return os.read(descriptor, MAX_LINE).decode(errors="replace")

@@ -1,4 +1,4 @@
-"""``agentsrv run``: one task from the command to its result, on a server or without one."""
+"""``agentsrv run``: run one task, on a server or in this process."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _UNGUARDED: Final = dict.fromkeys([*_DOORS.split(), "tls_cert", "tls_key"]) | {
 DRAIN: Final = (
     0.01  # seconds for what runs in this process when it ends: no other start continues it
 )
-LOOK_AGAIN: Final = 0.05  # seconds until a task that is to be cancelled has been created
+CANCEL_RETRY_DELAY: Final = 0.05  # seconds; a cancel may arrive before its task is created
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What ``run`` was asked."""
+    """The arguments of ``run``."""
 
     text: str
     agent: str | None
@@ -83,17 +83,17 @@ class Place:
     client: Client
     url: str
     is_lasting: bool
-    """Whether the server, and with it a task, goes on without this process."""
+    """Whether the server, and its tasks, continue without this process."""
 
 
 @asynccontextmanager
 async def reached(
     url: str | None, token: str | None, ca: Path | None, knowledge: Path | None
 ) -> AsyncIterator[Place]:
-    """A client of the server at ``url``; without a URL, of the usual one or one in here.
+    """Connect to the server at ``url``; without a URL to the default one, or to one in here.
 
     Raises:
-        ServerUnavailableError: Nobody answers at the ``url`` that was given.
+        ServerUnavailableError: No server answers at the given ``url``.
         ConfigurationError: ``knowledge`` is given and there is a server, which has its own.
     """
     client = Client(url or DEFAULT_URL, Options(ca=ca), token=token)
@@ -129,7 +129,7 @@ async def reached(
 
 @contextmanager
 def _index_somewhere(settings: Settings) -> Iterator[Settings]:
-    """Keep the index of a knowledge folder where it can be kept, and say where."""
+    """Choose a writable place for the index of the knowledge folder, and print it."""
     if settings.knowledge is None:
         yield settings
         return
@@ -187,7 +187,7 @@ class _Stop:
         self._begin("interrupted")
 
     def tell_how_to_come_back(self, why: str) -> None:
-        """Say what becomes of a task that is not waited for any more."""
+        """Print what happens to the task after this process has ended."""
         if not self._place.is_lasting:
             say(f"{why}: the task ends with this process")
             return
@@ -213,7 +213,7 @@ class _Stop:
                 await self._place.client.cancel(idempotency_key=self._key, reason=reason)
                 return
             except NotFoundError:
-                await asyncio.sleep(LOOK_AGAIN)
+                await asyncio.sleep(CANCEL_RETRY_DELAY)
 
 
 async def _run(place: Place, screen: Screen, job: Job) -> int:

@@ -33,7 +33,7 @@ Result = CallToolResult | InputRequiredResult
 ASKING_BY_RESULT: Final = "2026-07-28"
 """Since this revision a server asks by an interim result, and the client calls again."""
 REASON: Final = "the tool call was cancelled"
-PATIENCE: Final = 5.0  # seconds for a cancel to reach the server
+CANCEL_TIMEOUT: Final = 5.0  # seconds for the reply to a cancel
 
 
 @asynccontextmanager
@@ -42,7 +42,7 @@ async def ending_with_call(cancel: Callable[..., Awaitable[object]]) -> AsyncIte
     try:
         yield
     except asyncio.CancelledError:
-        with anyio.move_on_after(PATIENCE, shield=True), suppress(AgentsrvError):
+        with anyio.move_on_after(CANCEL_TIMEOUT, shield=True), suppress(AgentsrvError):
             await cancel(reason=REASON)
         raise
 
@@ -50,9 +50,9 @@ async def ending_with_call(cancel: Callable[..., Awaitable[object]]) -> AsyncIte
 class Call:
     """One call, and the task that it follows.
 
-    A client that can put forms to its user is given the task's questions, during the call or,
-    in newer revisions of the protocol, between two rounds of it. Any other is told of them in
-    the result, and ends the call.
+    A client that can show forms to its user receives the task's questions, during the call or, in
+    newer revisions of the protocol, between two rounds of it. For any other client a question ends
+    the call, and is in the result.
     """
 
     def __init__(self, client: Client, context: Context) -> None:
@@ -80,11 +80,11 @@ class Call:
                     if record.event_type == e.InputRequired.event_type and not during:
                         return self.ask(from_data(e.InputRequired, record.data), record.seq)
         except _Unanswered as left:
-            return told(left.asked)
+            return open_question(left.asked)
         raise AssertionError(f"the log of task {task.id} ended without a terminal event")
 
-    async def go_on(self) -> Result:
-        """Take the answer with which the client calls again, and follow the task further."""
+    async def resume(self) -> Result:
+        """Send the answer with which the client calls again, and continue to follow the task."""
         assert self._context.request_state is not None
         state = orjson.loads(self._context.request_state)
         asked = from_data(e.InputRequired, state["asked"])
@@ -93,15 +93,15 @@ class Call:
             responses = self._context.input_responses or {}
             result = responses.get(asked.input_id)
             if not isinstance(result, ElicitResult):
-                return told(asked)
+                return open_question(asked)
             try:
                 await self._respond(task, asked, result)
             except forms.Dismissed:
-                return told(asked)
+                return open_question(asked)
             except InvalidInputError as refusal:
                 return self.ask(asked, state["seq"], refusal.message)
             except (ConflictError, InvalidStateError, NotFoundError):
-                pass  # it was settled or closed meanwhile
+                pass  # the question was settled, or its step ended, in the meantime
             return await self.follow(task, state["seq"])
 
     async def _respond(
@@ -123,7 +123,7 @@ class Call:
             refusal: Why the previous answer was refused.
         """
         if not (self._has_forms and self._asks_by_result):
-            return told(asked)
+            return open_question(asked)
         request = ElicitRequest(params=forms.form(asked, refusal))
         task_id = asked.input_id.partition("/")[0]
         state = {"task_id": task_id, "seq": seq, "asked": vars(asked)}
@@ -143,20 +143,20 @@ class Call:
 
 
 class _Unanswered(Exception):
-    """The user was asked, and there is no answer."""
+    """The user has not answered."""
 
     def __init__(self, asked: e.InputRequired) -> None:
         self.asked = asked
 
 
-def told(asked: e.InputRequired) -> CallToolResult:
-    """The result of a call that leaves a question open: what is asked, and how to answer."""
+def open_question(asked: e.InputRequired) -> CallToolResult:
+    """Return the result of a call that leaves a question open, with the question."""
     task_id = asked.input_id.partition("/")[0]
     options = "" if asked.options is None else f" One of: {', '.join(forms.labels(asked.options))}."
     text = (
         f"Task {task_id} waits for an answer. {asked.step_id} asks: {asked.prompt}{options}\n"
         f"Ask the user, then answer with the tool respond, question {asked.input_id}, "
-        f"which also goes on to follow the task. The answer's JSON Schema: "
+        f"which also continues to follow the task. The answer's JSON Schema: "
         f"{orjson.dumps(asked.schema).decode()}"
     )
     facts = {"task_id": task_id, "status": "input_required", "input_id": asked.input_id}
@@ -164,7 +164,7 @@ def told(asked: e.InputRequired) -> CallToolResult:
 
 
 def ended(record: Record) -> CallToolResult:
-    """The result of a call that saw a task's end: its output, or why there is none."""
+    """Return the result of a call whose task has ended: its output, or why there is none."""
     match record.event:
         case e.TaskCompleted() as completed:
             facts = {"degraded": completed.degraded, "missing_steps": list(completed.missing_steps)}

@@ -107,7 +107,7 @@ class Tools:
         call = Call(self._client, context)
         with _refusals():
             if context.request_state is not None:
-                return await call.go_on()
+                return await call.resume()
             key = uuid.uuid4().hex  # names the task to ``cancel`` before its id is known
             async with ending_with_call(partial(self._client.cancel, idempotency_key=key)):
                 task = await self._client.start(
@@ -128,7 +128,7 @@ class Tools:
         call = Call(self._client, context)
         with _refusals():
             if context.request_state is not None:
-                return await call.go_on()
+                return await call.resume()
             task, asked = await find_question(self._client, question)
             snapshot = await task.status()
             value = read_answer(answer, asked) if isinstance(answer, str) else answer
