@@ -227,7 +227,7 @@ async def test_a_dropped_client_that_is_closed_at_once_ends_its_thread(server, m
 
     def work() -> None:
         client = SyncClient(server.url)
-        thread = client._thread
+        thread = client._loop_thread.thread
         monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", closed_already)
         with pytest.warns(ResourceWarning, match="unclosed <agentsrv"):  # noqa: PT031
             del client
