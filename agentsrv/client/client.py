@@ -200,7 +200,8 @@ class Client:
             return await self._start_and_follow(fields | {"subscribe": True})
         reply = await self._sender.request(fields | {"subscribe": False})
         replayed = idempotency_key is not None and reply["replayed"]
-        return self._handle(reply["task_id"], replayed=replayed, is_new=not replayed)
+        is_new = subscribe and not replayed
+        return self._handle(reply["task_id"], replayed=replayed, is_new=is_new)
 
     async def create(
         self,

@@ -111,7 +111,7 @@ class Cancellation:
 
 @dataclass(frozen=True, slots=True)
 class AgentInfo:
-    """An agent that the server has."""
+    """An agent of the server."""
 
     name: str
     description: str
