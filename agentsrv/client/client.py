@@ -237,8 +237,8 @@ class Client:
         """Return a handle of the one task whose id begins with ``prefix``.
 
         Raises:
-            NotFoundError: There is no such task.
-            InvalidCommandError: Several ids begin with it, or it has fewer than four characters.
+            NotFoundError: There is no such task, or the prefix has fewer than four characters.
+            InvalidCommandError: Several ids begin with it.
         """
         reply = await self._sender.request({"command": "status", "task_id": prefix})
         return self._handle(reply["task_id"])

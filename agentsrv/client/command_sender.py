@@ -72,14 +72,6 @@ class CommandSender:
             lambda on_outcome: self._connection.send(given, on_outcome, resend=resend), on_reply
         )
 
-    async def request_line(self, line: str) -> Any:
-        """Send a command line that changes nothing on the server; return the reply's fields.
-
-        Raises:
-            AgentsrvError: The server refuses it.
-        """
-        return await self._wait(lambda on_outcome: self._connection.send_line(line, on_outcome))
-
     async def _wait(
         self,
         send: Callable[[Callable[[Outcome], None]], PendingCommand],

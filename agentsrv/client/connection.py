@@ -33,9 +33,8 @@ caller cancelled (``abandoned``)   its outcome is dropped, and it is not sent ag
 A command that is sent again may be refused because the first one was carried out: its error has a
 `ReplyLostError` as ``__cause__``, and the caller decides what that means.
 
-Replies are matched by the number in ``id``. Two kinds of frames have none: replies to command lines
-(`send_line`), and errors about frames that the server could not read. The server answers both in
-order, so they belong to the oldest command line, or else to the oldest command.
+Replies are matched by the number in ``id``. Errors about frames that the server could not read have
+none. The server answers in order, so such an error belongs to the oldest command.
 """
 
 from __future__ import annotations
@@ -72,7 +71,6 @@ from agentsrv.client.tokens import Token, Tokens
 from agentsrv.client.trust import tls_context
 from agentsrv.errors import (
     AgentsrvError,
-    InvalidCommandError,
     RateLimitedError,
     ShuttingDownError,
     TooLargeError,
@@ -144,8 +142,6 @@ class PendingCommand:
     on_outcome: Callable[[Outcome], None]
     resend: bool
     """Whether it is sent again on the next connection."""
-    is_line: bool = False
-    """Whether it is a command line, which has no id."""
     times_sent: int = 0
     abandoned: bool = False
     """Whether its caller was cancelled."""
@@ -266,16 +262,6 @@ class ReconnectingConnection:
         number = next(self._ids)
         body = orjson.dumps(fields | {"id": number})
         return self._add(number, PendingCommand(fields["command"], body, on_outcome, resend))
-
-    def send_line(self, line: str, on_outcome: Callable[[Outcome], None]) -> PendingCommand:
-        """Send a command line that changes nothing on the server; see `send`."""
-        try:
-            body = line.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidCommandError(f"{line!r} is not a text: {error}") from None
-        name = line.partition(" ")[0]
-        command = PendingCommand(name, body, on_outcome, resend=True, is_line=True)
-        return self._add(next(self._ids), command)
 
     def fail(self, error: AgentsrvError) -> None:
         """Resolve all commands and fail all iterators with ``error``; the first error counts."""
@@ -441,13 +427,13 @@ class ReconnectingConnection:
     def _match(self, number: int | None, outcome: Outcome) -> None:
         """Find the command of an outcome, and resolve it unless it is to be sent again."""
         self._progress = True
-        if number is None:
-            number = self._without_id(outcome)
+        if number is None and isinstance(outcome, AgentsrvError):
+            number = self._oldest_sent()
         command = self._pending.get(number) if number is not None else None
         if command is None or number is None:
             _log.warning("a reply to no command of this client: %s", outcome)
             return
-        if isinstance(outcome, RateLimitedError) and not command.is_line and not command.abandoned:
+        if isinstance(outcome, RateLimitedError) and not command.abandoned:
             delay = min(outcome.retry_after or 0.0, MAX_SERVER_DELAY)
             asyncio.get_running_loop().call_later(
                 delay, self._send_again, number, command.times_sent
@@ -469,12 +455,10 @@ class ReconnectingConnection:
             outcome.__cause__ = ReplyLostError("the first reply was lost with its connection")
         command.on_outcome(outcome)
 
-    def _without_id(self, outcome: Outcome) -> int | None:
-        """Return the number of the command that an outcome without an id belongs to."""
-        sent = [number for number, command in self._pending.items() if command.times_sent]
-        lines = (number for number in sent if self._pending[number].is_line)
-        oldest = sent[0] if sent and isinstance(outcome, AgentsrvError) else None
-        return next(lines, oldest)
+    def _oldest_sent(self) -> int | None:
+        """Return the number of the oldest command that was sent."""
+        sent = (number for number, command in self._pending.items() if command.times_sent)
+        return next(sent, None)
 
     def _send_again(self, number: int, times_sent: int) -> None:
         """Send a rate-limited command again, unless a new connection has done so."""
