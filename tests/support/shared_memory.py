@@ -300,8 +300,8 @@ class SharedMemory:
         """See ``Store.claim``."""
 
         def claim() -> Sequence[Lease]:
-            if not self._place.lives(self.node):
-                return ()
+            if self._is_lost or not self._place.lives(self.node):
+                return ()  # a node that has lost its lease gets nothing until it has another
             self._place.orphan()
             return _at_once(self._place.claim(self.node, limit))
 
