@@ -1,7 +1,7 @@
-"""agentsrv: serve agents over one WebSocket, from a durable log.
+"""agentsrv: a WebSocket server for agents with a durable log.
 
-The names below are imported when they are first used: a client or ``agentsrv --version`` does not
-pay for the server.
+The public names are imported on first use (PEP 562), so that a client or ``agentsrv --version``
+does not import the server.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
-"""``python -m agentsrv``: the command line."""
+"""``python -m agentsrv`` runs the command line."""
 
 from agentsrv.cli import main
 
-if __name__ == "__main__":  # processes of agents import this module under another name
+if __name__ == "__main__":  # agents' processes import this module under another name
     main()

@@ -1,4 +1,4 @@
-"""Exponential back-off: the seconds before each further attempt at something that has failed."""
+"""Exponential back-off: the seconds to wait before each further attempt."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from itertools import count
 
-_DOUBLINGS = 64  # after which every cap is reached; 2.0 ** n overflows beyond 1023
+_DOUBLINGS = 64  # reaches every cap; 2.0 ** n would overflow beyond 1023
 
 
 def wait(failures: int, base: float, cap: float) -> float:
@@ -15,13 +15,13 @@ def wait(failures: int, base: float, cap: float) -> float:
 
 
 def backoff(base: float, cap: float, jitter: float = 0.0) -> Iterator[float]:
-    """Yield the seconds to wait after the first failure, the second, and so on without an end.
+    """Yield the seconds to wait after the first failure, the second, and so on, without end.
 
     Args:
         base: Seconds of the first wait.
         cap: Seconds of the longest wait.
-        jitter: The part of each wait by which chance may shorten it, so that those who failed
-            together do not return together.
+        jitter: The fraction of each wait by which it is randomly shortened, so that clients that
+            failed together do not retry together.
     """
     for failures in count(1):
         yield wait(failures, base, cap) * (1.0 - jitter * random.random())  # noqa: S311 - to spread

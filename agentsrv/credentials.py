@@ -1,22 +1,22 @@
-"""Recognition of credentials in texts: passwords, tokens and keys, by their context or their form.
+"""Recognition of credentials in text: passwords, tokens and keys, by their context or their form.
 
 Theory of operation. Error messages of HTTP clients, database drivers and JWT libraries quote the
-header, URL or parameter that they refuse. `hide` replaces the credential and leaves the sentence:
+rejected header, URL or parameter. `hide` replaces the credential and keeps the sentence:
 
     by name      ``password=…``, ``"api_key": "…"``, ``X-Auth-Token: …``, ``--token …``
-    by header    ``Authorization: …``, ``Cookie: …``, also folded ones and those in dictionaries
+    by header    ``Authorization: …``, ``Cookie: …``, also folded headers and in dictionaries
     by scheme    ``Bearer …``, ``Basic …``
     by URL       ``scheme://user:…@host``, also percent-encoded
     by form      JSON Web Tokens, private keys in PEM, keys with well-known prefixes
 
-Names are searched for as plain words, without what may stand before them (``PGPASSWORD``). What
-follows a name is read by `_VALUE` from there on, and Python decides whether it is a credential or
-the rest of a sentence: ``password: expected a string`` stays. A word of `_PROSE` is no credential,
-but one that only begins with such a word is.
+A name is matched as a plain word without its prefix (``PGPASSWORD``). `_VALUE` reads the text after
+the name, and Python code decides whether it is a credential or the rest of a sentence, so that
+``password: expected a string`` is kept. A value that is a word of `_PROSE` is not a credential; a
+value that only begins with such a word is.
 
-Cost: each search is one pass. Its repetitions are bounded, or consume what they match in any case,
-also at the end of the text. So no part of a text is read again from each of its characters. A
-search is left out where the words that it looks for are missing.
+Cost: each search is one pass over the text. Its repetitions are bounded, or consume the text that
+they match even if the match ends at the end of the text, so no part is scanned again from each of
+its characters. A search is skipped if none of its words occurs in the text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from agentsrv.patterns import lazy_pattern
 
 HIDDEN: Final = "***"
 REACH: Final = 1000
-"""Characters of a credential, with its context, after which it is recognised in any case."""
+"""Length of a credential with its context, in characters, from which it is always recognised."""
 
 _NAMES: Final = (
     "api[ _-]?key(?: provided)?|access[_-]?key|account[_-]?key|private[_-]?key|secret(?!ar)"
@@ -57,7 +57,7 @@ _VALUE: Final = lazy_pattern(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_CONTENT: Final = lazy_pattern("(?P<bare>[^<]+)")  # of an element of XML
+_CONTENT: Final = lazy_pattern("(?P<bare>[^<]+)")  # the text of an XML element
 _REST_OF_HEADER: Final = lazy_pattern(r"(?:[^\r\n'\\]|\\(?![rn'])|\r?\n[ \t]+)+")
 _SCHEME: Final = lazy_pattern(r"([a-z][\w-]{0,30})(?:\s{1,9}|\Z)", re.ASCII)
 _MANY_WORDS: Final = frozenset("digest hawk oauth signature mac hmac aws4-hmac-sha256".split())
@@ -78,30 +78,30 @@ _PROSE: Final = frozenset(
     values was were when which will with without wrong you your
     """.split()
 )
-"""Words of sentences about credentials, and values that say that there is none."""
+"""Words of sentences about credentials, and values that mean that no credential is set."""
 _CLOSING: Final = ")]}>,.:!?`"  # after a word
 _NO_CREDENTIAL: Final = lazy_pattern(
     r"s(?![\w-])|(?:[\w-]*[_-])?(?:file|path|name|type|url|uri|field|hint|policy|length|count|limit"
     r"|ttl|expiry|expires|error|required|env)(?![\w-])"
 )
-"""What a name goes on with that is not a credential's: ``max_tokens``, ``password_file``."""
+"""Suffixes of names whose value is not a credential: ``max_tokens``, ``password_file``."""
 _SENTENCE: Final = frozenset(
     """
     cannot expected expires field input invalid is length may missing must needs not only required
     requires should string too value was
     """.split()
 )
-"""Words with which a sentence in place of a value begins; a passphrase may begin with others."""
-_NEAR: Final = 40  # characters before a name that are looked at
-_OPTION: Final = lazy_pattern(r"(?<!\S)--[a-z_-]*\Z", re.IGNORECASE)  # which the name is the end of
-_MADE_UP: Final = r"(?=\D*\d)[^\s'\"]{8,}"  # no word of a language
+"""First words of a quoted sentence in place of a value; a passphrase may begin with others."""
+_NEAR: Final = 40  # characters before a name that are examined
+_OPTION: Final = lazy_pattern(r"(?<!\S)--[a-z_-]*\Z", re.IGNORECASE)  # the name is its last part
+_MADE_UP: Final = r"(?=\D*\d)[^\s'\"]{8,}"  # not a word of a language
 _COUNT: Final = lazy_pattern(r"[\d,.]{1,9}")
 _PLACEHOLDER: Final = lazy_pattern(r"[A-Z][A-Z_]*|[-<\[…].*|\.\.\.|\*+")
 
 
 def hide(text: str) -> str:
     """Replace the credentials in ``text`` by ``***``; return other text unchanged."""
-    low = text.replace("\u0130", "I").lower()  # as long as the text: the one character that grows
+    low = text.replace("\u0130", "I").lower()  # U+0130 grows in lower case; offsets must not move
     for words, search in _SEARCHES:
         if any(word in low for word in words):
             text = search(text)
@@ -110,7 +110,7 @@ def hide(text: str) -> str:
 
 
 class _Found(NamedTuple):
-    """Where a credential is, and what replaces it."""
+    """The span of a credential, and its replacement."""
 
     start: int
     end: int
@@ -118,7 +118,7 @@ class _Found(NamedTuple):
 
 
 def _fields(text: str) -> str:
-    """Hide the values of headers, parameters, options and fields, by their names."""
+    """Hide the values of headers, parameters, options and fields that are recognised by name."""
     return _replaced(text, _values(text))
 
 
@@ -148,7 +148,7 @@ def _value_of_name(text: str, field: re.Match[str], separator: re.Match[str]) ->
     if value is None:
         return None
     before = text[max(0, field.start() - _NEAR) : field.start()]
-    if value["bare"] is None:  # in a sentence, only what is no word: token 'a1b2c3d4' is refused
+    if value["bare"] is None:  # a quoted word of prose is kept: token 'a1b2c3d4' is refused
         is_named = sign is not None or _OPTION.search(before) is not None
         is_made_up = re.fullmatch(_MADE_UP, value["quoted"] or "") is not None
         return _enclosed(value) if is_named or is_made_up else None
@@ -184,9 +184,9 @@ def _value_of_header(text: str, low: str, field: re.Match[str], at: int) -> _Fou
 
 
 def _can_separate(low: str, field: re.Match[str], separator: re.Match[str]) -> bool:
-    """Whether what is between name and value belongs to a name and a value."""
+    """Whether the characters between name and value can separate the two."""
     before = low[max(0, field.start() - _NEAR) : field.start()]
-    if separator["sign"] is None:  # an option, or a word that is quoted
+    if separator["sign"] is None:  # an option, or a word in quotes
         is_quoted = low[separator.end() : separator.end() + 1] in {"'", '"'}
         is_named = is_quoted or _OPTION.search(before) is not None
         return is_named and field["header"] is None and separator["quote"] is None
@@ -213,12 +213,12 @@ def _enclosed(value: re.Match[str]) -> _Found | None:
 
 
 def _looks_made_up(word: str) -> bool:
-    """Whether a word is none of a language: it has a digit or another character than letters."""
+    """Whether a word contains a digit or a character that is not a letter."""
     return len(word) >= 4 and not word.replace("-", "").isalpha()  # noqa: PLR2004
 
 
 def _is_line(text: str, start: int, end: int) -> bool:
-    """Whether a name that begins before ``start`` and a value that ends at ``end`` are a line."""
+    """Whether a name that begins before ``start`` and a value up to ``end`` fill a line."""
     name = text[max(text.rfind("\n", 0, start) + 1, start - 40, 0) : start]
     is_first = re.fullmatch(r"[ \t-]*[\w.-]*", name) is not None
     return is_first and text[end : end + 1] in {"", "\n", "\r"}
@@ -344,4 +344,4 @@ _SEARCHES: Final[tuple[tuple[tuple[str, ...], Callable[[str], str]], ...]] = (
         _forms,
     ),
 )  # fmt: skip
-"""Searches in their order, each with the words of which one must be in the text, in lower case."""
+"""The searches in their order, each with the lower-case words of which one must be in the text."""

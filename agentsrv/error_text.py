@@ -9,11 +9,11 @@ here or passes `redact`:
     `redact`            any other text, such as a line of the log
 
 `redact` replaces credentials, which `credentials` recognises, and the answers to secret questions,
-which the caller names. It keeps at most ``MAX_REDACTED`` characters of a text. So that no
-credential is cut in two, it reads further, and leaves out the end of what it has read.
+which the caller passes. It keeps at most ``MAX_REDACTED`` characters of a text. A credential that
+is cut in two would not be recognised, so `redact` reads further than it keeps and drops the end.
 
 An exception is an object of its author: its ``__str__``, its attributes and its groups may raise
-anything, ``SystemExit`` too. `safely` reads them.
+anything, even ``SystemExit``. `safely` reads them.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ T = TypeVar("T")
 
 MAX_TEXT: Final = 2000  # characters of a description
 MAX_TRACEBACK: Final = 12_000  # characters of a traceback
-MAX_REDACTED: Final = 16_000  # characters of a text that are looked at
+MAX_REDACTED: Final = 16_000  # characters of a text that are kept
 
 _MAX_CAUSES: Final = 5
-_MAX_INNER: Final = 10  # errors of a group that are named
+_MAX_INNER: Final = 10  # errors of a group that are described
 _MAX_FRAMES: Final = 20  # of a stack, the innermost
 _MAX_FRAME: Final = 500  # characters
-_MAX_LOOKS: Final = 10_000  # errors and groups in a group that are looked at
-_MAX_PRINTED: Final = 300  # errors and groups in a group whose traceback is printed
+_MAX_WALKED: Final = 10_000  # errors and groups in a group that are visited
+_MAX_PRINTED: Final = 300  # errors and groups in a group that `traceback` may format
 _FIELDS: Final = ("retry_after", "details", "example")
 
 
 def describe(error: BaseException, secrets: Collection[str] = ()) -> str:
     """Describe an error in at most ``MAX_TEXT`` characters, without credentials and ``secrets``.
 
-    ``ValueError: message``; of a group also its inner errors, nested ones flattened; of an error
-    with explicit causes (``raise … from …``) also those whose message it does not repeat. The
-    text can be encoded as UTF-8, also where a message has unpaired surrogates. An error whose
-    ``str()`` fails is described by its type. Raises nothing.
+    The form is ``ValueError: message``. The inner errors of a group follow, nested groups
+    flattened, and the explicit causes (``raise … from …``) whose message it does not repeat.
+    Unpaired surrogates are replaced, so the text can be encoded as UTF-8. An error whose ``str()``
+    fails is described by its type. Raises nothing.
     """
     text = _described(error, secrets)
     seen = {id(error)}
@@ -60,8 +60,8 @@ def describe(error: BaseException, secrets: Collection[str] = ()) -> str:
         if cause is None or id(cause) in seen or len(text) > MAX_TEXT:
             break
         seen.add(id(cause))
-        told = _message(cause, secrets)
-        if not told or told not in text:
+        message = _message(cause, secrets)
+        if not message or message not in text:
             text += f" (caused by {_described(cause, secrets)})"
         cause = _cause(cause)
     return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
@@ -70,13 +70,13 @@ def describe(error: BaseException, secrets: Collection[str] = ()) -> str:
 def format_traceback(error: BaseException, secrets: Collection[str] = ()) -> str:
     """Format an error with its stack, as the interpreter does, without credentials.
 
-    At most ``MAX_TRACEBACK`` characters, which can be encoded as UTF-8: the innermost frames, and
-    of the errors that led to it those that came last. Raises nothing.
+    The text has at most ``MAX_TRACEBACK`` characters and can be encoded as UTF-8. It contains the
+    innermost frames, and of a chain of errors the last ones. Raises nothing.
     """
     blocks: list[str] = []
     size = 0
-    for one, relation in _chain(error):
-        block = _block(one, secrets) + relation
+    for link, relation in _chain(error):
+        block = _block(link, secrets) + relation
         size += len(block)
         if blocks and size > MAX_TRACEBACK:
             break
@@ -85,9 +85,9 @@ def format_traceback(error: BaseException, secrets: Collection[str] = ()) -> str
 
 
 def as_fields(error: AgentsrvError) -> dict[str, Any]:
-    """What a client is told of a refusal: ``code``, ``message``, ``retryable``, and what is known.
+    """Return an error as a reply's fields: ``code``, ``message``, ``retryable`` and the optional.
 
-    The message and the reasons of ``details`` have no credentials.
+    Credentials in the message and in the reasons of ``details`` are replaced.
     """
     fields: dict[str, Any] = {
         "code": error.code,
@@ -97,14 +97,14 @@ def as_fields(error: AgentsrvError) -> dict[str, Any]:
     fields |= {name: value for name in _FIELDS if (value := getattr(error, name)) is not None}
     if "details" in fields:
         fields["details"] = [
-            {name: redact(text) if isinstance(text, str) else text for name, text in one.items()}
-            for one in fields["details"]
+            {name: redact(text) if isinstance(text, str) else text for name, text in detail.items()}
+            for detail in fields["details"]
         ]
     return fields
 
 
 def safely(read: Callable[[], T], otherwise: T) -> T:
-    """Return what ``read`` returns; ``otherwise`` if code of an author in it raises, whatever."""
+    """Return ``read()``, or ``otherwise`` if it raises anything; for reads that run author code."""
     try:
         return read()
     except BaseException:  # noqa: BLE001 - sys.exit() in __str__ must not end the server
@@ -114,27 +114,27 @@ def safely(read: Callable[[], T], otherwise: T) -> T:
 _BEFORE_PASSWORD: Final = re.compile(r"(?:(?:[\w+.-]+:)?/+)?[^:/@]*:?")
 
 
-def redact(text: str, secrets: Collection[str] = (), most: int = MAX_REDACTED) -> str:
+def redact(text: str, secrets: Collection[str] = (), max_length: int = MAX_REDACTED) -> str:
     """Replace ``secrets`` and credentials in ``text`` by ``***``; return other text unchanged.
 
-    Secrets are found as they are and as Python, JSON, URLs and base64 write them, the longest
-    first, because one may contain another. Of a text longer than ``most`` characters, the end is
-    left out. The work is in proportion to what is read.
+    Secrets are found verbatim and as Python, JSON, URLs and base64 write them, the longest first,
+    because one may contain another. Text after the first ``max_length`` characters is dropped. The
+    work is proportional to the characters that are read.
     """
     forms = {form for secret in secrets for form in _forms(secret)}
     for form in sorted(forms, key=len, reverse=True):
         text = text.replace(form, HIDDEN)
-    if len(text) <= most:
+    if len(text) <= max_length:
         return hide(text)
-    # A credential that is cut is not recognised, and its beginning is at the end of what is read.
-    return f"{hide(text[: most + REACH])[:-REACH]}… ({len(text)} characters)"
+    # A credential that is cut is not recognised: read REACH characters more, and drop as many.
+    return f"{hide(text[: max_length + REACH])[:-REACH]}… ({len(text)} characters)"
 
 
 def redact_url(url: str) -> str:
-    """``url`` without what may be its password, also where it is no URL that can be read.
+    """Replace the part of ``url`` that may be its password, even if the URL is malformed.
 
-    In ``user:password@host`` and ``postgresql:/user:password@host`` the scheme, or a slash of it,
-    is missing, so that `redact` recognises no URL.
+    In ``user:password@host`` and ``postgresql:/user:password@host`` the scheme, or one of its
+    slashes, is missing, and `redact` alone would not recognise a URL.
     """
     head, at, tail = url.rpartition("@")
     shown = _BEFORE_PASSWORD.match(head)
@@ -144,24 +144,24 @@ def redact_url(url: str) -> str:
 
 
 def leaves(error: BaseException) -> list[BaseException]:
-    """The errors of a group, nested groups flattened; the error itself if it is not a group.
+    """Return the errors of a group, nested groups flattened; the error itself if it is no group.
 
-    A group whose errors cannot be read counts as an error. Of many only the first are returned.
+    A group whose errors cannot be read counts as an error. At most ``_MAX_WALKED`` are visited.
     """
-    found = [each for each, is_group in islice(_walk(error), _MAX_LOOKS) if not is_group]
+    found = [each for each, is_group in islice(_walk(error), _MAX_WALKED) if not is_group]
     return found or [error]
 
 
 def can_be_printed(error: BaseException) -> bool:
-    """Whether `traceback` can format an error: it fails, or does not end, for some groups.
+    """Whether `traceback` can format an error.
 
-    Those are deep, or contain themselves.
+    It fails for groups that are nested deeply, and does not end for groups that contain themselves.
     """
     return len(list(islice(_walk(error), _MAX_PRINTED + 1))) <= _MAX_PRINTED
 
 
 def _walk(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
-    """The errors of a group and the groups in it, and which are groups; may be endless."""
+    """Yield the errors and groups in an error, each with whether it is a group; may be endless."""
     waiting = [error]  # no recursion: groups may be nested deeper than Python's stack
     while waiting:
         found = waiting.pop()
@@ -181,7 +181,7 @@ def _cause(error: BaseException) -> BaseException | None:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """How a secret may be written."""
+    """Yield the ways in which a secret may be written."""
     yield secret
     yield repr(secret)[1:-1]
     yield json.dumps(secret)[1:-1]
@@ -195,20 +195,20 @@ def _forms(secret: str) -> Iterator[str]:
 
 
 def _chain(error: BaseException) -> Iterator[tuple[BaseException, str]]:
-    """An error and those that led to it, the last first, each with the words after it."""
+    """Yield an error and those that led to it, the last first, each with the text after it."""
     relation = ""
     seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen and len(seen) <= _MAX_CAUSES:
-        yield one, relation
-        seen.add(id(one))
-        cause = _cause(one)
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen and len(seen) <= _MAX_CAUSES:
+        yield link, relation
+        seen.add(id(link))
+        cause = _cause(link)
         if cause is not None:
             relation = "\nThe above exception was the direct cause of the following exception:\n\n"
-            one = cause
+            link = cause
         else:
             relation = "\nDuring handling of the above exception, another exception occurred:\n\n"
-            one = _context(one)
+            link = _context(link)
 
 
 def _context(error: BaseException) -> BaseException | None:
@@ -216,7 +216,7 @@ def _context(error: BaseException) -> BaseException | None:
 
 
 def _block(error: BaseException, secrets: Collection[str]) -> str:
-    """One error with its stack; of a group, the inner errors with theirs after it."""
+    """One error with its stack; the inner errors of a group follow with theirs."""
     text = _stack(error, secrets) + _last_lines(error, secrets)
     if _inner(error):
         inner = leaves(error)
@@ -239,13 +239,13 @@ def _stack(error: BaseException, secrets: Collection[str]) -> str:
 
 
 def _last_lines(
-    error: BaseException, secrets: Collection[str], most: int = MAX_TRACEBACK // 2
+    error: BaseException, secrets: Collection[str], max_length: int = MAX_TRACEBACK // 2
 ) -> str:
-    """The type and the message of an error; of a `SyntaxError` also its place."""
+    """The type and the message of an error; for a `SyntaxError` also the position."""
     text = type(error).__name__
     if can_be_printed(error):
         text = safely(lambda: "".join(traceback.format_exception_only(error)), text)
-    return f"{_encodable(redact(text.rstrip(), secrets, most))}\n"
+    return f"{_encodable(redact(text.rstrip(), secrets, max_length))}\n"
 
 
 def _described(error: BaseException, secrets: Collection[str]) -> str:
@@ -278,7 +278,7 @@ def _message(error: BaseException, secrets: Collection[str]) -> str:
 
 
 def _text(value: object) -> str:
-    return str.__str__(str(value))  # and not of a subclass of an author
+    return str.__str__(str(value))  # an author's subclass of str may override __str__
 
 
 def _encodable(text: str) -> str:

@@ -1,7 +1,7 @@
-"""One tree of errors; each has the ``code`` and ``retryable`` that a client sees.
+"""The hierarchy of errors; each class has the ``code`` and ``retryable`` that clients receive.
 
-The names are those of the wire protocol, so that an error reads the same in the server, on
-the wire and in the client.
+The classes have the names of the wire protocol's codes. The server raises them, replies carry the
+code, and the client raises the same class again.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 PROGRAMMING_ERRORS: Final = (NameError, AttributeError, TypeError)
-"""Errors that another attempt would repeat, if a line of the application raised them."""
+"""Errors that another attempt would repeat if they were raised by a line of the application."""
 _MAX_WAIT: Final = 86_400.0  # seconds
 
 
 class AgentsrvError(Exception):
-    """Anything that agentsrv refuses or fails at, with the sentence that a client is told.
+    """Base class. The message is a sentence for the client.
 
     Args:
         message: What was found and what was expected.
         retry_after: Seconds after which the same command may succeed, where that is known.
-        details: Field paths and reasons, for bad commands.
-        example: A correct command, where showing one helps.
+        details: Field paths and reasons of an invalid command.
+        example: A valid command, if showing one helps.
     """
 
     code: str = "internal"
@@ -47,9 +47,10 @@ class AgentsrvError(Exception):
 
 
 def longest_wait(errors: Iterable[BaseException]) -> float | None:
-    """Return the longest ``retry_after`` of errors of authors, ``None`` if none has one.
+    """Return the longest valid ``retry_after`` of the errors, in seconds; ``None`` if none has one.
 
-    Whatever it is set to: what is not a number from 0 on is left out.
+    The attribute may have been set to any object: values other than numbers from 0 on are ignored,
+    longer waits than a day are shortened to a day.
     """
     waits = [wait for error in errors if (wait := _wait(error)) is not None]
     return max(waits, default=None)
@@ -73,26 +74,26 @@ def missing_extra(subject: str, extra: str) -> str:
     """Return the message about an optional dependency that is not installed.
 
     Args:
-        subject: What needs it, such as ``agentsrv mcp``.
-        extra: The extra of the distribution that brings it.
+        subject: The feature that needs it, such as ``agentsrv mcp``.
+        extra: The extra of the distribution that installs it.
     """
     return f"{subject} needs an extra that is not installed: pip install 'agentsrv[{extra}]'"
 
 
 class InvalidJsonError(AgentsrvError):
-    """The frame is not one JSON object, or holds a number that no program reads alike."""
+    """The frame is not one JSON object, or contains a number outside of the portable range."""
 
     code = "invalid_json"
 
 
 class InvalidCommandError(AgentsrvError):
-    """A field is missing, unknown, of the wrong type or out of its limits."""
+    """A field is missing, unknown, of the wrong type or outside of its limits."""
 
     code = "invalid_command"
 
 
 class UnknownCommandError(AgentsrvError):
-    """The server has no command of that name."""
+    """The server has no command with that name."""
 
     code = "unknown_command"
 
@@ -116,70 +117,70 @@ class InvalidStateError(AgentsrvError):
 
 
 class ConflictError(AgentsrvError):
-    """Something else was first: another task with the idempotency key, or another answer."""
+    """Another writer was first: a task with the same idempotency key, or another answer."""
 
     code = "conflict"
 
 
 class InvalidInputError(AgentsrvError):
-    """The answer to a question is not what was asked for; the question stays open."""
+    """The answer does not match the question's schema; the question stays open."""
 
     code = "invalid_input"
 
 
 class SeqAheadError(AgentsrvError):
-    """``after_seq`` lies beyond the end of the task's log."""
+    """``after_seq`` is greater than the sequence number of the task's last event."""
 
     code = "seq_ahead"
 
 
 class TooLargeError(AgentsrvError):
-    """A value is larger than the server keeps."""
+    """A value is larger than the server stores."""
 
     code = "too_large"
 
 
 class RateLimitedError(AgentsrvError):
-    """The principal has sent more commands than it may; this one was not carried out."""
+    """The principal has exceeded its rate of commands; this command was not executed."""
 
     code = "rate_limited"
     retryable = True
 
 
 class OverloadedError(AgentsrvError):
-    """There is no room: in the queue, or for one more subscription or connection."""
+    """A limit is reached: waiting tasks, subscriptions or connections."""
 
     code = "overloaded"
     retryable = True
 
 
 class ShuttingDownError(AgentsrvError):
-    """The server takes no new work: it is about to stop."""
+    """The server is stopping and accepts no new work."""
 
     code = "shutting_down"
     retryable = True
 
 
 class UnavailableError(AgentsrvError):
-    """The store cannot commit now; what was asked may or may not have happened."""
+    """The store cannot commit now; the operation may or may not have been committed."""
 
     code = "unavailable"
     retryable = True
 
 
 class DamagedError(UnavailableError):
-    """The task's log cannot be read: its part of the store is damaged. Other tasks are not."""
+    """The task's log cannot be read because that part of the store is damaged; others can."""
 
 
 class InternalError(AgentsrvError):
-    """The server has a fault; the message carries the incident's id, the log its stack."""
+    """A fault of the server; the message has the incident's id, the server's log the stack."""
 
     code = "internal"
     retryable = True
 
 
 class FencedError(AgentsrvError):
-    """The lease is stale or the log is not where the writer believed. Write nothing more."""
+    """The writer's lease or sequence number is outdated. It must not write again."""
 
     code = "conflict"
     retryable = True
@@ -190,11 +191,11 @@ class PermanentError(AgentsrvError):
 
 
 class InputDeclined(PermanentError):
-    """Raised by ``ask``: whoever was asked declines to answer."""
+    """Raised by ``ask``: the person declined to answer."""
 
 
 class InputExpired(PermanentError):
-    """Raised by ``ask``: nobody answered in time, and the question has no default."""
+    """Raised by ``ask``: no answer arrived in time, and the question has no default."""
 
 
 class KnowledgeError(AgentsrvError):
@@ -205,8 +206,8 @@ class ModelError(AgentsrvError):
     """The endpoint of the language model failed; another attempt may succeed.
 
     Args:
-        message: What happened, with the endpoint's own words.
-        status: The HTTP status, or the code that the endpoint put into its answer.
+        message: What happened, including the endpoint's own message.
+        status: The HTTP status, or the code in the endpoint's answer.
         retry_after: Seconds that the endpoint asks to wait.
     """
 
@@ -218,7 +219,7 @@ class ModelError(AgentsrvError):
 
 
 class ModelRefusedError(ModelError, PermanentError):
-    """The endpoint or the model refused the request; the step fails without another attempt."""
+    """The endpoint or the model refused the request; another attempt would fail as well."""
 
 
 class ModelTruncatedError(ModelRefusedError):
@@ -226,7 +227,7 @@ class ModelTruncatedError(ModelRefusedError):
 
     Args:
         message: What happened.
-        text: The text so far.
+        text: The text until then.
     """
 
     def __init__(self, message: str, *, text: str) -> None:
@@ -242,7 +243,7 @@ class ProgrammingError(NamedTuple):
     """One of ``PROGRAMMING_ERRORS`` that a function raised in its process.
 
     Attributes:
-        kinds: The names of its class and of those that it inherits from.
+        kinds: The names of its class and of its base classes.
         file: The file of the line that raised it.
     """
 
@@ -251,12 +252,12 @@ class ProgrammingError(NamedTuple):
 
 
 class RemoteError(AgentsrvError):
-    """An agent's function raised an error in its process; the subclass has that error's name.
+    """An error of an agent's function in its process; the subclass has that error's name.
 
     Args:
         message: The error's description.
-        retry_after: Seconds that it asks to wait.
-        programming: The programming errors in it; several, if it is a group.
+        retry_after: Seconds to wait before another attempt, from the error.
+        programming: The programming errors in it; a group may contain several.
     """
 
     def __init__(
@@ -271,7 +272,7 @@ class RemoteError(AgentsrvError):
 
 
 class ConfigurationError(AgentsrvError):
-    """A setting, an option or an application module is wrong; the server does not start."""
+    """A setting, an option or an application module is invalid; the server does not start."""
 
 
 class LifespanError(AgentsrvError):
@@ -311,5 +312,5 @@ def _restored(
 
 
 def by_code(code: str) -> type[AgentsrvError]:
-    """Return the error class of a wire ``code``, ``AgentsrvError`` where it is unknown."""
+    """Return the error class of a wire ``code``; ``AgentsrvError`` for an unknown code."""
     return BY_CODE.get(code, AgentsrvError)

@@ -1,4 +1,4 @@
-"""Regular expressions that are compiled when they are first used.
+"""Regular expressions that are compiled on first use.
 
 Compiling a large expression takes milliseconds, and most processes, such as ``agentsrv --help``,
 never use it.
@@ -11,18 +11,18 @@ from typing import Any, cast
 
 
 class _Lazy:
-    """Has the methods and attributes of the compiled pattern."""
+    """Provides the methods and attributes of the compiled pattern."""
 
     def __init__(self, pattern: str, flags: int) -> None:
-        self._given = pattern, flags
+        self._arguments = pattern, flags
 
     def __getattr__(self, name: str) -> Any:
-        """Compile the pattern; the method becomes an attribute here, so later uses are direct."""
-        value = getattr(re.compile(*self._given), name)
+        """Compile the pattern; the method is stored as an attribute, so later uses are direct."""
+        value = getattr(re.compile(*self._arguments), name)
         setattr(self, name, value)
         return value
 
 
 def lazy_pattern(pattern: str, flags: int = 0) -> re.Pattern[str]:
-    """A pattern like ``re.compile(pattern, flags)``; an invalid one raises at its first use."""
+    """Return a lazy ``re.compile(pattern, flags)``; an invalid one raises on first use."""
     return cast("re.Pattern[str]", _Lazy(pattern, flags))

@@ -1,7 +1,7 @@
-"""Opens what the settings name: the store, the knowledge base, the models.
+"""Opens the store, the knowledge base and the models that the settings name.
 
-Each function imports the modules of what it opens. So a server with a store in PostgreSQL imports
-no SQLite, and a server without a model no client for its endpoint.
+Each function imports the modules of the resource that it opens: a server with a store in
+PostgreSQL does not import SQLite, and a server without a model does not import the endpoint client.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ POSTGRES: Final = ("postgresql://", "postgres://")
 
 
 def node_name() -> str:
-    """A name that no other server has."""
+    """Return a name that no other server has: host name, process id and random digits."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
 
 
 def need_postgres() -> None:
-    """Return where the extra for PostgreSQL is installed.
+    """Check that the extra for PostgreSQL is installed.
 
     Raises:
-        ConfigurationError: It is not.
+        ConfigurationError: It is not installed.
     """
     if find_spec("asyncpg") is None:
         raise ConfigurationError(missing_extra("a store in PostgreSQL", "postgres"))
 
 
 def open_store(settings: Settings, node: str) -> Store:
-    """The store that ``settings.store`` names, as ``node`` uses it; it is not opened yet.
+    """Return the store that ``settings.store`` names, for ``node``; the caller opens it.
 
     Raises:
-        ConfigurationError: It names none, the extra for it is not installed, or a setting is for
-            a store that several servers share.
+        ConfigurationError: The value is invalid, the extra for it is not installed, or a setting
+            needs a store that several servers share.
     """
     limits = QueueLimits(
         settings.queue_limit, settings.principal_queued, settings.principal_running
@@ -91,7 +91,7 @@ def open_store(settings: Settings, node: str) -> Store:
 
 
 async def open_vault(settings: Settings) -> Vault:
-    """What encrypts the answers to secret questions, by ``settings``."""
+    """Return the vault that encrypts the answers to secret questions."""
     from agentsrv.engine.vault import Vault
 
     key = settings.secret_key
@@ -110,10 +110,10 @@ async def open_vault(settings: Settings) -> Vault:
 
 
 def store_file(settings: Settings) -> Path | None:
-    """The SQLite file that ``settings.store`` names, if it names one.
+    """Return the SQLite file that ``settings.store`` names; ``None`` for another kind of store.
 
     Raises:
-        ConfigurationError: No file can have that name.
+        ConfigurationError: The name cannot be that of a file.
     """
     name = settings.store.removeprefix(SQLITE)
     if not name or name == settings.store:
@@ -136,11 +136,11 @@ def store_file(settings: Settings) -> Path | None:
 
 
 def knowledge_index(settings: Settings) -> Path:
-    """The file of the knowledge base's index; its folder may not exist yet.
+    """Return the file of the knowledge base's index; its folder may not exist yet.
 
-    It is beside the SQLite store that ``store`` names. If none is named, it is in the user's
-    folder for state, one for each knowledge folder: nothing is written into the working folder
-    that was not asked for.
+    It is next to the SQLite store if ``store`` is set to one. Otherwise it is in the user's state
+    folder, one file for each knowledge folder, so that nothing is written into the working folder
+    without a setting that asks for it.
     """
     if settings.knowledge_index is not None:
         return settings.knowledge_index
@@ -153,7 +153,7 @@ def knowledge_index(settings: Settings) -> Path:
 
 
 def state_folder() -> Path:
-    """Where this user's programs keep their state, as the XDG base directories define it."""
+    """Return the folder for this user's state, according to the XDG base directories."""
     given = Path(os.environ.get("XDG_STATE_HOME") or "")
     if not given.is_absolute():
         given = Path(os.path.expanduser("~"), ".local", "state")  # noqa: PTH111 - never raises
@@ -161,10 +161,10 @@ def state_folder() -> Path:
 
 
 def make_index_folder(settings: Settings) -> Path:
-    """Make the folder of ``knowledge_index`` if it is the user's; return the file.
+    """Create the folder of ``knowledge_index`` if it is the user's state folder; return the file.
 
     Raises:
-        ConfigurationError: The folder cannot be made or written.
+        ConfigurationError: The folder cannot be created or written.
     """
     index = knowledge_index(settings)
     if index.parent == state_folder():
@@ -172,22 +172,24 @@ def make_index_folder(settings: Settings) -> Path:
             index.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigurationError(
-                f"the index of the knowledge base cannot be kept in {index.parent}: "
+                f"the index of the knowledge base cannot be stored in {index.parent}: "
                 f"{error.strerror}; set knowledge_index, or XDG_STATE_HOME"
             ) from None
         if not os.access(index.parent, os.W_OK):
             raise ConfigurationError(
-                f"the index of the knowledge base cannot be kept in {index.parent}, which cannot "
+                f"the index of the knowledge base cannot be stored in {index.parent}, which cannot "
                 "be written; set knowledge_index, or XDG_STATE_HOME"
             )
     return index
 
 
 def make_library(settings: Settings, embedder: Embedder | None) -> KnowledgeService | None:
-    """The library of the folder ``settings.knowledge``, if there is one; it is not opened yet.
+    """Return the service of the folder ``settings.knowledge``; the caller opens it.
+
+    ``None`` if the setting is not set.
 
     Raises:
-        ConfigurationError: There is no such folder, or the index cannot be kept.
+        ConfigurationError: The folder does not exist, or the index cannot be stored.
     """
     if settings.knowledge is None:
         return None
@@ -203,7 +205,7 @@ def make_library(settings: Settings, embedder: Embedder | None) -> KnowledgeServ
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The models of a server, as far as they are configured; they share one client."""
+    """The configured models of a server; they share one client."""
 
     llm: LanguageModel | None = None
     embedder: Embedder | None = None
@@ -214,7 +216,7 @@ NO_MODELS: Final = Models()
 
 @asynccontextmanager
 async def open_models(settings: Settings) -> AsyncIterator[Models]:
-    """Use the models that ``settings`` name; on leaving, their connections are closed.
+    """Open the models that ``settings`` name; their connections are closed on exit.
 
     Raises:
         ConfigurationError: A model is named without an endpoint or an endpoint without a model,

@@ -1,10 +1,12 @@
-"""Every limit and default of the server, with its unit and its reason.
+"""Every limit and default of the server, with its unit.
 
-A setting is looked for in four places: arguments, which are the options of the command line, the
-environment, ``.env`` and ``agentsrv.toml``. Two values mean the same in each of them: an empty text
-leaves the setting out, so that the next place counts; ``none`` switches a setting off that can be
-off. Kubernetes describes a Service named ``agentsrv`` by variables that begin like the server's
-own, ``AGENTSRV_PORT=tcp://10.0.0.7:8765`` among them; these are recognized and not used.
+A setting is read from four sources; the first that has a value wins: arguments (the options of the
+command line), ``AGENTSRV_…`` environment variables, ``.env`` and ``agentsrv.toml``. Each source
+treats two values alike: an empty text counts as missing, and ``none`` turns an optional setting
+off.
+
+Kubernetes describes a Service named ``agentsrv`` by variables with the same prefix, for example
+``AGENTSRV_PORT=tcp://10.0.0.7:8765``. These are recognized, reported and ignored.
 """
 
 from __future__ import annotations
@@ -34,11 +36,7 @@ from agentsrv.errors import ConfigurationError
 from agentsrv.suggest import did_you_mean, meant_or_known
 
 PREFIX: Final = "AGENTSRV_"
-CLIENT_VARIABLES: Final = (
-    "CA",
-    "TOKEN",
-    "URL",
-)  # of the command line's clients; they are no settings
+CLIENT_VARIABLES: Final = ("CA", "TOKEN", "URL")  # read by the command line's clients only
 TOML_FILE: Final = Path("agentsrv.toml")
 DOTENV_FILE: Final = Path(".env")
 OFF: Final = "none"
@@ -46,7 +44,7 @@ SERVICE_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://\S+")
 SERVICE_VARIABLE: Final = re.compile(
     rf"{PREFIX}(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )
-"""What Kubernetes sets in each container for each Service of the namespace."""
+"""The variables that Kubernetes sets in each container for each Service of the namespace."""
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PerSecond = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -67,11 +65,11 @@ Role = Literal["all", "gateway", "worker"]
 
 
 class Settings(BaseSettings):
-    """What an operator may set.
+    """The settings of a server.
 
     Each name is an option of ``agentsrv serve``, an ``AGENTSRV_…`` variable, a line of ``.env``
-    and a key of ``agentsrv.toml``; the earlier of these wins. An empty value is as none at all;
-    ``none`` switches off what can be off.
+    and a key of ``agentsrv.toml``; the first source with a value wins. An empty value counts as
+    missing; ``none`` turns an optional setting off.
     """
 
     model_config = SettingsConfigDict(
@@ -82,191 +80,197 @@ class Settings(BaseSettings):
     )
 
     host: str = "127.0.0.1"
-    """Address to listen on; the loopback interface until somebody decides otherwise."""
+    """Address to listen on; by default the loopback interface."""
 
     port: Annotated[int, Field(ge=0, le=65535)] = 8765
-    """TCP port; 0 takes a free one."""
+    """TCP port; 0 selects a free port."""
 
     key_file: Path | None = None
-    """File of API keys, as ``agentsrv keys`` writes it; with it, nobody comes in without one."""
+    """File of API keys, as ``agentsrv keys`` writes it; if set, clients must authenticate."""
 
     api_keys: SecretStr | None = None
-    """Lines of such a file in place of one, with commas between; the keys stand there as hashes."""
+    """API keys in place of a key file: its lines, separated by commas. They contain hashes."""
 
     jwt_algorithm: Literal["HS256", "RS256", "ES256"] | None = None
-    """The one algorithm by which JSON Web Tokens are signed; with it, they are taken too."""
+    """Signature algorithm of JSON Web Tokens; if set, they are accepted as well."""
 
     jwt_key: Path | None = None
-    """File of the HS256 secret, of 32 bytes or more, or of the issuer's public key as PEM. Line
+    """File of the HS256 secret (32 bytes or more) or of the issuer's public key as PEM. Line
     ends at the end of the file are not part of a secret."""
 
     jwt_jwks: str | None = None
-    """In place of ``jwt_key``: file or https URL of the issuer's keys (JWKS)."""
+    """File or https URL of the issuer's keys (JWKS), in place of ``jwt_key``."""
 
     jwt_issuer: str | None = None
-    """What a token's ``iss`` must be."""
+    """Required value of a token's ``iss``."""
 
     jwt_audience: str | None = None
-    """What a token's ``aud`` must be, or hold."""
+    """Required value of a token's ``aud``, or of one of its entries."""
 
     auth_timeout: Seconds = 5.0
-    """Seconds that a client has to say who it is."""
+    """Seconds within which a client must authenticate."""
 
     tls_cert: Path | None = None
     """File of the TLS certificate and its chain, as PEM."""
 
     tls_key: Path | None = None
-    """File of the certificate's private key, as PEM and without a password."""
+    """File of the certificate's private key, as PEM without a password."""
 
     behind_proxy: bool = False
-    """A proxy in front of the server encrypts: the address may be others' to reach without TLS."""
+    """A proxy in front of the server terminates TLS: a public address is allowed without
+    ``tls_cert``."""
 
     trusted_proxies: Names = ("127.0.0.1", "::1")
-    """Addresses and networks, with commas between, whose ``X-Forwarded-For`` is believed where the
-    server is behind a proxy."""
+    """Addresses and networks whose ``X-Forwarded-For`` is trusted if ``behind_proxy`` is set,
+    separated by commas."""
 
     allowed_hosts: Names = ()
-    """Names of the server beside its address, as clients write them in URLs; commas between."""
+    """Host names of the server in addition to its address, as in URLs, separated by commas."""
 
     allowed_origins: Names = ()
-    """Origins whose pages may connect, such as ``https://app.example``, beside the server's own."""
+    """Origins whose pages may connect, in addition to the server's own, separated by commas; for
+    example ``https://app.example``."""
 
     store: str = Field("sqlite:///agentsrv.db", repr=False)
-    """Where the log is: ``sqlite:///FILE``, ``memory:``, or ``postgresql://…``, which several
-    servers may share."""
+    """Location of the log: ``sqlite:///FILE``, ``memory:``, or ``postgresql://…``, which several
+    servers can share."""
 
     secret_key: Annotated[SecretStr, Field(min_length=32)] | None = None
-    """Key for answers to secret questions, of 32 characters or more, the same on all nodes; by
-    default it is in a file beside the SQLite store, made at first use."""
+    """Key that encrypts answers to secret questions, 32 characters or more, the same on all nodes;
+    by default in a file next to the SQLite store, created at first use."""
 
     bus: str | None = Field(None, repr=False)
-    """``redis://HOST``, by which servers wake each other in place of PostgreSQL's own NOTIFY."""
+    """``redis://HOST``: servers notify each other by Redis instead of PostgreSQL's NOTIFY."""
 
     role: Role = "all"
-    """Of servers that share a store: ``gateway`` runs no tasks, ``worker`` takes no clients."""
+    """Role of a server that shares its store: ``gateway`` runs no tasks, ``worker`` accepts no
+    clients."""
 
     node: Name | None = None
-    """Name of this server among them; by default of the machine, the process and at random."""
+    """Name of this server in the cluster; by default host name, process id and a random part."""
 
     processes: Count = 1
-    """Servers on this one port, for a machine's cores; they share a store."""
+    """Server processes on this port, to use several cores; they need a store that can be shared."""
 
     knowledge: Path | None = None
-    """Folder of texts for the retriever; without it the retriever finds nothing."""
+    """Folder of documents for the retriever; without it the retriever finds nothing."""
 
     knowledge_index: Path | None = None
-    """File of the knowledge base's index; by default beside the SQLite store if ``store`` names
-    one, and else in the user's folder for state, ``~/.local/state/agentsrv``."""
+    """File of the knowledge base's index; by default next to the SQLite store if ``store`` names
+    one, otherwise in the user's state folder, ``~/.local/state/agentsrv``."""
 
     default_plan: Literal["auto", "report", "research"] = "auto"
-    """The built-in plan: ``report``; ``research``, which also checks the report and mends it; or
-    ``auto``: the language model plans, and without one it is ``report``."""
+    """Default plan: ``report``; ``research``, which also checks and corrects the report; or
+    ``auto``: planned by the language model, and ``report`` if there is no model."""
 
     llm_url: str | None = None
     """Base URL of an OpenAI-compatible endpoint, such as ``http://127.0.0.1:8080/v1``."""
 
     llm_key: SecretStr | None = None
-    """Key for that endpoint; better a variable than an option, which other users can see."""
+    """API key for that endpoint; prefer a variable, because other users can see options."""
 
     llm_model: str | None = None
-    """The language model that agents use; without it they do without one."""
+    """Language model for the agents; without it they work by extraction alone."""
 
     llm_timeout: Seconds = 60.0
-    """Seconds without a byte from the endpoint until a request has failed."""
+    """Seconds without a byte from the endpoint after which a request fails."""
 
     llm_max_tokens: Count = 4096
-    """Tokens of one answer, at most: a report is about 1000."""
+    """Maximum number of tokens in one answer of the model; a report has about 1000."""
 
     embedding_model: str | None = None
-    """The model of the same endpoint that gives passages vectors, for a search by meaning too."""
+    """Embedding model of the same endpoint; if set, passages are also searched by meaning."""
 
     concurrency: Count = 100
     """Tasks that run at the same time. Agents mostly wait for models and tools."""
 
     queue_limit: Count = 10_000
-    """Tasks that wait for a slot; beyond, only a principal without one may add its first."""
+    """Tasks that wait for a slot. If the queue is full, only a principal without a waiting task
+    may add one."""
 
     command_rate: PerSecond | None = None
-    """Commands a second of one principal; by default 500 where clients say who they are, and any
-    number where nobody is asked. Beyond, they are answered ``rate_limited``."""
+    """Commands per second of one principal; by default 500 with authentication, unlimited without.
+    Commands over the limit fail with ``rate_limited``."""
 
     command_burst: Count = 2_000
-    """Commands that a principal may send at once, before its rate counts; large ones count as
-    several."""
+    """Commands that a principal may send at once before ``command_rate`` applies; a large command
+    counts as several."""
 
     principal_connections: Count | None = None
-    """Connections of one principal; by default 100 where clients say who they are."""
+    """Connections of one principal; by default 100 with authentication, unlimited without."""
 
     principal_running: Count | None = None
-    """Tasks of one principal that run at the same time; by default half of ``concurrency`` where
-    clients say who they are, so that nobody has all slots."""
+    """Tasks of one principal that run at the same time; with authentication by default half of
+    ``concurrency``, so that one principal cannot occupy all slots."""
 
     principal_queued: Count = 1_000
-    """Tasks of one principal that wait; beyond, ``execute`` is answered ``overloaded``."""
+    """Waiting tasks of one principal; beyond this, ``execute`` fails with ``overloaded``."""
 
     principal_subscriptions: Count = 10_000
-    """Subscriptions of one principal, on all its connections; one costs less than 1 KiB."""
+    """Subscriptions of one principal on all its connections; each costs less than 1 KiB."""
 
     address_connections: Count | None = None
-    """Connections from one address that have not said whose they are, unfinished handshakes
-    among them; by default 100 where clients say who they are."""
+    """Unauthenticated connections from one address, including unfinished handshakes; by default
+    100 with authentication, unlimited without."""
 
     cancel_grace: Seconds = 5.0
-    """Seconds that a cancelled step has to end before it is fenced off."""
+    """Seconds that a cancelled step may take to end before it is abandoned and fenced off."""
 
     drain_timeout: Seconds = 10.0
-    """Seconds that running tasks have to end when the server stops."""
+    """Seconds that running tasks may take to end when the server stops."""
 
     retention: Seconds | None = 30 * 86_400.0
-    """Seconds that an ended task is kept; without it, for ever. A key of it ends with it."""
+    """Seconds that a finished task and its idempotency key are kept; ``none`` keeps them."""
 
     max_step_output: Count = 1 << 20
-    """Characters that one attempt of a step may write; longer output is cut and the step fails."""
+    """Maximum output of one attempt of a step, in characters. Longer output is truncated and the
+    step fails."""
 
     max_task_output: Count = 10 << 20
-    """Characters that the steps of one task may write together."""
+    """Maximum output of all steps of one task together, in characters."""
 
     max_result: Annotated[int, Field(ge=1024)] = 250_000
-    """Bytes of JSON of a step's result; with a larger one the step fails."""
+    """Maximum size of a step's result, in bytes of JSON; a larger result fails the step."""
 
     max_plan: Annotated[int, Field(ge=1024)] = 500_000
-    """Bytes of JSON of a plan; a larger one is refused."""
+    """Maximum size of a plan, in bytes of JSON; a larger plan is rejected."""
 
     tracebacks: Literal["on", "off"] = "on"
-    """Whether events carry the tracebacks of agents' errors; the log always has them."""
+    """Whether events contain the tracebacks of agents' errors; the server's log always does."""
 
     stall_warning: Seconds = 1.0
-    """Seconds that the event loop may be blocked before the log shows by what."""
+    """Seconds after which a blocked event loop is logged, with the stack that blocks it."""
 
     loop: Loop = "auto"
-    """Event loop of the server: ``asyncio``, ``uvloop``, or ``auto``: uvloop where it is there."""
+    """Event loop: ``asyncio``, ``uvloop``, or ``auto``, which uses uvloop if it is installed."""
 
     log_format: LogFormat = "auto"
-    """Lines of the log: ``text`` for people, ``json`` for programs, or ``auto``: for people where
-    they go to a terminal."""
+    """Format of log lines: ``text``, ``json``, or ``auto``, which writes text to a terminal and
+    JSON elsewhere."""
 
     metrics_principal: Name = "metrics"
-    """Whose token ``/metrics`` is shown to, where anybody is asked for one."""
+    """Principal whose token may read ``/metrics``, if clients must authenticate."""
 
     max_frame: Annotated[int, Field(ge=1024)] = 1 << 20
-    """Bytes of one message from an authenticated client, 16 KiB from others; a plan of 100 steps is
-    about 40 KiB."""
+    """Maximum size of one message from an authenticated client, in bytes (16 KiB from others); a
+    plan of 100 steps has about 40 KiB."""
 
     max_connections: Count = 10_000
-    """Open connections; one costs 10 to 15 KiB, and fewer are taken where the system allows the
-    process fewer open files."""
+    """Open connections; each costs 10 to 15 KiB. Fewer are accepted if the system's limit of open
+    files is lower."""
 
     open_timeout: Seconds = 10.0
-    """Seconds that a client has for the handshake."""
+    """Seconds within which a client must complete the handshake."""
 
     ping_interval: Seconds = 20.0
-    """Seconds between pings, spread by a fifth so that thousands of them do not meet."""
+    """Seconds between pings; each interval varies by up to a fifth, which spreads the pings."""
 
     ping_timeout: Seconds = 20.0
-    """Seconds that a client has to answer a ping."""
+    """Seconds within which a client must answer a ping."""
 
     stall_timeout: Seconds = 10.0
-    """Seconds after which a client that takes nothing is dropped; its log waits for it."""
+    """Seconds without progress in sending after which a slow client is disconnected; it can resume
+    from the log."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -291,7 +295,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the base's signature
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the same
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Command line, environment, ``.env``, then ``agentsrv.toml``."""
+        """Order: command line, environment, ``.env``, ``agentsrv.toml``."""
         return (
             _cleaned(init_settings),
             _cleaned(env_settings),
@@ -301,7 +305,7 @@ class Settings(BaseSettings):
 
 
 class _DotEnv(DotEnvSettingsSource):
-    """``.env``, as far as there is a file of that name: a folder is a virtual environment's."""
+    """Reads ``.env`` if it is a file; a folder of that name may be a virtual environment."""
 
     def _read_env_file(self, file_path: Path) -> Mapping[str, str | None]:
         text = read_if_there(file_path)
@@ -309,7 +313,7 @@ class _DotEnv(DotEnvSettingsSource):
 
 
 def _cleaned(source: PydanticBaseSettingsSource) -> PydanticBaseSettingsSource:
-    """Let ``source`` leave out empty texts, switch off what is ``none``, and skip Kubernetes'."""
+    """Wrap ``source``: drop empty texts and Kubernetes' variables, translate ``none``."""
     return _Cleaned(source.settings_cls, source)
 
 
@@ -361,33 +365,33 @@ def read_settings(**given: Any) -> Settings:
 
 
 def is_optional(name: str) -> bool:
-    """Whether ``none`` switches the setting off."""
+    """Whether ``none`` turns the setting off."""
     field = Settings.model_fields[name]
     return type(None) in get_args(field.annotation) or isinstance(field.default, tuple)
 
 
-class Complaint(NamedTuple):
-    """Something in the surroundings that has no effect, and what to do about it."""
+class SettingsProblem(NamedTuple):
+    """A variable, line or key that has no effect, with advice."""
 
-    what: str
+    description: str
     advice: str
     is_mistake: bool = True
-    """Whether somebody has probably meant something else."""
+    """Whether it is probably a mistake of the operator."""
 
 
-def complaints() -> Iterator[Complaint]:
-    """What is wrong with the variables, ``.env``, ``agentsrv.toml``, and files that they name.
+def settings_problems() -> Iterator[SettingsProblem]:
+    """Yield the problems of the variables, ``.env``, ``agentsrv.toml``, and files that they name.
 
     Raises:
         ConfigurationError: A file of settings cannot be read.
     """
     known = {*map(str.upper, Settings.model_fields), *CLIENT_VARIABLES}
     dotenv = dotenv_values(stream=StringIO(read_if_there(DOTENV_FILE))) if _has_dotenv() else {}
-    places: tuple[tuple[str, Mapping[str, str | None]], ...] = (
+    sources: tuple[tuple[str, Mapping[str, str | None]], ...] = (
         ("the environment", os.environ),
         (".env", dotenv),
     )
-    for place, variables in places:
+    for source, variables in sources:
         for name, value in variables.items():
             own = name.upper().removeprefix(PREFIX)
             if own == name.upper():
@@ -397,22 +401,22 @@ def complaints() -> Iterator[Complaint]:
                 if own == "PORT":
                     yield _of_service(name, value or "")
             elif own not in known:
-                yield _unknown(f"variable {name} in {place}", own, known, PREFIX)
+                yield _unknown(f"variable {name} in {source}", own, known, PREFIX)
     for key in read_toml(TOML_FILE):
         if key not in Settings.model_fields:
             yield _unknown(f"key {key} in {TOML_FILE}", key, Settings.model_fields)
     yield from missing_certificates()
 
 
-def missing_certificates() -> Iterator[Complaint]:
-    """The variables of OpenSSL that name certificates which do not exist."""
+def missing_certificates() -> Iterator[SettingsProblem]:
+    """Yield the variables of OpenSSL that name certificates which do not exist."""
     for name, exists in (("SSL_CERT_FILE", Path.is_file), ("SSL_CERT_DIR", Path.is_dir)):
         value = os.environ.get(name)
         if value and not exists(Path(value)):
-            yield Complaint(
+            yield SettingsProblem(
                 f"variable {name} is {value!r}, which does not exist",
-                "unset it, or name the certificates of authorities: without them no connection "
-                "by TLS is trusted",
+                "unset it, or name a file or folder of certificates: without them no TLS "
+                "connection is trusted",
             )
 
 
@@ -420,15 +424,15 @@ def _has_dotenv() -> bool:
     return DOTENV_FILE.is_file()
 
 
-def _of_service(name: str, value: str) -> Complaint:
-    return Complaint(
+def _of_service(name: str, value: str) -> SettingsProblem:
+    return SettingsProblem(
         f"variable {name} is {value!r}, which Kubernetes sets for a Service of that name; it is "
-        "not used",
+        "ignored",
         "set enableServiceLinks: false in the pod, or port in agentsrv.toml or as an option",
         is_mistake=False,
     )
 
 
-def _unknown(what: str, name: str, known: Any, prefix: str = "") -> Complaint:
+def _unknown(subject: str, name: str, known: Any, prefix: str = "") -> SettingsProblem:
     meant = did_you_mean(name, known, prefix)
-    return Complaint(f"unknown {what}", meant or "it has no effect; remove it")
+    return SettingsProblem(f"unknown {subject}", meant or "it has no effect; remove it")

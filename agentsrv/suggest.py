@@ -1,4 +1,4 @@
-"""The nearest name to one that is unknown: commands, fields, settings, options, agents."""
+"""Suggests the nearest known name for an unknown command, field, setting, option or agent."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Final
 
-MAX_LENGTH: Final = 200  # characters of a name for which a similar one is looked for
-MAX_NAMED: Final = 20  # names that a sentence lists
+MAX_LENGTH: Final = 200  # characters of a name for which a similar one is searched
+MAX_NAMED: Final = 20  # names that a message lists
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return ``"did you mean X?"``, or an empty string if no known name is like ``name``."""
+    """Return ``"did you mean X?"``, or an empty string if no known name is similar."""
     if len(name) > MAX_LENGTH:
         return ""
     by_lower = {candidate.lower(): candidate for candidate in sorted(known)}
@@ -20,7 +20,7 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def meant_or_known(name: str, known: Iterable[str], kind: str) -> str:
-    """Return what ``name`` was meant to be, or which ``kind`` there are if no name is like it."""
+    """Return ``"did you mean X?"``, or a list of the known names if none is similar."""
     names = sorted(known)
     if meant := did_you_mean(name, names):
         return meant

@@ -1,6 +1,6 @@
-"""What the tests of an author's agents need: a server in one line, agents by script, a clock.
+"""Helpers for the tests of an author's agents: a server, scripted agents and a manual clock.
 
-Nothing here is used by the server itself.
+The server itself does not use this module.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from agentsrv.settings import read_settings
 
 T = TypeVar("T")
 
-QUIET_TURNS: Final = 3  # of the loop without work: then what goes over a socket has arrived
+QUIET_TURNS: Final = 3  # idle turns of the loop after which data on a socket has arrived
 
 
 @asynccontextmanager
 async def serving(app: App, **settings: Any) -> AsyncIterator[Client]:
-    """Serve ``app`` on a free port with a store in memory; yields a connected client.
+    """Serve ``app`` on a free port with a store in memory; yield a connected client.
 
-    ``settings`` are fields of ``Settings``. On leaving, running tasks are given up at once.
+    ``settings`` are fields of ``Settings``. On exit, running tasks are stopped at once.
     """
     fields: dict[str, Any] = {"port": 0, "store": "memory:"}
     fields |= {"drain_timeout": 0.01, "cancel_grace": 0.5}
-    fields |= {"stall_warning": 3600.0}  # a clock that stands still is no blocked loop
+    fields |= {"stall_warning": 3600.0}  # a manual clock looks like a blocked loop
     async with (
         app.running(read_settings(**(fields | settings))) as running,
         Client(running.url) as client,
@@ -43,23 +43,23 @@ async def serving(app: App, **settings: Any) -> AsyncIterator[Client]:
 
 
 class Script:
-    """An agent that does what it was told, attempt by attempt: register its ``run``.
+    """An agent with scripted outcomes: register its ``run`` method.
 
-    Each outcome is for one attempt, the last one for all that follow:
+    Each outcome is for one attempt; the last one is repeated for all further attempts:
 
     - an exception is raised;
-    - a ``list`` is streamed: its texts are pieces of output, its numbers seconds of waiting,
-      and an exception in it is raised when it is reached;
-    - a ``str`` is the output, and anything else the structured result.
+    - a ``list`` is streamed: its strings are pieces of output, its numbers are seconds to wait,
+      and an exception in it is raised at its position;
+    - a ``str`` is the output, any other value the structured result.
     """
 
     def __init__(self, *outcomes: Any) -> None:
         self._outcomes = outcomes or ("",)
         self.calls: list[StepContext] = []
-        """What the agent was handed, for each attempt of each step."""
+        """The context that the agent received, for each attempt of each step."""
 
     async def run(self, ctx: StepContext) -> AsyncIterator[str]:
-        """Be the agent."""
+        """Run the agent's next outcome."""
         self.calls.append(ctx)
         outcome = self._outcomes[min(ctx.attempt, len(self._outcomes)) - 1]
         for piece in outcome if isinstance(outcome, list) else [outcome]:
@@ -74,26 +74,26 @@ class Script:
 
 
 class ManualClock:
-    """A clock that stands still until it is wound: time-outs and back-offs without waiting.
+    """A clock that moves only by ``advance``, for tests of time-outs and back-offs.
 
-    It is the clock of the event loop in which ``run`` runs a test. Sockets work as ever; threads
-    and processes keep their own time, and ``advance`` does not wait for them. Where ``serving``
-    ends, the clock goes as others do, so that nobody waits for ever.
+    It is the clock of the event loop in which ``run`` runs a test. Sockets work as usual; threads
+    and processes keep real time, and ``advance`` does not wait for them. When ``serving`` exits,
+    the clock follows real time, so that the shutdown ends.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """What the clock shows."""
+        """The current time of the clock."""
 
     def run(self, test: Coroutine[Any, Any, T]) -> T:
-        """Run ``test`` to its end in a loop of this clock."""
+        """Run ``test`` to its end in an event loop with this clock."""
         with asyncio.Runner(loop_factory=lambda: _ManualLoop(self)) as runner:
             return runner.run(test)
 
     async def advance(self, seconds: float) -> None:
-        """Wind the clock: what falls due on the way happens at its time and in its order.
+        """Move the clock forward; timers on the way fire at their time and in their order.
 
-        Before it returns, all that can go on without more time has gone on.
+        Returns when no callback is left that can run without more time.
         """
         loop = asyncio.get_running_loop()
         assert isinstance(loop, _ManualLoop), "advance needs a test that ManualClock.run runs"
@@ -127,7 +127,7 @@ class _ManualLoop(asyncio.SelectorEventLoop):
         return min(timers, default=None)
 
     async def settle(self) -> None:
-        """Let everybody go on until all wait for time, or for something outside."""
+        """Run the loop until all tasks wait for a timer or for something outside."""
         quiet = 0
         while quiet < QUIET_TURNS:
             await asyncio.sleep(0)

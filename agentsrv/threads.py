@@ -1,7 +1,7 @@
-"""Threads for work of the server and of the built-in agents.
+"""Threads for the work of the server and of the built-in agents.
 
-The loop's default executor belongs to authors: their calls may block all its threads for as long
-as they like. What the server itself and its agents do in threads must not wait for them.
+The loop's default executor belongs to authors, whose calls may block all its threads for any time.
+The server's own work uses the separate executor of this module, so it does not wait for them.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 NAME: Final = "agentsrv-work"
-THREADS: Final = 4  # the work is Python code, of which one thread runs at a time
+THREADS: Final = 4  # few, because the work is Python code and one thread runs at a time
 
-_executor: Final = ThreadPoolExecutor(THREADS, thread_name_prefix=NAME)  # threads start when used
+_executor: Final = ThreadPoolExecutor(THREADS, thread_name_prefix=NAME)  # starts threads on use
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call ``function`` in one of these threads, in a copy of the caller's context.
+    """Call ``function`` in a thread of this module's executor, in a copy of the caller's context.
 
-    A cancellation returns at once; the function runs on to its end.
+    A cancellation returns at once; the function continues to its end.
     """
     call = partial(copy_context().run, function, *args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(_executor, call)
 
 
 def in_own_thread(function: Callable[[], T], name: str) -> asyncio.Future[Future[T]]:
-    """Call ``function`` in a new thread, which may be left behind: it holds up no exit.
+    """Call ``function`` in a new daemon thread, which does not delay the exit of the process.
 
     Returns:
-        What the thread has given, when it has ended: a result, or any exception. asyncio's own
-        future would refuse ``StopIteration``, and complain of an exception that nobody asks for.
+        A future that completes when the thread ends, with the outcome as a second future: a result
+        or any exception. asyncio's own future would reject ``StopIteration``, and would log an
+        exception that is never retrieved.
     """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[Future[T]] = loop.create_future()
@@ -57,12 +58,12 @@ def in_own_thread(function: Callable[[], T], name: str) -> asyncio.Future[Future
 
 
 def within(seconds: float, work: Callable[[], object]) -> None:
-    """Do ``work`` in a new thread, and wait for it for at most ``seconds``: before an exit."""
+    """Run ``work`` in a new daemon thread and wait at most ``seconds`` for it; used before exit."""
     thread = threading.Thread(target=work, name="agentsrv-last-words", daemon=True)
     thread.start()
     thread.join(seconds)
 
 
 def shut_down() -> None:
-    """Take no more work, and wait for what runs; for the end of the process."""
+    """Reject new work and wait for running calls; called at the end of the process."""
     _executor.shutdown(cancel_futures=True)

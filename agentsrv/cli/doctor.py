@@ -32,7 +32,7 @@ from agentsrv.server.auth.authenticator import open_authenticator
 from agentsrv.server.listener import PASSING
 from agentsrv.server.open_files import SPARE
 from agentsrv.server.startup_checks import check_bind_address, tls_context
-from agentsrv.settings import Settings, complaints, read_settings
+from agentsrv.settings import Settings, read_settings, settings_problems
 from agentsrv.store.sqlite.faults import REINDEX_HINT
 from agentsrv.store.sqlite.file import beside, check_place, holder_of, writer_of
 from agentsrv.store.sqlite.inspect import OLDEST, Damage, find_damage, look
@@ -97,11 +97,11 @@ async def examine(given: Mapping[str, Any]) -> AsyncIterator[Finding]:
 
 
 def check_surroundings() -> Iterator[Finding]:
-    """Names in the environment, ``.env`` and ``agentsrv.toml`` that have no effect."""
+    """Report names in the environment, ``.env`` and ``agentsrv.toml`` that have no effect."""
     try:
-        for complaint in complaints():
-            level = Level.FAIL if complaint.is_mistake else Level.WARN
-            yield Finding(level, complaint.what, complaint.advice)
+        for problem in settings_problems():
+            level = Level.FAIL if problem.is_mistake else Level.WARN
+            yield Finding(level, problem.description, problem.advice)
     except ConfigurationError:
         return  # the settings report it
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, get_args, get_origin
 import typer
 
 from agentsrv.cli.exits import say
-from agentsrv.settings import Settings, complaints, is_optional, read_settings
+from agentsrv.settings import Settings, is_optional, read_settings, settings_problems
 
 _TYPES: Final = (bool, int, float, Path)  # the rest is text; pydantic reads it
 
@@ -33,7 +33,7 @@ def make_settings(**given: Any) -> Settings:
 
 def described_complaints() -> list[str]:
     """Sentences about unknown names and missing files, for stderr or the log."""
-    return [f"{complaint.what}; {complaint.advice}" for complaint in complaints()]
+    return [f"{problem.description}; {problem.advice}" for problem in settings_problems()]
 
 
 def _option(name: str) -> Parameter:

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from agentsrv.settings import Settings, complaints
+from agentsrv.settings import Settings, settings_problems
 from tests.faults import asking_app, busy_app, cluster_app, rogue_app, slow_app
 from tests.integration.agents.isolation.test_process_function import MARK
 
@@ -127,4 +127,4 @@ def test_a_setting_has_its_limits(monkeypatch, name, value):
 def test_variables_of_tests_are_no_settings(name, monkeypatch):
     """A server of a test does not report them as unknown."""
     monkeypatch.setenv(name, "x")
-    assert not [found for found in complaints() if name in found.what]
+    assert not [found for found in settings_problems() if name in found.description]

@@ -129,7 +129,7 @@ SETTINGS: tuple[Given, ...] = (
     Given("no such folder of them", {"SSL_CERT_DIR": "/no/certificates"}, says=("SSL_CERT_DIR",)),
     Given("empty", {"SSL_CERT_FILE": ""}),
 )  # fmt: skip
-"""Read by ``read_settings`` and ``complaints``."""
+"""Read by ``read_settings`` and ``settings_problems``."""
 
 CONTENTS: Mapping[str, bytes | None] = {
     "missing": None,  # and its folder, too
