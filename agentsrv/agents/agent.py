@@ -1,4 +1,9 @@
-"""Agent and the contexts: what an author writes and what the author's code is handed."""
+"""Agents and their contexts: the functions that authors write, and the ``ctx`` that they receive.
+
+`Agent` is a registered function with its options. `StepContext` is the ``ctx`` of one attempt of a
+step, `TaskContext` that of a planner. The rest of the module checks a function when it is
+registered.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +68,7 @@ _log = logging.getLogger("agentsrv.agent")
 
 
 def _shorten(record: logging.LogRecord) -> bool:
-    """Cut a message that is too long for a line of the log; see `logging.Filter`."""
+    """Truncate a message that is too long for a line of the log; see `logging.Filter`."""
     try:
         message = record.getMessage()
     except Exception:  # noqa: BLE001 - the formatter reports it
@@ -78,7 +83,7 @@ _log.addFilter(_shorten)
 
 
 class Progress(Protocol):
-    """Where a step's progress goes."""
+    """Reports the progress of a step."""
 
     async def __call__(self, done: Any, total: Any, message: Any) -> None:
         """Append one ``step_progress`` event."""
@@ -86,12 +91,12 @@ class Progress(Protocol):
 
 @dataclass(eq=False)
 class TaskContext(Copies):
-    """What a planner is handed: the task, the knowledge base and the language model."""
+    """The context of a planner: the task, the knowledge base and the language model."""
 
     task_id: str
     task_description: str
     params: Mapping[str, Any]
-    """The task's params, for a step with those of the step: a copy of this context's own."""
+    """The task's params, for a step with those of the step: a copy for this context."""
     principal: str
     searcher: Search = field(repr=False)
     model: LanguageModel | None = field(default=None, repr=False, kw_only=True)
@@ -124,7 +129,7 @@ class TaskContext(Copies):
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger whose lines carry the task's id."""
+        """A logger whose lines have the task's id."""
         return logging.LoggerAdapter(_log, {"task_id": self.task_id})
 
     @cached_property
@@ -132,7 +137,7 @@ class TaskContext(Copies):
         """The configured language model.
 
         Its connections are shared by all steps; its ``usage`` counts this attempt only. Without a
-        model ``bool(ctx.llm)`` is false, and any other use raises a `PermanentError`.
+        model ``bool(ctx.llm)`` is false, and every other use raises a `PermanentError`.
         """
         if self.model is None:
             return NoModel()
@@ -141,7 +146,7 @@ class TaskContext(Copies):
     async def search(self, query: str, limit: int = 5) -> list[Passage]:
         """Return up to ``limit`` passages of the knowledge base, the best first.
 
-        Without a knowledge base the list is empty. Cancelling the call leaves nothing behind.
+        Without a knowledge base the list is empty. The call can be cancelled at any time.
 
         Raises:
             KnowledgeError: The knowledge base cannot be read.
@@ -153,7 +158,7 @@ copies(TaskContext, "params")
 
 
 class NoModel:
-    """``ctx.llm`` of a server without a language model: false, and an error at its first use."""
+    """``ctx.llm`` of a server without a language model: false, and every use raises an error."""
 
     def __bool__(self) -> Literal[False]:
         return False
@@ -163,54 +168,55 @@ class NoModel:
             raise AttributeError(name)
         raise PermanentError(
             f"found a use of ctx.llm.{name} without a language model; set llm_url and llm_model, "
-            "or look at `if ctx.llm:` first"
+            "or check `if ctx.llm:` first"
         )
 
 
 @dataclass(eq=False)
 class StepContext(TaskContext):
-    """What an agent is given in addition to its step."""
+    """The context of one attempt of a step."""
 
     attempt: int
-    """Attempts count from 1."""
+    """Number of the attempt, from 1."""
     step_key: str
-    """Stable over retries and take-overs: the idempotency key for effects outside."""
+    """Stable over retries and take-overs: use it as the idempotency key of external effects."""
     outputs: Mapping[str, str]
     """Texts of the completed dependencies, by step id."""
     results: Mapping[str, Any]
-    """Structured results of the completed dependencies, by step id: copies of its own."""
+    """Structured results of the completed dependencies, by step id, copied for this context."""
     reporter: Progress = field(repr=False)
     asker: Ask = field(repr=False)
     mailbox: Mailbox = field(repr=False)
     step: Step = field(default=None, kw_only=True)  # type: ignore[assignment]
-    """The step that the attempt is for."""
+    """The step of the attempt."""
     dependencies: Mapping[str, StepState] = field(default_factory=dict, repr=False, kw_only=True)
     processes: ProcessPool | None = field(default=None, repr=False)
     result: Any = None
     _asked: int = field(default=0, init=False, repr=False)
-    """Questions without a key of their own, so far."""
+    """Number of questions without an explicit key so far."""
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger whose lines carry the task's id, the step's key and the attempt."""
+        """A logger whose lines have the task's id, the step's key and the attempt."""
         extra = {"task_id": self.task_id, "step": self.step_key, "attempt": self.attempt}
         return logging.LoggerAdapter(_log, extra)
 
     @cached_property
     def cancelled(self) -> threading.Event:
-        """Set when a step in a thread should end: look at ``cancelled.is_set()`` now and then."""
+        """Set when a step in a thread should end; check ``cancelled.is_set()`` regularly."""
         return threading.Event()
 
     def set_result(self, value: Any) -> None:
-        """Give the step a structured result: JSON, or what pydantic writes as JSON."""
+        """Set the structured result of the step: JSON, or a value that pydantic writes as JSON."""
         self.result = value
 
     async def progress(self, done: float, total: float | None = None, message: str = "") -> None:
-        """Report how far the step is, to the task's subscribers.
+        """Publish the progress of the step to the task's subscribers.
 
-        A report never fails a step. Numbers of any library are taken; what is no number, NaN and
-        infinity are reported as ``null``, a negative ``done`` as 0 and one beyond ``total`` as
-        ``total``. The message is cut at 2,000 characters. Waits while commits are behind.
+        A report never fails a step. Numbers of any library are accepted. NaN, infinity and values
+        that are not numbers become ``null``, a negative ``done`` becomes 0, and a ``done`` beyond
+        ``total`` becomes ``total``. The message is truncated to 2,000 characters. Waits while the
+        store is slow to commit.
         """
         await self.reporter(done, total, message)
 
@@ -335,33 +341,32 @@ class StepContext(TaskContext):
         timeout: float | None = None,  # noqa: ASYNC109 - counts on while the server is down
         key: str | None = None,
     ) -> Any:
-        """Ask the people behind the task, and return their answer.
+        """Ask the users who follow the task, and return their answer.
 
-        A question is asked once: a later attempt that comes to it, also after a crash, waits for
-        the same answer, or is given at once the one that is in the log. The answer is committed
-        before it is returned. Meanwhile the attempt's time limit stands still; the deadline of
-        the task does not.
+        A question is published once: a later attempt that reaches it, also after a crash, waits
+        for the same answer, or returns at once with the answer in the log. The answer is committed
+        before it is returned. The attempt's time limit pauses meanwhile; the task's deadline does
+        not.
 
         Cancelling the call leaves the question open until it is answered or the step ends.
 
         Args:
-            prompt: What people read, up to 32,768 characters.
+            prompt: Text for the user, up to 32,768 characters.
             type: The type of the answer, as pydantic reads it, or a JSON Schema as a ``dict``; by
                 default ``str``. The answer to a `SecretStr`, or to a schema with ``writeOnly``, is
                 encrypted in the log; only this call returns it.
-            options: The answer must be one of these. Without a ``type`` the option itself is
-                returned, such as the member of an enum.
-            default: The answer where nobody gives one within ``timeout``; ``None`` for none.
-            timeout: Seconds from the first asking.
-            key: Names the question within its step. By default it is the question's number
-                among those of the attempt, counted from 1, and the prompt must be the same in
-                each attempt.
+            options: The allowed answers. Without a ``type`` the option itself is returned, such as
+                the member of an enum.
+            default: The answer if none arrives within ``timeout``; ``None`` for no default.
+            timeout: Seconds, counted from the first attempt that asked.
+            key: Names the question within its step. By default it is the number of the question
+                in the attempt, counted from 1, and the prompt must be the same in each attempt.
 
         Raises:
-            InputDeclined: Whoever was asked declines; uncaught, it fails the step at once.
-            InputExpired: The time is over and there is no default; likewise.
-            PermanentError: The question cannot be asked so, or its number in an earlier attempt
-                was that of another question.
+            InputDeclined: The user declined; if uncaught, it fails the step at once.
+            InputExpired: The time is over and there is no default; also fails the step at once.
+            PermanentError: The question is invalid, or its number belonged to a different question
+                in an earlier attempt.
         """
         if key is None:
             self._asked += 1
@@ -378,10 +383,10 @@ class StepContext(TaskContext):
         return question.read(await self.asker(question))
 
     def messages(self) -> AsyncIterator[Any]:
-        """What the client sends to the task (text or JSON), from its first message on.
+        """Iterate over the messages of clients to the task (text or JSON), from the first one.
 
-        Every step and every attempt is given all of them, so that none is lost by a retry or a
-        crash. The iterator does not end by itself: leave it, or read it beside the work.
+        Every step and every attempt receives all of them, so none is lost by a retry or a crash.
+        The iterator does not end: break out of it, or read it in a task of its own.
         """
         return Messages(self.mailbox)
 
@@ -407,13 +412,13 @@ class AgentOptions(TypedDict, total=False):
     timeout: float | None
     """Seconds that one attempt may take; by default without limit."""
     on_failure: OnFailure
-    """``"fail"`` (the default) fails the task, ``"degrade"`` goes on without the step."""
+    """``"fail"`` (the default) fails the task, ``"degrade"`` continues without the step."""
     isolation: Isolation
     """``"task"`` (the default) for async functions; ``"thread"`` or ``"process"`` for plain ones.
-    Only a process can really be killed."""
+    A function in a process can be killed; a thread cannot."""
     cache: float | None
-    """Seconds for which a result is used again: for the same principal, task, input, params and
-    dependencies. By default never."""
+    """Seconds for which a result is reused for the same principal, task, input, params and
+    dependencies. By default results are not reused."""
     concurrency: int | None
     """Steps of this agent that run at the same time, over all tasks; by default without limit."""
 

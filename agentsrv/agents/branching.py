@@ -1,46 +1,46 @@
-"""Bounds the work of validating a value by a schema that branches into itself.
+"""Limits the work of validating a value against a schema that branches into itself.
 
 Theory of operation
 ===================
 
-A union without a discriminator is validated by trying its choices. Where several of them lead back
-to the union, as in ``Expr = Not | Neg | int`` whose models have a field of type ``Expr``, each
-level of a value is tried once for each choice of the level above: a value of *n* levels costs
+A union without a discriminator is validated by trying its choices. If several of them lead back to
+the union, as in ``Expr = Not | Neg | int`` whose models have a field of type ``Expr``, each level
+of a value is tried once for each choice of the level above: a value of *n* levels costs
 ``width ** n`` validations, and as many errors, if ``width`` choices of one node can apply to it. A
-few hundred bytes are then enough to occupy the event loop, and the memory, for ever. Neither
-pydantic nor a validator of JSON Schemas can be interrupted, so the work is bounded before:
+few hundred bytes are enough to block the event loop and exhaust the memory. Neither pydantic nor a
+validator of JSON Schemas can be interrupted, so the work is estimated first:
 
 - `width_of` finds the width of a JSON Schema: how often one part of a value is validated for each
-  validation of the value itself, counting only parts that lead to a reference that leads to itself.
-  ``list[JSON] | dict[str, JSON]`` has width 1: one choice takes a list, and another one an object.
+  validation of the value itself. Only parts count that lead to a reference that leads to itself.
+  ``list[JSON] | dict[str, JSON]`` has width 1: one choice accepts a list, the other an object.
 - `dispatched` rewrites a schema for a validator that does not know discriminators: it applies only
   the choice that the tag names, by ``if`` and ``then``, so such a union has width 1.
-- `is_too_much` sums ``width ** depth`` over all parts of a value, and looks at each part once. It
+- `is_too_much` sums ``width ** depth`` over all parts of a value, visiting each part once. It
   stops as soon as the sum is larger than ``MAX_WORK``.
 
 The width
 ---------
 A keyword of a schema applies other schemas either to the same value (``anyOf``, ``if``, ``$ref``)
 or to its parts (``properties``, ``items``). So the schemas are the nodes of a graph with two kinds
-of edges. The width of a node, for objects and for lists, is the sum of
+of edges. The width of a node, separate for objects and for lists, is the sum of
 
-- the schemas that its own keywords apply to one part, as far as they are *recursive*: a cycle can
-  be reached from them. ``properties`` and ``additionalProperties`` never apply to the same part, so
-  they count once, but each pattern of ``patternProperties`` counts in addition. Fields of different
-  names are different parts. (Not for pydantic, where a field may have names that its JSON Schema
-  does not have); and
+- the schemas that its own keywords apply to one part, if they are *recursive*: a cycle can be
+  reached from them. ``properties`` and ``additionalProperties`` never apply to the same part, so
+  they count once; each pattern of ``patternProperties`` counts in addition. Fields with different
+  names are different parts (except for pydantic, where a field may have names that its JSON Schema
+  does not list); and
 - the widths of the nodes that it applies to the same value. With ``unevaluatedProperties`` or
   ``unevaluatedItems``, the validator tries these, and what they apply, once more to learn which
-  parts they have evaluated.
+  parts have been evaluated.
 
-The width of the schema is the largest of any node. Both questions (is a node recursive, what is its
-width) are answered for each strongly connected component of the graph once, after the components
-that it leads to, so the time is linear in the size of the schema. Nodes that apply each other to
-the same value are a component of more than one node. There, a validator may follow any path that
-does not return; the number of such paths is estimated by the product of the nodes' branches.
+The width of the schema is the largest of any node. Recursion and width are computed once for each
+strongly connected component of the graph, after the components that it leads to, so the time is
+linear in the size of the schema. Nodes that apply each other to the same value form a component of
+more than one node. There, a validator may follow any path without repetition; the number of such
+paths is estimated by the product of the nodes' branches.
 
-Where the graph is not known exactly, the estimate is too large rather than too small: a reference
-that cannot be resolved is recursive, and one with several possible targets has the widest of them.
+Where the graph is not known exactly, the estimate errs on the large side: a reference that cannot
+be resolved counts as recursive, and one with several possible targets has the widest of them.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urldefrag, urljoin
 
-MAX_WORK: Final = 3000.0  # validations of an object or a list; with an error, one takes 15 µs
-LEAF: Final = 0.05  # of such a validation: any other part of a value
+MAX_WORK: Final = 3000.0  # validations of an object or a list; one that fails takes 15 µs
+LEAF: Final = 0.05  # validations that any other value counts as
 HINT: Final = (
     "the type is a recursive union, for which each level multiplies the work; expected fewer "
     "levels, or a type with a discriminator"
@@ -61,50 +61,50 @@ HINT: Final = (
 
 BY_TAG: Final = "x-agentsrv-by-tag"  # marks a union that `dispatched` has rewritten
 KEPT: Final = {"$schema", "$defs", "title", "description", "default", "examples"}
-"""What else may be in a union that `dispatched` rewrites; others might contradict the result."""
+"""Keywords that `dispatched` keeps in a union; others could contradict the rewritten schema."""
 MAX_WIDTH: Final = 1_000_000
-"""Larger widths are not distinguished, which keeps the numbers small."""
+"""Widths are capped at this value, which keeps the numbers small."""
 MAX_NAMES: Final = 500
-"""If a value may have more recursive fields, their names are not distinguished."""
+"""If a value may have more recursive fields than this, their names are not distinguished."""
 _UNRESOLVED: Final[Mapping[str, Any]] = {}
-"""The node that stands for the targets of references that cannot be resolved."""
+"""The node for the targets of references that cannot be resolved."""
 
 # Keywords that apply schemas to the same value.
 _UNIONS: Final = ("anyOf", "oneOf")
 _OTHERS: Final = ("allOf", "if", "then", "else", "not", "dependentSchemas", "dependencies")
 _REFERENCES: Final = ("$ref", "$dynamicRef", "$recursiveRef")
-# Keywords that apply schemas to parts; of those in one line, one applies to each part.
-# `propertyNames` is not among them: names have no parts.
+# Keywords that apply schemas to parts; of the keywords in one line, one applies to each part.
+# `propertyNames` is missing because names have no parts.
 _OTHER_FIELDS: Final = ("additionalProperties", "unevaluatedProperties")
 _POSITIONS: Final = ("prefixItems", "items", "additionalItems", "unevaluatedItems")
 _UNEVALUATED: Final = ("unevaluatedProperties", "unevaluatedItems")
 
 Schema = Mapping[str, Any]
 Choices = Sequence[Schema]
-"""Schemas of which one is applied."""
+"""Alternative schemas: one of them is applied."""
 
 
 def width_of(schema: Schema, *, uses_discriminators: bool) -> int:
-    """How many branches each level of a value is tried by; at most 1 is harmless.
+    """Return the number of branches in which each level of a value is tried; 1 is harmless.
 
     Args:
         schema: A JSON Schema.
-        uses_discriminators: Whether the validator is pydantic's, which tries only the choice that a
-            discriminator names.
+        uses_discriminators: Whether the validator is pydantic's, which tries only the choice that
+            a discriminator names.
     """
     return _Graph(schema, uses_discriminators=uses_discriminators).width()
 
 
 def dispatched(schema: Mapping[str, Any]) -> Any:
-    """The schema with each union that has a discriminator as an ``if`` and ``then`` for each tag.
+    """Rewrite each union that has a discriminator as an ``if`` and ``then`` for each tag.
 
-    A union is left as it is if its tags are not the texts that its choices take, or if two choices
-    take the same one.
+    A union is kept as it is if its choices do not restrict their tags to strings, or if two
+    choices accept the same tag.
     """
 
     def rewritten(node: Any) -> Any:
         if isinstance(node, (list, tuple)):
-            return [rewritten(one) for one in node]
+            return [rewritten(item) for item in node]
         if not isinstance(node, Mapping):
             return node
         inner = {name: rewritten(value) for name, value in node.items()}
@@ -114,7 +114,7 @@ def dispatched(schema: Mapping[str, Any]) -> Any:
 
 
 def _by_tag(schema: Mapping[str, Any], node: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A union with a discriminator, rewritten as `dispatched` says; ``None`` for another node."""
+    """Return a union with a discriminator as `dispatched` rewrites it, ``None`` for other nodes."""
     discriminator, choices = node.get("discriminator"), node.get("oneOf")
     tag = discriminator.get("propertyName") if isinstance(discriminator, Mapping) else None
     if not isinstance(tag, str) or not isinstance(choices, list) or not _is_alone(node):
@@ -135,7 +135,7 @@ def _by_tag(schema: Mapping[str, Any], node: Mapping[str, Any]) -> dict[str, Any
 
 
 def _target(schema: Schema, ref: Any) -> Any:
-    """The schema that a pointer from the root names; ``None`` for other references."""
+    """Return the schema at a pointer from the root; ``None`` for other references."""
     found = _pointed(schema, ref[1:]) if isinstance(ref, str) and ref.startswith("#/") else []
     return found[0] if found else None
 
@@ -145,31 +145,31 @@ def _is_alone(union: Mapping[str, Any]) -> bool:
 
 
 def _has(tag: str, values: Sequence[str]) -> dict[str, Any]:
-    """The schema of an object whose tag is one of the values."""
+    """Return the schema of an object whose tag is one of the values."""
     return {"type": "object", "properties": {tag: {"enum": values}}, "required": [tag]}
 
 
 def _tags(choice: Any, tag: str) -> list[str]:
-    """The texts that a choice takes as its tag; none if it takes anything else."""
+    """Return the strings that a choice accepts as its tag; empty if it accepts other values."""
     fields = choice.get("properties") if isinstance(choice, Mapping) else None
     field = fields.get(tag) if isinstance(fields, Mapping) else None
     if not isinstance(field, Mapping):
         return []
     values = [field["const"]] if "const" in field else field.get("enum")
-    is_of_texts = isinstance(values, list) and all(isinstance(one, str) for one in values)
-    return values if is_of_texts else []  # type: ignore[return-value] # looked at just now
+    is_of_texts = isinstance(values, list) and all(isinstance(item, str) for item in values)
+    return values if is_of_texts else []  # type: ignore[return-value] # checked above
 
 
 def is_too_much(value: Any, width: int) -> bool:
-    """Whether validating ``value`` by a schema of this width costs more than ``MAX_WORK``."""
+    """Whether validating ``value`` against a schema of this width exceeds ``MAX_WORK``."""
     if width <= 1:
         return False
     work, weight, level = 0.0, 1.0, [value]
     while level and work <= MAX_WORK:
-        inner = [one for one in level if isinstance(one, (Mapping, list, tuple))]
+        inner = [item for item in level if isinstance(item, (Mapping, list, tuple))]
         work += weight * (len(inner) + LEAF * (len(level) - len(inner)))
         weight *= width
-        level = [part for one in inner for part in _parts(one)]
+        level = [part for item in inner for part in _parts(item)]
     return work > MAX_WORK
 
 
@@ -181,31 +181,31 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 class _Node(NamedTuple):
-    """What a schema applies, as numbers of nodes; of each inner list, one is applied."""
+    """The schemas that a schema applies, as numbers of nodes; each inner list is alternatives."""
 
     same: list[list[int]]
-    """To the same value."""
+    """Applied to the same value."""
     named: dict[str, int]
-    """To the field of an object that has this name."""
+    """Applied to the field with this name."""
     others: list[int]
-    """To a field of another name; one is applied."""
+    """Alternatives for a field with another name."""
     fields: list[list[int]]
-    """To one field of an object, whatever its name, in addition."""
+    """Applied in addition to one field of an object, with any name."""
     elements: list[list[int]]
-    """To one element of a list."""
+    """Applied to one element of a list."""
     tries_again: bool
-    """Whether it has a keyword for what the others have not evaluated."""
+    """Whether it has ``unevaluatedProperties`` or ``unevaluatedItems``."""
 
 
 class _Width(NamedTuple):
-    """How many recursive schemas are applied to one part."""
+    """The number of recursive schemas that are applied to one part."""
 
     fields: int = 0
-    """To a field of an object."""
+    """Applied to a field of an object."""
     elements: int = 0
-    """To an element of a list."""
+    """Applied to an element of a list."""
     named: Mapping[str, int] = MappingProxyType({})
-    """To a field of this name, in addition to ``fields``."""
+    """Applied to the field with this name, in addition to ``fields``."""
 
     @classmethod
     def sum(cls, widths: Iterable[_Width]) -> _Width:
@@ -242,7 +242,7 @@ class _Width(NamedTuple):
 
 
 class _Graph:
-    """A JSON Schema, and which schemas the schemas in it apply."""
+    """A JSON Schema as a graph: nodes are schemas, edges lead to the schemas that they apply."""
 
     def __init__(self, schema: Schema, *, uses_discriminators: bool) -> None:
         self._uses_discriminators = uses_discriminators
@@ -251,11 +251,11 @@ class _Graph:
         self._waiting: list[Schema] = []
         self._nodes: list[_Node] = []
         self._number(schema)
-        for found in self._waiting:  # which grows meanwhile
+        for found in self._waiting:  # `_node` appends to the list
             self._nodes.append(self._node(found))
 
     def width(self) -> int:
-        """The largest width of any node."""
+        """Return the largest width of any node."""
         recursive = self._recursive()
         widths = self._widths(recursive)
         return max(width.largest() for width in widths) if any(recursive) else 0
@@ -272,7 +272,7 @@ class _Graph:
             return _Node(same=[], named={}, others=[], fields=own, elements=own, tries_again=False)
 
         def applied(groups: Iterable[Choices]) -> list[list[int]]:
-            return [[self._number(one) for one in group] for group in groups if group]
+            return [[self._number(item) for item in group] for group in groups if group]
 
         positions = _schemas(schema, _POSITIONS)
         named, others = _by_name(schema, "properties"), _schemas(schema, _OTHER_FIELDS)
@@ -282,8 +282,8 @@ class _Graph:
             fields.append(_schemas(schema, ("prefixItems",)))  # a named tuple may be an object
         return _Node(
             same=applied(self._same(schema)),
-            named={name: self._number(one) for name, one in named.items()},
-            others=[self._number(one) for one in others],
+            named={name: self._number(item) for name, item in named.items()},
+            others=[self._number(item) for item in others],
             fields=applied(fields),
             elements=applied([positions, _schemas(schema, ("contains",))]),
             tries_again=any(name in schema for name in _UNEVALUATED),
@@ -296,7 +296,7 @@ class _Graph:
         else:
             yield from _each(choices)
         others = _schemas(schema, _OTHERS)
-        if BY_TAG in schema:  # of the conditions in `allOf`, one holds
+        if BY_TAG in schema:  # only one of the conditions in `allOf` can hold
             yield others
         else:
             yield from _each(others)
@@ -305,7 +305,7 @@ class _Graph:
                 yield self._resolver.targets(schema, name)
 
     def _recursive(self) -> list[bool]:
-        """Whether a cycle can be reached from each node."""
+        """Return for each node whether a cycle can be reached from it."""
         edges = [
             [
                 *node.named.values(),
@@ -316,18 +316,18 @@ class _Graph:
         ]
         found = [False] * len(edges)
         for component in _components(edges):
-            following = [number for one in component for number in edges[one]]
+            following = [number for item in component for number in edges[item]]
             is_cycle = not set(component).isdisjoint(following)
             if is_cycle or any(found[number] for number in following):
-                for one in component:
-                    found[one] = True
+                for item in component:
+                    found[item] = True
         return found
 
     def _widths(self, recursive: Sequence[bool]) -> list[_Width]:
-        """The width of each node."""
+        """Return the width of each node."""
         nodes = self._nodes
         widths = [_Width()] * len(nodes)
-        again = [_Width()] * len(nodes)  # of trying once more what a node applies
+        again = [_Width()] * len(nodes)  # the width of trying a node's schemas once more
 
         def count(groups: Sequence[Sequence[int]]) -> int:
             return sum(any(recursive[number] for number in group) for group in groups)
@@ -374,7 +374,7 @@ class _Resolver:
         self._resources: defaultdict[str, list[Schema]] = defaultdict(list, {"": [schema]})
         self._anchors: defaultdict[tuple[str, str], list[Schema]] = defaultdict(list)
         self._dynamic: defaultdict[str, list[Schema]] = defaultdict(list)
-        """The targets that depend on the way to the reference, by the anchor's name."""
+        """The targets of dynamic references, by the anchor's name."""
         waiting: list[tuple[Any, str]] = [(schema, "")]
         while waiting:
             found, base = waiting.pop()
@@ -385,7 +385,7 @@ class _Resolver:
             waiting.extend((part, base) for part in _parts(found))
 
     def _read(self, schema: Schema, base: str) -> str:
-        """Take the names that a schema gives itself; return the base of references in it."""
+        """Register the names that a schema defines; return the base of the references in it."""
         for name in ("$id", "id"):
             if isinstance(schema.get(name), str):
                 named, anchor = _joined(base, schema[name])
@@ -404,7 +404,7 @@ class _Resolver:
         return base
 
     def targets(self, schema: Schema, name: str) -> Choices:
-        """The schemas of which the reference in ``schema[name]`` names one."""
+        """Return the possible targets of the reference in ``schema[name]``."""
         base, fragment = _joined(self._bases.get(id(schema), ""), schema[name])
         resources = self._resources.get(base, [])
         if not fragment:
@@ -418,11 +418,11 @@ class _Resolver:
             found += self._dynamic.get(fragment, [])
         if not found:
             return [_UNRESOLVED]
-        return [one for one in found if isinstance(one, Mapping)]
+        return [item for item in found if isinstance(item, Mapping)]
 
 
 def _joined(base: str, reference: str) -> tuple[str, str]:
-    """The address and the decoded fragment of a reference, or of an id, below ``base``."""
+    """Return the address and the decoded fragment of a reference or id, relative to ``base``."""
     try:
         address, fragment = urldefrag(reference)
         return urljoin(base, address) if address else base, unquote(fragment)
@@ -431,7 +431,7 @@ def _joined(base: str, reference: str) -> tuple[str, str]:
 
 
 def _pointed(root: Any, pointer: str) -> list[Any]:
-    """What a JSON Pointer names; empty if it names nothing."""
+    """Return the target of a JSON Pointer in a list; an empty list if there is no target."""
     for part in pointer.split("/")[1:]:
         name = part.replace("~1", "/").replace("~0", "~")
         if isinstance(root, Mapping) and name in root:
@@ -444,13 +444,13 @@ def _pointed(root: Any, pointer: str) -> list[Any]:
 
 
 def _schemas(schema: Schema, names: Iterable[str]) -> Choices:
-    """The schemas in these keywords, each of which has one, a list of them, or some by name."""
+    """Return the schemas in these keywords: each has one, a list of them, or a mapping of them."""
     found: list[Schema] = []
     for name in names:
         value = schema.get(name)
         if isinstance(value, Mapping) and name not in _NAMED:
             value = [value]
-        found += [one for one in _parts(value) if isinstance(one, Mapping)]
+        found += [item for item in _parts(value) if isinstance(item, Mapping)]
     return found
 
 
@@ -460,16 +460,16 @@ _NAMED: Final = {"patternProperties", "dependentSchemas", "dependencies"}
 def _by_name(schema: Schema, name: str) -> dict[str, Schema]:
     value = schema.get(name)
     found = value if isinstance(value, Mapping) else {}
-    return {name: one for name, one in found.items() if isinstance(one, Mapping)}
+    return {name: item for name, item in found.items() if isinstance(item, Mapping)}
 
 
 def _each(schemas: Choices) -> Iterator[Choices]:
-    """All of them are applied."""
-    return ([one] for one in schemas)
+    """Return groups of one schema each: all of them are applied."""
+    return ([item] for item in schemas)
 
 
 def _components(edges: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """The strongly connected components, each after those that it leads to (Tarjan's algorithm)."""
+    """Yield strongly connected components, each after those that it leads to (Tarjan)."""
     order: dict[int, int] = {}
     lowest: dict[int, int] = {}
     stack: list[int] = []

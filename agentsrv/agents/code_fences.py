@@ -1,4 +1,4 @@
-"""JSON in the answer of a model, without the Markdown code fence around it."""
+"""Finds the JSON in the answer of a model, for example inside a Markdown code fence."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Final
 
 import orjson
 
-MAX_FENCES: Final = 5  # of a text in which JSON is looked for
+MAX_FENCES: Final = 5  # fences of a text in which JSON is searched
 _FENCE_OPEN: Final = re.compile(r"```[a-zA-Z]*[ \t]*\r?\n")
 
 
 def json_text(text: str) -> str:
-    """Return the JSON in the answer of a model that was asked for JSON.
+    """Return the JSON in a model's answer.
 
-    It may stand in a code fence or between sentences. A text without JSON is returned as it is.
+    It may be inside a code fence or between sentences. A text without JSON is returned unchanged.
     """
     text = text.strip()
     candidates = [text]

@@ -1,4 +1,4 @@
-"""Reader of the vectors that an embedding endpoint sends."""
+"""Parses the vectors that an embedding endpoint sends."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from agentsrv.agents.endpoint_errors import load, nonsense, reported, reported_o
 from agentsrv.errors import ModelError
 
 MAX_VECTORS: Final = 32 << 20  # bytes of an answer with vectors
-FLOAT32: Final = 3.4028234663852886e38  # the largest number of a vector
+MAX_FLOAT32: Final = 3.4028234663852886e38  # the largest 32-bit number; vectors are stored as such
 
 
 def read_vectors(body: bytes, count: int) -> list[list[float]]:
     """Return ``count`` vectors from the answer of an embedding endpoint, in the order of the texts.
 
-    Entries may lack ``index`` (then their order counts), be nested in a list of one, or be base64
-    of 32-bit numbers; the document may be the list itself.
+    Entries may lack ``index`` (then their position counts), be nested in a list of one, or be
+    base64 of 32-bit numbers; the document may be the list itself.
 
     Raises:
-        ModelError: They are not ``count`` vectors of finite numbers of one dimension.
+        ModelError: The answer is not ``count`` vectors of finite numbers of one dimension.
     """
     document = load(body)
     if isinstance(document, dict) and document.get("error"):
@@ -73,5 +73,5 @@ def _vector(value: Any) -> list[float]:
 def _are_numbers(value: Sequence[Any]) -> bool:
     if not {*map(type, value)} <= {int, float}:
         return False
-    # the sum is not a number if one of them is not, which the comparisons would not tell
-    return min(value) >= -FLOAT32 and max(value) <= FLOAT32 and math.isfinite(sum(value))
+    # Comparisons with NaN are false, so min and max may miss it; a sum with NaN is NaN.
+    return min(value) >= -MAX_FLOAT32 and max(value) <= MAX_FLOAT32 and math.isfinite(sum(value))

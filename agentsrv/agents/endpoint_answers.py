@@ -1,25 +1,29 @@
-"""Reader of chat completions of an OpenAI-compatible endpoint, in one document or as a stream.
+"""Parses chat completions of an OpenAI-compatible endpoint, from one document or a stream.
 
-Theory of operation. Endpoints differ in what they send, and what they send is not trusted. This
-module is pure: it takes bytes and returns checked values, or raises `ModelError` and nothing else.
-So are `endpoint_errors`, `embedding_answers`, `thoughts` and `code_fences`, which read the rest.
-`agentsrv.agents.llm` does the input and output.
+Theory of operation
+===================
 
-`ModelAnswerReader` reads the body of one chat completion. It is fed with the bytes as they arrive,
-and its first byte that is no white space decides what the body is, whatever was asked for and
-whatever the content type says:
+Endpoints differ in the answers that they send, and no answer is trusted. This module has no I/O: it
+takes bytes and returns checked values, or raises `ModelError` and nothing else. The same holds for
+`endpoint_errors`, `embedding_answers`, `reasoning` and `code_fences`. `agentsrv.agents.llm` does
+the I/O.
 
-    ``{`` or ``[``                  one JSON document: buffered, read at the end
-    ``data:``, ``event:``, ``:`` …  server-sent events: each is read as soon as it is complete
-    anything else                   a page or plain text: an error with the body's words
+`ModelAnswerReader` parses the body of one chat completion. It receives the bytes as they arrive.
+The first byte that is not white space decides the format, whatever the request and the content type
+were:
 
-Both forms end in the same `_take`, which merges a ``message`` or a ``delta`` into the answer.
-Content passes two filters: surrogate pairs that were split over two chunks are joined, and halves
-replaced by U+FFFD; `ReasoningFilter` separates a leading ``<think>…</think>`` from the text.
+    ``{`` or ``[``                  one JSON document: buffered, parsed at the end
+    ``data:``, ``event:``, ``:`` …  server-sent events: each is parsed when it is complete
+    anything else                   a page or plain text: an error that quotes the body
 
-An answer is whole when the endpoint gave a finish reason (in one JSON document it may be absent,
-because the document itself is complete). ``[DONE]`` or the end of the connection without one means
-that the stream broke. `Answer.check` turns what is whole but not a text into errors:
+Both formats end in `_take`, which merges a ``message`` or a ``delta`` into the answer. Content
+passes two filters: surrogate pairs that were split over two chunks are joined, and unpaired halves
+are replaced by U+FFFD; `ReasoningFilter` separates a leading ``<think>…</think>`` from the text.
+
+An answer is complete when the endpoint has sent a finish reason (one JSON document may omit it,
+because the document itself is complete). ``[DONE]`` or the end of the connection without a finish
+reason means that the stream broke. `ChatAnswer.check_end` and `check_text` raise errors for
+complete answers that are not a text:
 
     finish reason error, abort …    `ModelError`: another attempt may succeed
     content_filter, safety …        `ModelRefusedError`: final
@@ -27,8 +31,8 @@ that the stream broke. `Answer.check` turns what is whole but not a text into er
     length, max_tokens …            `ModelTruncatedError`: final, with the text so far
     tool calls, or no text          `ModelError`
 
-Bounds: `MAX_BODY` bytes of a document or of one event, `MAX_STREAM` bytes of a stream, `MAX_IDLE`
-events in a row that bring neither text nor reasoning, `MAX_ERROR` bytes of an error's body.
+Limits: `MAX_BODY` bytes of a document or of one event, `MAX_STREAM` bytes of a stream, `MAX_IDLE`
+consecutive events with neither text nor reasoning, `MAX_ERROR` bytes of an error's body.
 """
 
 from __future__ import annotations
@@ -48,16 +52,16 @@ from agentsrv.agents.endpoint_errors import (
     reported_or,
     words_in,
 )
-from agentsrv.agents.reasoning import Piece, ReasoningFilter
+from agentsrv.agents.reasoning import AnswerPiece, ReasoningFilter
 from agentsrv.errors import ModelError, ModelRefusedError, ModelTruncatedError
 from agentsrv.knowledge.text import shorten
 from agentsrv.models.text import joined, split
 
 MAX_BODY: Final = 4 << 20  # bytes of one JSON document or event of a chat
 MAX_STREAM: Final = 64 << 20  # bytes of a stream
-MAX_IDLE: Final = 10_000  # events in a row without text or reasoning
-MAX_TOKENS: Final = 1 << 53  # of a count that is believed
-SNIFFED: Final = 64  # bytes of a body that decide its form
+MAX_IDLE: Final = 10_000  # consecutive events without text or reasoning
+MAX_TOKENS: Final = 1 << 53  # larger counts of tokens are ignored
+SNIFFED_BYTES: Final = 64  # bytes of a body that decide its format
 
 _LENGTH: Final = frozenset({"length", "max_tokens", "model_length", "max_output_tokens"})
 _FILTER: Final = frozenset(
@@ -68,7 +72,7 @@ _BROKEN: Final = frozenset(
     " failed".split()
 )
 _EVENT_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
-_MOST_FIELD: Final = max(map(len, _EVENT_FIELDS))
+_LONGEST_FIELD: Final = max(map(len, _EVENT_FIELDS))
 _REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 
 Json = dict[str, Any]
@@ -77,24 +81,24 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens of a request and of its answer, as the endpoint counts them; 0 where it does not."""
+    """Tokens of a request and of its answer, as the endpoint counts them; 0 if it does not."""
 
     prompt: int = 0
     completion: int = 0
 
 
 @dataclass(slots=True)
-class Answer:
-    """A chat completion, checked.
+class ChatAnswer:
+    """A chat completion with checked types.
 
     Attributes:
         text: The content, without reasoning.
-        reasoning: What the model thought, from the content or from a field of its own.
-        refusal: The words in which the model refuses; empty if it does not.
+        reasoning: The model's reasoning, from the content or from a separate field.
+        refusal: The model's refusal; empty if there is none.
         tool_calls: Each with ``id``, ``type`` and ``function`` (``name`` and ``arguments``).
-        finish_reason: Lower case, as the endpoint gave it; empty if it gave none.
-        is_stream: Whether it came as server-sent events.
-        tokens: None if the endpoint did not count.
+        finish_reason: Lower case, as the endpoint sent it; empty if it sent none.
+        is_stream: Whether it arrived as server-sent events.
+        tokens: ``None`` if the endpoint did not count.
     """
 
     id: str = ""
@@ -109,7 +113,7 @@ class Answer:
 
     @property
     def kind(self) -> FinishReason:
-        """The finish reason as one of OpenAI's."""
+        """The finish reason as one of OpenAI's values."""
         if self.finish_reason in _LENGTH:
             return "length"
         if self.finish_reason in _FILTER:
@@ -117,7 +121,7 @@ class Answer:
         return "tool_calls" if self.tool_calls else "stop"
 
     def check_end(self) -> None:
-        """Check that the answer is whole and that neither model nor endpoint refused it.
+        """Check that the answer is complete and was not refused.
 
         Raises:
             ModelError: The answer broke off.
@@ -125,7 +129,7 @@ class Answer:
         """
         if not self.finish_reason and self.is_stream:
             raise ModelError(
-                "the stream ended before the model had finished: it gave no finish_reason"
+                "the stream ended before the model had finished: it had no finish_reason"
             )
         if self.finish_reason in _BROKEN:
             raise ModelError(
@@ -140,18 +144,18 @@ class Answer:
             )
 
     def check_text(self) -> None:
-        """Check that the answer is a whole text.
+        """Check that the answer is a complete text.
 
         Raises:
-            ModelError: See `check_end`; or it has no text, or calls tools.
+            ModelError: As for `check_end`, or the answer has no text or calls tools.
             ModelTruncatedError: It was cut off at the token limit.
         """
         self.check_end()
         if self.finish_reason in _LENGTH:
-            told = f"; the text so far: {shorten(self.text, MAX_WORDS)}" if self.text else ""
+            so_far = f"; the text so far: {shorten(self.text, MAX_WORDS)}" if self.text else ""
             raise ModelTruncatedError(
                 "the model's answer was cut off at the token limit (setting llm_max_tokens, "
-                f"option max_completion_tokens): raise it or ask for less{told}",
+                f"option max_completion_tokens): raise it or ask for less{so_far}",
                 text=self.text,
             )
         if self.tool_calls:
@@ -166,36 +170,36 @@ class Answer:
 
 
 class ModelAnswerReader:
-    """Reads the body of one chat completion; see the module's theory of operation.
+    """Parses the body of one chat completion; see the module's theory of operation.
 
-    Call `feed` with the bytes as they come until `done` or the end of the body, then `finish`.
+    Call `feed` with the bytes as they arrive until `done` or the end of the body, then `finish`.
     """
 
     def __init__(self) -> None:
         self.done = False
-        """The endpoint said that nothing will follow."""
-        self._answer = Answer()
+        """Whether the endpoint has announced the end of the answer."""
+        self._answer = ChatAnswer()
         self._form: Literal["", "document", "events", "page"] = ""
         self._buffer = bytearray()
-        self._searched = 0  # bytes of the buffer without a line end
+        self._searched = 0  # first bytes of the buffer that contain no line end
         self._size = 0
         self._idle = 0
         self._event = ""
         self._data: list[bytes] = []
         self._data_size = 0
-        self._half = ""  # a first half of a surrogate pair, which waits for the second one
+        self._half = ""  # the first half of a surrogate pair whose second half is missing
         self._thoughts = ReasoningFilter()
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._refusal: list[str] = []
         self._calls: dict[int, Json] = {}
-        self._arguments: dict[int, list[str]] = {}  # of the calls
+        self._arguments: dict[int, list[str]] = {}  # of the tool calls
 
-    def feed(self, data: bytes) -> Iterator[Piece]:
-        """Take bytes of the body; yields what they add to the answer.
+    def feed(self, data: bytes) -> Iterator[AnswerPiece]:
+        """Parse further bytes of the body; yield the pieces that they add to the answer.
 
         Raises:
-            ModelError: The body is broken, reports an error or is too large.
+            ModelError: The body is malformed, reports an error or is too large.
         """
         self._size += len(data)
         self._buffer += data
@@ -210,8 +214,12 @@ class ModelAnswerReader:
         if len(self._buffer) > MAX_BODY:
             raise ModelError(f"the model's endpoint sent more than {MAX_BODY:,} bytes at once")
 
-    def finish(self) -> Iterator[Piece]:
-        """The body has ended: yields the rest; afterwards `answer` is complete."""
+    def finish(self) -> Iterator[AnswerPiece]:
+        """Parse the rest after the end of the body; then `answer` is complete.
+
+        Raises:
+            ModelError: As for `feed`; or the body is neither JSON nor events.
+        """
         answer = self._answer
         if not self._form and self._buffer:
             self._sniff(is_end=True)
@@ -222,7 +230,7 @@ class ModelAnswerReader:
             try:
                 yield from self._events()
             except ModelError:
-                if not answer.finish_reason:  # what follows the end is not needed
+                if not answer.finish_reason:  # events after the finish reason are not needed
                     raise
         elif not self._form or self._form == "page":
             raise ModelError(
@@ -243,13 +251,13 @@ class ModelAnswerReader:
             call["id"] = call["id"] or f"call_{number}"
 
     @property
-    def answer(self) -> Answer:
-        """The answer; its text, reasoning, refusal and arguments are there after `finish`."""
+    def answer(self) -> ChatAnswer:
+        """The answer; `finish` sets its text, reasoning, refusal and arguments."""
         return self._answer
 
     def _sniff(self, *, is_end: bool = False) -> None:
         self._buffer = self._buffer.lstrip()
-        start = bytes(self._buffer[:SNIFFED]).removeprefix(b"\xef\xbb\xbf").lstrip()
+        start = bytes(self._buffer[:SNIFFED_BYTES]).removeprefix(b"\xef\xbb\xbf").lstrip()
         if not start:
             return
         if start[:1] in (b"{", b"["):
@@ -258,10 +266,10 @@ class ModelAnswerReader:
             self._form = "events"
             self._answer.is_stream = True
             del self._buffer[: self._buffer.index(start[:1])]
-        elif is_end or len(start) >= _MOST_FIELD:
+        elif is_end or len(start) >= _LONGEST_FIELD:
             self._form = "page"
 
-    def _events(self) -> Iterator[Piece]:
+    def _events(self) -> Iterator[AnswerPiece]:
         while not self.done:
             end = self._line_end()
             if end < 0:
@@ -276,11 +284,11 @@ class ModelAnswerReader:
                 yield from self._dispatch()
 
     def _line_end(self) -> int:
-        """Where the first line of the buffer ends; -1 if it does not yet."""
+        """Return the end of the buffer's first line; -1 if the line is incomplete."""
         newline = self._buffer.find(b"\n", self._searched)
         stop = len(self._buffer) if newline < 0 else newline
         carriage = self._buffer.find(b"\r", self._searched, stop)
-        if carriage >= 0 and carriage + 1 < len(self._buffer):  # or its line feed may follow
+        if carriage >= 0 and carriage + 1 < len(self._buffer):  # otherwise a line feed may follow
             return carriage
         self._searched = max(0, stop - 1) if newline < 0 else 0
         return newline if carriage < 0 else -1
@@ -300,7 +308,7 @@ class ModelAnswerReader:
         elif not name:
             self._count_idle()
 
-    def _dispatch(self) -> Iterator[Piece]:
+    def _dispatch(self) -> Iterator[AnswerPiece]:
         lines, name = self._data, self._event
         self._data, self._event, self._data_size = [], "", 0
         data = b"\n".join(lines)
@@ -317,7 +325,7 @@ class ModelAnswerReader:
             for document in documents:
                 yield from self._document(document, name)
 
-    def _document(self, document: Any, event: str = "") -> Iterator[Piece]:
+    def _document(self, document: Any, event: str = "") -> Iterator[AnswerPiece]:
         if not isinstance(document, dict):
             if self._form == "document" and isinstance(document, list) and words_in(document):
                 raise reported(document)
@@ -343,7 +351,7 @@ class ModelAnswerReader:
         if self._idle == before:
             self._count_idle()
 
-    def _choice(self, choice: Any) -> Iterator[Piece]:
+    def _choice(self, choice: Any) -> Iterator[AnswerPiece]:
         if not isinstance(choice, dict):
             raise nonsense("a choice is not an object", choice)
         if choice.get("index") not in (0, "0", None):
@@ -359,16 +367,17 @@ class ModelAnswerReader:
         yield from self._take(part)
         self._answer.finish_reason = (reason or "").lower() or self._answer.finish_reason
 
-    def _take(self, part: Json) -> Iterator[Piece]:
+    def _take(self, part: Json) -> Iterator[AnswerPiece]:
         """Merge a message or a delta into the answer."""
         content, reasoning, refusal = _content(part.get("content"))
         reasoning += next((_text_of(part[key]) for key in _REASONING if part.get(key)), "")
         content, self._half = split(self._half + content)
         found = self._thoughts.feed(content)
-        told = part.get("refusal") or ""
-        self._refusal.append(joined(refusal + (told if isinstance(told, str) else words_in(told))))
+        refused = part.get("refusal") or ""
+        refused = refused if isinstance(refused, str) else words_in(refused)
+        self._refusal.append(joined(refusal + refused))
         calls = part.get("tool_calls") or []
-        if not calls and isinstance(part.get("function_call"), dict):  # before there were tools
+        if not calls and isinstance(part.get("function_call"), dict):  # older than tool calls
             calls = [{"function": part["function_call"]}]
         if not isinstance(calls, list):
             raise nonsense("tool_calls are not a list", calls)
@@ -392,7 +401,7 @@ class ModelAnswerReader:
         self._arguments.setdefault(place, []).append(joined(_text_of(arguments)))
         self._idle = 0
 
-    def _added(self, piece: Piece) -> Iterator[Piece]:
+    def _added(self, piece: AnswerPiece) -> Iterator[AnswerPiece]:
         if piece.ends_thought:
             self._reasoning += self._text
             self._text.clear()
@@ -411,7 +420,7 @@ class ModelAnswerReader:
 
 
 def _content(content: Any) -> tuple[str, str, str]:
-    """Return the text, the reasoning and the refusal of a ``content``: text, or a list of parts."""
+    """Return the text, reasoning and refusal of a ``content``: a string or a list of parts."""
     if content is None or isinstance(content, str):
         return content or "", "", ""
     if not isinstance(content, list):

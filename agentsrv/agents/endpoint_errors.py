@@ -1,6 +1,12 @@
-"""Errors of an OpenAI-compatible endpoint, with its own words; and JSON that it sends.
+"""Errors of an OpenAI-compatible endpoint, with the reason that it gave; lenient JSON parsing.
 
-This module is pure: it takes bytes or decoded JSON and returns a `ModelError` to raise.
+The module has no I/O: it takes bytes or decoded JSON and returns a `ModelError` to raise. Endpoints
+report errors with an HTTP status (`refused`), in a body with status 200 (`reported`), or send
+something that is not an answer (`nonsense`). The status or the code decides the class: a
+`ModelRefusedError` if another attempt would fail in the same way, otherwise a `ModelError`.
+
+The reason is searched in every known field of the JSON, at several levels, and in the text of HTML
+pages. Endpoints may repeat parts of the request, so credentials in it are replaced.
 """
 
 from __future__ import annotations
@@ -23,26 +29,26 @@ from agentsrv.knowledge.text import shorten
 from agentsrv.models.text import joined
 
 MAX_ERROR: Final = 64 << 10  # bytes that are read of an error's body
-MAX_PAGE: Final = 8 << 10  # characters of a page in which its words are looked for
-MAX_WORDS: Final = 500  # characters of an endpoint's own words in an error
+MAX_PAGE: Final = 8 << 10  # characters of a page in which the reason is searched
+MAX_WORDS: Final = 500  # characters of a reason in an error
 MAX_RETRY_AFTER: Final = 86_400.0  # seconds
-MAX_DEPTH: Final = 4  # levels of an error in which its words are looked for
+MAX_DEPTH: Final = 4  # levels of an error's JSON in which the reason is searched
 MAX_LISTED: Final = 5  # errors of a list that are shown
 
-PASSING: Final = frozenset({408, 409, 425, 429})
-"""The statuses below 500 after which another attempt may succeed."""
+RETRYABLE_STATUSES: Final = frozenset({408, 409, 425, 429})
+"""Statuses below 500 after which another attempt may succeed."""
 _FINAL_CODES: Final = frozenset(
     "invalid_request_error authentication_error permission_error not_found_error invalid_api_key"
     " model_not_found context_length_exceeded unsupported_parameter unsupported_value"
     " insufficient_quota billing_hard_limit_reached account_deactivated".split()
 )
-"""Codes and types of errors that another attempt does not change, whatever the status is."""
+"""Codes and types of errors that another attempt would repeat, whatever the status is."""
 _WORDS: Final = (
     "message", "error", "detail", "details", "msg", "error_message", "error_description",
     "errors", "reason", "description", "title",
 )  # fmt: skip
 _HIDDEN: Final = {"<script": "</script", "<style": "</style", "<!--": "-->"}
-"""Elements whose content is not shown; the closing tags are left to `_TAG`."""
+"""Elements whose content is not visible; `_TAG` removes the closing tags."""
 _CHARSET: Final = re.compile(r"""charset\s*=\s*["']?([\w.:-]{1,40})""", re.IGNORECASE | re.ASCII)
 _STATUS: Final = re.compile("[45][0-9][0-9]")
 _STATUSES: Final = range(400, 600)
@@ -50,7 +56,7 @@ _TAG: Final = re.compile(r"<[^<>]*>")
 
 
 def load(data: bytes) -> Any:
-    """Read one JSON document; surrogates in strings may be halves.
+    """Parse one JSON document; strings may contain unpaired surrogates.
 
     Raises:
         ModelError: It is not JSON.
@@ -58,47 +64,48 @@ def load(data: bytes) -> Any:
     try:
         return orjson.loads(data)
     except ValueError:
-        pass  # the slower reader takes halves of surrogate pairs, and bytes that are not UTF-8
+        pass  # json accepts unpaired surrogates, and bytes that are not UTF-8 after decoding
     try:
         return json.loads(data.decode("utf-8-sig", "replace"))
     except (ValueError, RecursionError) as error:
-        told = f"{type(error).__name__}: {error}" if isinstance(error, ValueError) else "nested"
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, ValueError) else "nested"
         raise ModelError(
-            f"the answer of the model's endpoint makes no sense: expected JSON, found "
-            f"{describe_body(data)} ({shorten(told, MAX_WORDS)})"
+            f"the answer of the model's endpoint is invalid: expected JSON, found "
+            f"{describe_body(data)} ({shorten(reason, MAX_WORDS)})"
         ) from None
 
 
 def nonsense(problem: str, found: Any) -> ModelError:
-    """An answer of another shape than a chat completion or embeddings."""
+    """Return the error for an answer that is neither a chat completion nor embeddings."""
     words = words_in(found)
     shown = words or redact(json.dumps(found, default=str))
     return ModelError(
-        f"the answer of the model's endpoint makes no sense: {problem}: {shorten(shown, 200)}"
+        f"the answer of the model's endpoint is invalid: {problem}: {shorten(shown, 200)}"
     )
 
 
 def reported_or(problem: str, document: Any) -> ModelError:
-    """The error that a body reports, or that it has another shape."""
+    """Return the error that a body reports, or else that it is invalid."""
     return reported(document) if words_in(document) else nonsense(problem, document)
 
 
 def refused(status: int, headers: Mapping[str, str], body: bytes) -> ModelError:
-    """The error of an HTTP status other than 2xx, with the endpoint's words.
+    """Return the error for an HTTP status other than 2xx, with the endpoint's reason.
 
-    `ModelRefusedError` for statuses below 500 that another attempt does not change.
+    `ModelRefusedError` for statuses below 500 after which another attempt would fail as well.
     """
     if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
         target = shorten(headers.get("location") or "elsewhere", MAX_WORDS)
         return ModelRefusedError(
             f"the model's endpoint answered {status}: it redirects to {target}; redirects are not "
-            "followed, so that the key goes nowhere else: set llm_url to the new address",
+            "followed, because they could send the key to another host: set llm_url to the new "
+            "address",
             status=status,
         )
     charset = _CHARSET.search(headers.get("content-type", ""))
     words = words_of(body if charset is None else _as_utf_8(body, charset[1]))
     message = f"the model's endpoint answered {status}: {words or _phrase(status)}"
-    if status in PASSING and _has_final_code(body):
+    if status in RETRYABLE_STATUSES and _has_final_code(body):
         return ModelRefusedError(message, status=status)
     return _error(message, status, retry_after(headers))
 
@@ -106,7 +113,7 @@ def refused(status: int, headers: Mapping[str, str], body: bytes) -> ModelError:
 def _as_utf_8(body: bytes, charset: str) -> bytes:
     try:
         return body.decode(charset, "replace").encode(errors="replace")
-    except (LookupError, ValueError):  # an unknown codec, or not one of texts
+    except (LookupError, ValueError):  # an unknown codec, or one that decodes to bytes
         return body
 
 
@@ -123,18 +130,19 @@ def _has_final_code(body: bytes) -> bool:
 
 
 def reported(document: Any) -> ModelError:
-    """The error that a body with status 200 reports."""
+    """Return the error that a body with status 200 reports."""
     error = document.get("error") if isinstance(document, dict) else None
     places = [place for place in (error, document) if isinstance(place, dict)]
     codes = [place.get(key) for place in places for key in ("code", "status", "type")]
     status = next((found for code in codes if (found := _status(code)) is not None), None)
-    told = f" {status}" if status is not None else ""
+    code = f" {status}" if status is not None else ""
     words = words_in(document) or "an error without a reason"
-    return _error(f"the model's endpoint reports{told}: {words}", status, None)
+    return _error(f"the model's endpoint reports{code}: {words}", status, None)
 
 
 def _error(message: str, status: int | None, wait: float | None) -> ModelError:
-    if status is not None and status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in PASSING:
+    is_client_error = status is not None and status < HTTPStatus.INTERNAL_SERVER_ERROR
+    if is_client_error and status not in RETRYABLE_STATUSES:
         return ModelRefusedError(message, status=status)
     return ModelError(message, status=status, retry_after=wait)
 
@@ -157,7 +165,7 @@ def _phrase(status: int) -> str:
 
 
 def words_of(body: bytes) -> str:
-    """Return the reason that an error's body gives, on one line, at most `MAX_WORDS` characters.
+    """Return the reason in an error's body as one line of at most `MAX_WORDS` characters.
 
     The body may be JSON of any shape, a page of HTML, or text.
     """
@@ -173,7 +181,7 @@ def words_of(body: bytes) -> str:
 
 
 def describe_body(body: bytes) -> str:
-    """Say what kind of body this is, with its first words."""
+    """Return the kind of a body, such as HTML, with its first words."""
     if not body.strip():
         return "an empty body"
     start = body[:256].lstrip().lower()
@@ -189,7 +197,7 @@ def _page_words(body: bytes) -> str:
 
 
 def _shown(text: str) -> str:
-    """Return a page without its scripts, styles and comments, in linear time."""
+    """Remove scripts, styles and comments from a page, in linear time."""
     for opening, closing in _HIDDEN.items():
         low, parts, place = text.lower(), [], 0
         while (start := low.find(opening, place)) >= 0:
@@ -206,7 +214,7 @@ def _clean(text: str) -> str:
 
 
 def words_in(document: Any) -> str:
-    """Return the reason that is in an error's JSON; empty if there is none."""
+    """Return the reason in an error's JSON; empty if there is none."""
     return _clean("; ".join(dict.fromkeys(_found_words(document, MAX_DEPTH))))
 
 
@@ -216,11 +224,11 @@ def _found_words(value: Any, depth: int) -> Iterable[str]:
     if depth == 0:
         return []
     if isinstance(value, list):
-        return [word for one in value[:MAX_LISTED] for word in _found_words(one, depth - 1)]
+        return [word for item in value[:MAX_LISTED] for word in _found_words(item, depth - 1)]
     if not isinstance(value, dict):
         return []
     found = next((w for key in _WORDS if (w := list(_found_words(value.get(key), depth - 1)))), [])
-    sentence = value.get("error_description")  # of OAuth, whose `error` is a code
+    sentence = value.get("error_description")  # OAuth: `error` is a code, this is the reason
     if isinstance(sentence, str) and sentence.strip() and sentence not in found:
         found = [*found, sentence]
     place = value.get("loc") or value.get("param")
@@ -234,10 +242,10 @@ def _found_words(value: Any, depth: int) -> Iterable[str]:
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """Read how many seconds the endpoint asks to wait; None if it does not say.
+    """Return the seconds that the endpoint asks to wait; ``None`` without a valid header.
 
-    ``retry-after-ms`` in milliseconds, or ``Retry-After`` (RFC 9110, section 10.2.3): seconds,
-    fractions allowed, or a date. At most `MAX_RETRY_AFTER`.
+    The header is ``retry-after-ms``, in milliseconds, or ``Retry-After`` (RFC 9110, section
+    10.2.3): seconds, with fractions, or a date. At most `MAX_RETRY_AFTER`.
     """
     milliseconds = _seconds(headers.get("retry-after-ms"))
     if milliseconds is not None:

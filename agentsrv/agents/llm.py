@@ -1,20 +1,26 @@
 """Language models and embeddings from any OpenAI-compatible endpoint.
 
-Theory of operation. An `Endpoint` owns the HTTP client of one base URL. Requests are made here;
-every byte of an answer is read by `agentsrv.agents.endpoint_answers`, whose result is checked.
-`Endpoint.post` turns whatever HTTP does into `ModelError`, follows no redirect and bounds the time
-of an exchange: ``timeout`` seconds without a byte, and ``timeout * PATIENCE`` seconds without
-content, so that neither silence nor an endless trickle holds a step.
+Theory of operation
+===================
 
-Endpoints differ in the options that they take. When a refusal names an option of `OPTIONAL`, that
-option is left out (``max_completion_tokens`` is sent as ``max_tokens`` first), the request is
-repeated at once, and the endpoint remembers it for that model: later requests leave it out from
-the beginning. A refusal of the option's value is not such a case.
+An `Endpoint` owns the HTTP client of one base URL. `LanguageModel` and `Embedder` build requests
+and send them through `Endpoint.post`, which yields the bytes of the answer. `endpoint_answers` and
+`embedding_answers` parse and check these bytes without I/O.
 
-Nothing of the environment is sent: no ``OPENAI_*`` variable is read. The proxies of the
+`Endpoint.post` converts every HTTP failure to a `ModelError`, follows no redirect (it would send
+the key to another host) and limits the time of an exchange twice: ``timeout`` seconds without a
+byte, and ``timeout * CONTENT_TIMEOUT_FACTOR`` seconds without content, because an endpoint may send
+keep-alive comments for ever.
+
+Endpoints accept different options. If a refusal names an option of `OPTION_NAMES`, the option is
+dropped (``max_completion_tokens`` is first replaced by ``max_tokens``) and the request is repeated
+at once. The endpoint remembers the dropped options for each model, so later requests omit them from
+the start. A refusal of the option's *value* (too large, out of range) is an error instead.
+
+Configuration comes from the settings only: ``OPENAI_*`` variables are ignored. The proxies of the
 environment are used, except for endpoints on this machine.
 
-This module needs the extra ``llm``; nothing else imports it before a model is configured.
+This module needs the extra ``llm``. It is imported only if a model is configured.
 """
 
 from __future__ import annotations
@@ -44,9 +50,9 @@ from pydantic import BaseModel
 
 from agentsrv.agents.code_fences import json_text
 from agentsrv.agents.embedding_answers import MAX_VECTORS, read_vectors
-from agentsrv.agents.endpoint_answers import Answer, ModelAnswerReader, Tokens
+from agentsrv.agents.endpoint_answers import ChatAnswer, ModelAnswerReader, Tokens
 from agentsrv.agents.endpoint_errors import MAX_ERROR, refused
-from agentsrv.agents.reasoning import Piece
+from agentsrv.agents.reasoning import AnswerPiece
 from agentsrv.config_files import check_regular
 from agentsrv.error_text import describe, redact, redact_url
 from agentsrv.errors import ConfigurationError, ModelError
@@ -56,14 +62,15 @@ if TYPE_CHECKING:
 
     from agentsrv.telemetry.tracing import ModelSpan, Tracing
 
-NO_KEY: Final = "none"  # the official client insists on one; servers without keys ignore it
-PATIENCE: Final = 10  # times the timeout that an answer may take without content
-TURN: Final = 32  # chunks of a body after which other work of the loop has a turn
-INFLATED: Final = 64 << 10  # bytes that are decompressed at once
-CONNECTIONS: Final = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
-PATHS: Final = ("/chat/completions", "/completions", "/embeddings")
-LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
-OPTIONAL: Final = {
+NO_KEY: Final = "none"  # the official client requires a key; servers without keys ignore it
+CONTENT_TIMEOUT_FACTOR: Final = 10  # of llm_timeout: the longest time without content
+CHUNKS_PER_TURN: Final = 32  # chunks of a body that are read before other work of the loop
+MAX_INFLATED: Final = 64 << 10  # bytes that are decompressed at once
+MAX_CAUSES: Final = 10  # causes of a connection error that are followed
+CONNECTION_LIMITS: Final = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
+REQUEST_PATHS: Final = ("/chat/completions", "/completions", "/embeddings")
+LOOPBACK_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
+OPTION_NAMES: Final = {
     "max_completion_tokens": ("max_completion_tokens",),
     "max_tokens": ("max_tokens",),
     "stream_options": ("stream_options", "include_usage"),
@@ -71,9 +78,9 @@ OPTIONAL: Final = {
     "temperature": ("temperature",),
     "encoding_format": ("encoding_format",),
 }
-"""Options that an endpoint may not take, and the words by which its refusals name them."""
-ADAPTED: Final = frozenset({400, 404, 415, 422, 500, 501})
-"""Statuses of a refusal that may be about an option."""
+"""Options that an endpoint may reject, and the words by which its refusals name them."""
+OPTION_STATUSES: Final = frozenset({400, 404, 415, 422, 500, 501})
+"""Statuses with which endpoints reject an option."""
 _VALUE_REFUSED: Final = re.compile(
     r"too (?:large|many|long|high|small|low)|exceed|at (?:most|least)|(?:less|greater) than"
     r"|out of range|between|maximum context|context[_ ]length",
@@ -82,7 +89,7 @@ _VALUE_REFUSED: Final = re.compile(
 _TRANSPORT: Final = frozenset({"self", "extra_headers", "extra_query", "extra_body", "timeout"})
 
 Message = Mapping[str, Any]
-"""One message of a chat, as the endpoint takes it: ``role``, ``content`` and the like."""
+"""One message of a chat in the endpoint's format: ``role``, ``content`` and others."""
 
 _log = logging.getLogger("agentsrv.llm")
 
@@ -90,14 +97,14 @@ _log = logging.getLogger("agentsrv.llm")
 def connect(url: str, key: str | None, timeout: float) -> Endpoint:
     """Return the endpoint at ``url``; close it with ``await endpoint.close()``.
 
-    It opens connections as they are needed and shares them among all steps. It does not retry:
-    the retries of a step are the server's.
+    Connections are opened on demand and shared by all steps. Failed requests are not repeated,
+    because the server retries the step.
 
     Args:
-        url: The base URL, to which ``/chat/completions`` and ``/embeddings`` are added. A query
+        url: The base URL, to which ``/chat/completions`` and ``/embeddings`` are added. Its query
             is sent with each request.
-        key: Sent to this endpoint only, as a bearer token. White space around it is dropped.
-        timeout: Seconds without a byte from the endpoint until a request has failed.
+        key: Bearer token for this endpoint. White space around it is removed.
+        timeout: Seconds without a byte from the endpoint after which a request fails.
 
     Raises:
         ConfigurationError: The URL, the key, or a proxy of the environment cannot be used.
@@ -122,9 +129,9 @@ class Endpoint:
         try:
             self._http = httpx2.AsyncClient(
                 timeout=timeout,
-                limits=CONNECTIONS,
+                limits=CONNECTION_LIMITS,
                 follow_redirects=False,
-                trust_env=self.url.host not in LOOPBACK,  # proxies do not know this machine
+                trust_env=self.url.host not in LOOPBACK_HOSTS,  # a proxy cannot reach this machine
                 verify=_trusted(self.url),
             )
         except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
@@ -161,25 +168,25 @@ class Endpoint:
             default_query=dict(parse_qsl(self._query)),
             http_client=self._http,
         )
-        # it reads these from OPENAI_* variables, which are meant for another endpoint
+        # It reads these from OPENAI_* variables, which are meant for another endpoint.
         client.organization = client.project = client.admin_api_key = client.webhook_secret = None
         client._custom_headers = {}  # noqa: SLF001 - OPENAI_CUSTOM_HEADERS; there is no option
         return client
 
-    def patience(self) -> Patience:
-        """A new time limit for one exchange."""
-        return Patience(self._timeout * PATIENCE)
+    def content_deadline(self) -> ContentDeadline:
+        """Return a new time limit for one exchange."""
+        return ContentDeadline(self._timeout * CONTENT_TIMEOUT_FACTOR)
 
     async def post(
-        self, path: str, body: Mapping[str, Any], patience: Patience
+        self, path: str, body: Mapping[str, Any], deadline: ContentDeadline
     ) -> AsyncGenerator[bytes, None]:
         """Send a request and yield the body of its answer, decompressed, as it arrives.
 
-        Close the generator to end the exchange. ``patience`` is to be renewed with each content.
+        Closing the generator ends the exchange. The caller renews ``deadline`` at each content.
 
         Raises:
-            ModelError: The endpoint cannot be reached, is silent, breaks off, or answers with
-                another status than 2xx; `ModelRefusedError` if that is final.
+            ModelError: The endpoint cannot be reached, is silent, breaks off, or answers with a
+                status other than 2xx; `ModelRefusedError` if another attempt cannot succeed.
         """
         content = orjson.dumps(body, default=_plain)
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
@@ -189,33 +196,34 @@ class Endpoint:
         request = self._http.build_request("POST", url, content=content, headers=headers)
         response: httpx2.Response | None = None
         try:
-            async with patience.limit():
+            async with deadline.limit():
                 response = await self._http.send(request, stream=True)
             chunks, received = response.aiter_raw(), 0
             inflate = _inflater(response.headers.get("content-encoding", ""))
             is_good = HTTPStatus(200) <= response.status_code < HTTPStatus(300)
-            told = b""
+            error_body = b""
             while True:
-                async with patience.limit():
+                async with deadline.limit():
                     chunk = await anext(chunks, None)
                 if chunk is None:
                     break
                 received += 1
-                if received % TURN == 0:
+                if received % CHUNKS_PER_TURN == 0:
                     await asyncio.sleep(0)
                 for part in inflate(chunk):
                     if is_good:
                         yield part
-                    elif len(told) < MAX_ERROR:
-                        told += part
-                if not is_good and len(told) >= MAX_ERROR:
+                    elif len(error_body) < MAX_ERROR:
+                        error_body += part
+                if not is_good and len(error_body) >= MAX_ERROR:
                     break
         except ModelError:
             raise
         except TimeoutError:
             raise ModelError(
                 f"the model's endpoint at {self.address} was silent for too long: it sent bytes "
-                f"but no content for {patience.seconds:g} s ({PATIENCE} times llm_timeout)"
+                f"but no content for {deadline.seconds:g} s ({CONTENT_TIMEOUT_FACTOR} times "
+                "llm_timeout)"
             ) from None
         except httpx2.TimeoutException:
             raise ModelError(
@@ -224,7 +232,7 @@ class Endpoint:
             ) from None
         except httpx2.ConnectError as error:
             raise self._redacted(ModelError(self._unreachable(error))) from None
-        except Exception as error:  # noqa: BLE001 - whatever an endpoint makes the HTTP client raise
+        except Exception as error:  # noqa: BLE001 - a malformed answer may raise anything
             raise self._redacted(
                 ModelError(
                     f"the exchange with the model's endpoint at {self.address} broke off: "
@@ -235,44 +243,44 @@ class Endpoint:
             if response is not None:
                 await response.aclose()
         if not is_good:
-            raise refused(response.status_code, response.headers, self._without_key(told))
+            raise refused(response.status_code, response.headers, self._without_key(error_body))
 
     def adapted(self, model: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Return ``request`` without the options that the endpoint does not take for ``model``."""
+        """Return ``request`` without the options that the endpoint has rejected for ``model``."""
         dropped = self._dropped.get(model, set())
         adapted = {name: value for name, value in request.items() if name not in dropped}
         if "max_completion_tokens" in dropped & request.keys() and "max_tokens" not in dropped:
             adapted.setdefault("max_tokens", request["max_completion_tokens"])
         return adapted
 
-    def adapts(self, model: str, sent: Mapping[str, Any], error: ModelError) -> bool:
-        """Whether ``error`` refuses an option of the request ``sent``; it is left out from then."""
-        if error.status not in ADAPTED or _VALUE_REFUSED.search(error.message):
+    def drops_option(self, model: str, sent: Mapping[str, Any], error: ModelError) -> bool:
+        """Return whether ``error`` rejects an option of ``sent``; later requests omit it."""
+        if error.status not in OPTION_STATUSES or _VALUE_REFUSED.search(error.message):
             return False
         words = error.message.lower()
-        for option, names in OPTIONAL.items():
+        for option, names in OPTION_NAMES.items():
             if option in sent and any(name in words for name in names):
                 self._dropped.setdefault(model, set()).add(option)
                 _log.warning(
-                    "the model %s at %s does not take %s; it is left out from now on: %s",
+                    "the model %s at %s rejects %s; later requests omit it: %s",
                     model, self.address, option, error.message,
                 )  # fmt: skip
                 return True
         return False
 
-    def guarded(self) -> AbstractContextManager[None]:
-        """Within the block, `ModelError` is raised without the key."""
-        return _Guard(self._redacted)
+    def redacting(self) -> AbstractContextManager[None]:
+        """Return a context in which a `ModelError` is raised without the key."""
+        return _Redacting(self._redacted)
 
     def _unreachable(self, error: BaseException) -> str:
         reason: BaseException = error
         seen = 0
-        while (cause := reason.__cause__ or reason.__context__) is not None and seen < PATIENCE:
+        while (cause := reason.__cause__ or reason.__context__) is not None and seen < MAX_CAUSES:
             reason, seen = cause, seen + 1
-        told = f"no connection to the model's endpoint at {self.address}: {describe(reason)}"
-        if "CERTIFICATE_VERIFY_FAILED" in told:
-            told += "; for a certificate of your own set SSL_CERT_FILE to the file of its CA"
-        return told
+        message = f"no connection to the model's endpoint at {self.address}: {describe(reason)}"
+        if "CERTIFICATE_VERIFY_FAILED" in message:
+            message += "; for a private CA set SSL_CERT_FILE to the file of its certificate"
+        return message
 
     def _without_key(self, body: bytes) -> bytes:
         return body if self._key is None else body.replace(self._key.encode(), b"***")
@@ -287,24 +295,24 @@ class Endpoint:
         return error
 
 
-class Patience:
-    """Seconds that an endpoint has for the next content of its answer."""
+class ContentDeadline:
+    """The time at which an exchange fails unless the endpoint sends content before."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.renew()
 
     def renew(self) -> None:
-        """Content has arrived: count from now on."""
+        """Restart the limit, because content has arrived."""
         self._deadline = asyncio.get_running_loop().time() + self.seconds
 
     def limit(self) -> asyncio.Timeout:
-        """The time limit of one wait."""
+        """Return the timeout of one wait."""
         return asyncio.timeout_at(self._deadline)
 
 
 @dataclass(slots=True)
-class _Guard(AbstractContextManager[None]):
+class _Redacting(AbstractContextManager[None]):
     change: Callable[[ModelError], ModelError]
 
     def __exit__(
@@ -318,7 +326,7 @@ class _Guard(AbstractContextManager[None]):
 
 
 def clean_key(key: str | None) -> str | None:
-    """Return the key without white space around it; None if nothing is left.
+    """Return the key without white space around it; ``None`` if it is empty.
 
     Raises:
         ConfigurationError: It contains characters that HTTP headers do not allow.
@@ -335,7 +343,7 @@ def clean_key(key: str | None) -> str | None:
 def base_url(url: str, key: str | None) -> tuple[httpx2.URL, str]:
     """Return the base URL of an endpoint and its query.
 
-    The path of a chat or of embeddings at its end is dropped, and so is a fragment.
+    A path of `REQUEST_PATHS` at its end and a fragment are removed.
 
     Raises:
         ConfigurationError: It is not an http URL with a host.
@@ -361,16 +369,16 @@ def base_url(url: str, key: str | None) -> tuple[httpx2.URL, str]:
             "Authorization header"
         )
     path = parts.path.rstrip("/")
-    ending = next((path_ for path_ in PATHS if path.endswith(path_)), "")
+    ending = next((path_ for path_ in REQUEST_PATHS if path.endswith(path_)), "")
     path = path.removesuffix(ending).rstrip("/")
     return found.copy_with(path=path or "/", query=None, fragment=None), parts.query
 
 
 def _trusted(url: httpx2.URL) -> ssl.SSLContext | bool:
-    """What the certificate of the endpoint is checked with."""
+    """Return the certificate authorities with which the endpoint's certificate is checked."""
     if url.scheme != "https":
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used; reading the CAs takes 50 ms
-    file = os.environ.get("SSL_CERT_FILE")  # also for this machine, where no proxy is used
+    file = os.environ.get("SSL_CERT_FILE")  # also for this machine, where trust_env is off
     if not file:
         return True
     check_regular(Path(file), f"SSL_CERT_FILE is {file!r}")
@@ -382,17 +390,17 @@ def _port(url: httpx2.URL) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON lacks in a request: the models of pydantic that the official client returns."""
+    """Convert values that orjson rejects: pydantic models that the official client returns."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_unset=True, exclude={"reasoning_content"})
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def _inflater(encoding: str) -> Callable[[bytes], Iterator[bytes]]:
-    """Return what decompresses a body in pieces of at most `INFLATED` bytes.
+    """Return a function that decompresses a body in parts of at most `MAX_INFLATED` bytes.
 
     Raises:
-        ModelError: The encoding is not one that can be read in bounded memory.
+        ModelError: The encoding is unknown, or cannot be read in bounded memory.
     """
     match encoding.strip().lower():
         case "" | "identity":
@@ -402,13 +410,13 @@ def _inflater(encoding: str) -> Callable[[bytes], Iterator[bytes]]:
         case _:
             raise ModelError(
                 f"the model's endpoint compressed its answer by {encoding[:50]!r}; expected gzip "
-                "or nothing"
+                "or no compression"
             )
 
     def inflate(data: bytes) -> Iterator[bytes]:
         while data:
             try:
-                part = stream.decompress(data, INFLATED)
+                part = stream.decompress(data, MAX_INFLATED)
             except zlib.error as error:
                 raise ModelError(f"the answer of the model's endpoint is broken: {error}") from None
             if part:
@@ -420,13 +428,13 @@ def _inflater(encoding: str) -> Callable[[bytes], Iterator[bytes]]:
 
 @dataclass(slots=True)
 class Usage:
-    """What was asked of a model, by its endpoint's own account.
+    """The tokens and answers of a model, as its endpoint counts them.
 
     Attributes:
-        requests: Answers that were received to their end.
-        prompt_tokens: Tokens that were sent.
-        completion_tokens: Tokens that were written.
-        truncated: Answers that were cut off at the limit of their tokens.
+        requests: Complete answers.
+        prompt_tokens: Tokens of the requests.
+        completion_tokens: Tokens of the answers.
+        truncated: Answers that were cut off at the token limit.
     """
 
     requests: int = 0
@@ -435,7 +443,7 @@ class Usage:
     truncated: int = 0
 
     def add(self, tokens: Tokens | None, finish_reason: str) -> None:
-        """Count one answer; an endpoint that tells no tokens counts as 0."""
+        """Count one answer, with 0 tokens if the endpoint reports none."""
         self.requests += 1
         self.truncated += finish_reason == "length"
         if tokens is not None:
@@ -443,7 +451,7 @@ class Usage:
             self.completion_tokens += tokens.completion
 
     def counts(self) -> dict[str, int]:
-        """The counts by name, as a step's result tells them."""
+        """Return the counts by name, as in a step's result."""
         return asdict(self)
 
 
@@ -451,26 +459,26 @@ class Usage:
 class LanguageModel:
     """A chat model behind an OpenAI-compatible endpoint.
 
-    All calls take ``messages`` as the endpoint does, and any further option of its
+    The methods take ``messages`` in the endpoint's format and any further option of its
     ``/chat/completions`` by name (``temperature``, ``tools``, …); parameters that only this
     endpoint has go into ``extra_body``. They raise
 
-    - `ModelError` where another attempt may succeed: the endpoint is overloaded (with
-      ``retry_after``, if it says so), broken, silent or out of reach, or its answer makes no sense;
-    - `ModelRefusedError`, which is both a `ModelError` and a `PermanentError`, where it cannot: a
-      wrong key, model or request, a refusal of the model or of a content filter;
+    - `ModelError` if another attempt may succeed: the endpoint is overloaded (with ``retry_after``
+      if it sent one), broken, silent or unreachable, or its answer is invalid;
+    - `ModelRefusedError`, both a `ModelError` and a `PermanentError`, if another attempt cannot
+      succeed: an invalid key, model or request, a refusal by the model or by a content filter;
     - `ModelTruncatedError`, a `ModelRefusedError` with the text so far: the answer reached the
       token limit.
 
     Cancelling a call closes its HTTP exchange, so the endpoint can stop working on it.
 
     Attributes:
-        endpoint: Where the model is.
+        endpoint: The endpoint of the model.
         model: The name of the model.
-        max_tokens: Tokens of one answer, at most.
-        tracing: Makes a span of each request, where the server is traced.
-        usage: Counts what this object was used for.
-        total: Counts what all that came of one ``counting`` were used for.
+        max_tokens: Maximum number of tokens in one answer.
+        tracing: Records a span for each request, if the server is traced.
+        usage: Usage of this object.
+        total: Usage of this object and all copies made by ``counting``.
     """
 
     endpoint: Endpoint
@@ -482,11 +490,11 @@ class LanguageModel:
 
     @property
     def client(self) -> openai.AsyncOpenAI:
-        """The official client of the endpoint, for other libraries; it raises its own errors."""
+        """The official client of the endpoint, for other libraries; it raises openai's errors."""
         return self.endpoint.client
 
     def counting(self) -> LanguageModel:
-        """The same model with a count of its own, which begins at 0."""
+        """Return the same model with a separate ``usage``, which begins at 0."""
         return replace(self, usage=Usage())
 
     async def create(self, messages: Sequence[Message], **options: Any) -> ChatCompletion:
@@ -507,8 +515,8 @@ class LanguageModel:
 
         Args:
             messages: The chat so far.
-            schema: JSON Schema that the text is to follow; JSON in a code fence is taken out of
-                it. Not every endpoint obeys a schema: validate the text.
+            schema: JSON Schema for the text; JSON is extracted from a code fence around it. Not
+                every endpoint follows a schema, so validate the text.
             options: Further options of the endpoint.
         """
         if schema is not None:
@@ -517,7 +525,7 @@ class LanguageModel:
                 "json_schema": {"name": "answer", "strict": True, "schema": schema},
             }
         answer = await self._answer(messages, options)
-        with self.endpoint.guarded():
+        with self.endpoint.redacting():
             answer.check_text()
         return answer.text if schema is None else json_text(answer.text)
 
@@ -529,65 +537,65 @@ class LanguageModel:
     ) -> AsyncGenerator[str, None]:
         """Yield the text of the answer as it is written, in pieces of at least one character.
 
-        An answer that is not a whole text is an error at its end. Use it through
+        An incomplete answer raises its error at the end. Use the generator through
         `contextlib.aclosing`: closing it closes the HTTP exchange.
 
         Args:
             messages: The chat so far.
-            on_reasoning: Called with each piece of the model's reasoning, which is never yielded.
+            on_reasoning: Called with each piece of the model's reasoning, which is not yielded.
             options: Further options of the endpoint.
         """
         request = self._request(messages, options)
         request |= {"stream": True, "stream_options": {"include_usage": True}}
         with self._span(request) as span:
-            answer = Answer()
+            answer = ChatAnswer()
             async with aclosing(self._pieces(request)) as pieces:
-                async for piece, answer in pieces:  # noqa: B007 - the last one counts
+                async for piece, answer in pieces:  # noqa: B007 - the last answer is complete
                     if piece.reasoning and on_reasoning is not None:
                         on_reasoning(piece.reasoning)
                     if piece.text:
                         yield piece.text
-            with self.endpoint.guarded():
+            with self.endpoint.redacting():
                 self._count(answer, span)
                 answer.check_text()
 
-    async def _answer(self, messages: Sequence[Message], options: Mapping[str, Any]) -> Answer:
+    async def _answer(self, messages: Sequence[Message], options: Mapping[str, Any]) -> ChatAnswer:
         request = self._request(messages, options)
         with self._span(request) as span:
-            answer = Answer()
+            answer = ChatAnswer()
             async with aclosing(self._pieces(request)) as pieces:
-                async for _, answer in pieces:  # noqa: B007 - the last one counts
+                async for _, answer in pieces:  # noqa: B007 - the last answer is complete
                     pass
-            with self.endpoint.guarded():
+            with self.endpoint.redacting():
                 self._count(answer, span)
         return answer
 
     async def _pieces(
         self, request: Mapping[str, Any]
-    ) -> AsyncGenerator[tuple[Piece, Answer], None]:
-        """Yield each piece of the answer with the answer so far; the last piece is empty."""
+    ) -> AsyncGenerator[tuple[AnswerPiece, ChatAnswer], None]:
+        """Yield each piece with the answer so far; a last empty piece has the complete answer."""
         model = str(request["model"])
         while True:
             reader, has_begun = ModelAnswerReader(), False
-            sent, patience = self.endpoint.adapted(model, request), self.endpoint.patience()
-            exchange = self.endpoint.post("/chat/completions", sent, patience)
+            sent, deadline = self.endpoint.adapted(model, request), self.endpoint.content_deadline()
+            exchange = self.endpoint.post("/chat/completions", sent, deadline)
             try:
-                with self.endpoint.guarded():
+                with self.endpoint.redacting():
                     async with aclosing(exchange) as chunks:
                         async for data in chunks:
                             for piece in reader.feed(data):
                                 has_begun = True
                                 yield piece, reader.answer
-                                patience.renew()
+                                deadline.renew()
                             if reader.done:
                                 break
                     for piece in reader.finish():
                         yield piece, reader.answer
             except ModelError as error:
-                if has_begun or not self.endpoint.adapts(model, sent, error):
+                if has_begun or not self.endpoint.drops_option(model, sent, error):
                     raise
             else:
-                yield Piece("", ""), reader.answer
+                yield AnswerPiece("", ""), reader.answer
                 return
 
     def _request(self, messages: Sequence[Message], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -609,23 +617,23 @@ class LanguageModel:
             return nullcontext()
         return self.tracing.model_call("chat", request["model"], self.endpoint.url, request)
 
-    def _count(self, answer: Answer, span: ModelSpan | None) -> None:
-        """Count an answer that is whole.
+    def _count(self, answer: ChatAnswer, span: ModelSpan | None) -> None:
+        """Check that an answer is complete, then count it.
 
         Raises:
-            ModelError: It is not.
+            ModelError: It is incomplete.
         """
         answer.check_end()
         self.usage.add(answer.tokens, answer.kind)
         self.total.add(answer.tokens, answer.kind)
         if span is not None:
-            span.tell(
+            span.set_attributes(
                 response__id=answer.id or None,
                 response__model=answer.model or None,
                 response__finish_reasons=[answer.kind],
             )
             if answer.tokens is not None:
-                span.tell(
+                span.set_attributes(
                     usage__input_tokens=answer.tokens.prompt,
                     usage__output_tokens=answer.tokens.completion,
                 )
@@ -633,12 +641,12 @@ class LanguageModel:
 
 @cache
 def _known_options() -> frozenset[str]:
-    """The options that the official client knows, and ``extra_body``."""
+    """Return the options that the official client accepts, and ``extra_body``."""
     known = inspect.signature(AsyncCompletions.create).parameters
     return frozenset(known) - _TRANSPORT | {"extra_body"}
 
 
-def _completion(answer: Answer, model: str) -> ChatCompletion:
+def _completion(answer: ChatAnswer, model: str) -> ChatCompletion:
     message: dict[str, Any] = {"role": "assistant", "content": answer.text or None}
     if answer.tool_calls:
         message["tool_calls"] = answer.tool_calls
@@ -664,32 +672,32 @@ def _completion(answer: Answer, model: str) -> ChatCompletion:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Embedder:
-    """An embedding model behind an OpenAI-compatible endpoint; errors as of `LanguageModel`."""
+    """An embedding model at an OpenAI-compatible endpoint; raises the errors of `LanguageModel`."""
 
     endpoint: Endpoint
     model: str
     tracing: Tracing | None = None
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """Return the vector of each of ``texts``, in their order, all of one dimension."""
+        """Return the vectors of ``texts``, in their order, all with the same dimension."""
         span = (
             nullcontext()
             if self.tracing is None
             else self.tracing.model_call("embeddings", self.model, self.endpoint.url)
         )
         request = {"model": self.model, "input": list(texts), "encoding_format": "float"}
-        with span, self.endpoint.guarded():
+        with span, self.endpoint.redacting():
             while True:
                 sent = self.endpoint.adapted(self.model, request)
                 try:
                     return read_vectors(await self._body(sent), len(texts))
                 except ModelError as error:
-                    if not self.endpoint.adapts(self.model, sent, error):
+                    if not self.endpoint.drops_option(self.model, sent, error):
                         raise
 
     async def _body(self, request: Mapping[str, Any]) -> bytes:
         body = bytearray()
-        exchange = self.endpoint.post("/embeddings", request, self.endpoint.patience())
+        exchange = self.endpoint.post("/embeddings", request, self.endpoint.content_deadline())
         async with aclosing(exchange) as chunks:
             async for data in chunks:
                 body += data

@@ -9,9 +9,9 @@ type they are refused, because a caller cannot see which of the two is meant. A 
 All other parameters are filled from ``params``, whatever their place. They become the fields of
 one pydantic model, which validates ``params`` and is published as JSON Schema.
 
-The model's fields have names of their own (``p0``, ``p1``, …) and the parameter's name, or the
-alias that the author gives it, as alias. So a parameter may be called ``schema``, ``copy`` or
-``model_config``, which are attributes of every model.
+The model's fields have neutral names (``p0``, ``p1``, …) and the parameter's name, or the alias
+that the author gives it, as alias. A parameter may therefore be called ``schema``, ``copy`` or
+``model_config``, although every model has these attributes.
 
 Annotations are evaluated one by one. Where a name is not global, the enclosing function's variables
 and those of the code that registers the agent are looked at. The annotation of an injected

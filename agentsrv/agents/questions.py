@@ -1,4 +1,29 @@
-"""Questions: what an agent wants to know of people, and what their answers must be."""
+"""Questions of agents to people: ``ctx.ask``, the question's schema, and the check of an answer.
+
+Theory of operation
+===================
+
+`Question.of` turns the arguments of ``ctx.ask`` into a `Question`: the prompt, a JSON Schema that
+is published to clients, options and a default as JSON. It rejects a question that could not be
+answered: a schema without JSON Schema, options or a default that do not match the schema, or a size
+beyond ``MAX_QUESTION``. The author gives the schema in one of two forms:
+
+- A Python type becomes a pydantic ``TypeAdapter``. Answers are validated by it in strict mode, then
+  read again in lax mode as the author's type (`Question.read`).
+- A JSON Schema as a mapping is checked by jsonschema_rs; the author gets JSON back.
+
+An answer is checked twice: when it arrives (`Question.check`, the client gets the reasons), and
+when the agent reads it from the log (`Question.read`). After a restart the code of the agent may
+have changed, so the second check can fail although the first did not.
+
+Clients choose the answers, so each check is bounded: `branching` limits the work of recursive
+types, `failing_fast` and ``MAX_SMALL`` limit the number of errors, and regular expressions in
+schemas run in linear time. Adapters and validators are cached, because building one takes
+milliseconds and leaves reference cycles.
+
+A question is secret if its schema has ``writeOnly``, at any depth. Errors about its answers do not
+repeat any part of the answer.
+"""
 
 from __future__ import annotations
 
@@ -40,17 +65,17 @@ from agentsrv.models.events import InputReceived
 from agentsrv.models.text import joined
 
 MAX_PROMPT: Final = 32_768  # characters, as of a task's description
-MAX_TIMEOUT: Final = 100 * 365 * 86_400  # seconds: the time at which it ends is a date of a log
+MAX_TIMEOUT: Final = 100 * 365 * 86_400  # seconds: the log stores the end as a date
 MAX_QUESTION: Final = 256 << 10  # bytes of JSON of prompt, schema, options and default together
-MAX_SHOWN: Final = 80  # characters of a wrong answer that are told back
-MAX_DETAILS: Final = 10  # complaints about one answer
-MAX_SMALL: Final = 2048  # bytes of an answer whose errors are all looked for
+MAX_SHOWN: Final = 80  # characters of an invalid answer that its error repeats
+MAX_DETAILS: Final = 10  # reasons in the error about one answer
+MAX_SMALL: Final = 2048  # bytes of an answer of which all errors are collected, not only the first
 
 Schema = Mapping[str, Any]
 
 
 class CheckError(Exception):
-    """A validator of an author failed while it checked an answer; ``error`` is what it raised."""
+    """An author's validator failed while it checked an answer; ``error`` is its exception."""
 
     def __init__(self, error: BaseException, *, is_secret: bool) -> None:
         super().__init__("a validator of the question failed")
@@ -60,7 +85,7 @@ class CheckError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What an agent asks, as `Question.of` has checked it."""
+    """A question that has passed the checks of `Question.of`."""
 
     key: str
     is_numbered: bool
@@ -70,13 +95,13 @@ class Question:
     options: Sequence[Any] | None
     default: Any
     timeout: float | None
-    """Seconds from the first asking."""
+    """Seconds until it expires, counted from the first time it was asked."""
     kind: TypeAdapter[Any] | None
-    """Validates and reads the answer; ``None`` for a JSON Schema."""
+    """Validates and reads the answer; ``None`` if the author gave a JSON Schema."""
     members: Sequence[tuple[Any, Any]]
-    """The options as JSON and as the author gave them, if no schema was given."""
+    """Pairs of an option as JSON and as the author gave it, if no schema was given."""
     is_secret: bool
-    """Whether only the agent may see the answer."""
+    """Whether only the agent may read the answer."""
 
     @classmethod
     def of(
@@ -89,22 +114,22 @@ class Question:
         default: Any,
         timeout: float | None,
     ) -> Self:
-        """Take what an author asks; ``key`` is an ``int`` where the author gave none.
+        """Check the arguments of ``ctx.ask``; ``key`` is an ``int`` if the author gave none.
 
         Without an ``answer_type`` the answer is text, or any of ``options``.
 
         Raises:
-            PermanentError: The question cannot be asked so.
+            PermanentError: An argument is invalid.
         """
         if not isinstance(prompt, str):
             raise PermanentError(f"the question's prompt is {prompt!r}; expected text")
-        prompt = str.__str__(prompt)  # a subclass may have methods that tell something else
+        prompt = str.__str__(prompt)  # a subclass may override methods
         prompt = prompt if prompt.isascii() else joined(prompt)
         key = str.__str__(key) if isinstance(key, str) else key
         if isinstance(key, str) and not _KEY.fullmatch(key):
             raise PermanentError(
                 f"the question's key is {key!r}; expected 1 to 64 of letters, digits, "
-                "'_', '.', '-' and ':', with something else than digits"
+                "'_', '.', '-' and ':', not digits alone"
             )
         if not 0 < len(prompt) <= MAX_PROMPT:
             raise PermanentError(
@@ -141,7 +166,7 @@ class Question:
             if kind is None:
                 check_schema(question.schema, None)
         except InvalidInputError:
-            pass  # None need not be an answer, but the schema is one
+            pass  # None may be no valid answer; the schema itself is valid
         except UnavailableError:
             raise PermanentError(missing_extra("a schema in JSON", "schema")) from None
         for name, value in [
@@ -155,10 +180,10 @@ class Question:
         return question
 
     def check_size(self) -> None:
-        """Refuse a question that is too large for the log's events and for ``status``.
+        """Check that the question is small enough for the log's events and for ``status``.
 
         Raises:
-            PermanentError: It is.
+            PermanentError: It is larger than ``MAX_QUESTION``.
         """
         size = len(orjson.dumps([self.prompt, self.schema, self.options, self.default]))
         if size > MAX_QUESTION:
@@ -168,12 +193,12 @@ class Question:
             )
 
     def check(self, value: Any) -> None:
-        """Refuse an answer that is not what was asked for.
+        """Validate an answer against the question's type, schema and options.
 
         Raises:
-            InvalidInputError: It tells what was found and what was expected.
-            CheckError: A validator of the author raised something else than pydantic takes for a
-                refusal.
+            InvalidInputError: The answer is invalid; the message has the value and the reasons.
+            CheckError: A validator of the author raised an exception that pydantic does not treat
+                as a validation error.
         """
         if self.is_secret:
             self._check_secret(value)
@@ -189,7 +214,7 @@ class Question:
             raise _invalid(value, complaints)
 
     def _check_secret(self, value: Any) -> None:
-        """As ``check``, with an error that does not repeat any of the value."""
+        """Validate like ``check``, with an error that repeats no part of the value."""
         try:
             if self.kind is None:
                 check_schema(self.schema, value)
@@ -204,7 +229,7 @@ class Question:
             ) from None
 
     def _complaints(self, kind: TypeAdapter[Any], value: Any) -> list[tuple[str, str]]:
-        """The places and reasons of what is wrong with an answer."""
+        """Return the places and reasons of an invalid answer; empty for a valid one."""
         if is_too_much(value, _width(kind)):
             return [("value", HINT)]
         try:
@@ -220,19 +245,19 @@ class Question:
         return []
 
     def read(self, answer: InputReceived) -> Any:
-        """The answer as the type that was asked for; JSON where that was a JSON Schema.
+        """Return the answer as the question's type, or as JSON if the schema is a JSON Schema.
 
-        Without a schema it is the option that the author gave, such as a member of an enum.
+        For a question with options only, it is the author's object, such as a member of an enum.
 
         Raises:
-            InputDeclined: It was declined.
-            InputExpired: Nobody answered in time, and there is no default.
-            PermanentError: The answer was given to a question with another schema.
+            InputDeclined: The person declined.
+            InputExpired: No answer arrived in time, and there is no default.
+            PermanentError: The answer does not match, because the schema has changed since.
         """
         if answer.action == "decline":
             raise InputDeclined(f"{answer.by} declined to answer: {self.prompt[:MAX_SHOWN]}")
         if answer.action == "expire" and answer.value is None:
-            raise InputExpired(f"nobody answered in time: {self.prompt[:MAX_SHOWN]}")
+            raise InputExpired(f"no answer in time: {self.prompt[:MAX_SHOWN]}")
         for json, member in self.members:
             if canonical(json) == canonical(answer.value):
                 return copied(json) if isinstance(member, (dict, list)) else member
@@ -250,13 +275,13 @@ class Question:
 
 
 Ask = Callable[[Question], Awaitable[InputReceived]]
-"""Puts a question to people and waits until it is settled; returns a copy of its own."""
+"""Publishes a question and waits for its answer; returns a separate copy of the answer."""
 Mailbox = Callable[[int], Awaitable[Any]]
-"""Waits for the task's message of that number, counted from 0; returns a copy of its own."""
+"""Waits for the task's message with that number, from 0; returns a separate copy of it."""
 
 
 class Messages(AsyncIterator[Any]):
-    """What the client sends to a task, from the first message on; it has no end of its own."""
+    """The messages that clients send to a task, from the first on; the iteration never ends."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
@@ -276,10 +301,10 @@ def is_secret(schema: Any) -> bool:
 
 
 def _members(options: Any) -> list[tuple[Any, Any]]:
-    """The options as JSON and as given.
+    """Return pairs of each option as JSON and as given.
 
     Raises:
-        PermanentError: The list is empty, or an option has no form as JSON.
+        PermanentError: The list is empty, or an option cannot be stored as JSON.
     """
     if isinstance(options, (str, bytes, Mapping)) or not isinstance(options, Iterable):
         raise PermanentError(f"the question's options are {options!r}; expected a list of them")
@@ -303,29 +328,29 @@ def _is_number(value: Any) -> bool:
 
 
 def check_schema(schema: Schema, value: Any) -> None:
-    """Refuse a ``value`` that a JSON Schema does not allow.
+    """Validate ``value`` against a JSON Schema.
 
     Raises:
-        InvalidInputError: It tells what was found and what was expected.
-        PermanentError: The schema is none.
-        Unavailable: What reads JSON Schemas is not installed.
+        InvalidInputError: The value is invalid; the message has the value and the reasons.
+        PermanentError: ``schema`` is not a valid JSON Schema.
+        UnavailableError: The extra that checks JSON Schemas is not installed.
     """
     try:
         import jsonschema_rs  # noqa: PLC0415 - an extra
     except ImportError:
         raise UnavailableError(
-            "the step has not reached its question again; try again later: until then "
-            + missing_extra("checking the answer", "schema")
+            "the answer cannot be checked before the step reaches its question again; try again "
+            "later. Otherwise, " + missing_extra("checking the answer", "schema")
         ) from None
     try:
         validator, width = _schema_checker(orjson.dumps(schema))
     except ValueError as error:
         reason = str(error).partition("\n")[0]
-        raise PermanentError(f"the question's schema is no JSON Schema: {reason}") from None
+        raise PermanentError(f"the question's schema is not a JSON Schema: {reason}") from None
     if is_too_much(value, width):
         raise _invalid(value, [("value", HINT)])
     try:
-        validator.validate(value)  # up to the first error: all of them may be tens of thousands
+        validator.validate(value)  # stops at the first of perhaps tens of thousands of errors
     except jsonschema_rs.ValidationError as first:
         errors = [first]
         if len(orjson.dumps(value)) <= MAX_SMALL:
@@ -337,10 +362,10 @@ def check_schema(schema: Schema, value: Any) -> None:
 def _described(
     schema: Any, options: Sequence[Any] | None
 ) -> tuple[TypeAdapter[Any] | None, Schema]:
-    """What reads an answer, and the JSON Schema that clients are told.
+    """Return the adapter that reads an answer, and the JSON Schema for clients.
 
     Raises:
-        PermanentError: There is no JSON Schema for it.
+        PermanentError: The type has no JSON Schema.
     """
     narrowed = {} if options is None else {"enum": options}
     if isinstance(schema, Mapping):
@@ -358,21 +383,21 @@ def _described(
 def _of_type(schema: Any) -> tuple[TypeAdapter[Any], Schema]:
     try:
         return _kept(schema)
-    except TypeError:  # it has no hash
+    except TypeError:  # not hashable
         return _read_type(schema)
 
 
 def _read_type(schema: Any) -> tuple[TypeAdapter[Any], Schema]:
     kind: TypeAdapter[Any] = TypeAdapter(portable(schema))
     if (never := _no_json(kind.core_schema)) is not None:
-        raise TypeError(f"no JSON is {never!r}, so that it cannot be the answer")
+        raise TypeError(f"no JSON value becomes {never!r}, so it cannot be the answer")
     return kind, kind.json_schema(schema_generator=_Marking)
 
 
 def _no_json(schema: Any) -> Any:
-    """Return a value that ``schema`` accepts but no JSON becomes, or ``None``.
+    """Return a value that ``schema`` requires and that no JSON value becomes, or ``None``.
 
-    Such are the members of an enum, or bytes, in a `Literal`, and tuples as values of an enum.
+    These are members of an enum and bytes in a `Literal`, and tuples as values of an enum.
     """
     if isinstance(schema, (list, tuple)):
         return next((it for part in schema if (it := _no_json(part)) is not None), None)
@@ -394,7 +419,7 @@ _NO_SCHEMAS: Final = frozenset({"expected", "members", "default", "metadata", "s
 
 
 class _Marking(GenerateJsonSchema):
-    """Marks pydantic's generic secrets, ``Secret[int]``, as it marks `SecretStr` itself."""
+    """Marks pydantic's generic secrets, such as ``Secret[int]``, as it marks `SecretStr`."""
 
     def json_or_python_schema(self, schema: JsonOrPythonSchema) -> dict[str, Any]:
         described = super().json_or_python_schema(schema)
@@ -417,7 +442,7 @@ def _width(kind: TypeAdapter[Any]) -> int:
 
 @lru_cache(maxsize=32)
 def _schema_checker(schema: bytes) -> tuple[Any, int]:
-    """The validator of a JSON Schema, and the schema's width.
+    """Return the validator of a JSON Schema, and the schema's width.
 
     Raises:
         ValueError: It is not a JSON Schema.
@@ -428,18 +453,18 @@ def _schema_checker(schema: bytes) -> tuple[Any, int]:
     validator = jsonschema_rs.validator_for(
         by_tag,
         validate_formats=True,
-        pattern_options=jsonschema_rs.RegexOptions(),  # linear in what the client sends
+        pattern_options=jsonschema_rs.RegexOptions(),  # linear in the length of the answer
         retriever=_retrieve_nothing,
     )
     return validator, width_of(by_tag, uses_discriminators=False)
 
 
-# Making a JSON Schema leaves reference cycles behind: not at each asking.
+# Building a JSON Schema leaves reference cycles, so it is not repeated for each question.
 _kept: Final = lru_cache(maxsize=128)(_read_type)
 
 
 def _retrieve_nothing(uri: str) -> Any:
-    raise ValueError(f"found a reference to {uri}; expected a schema that is whole in itself")
+    raise ValueError(f"found a reference to {uri}; expected a schema without external references")
 
 
 def _invalid(value: Any, complaints: Sequence[tuple[str, str]]) -> InvalidInputError:

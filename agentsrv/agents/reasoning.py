@@ -1,4 +1,16 @@
-"""Reasoning that a model writes before its text, as ``<think>…</think>``, apart from the text."""
+"""Separates the reasoning of a model, ``<think>…</think>`` at its beginning, from the text.
+
+A text arrives in pieces, and a tag may be split over two of them. The filter therefore holds back
+the end of a piece if it may begin a tag. Its states:
+
+    start      at the beginning of the text or after reasoning; a tag begins (more) reasoning
+    thought    inside reasoning, until the closing tag
+    text       in the text; an unexpected ``</think>`` turns all of it into reasoning
+    plain      in the text; tags are no longer interpreted
+
+The templates of some models write ``<think>`` themselves, so that the model sends only
+``</think>``. If that is the first tag of an answer, everything before it is reasoning.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +18,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-_THOUGHTS: Final = {
+_TAGS: Final = {
     "<think>": "</think>",
     "<thinking>": "</thinking>",
     "<thought>": "</thought>",
@@ -15,19 +27,19 @@ _THOUGHTS: Final = {
     "[think]": "[/think]",
     "\u25c1think\u25b7": "\u25c1/think\u25b7",
 }
-_BEGIN, _END = "<think>", _THOUGHTS["<think>"]  # of a thought whose beginning may be missing
+_BEGIN, _END = "<think>", _TAGS["<think>"]  # the tags of reasoning whose beginning may be missing
 _BEGIN_OR_END: Final = re.compile(f"{_BEGIN}|({_END})", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """What a chunk added; one of the two may be empty.
+class AnswerPiece:
+    """The text and reasoning that a chunk adds; one of them may be empty.
 
     Attributes:
         text: Text of the answer.
         reasoning: Reasoning.
-        ends_thought: All text of earlier pieces was reasoning: the end of a thought has come
-            whose beginning was not sent.
+        ends_thought: Whether the text of all earlier pieces was reasoning, because its end has
+            arrived without a beginning.
     """
 
     text: str
@@ -36,39 +48,36 @@ class Piece:
 
 
 class ReasoningFilter:
-    """Separates reasoning that a text begins with, as ``<think>…</think>``, from the text.
+    """Separates leading reasoning, as ``<think>…</think>``, from the text of an answer.
 
-    Tags may be split over pieces. A tag that is not closed leaves no text. Templates of some models
-    begin the thought themselves, and the model sends only ``</think>``: where that is the first tag
-    of an answer, everything before it is reasoning. Other tags inside a text belong to the text: it
-    may speak of them.
+    Reasoning that is not closed leaves no text. Other tags inside the text are part of it.
     """
 
     def __init__(self) -> None:
         self._state: Literal["start", "thought", "text", "plain"] = "start"
-        """``text`` may turn out to be a thought, ``plain`` may not."""
+        """See the module's docstring."""
         self._held = ""
         self._closing = ""
         self._was_thought = False
 
-    def feed(self, piece: str) -> Piece:
-        """Take a piece of content; returns what is known of it."""
+    def feed(self, piece: str) -> AnswerPiece:
+        """Filter a piece of content; return the part whose kind is known."""
         if self._state == "plain":
-            return Piece(piece, "")
+            return AnswerPiece(piece, "")
         self._held += piece
         reasoning, ends_thought = "", False
         while self._held:
             if self._state == "thought":
                 found = re.search(re.escape(self._closing), self._held, re.IGNORECASE | re.ASCII)
                 if found is None:
-                    return Piece("", reasoning + self._release(self._closing), ends_thought)
+                    return AnswerPiece("", reasoning + self._release(self._closing), ends_thought)
                 reasoning += self._held[: found.start()]
                 self._held = self._held[found.end() :]
                 self._state, self._was_thought = "start", True
             elif self._state == "text":
                 found = _BEGIN_OR_END.search(self._held)
                 if found is None:
-                    return Piece(self._release(_BEGIN, _END), reasoning, ends_thought)
+                    return AnswerPiece(self._release(_BEGIN, _END), reasoning, ends_thought)
                 if found[1] is None:
                     self._state = "plain"
                     break
@@ -78,29 +87,29 @@ class ReasoningFilter:
             else:
                 begun = self._held.lstrip()
                 low = begun[:16].lower()
-                opening = next((tag for tag in _THOUGHTS if low.startswith(tag)), None)
+                opening = next((tag for tag in _TAGS if low.startswith(tag)), None)
                 if opening is not None:
-                    self._state, self._closing = "thought", _THOUGHTS[opening]
+                    self._state, self._closing = "thought", _TAGS[opening]
                     self._held = begun[len(opening) :]
-                elif not begun or any(tag.startswith(low) for tag in _THOUGHTS):
-                    return Piece("", reasoning, ends_thought)
+                elif not begun or any(tag.startswith(low) for tag in _TAGS):
+                    return AnswerPiece("", reasoning, ends_thought)
                 elif self._was_thought:
                     self._state, self._held = "plain", begun
                     break
                 else:
                     self._state = "text"
-        return Piece(self.end().text, reasoning, ends_thought)
+        return AnswerPiece(self.end().text, reasoning, ends_thought)
 
-    def end(self) -> Piece:
-        """The text has ended; returns what was held back."""
+    def end(self) -> AnswerPiece:
+        """Return the content that was held back, after the end of the text."""
         held, self._held = self._held, ""
         if self._state == "thought":
-            return Piece("", held)
+            return AnswerPiece("", held)
         is_first = self._state == "start" and self._was_thought
-        return Piece(held.lstrip() if is_first else held, "")
+        return AnswerPiece(held.lstrip() if is_first else held, "")
 
     def _release(self, *tags: str) -> str:
-        """Take what is held, except for an end of it that may begin one of ``tags``."""
+        """Return the held text, except for an end that may begin one of ``tags``."""
         keep = max(_overlap(self._held, tag) for tag in tags)
         cut = len(self._held) - keep
         released, self._held = self._held[:cut], self._held[cut:]
@@ -108,6 +117,6 @@ class ReasoningFilter:
 
 
 def _overlap(text: str, tag: str) -> int:
-    """How many characters at the end of ``text`` may begin ``tag``."""
-    most = min(len(text), len(tag) - 1)
-    return next((size for size in range(most, 0, -1) if tag.startswith(text[-size:].lower())), 0)
+    """Return the number of characters at the end of ``text`` that may begin ``tag``."""
+    longest = min(len(text), len(tag) - 1)
+    return next((size for size in range(longest, 0, -1) if tag.startswith(text[-size:].lower())), 0)

@@ -1,4 +1,4 @@
-"""The agents and the planner of one application."""
+"""The agents and planners of one application: registration, lookup, and checks of plans."""
 
 from __future__ import annotations
 

@@ -1,16 +1,26 @@
-"""Values of authors in the log's form: JSON that every program reads the same.
+"""Converts authors' values to the JSON of the log, and the JSON of the log to copies for authors.
 
-An agent returns what it works with: models, dataclasses, dates, sets. `to_json` turns a value into
-what the log keeps of it, as pydantic writes it in JSON mode (bytes as base64), and refuses what
-JSON cannot hold: integers beyond 64 bits, NaN, infinity, secrets, cycles, what can be read only
-once (generators, coroutines, open files). The sentence names the place: ``result.items[3].price``.
+Theory of operation
+===================
 
-Plain JSON takes one call of orjson. Only what orjson refuses, and what it may have written as
-``null`` in place of NaN, is looked at value by value in Python.
+An agent returns Python values: models, dataclasses, dates, sets. `to_json` converts a value to the
+JSON that the log stores, as pydantic writes it in JSON mode (bytes as base64). It rejects values
+that JSON cannot represent or that programs read differently: integers beyond 64 bits, NaN,
+infinity, secrets, cycles, and values that can be read only once (generators, coroutines, open
+files). The error names the place, for example ``result.items[3].price``.
 
-Everything that an agent is given is decoded from the log's form for it alone (`copied`, `Copied`):
-what a step, an attempt or a planner changes in it is seen by nobody else, and is the same before
-and after a restart.
+There are two paths:
+
+1. Plain JSON takes one call of orjson, which rejects every other type (`_PLAIN`). It writes NaN and
+   infinity as ``null``; only if the output contains ``null``, ``json.dumps`` checks for them.
+2. A value that fails on the first path is converted part by part by `_Walk`, in Python. It keeps
+   the path and the ids of the enclosing values, for messages and to detect cycles, and counts the
+   size as it goes, so that a value that is too large fails before all of it is converted.
+
+An agent's inputs (params, results, outputs) are decoded from the log's JSON for each context
+separately (`Copies`, `copied`). Changes by a step, an attempt or a planner are therefore not
+visible to others, and an attempt reads the same values before and after a restart. The copies are
+made on first access, because most steps read few of them.
 """
 
 from __future__ import annotations
@@ -44,27 +54,27 @@ _PLAIN: Final = (
     | orjson.OPT_PASSTHROUGH_DATETIME
 )
 _SECRETS: Final = (SecretStr, SecretBytes, Secret)
-_ONCE: Final = (Iterator, Awaitable, io.IOBase)
+_ONCE: Final = (Iterator, Awaitable, io.IOBase)  # reading them uses them up
 
 
 class ValueRefusedError(ValueError):
-    """A value has no form as JSON, or is too large; the message names the place and the reason."""
+    """A value cannot be stored as JSON or is too large; the message names the place."""
 
 
 def to_json(value: Any, name: str, max_bytes: int | None = None) -> Any:
-    """``value`` as the log keeps it, decoded; it shares nothing with ``value``.
+    """Return ``value`` as the log stores it, decoded; it shares no objects with ``value``.
 
     Args:
-        value: Anything that pydantic can write as JSON.
-        name: What errors call it, such as ``result``.
-        max_bytes: Limit of its JSON.
+        value: Any object that pydantic can write as JSON.
+        name: The value's name in errors, such as ``result``.
+        max_bytes: Maximum size of its JSON, in bytes.
 
     Raises:
-        ValueRefusedError: It has no form as JSON, or is longer than ``max_bytes``.
+        ValueRefusedError: It cannot be stored as JSON, or is larger than ``max_bytes``.
     """
     try:
         body = orjson.dumps(value, option=_PLAIN)
-        if b"null" in body:  # of a None, or of a NaN
+        if b"null" in body:  # from None, or from NaN
             json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
         body = _walked(value, name, max_bytes)
@@ -74,20 +84,20 @@ def to_json(value: Any, name: str, max_bytes: int | None = None) -> Any:
 
 
 def copied(value: Any) -> Any:
-    """A copy of a JSON value."""
+    """Return a copy of a JSON value."""
     if isinstance(value, (dict, list)):
         return orjson.loads(orjson.dumps(value))
     return value
 
 
 class Copies:
-    """Base of contexts: holds what the attributes of `copies` are set to, and then the copies."""
+    """Base of contexts: stores the sources of the attributes that `copies` names, or copies."""
 
     __slots__ = ("_outputs", "_params", "_results")
 
 
 class _Own:
-    """A copy that was made."""
+    """Marks a stored value as the context's own copy."""
 
     __slots__ = ("value",)
 
@@ -96,10 +106,10 @@ class _Own:
 
 
 def copies(owner: type[Copies], *names: str) -> None:
-    """Let attributes of ``owner`` be read as copies of what they are set to.
+    """Make attributes of ``owner`` return copies of the values that they are set to.
 
-    They are set to a JSON value, or to a function that returns one. The copy is made when the
-    attribute is first read, and stays. Setting one calls no Python function: every step does it.
+    An attribute is set to a JSON value or to a function that returns one. The copy is made at the
+    first access and kept. Setting one calls no Python function, because every step does it.
     """
     for name in names:
         slot: Any = getattr(Copies, f"_{name}")
@@ -114,10 +124,10 @@ def _read(slot: Any, context: Copies) -> Any:
     return held.value
 
 
-def _too_large(name: str, size: int | str, most: int) -> ValueRefusedError:
+def _too_large(name: str, size: int | str, limit: int) -> ValueRefusedError:
     return ValueRefusedError(
-        f"{name}: found {size} bytes of JSON; expected at most {most}: keep large data in a "
-        "service of its own and return a reference"
+        f"{name}: found {size} bytes of JSON; expected at most {limit}: store large data in a "
+        "separate service and return a reference"
     )
 
 
@@ -129,11 +139,11 @@ def _walked(value: Any, name: str, max_bytes: int | None) -> bytes:
 
 
 class _Walk:
-    """Turns a value into plain JSON; ``path`` is the place, ``above`` the ids of what holds it."""
+    """Converts a value to plain JSON; ``above`` has the ids of the values that enclose it."""
 
     def __init__(self, name: str, max_bytes: int | None) -> None:
         self._name = name
-        self._most = max_bytes
+        self._limit = max_bytes
         self._size = 0
 
     def plain(self, value: Any, path: str, above: tuple[int, ...]) -> Any:
@@ -169,12 +179,12 @@ class _Walk:
         if isinstance(value, _SECRETS):
             raise ValueRefusedError(
                 f"{path}: found a secret ({type(value).__name__}); expected a value that may be "
-                "logged: the log and its readers see every result"
+                "logged, because the log stores every result in plain text"
             )
         if isinstance(value, _ONCE) or inspect.isgenerator(value) or hasattr(value, "__anext__"):
             if inspect.iscoroutine(value):
                 value.close()  # or Python warns that it was never awaited
-            advice = "await it" if isinstance(value, Awaitable) else "return what it gives"
+            advice = "await it" if isinstance(value, Awaitable) else "return a list of its items"
             raise ValueRefusedError(
                 f"{path}: found {_kind(value)}, which can be read only once; expected its content: "
                 + advice
@@ -187,11 +197,11 @@ class _Walk:
         return self.plain(self._leaf(value, path), path, above)
 
     def _leaf(self, value: Any, path: str) -> Any:
-        """A value of one of the library's types, as pydantic writes it."""
+        """Convert a value of a library's type as pydantic writes it."""
         try:
             plain = to_jsonable_python(value, bytes_mode="base64", serialize_unknown=False)
         except (PydanticSerializationError, UnicodeError, RecursionError) as error:
-            if isinstance(value, numbers.Integral):  # of numpy, for example
+            if isinstance(value, numbers.Integral):  # numpy's integers, for example
                 return int(value)
             if isinstance(value, numbers.Real):
                 return float(value)
@@ -202,7 +212,7 @@ class _Walk:
         return plain if plain is not value else repr(value)
 
     def _model(self, value: Any, path: str, above: tuple[int, ...]) -> Any:
-        """A model or another object with a serializer of pydantic's own."""
+        """Convert a model, or another object with pydantic's serializer."""
         self._look_into(value, path, above, ())
         try:
             plain = to_jsonable_python(value, bytes_mode="base64")
@@ -219,7 +229,7 @@ class _Walk:
     def _look_into(
         self, value: Any, path: str, above: tuple[int, ...], seen: tuple[int, ...]
     ) -> None:
-        """Refuse in a model what pydantic would write as something else: masked, or used up."""
+        """Reject values in a model that pydantic would mask (secrets) or use up (iterators)."""
         if id(value) in seen or len(seen) > MAX_DEPTH:
             raise ValueRefusedError(
                 f"{path[:200]}: found a value that contains itself; expected a tree"
@@ -285,10 +295,10 @@ class _Walk:
         )
 
     def _count(self, size: int) -> None:
-        """Stop before a value is converted whose JSON is known to be too large."""
+        """Raise as soon as the converted parts exceed the size limit."""
         self._size += size
-        if self._most is not None and self._size > self._most:
-            raise _too_large(self._name, f"more than {self._most}", self._most)
+        if self._limit is not None and self._size > self._limit:
+            raise _too_large(self._name, f"more than {self._limit}", self._limit)
 
 
 def _kind(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 
-class Unfenced:
+class FenceFilter:
     """Takes a Markdown text out of a code fence around all of it, piece by piece.
 
     Only a fence on the first line counts, without a language or with ``markdown``; fences inside

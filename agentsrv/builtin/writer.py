@@ -1,4 +1,4 @@
-"""WriterAgent: a Markdown report that answers the task in the words of its sources."""
+"""WriterAgent: writes a Markdown report that answers the task from its sources."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field
 from agentsrv import ModelTruncatedError, Step, StepContext
 from agentsrv.builtin import prompts
 from agentsrv.builtin.analyzer import CUT_OFF, as_sentence, retrieval_of
-from agentsrv.builtin.code_fences import Unfenced
+from agentsrv.builtin.code_fences import FenceFilter
 from agentsrv.builtin.extract import Graph
 from agentsrv.builtin.report import (
     INDIRECT,
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from agentsrv import LanguageModel
 
 MAX_TITLE = 100  # characters
-DIRECT = 0.6  # relevance from which a statement counts as an answer
-CLOSE = 0.7  # part of the best relevance that a statement of the answer needs
-SPREAD = 0.4  # of the answer: it should not draw on one passage alone
-OTHER = "Also relevant"  # heading of what shares its theme with nothing else
+DIRECT_RELEVANCE = 0.6  # from which a statement counts as a direct answer
+ANSWER_SHARE = 0.7  # of the best relevance, which a statement of the answer needs
+SAME_PASSAGE = 0.4  # similarity of statements of one passage: the answer should use several
+OTHER_HEADING = "Also relevant"  # heading of statements without a common theme
 
 Json = dict[str, Any]
 
 
 class WriterAgent:
-    """Write a Markdown report with numbered sources from what the analysis found."""
+    """Write a Markdown report with numbered sources from an analysis."""
 
     async def run(
         self,
@@ -52,25 +52,24 @@ class WriterAgent:
     ) -> AsyncIterator[str]:
         """Write a Markdown report with numbered sources that answers the task.
 
-        It is streamed paragraph by paragraph. Every statement is a sentence of a source,
-        unchanged; nothing is made up. Without an analysis, or with an empty one, the report says
-        so and what to do.
+        The report is streamed paragraph by paragraph. Every statement is an unchanged sentence of
+        a source. Without statements, the report says so and advises the user.
 
         With a language model, the model writes the body from the passages, and the report is
-        streamed as it is written; ``quoted`` in the result is false then. The sources are listed
-        by this agent all the same. A cancellation leaves what was streamed, and closes the
-        model's HTTP exchange.
+        streamed as it arrives; ``quoted`` in the result is then false. This agent writes the list
+        of sources in both cases. A cancellation keeps the streamed text and closes the model's
+        HTTP exchange.
 
         Args:
             step: The step to run.
-            ctx: What the step may use.
-            answer_sentences: Sentences of the direct answer, at most, without a model.
-            max_sections: Sections by theme after it, at most, without a model.
-            sentences_per_section: Sentences in each of them, at most, without a model.
+            ctx: The context of the attempt.
+            answer_sentences: Maximum number of sentences in the direct answer, without a model.
+            max_sections: Maximum number of sections by theme, without a model.
+            sentences_per_section: Maximum number of sentences in a section, without a model.
 
         Raises:
             ModelError: The model failed; another attempt may succeed.
-            PermanentError: The model cannot be asked like this.
+            PermanentError: The model rejected the request.
         """
         analysis = analysis_of(ctx.results)
         retrieval = retrieval_of(ctx.results)
@@ -84,7 +83,7 @@ class WriterAgent:
         report = await in_thread(
             compose,
             analysis or {"task": ctx.task_description},
-            Shape(answer_sentences, max_sections, sentences_per_section),
+            ReportSize(answer_sentences, max_sections, sentences_per_section),
         )
         ctx.set_result(report.result)
         for paragraph in report.paragraphs:
@@ -94,12 +93,12 @@ class WriterAgent:
 async def _by_model(
     ctx: StepContext, llm: LanguageModel, analysis: Json, passages: Sequence[Json]
 ) -> AsyncGenerator[str, None]:
-    """Stream the report that the model writes; its citations are the ids of the passages."""
+    """Stream the report that the model writes; its citations are ids of passages."""
     notes = "\n\n".join(
         text for step_id, text in ctx.outputs.items() if ctx.results[step_id] is analysis
     )
     yield title_of(ctx.task_description)
-    body, unfenced, is_cut_off = "", Unfenced(), False
+    body, unfenced, is_cut_off = "", FenceFilter(), False
     try:
         async with aclosing(
             llm.stream(prompts.report(ctx.task_description, passages, notes))
@@ -126,15 +125,15 @@ async def _by_model(
     yield "\n\n"
     for line in (*citations.section(), *open_questions(analysis)):
         yield line
-    count = sum(one.is_claim for block in blocks for one in block.statements)
+    count = sum(item.is_claim for block in blocks for item in block.statements)
     ctx.set_result(
         _result(citations, count, analysis, quoted=False) | {"usage": llm.usage.counts()}
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """How long a report may be, in sentences and sections."""
+class ReportSize:
+    """The maximum size of a report, in sentences and sections."""
 
     answer: int = 3
     sections: int = 4
@@ -142,15 +141,15 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """A finished report: its paragraphs, each with its line ends, and the structured result."""
+class WrittenReport:
+    """A finished report: its paragraphs with line ends, and the structured result."""
 
     paragraphs: list[str]
     result: Json
 
 
 def analysis_of(results: Mapping[str, Any]) -> Json | None:
-    """Return the analysis among the ``results`` of other steps, None where there is none."""
+    """Return the analysis among the ``results`` of other steps; ``None`` without one."""
     for result in results.values():
         if isinstance(result, dict) and isinstance(result.get("statements"), list):
             return result
@@ -158,17 +157,17 @@ def analysis_of(results: Mapping[str, Any]) -> Json | None:
 
 
 def title_of(task: str) -> str:
-    """Return the line that a report on ``task`` begins with."""
+    """Return the first line of a report on ``task``."""
     return f"# {shorten(task.lstrip('# '), MAX_TITLE) or 'Report'}\n\n"
 
 
-def compose(analysis: Json, shape: Shape) -> Report:
-    """Compose the report on an ``analysis``, as `agentsrv.builtin.analyzer.analyze` returns it."""
+def compose(analysis: Json, size: ReportSize) -> WrittenReport:
+    """Write the report on an ``analysis``, as `agentsrv.builtin.analyzer.analyze` returns it."""
     title = title_of(analysis["task"])
     if not analysis.get("statements"):
         nothing = _result(Citations({}), 0, analysis, quoted=True)
-        return Report([title, *_nothing(analysis)], nothing)
-    chosen = select(analysis, shape)
+        return WrittenReport([title, *_nothing(analysis)], nothing)
+    chosen = select(analysis, size)
     citations = Citations({source["id"]: source for source in analysis["sources"]})
     paragraphs = [title, _answer(chosen.answer, citations)]
     for heading, members in chosen.sections:
@@ -178,7 +177,7 @@ def compose(analysis: Json, shape: Shape) -> Report:
     paragraphs.extend(citations.section())
     paragraphs.extend(open_questions(analysis))
     count = len(chosen.answer) + sum(len(members) for _, members in chosen.sections)
-    return Report(paragraphs, _result(citations, count, analysis, quoted=True))
+    return WrittenReport(paragraphs, _result(citations, count, analysis, quoted=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,43 +186,43 @@ class _Chosen:
     sections: list[tuple[str, list[Json]]]
 
 
-def select(analysis: Json, shape: Shape) -> _Chosen:
-    """Choose the statements of the answer and of each section, none of them twice."""
+def select(analysis: Json, size: ReportSize) -> _Chosen:
+    """Select the statements of the answer and of each section, each statement once."""
     statements = analysis["statements"]
     graph = Graph([as_sentence(statement) for statement in statements])
-    answer = graph.diversify(_directness(statements), shape.answer, spread=SPREAD)
+    answer = graph.diversify(_directness(statements), size.answer, spread=SAME_PASSAGE)
     taken = list(answer)
     sections: list[tuple[str, list[Json]]] = []
     for theme in [*analysis["themes"], ""]:
-        if len(sections) == shape.sections:
+        if len(sections) == size.sections:
             break
         scores = [
             statement["score"] if statement["theme"] == theme else 0.0 for statement in statements
         ]
-        members = _supported(statements, graph.diversify(scores, shape.per_section, taken))
+        members = _supported(statements, graph.diversify(scores, size.per_section, taken))
         if members:
             taken += members
-            sections.append((theme or OTHER, _in_order(statements, members)))
+            sections.append((theme or OTHER_HEADING, _in_order(statements, members)))
     return _Chosen([statements[number] for number in answer], sections)
 
 
 def _directness(statements: Sequence[Json]) -> list[float]:
-    """Return how much each statement is to the point; 0 keeps it out of the answer.
+    """Return how directly each statement answers; 0 excludes it from the answer.
 
-    The answer takes sentences that stand on their own, if there are any.
+    Statements that need context are excluded if there are others.
     """
     allowed = [statement for statement in statements if not statement["leans"]] or statements
     best = max(statement["relevance"] for statement in allowed)
     return [
         statement["score"] * statement["relevance"] ** 2
-        if statement in allowed and statement["relevance"] >= CLOSE * best
+        if statement in allowed and statement["relevance"] >= ANSWER_SHARE * best
         else 0.0
         for statement in statements
     ]
 
 
 def _supported(statements: Sequence[Json], numbers: Iterable[int]) -> list[int]:
-    """Return the statements that stand on their own, or right behind the one they lean on."""
+    """Return the statements that need no context, or directly follow the one that they need."""
     places = {
         (statements[number]["source"], statements[number]["order"]): number for number in numbers
     }
@@ -237,9 +236,9 @@ def _supported(statements: Sequence[Json], numbers: Iterable[int]) -> list[int]:
 
 
 def _in_order(statements: Sequence[Json], numbers: Iterable[int]) -> list[Json]:
-    """Return the statements of these numbers as they follow each other in their passages.
+    """Return the statements with these numbers in the order of their passages.
 
-    The passage of the best one comes first: a section begins with what matters most.
+    The passage of the best statement comes first.
     """
     members = [statements[number] for number in numbers]
     first: dict[int, int] = {}
@@ -250,13 +249,13 @@ def _in_order(statements: Sequence[Json], numbers: Iterable[int]) -> list[Json]:
 
 def _answer(members: list[Json], citations: Citations) -> str:
     text = " ".join(_lines(members, citations))
-    if max(statement["relevance"] for statement in members) >= DIRECT:
+    if max(statement["relevance"] for statement in members) >= DIRECT_RELEVANCE:
         return f"{text}\n\n"
     return f"{INDIRECT} {text}\n\n"
 
 
 def _lines(members: Sequence[Json], citations: Citations) -> Iterator[str]:
-    """Yield the statements with their citations; neighbours in a passage stay together."""
+    """Yield the statements with their citations; neighbours in a passage share a line."""
     run: list[Json] = []
     for statement in members:
         if run and not _adjacent(run[-1], statement):
@@ -267,8 +266,9 @@ def _lines(members: Sequence[Json], citations: Citations) -> Iterator[str]:
         yield _line(run, citations)
 
 
-def _adjacent(one: Json, other: Json) -> bool:
-    return bool(one["source"] == other["source"] and other["order"] == one["order"] + 1)
+def _adjacent(statement: Json, following: Json) -> bool:
+    is_same = statement["source"] == following["source"]
+    return bool(is_same and following["order"] == statement["order"] + 1)
 
 
 def _line(run: Sequence[Json], citations: Citations) -> str:
@@ -284,7 +284,7 @@ def _nothing(analysis: Json) -> Iterator[str]:
         return
     if not analysis["task_terms"]:
         yield "The task names nothing that could be searched for.\n\n"
-        yield "Say in a few words what the report should be about.\n"
+        yield "Describe in a few words what the report should be about.\n"
         return
     yield "The knowledge base has nothing on this.\n\n## Not covered\n\n"
     yield f"- No statement was found on: {named(missing)}.\n\n"

@@ -72,7 +72,7 @@ class ModelSpan:
     def __init__(self, span: Span) -> None:
         self._span = span
 
-    def tell(self, **attributes: Any) -> None:
+    def set_attributes(self, **attributes: Any) -> None:
         """Take down what the endpoint answered, by the names behind ``gen_ai.``, dots as ``__``."""
         for name, value in attributes.items():
             if value is not None:

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
-from agentsrv.agents.isolation.process_function import Limits, ProcessFunction, ProcessPool
+from agentsrv.agents.isolation.process_function import ProcessFunction, ProcessPool, ReturnLimits
 from agentsrv.models.plan import Step
 from tests.support.agent_contexts import make_context
 
@@ -47,7 +47,7 @@ def reply(connection: Connection) -> None:
 async def own() -> AsyncIterator[Call]:
     """agentsrv: a fresh process for each call."""
     function, step = ProcessFunction(instant), Step(step_id="step", agent="instant")
-    async with ProcessPool([function], Limits(1000, 1000)) as pool:
+    async with ProcessPool([function], ReturnLimits(1000, 1000)) as pool:
         yield lambda: pool.call(function, step, make_context("x"))
 
 
@@ -116,7 +116,7 @@ async def memory(workers: int) -> Sequence[float]:
     """MiB of the fork server, and of a worker with its supervisor that no other process shares."""
     function, step = ProcessFunction(rest), Step(step_id="step", agent="rest")
     before = below(os.getpid())
-    async with ProcessPool([function], Limits(1000, 1000)) as pool:
+    async with ProcessPool([function], ReturnLimits(1000, 1000)) as pool:
         calls = [
             asyncio.create_task(pool.call(function, step, make_context("x")))
             for _ in range(workers)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from agentsrv.agents.isolation.attempt import Attempt, Limits
+from agentsrv.agents.isolation.attempt import Attempt, ReturnLimits
 from agentsrv.agents.isolation.output import LogBudget
 from agentsrv.agents.isolation.pool import ProcessPool, _ForkServerProcess
 from agentsrv.cli import processes
@@ -32,7 +32,7 @@ from agentsrv.store.sqlite.log import SqliteLog
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc/self/fd")
 
-LIMITS = Limits(1000, 1000)
+LIMITS = ReturnLimits(1000, 1000)
 
 
 def full(*_: Any) -> Any:
@@ -201,7 +201,7 @@ def test_a_document_is_read_without_another_descriptor(monkeypatch, tmp_path: Pa
             assert [text in chunk.text for chunk in found.chunks] == [True]
     finally:
         reader.close()
-        reader.rest()
+        reader.stop_child()
 
 
 async def test_a_server_that_cannot_be_started_is_started_later(

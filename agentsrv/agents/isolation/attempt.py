@@ -1,4 +1,22 @@
-"""One attempt, as the server sees it: its connections, its messages, its end."""
+"""One attempt, seen from the server: its connections, its messages, its end.
+
+Theory of operation
+===================
+
+`Attempt.start` creates the four connections, sends their other ends to the fork server, and waits
+until the supervisor has reported a process (``_begun``) or *control* has ended (``_gone``).
+
+`Attempt.run` then runs two tasks until both have ended:
+
+- ``_conversation`` (`_converse`) sends the job and serves messages on the *channel* until the
+  worker sends its outcome. An end of file before that means that the worker has ended.
+- ``_gone`` (`_watch`) reads *control* to its end, which means that no process is left.
+
+The outcome is the conversation's, except where ``_problem`` or the exit status explains why the
+process ended without one. A message that does not fit the protocol fails the attempt, because the
+worker is not trusted. `run` always returns after ``_gone``: it interrupts the worker (if cancelled,
+or if its import is slow) or waits for its exit first, and kills it after a time limit.
+"""
 
 from __future__ import annotations
 
@@ -17,29 +35,29 @@ from agentsrv.agents.isolation.output import PAUSE_SECONDS, LogBudget, OutputRea
 from agentsrv.errors import AgentProcessError, PermanentError, ProgrammingError, RemoteError
 
 START_SECONDS: Final = 30.0
-"""For the fork server to start a process; it is stopped or broken if it takes longer."""
+"""Time for the fork server to start a process; then it is considered broken."""
 IMPORT_SECONDS: Final = 60.0
-"""For the import of the application, by the fork server or by a worker."""
+"""Time for the import of the application, by the fork server or by a worker."""
 EXIT_SECONDS: Final = 1.0
-"""For a worker to exit after its result: threads to be joined, ``atexit`` handlers to run."""
+"""Time for a worker to exit after its result: to join threads and run ``atexit`` handlers."""
 INTERRUPT_SECONDS: Final = 0.25
-"""For a worker to end by itself after it was interrupted."""
+"""Time for a worker to end after an interrupt."""
 READ_BYTES: Final = 64 << 10
 MAX_TYPE_NAME: Final = 100
 LEVELS: Final = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
-"""Serves a request of the worker: takes the arguments, returns JSON."""
+"""Serves a request of the worker: takes the arguments and returns JSON."""
 
 _log = logging.getLogger("agentsrv.agent")
 
 
-class Limits(NamedTuple):
-    """What is read of one attempt.
+class ReturnLimits(NamedTuple):
+    """Limits for the values that one attempt returns.
 
     Attributes:
-        text: Characters of the returned text; the rest of a longer one is not read.
-        result: Bytes of the result as JSON; the worker refuses a larger one.
+        text: Characters of the returned text; further ones are not read.
+        result: Bytes of the result as JSON; the worker rejects a larger one.
     """
 
     text: int
@@ -51,17 +69,17 @@ class RemoteTraceback(Exception):
 
 
 class Attempt:
-    """One process's life, from its connections to its end.
+    """One process, from its connections to its end.
 
-    ``run`` is called once. When it has returned or raised, no process of the attempt is left, with
-    the exceptions that the theory of operation names.
+    ``run`` is called once. After it has returned or raised, no process of the attempt is left, with
+    the exceptions listed in `process_function`.
     """
 
     def __init__(
         self,
         handlers: Mapping[str, Handler],
         budget: LogBudget,
-        limits: Limits,
+        limits: ReturnLimits,
     ) -> None:
         self._handlers = handlers
         self._budget = budget
@@ -75,19 +93,19 @@ class Attempt:
         self._gone: asyncio.Task[None] | None = None
         self._conversation: asyncio.Task[tuple[str | None, Any]] | None = None
         self._status: int | None = None
-        self._problem: str | None = None  # what ended the process, where that is known
+        self._problem: str | None = None  # the reason for the end of the process, if known
         self._is_interrupted = False
-        self._is_cut = False  # the text is longer than what is read
+        self._is_cut = False  # the text is longer than its limit
         self._begun: asyncio.Future[None] = self._loop.create_future()
         self._loaded: asyncio.Future[None] = self._loop.create_future()
 
     async def start(self, hand_over: Callable[[list[int]], Awaitable[None]]) -> bool:
-        """Make the connections, and wait until there is a process at their other ends.
+        """Create the connections, and wait until a process is at their other ends.
 
-        Returns whether the fork server has started one, or has ended, within ``START_SECONDS``;
-        ``has_begun`` tells which.
+        Returns whether the fork server has started a process or has ended, within
+        ``START_SECONDS``; ``has_begun`` distinguishes the two.
 
-        Cancelling it leaves no process, and none of the author's code has run.
+        A cancellation leaves no process, and none of the author's code has run.
 
         Args:
             hand_over: Sends descriptors to the fork server.
@@ -127,30 +145,29 @@ class Attempt:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there was a process, or a reason why there cannot be one, which `run` tells."""
+        """Whether a process was started, or failed to start for a reason that `run` raises."""
         return self._begun.done()
 
     @property
     def is_answered(self) -> bool:
-        """Whether the fork server has taken the attempt: there is a process, or was one."""
+        """Whether the fork server has received the attempt: a process exists, or has ended."""
         return self._begun.done() or (self._gone is not None and self._gone.done())
 
     async def run(self, job: bytes) -> tuple[str | None, Any]:
-        """Send the job and serve the worker; return its text, if any, and its result.
+        """Send the job and serve the worker; return its text (or ``None``) and its result.
 
-        Cancelling it interrupts the worker, kills what has not ended after
-        ``INTERRUPT_SECONDS``, and returns when nothing of the attempt is left. A second
-        cancellation kills at once and waits for nothing.
+        A cancellation interrupts the worker, kills it after ``INTERRUPT_SECONDS``, and returns when
+        no process of the attempt is left. A second cancellation kills at once and does not wait.
 
         Raises:
-            AgentProcessError: The process ended before it returned, sent something else than
-                messages, or did not import the application within ``IMPORT_SECONDS``.
-            RemoteError: The function raised; the class has the name of the error's.
+            AgentProcessError: The process ended before it returned, sent an invalid message, or did
+                not import the application within ``IMPORT_SECONDS``.
+            RemoteError: The function raised; the class has the name of the error's class.
         """
         gone = self._gone
         assert gone is not None
         talk = self._conversation = self._loop.create_task(self._converse(job))
-        talk.add_done_callback(retrieve)
+        talk.add_done_callback(retrieve_error)
         first = asyncio.FIRST_COMPLETED
         progress: set[asyncio.Future[Any]] = {talk, gone, self._loaded}
         try:
@@ -162,7 +179,7 @@ class Attempt:
                 )
                 await self._interrupt(gone)
             await asyncio.wait({talk, gone}, return_when=first)
-            if gone.done():  # what was sent before can be read
+            if gone.done():  # messages that were sent before the end can still be read
                 await asyncio.wait({talk}, timeout=EXIT_SECONDS)
             else:
                 await self._exited(talk, gone)
@@ -173,7 +190,7 @@ class Attempt:
         return self._outcome(talk)
 
     def close(self) -> None:
-        """Close all connections: what still runs is killed."""
+        """Close all connections, which kills the processes that are left."""
         for output in self._outputs:
             output.close()
         for connection in self._sockets:
@@ -186,13 +203,13 @@ class Attempt:
         self._close_sockets()
 
     def _close_sockets(self, _: object = None) -> None:
-        """Close the sockets once no task waits for them: the loop knows them by number."""
+        """Close the sockets once no task waits for them: the loop identifies them by number."""
         if all(task is None or task.done() for task in (self._gone, self._conversation)):
             for connection in self._sockets:
                 connection.close()
 
     async def _interrupt(self, gone: asyncio.Task[None]) -> None:
-        """Interrupt the worker; kill all that is left of it after ``INTERRUPT_SECONDS``."""
+        """Interrupt the worker; after ``INTERRUPT_SECONDS`` kill the rest of the attempt."""
         with suppress(OSError):
             self._control.send(b"i")
         await asyncio.wait({gone}, timeout=INTERRUPT_SECONDS)
@@ -202,7 +219,7 @@ class Attempt:
     async def _exited(
         self, talk: asyncio.Task[tuple[str | None, Any]], gone: asyncio.Task[None]
     ) -> None:
-        """Wait for the process to exit by itself, as far as it may, and kill it."""
+        """Wait ``EXIT_SECONDS`` for the process to exit, then kill it."""
         error = talk.exception()
         if not (self._is_cut or isinstance(error, AgentProcessError)):
             await asyncio.wait({gone}, timeout=EXIT_SECONDS)
@@ -242,7 +259,7 @@ class Attempt:
         raise AgentProcessError(f"the agent's process {problem}")
 
     async def _watch(self) -> None:
-        """Read the control connection to its end: then all processes are gone."""
+        """Read the control connection to its end, at which no process is left."""
         data = b""
         try:
             while part := await self._loop.sock_recv(self._control, 4096):
@@ -255,13 +272,13 @@ class Attempt:
                 if not self._begun.done():
                     self._begun.set_result(None)
         except (OSError, ValueError):
-            pass  # reset: the same as the end
+            pass  # a reset counts as the end
 
     async def _converse(self, job: bytes) -> tuple[str | None, Any]:
-        """Send the job, then serve messages until the one that has the outcome.
+        """Send the job, then serve messages until the outcome arrives.
 
         Raises:
-            EOFError: The worker's end was closed before.
+            EOFError: The worker's end was closed before the outcome.
         """
         try:
             sending = self._loop.create_task(self._loop.sock_sendall(self._channel, job))
@@ -292,27 +309,27 @@ class Attempt:
                     text = text or []
                     text.append(piece)
                     length += len(piece)
-                    if length > self._max_text:  # the step cuts it, and fails
+                    if length > self._max_text:  # the step truncates it and fails
                         self._is_cut = True
                         return "".join(text), None
                 case {"done": {"result": result}}:
                     return None if text is None else "".join(text), result
-                case {"failed": {"type": str(kind), "message": str(told), **more}}:
+                case {"failed": {"type": str(kind), "message": str(text_of_error), **more}}:
                     if not self._is_interrupted:
                         _log_traceback(more.get("traceback"))
-                    raise _as_raised(kind, told, more)
+                    raise _as_raised(kind, text_of_error, more)
                 case _:
-                    raise _garbage("its fields are unknown")
+                    raise _invalid_message("its fields are unknown")
 
     async def _receive(self, data: bytearray) -> Any:
-        """The next message; ``data`` keeps what was read of those after it."""
+        """Return the next message; ``data`` keeps the bytes that were read after it."""
         size = wire.HEADER.size
         wanted = size
         while True:
             if len(data) >= size:
                 (length,) = wire.HEADER.unpack_from(data)
                 if length > self._max_message:
-                    raise _garbage(
+                    raise _invalid_message(
                         f"its length is {length} bytes; expected at most {self._max_message}"
                     )
                 wanted = size + length
@@ -322,13 +339,13 @@ class Attempt:
             if not part:
                 raise EOFError
             data += part
-            await asyncio.sleep(0)  # a flood of messages leaves the loop to others
+            await asyncio.sleep(0)  # other work of the loop runs between two reads
         body = bytes(data[size:wanted])
         del data[:wanted]
         try:
             return orjson.loads(body)
         except ValueError as error:
-            raise _garbage(f"it is not JSON: {error}") from None
+            raise _invalid_message(f"it is not JSON: {error}") from None
 
     async def _write_log(self, level: int, line: str, more: Mapping[Any, Any]) -> None:
         if not self._budget.take():
@@ -346,29 +363,31 @@ class Attempt:
         handler = self._handlers.get(method)
         reply: dict[str, Any]
         if handler is None:
-            raise _garbage(f"it asks for {method[:40]!r}; expected {sorted(self._handlers)}")
+            raise _invalid_message(
+                f"it requests {method[:40]!r}; expected {sorted(self._handlers)}"
+            )
         try:
             reply = {"reply": number, "value": await handler(arguments)}
-        except Exception as error:  # noqa: BLE001 - the function gets it
+        except Exception as error:  # noqa: BLE001 - sent to the function
             reply = {"reply": number, "failed": wire.failure(error)}
         await self._loop.sock_sendall(self._channel, wire.frame(reply, self._max_message))
 
 
-def retrieve(task: asyncio.Task[Any]) -> None:
-    """Take the error of a task that may not be awaited."""
+def retrieve_error(task: asyncio.Task[Any]) -> None:
+    """Retrieve a task's error, so that asyncio does not log it if the task is never awaited."""
     if not task.cancelled():
         task.exception()
 
 
-def _garbage(reason: str) -> AgentProcessError:
+def _invalid_message(reason: str) -> AgentProcessError:
     return AgentProcessError(
-        f"the agent's process sent something that is not a message: {reason}. The agent, or a "
-        "library that it uses, writes to a descriptor that it has not opened"
+        f"the agent's process sent an invalid message: {reason}. The agent, or a library that "
+        "it uses, writes to a descriptor that it has not opened"
     )
 
 
 def _as_raised(kind: str, message: str, more: Mapping[Any, Any]) -> RemoteError:
-    """The error that the function raised, by a class of the same name."""
+    """Return the error that the function raised, as a class with the same name."""
     retry_after, programming = more.get("retry_after"), more.get("programming")
     name = kind if kind.isidentifier() and len(kind) <= MAX_TYPE_NAME else "UnknownError"
     is_permanent = more.get("permanent") is True
@@ -386,7 +405,7 @@ def _as_raised(kind: str, message: str, more: Mapping[Any, Any]) -> RemoteError:
 
 
 def _pairs(found: object) -> list[list[Any]]:
-    """The pairs in a list; what is something else is left out."""
+    """Return the entries of a list that are pairs."""
     entries = found if isinstance(found, list) else []
     return [entry for entry in entries if isinstance(entry, list) and len(entry) == 2]  # noqa: PLR2004 - a pair
 

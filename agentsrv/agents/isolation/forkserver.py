@@ -1,9 +1,25 @@
 """The fork server: imports the application once, and forks a supervisor for each attempt.
 
-It is started by `pool` with its setup as JSON in ``argv[1]``, and with one end of a socket pair.
-It sends one byte when it is ready. Each byte that it receives comes with four descriptors: the
-channel, the control connection, and the pipes for standard output and standard error. The end of
-file ends it.
+Theory of operation
+===================
+
+`pool` starts it with its setup as JSON in ``argv[1]`` and one end of a socket pair. It sends one
+byte when it is ready. Each byte that it receives comes with four descriptors: the channel, the
+control connection, and the pipes for standard output and standard error. It forks a supervisor that
+owns them, and keeps a copy of *control*. The end of file on the socket pair ends the fork server.
+
+Forking is safe only without threads and shared descriptors. After the import it therefore checks
+for threads, child processes and open files or sockets; if there are any, it replaces itself
+(``exec``) by a fork server without the application.
+
+The loop polls the socket pair, the SIGCHLD pipe, and *control* of each attempt. Three cases need
+the fork server's help because the supervisor may be stopped or killed by its agent:
+
+- The server has closed *control* (``HANG_UP``): the supervisor gets SIGCONT, and SIGKILL after
+  ``FROZEN_SECONDS``.
+- A supervisor was killed: its orphans are adopted by the fork server, which kills them in each
+  sweep until none is left. Then it closes its copy of *control*, so that the attempt ends.
+- The server has died: the parent's id changes, and the fork server shuts down all controls.
 """
 
 from __future__ import annotations
@@ -27,19 +43,19 @@ from agentsrv.agents.isolation.supervisor import supervise
 from agentsrv.agents.isolation.worker import Application
 from agentsrv.error_text import format_traceback
 
-HANDED: Final = 4  # descriptors of an attempt: channel, control, stdout, stderr
+DESCRIPTORS: Final = 4  # of an attempt: channel, control, stdout, stderr
 FROZEN_SECONDS: Final = 1.0  # for a supervisor to end after its control connection has
-SWEEP_SECONDS: Final = 0.02  # between two looks for orphans
-STARTED_WITH: Final = frozenset(range(3))
-HANG_UP: Final = getattr(select, "POLLRDHUP", 0)  # 0: the end is noticed by the supervisor only
+SWEEP_SECONDS: Final = 0.02  # between two searches for orphans
+STANDARD_STREAMS: Final = frozenset(range(3))
+HANG_UP: Final = getattr(select, "POLLRDHUP", 0)  # 0: only the supervisor notices the end
 
 
 @dataclass(slots=True)
 class _Supervised:
-    """A supervisor that runs."""
+    """A running supervisor."""
 
     control: socket.socket
-    """A copy, held until the supervisor is reaped and its orphans are gone."""
+    """A copy, kept open until the supervisor is reaped and its orphans are gone."""
     kill_at: float | None = None
 
 
@@ -48,7 +64,7 @@ class _ForkServer:
         self._server = server
         self._application = application
         self._running: dict[int, _Supervised] = {}
-        self._ended: list[_Supervised] = []  # reaped, but orphans of theirs may be left
+        self._ended: list[_Supervised] = []  # reaped, but their orphans may be left
         self._poll = select.poll()
         self._signalled, self._signal = os.pipe()
         self._handlers: dict[int, Any] = {
@@ -58,10 +74,10 @@ class _ForkServer:
         }
 
     def serve(self) -> NoReturn:
-        """Fork until the server's end of the connection is closed; never returns."""
+        """Fork until the server closes its end of the connection; never returns."""
         for number in (self._signalled, self._signal):
             os.set_blocking(number, False)
-        for number in (signal.SIGCHLD, signal.SIGTERM):  # the latter when the server dies
+        for number in (signal.SIGCHLD, signal.SIGTERM):  # SIGTERM: the server has died
             signal.signal(number, system.do_nothing)
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
@@ -69,7 +85,7 @@ class _ForkServer:
         self._poll.register(self._server, select.POLLIN)
         self._poll.register(self._signalled, select.POLLIN)
         parent = os.getppid()
-        with suppress(OSError):  # the server is gone, as the next look tells
+        with suppress(OSError):  # the server has ended; the poll reports it
             self._server.send(b"r")
         while os.getppid() == parent:
             for descriptor, _ in self._poll.poll(self._timeout()):
@@ -84,7 +100,7 @@ class _ForkServer:
         self._end()
 
     def _timeout(self) -> float | None:
-        """Milliseconds until something has to be looked at again."""
+        """Return the milliseconds until the next kill or sweep; ``None`` if none is due."""
         if self._ended:
             return SWEEP_SECONDS * 1000
         times = [entry.kill_at for entry in self._running.values() if entry.kill_at is not None]
@@ -92,14 +108,14 @@ class _ForkServer:
 
     def _receive(self) -> None:
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._server, 1, HANDED)
+            data, descriptors, _, _ = socket.recv_fds(self._server, 1, DESCRIPTORS)
         except OSError:
             data, descriptors = b"", []
         if not data:
             self._end()
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)  # noqa: FBT003 - has no name
-        if len(descriptors) != HANDED:  # the limit of open files
+        if len(descriptors) != DESCRIPTORS:  # the limit of open files was reached
             for descriptor in descriptors:
                 os.close(descriptor)
             return
@@ -135,9 +151,9 @@ class _ForkServer:
             os._exit(os.EX_SOFTWARE)
 
     def _hung_up(self, descriptor: int) -> None:
-        """The server has closed the control connection: its supervisor must end soon.
+        """Resume a supervisor whose control connection the server has closed; set its time limit.
 
-        It notices by itself, unless the agent has stopped it.
+        The supervisor notices the end itself, unless the agent has stopped it.
         """
         self._poll.unregister(descriptor)
         for pid, entry in self._running.items():
@@ -146,7 +162,7 @@ class _ForkServer:
                 entry.kill_at = time.monotonic() + FROZEN_SECONDS
 
     def _reap(self) -> None:
-        """Reap what has ended; kill orphans of supervisors that were killed."""
+        """Reap processes that have ended; kill orphans of supervisors that were killed."""
         now = time.monotonic()
         for pid, entry in self._running.items():
             if entry.kill_at is not None and entry.kill_at <= now:
@@ -159,7 +175,7 @@ class _ForkServer:
                 if ended is None:
                     continue
                 if HANG_UP:
-                    with suppress(KeyError):  # it had hung up before
+                    with suppress(KeyError):  # `_hung_up` has unregistered it
                         self._poll.unregister(ended.control)
                 if os.WIFSIGNALED(status):
                     self._ended.append(ended)
@@ -176,7 +192,7 @@ class _ForkServer:
                 self._ended.clear()
 
     def _end(self) -> NoReturn:
-        """End, and let all supervisors end, also if a copy of the server holds the connections."""
+        """Exit, and end all supervisors even if a copy of the server holds their connections."""
         for entry in self._running.values():
             with suppress(OSError):
                 entry.control.shutdown(socket.SHUT_RDWR)
@@ -184,7 +200,7 @@ class _ForkServer:
 
 
 def main(setup: dict[str, Any]) -> NoReturn:
-    """Be the fork server that ``setup`` describes."""
+    """Run the fork server that ``setup`` describes."""
     system.is_worker = True
     system.die_with_parent(signal.SIGTERM)
     system.adopt_orphans()
@@ -202,11 +218,11 @@ def main(setup: dict[str, Any]) -> NoReturn:
             for module, name in setup["functions"]:
                 application.load(module, name)
             problem = _unforkable(before)
-        except BaseException as error:  # noqa: BLE001 - also SystemExit: the attempts will tell
+        except BaseException as error:  # noqa: BLE001 - also SystemExit; attempts report it again
             problem = f"it cannot be imported:\n{format_traceback(error)}"
         if problem is not None:
             print(  # noqa: T201 - goes to the server's log
-                "each process of an agent imports the application for itself, which takes longer: "
+                "each process of an agent imports the application separately, which takes longer: "
                 f"{problem}",
                 file=sys.stderr,
             )
@@ -215,12 +231,12 @@ def main(setup: dict[str, Any]) -> NoReturn:
             _start_again(server, setup, environment)
     system.flush_output()
     gc.collect()
-    gc.freeze()  # pages that are never written stay shared with the workers
+    gc.freeze()  # a later collection would write to pages that are shared with the workers
     _ForkServer(server, application).serve()
 
 
 def _unforkable(before: set[int]) -> str | None:
-    """What the import has left that forks do not copy, or would share; ``None`` if nothing."""
+    """Return the resources of the import that forks would lose or share; ``None`` if none."""
     threads = system.thread_count()
     if threads > 1:
         return f"the import started threads ({threads - 1}), which a fork does not copy"
@@ -246,7 +262,7 @@ def _start_again(
         with suppress(OSError):
             os.kill(child, signal.SIGKILL)
     server.set_inheritable(True)
-    for descriptor in system.open_descriptors() - STARTED_WITH - {server.fileno()}:
+    for descriptor in system.open_descriptors() - STANDARD_STREAMS - {server.fileno()}:
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - has no name
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)

@@ -1,4 +1,12 @@
-"""Isolation: plain functions as agents, in a thread or in a process of their own."""
+"""Turns plain functions into async ones that run them in a thread or in a separate process.
+
+With ``isolation="thread"`` each call starts a new daemon thread, so that an agent that blocks for
+ever occupies no thread of a shared pool and does not delay the exit. A thread cannot be stopped:
+a cancellation sets ``ctx.cancelled``, and the call returns when the function does.
+
+With ``isolation="process"`` each call runs in a new process, which can be killed; see
+`process_function`.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +32,11 @@ PlainFunction = Callable[..., Any]
 
 
 def isolated(run: PlainFunction, isolation: Isolation) -> Callable[..., Awaitable[Any]]:
-    """The plain function ``run`` as an async one that takes the same arguments.
+    """Return an async function with the same arguments that calls the plain function ``run``.
 
     Raises:
-        ConfigurationError: Another process could not find the function by its name, or the
-            system has no ``fork``.
+        ConfigurationError: Another process cannot find the function by its name, or the system has
+            no ``fork``.
     """
     if isolation == "thread":
         return partial(_in_thread, run)
@@ -37,20 +45,20 @@ def isolated(run: PlainFunction, isolation: Isolation) -> Callable[..., Awaitabl
     name = getattr(run, "__qualname__", "<locals>")
     if "<" in name:  # <locals>, <lambda>
         raise ConfigurationError(
-            f"isolation='process' was given {run!r}; expected a function at the top of a module, "
-            "which another process finds by its name"
+            f"isolation='process' got {run!r}; expected a function at the top of a module, "
+            "which another process can find by its name"
         )
     return ProcessFunction(run)
 
 
 async def _in_thread(run: PlainFunction, step: Step, ctx: StepContext, **params: Any) -> Any:
-    """Call ``run`` in a thread of its own.
+    """Call ``run`` in a new thread.
 
-    A thread cannot be stopped: cancelling this, or a time-out, sets ``ctx.cancelled`` and waits
-    until the function has returned. What it returns then is its result all the same.
+    A cancellation or a time-out sets ``ctx.cancelled`` and waits until the function has returned.
+    A value that it returns after a cancellation is still its result.
     """
-    ctx.asker, ctx.mailbox = _no_question, _no_message  # they belong to this loop
-    call = partial(copy_context().run, run, step, ctx, **params)  # with its log and its spans
+    ctx.asker, ctx.mailbox = _no_question, _no_message  # both need the loop's thread
+    call = partial(copy_context().run, run, step, ctx, **params)  # for log fields and spans
     done = in_own_thread(call, f"agent {ctx.step_key}")
     cancelled: asyncio.CancelledError | None = None
     try:

@@ -1,4 +1,21 @@
-"""What the processes of agents print, in the server's log: bounded lines, at a bounded rate."""
+"""Writes the output of agents' processes to the server's log: limited lines at a limited rate.
+
+Theory of operation
+===================
+
+An `OutputReader` reads one pipe (stdout or stderr) without blocking and logs each complete line. An
+agent may write without limit, so three things are bounded:
+
+- The length of a line: bytes after ``MAX_LINE_BYTES`` are counted and dropped. ``REACH`` more bytes
+  are kept until credentials are replaced, because a credential that is cut is not recognised.
+- The number of lines: a `LogBudget` is a token bucket; each attempt's budget also takes from the
+  budget that all attempts share. Lines without a token are counted and dropped.
+- The loop's time: after a dropped line the pipe is not read for ``PAUSE_SECONDS``, so that the
+  agent blocks in its write and not the server.
+
+A process may leave the pipe open in a child. `close` therefore reads at most ``LAST_BYTES`` and
+closes the pipe without waiting for its end.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +28,25 @@ from typing import Final, Self
 from agentsrv.credentials import REACH
 from agentsrv.error_text import redact
 
-MAX_LINE_BYTES: Final = 4096  # that are logged
+MAX_LINE_BYTES: Final = 4096  # bytes of a line that are logged
 CHUNK_BYTES: Final = 16 << 10
 PAUSE_SECONDS: Final = 0.01
-"""Between two reads while the budget is spent: a flood is read at 1.6 MB/s, and dropped."""
+"""Time between two reads without budget: output is then read at 1.6 MB/s and dropped."""
 LAST_BYTES: Final = 1 << 20
-"""What is read at the end of an attempt; a pipe holds 64 KiB."""
-LINES_AT_ONCE: Final = 500
+"""Maximum bytes that are read at the end of an attempt; a pipe holds 64 KiB."""
+LINES_AT_ONCE: Final = 500  # capacity of the bucket
 LINES_PER_SECOND: Final = 50
 
 _log = logging.getLogger("agentsrv.agent")
 
 
 class LogBudget:
-    """A token bucket for lines of the log; what it refuses is counted.
+    """A token bucket for lines of the log, with counters of dropped output.
 
     Args:
         now: The clock, in seconds.
-        at_once: Lines that may be logged at once.
-        per_second: Lines that are added in each second, up to ``at_once``.
+        at_once: The capacity: lines that may be logged at once.
+        per_second: Lines that are added per second, up to ``at_once``.
         parent: A budget that several attempts share.
     """
 
@@ -50,7 +67,7 @@ class LogBudget:
         self.dropped_bytes = 0
 
     def take(self) -> bool:
-        """Whether one more line may be logged."""
+        """Return whether one more line may be logged, and count it."""
         now = self._now()
         added = (now - self._filled) * self._per_second
         self._left, self._filled = min(self._at_once, self._left + added), now
@@ -60,7 +77,7 @@ class LogBudget:
         return True
 
     def drop(self, lines: int, size: int) -> None:
-        """Count what is not logged."""
+        """Count output that is not logged."""
         self.dropped_lines += lines
         self.dropped_bytes += size
 
@@ -80,7 +97,7 @@ class LogBudget:
 class OutputReader:
     """Reads a pipe line by line into the log, until it ends or `close` is called.
 
-    Its lines name the task, the step and the attempt in whose context it was made.
+    The log lines have the fields (task, step, attempt) of the context in which it was created.
     """
 
     def __init__(self, descriptor: int, stream: str, budget: LogBudget) -> None:
@@ -88,7 +105,7 @@ class OutputReader:
         self._stream = stream
         self._budget = budget
         self._line = bytearray()
-        self._cut = 0  # bytes of the line that are left out
+        self._cut = 0  # bytes of the line that were dropped
         self._is_open = True
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -97,10 +114,10 @@ class OutputReader:
 
     @classmethod
     def of_pipe(cls, stream: str, budget: LogBudget) -> tuple[Self, int]:
-        """Make a pipe; return its reader, and the descriptor to write to.
+        """Create a pipe; return its reader, and the descriptor to write to.
 
         Raises:
-            OSError: There is no pipe to be had; nothing is left open.
+            OSError: No pipe can be created; nothing is left open.
         """
         ours, theirs = os.pipe()
         try:
@@ -111,7 +128,7 @@ class OutputReader:
             raise
 
     def close(self) -> None:
-        """Read what the pipe holds, and close it, also if some process could still write."""
+        """Read the content of the pipe and close it, even if a process could still write."""
         if not self._is_open:
             return
         if self._timer is not None:
@@ -132,7 +149,7 @@ class OutputReader:
             self._end_line()
 
     def _read(self) -> bytes | None:
-        """Some bytes; empty at the end of the pipe, ``None`` if there is nothing now."""
+        """Return bytes; empty at the end of the pipe, ``None`` if none are available now."""
         try:
             return os.read(self._descriptor, CHUNK_BYTES)
         except BlockingIOError:
@@ -154,7 +171,7 @@ class OutputReader:
         self._loop.add_reader(self._descriptor, self._readable)
 
     def _feed(self, chunk: bytes) -> bool:
-        """Log the lines that are whole; return whether the budget allowed all of them."""
+        """Log the complete lines; return whether the budget allowed all of them."""
         start = 0
         while (end := chunk.find(b"\n", start)) >= 0:
             self._extend(chunk[start:end])
@@ -181,7 +198,7 @@ class OutputReader:
             self._budget.drop(1, size)
             return False
         text = redact(line.decode(errors="backslashreplace"))
-        if cut:  # a credential that is cut is not recognised
+        if cut:  # an incomplete credential at the end is not recognised
             text = text[:-REACH]
         if more > 0:
             text = f"{text[:MAX_LINE_BYTES]}… ({more} more bytes)"

@@ -1,4 +1,27 @@
-"""The pool: starts the fork server when it is needed, and runs attempts."""
+"""The process pool: starts the fork server on demand and runs attempts.
+
+Theory of operation
+===================
+
+`ProcessPool` has at most one fork server (`_ForkServerProcess`). The first attempt, or entering the
+pool with known functions, starts it. Its states:
+
+    starting    `_starter` runs: the application is imported; attempts wait for `_server_ready`
+    ready       `send` passes the descriptors of attempts to it
+    refusing    it has ended, was killed or is being closed: `send` returns ``False``
+
+An attempt first waits until a fork server is ready, then for one of ``STARTING_AT_ONCE`` places,
+then for its process. If the fork server ends before it has forked, the attempt is repeated with the
+next fork server, ``MAX_HAND_OVERS`` times in all; the agent's code has not run then.
+
+A fork server that hangs is detected by the attempts that wait for it: ``_silent_since`` is the time
+of the first hand-over without any answer since. After ``START_SECONDS`` it is killed. The time is
+kept by the pool because each single attempt may be cancelled earlier.
+
+The fork server is started by a thread that also waits for its end (`_ForkServerProcess._live`): the
+kernel's parent-death signal is bound to the thread that created the process, and SIGCHLD handlers
+belong to the application.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +46,8 @@ from agentsrv.agents.isolation.attempt import (
     START_SECONDS,
     Attempt,
     Handler,
-    Limits,
-    retrieve,
+    ReturnLimits,
+    retrieve_error,
 )
 from agentsrv.agents.isolation.output import LogBudget, OutputReader
 from agentsrv.errors import AgentProcessError, ConfigurationError, PermanentError
@@ -34,15 +57,15 @@ if TYPE_CHECKING:
     from agentsrv.models.plan import Step
 
 STARTING_AT_ONCE: Final = 8
-"""Attempts for which a process is being forked; the others wait."""
-HAND_OVERS: Final = 3
-"""Fork servers to which an attempt is given, where one ends before it has started a process."""
+"""Attempts whose processes are forked at the same time; further ones wait."""
+MAX_HAND_OVERS: Final = 3
+"""Fork servers to which an attempt is sent if each ends before it has started a process."""
 LINES_AT_ONCE: Final = 2000
 LINES_PER_SECOND: Final = 500
 RESTART_SECONDS: Final = 5.0
-"""For the fork server to begin anew without the application, after its import was interrupted."""
+"""Time for the fork server to restart without the application after an interrupted import."""
 LEAVING_SECONDS: Final = 2.0
-"""For the fork server to exit, before it is killed."""
+"""Time for the fork server to exit before it is killed."""
 BOOT: Final = (
     "import json, sys; setup = json.loads(sys.argv[1]); sys.path[:] = setup['path']; "
     "from agentsrv.agents.isolation.forkserver import main; main(setup)"
@@ -52,10 +75,10 @@ _log = logging.getLogger("agentsrv.processes")
 
 
 def refuse_in_worker() -> None:
-    """Refuse to serve in a process that imports the application for its agents.
+    """Check that this process does not import the application on behalf of an agent.
 
     Raises:
-        ConfigurationError: This is such a process.
+        ConfigurationError: It does; the module would start a second server.
     """
     if system.is_worker:
         raise ConfigurationError(
@@ -65,26 +88,26 @@ def refuse_in_worker() -> None:
 
 
 class ProcessFunction:
-    """A plain function whose calls each run in a process of their own."""
+    """An async function that calls a plain function, each time in a new process."""
 
     def __init__(self, run: Callable[..., Any]) -> None:
         self.run = run
 
     async def __call__(self, step: Step, ctx: StepContext, **_: Any) -> Any:
-        """Call the function in a process; see `Attempt.run`.
+        """Call the function in a new process; see `Attempt.run`.
 
-        The params are validated again there, from ``ctx.params``.
+        The process validates the params again, from ``ctx.params``.
         """
         if ctx.processes is None:
             raise RuntimeError("an agent with isolation='process' runs within App.running only")
         return await ctx.processes.call(self, step, ctx)
 
     @cached_property
-    def place(self) -> tuple[str, str]:
-        """The module and the name by which another process finds the function.
+    def location(self) -> tuple[str, str]:
+        """The module and the qualified name by which another process finds the function.
 
         Raises:
-            PermanentError: Another function, or none, has that name.
+            PermanentError: The name does not lead to this function.
         """
         module, name = self.run.__module__, self.run.__qualname__
         found: Any = sys.modules.get(module)
@@ -100,14 +123,14 @@ class ProcessFunction:
 
 
 class ProcessPool:
-    """Runs functions in processes of their own, for one application, within ``async with``.
+    """Runs functions in new processes, for one application, within ``async with``.
 
     Args:
-        functions: Those that the fork server imports ahead.
-        limits: Of what each attempt returns.
+        functions: Functions that the fork server imports in advance.
+        limits: Limits for the values that an attempt returns.
     """
 
-    def __init__(self, functions: Iterable[ProcessFunction], limits: Limits) -> None:
+    def __init__(self, functions: Iterable[ProcessFunction], limits: ReturnLimits) -> None:
         self._functions = [(each.run.__module__, each.run.__qualname__) for each in functions]
         self._limits = limits
         self._starting = asyncio.Semaphore(STARTING_AT_ONCE)
@@ -116,16 +139,16 @@ class ProcessPool:
         self._budget = LogBudget(asyncio.get_running_loop().time, LINES_AT_ONCE, LINES_PER_SECOND)
         self._attempts: set[Attempt] = set()
         self._silent_since: float | None = None
-        """When the first attempt was handed over of which the fork server has taken none since."""
+        """Time of the first hand-over since the fork server's last answer; ``None`` without one."""
 
     async def __aenter__(self) -> Self:
-        """Start the fork server ahead of the first attempt, if there are functions for it."""
+        """Start the fork server in advance if functions are known."""
         if self._functions:
             self._start_server()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Kill what still runs, and end the fork server."""
+        """Kill the running attempts, and end the fork server."""
         for attempt in tuple(self._attempts):
             attempt.close()
         if self._starter is not None:
@@ -135,22 +158,21 @@ class ProcessPool:
             await self._server.close()
 
     async def call(self, function: ProcessFunction, step: Step, ctx: StepContext) -> Any:
-        """Call ``function`` in a fresh process; return what it returned.
+        """Call ``function`` in a new process; return its return value.
 
-        A result that it set is set on ``ctx``. Cancelling the call kills the process, or ends the
-        wait for one.
+        A result that the function set is set on ``ctx``. A cancellation kills the process, or ends
+        the wait for one.
 
         Raises:
-            PermanentError: The function cannot be found by another process, or its input is too
-                large.
+            PermanentError: Another process cannot find the function, or its input is too large.
             AgentProcessError: The process ended, could not be started, or did not import the
                 application in time.
-            AgentsrvError: The function raised.
+            AgentsrvError: The function raised an error.
         """
         job = _job(function, step, ctx, self._limits.result)
         budget = LogBudget(asyncio.get_running_loop().time, parent=self._budget)
-        for _ in range(HAND_OVERS):
-            await self._server_ready()  # before its turn: all attempts that wait share one bound
+        for _ in range(MAX_HAND_OVERS):
+            await self._server_ready()  # outside of the semaphore, so that waits do not add up
             attempt = Attempt({"progress": _progress(ctx)}, budget, self._limits)
             self._attempts.add(attempt)
             try:
@@ -166,18 +188,18 @@ class ProcessPool:
                 budget.report()
         raise AgentProcessError(
             "the agent's process was not started: the process that starts agents' processes "
-            f"ended {HAND_OVERS} times when it should have done so; its output is in the log"
+            f"ended {MAX_HAND_OVERS} times before it had done so; its output is in the log"
         )
 
     def _start_server(self) -> asyncio.Task[None]:
-        """The task that starts the fork server; the one under way, if there is one."""
+        """Return the task that starts the fork server; at most one runs at a time."""
         if self._starter is None or self._starter.done():
             self._starter = asyncio.get_running_loop().create_task(self._replace_server())
-            self._starter.add_done_callback(retrieve)
+            self._starter.add_done_callback(retrieve_error)
         return self._starter
 
     async def _replace_server(self) -> None:
-        for preload in (True, False):  # the import of the application may end the process
+        for preload in (True, False):  # importing the application may end the process
             if self._server is not None:
                 await self._server.close()
             self._silent_since = None
@@ -195,13 +217,13 @@ class ProcessPool:
         )
 
     async def _begin(self, attempt: Attempt) -> None:
-        """Have the attempt's process started.
+        """Start the attempt's process.
 
-        The fork server is killed if it has answered nothing for ``START_SECONDS``, whether one
-        attempt waits so long or several one after the other, each of which ends sooner.
+        The fork server is killed if it has answered no attempt for ``START_SECONDS``, in one wait
+        or in several consecutive waits that were cancelled earlier.
 
         Raises:
-            AgentProcessError: It did not start in time.
+            AgentProcessError: The process did not start in time.
         """
         is_in_time = True
         try:
@@ -211,28 +233,28 @@ class ProcessPool:
             if attempt.is_answered:
                 self._silent_since = None
             elif self._silent_since is not None and now - self._silent_since >= START_SECONDS:
-                self._give_up()
+                self._kill_server()
         if not is_in_time:
-            self._give_up()
+            self._kill_server()
             raise AgentProcessError(
                 f"the agent's process did not start within {START_SECONDS:g} s; the process that "
                 "should have started it was killed"
             )
 
-    def _give_up(self) -> None:
-        """Kill the fork server, which does not answer; the next attempt starts a new one."""
+    def _kill_server(self) -> None:
+        """Kill the fork server because it does not answer; the next attempt starts a new one."""
         self._silent_since = None
         if self._server is not None:
             self._server.kill()
 
     async def _server_ready(self) -> _ForkServerProcess:
-        """The fork server; starts one if there is none."""
+        """Return the fork server, starting one if necessary."""
         while self._server is None or not self._server.is_ready:
             await asyncio.shield(self._start_server())
         return self._server
 
     async def _hand_over(self, descriptors: list[int]) -> None:
-        """Send the descriptors of one attempt to the fork server, to a new one if it has ended."""
+        """Send the descriptors of one attempt to the fork server, or to the next if it ends."""
         while not await (await self._server_ready()).send(descriptors):
             pass
         if self._silent_since is None:
@@ -240,15 +262,11 @@ class ProcessPool:
 
 
 class _ForkServerProcess:
-    """The fork server, as the server sees it.
-
-    A thread starts it and waits for its end: the kernel signals the death of the parent when the
-    thread ends that started the process, and children need no SIGCHLD handler, which is the
-    application's.
+    """The server's handle of the fork server.
 
     Raises:
-        OSError, RuntimeError: Too many files are open, or there is no room for a thread. Nothing is
-            left open.
+        OSError, RuntimeError: Too many files are open, or no thread can be started. Nothing is left
+            open.
     """
 
     def __init__(self, functions: list[tuple[str, str]], *, preload: bool) -> None:
@@ -258,9 +276,9 @@ class _ForkServerProcess:
         self._outputs: list[OutputReader] = []
         self._sending = asyncio.Lock()
         self._room: asyncio.Event | None = None
-        """Set to wake the sender that waits for room in the connection; ``None`` if none waits."""
+        """Wakes the sender that waits until the connection is writable; ``None`` without one."""
         self.is_ready = False
-        """Whether it takes attempts."""
+        """Whether it accepts attempts."""
         self._modules = sorted({module for module, _ in functions}) if preload else []
         self._is_closing = False
         with ExitStack() as opened:
@@ -322,10 +340,10 @@ class _ForkServerProcess:
             self._loop.call_soon_threadsafe(self._on_end)
 
     async def start(self) -> bool:
-        """Wait until it takes attempts; return whether it does.
+        """Wait until it accepts attempts; return whether it does.
 
-        An import of the application that takes longer than ``IMPORT_SECONDS`` is interrupted:
-        the fork server logs where it waited, and goes on without it. It is killed if it does not.
+        An import of the application that takes longer than ``IMPORT_SECONDS`` is interrupted: the
+        fork server logs where it waited and continues without it, or is killed if it does not.
         """
         if await self._becomes_ready(IMPORT_SECONDS if self._modules else START_SECONDS):
             return True
@@ -349,7 +367,7 @@ class _ForkServerProcess:
         return self.is_ready
 
     async def send(self, descriptors: list[int]) -> bool:
-        """Give it the descriptors of one attempt; return whether it took them."""
+        """Send it the descriptors of one attempt; return whether it is alive to receive them."""
         async with self._sending:
             while self.is_ready:
                 try:
@@ -363,9 +381,9 @@ class _ForkServerProcess:
         return False
 
     async def close(self) -> None:
-        """End it; it is killed if it does not end by itself.
+        """End it: close its connection, and kill it after ``LEAVING_SECONDS``.
 
-        Attempts that wait to be sent are refused: `send` returns ``False`` for them.
+        For attempts that wait in `send`, it returns ``False``.
         """
         self._is_closing = True
         was_ready = self.is_ready
@@ -382,15 +400,15 @@ class _ForkServerProcess:
                 output.close()
 
     def kill(self) -> None:
-        """End it at once; attempts that wait to be sent are refused."""
+        """Kill it. For attempts that wait in `send`, it returns ``False``."""
         self._refuse()
         self._signal(signal.SIGKILL)
 
     def _refuse(self) -> None:
-        """Take no more attempts, and wake the sender that waits for room.
+        """Accept no more attempts, and wake the sender that waits for the connection.
 
-        The loop knows the connection by its descriptor's number, which the next file that is
-        opened may get. So the loop must have forgotten it before the connection is closed.
+        The loop identifies the connection by its descriptor's number, which the next file may get.
+        The writer must therefore be removed from the loop before the connection is closed.
         """
         self.is_ready = False
         if self._room is not None:
@@ -403,7 +421,7 @@ class _ForkServerProcess:
             self._process.send_signal(number)
 
     async def _has_room(self) -> None:
-        """Wait until the connection can be written to, or the process takes no more attempts."""
+        """Wait until the connection is writable, or the process accepts no more attempts."""
         room = self._room = asyncio.Event()
         self._loop.add_writer(self._connection, room.set)
         try:
@@ -419,8 +437,8 @@ class _ForkServerProcess:
 
 
 def _job(function: ProcessFunction, step: Step, ctx: StepContext, max_result: int) -> bytes:
-    """The message that begins an attempt."""
-    module, name = function.place
+    """Return the message that begins an attempt."""
+    module, name = function.location
     context = {
         "task_id": ctx.task_id,
         "task_description": ctx.task_description,

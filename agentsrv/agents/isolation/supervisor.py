@@ -1,6 +1,17 @@
-"""The supervisor of one attempt: forks the worker, waits for its end, kills what it leaves.
+"""The supervisor of one attempt: forks the worker, waits for its end, kills its descendants.
 
-It ignores signals, for an agent may send some to its parent, and never runs code of authors.
+Theory of operation
+===================
+
+The supervisor waits in one ``poll`` for two events: a byte or the end of file on *control*, from
+the server, and SIGCHLD, which writes to a pipe (``set_wakeup_fd``). On ``i`` it interrupts the
+worker's process group; on the end of file it kills the group and the worker. When the worker has
+ended, it kills and reaps every remaining descendant, sends the exit status and exits, which ends
+*control*.
+
+It never runs code of authors. It ignores all other signals, because an agent may send signals to
+its parent. A process id may be reused as soon as the process is reaped, so the worker's group is
+signalled before the worker is reaped.
 """
 
 from __future__ import annotations
@@ -18,7 +29,7 @@ from agentsrv.agents.isolation import system
 from agentsrv.agents.isolation.worker import Application, work
 
 INTERRUPT: Final = b"i"
-HEARD: Final = frozenset({signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD})
+KEPT_SIGNALS: Final = frozenset({signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD})  # not ignored
 
 
 def supervise(
@@ -28,26 +39,26 @@ def supervise(
     handlers: Mapping[int, Any],
     application: Application,
 ) -> NoReturn:
-    """Run one worker to its end, and leave no process of it.
+    """Run one worker until no process of it is left; never returns.
 
     Args:
-        control: The connection to the server: see the theory of operation.
+        control: The connection to the server; see the theory of operation.
         channel: The worker's connection to the server.
         output: The pipes for the worker's standard output and standard error.
-        handlers: The signal handlers that the worker begins with.
-        application: What the worker imports, if that has not been done.
+        handlers: The signal handlers of the worker.
+        application: Imported by the worker unless this process has imported it.
     """
     os.setsid()  # signals to the group of the fork server do not reach it
     system.adopt_orphans()
     signalled, wake = os.pipe()
     for descriptor in (signalled, wake):
         os.set_blocking(descriptor, False)
-    for number in signal.valid_signals() - HEARD:
+    for number in signal.valid_signals() - KEPT_SIGNALS:
         with suppress(OSError):  # reserved by the C library
             signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, system.do_nothing)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    if _is_closed(control):  # cancelled while it started
+    if _is_closed(control):  # the attempt was cancelled before the worker was forked
         os._exit(0)
     supervisor = os.getpid()
     try:
@@ -70,7 +81,7 @@ def supervise(
             os._exit(os.EX_SOFTWARE)
     for descriptor in (channel, *output):
         os.close(descriptor)
-    with suppress(OSError):  # the server is gone, as the next look tells
+    with suppress(OSError):  # the server has ended; `_watch` reads the end of control
         control.send(json.dumps({"pid": pid}).encode() + b"\n")
     status = _watch(control, signalled, pid)
     _kill_descendants()
@@ -80,7 +91,7 @@ def supervise(
 
 
 def _watch(control: socket.socket, signalled: int, pid: int) -> int:
-    """Wait until the worker has ended, which the server may demand; return its status."""
+    """Return the worker's status when it has ended; obey the server's commands until then."""
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(signalled, select.POLLIN)
@@ -106,10 +117,10 @@ def _watch(control: socket.socket, signalled: int, pid: int) -> int:
 
 
 def _reap(worker: int) -> int | None:
-    """Reap adopted processes that have ended; the worker's status if it has.
+    """Reap adopted processes that have ended; return the worker's status if it has ended.
 
-    The group of the worker is killed before the worker is reaped: until then, its number cannot
-    become that of another group.
+    The group of the worker is killed before the worker is reaped, because the number of the group
+    may be reused afterwards.
     """
     if not hasattr(os, "waitid"):  # macOS before Python 3.13
         pid, status = os.waitpid(worker, os.WNOHANG)
@@ -127,10 +138,10 @@ def _reap(worker: int) -> int | None:
 
 
 def _kill_descendants() -> None:
-    """Kill and reap all that is left below this process.
+    """Kill and reap all descendants.
 
-    Processes whose parent has ended fall to this one (on Linux), so each round finds the next
-    generation.
+    On Linux this process adopts the children of each process that it kills, so each round finds
+    the next generation.
     """
     with suppress(ChildProcessError):
         while True:

@@ -1,4 +1,4 @@
-"""Calls of the operating system that processes need: descendants, signals, descriptors."""
+"""Operating system calls for processes: descendants, signals, descriptors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Final
 IS_LINUX: Final = sys.platform == "linux"
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_PARENT: Final = 1  # place of the parent's id in /proc/PID/stat, after the name in parentheses
+_PARENT: Final = 1  # field of the parent's id in /proc/PID/stat, counted after the name
 
 is_worker = False
 """Whether this process is a fork server, or was forked by one."""
@@ -27,18 +27,18 @@ def die_with_parent(number: signal.Signals) -> None:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent ends (a subreaper). Linux only."""
+    """Adopt descendants whose own parent ends (become a subreaper). Linux only."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _prctl(option: int, value: int) -> None:
     if IS_LINUX:
-        with suppress(OSError, AttributeError):  # no libc by that name
+        with suppress(OSError, AttributeError):  # a C library without prctl
             ctypes.CDLL(None).prctl(option, ctypes.c_ulong(value), 0, 0, 0)
 
 
 def children() -> Iterator[int]:
-    """The children of this process, including zombies; none where there is no ``/proc``."""
+    """Yield the ids of this process's children, including zombies; none without ``/proc``."""
     own = str(os.getpid()).encode()
     with suppress(OSError):
         for entry in Path("/proc").iterdir():
@@ -50,7 +50,7 @@ def children() -> Iterator[int]:
 
 
 def thread_count() -> int:
-    """Threads of this process, including those that Python does not know where that is told."""
+    """Return the number of threads, including those of C libraries where ``/proc`` lists them."""
     try:
         return len(list(Path("/proc/self/task").iterdir()))
     except OSError:
@@ -58,9 +58,9 @@ def thread_count() -> int:
 
 
 def open_descriptors() -> set[int]:
-    """The open descriptors of this process."""
+    """Return the open descriptors of this process."""
     found = {int(entry.name) for entry in Path("/dev/fd").iterdir()}
-    for descriptor in tuple(found):  # one of them was that of the listing
+    for descriptor in tuple(found):  # one of them was the descriptor of the listing
         try:
             os.fstat(descriptor)
         except OSError:
@@ -76,11 +76,11 @@ def flush_output() -> None:
 
 
 def do_nothing(_number: int, _frame: object) -> None:
-    """A signal handler: the wake-up descriptor has ended the poll."""
+    """Signal handler; the wake-up descriptor, not the handler, ends the poll."""
 
 
 def describe_end(status: int) -> str:
-    """How a process ended, of the status that ``os.waitpid`` gives: ``ended with …``."""
+    """Describe the end of a process from its ``os.waitpid`` status: ``ended with …``."""
     code = os.waitstatus_to_exitcode(status)
     if code == 0:
         return "ended with exit status 0 before the agent returned"

@@ -1,12 +1,11 @@
-"""Messages between the server and a worker: JSON objects, each after its length.
+"""Messages between the server and a worker: JSON objects, each preceded by its length.
 
 From the server: ``{"job": {…}}`` first, then ``{"reply": ID, "value": …}`` or
 ``{"reply": ID, "failed": {…}}``.
 
 From the worker: ``{"loaded": true}`` when it has imported the application, ``{"log": {…}}``,
-``{"request": ID, "method": …, "arguments": {…}}``,
-``{"text": "…"}`` for a piece of the returned text, and at the end either ``{"done": {…}}`` or
-``{"failed": {…}}``.
+``{"request": ID, "method": …, "arguments": {…}}``, ``{"text": "…"}`` for a piece of the returned
+text, and at the end either ``{"done": {…}}`` or ``{"failed": {…}}``.
 """
 
 from __future__ import annotations
@@ -22,23 +21,23 @@ from agentsrv.errors import PROGRAMMING_ERRORS, PermanentError, longest_wait
 
 HEADER: Final = struct.Struct("!I")
 MAX_JOB_BYTES: Final = 64 << 20
-"""Size of the first message to a worker: params, and the outputs and results before the step."""
+"""Maximum size of the job: params, and the outputs and results of dependencies."""
 MAX_MESSAGE_BYTES: Final = 4 << 20
-"""Size of any other message, unless a result may be larger; see `max_message`."""
+"""Maximum size of other messages, unless a result may be larger; see `max_message`."""
 ENVELOPE_BYTES: Final = 64 << 10
-"""What a message with a result has in addition to the result."""
+"""Maximum size of a message with a result, without the result."""
 PIECE_CHARACTERS: Final = 1 << 16
-"""Length of a piece of text; it fits into a message also where each character is escaped."""
-MAX_PROGRAMMING: Final = 20  # programming errors of a group that are sent
+"""Length of a piece of text; it fits into a message even if each character is escaped."""
+MAX_PROGRAMMING_ERRORS: Final = 20  # programming errors of a group that are sent
 
 
 def max_message(max_result: int) -> int:
-    """Size of a message in bytes if a result may have ``max_result`` bytes of JSON."""
+    """Return the maximum message size in bytes for results of ``max_result`` bytes of JSON."""
     return max(MAX_MESSAGE_BYTES, max_result) + ENVELOPE_BYTES
 
 
 def frame(message: dict[str, Any], limit: int) -> bytes:
-    """The bytes of one message.
+    """Return the bytes of one message.
 
     Raises:
         ValueError: It is larger than ``limit``.
@@ -51,10 +50,10 @@ def frame(message: dict[str, Any], limit: int) -> bytes:
 
 
 def checked(result: Any, max_bytes: int) -> Any:
-    """Return what an agent gave as its result.
+    """Return an agent's result as JSON.
 
     Raises:
-        PermanentError: It is not JSON, or has more than ``max_bytes`` (the setting ``max_result``).
+        PermanentError: It is not JSON, or exceeds ``max_bytes`` (the setting ``max_result``).
     """
     try:
         return to_json(result, "result", max_bytes)
@@ -63,21 +62,23 @@ def checked(result: Any, max_bytes: int) -> Any:
 
 
 def failure(error: BaseException) -> dict[str, Any]:
-    """An exception as the other side can read it, without credentials.
+    """Return an exception as the fields of a message, without credentials.
 
-    Of a group what its errors mean together. ``programming`` has the programming errors: the names
-    of each one's classes, and the file of the line that raised it. Whether that belongs to the
-    application is for the server to say.
+    For a group, the fields combine its errors. ``programming`` lists the programming errors: the
+    names of each one's classes, and the file of the line that raised it. The server decides whether
+    that file belongs to the application.
     """
     kind = type(error).__name__
     inner = leaves(error)
-    programming = [leaf for leaf in inner if isinstance(leaf, PROGRAMMING_ERRORS)][:MAX_PROGRAMMING]
+    programming = [leaf for leaf in inner if isinstance(leaf, PROGRAMMING_ERRORS)]
     return {
         "type": kind.encode(errors="replace").decode(),
         "message": describe(error).removeprefix(kind).removeprefix(": "),
         "permanent": any(isinstance(leaf, PermanentError) for leaf in inner),
         "retry_after": longest_wait(inner),
-        "programming": [[_kinds(leaf), _file(leaf)] for leaf in programming],
+        "programming": [
+            [_kinds(leaf), _file(leaf)] for leaf in programming[:MAX_PROGRAMMING_ERRORS]
+        ],
         "traceback": format_traceback(error),
     }
 

@@ -1,4 +1,21 @@
-"""The worker: a process that calls one agent's function once, and what the agent finds there."""
+"""The worker: a process that calls one agent's function once, and the context for it.
+
+Theory of operation
+===================
+
+`work` runs in the process that the supervisor has forked. It connects the standard streams to the
+pipes, restores the signal handlers that the fork server began with, receives the job, and calls the
+function with a `WorkerContext`. Log records and progress are sent on the channel. The return value
+follows in pieces of text or as the result, and the process exits like any Python program.
+
+If the fork server has imported the application, `Application.load` finds the function in memory.
+Otherwise it imports the application here. The main module is imported as ``__mp_main__``, so code
+under ``if __name__ == "__main__"`` does not run.
+
+The agent's code shares the process with this module. It may close the channel's descriptor, fork,
+call ``sys.exit`` or raise in a signal handler. `Channel` therefore checks before each use that the
+descriptor is the same socket and the process the same process.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +49,14 @@ from agentsrv.models.text import joined
 
 MAIN: Final = "__main__"
 AS_MAIN: Final = "__mp_main__"  # the name that multiprocessing gives the imported main module
-MAX_LOGGED: Final = 8_000  # characters of a line of the log
+MAX_LOGGED: Final = 8_000  # characters of a message in the log
 INTERPRETERS_OWN: Final = frozenset({signal.SIGPIPE, getattr(signal, "SIGXFSZ", signal.SIGPIPE)})
 
 _log = logging.getLogger("agentsrv.agent")
 
 
 class Loaded(NamedTuple):
-    """An agent's function, and what it takes."""
+    """An agent's function and its parameters."""
 
     run: Callable[..., Any]
     params: Parameters
@@ -47,11 +64,11 @@ class Loaded(NamedTuple):
 
 @dataclass(slots=True)
 class Application:
-    """The author's modules, as the server has found them.
+    """The author's modules, identified as the server has imported them.
 
     Attributes:
-        main_name: The main module's name, where it was started by ``python -m``.
-        main_path: The main module's file, where it is a script.
+        main_name: The main module's name if it was started by ``python -m``.
+        main_path: The main module's file if it is a script.
     """
 
     main_name: str | None
@@ -60,11 +77,11 @@ class Application:
     _main: types.ModuleType | None = None
 
     def load(self, module: str, name: str) -> Loaded:
-        """Import a module and find a function in it; whatever the import raises is passed on.
+        """Import a module and return a function of it; errors of the import are not caught.
 
         Args:
             module: The module's name.
-            name: The function's name in it, with dots for classes.
+            name: The function's qualified name, with dots for classes.
         """
         loaded = self._loaded.get((module, name))
         if loaded is None:
@@ -79,8 +96,8 @@ class Application:
     def _import(self, name: str) -> types.ModuleType:
         """Import one module.
 
-        The main module is imported by the name ``__mp_main__``, as multiprocessing does, so what
-        it does under ``if __name__ == "__main__"`` is left out.
+        The main module is imported by the name ``__mp_main__``, as multiprocessing does, so code
+        under ``if __name__ == "__main__"`` does not run.
         """
         if name != MAIN:
             return importlib.import_module(name)
@@ -102,7 +119,7 @@ class Application:
 
 
 class Channel:
-    """The worker's end of the channel; may be used by several threads."""
+    """The worker's end of the channel; threads may share it."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -115,11 +132,11 @@ class Channel:
 
     @property
     def is_own(self) -> bool:
-        """Whether this is the process to which the channel belongs, and not a fork of it."""
+        """Whether this process received the job, and is not a fork of that process."""
         return os.getpid() == self._owner
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send a message; waits while the server is behind.
+        """Send a message; blocks while the server does not read.
 
         Raises:
             OSError: The channel was closed.
@@ -134,23 +151,23 @@ class Channel:
             self._connection.sendall(data)
 
     def receive(self) -> dict[str, Any]:
-        """The server's next message."""
+        """Return the server's next message."""
         (size,) = wire.HEADER.unpack(self._exactly(wire.HEADER.size))
         message: dict[str, Any] = orjson.loads(self._exactly(size))
         return message
 
     def request(self, method: str, **arguments: Any) -> Any:
-        """Let the server do something; return its answer.
+        """Send a request to the server; return its answer.
 
         Raises:
-            PermanentError: The server refused, in a way that no other attempt changes.
-            AgentsrvError: The server refused.
+            PermanentError: The server rejected it; another attempt would fail as well.
+            AgentsrvError: The server rejected it.
         """
         with self._asking:
             self._asked += 1
             self.send({"request": self._asked, "method": method, "arguments": arguments})
             while (reply := self.receive()).get("reply") != self._asked:
-                pass  # of a request that a signal interrupted
+                pass  # the reply to a request that a signal interrupted
         failed = reply.get("failed")
         if failed is not None:
             kind = PermanentError if failed["permanent"] else AgentsrvError
@@ -158,7 +175,7 @@ class Channel:
         return reply.get("value")
 
     def _check(self) -> None:
-        """Raise unless the descriptor still is the channel: others may be opened in its place."""
+        """Raise `OSError` unless the descriptor still is the channel and not a later file."""
         found = os.fstat(self._connection.fileno())
         if (found.st_dev, found.st_ino) != (self._identity.st_dev, self._identity.st_ino):
             raise OSError("the connection to the server was closed by the agent")
@@ -169,13 +186,13 @@ class Channel:
         while len(data) < size:
             part = self._connection.recv(min(size - len(data), 1 << 20))
             if not part:
-                raise ConnectionError("the server is gone")
+                raise ConnectionError("the server has closed the connection")
             data += part
         return data
 
 
 class _ToServer(logging.Handler):
-    """Sends records to the server's log."""
+    """Sends log records to the server."""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__()
@@ -186,12 +203,12 @@ class _ToServer(logging.Handler):
             entry: dict[str, Any] = {
                 "level": record.levelno,
                 "logger": record.name,
-                "message": _encodable(redact(record.getMessage(), most=MAX_LOGGED)),
+                "message": _encodable(redact(record.getMessage(), max_length=MAX_LOGGED)),
             }
             if record.exc_info and record.exc_info[1] is not None:
                 entry["traceback"] = format_traceback(record.exc_info[1])
             self._channel.send({"log": entry})
-        except Exception:  # noqa: BLE001 - prints it
+        except Exception:  # noqa: BLE001 - `handleError` prints it
             self.handleError(record)
 
 
@@ -200,7 +217,7 @@ def _encodable(text: str) -> str:
 
 
 class WorkerContext(StepContext):
-    """The context of a step in a process: its methods block, and some are missing."""
+    """The context of a step in a process: methods block, and those that need the loop raise."""
 
     channel: Channel
     origins: Mapping[str, str]
@@ -225,18 +242,18 @@ class WorkerContext(StepContext):
             return super()._ran(step_id, agent)
         return self.origins[step_id] == _as_in_server(origin_of(agent))
 
-    def progress(  # type: ignore[override]  # the function is a plain one
+    def progress(  # type: ignore[override]  # a blocking method
         self, done: float, total: float | None = None, message: str = ""
     ) -> None:
-        """Publish how far the step is; waits until the server has it in its log."""
+        """Publish the progress of the step; blocks until the server has appended it."""
         self.channel.request("progress", done=done, total=total, message=message)
 
     def search(self, *_: Any, **__: Any) -> Any:
-        """Not in a process."""
+        """Not available in a process."""
         raise _missing("search")
 
     def ask(self, *_: Any, **__: Any) -> Any:
-        """Not in a process."""
+        """Not available in a process."""
         raise _missing("ask")
 
     def confirm(self, *_: Any, **__: Any) -> Any:
@@ -244,7 +261,7 @@ class WorkerContext(StepContext):
         raise _missing("confirm")
 
     def messages(self) -> Any:
-        """Not in a process."""
+        """Not available in a process."""
         raise _missing("messages")
 
 
@@ -262,20 +279,20 @@ def _missing(name: str) -> PermanentError:
 
 
 async def _nothing(*_: Any, **__: Any) -> Any:
-    """Stand for what `WorkerContext` does not have."""
+    """Placeholder for the callbacks that `WorkerContext` does not use."""
 
 
 def work(
     channel: int, output: tuple[int, int], handlers: Mapping[int, Any], application: Application
 ) -> NoReturn:
-    """Call the function that the server names; never returns."""
+    """Call the function that the server's job names; never returns."""
     _stand_alone(output, handlers)
     code = os.EX_OK
     try:
         connection = Channel(socket.socket(fileno=channel))
         job = connection.receive()["job"]
         code = _do(job, connection, application)
-    except KeyboardInterrupt:  # cancelled before the function was called, or after
+    except KeyboardInterrupt:  # cancelled before or after the function call
         code = 128 + signal.SIGINT
     except BaseException as error:  # noqa: BLE001 - the server reads the exit status
         print(format_traceback(error), file=sys.stderr)  # noqa: T201 - goes to the server's log
@@ -284,7 +301,7 @@ def work(
 
 
 def _stand_alone(output: tuple[int, int], handlers: Mapping[int, Any]) -> None:
-    """Give the process its own standard streams, and the signal handlers of a fresh one."""
+    """Connect the standard streams to the pipes, and restore the initial signal handlers."""
     for descriptor, number in zip(output, (1, 2), strict=True):
         os.dup2(descriptor, number)
         os.close(descriptor)
@@ -306,7 +323,7 @@ def _do(job: dict[str, Any], channel: Channel, application: Application) -> int:
     try:
         function = application.load(job["module"], job["function"])
         channel.send({"loaded": True})
-        if not logging.root.handlers:  # the application logs nowhere else
+        if not logging.root.handlers:  # the application has not configured logging
             logging.root.setLevel(logging.INFO)
             logging.root.addHandler(to_server)
         step = Step.model_validate(job["step"])
@@ -329,7 +346,7 @@ def _do(job: dict[str, Any], channel: Channel, application: Application) -> int:
         except ValidationError as error:
             raise PermanentError(complaint(error)) from None
         value = function.run(step, ctx, **arguments)
-        if not channel.is_own:  # os.fork() in the agent, and the copy returns
+        if not channel.is_own:  # the agent called os.fork(), and this is the copy
             return os.EX_OK
         result = ctx.result
         if isinstance(value, str):
@@ -350,7 +367,7 @@ def _do(job: dict[str, Any], channel: Channel, application: Application) -> int:
 
 
 def _exit_status(error: SystemExit) -> int:
-    """The status that the interpreter gives ``sys.exit``."""
+    """Return the status with which the interpreter exits on ``sys.exit``."""
     if error.code is None:
         return os.EX_OK
     if isinstance(error.code, int):
@@ -360,11 +377,11 @@ def _exit_status(error: SystemExit) -> int:
 
 
 def _exit(code: int) -> NoReturn:
-    """Exit as Python programs do, and multiprocessing's processes too."""
+    """Exit like Python programs and multiprocessing's processes."""
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - joins the threads
-        atexit._run_exitfuncs()  # noqa: SLF001 - likewise the only way
-    except BaseException as error:  # noqa: BLE001 - the outcome was sent
+        atexit._run_exitfuncs()  # noqa: SLF001 - there is no public function
+    except BaseException as error:  # noqa: BLE001 - the outcome has been sent
         print(format_traceback(error), file=sys.stderr)  # noqa: T201 - goes to the server's log
     finally:
         system.flush_output()

@@ -294,20 +294,32 @@ PROGRAMS: Final[dict[str, tuple[Do, str | None]]] = {
     "a base exception": (raise_error(BaseException("strange")), "BaseException: strange"),
     "GeneratorExit": (raise_error(GeneratorExit()), "GeneratorExit"),
     "MemoryError": (raise_error(MemoryError()), "MemoryError"),
-    "pickles on all descriptors": (pickles_everywhere, "not a message"),
-    "random bytes to the channel": (lambda _: (put(os.urandom(64) * 9), loop()), "not a message"),
-    "a length and nothing else": (lambda _: put(b"\x00\x00\x00\x09"), "not a message"),
-    "a huge length": (lambda _: (put(b"\xff" * 8), loop()), "not a message"),
-    "a message that is not JSON": (lambda _: (put(framed(b"{")), loop()), "not a message"),
-    "a message that is a list": (lambda _: (put(framed(b"[1]")), loop()), "not a message"),
-    "a message that is unknown": (lambda _: (put(framed(b'{"a": 1}')), loop()), "not a message"),
-    "a deep message": (lambda _: (put(framed(b"[" * 9000)), loop()), "not a message"),
+    "pickles on all descriptors": (pickles_everywhere, "sent an invalid message"),
+    "random bytes to the channel": (
+        lambda _: (put(os.urandom(64) * 9), loop()),
+        "sent an invalid message",
+    ),
+    "a length and nothing else": (lambda _: put(b"\x00\x00\x00\x09"), "sent an invalid message"),
+    "a huge length": (lambda _: (put(b"\xff" * 8), loop()), "sent an invalid message"),
+    "a message that is not JSON": (
+        lambda _: (put(framed(b"{")), loop()),
+        "sent an invalid message",
+    ),
+    "a message that is a list": (
+        lambda _: (put(framed(b"[1]")), loop()),
+        "sent an invalid message",
+    ),
+    "a message that is unknown": (
+        lambda _: (put(framed(b'{"a": 1}')), loop()),
+        "sent an invalid message",
+    ),
+    "a deep message": (lambda _: (put(framed(b"[" * 9000)), loop()), "sent an invalid message"),
     "a request that is unknown": (
         lambda _: (
             put(framed(orjson.dumps({"request": 1, "method": "x", "arguments": {}}))),
             loop(),
         ),
-        "it asks for 'x'",
+        "it requests 'x'",
     ),
     "an error with a strange name": (
         lambda _: (

@@ -226,8 +226,8 @@ CASES: Final[dict[str, Case]] = {
     # broken
     "no end": Case(events(chunk({"content": "Hel"}), end=""), error="ended before the model had finished"),
     "DONE without a finish reason": Case(events(chunk({"content": "Hel"})), error="no finish_reason"),
-    "cut inside an event": Case(http(PART + b'data: {"choices": [{"ind'), error="makes no sense"),
-    "cut inside a document": Case(http('{"choices": [{"mess'), error="makes no sense"),
+    "cut inside an event": Case(http(PART + b'data: {"choices": [{"ind'), error="endpoint is invalid"),
+    "cut inside a document": Case(http('{"choices": [{"mess'), error="endpoint is invalid"),
     "chunked and cut": Case(chunked(PART, end=b""), error="broke off"),
     "chunked with a wrong size": Case(chunked(PART, end=b"zz\r\n\r\n"), error="broke off"),
     "shorter than its length": Case(b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n" + OK.encode(), error="broke off"),
@@ -251,9 +251,9 @@ CASES: Final[dict[str, Case]] = {
     "tool calls that are text": Case(whole({"tool_calls": "add"}), error="tool_calls are not a list"),
     "tool calls of numbers": Case(whole({"tool_calls": [7]}), error="a tool call is not an object"),
     "a tool call without a name": Case(whole({"tool_calls": [{"function": {}}]}, "tool_calls"), error="without a name"),
-    "deep nesting": Case(http('{"choices":' + NESTED), error="makes no sense"),
-    "an integer of many digits": Case(http('{"choices":' + "9" * 100_000 + "}"), error="makes no sense|not a list"),
-    "lines of another protocol": Case(http('{"message":{"content":"Hello"},"done":false}\n{"done":true}\n'), error="makes no sense"),
+    "deep nesting": Case(http('{"choices":' + NESTED), error="endpoint is invalid"),
+    "an integer of many digits": Case(http('{"choices":' + "9" * 100_000 + "}"), error="endpoint is invalid|not a list"),
+    "lines of another protocol": Case(http('{"message":{"content":"Hello"},"done":false}\n{"done":true}\n'), error="endpoint is invalid"),
     "NaN": Case(http('{"choices": [{"message": {"content": NaN}}]}'), error="content that is not text"),
     # too much
     "a document without an end": Case(http(b'{"a":"' + b"x" * (5 << 20)), error="more than 4,194,304 bytes at once"),

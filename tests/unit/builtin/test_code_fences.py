@@ -1,6 +1,6 @@
 import pytest
 
-from agentsrv.builtin.code_fences import Unfenced
+from agentsrv.builtin.code_fences import FenceFilter
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,6 @@ from agentsrv.builtin.code_fences import Unfenced
 @pytest.mark.parametrize("size", [1, 2, 5, 1000])
 def test_a_fence_around_a_text_is_taken_off(text, shown, size):
     """Fences inside it stay."""
-    unfenced = Unfenced()
+    unfenced = FenceFilter()
     parts = [unfenced.feed(text[at : at + size]) for at in range(0, len(text), size)]
     assert "".join(parts) + unfenced.end() == shown

@@ -412,9 +412,9 @@ def test_without_a_default_the_time_that_is_over_fails_the_step():
             assert asyncio.get_running_loop().time() == pytest.approx(5)
             other = await world.create(step("a", "patient"))
             assert (await world.reader.until(other)).event_type == "task_completed"
-        assert end.data["error_message"] == "InputExpired: nobody answered in time: May I?"
+        assert end.data["error_message"] == "InputExpired: no answer in time: May I?"
         assert end.data["retry_count"] == 0
-        assert caught == ["nobody answered in time: May I?"]
+        assert caught == ["no answer in time: May I?"]
 
     simulate(story())
 
@@ -655,15 +655,15 @@ def test_an_answer_to_another_schema_fails_the_step_for_good():
 BAD_QUESTIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ""}, "has 0 characters"),
     ({"prompt": "x" * 32_769}, "expected 1 to 32768"),
-    ({"key": "12"}, "something else than digits"),
+    ({"key": "12"}, "not digits alone"),
     ({"key": ""}, "expected 1 to 64 of letters"),
     ({"key": "a/b"}, "expected 1 to 64 of letters"),
     ({"key": "x" * 65}, "expected 1 to 64 of letters"),
     ({"timeout": 0}, "expected seconds above 0"),
     ({"type": bool, "default": "no"}, "the question's default: found"),
     ({"options": ["a"], "default": "b"}, "expected one of"),
-    ({"type": {"type": "sting"}}, "no JSON Schema"),
-    ({"type": {"$ref": "https://schemas.example/x"}}, "whole in itself"),
+    ({"type": {"type": "sting"}}, "not a JSON Schema"),
+    ({"type": {"$ref": "https://schemas.example/x"}}, "without external references"),
     ({"type": print}, "expected a type or a JSON Schema"),
 ]
 

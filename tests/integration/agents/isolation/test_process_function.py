@@ -145,7 +145,7 @@ async def test_no_code_runs_in_the_server(server: Server, tmp_path: Path) -> Non
     """Pickles on standard output, on standard error and on the channel are data."""
     trap = tmp_path / "trap"
     params = {"how": "pickles on all descriptors", "path": str(trap)}
-    with pytest.raises(TaskFailedError, match="not a message"):
+    with pytest.raises(TaskFailedError, match="sent an invalid message"):
         await run_task(server.client, "x", agent="program", params=params)
     await server.look()
     assert not trap.exists()
@@ -376,7 +376,7 @@ def pool_is_silent(server: Server) -> bool:
     return state.split()[0] == "T"
 
 
-@pytest.mark.parametrize("deaths", [1, pool.HAND_OVERS])
+@pytest.mark.parametrize("deaths", [1, pool.MAX_HAND_OVERS])
 async def test_the_fork_server_may_end_with_an_attempt_in_its_hands(
     monkeypatch, deaths: int
 ) -> None:
@@ -401,10 +401,10 @@ async def test_the_fork_server_may_end_with_an_attempt_in_its_hands(
     async with served(monkeypatch) as own:
         await own.look()
         monkeypatch.setattr(pool.ProcessPool, "_hand_over", hand_over_and_kill)
-        if deaths < pool.HAND_OVERS:
+        if deaths < pool.MAX_HAND_OVERS:
             await own.look()
         else:
-            with pytest.raises(TaskFailedError, match="ended 3 times when it should have done so"):
+            with pytest.raises(TaskFailedError, match="ended 3 times before it had done so"):
                 await run_task(own.client, "x", agent="look")
         assert left == 0
         await own.look()
@@ -431,13 +431,13 @@ async def stopped_and_full(
 
 async def test_attempts_that_wait_to_be_sent_get_the_next_fork_server() -> None:
     """Its connection usually has the descriptor number of the one that was closed."""
-    limits = attempt.Limits(text=100, result=100)
+    limits = attempt.ReturnLimits(text=100, result=100)
     async with pool.ProcessPool([], limits) as processes, asyncio.timeout(60):
         stopped = await processes._server_ready()
         async with stopped_and_full(stopped) as (filling, descriptors):
             waiting = [asyncio.create_task(processes._hand_over(descriptors)) for _ in range(5)]
             await asyncio.sleep(0)
-            processes._give_up()
+            processes._kill_server()
             assert await processes._server_ready() is not stopped
             await asyncio.gather(*filling, *waiting)
 

@@ -173,7 +173,7 @@ async def test_whatever_the_import_does(case: str, monkeypatch, tmp_path: Path, 
                     with pytest.raises(TaskFailedError, match=error):
                         await run_task(client, "x", agent="work")
         assert (told or "") in caplog.text
-        assert ("imports the application for itself" in caplog.text) is (told is not None)
+        assert ("imports the application separately" in caplog.text) is (told is not None)
         await until(lambda: not {p for p, line in marked(mark).items() if "sleep" not in line})
     finally:
         for number, handler in handlers.items():
