@@ -1,8 +1,20 @@
-"""The built-in agents: retriever, analyzer, writer, validator, optimizer, and their planner.
+"""The built-in agents: they answer a task from the knowledge base, with or without a model.
 
-An application like any other: it imports the names that authors import, and the knowledge
-package's functions for texts. `app` is what ``agentsrv serve`` serves without a module. Another
-application includes the agents, all or some of them, and may use their planner::
+The default plan is retriever, analyzer, writer; the plan ``research`` adds validator, optimizer.
+
+- `retriever` searches the knowledge base for passages.
+- `analyzer` selects the passages' sentences that answer the task, grouped by theme.
+- `writer` writes a Markdown report from them, with numbered sources.
+- `validator` checks each statement of a report against the passages that it cites.
+- `optimizer` corrects a report according to the validator's findings.
+- `planner` plans a task by rules or with a language model.
+
+Shared modules: `extract` ranks sentences, `report` parses and writes reports with citations,
+`evidence` decides by words whether a passage supports a statement, `prompts` contains the prompts.
+
+The package is an application like any other: it imports only the names that authors import, and
+functions of the knowledge package for texts. ``agentsrv serve`` without a module serves `app`. Another
+application can include the agents and use their planner::
 
     from agentsrv import App
     from agentsrv.builtin import agents, plan
@@ -10,9 +22,6 @@ application includes the agents, all or some of them, and may use their planner:
     app = App()
     app.include(agents)
     app.planner(plan)
-
-`report` and `extract` hold what the agents share: the form of a report with citations, and the
-choice of the sentences that it quotes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""AnalyzerAgent: what the passages state about the task.
+"""AnalyzerAgent: selects the sentences of the passages that answer the task.
 
-The analysis consists of the passages' own sentences, each with its source; of the themes that
-they speak about; and of the task's terms that nothing was found on.
+The analysis consists of sentences of the passages, each with its source, the themes that group
+them, and the task's terms that were not found.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from pydantic import Field
 
 from agentsrv import ModelTruncatedError, Step, StepContext
 from agentsrv.builtin import prompts
-from agentsrv.builtin.extract import Graph, Sentence, leans, quality, relevance, specificity
+from agentsrv.builtin.extract import Graph, Sentence, needs_context, quality, relevance, specificity
 from agentsrv.builtin.threads import in_thread
 from agentsrv.knowledge.documents import default_title, is_changelog
 from agentsrv.knowledge.text import Term, sentences, shorten, stems, terms
 
-MAX_SENTENCES = 300  # that are compared with each other: 45,000 pairs, about 0.1 s
-PARTLY = 0.34  # relevance below which a statement has one word of three, by chance
-ALMOST = 0.8  # part of the best relevance that is enough where all of them are low
-MIN_SCORE = 0.08  # of the best statement's score
-SUBJECT = 1.5  # factor for a sentence that begins with a term of the task
+MAX_SENTENCES = 300  # sentences that are compared with each other: 45,000 pairs, about 0.1 s
+MIN_RELEVANCE = 0.34  # below it a statement has at most one word of three, by chance
+LOW_RELEVANCE_SHARE = 0.8  # of the best relevance, which is enough if all are below the minimum
+MIN_RELEVANCE_SHARE = 0.35  # of the best relevance: statements below are off topic
+MIN_SCORE_SHARE = 0.08  # of the best statement's score
+SUBJECT_FACTOR = 1.5  # for a sentence that begins with a term of the task
 SUBJECT_STEMS = 2  # content words that count as its beginning
-CHANGELOG = 0.2  # factor for a statement of a change log: an event, seldom a fact
-RELATED = 0.35  # of the relevance there is at best: what has less is about something else
+CHANGELOG_FACTOR = 0.2  # for a statement of a change log, which reports events rather than facts
 MAX_THEMES = 8
-SHARED_BY = 2  # statements that a theme needs, passages that a key term needs
-ALIKE = 0.12  # average similarity from which a statement joins a theme
-KEY_TERMS = 12
+MIN_SHARED = 2  # statements of a theme, passages with a key term
+THEME_SIMILARITY = 0.12  # average similarity from which a statement joins a theme
+MAX_KEY_TERMS = 12
 CUT_OFF = "(Cut off here: the model's answer reached its token limit.)"
-SHOWN_STATEMENTS = 3  # of a theme, in the analysis that a person reads
+MAX_SHOWN_STATEMENTS = 3  # of each theme in the text of the analysis
 
 _NUMBER = re.compile(r"^(?:\d+\.)*\d*\s+")
 _GENERIC = frozenset(
@@ -49,7 +49,7 @@ Json = dict[str, Any]
 
 
 class AnalyzerAgent:
-    """Find what the passages state about the task, and what they leave open."""
+    """Find statements about the task in the passages, and terms that they do not cover."""
 
     async def run(
         self,
@@ -57,23 +57,23 @@ class AnalyzerAgent:
         ctx: StepContext,
         statements: Annotated[int, Field(ge=1, le=60)] = 40,
     ) -> AsyncIterator[str]:
-        """Find what the passages state about the task, by theme, and what they leave open.
+        """Find statements about the task in the passages, by theme, and terms without any.
 
-        Streams a short analysis as Markdown; the result is what `analyze` returns. Works without
-        passages too, and says so. With a language model, the text is what the model notes, and
-        the result also has its ``usage``.
+        Streams a short analysis as Markdown; the result is that of `analyze`. Without passages,
+        the text says so. With a language model, the text is the model's notes, and the result
+        also has its ``usage``.
 
-        The arithmetic runs in a thread; a cancellation leaves it to end there, within a second,
-        and its outcome is dropped. That of a model closes the HTTP exchange.
+        The computation runs in a thread: after a cancellation it ends within a second, and its
+        result is dropped. A cancellation closes the model's HTTP exchange.
 
         Args:
             step: The step to run.
-            ctx: What the step may use.
-            statements: How many statements to keep for the writer, at most.
+            ctx: The context of the attempt.
+            statements: Maximum number of statements in the result.
 
         Raises:
             ModelError: The model failed; another attempt may succeed.
-            PermanentError: The model cannot be asked like this.
+            PermanentError: The model rejected the request.
         """
         retrieval = retrieval_of(ctx.results)
         if retrieval is None:
@@ -99,7 +99,7 @@ class AnalyzerAgent:
 
 
 def retrieval_of(results: Mapping[str, Any]) -> Json | None:
-    """Return the retriever's result among the ``results`` of other steps, None without one."""
+    """Return the retriever's result among the ``results`` of other steps; ``None`` without one."""
     for result in results.values():
         if isinstance(result, dict) and isinstance(result.get("passages"), list):
             return result
@@ -107,16 +107,15 @@ def retrieval_of(results: Mapping[str, Any]) -> Json | None:
 
 
 def analyze(task: str, retrieval: Json | None, limit: int) -> Json:
-    """Return what the passages of ``retrieval`` state about ``task``, as plain JSON.
+    """Return the statements about ``task`` in the passages of ``retrieval``, as plain JSON.
 
     Returns:
-        ``task``; ``searched`` (false: there was no retrieval); ``task_terms``; ``key_terms`` of
-        the passages; at most ``limit`` ``statements`` (``text``, ``source``, ``order``, ``score``,
-        ``relevance``, ``leans`` on the sentence before it, ``terms``, ``theme``), the best first;
-        ``themes``, the most important first; ``sources`` (``id``, ``source``, ``title``,
-        ``line``); and of the task's terms those that are ``not_covered`` by the knowledge base,
-        those that it mentions only ``apart`` from the rest of the task, and those that a
-        ``single_source`` mentions.
+        ``task``; ``searched`` (false without a retrieval); ``task_terms``; ``key_terms`` of the
+        passages; at most ``limit`` ``statements`` (``text``, ``source``, ``order``, ``score``,
+        ``relevance``, ``leans``: needs the sentence before it, ``terms``, ``theme``), the best
+        first; ``themes``, the most important first; ``sources`` (``id``, ``source``, ``title``,
+        ``line``); and the task's terms that are ``not_covered`` by the knowledge base, that occur
+        only ``apart`` from the rest of the task, and that a ``single_source`` mentions.
     """
     wanted: dict[str, Term] = {}
     for term in terms(task):
@@ -141,7 +140,7 @@ def analyze(task: str, retrieval: Json | None, limit: int) -> Json:
 
 
 def coverage(wanted: Mapping[str, Term], passages: Sequence[Json], retrieval: Json | None) -> Json:
-    """Return which terms of the task nothing, only other texts or only one file speaks of."""
+    """Return the task's terms without a passage, without one about the task, and with one file."""
     unknown = set(stems(" ".join(retrieval.get("unknown_terms", [])))) if retrieval else set()
     mentioned = mentions(passages)
     files = {stem: mentioned.get(stem, set()) for stem in wanted}
@@ -157,18 +156,18 @@ def coverage(wanted: Mapping[str, Term], passages: Sequence[Json], retrieval: Js
 
 
 def collect(passages: Iterable[Json], wanted: Mapping[str, Term]) -> list[Sentence]:
-    """Return the sentences of ``passages`` that can stand on their own, each of them once."""
+    """Return the sentences of ``passages`` that can be read alone, without repetitions."""
     found: list[Sentence] = []
     seen: set[str] = set()
     best = 0.0
     for passage in passages:
         best = best or float(passage["score"]) or 1.0
-        # the headings nearest to the text say what it is about; the path names its subject
+        # The last headings and the path describe the subject of the text.
         titles = " ".join(passage["title"].split(" > ")[-2:])
         context = frozenset(stems(f"{titles} {passage['source'].replace('_', ' ')}"))
         value = 0.4 + 0.6 * min(1.0, float(passage["score"]) / best)
         if is_changelog(PurePosixPath(passage["source"]).name):
-            value *= CHANGELOG
+            value *= CHANGELOG_FACTOR
         nearby = frozenset(stems(passage["text"]))
         for order, text in enumerate(sentences(passage["text"])):
             prior = value * quality(text)
@@ -180,15 +179,16 @@ def collect(passages: Iterable[Json], wanted: Mapping[str, Term]) -> list[Senten
 
 
 def rank(pool: Sequence[Sentence], wanted: Mapping[str, Term], limit: int) -> list[Json]:
-    """Return the best sentences as statements, by topic-sensitive centrality, the best first."""
+    """Return the best sentences as statements, by topic-sensitive centrality, best first."""
     weights = specificity(pool, wanted)
     fits = [relevance(sentence, weights) for sentence in pool]
     best = max(fits, default=0.0)
-    threshold = max(RELATED * best, min(PARTLY, ALMOST * best))
-    # squared: a sentence with both words of a question beats two with one of them each
+    threshold = max(MIN_RELEVANCE_SHARE * best, min(MIN_RELEVANCE, LOW_RELEVANCE_SHARE * best))
+    # Squared, so that a sentence with both words of a question outranks two with one each.
+    factors = [SUBJECT_FACTOR if _is_subject(sentence, weights) else 1.0 for sentence in pool]
     bias = [
-        fit * fit * (SUBJECT if _is_subject(sentence, weights) else 1.0) if fit > threshold else 0.0
-        for fit, sentence in zip(fits, pool, strict=True)
+        fit * fit * factor if fit > threshold else 0.0
+        for fit, factor in zip(fits, factors, strict=True)
     ]
     central = Graph(pool).centrality(bias)
     scores = [
@@ -204,24 +204,24 @@ def rank(pool: Sequence[Sentence], wanted: Mapping[str, Term], limit: int) -> li
             "order": pool[number].order,
             "score": round(scores[number] / highest, 4),
             "relevance": round(fits[number], 4),
-            "leans": leans(pool[number].text),
+            "leans": needs_context(pool[number].text),
             "terms": [wanted[stem].surface for stem in wanted if stem in pool[number].stems],
         }
         for number in ranking[:limit]
-        if scores[number] >= MIN_SCORE * highest
+        if scores[number] >= MIN_SCORE_SHARE * highest
     ]
 
 
 def _is_subject(sentence: Sentence, weights: Mapping[str, float]) -> bool:
-    """Tell whether the sentence begins with a term of the task: then it is about that term."""
+    """Return whether the sentence begins with a term of the task, and is thus about it."""
     return any(stem in weights for stem in sentence.stems[:SUBJECT_STEMS])
 
 
 def assign_themes(statements: list[Json], passages: Iterable[Json]) -> list[str]:
-    """Give each statement its ``theme``, and return the themes, the most important first.
+    """Set the ``theme`` of each statement; return the themes, the most important first.
 
-    A theme is a heading of the sources that two or more statements stand under. A statement
-    that stands alone joins the theme whose statements it is most like, or has the theme "".
+    A theme is a heading of the sources above two or more statements. Any other statement joins the
+    theme with the most similar statements, or has the theme "".
     """
     headings = {passage["id"]: heading(passage) for passage in passages}
     worth: Counter[str] = Counter()
@@ -231,28 +231,28 @@ def assign_themes(statements: list[Json], passages: Iterable[Json]) -> list[str]
         worth[name] += statement["score"]
         members[name].append(number)
         statement["theme"] = ""
-    names = [name for name, own in members.items() if name and len(own) >= SHARED_BY]
+    names = [name for name, own in members.items() if name and len(own) >= MIN_SHARED]
     themes = sorted(names, key=lambda name: -worth[name])[:MAX_THEMES]
     for name in themes:
         for number in members[name]:
             statements[number]["theme"] = name
-    settled = {name: members[name] for name in themes}
+    grouped = {name: members[name] for name in themes}
     graph = Graph([as_sentence(statement) for statement in statements])
     for number, statement in enumerate(statements):
         if not statement["theme"]:
             likeness = {
                 name: sum(graph.similarity(number, other) for other in own) / len(own)
-                for name, own in settled.items()
+                for name, own in grouped.items()
             }
             nearest = max(likeness, key=lambda name: likeness[name], default="")
-            statement["theme"] = nearest if likeness.get(nearest, 0.0) >= ALIKE else ""
+            statement["theme"] = nearest if likeness.get(nearest, 0.0) >= THEME_SIMILARITY else ""
     return themes
 
 
 def heading(passage: Mapping[str, str]) -> str:
-    """Return the heading that the passage stands under, "" where its file has none.
+    """Return the heading above the passage, "" if its file has none.
 
-    A heading such as "Overview" is put behind the one above it, which says of what.
+    A generic heading such as "Overview" is appended to the heading above it.
     """
     if passage["title"] == default_title(passage["source"]):
         return ""
@@ -264,14 +264,14 @@ def heading(passage: Mapping[str, str]) -> str:
 
 
 def as_sentence(statement: Json) -> Sentence:
-    """Return a statement of an analysis in the form that `Graph` compares."""
+    """Return a statement of an analysis as a `Sentence` for `Graph`."""
     own = tuple(stems(statement["text"]))
     place = (statement["source"], statement["order"])
     return Sentence(statement["text"], *place, own, frozenset(), frozenset(), 1.0)
 
 
 def key_terms(passages: Iterable[Json], wanted: Mapping[str, Term]) -> list[str]:
-    """Return the words that most passages share, other than the task's own."""
+    """Return the words that occur in most passages, without the task's own."""
     spread: Counter[str] = Counter()
     written: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for passage in passages:
@@ -280,14 +280,14 @@ def key_terms(passages: Iterable[Json], wanted: Mapping[str, Term]) -> list[str]
         for term in found:
             written[term.stem][term.surface.lower()] += 1
     common = sorted(
-        (stem for stem, count in spread.items() if count >= SHARED_BY and stem not in wanted),
+        (stem for stem, count in spread.items() if count >= MIN_SHARED and stem not in wanted),
         key=lambda stem: (-spread[stem], -written[stem].total(), stem),
     )
-    return [written[stem].most_common(1)[0][0] for stem in common[:KEY_TERMS]]
+    return [written[stem].most_common(1)[0][0] for stem in common[:MAX_KEY_TERMS]]
 
 
 def mentions(passages: Iterable[Json]) -> dict[str, set[str]]:
-    """Return for each stem the files that mention it in a passage, its headings or their name."""
+    """Return for each stem the files with a passage, heading or name that contains it."""
     found: defaultdict[str, set[str]] = defaultdict(set)
     for passage in passages:
         about = f"{passage['title']} {passage['source'].replace('_', ' ')}"
@@ -297,7 +297,7 @@ def mentions(passages: Iterable[Json]) -> dict[str, set[str]]:
 
 
 def describe(analysis: Json) -> Iterable[str]:
-    """Yield ``analysis`` as short paragraphs of Markdown."""
+    """Yield the text of the analysis as short paragraphs of Markdown."""
     statements = analysis["statements"]
     if not analysis["searched"]:
         yield "No passages arrived from the retrieval, so there is nothing to analyze.\n"
@@ -310,7 +310,7 @@ def describe(analysis: Json) -> Iterable[str]:
     for theme in [*analysis["themes"], ""]:
         members = [statement for statement in statements if statement["theme"] == theme]
         if members:
-            lines = [f"- {statement['text']}" for statement in members[:SHOWN_STATEMENTS]]
+            lines = [f"- {statement['text']}" for statement in members[:MAX_SHOWN_STATEMENTS]]
             yield f"\n**{theme or 'Other'}**\n\n"
             yield "\n".join(lines) + "\n"
     if analysis["not_covered"]:

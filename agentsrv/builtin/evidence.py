@@ -1,9 +1,21 @@
-"""Whether a passage states what a sentence says: by its words, without a model.
+"""Decides by words, without a model, whether a passage supports a sentence.
 
-A quote is certain. A paraphrase is taken for supported if one or two neighbouring sentences of
-the passage have most of its content words, all of its numbers, and deny as often as it does.
-That is a test of words, not of meaning: a sentence about another subject, otherwise in the words
-of its source, passes it.
+Theory of operation
+===================
+
+A sentence that occurs in the passage, white space aside, is a *quote* and always supported. For a
+*paraphrase*, `Evidence.support` compares bags of stems with each sentence of the passage and with
+each pair of neighbouring sentences, and returns the largest share of the paraphrase's content words
+that one of them contains. The passage's title and file name count as part of every sentence. The
+share is 0 if one of these tests fails:
+
+- All numbers of the paraphrase occur in the sentence.
+- Both contain the same number of negations (*not*, *never*, *n't*). Of a pair, the sentence that
+  has more words in common with the paraphrase is compared.
+- No word of the paraphrase is replaced by its opposite (`_OPPOSITES`, such as more/less).
+
+From `MIN_SUPPORT` on, a paraphrase counts as supported. This is a test of words, not of meaning: a
+sentence about another subject passes if it uses the words of the source.
 """
 
 from __future__ import annotations
@@ -17,15 +29,15 @@ from typing import Any, Final
 from agentsrv.knowledge.stemmer import stem
 from agentsrv.knowledge.text import fold, sentences, stems, words
 
-ENOUGH: Final = 0.7  # of the content words of a paraphrase that its passage must have
+MIN_SUPPORT: Final = 0.7  # share of a paraphrase's content words that its passage must contain
 
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _DENIALS: Final = frozenset(
     "no not never none nor neither nobody nothing without cannot hardly seldom rarely".split()
 )
 _OPPOSITES: Final = tuple(
-    (stem(one), stem(other))
-    for one, other in (
+    (stem(word), stem(opposite))
+    for word, opposite in (
         pair.split("/")
         for pair in (
             "more/less most/least more/fewer always/never high/low higher/lower raise/lower"
@@ -41,7 +53,7 @@ _OPPOSITES: Final = tuple(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One sentence, or two, as bags of words."""
+    """One sentence, or two together, as bags of words."""
 
     stems: frozenset[str]
     numbers: frozenset[str]
@@ -68,7 +80,7 @@ class _Part:
 
 
 class Evidence:
-    """A passage (``title``, ``source``, ``text``) that statements are held against."""
+    """A passage (``title``, ``source``, ``text``) with which statements are compared."""
 
     def __init__(self, passage: Mapping[str, Any]) -> None:
         self._text = " ".join(passage["text"].split())
@@ -76,24 +88,23 @@ class Evidence:
         self._sentences = [_Part.of(sentence) for sentence in sentences(passage["text"])]
 
     def quotes(self, text: str) -> bool:
-        """Tell whether ``text`` stands in the passage, white space aside."""
+        """Return whether ``text`` occurs in the passage, white space aside."""
         return " ".join(text.split()) in self._text
 
     def support(self, text: str) -> float:
-        """Return the part of the content words of ``text`` that the passage states together.
+        """Return the share of the content words of ``text`` that the passage states together.
 
-        0 where a number is another one, where one of the two denies more often than the other,
-        or where a word's opposite stands in its place.
+        0 if a number, a negation or the opposite of a word contradicts it; see the module.
         """
         claim = _Part.of(text)
         if not claim.stems:
             return 0.0
         parts = self._sentences
         best = max((self._single(claim, part) for part in parts), default=0.0)
-        for one, other in pairwise(parts):
-            nearer = max(one, other, key=lambda part: len(claim.stems & part.stems))
+        for first, second in pairwise(parts):
+            nearer = max(first, second, key=lambda part: len(claim.stems & part.stems))
             if nearer.denials == claim.denials:
-                best = max(best, self._cover(claim, one.joined(other)))
+                best = max(best, self._cover(claim, first.joined(second)))
         return best
 
     def _single(self, claim: _Part, part: _Part) -> float:
@@ -107,9 +118,9 @@ class Evidence:
 
 
 def _opposed(claim: frozenset[str], passage: frozenset[str]) -> bool:
-    """Tell whether one says a word and the other, instead of it, the word's opposite."""
+    """Return whether one text contains a word and the other only its opposite."""
     return any(
-        (one in claim and other in passage and one not in passage and other not in claim)
-        or (other in claim and one in passage and other not in passage and one not in claim)
-        for one, other in _OPPOSITES
+        (word in claim and opposite in passage and word not in passage and opposite not in claim)
+        or (opposite in claim and word in passage and opposite not in passage and word not in claim)
+        for word, opposite in _OPPOSITES
     )

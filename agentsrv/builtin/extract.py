@@ -1,9 +1,24 @@
-"""Choosing sentences that answer a question, by published extractive methods.
+"""Selects sentences that answer a question, by published extractive methods.
 
-Nothing here writes a sentence: every one comes out as it went in. Pure functions without
-randomness; sentences of equal score keep the order in which they came.
+Theory of operation
+===================
 
-The methods:
+No sentence is written or changed: the functions score and select sentences of documents. They are
+pure and deterministic; sentences with equal scores keep their order.
+
+1. `quality` decides from the form whether a sentence can be read alone: length, punctuation, prose
+   rather than code. Sentences that need the one before (`needs_context`: "This is ...") or that
+   speak in the first person get a lower value.
+2. `specificity` weights each stem of the question by its rarity, and `relevance` is the share of
+   the question's weight that a sentence contains, in itself or (at a discount) in its headings and
+   its neighbours.
+3. `Graph.centrality` runs a random walk over the sentences (topic-sensitive LexRank): it jumps to
+   relevant sentences and moves between similar ones. The stationary probability is high for
+   relevant sentences that many others resemble.
+4. `Graph.diversify` selects by maximal marginal relevance: the best sentence that is not too
+   similar to those already selected.
+
+References:
     Topic-sensitive LexRank: J. Otterbacher, G. Erkan, D. R. Radev, "Using random walks for
     question-focused sentence retrieval", HLT/EMNLP 2005; the graph and its similarity from
     G. Erkan, D. R. Radev, "LexRank: graph-based lexical centrality as salience in text
@@ -25,13 +40,13 @@ from agentsrv.knowledge.documents import is_prose
 MIN_STATEMENT_WORDS = 5
 MAX_STATEMENT_WORDS = 48
 MAX_STATEMENT = 2_000  # characters
-DAMPING = 0.7  # d: how much the question counts against the other sentences (0 to 1)
+DAMPING = 0.7  # d: weight of the question against the other sentences (0 to 1)
 TOLERANCE = 1e-6  # change of the ranks at which the iteration ends
-MAX_ITERATIONS = 60  # at d = 0.7 the error shrinks to 0.3 in each: 12 are enough
+MAX_ITERATIONS = 60  # at d = 0.7 each one reduces the error to 0.3: 12 are enough
 DIVERSITY = 0.7  # lambda: relevance against novelty (1: no diversity)
-REDUNDANT = 0.6  # similarity to a chosen sentence from which one adds nothing
-DANGLING = 0.35  # factor for a sentence that leans on the one before it
-PERSONAL = 0.6  # factor for "I", "we" and the like: a voice, seldom a fact
+REDUNDANT_SIMILARITY = 0.6  # to a selected sentence, from which a sentence adds nothing
+CONTEXT_FACTOR = 0.35  # for a sentence that needs the one before it
+PERSONAL_FACTOR = 0.6  # for "I", "we" and similar words: an opinion, seldom a fact
 
 _DANGLING = re.compile(
     r"(?:this|that|these|those|it|its|they|their|he|she|his|her|such|here|there|both|either|neither"
@@ -52,7 +67,7 @@ _POINTING = re.compile(
     r"|document|chapter|page|manual|directory))\b",
     re.IGNORECASE,
 )
-# "If you need these variables": what is pointed at stands in the sentence before
+# "If you need these variables": the sentence before names them.
 _LEANING = re.compile(
     r"(?:if|when|since|because|as|although|while|to|for|by|in|on|with|after|before|once|unless"
     r"|usually|often|sometimes|normally|typically|generally|currently|unfortunately)\b"
@@ -69,16 +84,16 @@ _ODD = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A sentence of a passage, with what the methods need to know about it.
+    """A sentence of a passage, with the values that the methods need.
 
     Attributes:
-        text: As it stands in the passage.
+        text: The sentence as in the passage.
         passage: Number of the passage.
-        order: Its place within the passage, from 0.
+        order: Position within the passage, from 0.
         stems: Stems of its content words.
         context: Stems of the headings above it.
         nearby: Stems of the whole passage.
-        prior: 0 to 1, how good the passage and the form of the sentence are.
+        prior: Quality of the passage and of the sentence's form, 0 to 1.
     """
 
     text: str
@@ -91,7 +106,7 @@ class Sentence:
 
 
 def quality(text: str) -> float:
-    """Return how well ``text`` stands on its own as a statement: 0 (not at all) to 1."""
+    """Return how well ``text`` can be read alone as a statement: 0 (not at all) to 1."""
     if len(text) > MAX_STATEMENT:
         return 0.0
     count = len(text.split())
@@ -102,23 +117,23 @@ def quality(text: str) -> float:
     if text.count("(") != text.count(")") or text.count('"') % 2:
         return 0.0
     factor = 1.0
-    if leans(text):
-        factor *= DANGLING
+    if needs_context(text):
+        factor *= CONTEXT_FACTOR
     if _PERSONAL.search(text):
-        factor *= PERSONAL
+        factor *= PERSONAL_FACTOR
     return factor * 0.8 ** len(_ODD.findall(text))
 
 
-def leans(text: str) -> bool:
-    """Tell whether ``text`` needs the sentence before it to be understood."""
+def needs_context(text: str) -> bool:
+    """Return whether ``text`` cannot be understood without the sentence before it."""
     return any((_DANGLING.match(text), _LEANING.match(text), _POINTING.search(text)))
 
 
 def specificity(pool: Sequence[Sentence], query: Iterable[str]) -> dict[str, float]:
     """Return the weight of each ``query`` stem: ``1 + log10(1 + N / n)``, in n of the N sentences.
 
-    The constant keeps a rare word from outweighing all the others of a question. A stem that no
-    sentence has weighs nothing, for it cannot tell one from another.
+    The constant limits how much a rare word can outweigh the others. A stem that occurs in no
+    sentence has weight 0, because it distinguishes none.
     """
     found = Counter(stem for sentence in pool for stem in {*sentence.stems, *sentence.context})
     return {
@@ -127,10 +142,10 @@ def specificity(pool: Sequence[Sentence], query: Iterable[str]) -> dict[str, flo
 
 
 def relevance(sentence: Sentence, weights: Mapping[str, float]) -> float:
-    """Return the part of the question's weight that the sentence has, 0 to 1.
+    """Return the share of the question's weight that the sentence contains, 0 to 1.
 
-    What only the headings above it mention counts half, what only the sentences around it
-    mention a quarter.
+    A stem that occurs only in the headings above it counts half, one that occurs only in the
+    sentences around it a quarter.
     """
     total = sum(weights.values())
     if not total:
@@ -147,7 +162,7 @@ def relevance(sentence: Sentence, weights: Mapping[str, float]) -> float:
 
 
 class Graph:
-    """Sentences and how much each two have in common: the idf-modified cosine of LexRank.
+    """Sentences and the similarity of each pair: the idf-modified cosine of LexRank.
 
     ``sim(x, y) = sum(tf(w,x) tf(w,y) idf(w)^2) / (|x| |y|)`` over the common words ``w``, where
     ``|x| = sqrt(sum((tf(w,x) idf(w))^2))`` and ``idf(w) = log(1 + N / n(w))``.
@@ -166,18 +181,18 @@ class Graph:
             norm = math.sqrt(sum(value * value for value in vector.values())) or 1.0
             self._vectors.append({stem: value / norm for stem, value in vector.items()})
 
-    def similarity(self, one: int, other: int) -> float:
-        """Return how much the sentences of these numbers have in common, 0 to 1."""
-        first, second = self._vectors[one], self._vectors[other]
+    def similarity(self, number: int, other: int) -> float:
+        """Return the similarity of the sentences with these numbers, 0 to 1."""
+        first, second = self._vectors[number], self._vectors[other]
         if len(second) < len(first):
             first, second = second, first
         return sum(value * second[stem] for stem, value in first.items() if stem in second)
 
     def centrality(self, bias: Sequence[float], damping: float = DAMPING) -> list[float]:
-        """Return the topic-sensitive LexRank of each sentence, the highest being 1.
+        """Return the topic-sensitive LexRank of each sentence, scaled to a maximum of 1.
 
         ``p(s) = d bias(s) / sum(bias) + (1 - d) sum over v of sim(s,v) / sum(sim(.,v)) p(v)``,
-        iterated until it no longer changes. ``bias`` is the relevance of each sentence.
+        iterated until it converges. ``bias`` is the relevance of each sentence.
         """
         size = len(self.sentences)
         total = sum(bias)
@@ -203,16 +218,16 @@ class Graph:
         return [rank / highest for rank in ranks]
 
     def _transitions(self) -> list[list[tuple[int, float]]]:
-        """Return for each sentence where the walk goes on from it, and how likely."""
+        """Return for each sentence the sentences to which the walk moves, and how likely."""
         size = len(self.sentences)
         rows: list[list[tuple[int, float]]] = [[] for _ in range(size)]
-        for one in range(size):
-            for other in range(one):
-                if (weight := self.similarity(one, other)) > 0:
-                    rows[one].append((other, weight))
-                    rows[other].append((one, weight))
+        for number in range(size):
+            for other in range(number):
+                if (weight := self.similarity(number, other)) > 0:
+                    rows[number].append((other, weight))
+                    rows[other].append((number, weight))
         for number, row in enumerate(rows):
-            # a sentence keeps its own rank where it is like no other
+            # A sentence that is similar to no other keeps its rank.
             total = sum(weight for _, weight in row) or 1.0
             rows[number] = [(other, weight / total) for other, weight in row] or [(number, 1.0)]
         return rows
@@ -226,9 +241,10 @@ class Graph:
     ) -> list[int]:
         """Choose up to ``limit`` sentences by maximal marginal relevance, the best first.
 
-        ``MMR = argmax(lambda score(s) - (1 - lambda) max over chosen c of sim(s, c))``. Sentences
-        without a score, or too much like one that is ``chosen`` already, are never taken. Two
-        sentences of one passage count as at least ``spread`` alike: more draws on more passages.
+        ``MMR = argmax(lambda score(s) - (1 - lambda) max over chosen c of sim(s, c))``. A sentence
+        with score 0, or too similar to one that is already ``chosen``, is never selected. Two
+        sentences of one passage count as similar by at least ``spread``, so a larger value selects
+        from more passages.
         """
         done = list(chosen)
         nearest = {
@@ -238,7 +254,7 @@ class Graph:
         }
         picked: list[int] = []
         while len(picked) < limit:
-            open_ = [number for number, value in nearest.items() if value < REDUNDANT]
+            open_ = [number for number, value in nearest.items() if value < REDUNDANT_SIMILARITY]
             if not open_:
                 break
             best = max(

@@ -1,4 +1,4 @@
-"""The built-in planner: the steps of a task that brings no plan, by rules or by a model."""
+"""The built-in planner: plans a task without a plan, by rules or with a language model."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from agentsrv import LanguageModel
 
 PlanName = Literal["auto", "report", "research"]
-MAX_PLANNED: Final = 8  # steps of a plan that a model makes
-ASKED: Final = 2  # times a model is asked: for a plan, and to mend it
+MAX_PLANNED: Final = 8  # steps of a plan by a model
+MAX_REQUESTS: Final = 2  # to a model: for a plan, and for a correction
 SHORT_TASK: Final = 120  # characters of the task in the description of a step
-MAX_REASON: Final = 300  # characters of what was wrong with a model's plan
-NEEDS: Final = {
+MAX_REASON: Final = 300  # characters of the reason why a model's plan is invalid
+REQUIRED_AGENTS: Final = {
     "analyzer": ("retriever",),
     "writer": ("retriever", "analyzer"),
     "validator": ("retriever", "writer"),
     "optimizer": ("retriever", "writer", "validator"),
 }
-"""Whose results a built-in agent works on: a plan without them is valid, and of no use."""
+"""For a built-in agent, the agents whose results it needs to be useful."""
 _STEP_ID: Final = {"type": "string", "pattern": "^[a-z0-9_]{1,32}$"}
-# a pattern for every string, of ASCII: a grammar made of it leaves no room for broken Unicode
+# Every string has a pattern of ASCII characters, so a grammar cannot produce invalid Unicode.
 _TEXT: Final = {"type": "string", "pattern": "^[A-Za-z0-9 ,.:;()'?!/-]{1,200}$"}
 
 
@@ -46,15 +46,15 @@ async def plan(
     """Plan the task with the application's agents.
 
     Args:
-        task_description: What the task is.
-        ctx: What a planner may use.
+        task_description: The task.
+        ctx: The context of the planner.
         name: ``report`` retrieves, analyzes and writes; ``research`` also validates the report and
-            mends it; ``auto`` lets the language model decide, and is ``report`` without one, or
-            where the model's plans are invalid.
+            corrects it; ``auto`` lets the language model plan, and is ``report`` without a model or
+            if its plans are invalid.
 
     Raises:
-        ModelError: The model could not be asked; another attempt may succeed.
-        PermanentError: The model cannot be asked like this.
+        ModelError: The model failed; another attempt may succeed.
+        PermanentError: The model rejected the request.
     """
     llm = ctx.llm
     if name != "auto" or not llm:
@@ -63,17 +63,17 @@ async def plan(
     made, problem = await _ask(llm, ctx)
     if made is not None:
         return ExplainedPlan(steps=made.steps, planned_by="model")
-    ctx.log.warning("the rules plan: %s", problem)
+    ctx.log.warning("the task is planned by rules: %s", problem)
     return ExplainedPlan(steps=report(task_description), planned_by="rules", reason=problem)
 
 
 async def _ask(llm: LanguageModel, ctx: TaskContext) -> tuple[ExecutionPlan | None, str]:
-    """The model's plan, or ``None`` and the reason."""
+    """Return the model's plan, or ``None`` and the reason."""
     agents = [agent for agent in ctx.agents if _can_run(agent["name"], ctx)]
     schema = plan_schema([agent["name"] for agent in agents])
-    messages = prompts.planning(ctx.task_description, agents, NEEDS, MAX_PLANNED)
+    messages = prompts.planning(ctx.task_description, agents, REQUIRED_AGENTS, MAX_PLANNED)
     problem = ""
-    for _ in range(ASKED):
+    for _ in range(MAX_REQUESTS):
         answer = ""
         try:
             answer = await llm.complete(messages, schema)
@@ -91,12 +91,12 @@ async def _ask(llm: LanguageModel, ctx: TaskContext) -> tuple[ExecutionPlan | No
         else:
             return made, ""
         problem = shorten(problem, MAX_REASON)
-        messages = [*messages, *prompts.mending(answer, problem)]
-    return None, f"the model's plan was invalid {ASKED} times: {problem}"
+        messages = [*messages, *prompts.correction(answer, problem)]
+    return None, f"the model's plan was invalid {MAX_REQUESTS} times: {problem}"
 
 
 def _can_run(agent: str, ctx: TaskContext) -> bool:
-    """Whether the agent takes the task's params; one that needs others is not offered."""
+    """Whether the agent accepts the task's params."""
     try:
         ctx.check_plan(ExecutionPlan(steps=(Step(step_id="one", agent=agent),)))
     except InvalidCommandError:
@@ -105,25 +105,25 @@ def _can_run(agent: str, ctx: TaskContext) -> bool:
 
 
 def check_needs(plan: ExecutionPlan) -> None:
-    """Refuse a plan in which a built-in agent lacks what it works on.
+    """Check that each built-in agent of a plan depends on the agents that it needs.
 
     Raises:
-        InvalidCommandError: It names the step and what it lacks.
+        InvalidCommandError: A dependency is missing; the message has the step and the agent.
     """
     agents = {step.step_id: step.agent for step in plan.steps}
     for step in plan.steps:
-        given = {agents[needed] for needed in step.depends_on}
-        for agent in NEEDS.get(step.agent, ()):
-            if agent not in given:
+        present = {agents[needed] for needed in step.depends_on}
+        for agent in REQUIRED_AGENTS.get(step.agent, ()):
+            if agent not in present:
                 raise InvalidCommandError(
                     f"step {step.step_id!r} of {step.agent} has no step of {agent} in depends_on"
                 )
 
 
 def plan_schema(agents: Sequence[str]) -> dict[str, Any]:
-    """The JSON Schema of an `ExecutionPlan` of these ``agents``, as an endpoint can enforce it.
+    """Return the JSON Schema of an `ExecutionPlan` of these ``agents`` for an endpoint.
 
-    That ids are unique and dependencies free of cycles is beyond a schema: validate the plan.
+    A schema cannot require unique ids or the absence of cycles, so the plan is validated as well.
     """
     properties = {
         "step_id": _STEP_ID,
@@ -148,7 +148,7 @@ def plan_schema(agents: Sequence[str]) -> dict[str, Any]:
 
 
 def report(task: str) -> tuple[Step, ...]:
-    """Retrieve, analyze, write: the writer sees the passages and the analysis."""
+    """Return the steps retrieve, analyze and write; the writer sees passages and analysis."""
     about = shorten(task, SHORT_TASK)
     named = ", ".join(list(dict.fromkeys(term.surface for term in terms(about)))[:6]) or about
     return (
@@ -173,7 +173,7 @@ def report(task: str) -> tuple[Step, ...]:
 
 
 def research(task: str) -> tuple[Step, ...]:
-    """The steps of `report`, then validate the report, then mend what was found wrong with it."""
+    """Return the steps of `report`, then the validation and correction of the report."""
     return (
         *report(task),
         Step(
@@ -185,7 +185,7 @@ def research(task: str) -> tuple[Step, ...]:
         Step(
             step_id="step_005",
             agent="optimizer",
-            description="Mend what the check has found, and look again for what is missing",
+            description="Correct what the check has found, and search again for missing terms",
             depends_on=("step_001", "step_003", "step_004"),
         ),
     )

@@ -1,7 +1,7 @@
-"""A report as its parts: what its Markdown is written from, and read back into.
+"""Reports as data: blocks of statements that cite numbered sources, parsed from and to Markdown.
 
-A report has a title, blocks of statements that cite numbered sources, the list of the sources
-and the open questions. The writer composes it, the validator reads it, the optimizer does both.
+A report has a title, blocks of statements, the list of sources and the open questions. The writer
+writes it, the validator parses it (`read`), the optimizer does both.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ Json = dict[str, Any]
 
 SOURCES: Final = "Sources"
 GAPS: Final = "Not covered"
-INDIRECT: Final = "No source answers this directly. What comes closest:"
-MIN_STEMS: Final = 3  # content words that an uncited sentence needs to state something
+INDIRECT: Final = "No source answers this directly. The closest statements:"
+MIN_STEMS: Final = 3  # content words from which a sentence without citation is a claim
 
-# an underscore inside a word is no markup
+# An underscore inside a word is no markup.
 _SPECIAL = re.compile(r"[\\`*\[\]<]|(?<![^\W_])_|_(?![^\W_])")
 _ESCAPED = re.compile(r"\\([\\`*\[\]<_])")
-# No group is possessive: up to Python 3.11.4 such a group does not match what it should.
+# No possessive groups: up to Python 3.11.4 their matches are wrong.
 _CITATIONS = re.compile(r"(?:\s*+(?<!\\)\[\d{1,6}(?:\s*+,\s*+\d{1,6})*\])+")
 _NUMBER = re.compile(r"\d+")
-# what begins another block than a paragraph, if a sentence is moved to the front
+# Marks that would begin another kind of block if a sentence is moved to the front.
 _MARK = re.compile(r"(?:#{1,6}|[-+*]|\d{1,9}[.)])(?=\s|$)|>|```|~~~")
 _STOP = re.compile(r"\s*+([.!?]++)(?=\s|$)")
 
 
 def escape(text: str) -> str:
-    """Return ``text`` so that Markdown shows it as it is."""
+    """Escape ``text`` so that Markdown shows it unchanged."""
     return _SPECIAL.sub(r"\\\g<0>", text)
 
 
 def unescape(text: str) -> str:
-    """Return what Markdown shows of an escaped ``text``."""
+    """Return the text that Markdown shows for an escaped ``text``."""
     return _ESCAPED.sub(r"\1", text)
 
 
@@ -62,14 +62,14 @@ class Statement:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """A heading, a paragraph, an item of a list, or something that is left as it is.
+class ReportBlock:
+    """A heading, a paragraph, an item of a list, or another block that is kept unchanged.
 
     Attributes:
-        kind: What it is.
-        text: Of a heading or something else, as it stands there; else empty.
-        statements: Of a paragraph or an item.
-        preface: What a paragraph begins with that states nothing.
+        kind: The kind of block.
+        text: Markdown of a heading or other block; empty for the rest.
+        statements: Statements of a paragraph or item.
+        preface: The beginning of a paragraph that states nothing (`INDIRECT`).
     """
 
     kind: Literal["heading", "paragraph", "item", "other"]
@@ -78,31 +78,31 @@ class Block:
     preface: str = ""
 
 
-def read(markdown: str) -> list[Block]:
-    """Read a report back into its blocks, up to the list of its sources.
+def read(markdown: str) -> list[ReportBlock]:
+    """Parse a report into its blocks, up to the list of its sources.
 
-    Any Markdown is a report; what cites nothing has statements that cite nothing. Code between
-    fences and tables state nothing.
+    Any Markdown is accepted. Statements without citations cite nothing. Fenced code and tables are
+    blocks without statements.
     """
-    blocks: list[Block] = []
+    blocks: list[ReportBlock] = []
     for part in parts(markdown):
         if part.kind == "heading":
             if part.source.lower() in {SOURCES.lower(), GAPS.lower()}:
                 break
-            blocks.append(Block("heading", f"{'#' * part.level} {part.source}"))
+            blocks.append(ReportBlock("heading", f"{'#' * part.level} {part.source}"))
         elif part.kind in {"paragraph", "item"}:
             text = " ".join(part.source.split())
             preface = INDIRECT if text.startswith(INDIRECT) else ""
             found = tuple(_statements(text.removeprefix(INDIRECT).strip()))
             kind: Literal["item", "paragraph"] = "item" if part.kind == "item" else "paragraph"
-            blocks.append(Block(kind, "", found, preface))
+            blocks.append(ReportBlock(kind, "", found, preface))
         else:
-            blocks.append(Block("other", part.source))
+            blocks.append(ReportBlock("other", part.source))
     return blocks
 
 
 def _statements(text: str) -> Iterator[Statement]:
-    """Split ``text`` into sentences; a citation counts for all of them since the one before it."""
+    """Split ``text`` into sentences; a citation applies to all since the citation before it."""
     text = _stops_first(text)
     place = 0
     for match in _CITATIONS.finditer(text):
@@ -115,7 +115,7 @@ def _statements(text: str) -> Iterator[Statement]:
 
 
 def _stops_first(text: str) -> str:
-    """Return ``text`` with citations after the full stop: "so it is [1]." is "so it is. [1]"."""
+    """Move citations after the full stop: "so it is [1]." becomes "so it is. [1]"."""
     parts, place = [], 0
     for match in _CITATIONS.finditer(text):
         stop = _STOP.match(text, match.end())
@@ -125,15 +125,15 @@ def _stops_first(text: str) -> str:
     return "".join([*parts, text[place:]])
 
 
-def cited(blocks: Iterable[Block]) -> list[int]:
-    """Return the numbers that the blocks cite, each once, in the order of their appearance."""
-    numbers = (n for block in blocks for one in block.statements for n in one.cites)
+def cited(blocks: Iterable[ReportBlock]) -> list[int]:
+    """Return the numbers that the blocks cite, each once, in order of first citation."""
+    numbers = (n for block in blocks for item in block.statements for n in item.cites)
     return list(dict.fromkeys(numbers))
 
 
-def render(blocks: Sequence[Block]) -> str:
-    """Return the blocks as Markdown, without headings that nothing stands below."""
-    kept: list[Block] = []
+def render(blocks: Sequence[ReportBlock]) -> str:
+    """Return the blocks as Markdown, without headings of empty sections."""
+    kept: list[ReportBlock] = []
     for block in reversed(blocks):
         if block.kind == "heading":
             level = len(block.text) - len(block.text.lstrip("#"))
@@ -151,11 +151,11 @@ def render(blocks: Sequence[Block]) -> str:
     return "".join(parts)
 
 
-def _is_as_high(block: Block, level: int) -> bool:
+def _is_as_high(block: ReportBlock, level: int) -> bool:
     return block.kind == "heading" and len(block.text) - len(block.text.lstrip("#")) <= level
 
 
-def _shown(block: Block) -> str:
+def _shown(block: ReportBlock) -> str:
     if block.kind in ("heading", "other"):
         return block.text
     runs = groupby(block.statements, key=lambda statement: statement.cites)
@@ -168,23 +168,23 @@ def _shown(block: Block) -> str:
 
 
 def cite(texts: Iterable[str], numbers: Iterable[int]) -> str:
-    """Return sentences of Markdown with the citation that counts for all of them."""
+    """Return sentences of Markdown followed by the citation that applies to all of them."""
     marks = "".join(f"[{number}]" for number in numbers)
     return " ".join([*texts, marks] if marks else texts)
 
 
 @dataclass(slots=True)
 class Citations:
-    """Numbers the sources in the order in which a report cites them, from 1.
+    """Numbers the sources from 1, in the order in which a report cites them.
 
-    ``sources`` are passages by their id: ``source``, ``title`` and ``line`` are shown.
+    ``sources`` are passages by id; their ``source``, ``title`` and ``line`` are shown.
     """
 
     sources: Mapping[int, Json]
     numbers: dict[int, int] = field(default_factory=dict)
 
     def number(self, source: int) -> int:
-        """Return the number of a source, a new one if it was not cited yet."""
+        """Return the number of a source; assign the next number at the first citation."""
         return self.numbers.setdefault(source, len(self.numbers) + 1)
 
     def section(self) -> Iterator[str]:
@@ -197,7 +197,7 @@ class Citations:
         yield "\n"
 
     def listed(self) -> list[Json]:
-        """Return the sources as the result of a step tells them; ``id`` is the passage's."""
+        """Return the sources for a step's result; ``id`` is the passage's id."""
         return [
             {"number": number, "id": source}
             | {key: self.sources[source][key] for key in ("source", "title", "line")}
@@ -206,14 +206,14 @@ class Citations:
 
 
 def open_questions(gaps: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Yield the section on what is not covered: the ``coverage`` of an analysis."""
+    """Yield the section about gaps, from the ``coverage`` of an analysis."""
     yield f"## {GAPS}\n\n"
     if gaps["not_covered"]:
         yield f"- The knowledge base has nothing on: {named(gaps['not_covered'])}.\n"
     if gaps["single_source"]:
         yield f"- Only one of the files found mentions: {named(gaps['single_source'])}.\n"
     if gaps["apart"]:
-        yield f"- Mentioned, but not where the rest of the task is: {named(gaps['apart'])}.\n"
+        yield f"- Mentioned, but not together with the rest: {named(gaps['apart'])}.\n"
     if not any(gaps[kind] for kind in ("not_covered", "apart", "single_source")):
         yield "Nothing: each term of the task occurs in at least two of the files found.\n"
 

@@ -1,4 +1,4 @@
-"""RetrieverAgent: the passages of the knowledge base that speak about the task."""
+"""RetrieverAgent: searches the knowledge base for passages about the task."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from agentsrv.knowledge.text import stems, terms
 if TYPE_CHECKING:
     from agentsrv.knowledge.ranking import Passage
 
-RESULT_BYTES = 36_000  # of text in the result: it is an event in the task's log
-MAX_CHECKS = 8  # searches for single terms that no passage has: is there anything on them?
-CHECKED = 3  # passages of such a search: one that is only near in meaning may come first
-SHOWN_SOURCES = 6  # in the summary that a person reads
+RESULT_BYTES = 36_000  # bytes of text in the result, which is an event in the task's log
+MAX_TERM_SEARCHES = 8  # searches for single terms that no passage contains
+TERM_PASSAGES = 3  # passages of such a search: the first may only be similar in meaning
+MAX_SHOWN_SOURCES = 6  # sources that the summary names
 
 
 class RetrieverAgent:
-    """Find the passages of the knowledge base that speak about the task."""
+    """Find the passages of the knowledge base that are about the task."""
 
     async def run(
         self,
@@ -30,32 +30,32 @@ class RetrieverAgent:
         ctx: StepContext,
         passages: Annotated[int, Field(ge=1, le=50)] = 12,
     ) -> AsyncIterator[str]:
-        """Find the passages of the knowledge base that speak about the task.
+        """Find the passages of the knowledge base that are about the task.
 
-        The step's ``input`` may be another query: a string, or an object with ``query``. The
-        result holds the ``query``, the ``passages``, the best first, as far as they fit
-        `RESULT_BYTES`, the ``searched_terms`` and of these the ``unknown_terms``, which occur
-        nowhere. Only reads: a cancellation leaves nothing behind.
+        The step's ``input`` may be a different query: a string, or an object with ``query``. The
+        result has the ``query``, the best ``passages`` up to `RESULT_BYTES` (best first), the
+        ``searched_terms``, and the ``unknown_terms`` among them, which occur in no document. The
+        agent only reads and can be cancelled at any time.
 
         Args:
             step: The step to run.
-            ctx: What the step may use.
-            passages: How many passages to look for, at most.
+            ctx: The context of the attempt.
+            passages: Maximum number of passages.
 
         Raises:
-            KnowledgeError: The knowledge base is broken.
+            KnowledgeError: The knowledge base cannot be read.
         """
         query = _query(step, ctx)
         await ctx.progress(0, 1, "searching the knowledge base")
         found = await ctx.search(query, passages)
         kept = _fitting(found)
         searched = list(dict.fromkeys(term.surface for term in terms(query)))
-        # in a thread: the first stems of many long passages take some 20 ms
+        # In a thread: stemming many long passages for the first time takes about 20 ms.
         missing = await in_thread(_missing, query, kept)
         unknown = [
             term
-            for term in missing[:MAX_CHECKS]
-            if not any(map(partial(_mentions, term), await ctx.search(term, CHECKED)))
+            for term in missing[:MAX_TERM_SEARCHES]
+            if not any(map(partial(_mentions, term), await ctx.search(term, TERM_PASSAGES)))
         ]
         ctx.set_result(
             {
@@ -70,8 +70,8 @@ class RetrieverAgent:
 
 
 def _query(step: Step, ctx: StepContext) -> str:
-    given = step.input.get("query") if isinstance(step.input, dict) else step.input
-    return given if isinstance(given, str) and given.strip() else ctx.task_description
+    query = step.input.get("query") if isinstance(step.input, dict) else step.input
+    return query if isinstance(query, str) and query.strip() else ctx.task_description
 
 
 def _fitting(found: list[Passage]) -> list[dict[str, Any]]:
@@ -95,7 +95,7 @@ def _fitting(found: list[Passage]) -> list[dict[str, Any]]:
 
 
 def _missing(query: str, kept: list[dict[str, Any]]) -> list[str]:
-    """Return the words of ``query`` that are in none of the passages that were kept."""
+    """Return the words of ``query`` that occur in none of the kept passages."""
     present: set[str] = set()
     for passage in kept:
         present.update(stems(passage["text"]), stems(passage["title"]))
@@ -111,12 +111,12 @@ def _mentions(term: str, passage: Passage) -> bool:
 
 def _summary(kept: list[dict[str, Any]], searched: list[str]) -> str:
     if not searched:
-        return "The task has no words to search for.\n"
+        return "The task contains no words to search for.\n"
     if not kept:
         return f"No passage mentions {', '.join(searched)}.\n"
     sources = list(dict.fromkeys(passage["source"] for passage in kept))
-    more = len(sources) - SHOWN_SOURCES
-    shown = ", ".join(sources[:SHOWN_SOURCES]) + (f" and {more} more" if more > 0 else "")
+    more = len(sources) - MAX_SHOWN_SOURCES
+    shown = ", ".join(sources[:MAX_SHOWN_SOURCES]) + (f" and {more} more" if more > 0 else "")
     passages = "1 passage" if len(kept) == 1 else f"{len(kept)} passages"
     files = "1 source" if len(sources) == 1 else f"{len(sources)} sources"
     return f"{passages} from {files}: {shown}.\n"

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from agentsrv.builtin.optimizer import NOTHING_LEFT, SECOND_LOOK, OptimizerAgent
+from agentsrv.builtin.optimizer import ADDED_HEADING, NO_STATEMENTS, OptimizerAgent
 from agentsrv.builtin.planner import research
 from agentsrv.builtin.validator import validate
 from agentsrv.cli.demo import KNOWLEDGE
@@ -93,7 +93,7 @@ async def test_gaps_are_filled_by_a_second_search():
     ]
     output, result, queries = await mended(f"{STACK} [2]", found)
     assert queries == [f"unicorns {TASK}"]
-    assert f"{SECOND_LOOK}\n\n- {UNICORNS} [2]\n\n## Sources\n" in output
+    assert f"{ADDED_HEADING}\n\n- {UNICORNS} [2]\n\n## Sources\n" in output
     assert "2. `unicorns.md`, line 3: Upkeep\n" in output
     assert result["changes"]["added"] == 1
     assert result["not_covered"] == []
@@ -102,7 +102,7 @@ async def test_gaps_are_filled_by_a_second_search():
 async def test_a_gap_that_stays_is_named():
     """The knowledge base has nothing on it."""
     output, result, _ = await mended(f"{STACK} [2]")
-    assert SECOND_LOOK not in output
+    assert ADDED_HEADING not in output
     assert "unicorns" in output.partition("## Not covered")[2]
     assert result["changes"]["added"] == 0
 
@@ -110,7 +110,7 @@ async def test_a_gap_that_stays_is_named():
 async def test_a_report_of_which_nothing_is_left_says_so():
     """It is not an empty text."""
     output, result, _ = await mended(f"# Cows\n\n{WRONG} [1]")
-    assert output.startswith(f"# Cows\n\n{NOTHING_LEFT}\n\n")
+    assert output.startswith(f"# Cows\n\n{NO_STATEMENTS}\n\n")
     assert result["statements"] == 0
 
 
@@ -122,7 +122,9 @@ async def test_without_findings_the_report_is_passed_on():
 
 async def test_without_a_report_it_says_so():
     """There is nothing to pass on."""
-    assert (await run(OptimizerAgent(), make_context(TASK)))[0] == "There is no report to mend.\n"
+    assert (await run(OptimizerAgent(), make_context(TASK)))[
+        0
+    ] == "There is no report to correct.\n"
 
 
 @pytest.mark.parametrize("task", [*QUESTIONS, "What do threads cost unicorns?"])

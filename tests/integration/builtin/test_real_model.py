@@ -17,7 +17,7 @@ from agentsrv import App
 from agentsrv.agents.llm import Embedder, LanguageModel, connect
 from agentsrv.builtin import app as builtin_app
 from agentsrv.builtin import plan, prompts
-from agentsrv.builtin.planner import MAX_PLANNED, NEEDS, plan_schema
+from agentsrv.builtin.planner import MAX_PLANNED, REQUIRED_AGENTS, plan_schema
 from agentsrv.builtin.report import read, unescape
 from agentsrv.builtin.validator import claims
 from agentsrv.cli.demo import KNOWLEDGE
@@ -91,7 +91,7 @@ async def test_a_grammar_makes_a_random_model_write_plans(llm, capsys):
     names = {agent["name"] for agent in agents}
     valid = 0
     for number in range(PLANS):
-        messages = prompts.planning(f"{TASK} {number}", agents, NEEDS, MAX_PLANNED)
+        messages = prompts.planning(f"{TASK} {number}", agents, REQUIRED_AGENTS, MAX_PLANNED)
         made = json.loads(await llm.complete(messages, plan_schema(sorted(names))))
         assert 1 <= len(made["steps"]) <= MAX_PLANNED
         assert {Step.model_validate(step).agent for step in made["steps"]} <= names

@@ -6,7 +6,7 @@ import pytest
 
 from agentsrv.agents.llm import LanguageModel, connect
 from agentsrv.builtin.report import read
-from agentsrv.builtin.validator import GOOD, ValidatorAgent, claims, judgement_schema, validate
+from agentsrv.builtin.validator import SUPPORTED, ValidatorAgent, claims, judgement_schema, validate
 from agentsrv.errors import ModelError
 from tests.support.agent_contexts import make_context, run
 from tests.support.fake_model import fake_model
@@ -214,7 +214,7 @@ async def test_planted_errors_are_found(database, capsys):
             sentences = [(sentence, cites) for _, sentence, cites in errors]
             said = verdicts_on(sentences, task, text, results, quoted=quoted)
             for (kind, _, _), verdict in zip(errors, said, strict=True):
-                found[kind, quoted] += verdict not in GOOD
+                found[kind, quoted] += verdict not in SUPPORTED
     with capsys.disabled():
         print("\n\nplanted errors found     as quotes  as paraphrases")
         for kind, count in planted.items():
@@ -237,7 +237,7 @@ async def test_paraphrases_are_seldom_doubted(database, capsys):
         text, results = await report_on(task, database)
         cites = [source["number"] for source in results["step_003"]["sources"]]
         (verdict,) = verdicts_on([(sentence, cites)], task, text, results, quoted=False)
-        if verdict not in GOOD:
+        if verdict not in SUPPORTED:
             refused.append(sentence)
     with capsys.disabled():
         print(
@@ -265,7 +265,7 @@ async def test_the_agent_tells_what_it_found():
     output, result = await run(ValidatorAgent(), context(report))
     assert output.startswith("1 of 2 statements are supported by their sources.\n")
     assert "- unsupported: Cows fly over high mountains.\n" in output
-    assert "no source of the number 9" in output
+    assert "No source has the number 9" in output
     assert result == validate(TASK, report, told(), PASSAGES)
     assert result["judgement"] is None
 

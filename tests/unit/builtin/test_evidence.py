@@ -1,6 +1,6 @@
 import pytest
 
-from agentsrv.builtin.evidence import ENOUGH, Evidence
+from agentsrv.builtin.evidence import MIN_SUPPORT, Evidence
 
 PASSAGE = {
     "title": "What threads cost",
@@ -37,7 +37,7 @@ def test_a_quote_stands_in_the_passage(evidence):
 )
 def test_a_paraphrase_is_supported(evidence, text):
     """In another order, with other small words, over two sentences."""
-    assert evidence.support(text) >= ENOUGH
+    assert evidence.support(text) >= MIN_SUPPORT
 
 
 @pytest.mark.parametrize(
@@ -54,4 +54,4 @@ def test_a_paraphrase_is_supported(evidence, text):
 )
 def test_what_is_said_otherwise_is_not(evidence, text):
     """Another number, a denial, its lack, an opposite, other words, or none at all."""
-    assert evidence.support(text) < ENOUGH
+    assert evidence.support(text) < MIN_SUPPORT

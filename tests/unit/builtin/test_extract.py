@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentsrv.builtin.extract import (
-    DANGLING,
-    REDUNDANT,
+    CONTEXT_FACTOR,
+    REDUNDANT_SIMILARITY,
     Graph,
     Sentence,
     quality,
@@ -63,7 +63,7 @@ def test_fragments_and_questions_are_no_statements(text):
 )
 def test_sentences_that_lean_on_others_count_less(text):
     """Pronouns and connectives at the beginning point outside the sentence."""
-    assert quality(text) == pytest.approx(DANGLING)
+    assert quality(text) == pytest.approx(CONTEXT_FACTOR)
 
 
 def test_relevance_counts_own_words_most_then_headings_then_neighbours():
@@ -135,7 +135,9 @@ def test_chosen_sentences_differ_from_each_other(texts, limit):
     chosen = graph.diversify([1.0] * len(texts), limit)
     assert len(chosen) == len(set(chosen)) <= limit
     for place, number in enumerate(chosen):
-        assert all(graph.similarity(number, other) < REDUNDANT for other in chosen[:place])
+        assert all(
+            graph.similarity(number, other) < REDUNDANT_SIMILARITY for other in chosen[:place]
+        )
 
 
 def test_the_best_comes_first_and_what_was_said_is_not_said_again():

@@ -3,8 +3,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agentsrv.builtin.report import (
-    Block,
     Citations,
+    ReportBlock,
     Statement,
     cited,
     escape,
@@ -115,21 +115,21 @@ def test_what_is_read_is_rendered_alike():
 def test_nothing_is_left_of_empty_blocks():
     """Headings over nothing go too; the title stays."""
     blocks = [
-        Block("heading", "# Title"),
-        Block("heading", "## One"),
-        Block("heading", "### Deeper"),
-        Block("paragraph"),
-        Block("heading", "## Two"),
-        Block("heading", "### Deeper"),
-        Block("item", "", (Statement("It is so.", (1,)),)),
-        Block("heading", "## Three"),
+        ReportBlock("heading", "# Title"),
+        ReportBlock("heading", "## One"),
+        ReportBlock("heading", "### Deeper"),
+        ReportBlock("paragraph"),
+        ReportBlock("heading", "## Two"),
+        ReportBlock("heading", "### Deeper"),
+        ReportBlock("item", "", (Statement("It is so.", (1,)),)),
+        ReportBlock("heading", "## Three"),
     ]
     assert render(blocks) == "# Title\n\n## Two\n\n### Deeper\n\n- It is so. [1]\n\n"
 
 
 def test_the_preface_of_an_indirect_answer_is_no_statement():
     """It comes back when the report is rendered."""
-    text = "No source answers this directly. What comes closest: It is so. [1]\n\n"
+    text = "No source answers this directly. The closest statements: It is so. [1]\n\n"
     assert statements(text) == [("It is so.", (1,))]
     assert render(read(text)) == text
 
@@ -173,5 +173,5 @@ def test_open_questions_have_three_degrees():
     """Or there are none."""
     gaps = {"not_covered": ["a"], "single_source": ["b", "c"], "apart": ["d"]}
     text = "".join(open_questions(gaps))
-    assert all(line in text for line in ("nothing on: a.", "mentions: b, c.", "task is: d."))
+    assert all(line in text for line in ("nothing on: a.", "mentions: b, c.", "the rest: d."))
     assert "Nothing: " in "".join(open_questions({kind: [] for kind in gaps}))

@@ -68,7 +68,7 @@ async def test_the_result_has_a_bounded_size():
     ("task", "output"),
     [
         ("What about unicorns?", "No passage mentions unicorns.\n"),
-        ("What is it?", "The task has no words to search for.\n"),
+        ("What is it?", "The task contains no words to search for.\n"),
     ],
 )
 async def test_finding_nothing_is_said(task, output):

@@ -5,7 +5,7 @@ import pytest
 
 from agentsrv.builtin.analyzer import analyze
 from agentsrv.builtin.report import escape
-from agentsrv.builtin.writer import Shape, WriterAgent, compose
+from agentsrv.builtin.writer import ReportSize, WriterAgent, compose
 from agentsrv.cli.demo import KNOWLEDGE
 from agentsrv.knowledge.markup import plain
 from agentsrv.knowledge.text import sentences
@@ -118,8 +118,8 @@ def test_the_shape_limits_the_report():
     text = " ".join(f"Threads cost number {n} of thing{n} in case{n}." for n in range(30))
     passage = {"id": 1, "source": "a.md", "title": "A > B", "text": text, "score": 1.0, "line": 1}
     analysis = analyze("cost of threads", {"passages": [passage]}, 40)
-    assert compose(analysis, Shape(1, 0, 1)).result["statements"] == 1
-    report = compose(analysis, Shape(2, 1, 3))
+    assert compose(analysis, ReportSize(1, 0, 1)).result["statements"] == 1
+    report = compose(analysis, ReportSize(2, 1, 3))
     assert report.result["statements"] == 5
     assert sum(line.startswith("## ") for line in report.paragraphs) == 3
 
@@ -132,7 +132,7 @@ def test_sentences_that_lean_on_others_follow_them_or_are_left_out():
     )
     passage = {"id": 1, "source": "a.md", "title": "A > B", "text": text, "score": 1.0, "line": 1}
     report = "".join(
-        compose(analyze("cost of threads", {"passages": [passage]}, 9), Shape(1)).paragraphs
+        compose(analyze("cost of threads", {"passages": [passage]}, 9), ReportSize(1)).paragraphs
     )
     assert "Threads have a cost in memory. [1]" in report
     assert "It is the cost" not in report
