@@ -1,9 +1,13 @@
-"""Files into passages: text, Markdown, reStructuredText, HTML and (extra ``pdf``) PDF.
+"""Extracts passages from files: text, Markdown, reStructuredText, HTML and (extra ``pdf``) PDF.
 
-`read_document` takes a file as it is found in the wild and returns what can be quoted from it:
-prose, cleaned of markup, in passages of about 100 to 200 words that never begin or end inside
-a sentence. Code blocks, tables, navigation and licence boilerplate are left out. Whatever cannot
-be read is an `UnreadableError` with the reason, never another exception.
+`read_document` returns the quotable text of a file: prose without markup, in passages of about 100
+to 200 words that begin and end at sentences. Code blocks, tables, navigation and licence
+boilerplate are omitted. A file that cannot be read raises `UnreadableError` with the reason, and no
+other exception.
+
+The steps: read the bytes with a size limit; decode them, or have pypdf extract the text; split the
+text into blocks (`markup`); drop blocks that are not prose; pack the blocks below one heading into
+passages (`pack`).
 """
 
 from __future__ import annotations
@@ -24,12 +28,12 @@ from agentsrv.knowledge.text import sentences
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-MAX_FILE_BYTES = 4 << 20  # bytes, after decompression; a novel is about 1 MiB
-MAX_CHANGELOG_BYTES = 64 << 10  # bytes; the newest entries come first, the old no longer hold
+MAX_FILE_BYTES = 4 << 20  # after decompression; a novel has about 1 MiB
+MAX_CHANGELOG_BYTES = 64 << 10  # the newest entries come first; old ones are outdated
 TARGET_WORDS = 120  # words after which a passage ends at the next paragraph
-MAX_WORDS = 200  # words in a passage, unless one sentence alone has more
-MAX_SENTENCE_WORDS = 120  # words; a longer "sentence" is a list or a table that lost its form
-MIN_WORDS = 5  # words; a shorter passage says nothing that could be quoted
+MAX_WORDS = 200  # words in a passage, unless a single sentence has more
+MAX_SENTENCE_WORDS = 120  # a longer "sentence" is a list or table without its format
+MIN_WORDS = 5  # words; a shorter passage contains no statement
 MAX_TITLE = 160  # characters
 PDF_MISSING = missing_extra("reading PDF", "pdf")
 
@@ -48,10 +52,10 @@ _OTHER = frozenset(
     """.split()
 )
 _CHANGELOG = re.compile(r"change[-_]?log|^changes\b|^history\b|^news\b|^releases?\b", re.IGNORECASE)
-_HYPHEN = re.compile(r"(?<=[a-z])-\n(?=[a-z])")  # of a word that was divided to fill a line
+_HYPHEN = re.compile(r"(?<=[a-z])-\n(?=[a-z])")  # in a word that was divided at a line end
 _CONTROL = bytes(set(range(32)) - {8, 9, 10, 12, 13, 27})
-# Of licences, and of pages. Plain substrings of the text in lower case: twenty times faster than
-# one regular expression that starts everywhere.
+# Phrases of licences and of web pages. Searching plain substrings in lower-case text is twenty
+# times faster than one regular expression.
 _BOILERPLATE = (
     "permission is hereby granted", "permission to use, copy", "the software is provided",
     'provided "as is"', "free software; you can", "free software: you can",
@@ -66,12 +70,12 @@ _BOILERPLATE = (
 
 
 class UnreadableError(Exception):
-    """A file that gives no passages; the message is the reason, to be shown to a user."""
+    """A file without passages; the message is the reason, for users."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A passage as it was read: heading path, text (paragraphs by empty lines), first line."""
+    """A passage of a file: heading path, text (paragraphs by empty lines), first line."""
 
     title: str
     text: str
@@ -80,26 +84,26 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What was read from one file: its passages, and how many bytes they were taken from."""
+    """The passages of one file, and the number of bytes of its text."""
 
     chunks: tuple[Chunk, ...]
     size: int
 
 
 def is_changelog(name: str) -> bool:
-    """Tell whether a file of this name records changes rather than describes how things are."""
+    """Return whether a file with this name records changes."""
     return _CHANGELOG.search(name) is not None
 
 
 def read_document(path: Path, name: str) -> Document:
-    """Read the file at ``path``, which users know as ``name`` (relative, with ``/``).
+    """Read the file at ``path``; ``name`` is its name for users (relative, with ``/``).
 
-    Gzipped files (``.gz``) are read transparently. Of a change log only the first
-    `MAX_CHANGELOG_BYTES` are read. Blocking: call it from a thread.
+    Gzipped files (``.gz``) are decompressed. Of a change log only the first `MAX_CHANGELOG_BYTES`
+    are read. The function blocks.
 
     Raises:
-        Unreadable: The file is missing, not a regular file, too large, binary, of a type that
-            is not a document, damaged, or without prose.
+        UnreadableError: The file is missing, not a regular file, too large, binary, damaged, not
+            a document, or without prose.
     """
     suffix = _suffix(name)
     if suffix in _OTHER:
@@ -127,12 +131,12 @@ def read_document(path: Path, name: str) -> Document:
 
 
 def _encodable(text: str) -> str:
-    """Return ``text`` without halves of surrogate pairs, which a PDF may have."""
+    """Replace unpaired surrogates in ``text``, which a PDF may contain."""
     return text.encode(errors="replace").decode()
 
 
 def default_title(name: str) -> str:
-    """Return the title of a document without headings: its path without ending."""
+    """Return the title of a document without headings: its path without the suffix."""
     pure = PurePosixPath(name.removesuffix(".gz"))
     if pure.suffix.lower() in _TEXT | _MARKDOWN | _HTML | {".pdf"}:
         pure = pure.with_suffix("")
@@ -146,7 +150,8 @@ def _suffix(name: str) -> str:
 def _read(path: Path, *, gzipped: bool, limit: int) -> bytes:
     maximum = f"larger than {MAX_FILE_BYTES >> 20} MiB"
     try:
-        # a FIFO would wait for its writer; and what was listed may have been replaced
+        # Without O_NONBLOCK a FIFO would wait for a writer. The file may have been replaced since
+        # it was listed.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -161,7 +166,7 @@ def _read(path: Path, *, gzipped: bool, limit: int) -> bytes:
     except zlib.error as error:
         raise UnreadableError("damaged gzip file") from error
     if limit:
-        # an entry that was cut off in its middle must not be quoted
+        # An incomplete last entry must not be quoted.
         data = data[:limit].rpartition(b"\n")[0] if len(data) >= limit else data
     if len(data) > MAX_FILE_BYTES:
         raise UnreadableError(maximum)
@@ -177,7 +182,7 @@ def _decode(data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        # the usual other encoding of Western text; it maps every byte to something
+        # The other common encoding of Western text, in which almost every byte is a character.
         return data.decode("cp1252", errors="replace").replace("\ufffd", " ")
 
 
@@ -191,7 +196,7 @@ def _pdf_blocks(data: bytes) -> list[Block]:
     blocks: list[Block] = []
     try:
         for page in PdfReader(io.BytesIO(data)).pages:
-            # PDF has no lines of a source file: 0
+            # The text of a PDF has no lines of a source file: 0.
             text = _HYPHEN.sub("", page.extract_text() or "")
             found = text_blocks(text)
             blocks.extend(Block(block.text, 0, block.level) for block in found)
@@ -201,7 +206,7 @@ def _pdf_blocks(data: bytes) -> list[Block]:
 
 
 def pack(blocks: Iterable[Block], title: str) -> Iterator[Chunk]:
-    """Pack ``blocks`` into passages: within a heading, whole sentences, about `TARGET_WORDS`."""
+    """Pack ``blocks`` into passages of whole sentences below one heading, of `TARGET_WORDS`."""
     path: list[tuple[int, str]] = []
     pending: list[Block] = []
     for block in blocks:
@@ -218,7 +223,7 @@ def pack(blocks: Iterable[Block], title: str) -> Iterator[Chunk]:
 def _title(path: list[tuple[int, str]], default: str) -> str:
     parts = [text for _, text in path] or [default]
     while len(parts) > 1 and len(" > ".join(parts)) > MAX_TITLE:
-        parts.pop(0)  # the heading nearest to the text says most about it
+        parts.pop(0)  # the last headings describe the text best
     title = " > ".join(parts)
     if len(title) > MAX_TITLE:
         title = title[:MAX_TITLE].rsplit(" ", 1)[0] + "…"
@@ -247,7 +252,7 @@ def _chunk(parts: list[str], title: str, line: int) -> Iterator[Chunk]:
 
 
 def _prose(blocks: list[Block]) -> Iterator[Block]:
-    """Yield the blocks worth keeping; those longer than a passage in pieces of whole sentences."""
+    """Yield the blocks of prose; long ones are divided into whole sentences."""
     for block in blocks:
         if not is_prose(block.text) or _is_boilerplate(block.text):
             continue
@@ -276,13 +281,13 @@ def _is_boilerplate(text: str) -> bool:
 
 _NOT_LETTERS = bytes(byte for byte in range(128) if not chr(byte).isalpha())
 _NOT_SYMBOLS = bytes(byte for byte in range(256) if chr(byte) not in "{}<>=|\\$#@^~*_+[]")
-MIN_PROSE = 12  # bytes; less is a label
-MIN_LETTERS = 0.62  # of the characters; English prose has about 0.8
-MAX_SYMBOLS = 0.035  # of the characters
+MIN_PROSE = 12  # bytes; shorter text is a label
+MIN_LETTERS = 0.62  # share of letters; English prose has about 0.8
+MAX_SYMBOLS = 0.035  # share of symbols
 
 
 def is_prose(text: str) -> bool:
-    """Tell whether ``text`` reads like sentences, and not like code, a table or a listing."""
+    """Return whether ``text`` consists of sentences rather than code, a table or a listing."""
     data = text.encode(errors="replace")  # bytes.translate counts ten times faster than a loop
     size = len(data)
     if size < MIN_PROSE or " " not in text:

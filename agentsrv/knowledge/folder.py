@@ -1,4 +1,4 @@
-"""The files of a knowledge base's folder, as they are listed."""
+"""Lists the files of a knowledge base's folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages"})
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A file as the folder lists it; ``reason`` where it is not even to be opened."""
+    """A listed file; ``reason`` is set if it must not be opened."""
 
     name: str
     size: int
@@ -26,9 +26,9 @@ class FoundFile:
 def scan(folder: Path) -> list[FoundFile]:
     """List the regular files below ``folder``, by name.
 
-    Symbolic links are not followed, so there is no loop and nothing outside the folder; hidden
-    files and folders, ``node_modules`` and the like are passed over. A subfolder that cannot be
-    listed is an entry with its reason.
+    Symbolic links are not followed, so there are no loops and no files outside of the folder.
+    Hidden files and folders, ``node_modules`` and similar folders are skipped. A subfolder that
+    cannot be listed is returned as an entry with its reason.
 
     Raises:
         KnowledgeError: ``folder`` itself is missing or cannot be listed.
@@ -42,14 +42,14 @@ def scan(folder: Path) -> list[FoundFile]:
         found.append(FoundFile(f"{name}/", 0, 0, error.strerror or "cannot be listed"))
 
     for parent, folders, names in os.walk(folder, onerror=unlisted):
-        folders[:] = [name for name in folders if not _passed_over(name)]
+        folders[:] = [name for name in folders if not _is_skipped(name)]
         for name in names:
-            if not _passed_over(name):
+            if not _is_skipped(name):
                 found.extend(_found(folder, Path(parent, name)))
     return sorted(found, key=lambda file: file.name)
 
 
-def _passed_over(name: str) -> bool:
+def _is_skipped(name: str) -> bool:
     return name.startswith(".") or name in _SKIPPED_FOLDERS
 
 
@@ -63,7 +63,7 @@ def _found(folder: Path, path: Path) -> Iterable[FoundFile]:
     try:
         status = path.lstat()
     except OSError as error:
-        # it vanished since it was listed, or the path is too long
+        # The file was deleted since it was listed, or its path is too long.
         return [FoundFile(name, 0, 0, error.strerror or "cannot be examined")]
     if stat.S_ISLNK(status.st_mode):
         return [FoundFile(name, 0, 0, "symbolic link")]

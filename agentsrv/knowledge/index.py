@@ -1,7 +1,23 @@
-"""The SQLite FTS5 file behind a knowledge base: what is in it, and how it is brought up to date.
+"""The index of a knowledge base: an SQLite file with a full-text table, and its updates.
 
-Synchronous code for one thread at a time. The file holds nothing that is not in the folder: it
-may be deleted at any time, and a file of another schema version is rebuilt.
+Theory of operation
+===================
+
+The file is a cache of the folder: it can be deleted at any time, and a file with another schema
+version or damage is deleted and rebuilt. The application id in its header marks it as an index;
+other files are never deleted. Tables:
+
+    file      one row for each file of the folder, also for unreadable ones, with the reason
+    passage   the full-text table (FTS5): title, path and body of each passage
+    place     the file and line of the passage with the same rowid
+    vector    the vector of a passage by an embedding model; empty if the model rejected it
+
+`compare` finds new, changed and deleted files by size and modification time. `read` first reads
+files for a fraction of a second and then stores them in one transaction, so that a cancelled
+refresh loses little and searches on the other connection (write-ahead log) are never blocked. A
+changed file is deleted and inserted again.
+
+An `Index` is one connection. It is synchronous and for one thread at a time.
 """
 
 from __future__ import annotations
@@ -18,21 +34,21 @@ from typing import TYPE_CHECKING
 from agentsrv.errors import KnowledgeError
 from agentsrv.knowledge.documents import PDF_MISSING, Chunk, UnreadableError, is_changelog
 from agentsrv.knowledge.folder import FoundFile
-from agentsrv.knowledge.reading import Read
+from agentsrv.knowledge.reading import ReadFile
 from agentsrv.knowledge.stemmer import TOKENIZER
 from agentsrv.knowledge.text import words
 
 if TYPE_CHECKING:
     from agentsrv.knowledge.vectors import Vectors
 
-APPLICATION_ID = 0x61676B62  # "agkb", in the header of the file: what we may delete
-SCHEMA_VERSION = 2  # raise it when documents are read differently, too
+APPLICATION_ID = 0x61676B62  # "agkb", in the header of the file: only such a file may be deleted
+SCHEMA_VERSION = 2  # increment it also if documents are read differently
 BUSY_TIMEOUT = 5.0  # seconds to wait for another process that writes the index
-BUSY_PAUSE = 0.02  # seconds between two attempts to open it
-CACHE_KIB = 16_384  # KiB of pages in memory, for each of the two connections
+BUSY_RETRY_DELAY = 0.02  # seconds between two attempts to open it
+CACHE_KIB = 16_384  # page cache of each of the two connections
 TITLE_WEIGHT, PLACE_WEIGHT, BODY_WEIGHT = 4.0, 2.5, 1.0  # of a match, for BM25
-CHANGELOG_FACTOR = 0.35  # of the score: a change log mentions everything and explains nothing
-LEGAL_FACTOR = 0.6  # of the score: licences and author lists, unless they are asked for
+CHANGELOG_FACTOR = 0.35  # of the score: change logs mention every subject and explain none
+LEGAL_FACTOR = 0.6  # of the score of licences and author lists
 
 _LEGAL = frozenset({"authors", "contributors", "copying", "copyright", "license", "thanks"})
 
@@ -45,18 +61,18 @@ CREATE TABLE file (
     factor REAL NOT NULL,       -- of the score of its passages
     bytes INTEGER NOT NULL,     -- of text that was read from it
     passages INTEGER NOT NULL,
-    reason TEXT                 -- why it was skipped
+    reason TEXT                 -- why it has no passages
 );
-CREATE TABLE place (            -- where the passage of the same rowid stands
+CREATE TABLE place (            -- the position of the passage with the same rowid
     id INTEGER PRIMARY KEY,
     file_id INTEGER NOT NULL,
     line INTEGER NOT NULL
 );
 CREATE INDEX place_file ON place (file_id);
-CREATE TABLE vector (           -- what an embedding model gave to a passage
+CREATE TABLE vector (           -- the vector of a passage by an embedding model
     place_id INTEGER NOT NULL,
     model TEXT NOT NULL,
-    value BLOB NOT NULL,        -- numbers of 32 bits, of length 1 together
+    value BLOB NOT NULL,        -- 32-bit numbers, normalized to length 1
     PRIMARY KEY (model, place_id)
 );
 CREATE INDEX vector_place ON vector (place_id);
@@ -67,7 +83,7 @@ CREATE VIRTUAL TABLE vocabulary USING fts5vocab (passage, row);
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A passage that matches a query; ``score`` is BM25 turned so that higher is better."""
+    """A passage that matches a query; ``score`` is BM25 with the sign that makes higher better."""
 
     rowid: int
     source: str
@@ -80,7 +96,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What a refresh has to do: files to read again, and the names that are gone."""
+    """The work of a refresh: files to read, and the names of files that were deleted."""
 
     added: list[FoundFile]
     changed: list[FoundFile]
@@ -88,8 +104,8 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """What a file gave: its passages and size, or the reason why there are none."""
+class _ReadResult:
+    """The passages and size of a file, or the reason why it has none."""
 
     file: FoundFile
     chunks: tuple[Chunk, ...]
@@ -106,30 +122,30 @@ class Index:
 
     def __init__(self, database: Path) -> None:
         self._database = database
-        self._counted = (-1, -1)  # the state of the file in which the passages were counted
+        self._counted = (-1, -1)  # the state of the file at the last count of passages
         self._passages = 0
         self._vectors: dict[str, Vectors] = {}
         try:
             database.parent.mkdir(parents=True, exist_ok=True)
-            self._refuse_others()
+            self._check_file()
             self._connection = self._open()
         except (OSError, sqlite3.Error) as error:
             raise KnowledgeError(f"cannot open the knowledge index {database}: {error}") from error
 
-    def _refuse_others(self) -> None:
-        """Leave a file alone that is not missing, empty or marked with our application id."""
+    def _check_file(self) -> None:
+        """Raise unless the file is missing, empty or marked with the application id."""
         if not self._database.exists():
             return
-        if not self._database.is_file():  # to open another one may never end
+        if not self._database.is_file():  # opening a pipe may never end
             raise KnowledgeError(
-                f"the knowledge index {self._database} is no regular file; choose another file"
+                f"the knowledge index {self._database} is not a regular file; choose another file"
             )
         with self._database.open("rb") as file:
             header = file.read(72)
         if header and header[68:72] != APPLICATION_ID.to_bytes(4, "big"):
             raise KnowledgeError(
-                f"{self._database} is not a knowledge index, and is left alone:"
-                " choose another file for the index"
+                f"{self._database} is not a knowledge index and was not changed; choose another"
+                " file for the index"
             )
 
     def _open(self) -> sqlite3.Connection:
@@ -138,13 +154,13 @@ class Index:
             try:
                 return self._connect()
             except sqlite3.OperationalError as error:
-                # read-only, out of space, ...: neither waiting nor deleting would help
+                # Read-only, out of space and others: waiting or deleting would not help.
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                     raise
-                # SQLite does not wait for its turn to turn the write-ahead log on
+                # SQLite does not wait for a lock when it turns the write-ahead log on.
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(BUSY_PAUSE)
+                time.sleep(BUSY_RETRY_DELAY)
             except sqlite3.DatabaseError:
                 self._delete()
                 return self._connect()
@@ -154,18 +170,18 @@ class Index:
             self._database.with_name(self._database.name + suffix).unlink(missing_ok=True)
 
     def _connect(self) -> sqlite3.Connection:
-        # created in one thread, used in one other: the executor's
+        # Created in one thread and used in another: the executor's.
         connection = sqlite3.connect(
             self._database, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
         try:
-            # what a power cut takes is read from the folder again
+            # A power cut may lose commits, which the next refresh repeats.
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             connection.execute("BEGIN IMMEDIATE")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version == 0:
-                # not executescript(): it would commit first
+                # executescript() would commit first.
                 for statement in _SCHEMA.split(";\n"):
                     connection.execute(statement)
                 connection.execute(
@@ -175,7 +191,7 @@ class Index:
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             connection.execute("COMMIT")
-            # after the schema: the application id must be in the file, not in its log
+            # After the schema, so that the application id is in the file and not only in its log.
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("SELECT rowid FROM passage LIMIT 1").fetchone()
             if version not in {0, SCHEMA_VERSION}:
@@ -186,14 +202,14 @@ class Index:
         return connection
 
     def close(self) -> None:
-        """Close the connection; the last one to close folds the write-ahead log into the file."""
+        """Close the connection; the last one merges the write-ahead log into the file."""
         with suppress(sqlite3.Error):
-            # an interrupt would break off the folding; it is over when a statement begins
+            # An interrupt would abort the merge; it is reset when a statement begins.
             self._connection.execute("SELECT 1").fetchone()
         self._connection.close()
 
     def compare(self, found: Iterable[FoundFile]) -> Difference:
-        """Compare ``found`` with what is indexed, by size and time of modification."""
+        """Compare ``found`` with the index, by size and modification time."""
         known = {
             name: (size, mtime, reason)
             for name, size, mtime, reason in self._connection.execute(
@@ -211,38 +227,38 @@ class Index:
         return difference
 
     def remove(self, names: Iterable[str]) -> None:
-        """Forget the files of these ``names``, in one transaction."""
+        """Delete the files with these ``names`` in one transaction."""
         with self._transaction():
             for name in names:
-                self._forget(name)
+                self._delete_file(name)
 
-    def read(self, folder: Path, files: Sequence[FoundFile], seconds: float, read: Read) -> int:
-        """Read the first of ``files`` by ``read`` for about ``seconds``, and keep them.
+    def read(self, folder: Path, files: Sequence[FoundFile], seconds: float, read: ReadFile) -> int:
+        """Read the first of ``files`` by ``read`` for about ``seconds``, and store them.
 
-        They are kept in one transaction, which begins when all of them are read.
+        They are stored in one transaction, which begins after all of them are read.
 
         Returns:
-            How many were read, at least one; a file that cannot be read counts, its reason is
-            kept. All of them are in the index when this returns, or none is.
+            The number of files that were read, at least one, including unreadable ones, for which
+            the reason is stored. Either all of them are stored, or none if it raises.
         """
         deadline = time.monotonic() + seconds
-        found: list[_Read] = []
+        found: list[_ReadResult] = []
         for file in files:
             found.append(_read(folder, file, read))
             if time.monotonic() > deadline:
                 break
         with self._transaction():
-            for one in found:
-                self._forget(one.file.name)
-                self._keep(one)
+            for result in found:
+                self._delete_file(result.file.name)
+                self._insert_file(result)
         return len(found)
 
     def interrupt(self) -> None:
-        """End the statement that another thread executes, if any, by an error."""
+        """Abort the statement that another thread executes, which raises an error there."""
         self._connection.interrupt()
 
-    def _keep(self, found: _Read) -> None:
-        file, chunks = found.file, found.chunks
+    def _insert_file(self, result: _ReadResult) -> None:
+        file, chunks = result.file, result.chunks
         cursor = self._connection.execute(
             "INSERT INTO file (name, size, mtime_ns, factor, bytes, passages, reason)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -251,9 +267,9 @@ class Index:
                 file.size,
                 file.mtime_ns,
                 _factor(file.name),
-                found.size,
+                result.size,
                 len(chunks),
-                found.reason,
+                result.reason,
             ),
         )
         place = " ".join(words(file.name.replace("_", " ")))
@@ -266,7 +282,7 @@ class Index:
                 (row.lastrowid, chunk.title, place, chunk.text),
             )
 
-    def _forget(self, name: str) -> None:
+    def _delete_file(self, name: str) -> None:
         row = self._connection.execute("SELECT id FROM file WHERE name = ?", (name,)).fetchone()
         if row is None:
             return
@@ -290,12 +306,12 @@ class Index:
         self._connection.execute("COMMIT")
 
     def optimize(self) -> None:
-        """Merge the parts of the full-text index into one, which makes queries faster."""
+        """Merge the parts of the full-text index, which makes queries faster."""
         self._connection.execute("INSERT INTO passage (passage) VALUES ('optimize')")
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def totals(self) -> tuple[int, int, int]:
-        """Return how many files with passages, passages and bytes of text there are."""
+        """Return the number of files with passages, of passages, and of bytes of text."""
         files, passages, size = self._connection.execute(
             "SELECT count(*), coalesce(sum(passages), 0), coalesce(sum(bytes), 0)"
             " FROM file WHERE reason IS NULL"
@@ -303,7 +319,7 @@ class Index:
         return files, passages, size
 
     def size(self) -> int:
-        """Return how many passages there are; counted again only after a change."""
+        """Return the number of passages; they are counted again only after a change."""
         (version,) = self._connection.execute("PRAGMA data_version").fetchone()
         state = (version, self._connection.total_changes)
         if self._counted != state:
@@ -312,14 +328,14 @@ class Index:
         return self._passages
 
     def skipped(self) -> tuple[tuple[str, str], ...]:
-        """Return the files that were not read, with the reason, by name."""
+        """Return the names of files without passages, each with the reason."""
         rows = self._connection.execute(
             "SELECT name, reason FROM file WHERE reason IS NOT NULL ORDER BY name"
         )
         return tuple(rows.fetchall())
 
     def vectors(self, model: str) -> Vectors:
-        """The vectors that an embedding ``model`` gave to the passages."""
+        """Return the vectors of the passages by an embedding ``model``."""
         from agentsrv.knowledge.vectors import Vectors  # noqa: PLC0415 - needs an extra
 
         if model not in self._vectors:
@@ -327,22 +343,22 @@ class Index:
         return self._vectors[model]
 
     def frequency(self, stem: str) -> int:
-        """Return in how many passages a word of this ``stem`` occurs."""
+        """Return the number of passages that contain a word with this ``stem``."""
         row = self._connection.execute(
             "SELECT doc FROM vocabulary WHERE term = ?", (stem,)
         ).fetchone()
         return row[0] if row else 0
 
     def match(self, expression: str, limit: int) -> list[Candidate]:
-        """Return the passages that match an FTS5 ``expression``, the best first."""
+        """Return the passages that match an FTS5 ``expression``, best first."""
         best = """SELECT rowid, title, body, -rank AS score FROM passage
                   WHERE passage MATCH ? ORDER BY rank LIMIT ?"""
         return self._candidates(best, (expression, limit))
 
     def fetch(self, rowids: Sequence[int]) -> list[Candidate]:
-        """Return the passages of these rows, in any order, with a score of 0."""
+        """Return the passages with these rowids, in any order, with a score of 0."""
         marks = ",".join("?" * len(rowids))
-        chosen = f"SELECT rowid, title, body, 0.0 AS score FROM passage WHERE rowid IN ({marks})"  # noqa: S608 - of question marks
+        chosen = f"SELECT rowid, title, body, 0.0 AS score FROM passage WHERE rowid IN ({marks})"  # noqa: S608 - question marks only
         return self._candidates(chosen, tuple(rowids))
 
     def _candidates(self, chosen: str, values: tuple[str | int, ...]) -> list[Candidate]:
@@ -352,20 +368,20 @@ class Index:
             FROM ({chosen}) AS best
             JOIN place ON place.id = best.rowid
             JOIN file ON file.id = place.file_id
-            """,  # noqa: S608 - one of the two above
+            """,  # noqa: S608 - `chosen` is one of the two queries above
             values,
         )
         return [Candidate(*row) for row in rows]
 
 
-def _read(folder: Path, file: FoundFile, read: Read) -> _Read:
+def _read(folder: Path, file: FoundFile, read: ReadFile) -> _ReadResult:
     if file.reason:
-        return _Read(file, (), 0, file.reason)
+        return _ReadResult(file, (), 0, file.reason)
     try:
         document = read(folder / file.name, file.name)
     except UnreadableError as error:
-        return _Read(file, (), 0, str(error))
-    return _Read(file, document.chunks, document.size, None)
+        return _ReadResult(file, (), 0, str(error))
+    return _ReadResult(file, document.chunks, document.size, None)
 
 
 def _factor(name: str) -> float:

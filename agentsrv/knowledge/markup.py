@@ -1,8 +1,7 @@
-"""Markup into blocks: the headings and paragraphs of text, Markdown, reStructuredText and HTML.
+"""Splits documents into blocks: headings and paragraphs of text, Markdown, reST and HTML.
 
-For quoting, not for rendering: whatever is not prose (code, tables, directives, comments,
-navigation, scripts) is dropped, inline markup is removed, and each block knows the line that it
-begins on.
+The blocks are for quoting, not for rendering. Code, tables, directives, comments, navigation and
+scripts are dropped, inline markup is removed, and each block has its first line.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _LONE_TITLE = re.compile(
     r"(?=.{3,60}$)(?:\d+(?:\.\d+)*\.?\s)?[A-Z][\w'’/&,-]*(?: [\w'’/&,-]+){0,7}$"
 )
-_FIELD = re.compile(r"[A-Z][a-z]+(?:-[A-Z][a-z]+)*: ")  # of a header: each is its own paragraph
+_FIELD = re.compile(r"[A-Z][a-z]+(?:-[A-Z][a-z]+)*: ")  # of a header: a paragraph by itself
 _LEVELS = {"=": 1, "-": 2, "~": 3, "^": 4, '"': 4, "*": 1, "#": 1, "+": 3}
 
-LONG_PARAGRAPH = 2_000  # characters, after which a paragraph ends with the next sentence
-MAX_PARAGRAPH = 20_000  # characters; what is longer is a listing, and slow to look at
+LONG_PARAGRAPH = 2_000  # characters after which a paragraph ends at the next sentence
+MAX_PARAGRAPH = 20_000  # characters; longer ones are listings, and slow to process
 
 _INLINE = (
     (re.compile(r"!\[[^\]]*\](\([^)]*\)|\[[^\]]*\])"), ""),  # an image
@@ -70,7 +69,7 @@ def plain(text: str) -> str:
 
 def markdown_blocks(text: str) -> list[Block]:
     """Return the blocks of Markdown, and of the HTML in it."""
-    # blank out, so that lines keep their numbers
+    # Replaced by empty lines, so that the numbers of the lines stay the same.
     text = _FRONT_MATTER.sub(lambda match: "\n" * match[0].count("\n"), text)
     found: list[Block] = []
     for part in parts(text):
@@ -91,13 +90,13 @@ def text_blocks(text: str) -> list[Block]:
 
 
 def _heading(title: str, line: int, level: int) -> list[Block]:
-    """Return the heading of that ``title``, if there are words in it."""
+    """Return the heading with that ``title`` in a list; an empty list if it contains no word."""
     text = title.strip(" :#")
     return [Block(text, line, level)] if any(char.isalpha() for char in text) else []
 
 
 class _TextReader:
-    """Collects the lines of a paragraph until something ends it."""
+    """Collects the lines of a paragraph until a line ends it."""
 
     def __init__(self) -> None:
         self._blocks: list[Block] = []
@@ -105,7 +104,7 @@ class _TextReader:
         self._size = 0  # characters in these lines
         self._start = 0
         self._fence = ""
-        self._literal = -1  # lines indented deeper than this are literal; -1: none are
+        self._literal = -1  # lines with a deeper indent are literal; -1: no line is
         self._in_list = False
 
     def read(self, lines: list[str]) -> list[Block]:
@@ -117,7 +116,7 @@ class _TextReader:
         return self._blocks
 
     def _skips(self, line: str) -> bool:
-        """Tell whether the line belongs to a code block that began above it."""
+        """Return whether the line belongs to a code block."""
         fence = _FENCE.match(line)
         if self._fence:
             if fence and fence[1].startswith(self._fence):
@@ -134,8 +133,8 @@ class _TextReader:
         return False
 
     def _is_structure(self, line: str, number: int) -> bool:
-        """Handle a line that is not part of a paragraph; tell whether it was one."""
-        # Debian's control files write an empty line as a full stop
+        """Handle a line that is not part of a paragraph; return whether it was such a line."""
+        # Debian's control files write an empty line as a full stop.
         if not line.strip(" \t."):
             self._flush()
             return True
@@ -154,7 +153,7 @@ class _TextReader:
         return False
 
     def _underlined(self, line: str, number: int) -> None:
-        """Make a heading of the one line above, if that is what the line underlines."""
+        """Make a heading of the line above if the line underlines it."""
         if len(self._lines) == 1 and len(line) >= 0.6 * len(self._lines[0].strip()):
             title = self._lines.pop()
             self._heading(title, number - 1, _LEVELS.get(line[0], 3))
@@ -201,7 +200,7 @@ class _TextReader:
             self._blocks.append(Block(text, self._start))
 
     def _title_level(self, text: str) -> int:
-        """Tell whether a lone line of plain text is a heading: ``USAGE`` 2, ``Building it`` 3."""
+        """Return the level of a heading without underline: ``USAGE`` 2, ``Building it`` 3, or 0."""
         if self._in_list or not _LONE_TITLE.match(text):
             return 0
         return 2 if text.isupper() else 3
@@ -233,10 +232,11 @@ _NAVIGATION = re.compile(
 def html_blocks(text: str) -> list[Block]:
     """Return the blocks of an HTML page, without navigation, scripts, tables and code blocks."""
     reader = _HtmlReader()
-    # html.parser asserts on some malformed declarations: keep what came before
+    # html.parser asserts on some malformed declarations; the blocks before are kept.
     with suppress(AssertionError):
-        # Not closed: a tag or a comment that does not end hides the rest, as in a browser. Closing
-        # takes it for text, in quadratic time. The white space ends a reference such as "&amp".
+        # Without close(): an unclosed tag or comment hides the rest, as in a browser, while
+        # close() would parse it as text in quadratic time. The line end ends a reference such
+        # as "&amp".
         reader.feed(text + "\n")
     return reader.finish()
 
@@ -248,7 +248,7 @@ class _HtmlReader(HTMLParser):
         self._text: list[str] = []
         self._line = 0
         self._level = 0
-        self._dropping = ""  # the element whose end ends the dropping
+        self._dropping = ""  # the element whose content is dropped
         self._depth = 0
         self._linked = 0  # characters of the block that are inside links
         self._in_link = False
@@ -310,8 +310,8 @@ class _HtmlReader(HTMLParser):
         self._text, self._level, self._linked = [], 0, 0
         text = " ".join(raw.replace("¶", "").split())
         if level:
-            text = text.strip(" #")  # the page's link to its own heading
-        # a block that is all links leads elsewhere
+            text = text.strip(" #")  # a page's link to its own heading
+        # A block that consists of links is navigation.
         if text and len(text) <= MAX_PARAGRAPH and (level or linked < 0.6 * len(raw)):
             self._blocks.append(Block(text, self._line, level))
 

@@ -1,4 +1,22 @@
-"""Which passages answer a query best: candidates from the index, ranked, fused and chosen."""
+"""Selects the passages that answer a query: candidates from the index, ranked, fused, chosen.
+
+Theory of operation
+===================
+
+1. `weigh` keeps the rarest terms of the query, weighted by inverse document frequency.
+2. The index returns up to `MAX_CANDIDATES` passages by BM25. First each passage must contain two of
+   the terms (`match_pairs`); if that finds too few, one term is enough (`match_any`). Ranking by
+   pairs is ten times faster, because few passages match.
+3. `rank` multiplies the BM25 score, relative to the best one, by two factors: the file's
+   (`Candidate.factor`: change logs and licences count less), and the coverage (`_Cover.fit`): how
+   much of the query's weight the passage contains, and contains within `PROXIMITY` characters.
+4. With an embedding model, `fuse` combines this ranking with that of the nearest vectors by
+   reciprocal rank fusion, for which the scores need not be comparable.
+5. `choose` takes the best passages, without near-duplicates. Each passage of a file reduces the
+   scores of the file's other passages, so that several files are represented.
+
+The result is deterministic: equal scores are ordered by source and line.
+"""
 
 from __future__ import annotations
 
@@ -12,32 +30,32 @@ from itertools import chain, islice
 from agentsrv.knowledge.index import Candidate, Index
 from agentsrv.knowledge.text import Term, content_stem, fold, spellings, terms, word_at
 
-MAX_QUERY_TERMS = 16  # the rarest words of a long query; more add time and little else
-MAX_TERMS = 1_000  # of a query, which are looked up
-CANDIDATES = 48  # passages that BM25 hands to the ranking that looks inside them
-PAIRED = 6  # terms of which two must stand in a passage, at first
-ENOUGH = 2  # times the wanted passages: with fewer, one term has to do
-WINDOW = 180  # characters within which query terms count as standing together
-DUPLICATE = 0.8  # Jaccard similarity of the words of two passages that say the same
-SAME_SOURCE = 0.75  # factor of the score for each passage of that file already chosen
+MAX_QUERY_TERMS = 16  # the rarest words of a long query; further ones take time and add little
+MAX_TERMS = 1_000  # words of a query whose frequency is looked up
+MAX_CANDIDATES = 48  # passages from the index that are ranked by their content
+MAX_PAIRED_TERMS = 6  # terms of which a candidate must contain two
+MIN_CANDIDATES_FACTOR = 2  # times the limit: with fewer candidates, one term is enough
+PROXIMITY = 180  # characters within which query terms count as close together
+DUPLICATE_SIMILARITY = 0.8  # Jaccard similarity from which two passages count as duplicates
+SAME_SOURCE = 0.75  # factor of the score for each passage of the same file already chosen
 SAME_SOURCE_FUSED = 0.9  # the same for fused scores, which differ less
-FLATTENING = 60  # the constant of rank fusion: how little the first places count above the next
+FUSION_CONSTANT = 60  # rank fusion: a larger value favours the first places less
 
 Ranked = tuple[float, Candidate]
-"""A passage and its score; higher is better."""
+"""A score and its passage; higher is better."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """Some 100 to 200 words of one document.
+    """About 100 to 200 words of one document.
 
     Attributes:
-        passage_id: Its number in this index; not stable over a rebuild.
+        passage_id: Its number in this index; changes when the index is rebuilt.
         source: Path of the file, relative to the folder, with ``/``.
-        title: Path of headings above it, or the file's title.
+        title: Path of the headings above it, or the file's title.
         text: Whole sentences without markup; paragraphs are separated by empty lines.
         score: Higher is better; comparable within the result of one search only.
-        line: First line in the source file, 0 where it has none (PDF).
+        line: First line in the source file; 0 if the file has no lines (PDF).
     """
 
     passage_id: int
@@ -51,19 +69,18 @@ class Passage:
 def find(
     index: Index, query: str, limit: int, nearest: Sequence[int] | None = None
 ) -> list[Passage]:
-    """Search ``index`` as `KnowledgeBase.search` describes; for the thread that owns it.
+    """Search ``index`` as `KnowledgeBase.search` describes; call it in the index's thread.
 
-    ``nearest`` are the rows that are nearest to the query in meaning, the best first; without
-    them only words count.
+    ``nearest`` are the rows nearest to the query in meaning, the best first; ``None`` ranks by
+    words only.
     """
     weights = weigh(index, terms(query))
     if not weights or limit < 1:
         return []
-    candidates = index.match(match_pairs(weights), CANDIDATES) if len(weights) > 1 else []
+    candidates = index.match(match_pairs(weights), MAX_CANDIDATES) if len(weights) > 1 else []
     hits = _relative(candidates)
-    if len(hits) < ENOUGH * limit:
-        # rarely needed: ranking all passages that have any one of the words takes ten times longer
-        hits = _relative(index.match(match_any(weights), CANDIDATES)) | hits
+    if len(hits) < MIN_CANDIDATES_FACTOR * limit:
+        hits = _relative(index.match(match_any(weights), MAX_CANDIDATES)) | hits
     ranked = rank(hits, weights)
     if nearest is None:
         return choose(ranked, limit, SAME_SOURCE)
@@ -71,7 +88,7 @@ def find(
 
 
 def _hybrid(index: Index, ranked: Sequence[Ranked], nearest: Sequence[int]) -> list[Ranked]:
-    """Fuse the ranking by words with that by meaning."""
+    """Fuse the ranking by words with the ranking by meaning."""
     hits = {hit.rowid: hit for _, hit in ranked}
     hits |= {hit.rowid: hit for hit in index.fetch([row for row in nearest if row not in hits])}
     scores = fuse(([hit.rowid for _, hit in ranked], [row for row in nearest if row in hits]))
@@ -79,7 +96,7 @@ def _hybrid(index: Index, ranked: Sequence[Ranked], nearest: Sequence[int]) -> l
 
 
 def weigh(index: Index, found: Iterable[Term]) -> dict[Term, float]:
-    """Return the `MAX_QUERY_TERMS` rarest terms with their inverse document frequency."""
+    """Return the `MAX_QUERY_TERMS` rarest terms with their inverse document frequencies."""
     passages = index.size()
     distinct = {term.stem: term for term in islice(found, MAX_TERMS)}
     weights = {
@@ -91,16 +108,16 @@ def weigh(index: Index, found: Iterable[Term]) -> dict[Term, float]:
 
 
 def match_any(found: Iterable[Term]) -> str:
-    """Return the FTS5 expression that any of the terms matches, in any of its spellings.
+    """Return the FTS5 expression that matches any of the terms, in any of its spellings.
 
-    Every word is quoted, so no text of a user can be read as an operator.
+    Every word is quoted, so a user's text cannot contain operators.
     """
     return " OR ".join(_quoted(term) for term in found)
 
 
 def match_pairs(found: Iterable[Term]) -> str:
-    """Return the FTS5 expression that any two of the first `PAIRED` terms match together."""
-    words = [_quoted(term) for term in found][:PAIRED]
+    """Return the FTS5 expression that matches any two of the first `MAX_PAIRED_TERMS` terms."""
+    words = [_quoted(term) for term in found][:MAX_PAIRED_TERMS]
     return " OR ".join(
         f"({word} AND ({' OR '.join(words[place:])}))"
         for place, word in enumerate(words[:-1], start=1)
@@ -113,9 +130,9 @@ def _quoted(term: Term) -> str:
 
 
 def _relative(candidates: list[Candidate]) -> dict[int, Candidate]:
-    """Return the candidates by row, their scores in parts of the best one's.
+    """Return the candidates by row, with scores relative to the best one.
 
-    BM25 adds up the terms of an expression, so the scores of two expressions do not compare.
+    BM25 sums over the terms of an expression, so scores of two expressions are not comparable.
     """
     best = max((candidate.score for candidate in candidates), default=1.0)
     return {
@@ -125,7 +142,7 @@ def _relative(candidates: list[Candidate]) -> dict[int, Candidate]:
 
 
 def rank(hits: dict[int, Candidate], weights: dict[Term, float]) -> list[Ranked]:
-    """Rank ``hits`` by what they cover of the weighted terms, the best first."""
+    """Rank ``hits`` by score and by their coverage of the weighted terms, best first."""
     cover = _Cover(weights)
     return _sorted([(hit.score * hit.factor * cover.fit(hit), hit) for hit in hits.values()])
 
@@ -135,9 +152,9 @@ def _sorted(ranked: list[Ranked]) -> list[Ranked]:
 
 
 def choose(ranking: Iterable[Ranked], limit: int, same_source: float) -> list[Passage]:
-    """Choose up to ``limit`` passages of a ranking that differ.
+    """Choose up to ``limit`` different passages of a ranking.
 
-    ``same_source`` is the factor of a score for each passage of that file already chosen.
+    ``same_source`` is the factor of a score for each passage of the same file already chosen.
     """
     ranked = list(ranking)
     chosen: list[Passage] = []
@@ -148,7 +165,7 @@ def choose(ranking: Iterable[Ranked], limit: int, same_source: float) -> list[Pa
         ranked.remove(best)
         score, hit = best
         body = frozenset(hit.text.lower().split())
-        if any(_similarity(body, other) >= DUPLICATE for other in seen):
+        if any(_similarity(body, other) >= DUPLICATE_SIMILARITY for other in seen):
             continue
         seen.append(body)
         score *= same_source ** per_source[hit.source]
@@ -160,44 +177,44 @@ def choose(ranking: Iterable[Ranked], limit: int, same_source: float) -> list[Pa
 
 
 def fuse(rankings: Iterable[Sequence[int]]) -> dict[int, float]:
-    """Fuse rankings into one score each: the sum of ``1 / (60 + rank)`` over the rankings.
+    """Return the sum of ``1 / (60 + rank)`` over the rankings, for each row.
 
     Reciprocal rank fusion: G. V. Cormack, C. L. A. Clarke, S. Büttcher, "Reciprocal rank fusion
     outperforms Condorcet and individual rank learning methods", SIGIR 2009. Only ranks count, so
-    scores of different kinds need not compare.
+    the scores of the rankings need not be comparable.
     """
     scores: dict[int, float] = {}
     for rank, row in chain.from_iterable(enumerate(ranking, start=1) for ranking in rankings):
-        scores[row] = scores.get(row, 0.0) + 1 / (FLATTENING + rank)
+        scores[row] = scores.get(row, 0.0) + 1 / (FUSION_CONSTANT + rank)
     return scores
 
 
 class _Cover:
-    """Measures how much of a query a passage covers, by the weights of the terms."""
+    """Measures the share of a query that a passage contains, by the terms' weights."""
 
     def __init__(self, weights: dict[Term, float]) -> None:
         self._weights = {term.stem: weight for term, weight in weights.items()}
         self._total = sum(weights.values()) or 1.0
-        # Only words that begin like a query term are stemmed. Stemming changes no more than
-        # the last letters, and doing it to every word of 50 passages takes 15 ms.
+        # Only words with the first letters of a query term are stemmed: stemming changes only the
+        # last letters, and stemming every word of 50 passages takes 15 ms.
         starts = {
             re.escape(word[: max(2, len(stem) - 2)])
             for term in weights
             for stem in (term.stem,)
             for word in (stem, *spellings(fold(term.surface)))
         }
-        # no look-behind and no flags: only so can the engine skip to possible first letters
+        # Without look-behind and flags the engine can skip to possible first letters.
         self._likely = re.compile("|".join(sorted(starts)))
 
     def fit(self, hit: Candidate) -> float:
-        """Return 0.2 to 1.7: what the passage covers, and covers within `WINDOW` characters."""
+        """Return 0.2 to 1.7: the weight that the passage contains, in all and close together."""
         places = self._places(hit.text)
         heading = self._places(f"{hit.title} {hit.source.replace('_', ' ')}")
         present = {stem for _, stem in places}
         covered = sum(self._weights[stem] for stem in present.union(stem for _, stem in heading))
         nearest = 0.0
         for first, (place, _) in enumerate(places):
-            near = {stem for other, stem in places[first:] if other - place < WINDOW}
+            near = {stem for other, stem in places[first:] if other - place < PROXIMITY}
             nearest = max(nearest, sum(self._weights[stem] for stem in near))
             if len(near) == len(present):
                 break
@@ -216,7 +233,7 @@ class _Cover:
         return found
 
 
-def _similarity(one: frozenset[str], other: frozenset[str]) -> float:
-    """Return the Jaccard similarity: the part of all words that both have."""
-    union = len(one | other)
-    return len(one & other) / union if union else 1.0
+def _similarity(first: frozenset[str], second: frozenset[str]) -> float:
+    """Return the Jaccard similarity: the share of all words that both contain."""
+    union = len(first | second)
+    return len(first & second) / union if union else 1.0

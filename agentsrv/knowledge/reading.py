@@ -1,17 +1,20 @@
-"""Reads documents in a process of their own, so that no file can hold up the server.
+"""Reads documents in a child process, so that no file can block the server.
 
-Theory of operation. Parsers of documents have inputs that take them hours: HTML whose tags do not
-close, PDF that unpacks to gigabytes. A regular expression keeps Python's lock while it runs, so in
-a thread it would also stop the event loop, and no thread can be ended. `DocumentReader` therefore
-sends each path to a child process (`reading_process`) and waits for the answer. A file ends as
-`UnreadableError`, with the reason, when
+Theory of operation
+===================
 
-- it takes `CPU_SECONDS` of CPU time: the child has set itself a timer that ends it;
+For some inputs, parsers of documents take hours: HTML with unclosed tags, PDF that decompresses to
+gigabytes. A regular expression holds Python's lock while it runs, so in a thread it would block the
+event loop, and a thread cannot be stopped. `DocumentReader` therefore sends each path to a child
+process (`reading_process`) and waits for the answer. Reading a file ends with `UnreadableError` and
+a reason if
+
+- it takes `CPU_SECONDS` of CPU time: a timer in the child ends the child;
 - it takes `WALL_SECONDS`, for example on a network folder that hangs: the parent kills the child;
-- it takes more than `MEMORY`, or ends the child in another way.
+- it takes more than `MAX_MEMORY`, or ends the child in another way.
 
-The next file then gets a new child. The index keeps the reason, so a file is tried once, and again
-only after it has changed. `close` kills the child; a call of `read` that waits for it then raises.
+The next file then gets a new child. The index stores the reason, so a file is tried once, and again
+only after it has changed. `close` kills the child; a `read` that waits for it then raises.
 """
 
 from __future__ import annotations
@@ -33,26 +36,26 @@ from agentsrv.errors import KnowledgeError
 from agentsrv.knowledge import reading_process
 from agentsrv.knowledge.documents import Chunk, Document, UnreadableError
 
-CPU_SECONDS: Final = 5.0  # for one file; 4 MiB of prose take 0.5 s, 4 MiB of tables in Markdown 3 s
-WALL_SECONDS: Final = 60.0  # for one file
-START_SECONDS: Final = 60.0  # for the child to be ready
-MEMORY: Final = 1 << 30  # bytes of the child's address space
-READ_AT_ONCE: Final = 1 << 16  # bytes
+CPU_SECONDS: Final = 5.0  # per file; 4 MiB of prose take 0.5 s, 4 MiB of tables in Markdown 3 s
+WALL_SECONDS: Final = 60.0  # per file
+START_SECONDS: Final = 60.0  # until the child must be ready
+MAX_MEMORY: Final = 1 << 30  # bytes of the child's address space
+READ_BYTES: Final = 1 << 16
 
-Read = Callable[[Path, str], Document]
-"""Reads the file at a path that users know by a name; raises `UnreadableError`."""
+ReadFile = Callable[[Path, str], Document]
+"""Reads the file at a path, with its name for messages; raises `UnreadableError`."""
 
 _log = logging.getLogger("agentsrv.knowledge")
 
 
 class DocumentReader:
-    """Reads documents in a child process, which is started when it is first needed.
+    """Reads documents in a child process, which is started on demand.
 
-    `read` is for one thread at a time; `close` may be called from any.
+    `read` must be called by one thread at a time; `close` may be called by any thread.
 
     Args:
-        cpu_seconds: Of CPU time for one file.
-        wall_seconds: For one file.
+        cpu_seconds: Maximum CPU time per file.
+        wall_seconds: Maximum time per file.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class DocumentReader:
         """Read a file; see `agentsrv.knowledge.documents.read_document`.
 
         Raises:
-            Unreadable: The file gives no passages, or cannot be read within the limits.
+            UnreadableError: The file contains no passages, or cannot be read within the limits.
             KnowledgeError: The reader was closed, or no process can be started.
         """
         child = self._child or self._start()
@@ -76,7 +79,7 @@ class DocumentReader:
             child.stdin.write(json.dumps([str(path), name]).encode() + b"\n")
             child.stdin.flush()
         except OSError:
-            pass  # it has ended; so there is no answer
+            pass  # the child has ended, so `_answer` returns None
         answer = self._answer(child, self._wall_seconds)
         if answer is None:
             reason = self._end_of(child)
@@ -88,16 +91,16 @@ class DocumentReader:
             raise UnreadableError(answer["reason"])
         return Document(tuple(Chunk(*chunk) for chunk in answer["chunks"]), answer["size"])
 
-    def rest(self) -> None:
-        """End the child, which is idle, and release its pipes; the next `read` starts another."""
+    def stop_child(self) -> None:
+        """End the idle child and release its pipes; the next `read` starts another."""
         child, self._child = self._child, None
         if child is not None:
             _end(child)
 
     def close(self) -> None:
-        """End the child and refuse further files; a `read` that is under way raises.
+        """Kill the child and reject further files; a `read` that is in progress raises.
 
-        Call `rest` when it has, to release the child's pipes.
+        Call `stop_child` after that `read`, to release the child's pipes.
         """
         self._closed = True
         child = self._child
@@ -108,11 +111,11 @@ class DocumentReader:
         program = [sys.executable, "-P", reading_process.__file__]
         try:
             child = subprocess.Popen(  # noqa: S603 - our own program
-                [*program, str(self._cpu_seconds), str(MEMORY)],
+                [*program, str(self._cpu_seconds), str(MAX_MEMORY)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is the server's to handle
+                start_new_session=True,  # Ctrl-C must reach the server only
             )
         except OSError as error:
             raise KnowledgeError(
@@ -125,21 +128,21 @@ class DocumentReader:
                 raise KnowledgeError("the knowledge base is closed")
             raise KnowledgeError(f"cannot start the process that reads documents: {reason}")
         if self._closed:
-            self.rest()
+            self.stop_child()
             raise KnowledgeError("the knowledge base is closed")
         return child
 
     def _answer(self, child: subprocess.Popen[bytes], seconds: float) -> dict[str, Any] | None:
-        """The child's next line; None if it ended, or did not write one in time."""
+        """Return the child's next line; ``None`` if it ended, or wrote none in time."""
         assert child.stdout is not None
         deadline = time.monotonic() + seconds
         line = bytearray()
-        with selectors.PollSelector() as selector:  # which needs no descriptor
+        with selectors.PollSelector() as selector:  # epoll would need a descriptor
             selector.register(child.stdout, selectors.EVENT_READ)
             while not line.endswith(b"\n"):
                 if not selector.select(max(0.0, deadline - time.monotonic())):
                     return None
-                data = os.read(child.stdout.fileno(), READ_AT_ONCE)
+                data = os.read(child.stdout.fileno(), READ_BYTES)
                 if not data:
                     return None
                 line += data
@@ -147,12 +150,12 @@ class DocumentReader:
         return answer
 
     def _end_of(self, child: subprocess.Popen[bytes]) -> str:
-        """Say why there was no answer; the child is gone afterwards."""
+        """Return the reason why there was no answer; kills the child."""
         self._child = None
         status = child.poll()
         if status is None:
             with suppress(subprocess.TimeoutExpired):
-                status = child.wait(0.1)  # its pipes close shortly before it ends
+                status = child.wait(0.1)  # its pipes close shortly before its end
         _end(child)
         if status is None:
             return f"it takes more than {self._wall_seconds:g} s to read"
@@ -169,4 +172,4 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         with suppress(OSError):
             pipe.close()
     with suppress(subprocess.TimeoutExpired):
-        child.wait(1.0)  # longer only where the kernel waits for a disk
+        child.wait(1.0)  # it takes longer only if the kernel waits for a disk

@@ -1,12 +1,12 @@
-"""Program of the process that reads documents; see `agentsrv.knowledge.reading`.
+"""The program of the process that reads documents; see `agentsrv.knowledge.reading`.
 
-It is run by its path and imports only the modules that read documents: importing the whole package
-takes ten times as long. Requests come as lines of JSON on stdin, ``[path, name]``; each is answered
-by one line on stdout: ``{"size": …, "chunks": [[title, text, line], …]}`` or ``{"reason": …}``.
-The first line is written when it is ready.
+It is started by its path and imports only the modules that read documents, because importing the
+whole package takes ten times as long. Requests arrive on stdin as lines of JSON, ``[path, name]``.
+Each is answered by one line on stdout: ``{"size": …, "chunks": [[title, text, line], …]}`` or
+``{"reason": …}``. A first line, ``{}``, is written when the process is ready.
 
-Each file has a budget of CPU time, after which SIGPROF ends the process, whatever C code is at
-work. It also ends when stdin does, so it does not outlive the server by more than one file.
+A timer ends the process by SIGPROF if a file takes more than its CPU time, even inside C code. The
+process also ends when stdin is closed, so it outlives the server by one file at most.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def main(seconds: float, memory: int) -> None:
     """Answer requests until stdin ends.
 
     Args:
-        seconds: Of CPU time for each file.
-        memory: Bytes of address space of this process.
+        seconds: Maximum CPU time for each file.
+        memory: Maximum address space of this process, in bytes.
     """
     here = Path(__file__).parent
     for name, folder in (
@@ -46,17 +46,17 @@ def main(seconds: float, memory: int) -> None:
             return {"reason": str(error)}
         except MemoryError:
             return {"reason": f"it takes more than {memory >> 20} MiB of memory to read"}
-        except Exception as error:  # noqa: BLE001 - a file must not fail the others
+        except Exception as error:  # noqa: BLE001 - other files must still be read
             return {"reason": f"it cannot be read ({type(error).__name__})"}
         chunks = [[chunk.title, chunk.text, chunk.line] for chunk in document.chunks]
         return {"size": document.size, "chunks": chunks}
 
-    import resource  # noqa: PLC0415 - not on Windows, where clients run
+    import resource  # noqa: PLC0415 - missing on Windows, where clients run
 
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    if most == resource.RLIM_INFINITY or most > memory:
-        resource.setrlimit(resource.RLIMIT_AS, (memory, most))
-    answers, sys.stdout = sys.stdout.buffer, sys.stderr  # libraries may print
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+    if hard_limit == resource.RLIM_INFINITY or hard_limit > memory:
+        resource.setrlimit(resource.RLIMIT_AS, (memory, hard_limit))
+    answers, sys.stdout = sys.stdout.buffer, sys.stderr  # libraries may print to stdout
     answers.write(b"{}\n")
     answers.flush()
     for line in sys.stdin.buffer:

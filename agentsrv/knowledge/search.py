@@ -1,9 +1,23 @@
-"""KnowledgeBase: a folder of documents that agents can search.
+"""KnowledgeBase: refreshes and searches the index of a folder of documents.
 
-The folder is read into an SQLite file with a full-text index (FTS5, Porter stems, BM25), and
-searched without the network, a model or chance: the same folder and the same query give the
-same passages. With an embedding model the search is a hybrid: its ranking is fused with that
-of the passages whose vectors are nearest to the query's.
+Theory of operation
+===================
+
+The index file has two connections, each in a thread of its own (`_DatabaseThread`): one writes
+(`refresh`, `embed`), the other searches. With SQLite's write-ahead log a search therefore never
+waits for a refresh, and sees each batch as soon as it is committed.
+
+`refresh` works in batches: list the folder, compare it with the index, delete rows of deleted
+files, read the others in transactions of `BATCH_SECONDS`. A cancellation takes effect between two
+batches; the index is valid after each, and the next refresh continues there.
+
+`embed` sends passages without a vector to the embedding model, `EMBED_BATCH` at a time. If a batch
+is rejected, its passages are sent one by one, to find the one that the model does not accept. An
+error that affects all of them is a fault of the model, and ends the call.
+
+`search` uses neither network nor model unless there is an embedding model: the same folder and
+query then give the same passages. With a model the ranking by words is fused with that of the
+nearest vectors. If the model fails or is slow, searches use words alone for `EMBED_RETRY_DELAY`.
 """
 
 from __future__ import annotations
@@ -26,57 +40,57 @@ from agentsrv.error_text import describe
 from agentsrv.errors import AgentsrvError, KnowledgeError, ModelError
 from agentsrv.knowledge.folder import FoundFile, scan
 from agentsrv.knowledge.index import Index
-from agentsrv.knowledge.ranking import CANDIDATES, Passage, find
+from agentsrv.knowledge.ranking import MAX_CANDIDATES, Passage, find
 from agentsrv.knowledge.reading import DocumentReader
 from agentsrv.knowledge.text import terms
 from agentsrv.threads import in_thread
 
 OnProgress = Callable[[int, int, str], Awaitable[None]]
-"""Is told how many files are done, how many there are, and what happened."""
+"""Called with the number of files done, their total number, and a message."""
 
-BATCH_SECONDS = 0.25  # of reading per transaction: what a cancelled refresh still finishes
-REMOVALS = 500  # files forgotten per transaction
-OPTIMIZE_FROM = 200  # files changed by a refresh, to make merging the index worth its time
-EMBED_BATCH = 64  # passages of one request to the embedding model: about 10,000 tokens
-ALONE = 3  # passages refused one by one, from which the model counts as out of order
-EMBED_PATIENCE = 5.0  # seconds that a search waits for the vector of its query
-CLOSE_PATIENCE = 2.0  # seconds for a thread to end what it does, when the index is closed
-EMBED_PAUSE = 30.0  # seconds without asking the embedding model after it has failed a search
+BATCH_SECONDS = 0.25  # of reading per transaction, which a cancelled refresh still completes
+REMOVALS_PER_BATCH = 500  # files deleted per transaction
+OPTIMIZE_FROM = 200  # files changed by a refresh from which merging the index is worth its time
+EMBED_BATCH = 64  # passages in one request to the embedding model: about 10,000 tokens
+MAX_REJECTED = 3  # first passages rejected one by one from which the model is considered broken
+EMBED_TIMEOUT = 5.0  # seconds that a search waits for the vector of its query
+CLOSE_TIMEOUT = 2.0  # seconds that `close` waits for a thread
+EMBED_RETRY_DELAY = 30.0  # seconds without the embedding model after it has failed in a search
 
 _T = TypeVar("_T")
 
 _log = logging.getLogger("agentsrv.knowledge")
 
 
-class Embeds(Protocol):
+class EmbeddingModel(Protocol):
     """An embedding model, such as `agentsrv.agents.llm.Embedder`."""
 
     @property
     def model(self) -> str:
-        """Its name, under which its vectors are kept."""
+        """Its name, under which the index stores its vectors."""
         ...
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """Return the vector of each text, in their order.
+        """Return the vectors of the texts, in their order.
 
         Raises:
-            AgentsrvError: There are none.
+            AgentsrvError: The model failed or rejected a text.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class IndexReport:
-    """What a refresh found and did.
+    """The result of a refresh.
 
     Attributes:
-        files: Files with passages in the index now.
-        added: Files indexed for the first time, of those that could be read.
-        updated: Files read again because their size or time had changed.
-        removed: Files forgotten because they are gone.
-        skipped: Files that give no passages, each with the reason.
-        passages: Passages in the index now.
-        bytes: Size of the text they were taken from.
+        files: Files with passages in the index.
+        added: Files that were indexed for the first time.
+        updated: Files that were read again because their size or time had changed.
+        removed: Files that were deleted from the index because they no longer exist.
+        skipped: Files without passages, each with the reason.
+        passages: Passages in the index.
+        bytes: Size of the text of the passages' files.
         seconds: Duration of the refresh.
     """
 
@@ -91,22 +105,21 @@ class IndexReport:
 
     @property
     def reasons(self) -> dict[str, int]:
-        """How many files were skipped for each reason, the most frequent first."""
+        """The number of skipped files for each reason, the most frequent first."""
         return dict(Counter(reason for _, reason in self.skipped).most_common())
 
 
 class KnowledgeBase:
     """The documents below ``folder``, searchable through the index file ``database``.
 
-    Nothing is opened before the first call. Owns two threads, one that writes the index and one
-    that searches it, so that searches work while the folder is read, and while there are files to
-    read a process that reads them; `close` ends them.
+    Nothing is opened before the first call. It owns two threads and, while files are read, a child
+    process; `close` ends them.
 
     Args:
-        folder: Where the documents are.
+        folder: The folder of the documents.
         database: The file of the index.
-        embedder: What gives passages and queries vectors; without it only words count.
-        now: A clock that never goes back, in seconds.
+        embedder: Computes vectors of passages and queries; without it only words count.
+        now: A monotonic clock, in seconds.
         documents: Reads the files.
     """
 
@@ -114,7 +127,7 @@ class KnowledgeBase:
         self,
         folder: Path,
         database: Path,
-        embedder: Embeds | None = None,
+        embedder: EmbeddingModel | None = None,
         *,
         now: Callable[[], float] = time.monotonic,
         documents: DocumentReader | None = None,
@@ -124,17 +137,17 @@ class KnowledgeBase:
         self._folder = folder
         self._embedder = embedder
         self._now = now
-        self._embed_from = -math.inf  # when the embedding model may be asked again
+        self._embed_from = -math.inf  # time from which the embedding model is used again
         self._writer = _DatabaseThread(database)
         self._reader = _DatabaseThread(database)
         self._refreshing = asyncio.Lock()
 
     async def refresh(self, on_progress: OnProgress | None = None) -> IndexReport:
-        """Bring the index up to date with the folder: read what is new or changed, forget the rest.
+        """Update the index: read new and changed files, delete files that no longer exist.
 
-        Searches see each batch of files as soon as it is committed. A cancelled refresh leaves
-        a valid index of the files read so far, and the next one goes on from there. Concurrent
-        calls wait for each other.
+        Searches see each batch of files as soon as it is committed. A cancelled refresh leaves a
+        valid index of the files read so far, and the next one continues there. Concurrent calls
+        wait for each other.
 
         Raises:
             KnowledgeError: The folder or the index cannot be used.
@@ -144,8 +157,8 @@ class KnowledgeBase:
             write = self._writer.call
             found = await write(lambda _: scan(self._folder.resolve()))
             difference = await write(lambda index: index.compare(found))
-            for start in range(0, len(difference.removed), REMOVALS):
-                names = difference.removed[start : start + REMOVALS]
+            for start in range(0, len(difference.removed), REMOVALS_PER_BATCH):
+                names = difference.removed[start : start + REMOVALS_PER_BATCH]
                 await write(partial(Index.remove, names=names))
             queue = [*difference.changed, *difference.added]
             done, total = 0, len(queue)
@@ -153,7 +166,7 @@ class KnowledgeBase:
                 done += await write(partial(self._read, files=queue[done:]))
                 if on_progress is not None:
                     await on_progress(done, total, f"read {done} of {total} files")
-            await write(lambda _: self._documents.rest())
+            await write(lambda _: self._documents.stop_child())
             if total + len(difference.removed) >= OPTIMIZE_FROM:
                 await write(Index.optimize)
             files, passages, size = await write(Index.totals)
@@ -174,17 +187,17 @@ class KnowledgeBase:
         return index.read(self._folder.resolve(), files, BATCH_SECONDS, self._documents.read)
 
     async def embed(self) -> int:
-        """Give a vector to each passage that has none of the embedding model yet, in batches.
+        """Compute the vectors of passages that have none by the embedding model, in batches.
 
-        Each batch is kept as it comes, and searches use it from then on. A passage that the
-        model refuses, while it takes others, is left without one for good. A cancelled call
-        leaves what was kept, and the next one goes on from there. Does nothing without a model.
+        Each batch is stored when it arrives, and searches use it from then on. A passage that the
+        model rejects while it accepts others stays without a vector. A cancelled call keeps the
+        stored vectors, and the next one continues. Does nothing without a model.
 
         Returns:
-            How many passages have a vector now.
+            The number of passages with a vector.
 
         Raises:
-            AgentsrvError: The model failed; the rest is left to another call.
+            AgentsrvError: The model failed; another call can continue.
             KnowledgeError: The index cannot be used.
         """
         if self._embedder is None:
@@ -196,15 +209,15 @@ class KnowledgeBase:
         return await write(lambda index: index.vectors(name).count())
 
     async def search(self, query: str, limit: int = 5) -> list[Passage]:
-        """Return the passages that answer ``query`` best, at most ``limit``, the best first.
+        """Return the passages that answer ``query`` best, at most ``limit``, best first.
 
-        Any text is a valid query. Passages that have more of its words, and have them close
-        together, come first; near-duplicates are left out, and passages of one file give way
-        to those of others. With an embedding model, passages that are near to the query in
-        meaning come first too. Empty where nothing matches or nothing was indexed yet.
+        Any text is a valid query. Passages that contain more of its words, close together, come
+        first. Near-duplicates are omitted, and further passages of one file rank lower. With an
+        embedding model, passages that are near to the query in meaning come first as well. The
+        list is empty if nothing matches or nothing has been indexed.
 
-        An embedding model that fails or takes long is a warning in the log, once until it works
-        again, and only the words count, in this search and those of the next `EMBED_PAUSE` seconds.
+        If the embedding model fails or is slow, this search and those of the next
+        `EMBED_RETRY_DELAY` seconds use words only. A warning is logged once until it works again.
 
         Raises:
             KnowledgeError: The index cannot be read, or was closed.
@@ -217,7 +230,7 @@ class KnowledgeBase:
             try:
                 found = await self._reader.call(
                     lambda index: find(
-                        index, query, limit, index.vectors(name).nearest(vector, CANDIDATES)
+                        index, query, limit, index.vectors(name).nearest(vector, MAX_CANDIDATES)
                     )
                 )
                 self._vectors_failed = False
@@ -226,11 +239,11 @@ class KnowledgeBase:
                 self._without_vectors(error)
         return await self._reader.call(lambda index: find(index, query, limit))
 
-    async def _vector(self, embedder: Embeds, query: str) -> list[float] | None:
+    async def _vector(self, embedder: EmbeddingModel, query: str) -> list[float] | None:
         if self._now() < self._embed_from:
             return None
         try:
-            async with asyncio.timeout(EMBED_PATIENCE):
+            async with asyncio.timeout(EMBED_TIMEOUT):
                 (vector,) = await embedder.embed([query])
         except (AgentsrvError, TimeoutError) as error:
             self._without_vectors(error)
@@ -238,37 +251,37 @@ class KnowledgeBase:
         return vector
 
     def _without_vectors(self, error: Exception) -> None:
-        self._embed_from = self._now() + EMBED_PAUSE
+        self._embed_from = self._now() + EMBED_RETRY_DELAY
         if not self._vectors_failed:
             self._vectors_failed = True
             _log.warning(
-                "searching by words only, until the embedding model works again (it is asked every "
+                "searching by words only until the embedding model works again (it is tried every "
                 "%g s): %s",
-                EMBED_PAUSE,
+                EMBED_RETRY_DELAY,
                 describe(error),
             )
 
     async def close(self) -> None:
-        """Close the index, end the threads and the process that reads files.
+        """Close the index; end the threads and the process that reads files.
 
-        What they are doing is broken off; a file that is being read is read at the next start. A
-        refresh or search that comes later is a `KnowledgeError`. A cancelled call may leave
-        the reading thread open; call it again.
+        Work in progress is aborted; a file that is being read is read after the next start. Later
+        calls raise `KnowledgeError`. A cancelled call may leave the searching thread open; call it
+        again.
         """
         self._documents.close()
         await self._writer.close()
         await self._reader.close()
-        await in_thread(self._documents.rest)
+        await in_thread(self._documents.stop_child)
 
 
 async def _vectors(
-    embedder: Embeds, missing: Sequence[tuple[int, str]]
+    embedder: EmbeddingModel, missing: Sequence[tuple[int, str]]
 ) -> dict[int, Sequence[float]]:
-    """Return the vectors of passages by their rows, an empty one for each that is refused.
+    """Return the vectors of passages by rowid, an empty one for each that the model rejects.
 
     Raises:
-        AgentsrvError: The model refused the only one, the first `ALONE` of them, or what it had
-            taken before: then no passage is at fault.
+        AgentsrvError: The model rejected the only passage, the first `MAX_REJECTED` ones, or one
+            that it had accepted before: the model is at fault and not a passage.
     """
     try:
         vectors = await embedder.embed([text for _, text in missing])
@@ -277,7 +290,7 @@ async def _vectors(
             raise
     else:
         return dict(zip((row for row, _ in missing), vectors, strict=True))
-    # one passage that is too long for the model fails its whole batch
+    # One passage that is too long for the model fails its whole batch.
     found: dict[int, Sequence[float]] = {}
     taken: str | None = None
     for row, text in missing:
@@ -288,14 +301,14 @@ async def _vectors(
             found[row] = ()
             if taken is not None:
                 await embedder.embed([taken])
-            elif len(found) == min(ALONE, len(missing)):
+            elif len(found) == min(MAX_REJECTED, len(missing)):
                 raise
-            _log.warning("a passage is left without a vector: %s", error)
+            _log.warning("a passage has no vector: %s", error)
     return found
 
 
 class _DatabaseThread:
-    """One thread with its own connection, opened at the first call."""
+    """A thread with its own connection, opened at the first call."""
 
     def __init__(self, database: Path) -> None:
         self._database = database
@@ -305,7 +318,7 @@ class _DatabaseThread:
         self._closed = False
 
     async def call(self, function: Callable[[Index], _T]) -> _T:
-        """Run ``function`` in the thread; cancelling does not stop it once it runs."""
+        """Run ``function`` in the thread; a cancellation does not stop it once it runs."""
         if self._closed:
             raise KnowledgeError("the knowledge base is closed")
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, function)
@@ -319,7 +332,7 @@ class _DatabaseThread:
             raise KnowledgeError(f"the knowledge index {self._database} failed: {error}") from error
 
     async def close(self) -> None:
-        """Close the connection; a thread that its file system does not answer is left behind."""
+        """Close the connection; a thread that is blocked by its file system is abandoned."""
         if self._closed:
             return
         self._closed = True
@@ -327,9 +340,9 @@ class _DatabaseThread:
             self._index.interrupt()
         closing = asyncio.get_running_loop().run_in_executor(self._thread, self._shut)
         try:
-            await asyncio.wait({closing}, timeout=CLOSE_PATIENCE)
+            await asyncio.wait({closing}, timeout=CLOSE_TIMEOUT)
         finally:
-            # also when cancelled: what waits in the queue, such as the closing, still runs
+            # Also after a cancellation: calls in the queue, such as `_shut`, still run.
             self._thread.shutdown(wait=False)
 
     def _shut(self) -> None:

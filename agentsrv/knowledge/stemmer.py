@@ -1,7 +1,7 @@
-"""The stems of words, as the knowledge index has them: SQLite's ``porter`` tokenizer makes both.
+"""Stems of words, computed by SQLite's ``porter`` tokenizer, which the knowledge index uses too.
 
-A word is written to a full-text table in memory, and the vocabulary of the table is read back. A
-stem that is counted in a text is thereby the one by which the index finds it.
+A word is inserted into a full-text table in memory, and the table's vocabulary is read back. The
+stems in this process are therefore the same as those in the index.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from threading import Lock
 from typing import Final
 
 TOKENIZER: Final = "porter unicode61"
-MAX_WORD: Final = 64  # letters; more is data. It bounds what the cache holds, too
+MAX_WORD: Final = 64  # letters; longer words are data, and would fill the cache
 
 _lock = Lock()
 
 
 @lru_cache(maxsize=1 << 16)
 def stem(word: str) -> str:
-    """Return the stem of ``word``: as it is if it is very long, or not one word to the index."""
+    """Return the stem of ``word``; very long words, and several words, are returned unchanged."""
     if len(word) > MAX_WORD:
         return word
     with _lock:
@@ -33,13 +33,13 @@ def stem(word: str) -> str:
 
 @lru_cache(maxsize=1)
 def _table() -> sqlite3.Connection:
-    # whichever thread holds the lock
+    # Any thread may use it while it holds the lock.
     connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = OFF")
     connection.execute(
         f"CREATE VIRTUAL TABLE words USING fts5 (word, content = '', tokenize = '{TOKENIZER}')"
     )
     connection.execute("CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, row)")
-    # never committed: it halves the time of a word
+    # Never committed: an open transaction halves the time for each word.
     connection.execute("BEGIN")
     return connection

@@ -1,7 +1,6 @@
-"""Words and sentences of English text: splitting, shortening, stop-words, stems.
+"""Words and sentences of English text: splitting, shortening, stop words, stems.
 
-Everything here is a pure function of its arguments: no clock, no randomness, so the same text
-always gives the same sentences and the same terms.
+All functions are pure and deterministic: the same text always has the same sentences and terms.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from functools import lru_cache
 from agentsrv.knowledge.stemmer import MAX_WORD, stem
 from agentsrv.patterns import lazy_pattern
 
-# Function words, and the words that questions are made of ("how", "explain", "please"): they say
-# what kind of answer is wanted, and match in every passage.
+# Function words, and words of questions ("how", "explain", "please"): these describe the wanted
+# answer rather than its subject, and occur in every passage.
 STOP_WORDS: frozenset[str] = frozenset(
     """
     a about above across actually after again against all almost along already also although
@@ -46,7 +45,7 @@ STOP_WORDS: frozenset[str] = frozenset(
     """.split()
 )
 
-# Spellings and short forms of one term. The first member gives the stem, a search tries them all.
+# Spellings and abbreviations of one term. The first one provides the stem; a search tries all.
 SPELLINGS: tuple[tuple[str, ...], ...] = (
     ("asynchronous", "async", "asyncio"),
     ("authentication", "auth"),
@@ -69,7 +68,7 @@ _SPELLINGS = {word: group for group in SPELLINGS for word in group}
 _WORD = lazy_pattern(
     r"[iI]/[oO](?![a-z])|(?:[bB]ack-(?:off|pressure)|[tT]ime-out)s?(?!\w)|[^\W_]+(?:['’][^\W_]+)*"
 )
-# possessive, and from the first full stop only: linear also on a text of nothing but full stops
+# Possessive, and only from the first full stop of a row: linear even on a text of full stops.
 _BOUNDARY = lazy_pattern(r"(?<![.!?…])([.!?…]++[\"'”’)\]]*+)\s++(?=[\"'“‘(\[]*+[^\Wa-z_])")
 _PARAGRAPH = lazy_pattern(r"\n[^\S\n]*\n")
 _ABBREVIATIONS = frozenset(
@@ -80,7 +79,7 @@ _ABBREVIATIONS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A content word: as it was written, and the stem that all its forms share."""
+    """A content word: as written, and the stem that its forms share."""
 
     surface: str
     stem: str
@@ -98,7 +97,7 @@ def word_at(text: str, start: int) -> str:
 
 
 def terms(text: str) -> list[Term]:
-    """Return the content words of ``text`` in order: no stop-words, no lone letters."""
+    """Return the content words of ``text`` in order, without stop words and single letters."""
     found = []
     for word in words(text):
         stem = content_stem(word)
@@ -113,9 +112,9 @@ def stems(text: str) -> list[str]:
 
 
 def content_stem(word: str) -> str:
-    """Return the stem of ``word``, or the empty string for a word that is not a content word.
+    """Return the stem of ``word``, or the empty string if it is not a content word.
 
-    That is a stop-word, a lone letter, or more than `MAX_WORD` letters.
+    Stop words, single letters and words of more than `MAX_WORD` letters are not.
     """
     return _content_stem(word) if len(word) <= MAX_WORD else ""
 
@@ -130,7 +129,7 @@ def _content_stem(word: str) -> str:
 
 
 def spellings(word: str) -> tuple[str, ...]:
-    """Return the spellings of a folded ``word`` that count as one term; often only itself."""
+    """Return the spellings of a folded ``word`` that count as one term; often only the word."""
     return _SPELLINGS.get(word, (word,))
 
 
@@ -150,7 +149,7 @@ def _fold(word: str) -> str:
 def sentences(text: str) -> list[str]:
     """Split ``text`` into sentences; an empty line always ends one.
 
-    No character but white space is added, lost or moved, each sentence is non-empty, stripped
+    No characters except white space are added, lost or moved. Each sentence is non-empty, stripped
     and has single spaces. A full stop does not end a sentence after a known abbreviation or an
     initial, nor before a word in lower case.
     """
@@ -168,7 +167,7 @@ def sentences(text: str) -> list[str]:
 
 
 def shorten(text: str, limit: int) -> str:
-    """Return ``text`` on one line, cut at a word and with an ellipsis if it exceeds ``limit``."""
+    """Return ``text`` on one line, cut after a word with an ellipsis if it exceeds ``limit``."""
     line = " ".join(text.split())
     if len(line) <= limit:
         return line
@@ -180,6 +179,6 @@ def _ends_sentence(piece: str) -> bool:
         return True
     last = piece[:-1].rsplit(" ", 1)[-1].lstrip("([\"'“‘")
     initial = len(last) == 1 and last.isalpha() and last != "I"
-    # "1." and "2.3." at the start of a piece number what follows
+    # "1." and "2.3." at the start are numbers of headings or items.
     number = " " not in piece and last.replace(".", "").isdigit()
     return not (initial or number or last.lower() in _ABBREVIATIONS)

@@ -1,8 +1,8 @@
-"""Vectors of the passages of an index: kept in its file, compared in memory.
+"""Vectors of the passages of an index: stored in its file, compared in memory.
 
-Needs numpy, which comes with the extra ``llm``. Synchronous code for the thread that owns the
-connection. All vectors of a model are read into memory when they are first compared: 4 bytes a
-number, 30 MB for 10,000 passages of 768 numbers each.
+Needs numpy, which the extra ``llm`` installs. The code is synchronous and belongs to the thread
+that owns the connection. All vectors of a model are loaded when they are first compared, and again
+after the file has changed: 4 bytes per number, 30 MB for 10,000 passages of 768 numbers.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ Floats = npt.NDArray[np.float32]
 
 
 class Vectors:
-    """The vectors that ``model`` gave to passages, in the index behind ``connection``."""
+    """The vectors of passages by ``model``, in the index at ``connection``."""
 
     def __init__(self, connection: sqlite3.Connection, model: str) -> None:
         self._connection = connection
         self._model = model
-        self._read_at = -1  # the state of the file that the matrix was read in
+        self._read_at = -1  # `data_version` of the file when the matrix was loaded
         self._rows: list[int] = []
         self._matrix: Floats = np.empty((0, 0), np.float32)
 
     def missing(self, limit: int) -> list[tuple[int, str]]:
-        """Return up to ``limit`` passages without a vector: their rows, and title and text."""
+        """Return up to ``limit`` passages without a vector: rowid, and title and text."""
         found = self._connection.execute(
             """
             SELECT passage.rowid, passage.title || char(10) || passage.body FROM passage
@@ -44,9 +44,9 @@ class Vectors:
         return found.fetchall()
 
     def add(self, vectors: Mapping[int, Sequence[float]]) -> None:
-        """Keep the vectors of these rows, in one transaction; a row that is gone is passed over.
+        """Store the vectors of these rows in one transaction; rows that were deleted are skipped.
 
-        An empty vector says that there is none to be had.
+        An empty vector records that the model rejected the passage.
         """
         rows = [
             (self._model, _unit(np.asarray(vector, np.float32)).tobytes(), row)
@@ -65,7 +65,7 @@ class Vectors:
         self._connection.execute("COMMIT")
 
     def count(self) -> int:
-        """Return how many passages have a vector of this model."""
+        """Return the number of passages with a vector by this model."""
         (count,) = self._connection.execute(
             "SELECT count(*) FROM vector WHERE model = ? AND value <> x''", (self._model,)
         ).fetchone()
@@ -75,22 +75,22 @@ class Vectors:
         """Return the rows whose vectors have the greatest cosine with ``vector``, best first.
 
         Raises:
-            ModelError: The model gives vectors of another dimension than it did.
+            ModelError: The model returns vectors of another dimension than before.
         """
-        self._bring_up_to_date()
+        self._load()
         if not self._rows:
             return []
         if len(vector) != self._matrix.shape[1]:
             raise ModelError(
-                f"{self._model} gave a vector of {len(vector)} numbers; the index has"
+                f"{self._model} returned a vector of {len(vector)} numbers; the index has"
                 f" {self._matrix.shape[1]}: rebuild it"
             )
         cosines = self._matrix @ _unit(np.asarray(vector, np.float32))
-        # stable, so that of equals the one that was read first comes first each time
+        # A stable sort returns equal passages in the same order each time.
         best = np.argsort(-cosines, kind="stable")[:limit]
         return [self._rows[place] for place in best]
 
-    def _bring_up_to_date(self) -> None:
+    def _load(self) -> None:
         (version,) = self._connection.execute("PRAGMA data_version").fetchone()
         if version == self._read_at:
             return
@@ -107,6 +107,6 @@ class Vectors:
 
 
 def _unit(vector: Floats) -> Floats:
-    """Return ``vector`` at length 1; one of length 0 stays, and is near to nothing."""
+    """Return ``vector`` with length 1; a zero vector is returned unchanged."""
     length = float(np.linalg.norm(vector))
     return vector / np.float32(length) if length else vector

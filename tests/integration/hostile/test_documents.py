@@ -28,7 +28,7 @@ def reader():
     """A reader with a small budget."""
     reader = DocumentReader(cpu_seconds=CPU_SECONDS)
     yield reader
-    reader.rest()
+    reader.stop_child()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

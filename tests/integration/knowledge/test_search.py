@@ -7,7 +7,7 @@ import pytest
 
 from agentsrv.errors import KnowledgeError, ModelError
 from agentsrv.knowledge import search
-from agentsrv.knowledge.search import EMBED_PAUSE, KnowledgeBase
+from agentsrv.knowledge.search import EMBED_RETRY_DELAY, KnowledgeBase
 
 THREADS = "Creating a thread costs tens of microseconds on most machines."
 QUEUES = "A bounded queue makes the producer wait until there is room."
@@ -138,7 +138,7 @@ async def test_an_index_that_is_no_file_is_refused(folder, tmp_path):
     path = tmp_path / "fifo.db"
     os.mkfifo(path)
     base = KnowledgeBase(folder, path)
-    with pytest.raises(KnowledgeError, match="no regular file"):
+    with pytest.raises(KnowledgeError, match="is not a regular file"):
         await base.search("water", 1)
     await base.close()
 
@@ -154,7 +154,7 @@ async def test_a_file_system_that_does_not_answer_does_not_hold_the_stop(
         raise KnowledgeError("late")
 
     monkeypatch.setattr(search, "Index", hang)
-    monkeypatch.setattr(search, "CLOSE_PATIENCE", 0.01)
+    monkeypatch.setattr(search, "CLOSE_TIMEOUT", 0.01)
     base = KnowledgeBase(folder, tmp_path / "hangs.db")
     searching = asyncio.create_task(base.search("water", 1))
     await asyncio.sleep(0.05)
@@ -379,13 +379,13 @@ async def test_a_model_that_fails_leaves_the_words(hybrid, embedder, clock, capl
     assert len(embedder.asked) == before + 1
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     embedder.error = None
-    clock[0] = EMBED_PAUSE
+    clock[0] = EMBED_RETRY_DELAY
     assert len(await hybrid.search("threads")) == 2
 
 
 async def test_a_model_that_is_silent_leaves_the_words(hybrid, embedder, monkeypatch):
     """A search does not wait for long."""
-    monkeypatch.setattr("agentsrv.knowledge.search.EMBED_PATIENCE", 0.01)
+    monkeypatch.setattr("agentsrv.knowledge.search.EMBED_TIMEOUT", 0.01)
 
     async def never(texts):
         await asyncio.Event().wait()

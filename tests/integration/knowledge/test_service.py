@@ -61,7 +61,7 @@ async def test_a_search_waits_for_the_reading_but_not_for_the_vectors(folder, tm
     library = KnowledgeService(KnowledgeBase(folder, tmp_path / "index.db", embedder))
     await library.open()
     searched = asyncio.create_task(library.search("threads", 3))
-    await until_logged("brought up to date", caplog)
+    await until_logged("refreshed in", caplog)
     assert "have vectors" not in caplog.text
     embedder.may.set()  # the query needs one, too
     assert [passage.text for passage in await searched] == [THREADS]
@@ -77,7 +77,7 @@ async def test_a_model_that_fails_is_a_warning(folder, tmp_path, caplog):
     library = KnowledgeService(KnowledgeBase(folder, tmp_path / "index.db", embedder))
     await library.open()
     assert await library.search("threads", 3)
-    await until_logged("without vectors", caplog)
+    await until_logged("have no vectors", caplog)
     await library.close()
     assert {record.levelname for record in caplog.records} == {"WARNING"}
 
@@ -88,7 +88,7 @@ async def test_a_folder_that_cannot_be_read_is_an_error_in_the_log(folder, tmp_p
     await library.open()
     assert await library.search("threads", 3) == []
     await library.close()
-    assert "cannot be brought up to date" in caplog.text
+    assert "cannot be refreshed" in caplog.text
 
 
 async def test_closing_stops_what_is_under_way(folder, tmp_path):
