@@ -60,5 +60,5 @@ ERRORS: Final[tuple[errors.AgentsrvError, ...]] = (
     errors.OverloadedError("1000 of your tasks are waiting already", retry_after=1.0),
     errors.ShuttingDownError("the server is about to stop; reconnect and try again"),
     errors.UnavailableError("the store cannot commit now"),
-    errors.InternalError("the server has a fault; its log tells of incident 2b1f0c9d8e7a"),
+    errors.InternalError("the server has a fault; see incident 2b1f0c9d8e7a in its log"),
 )

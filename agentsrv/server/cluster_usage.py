@@ -1,4 +1,4 @@
-"""Neighbours: the limits of a principal hold over all nodes that share a store, nearly."""
+"""Applies the limits of principals across all nodes that share a store, approximately."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from agentsrv.server.limits import ConnectionLimiter
 from agentsrv.settings import Settings
 from agentsrv.store.shared import SWEEP, SharedStore
 
-WORTH: Final = 0.05  # of a limit: who uses less of each is not told of, as most use little
+REPORT_THRESHOLD: Final = 0.05  # of a limit: smaller usage is not published, as most usage is small
 
 _log = logging.getLogger("agentsrv.listener")
 
 
 class ClusterUsage:
-    """Tells other nodes what principals use here, and has what they use there counted here.
+    """Publishes the principals' usage of this node, and applies that of the other nodes here.
 
-    Each node tells all others every ``SWEEP`` seconds. Nobody is asked while something is decided,
-    so what is used at two nodes within the same two sweeps may be more than the limit, by as much
-    as each node lets through alone; and what a node does not tell, because it is not ``WORTH`` it,
-    is not counted. While the store is away each node's limits are its own.
+    Every ``SWEEP`` seconds each node publishes its usage in the store and reads that of the others.
+    Decisions use the last known values and wait for no node. So within two sweeps, several nodes
+    together can exceed a limit by as much as each alone permits, and usage below
+    ``REPORT_THRESHOLD`` is never counted elsewhere. While the store is unreachable, each node
+    applies its limits to its own usage only.
     """
 
     def __init__(
@@ -44,36 +45,36 @@ class ClusterUsage:
             settings.principal_subscriptions,
             settings.command_rate,
         )
-        self._least = [inf if limit is None else WORTH * limit for limit in limits]
+        self._thresholds = [inf if limit is None else REPORT_THRESHOLD * limit for limit in limits]
 
     async def run(self) -> None:
-        """Tell and learn until cancelled."""
+        """Publish and apply usage until cancelled."""
         while True:
             try:
-                told = await self._store.share(self._uses())
+                published = await self._store.share(self._uses())
             except AgentsrvError as error:
-                _log.debug("what other nodes' clients use is not known: %s", error)
-                told = ()
-            self._learn(told)
+                _log.debug("the usage on other nodes is unknown: %s", error)
+                published = ()
+            self._apply(published)
             await asyncio.sleep(SWEEP)
 
     def _uses(self) -> Mapping[str, Use]:
-        """Who uses so much here that others should know."""
-        connections, subscriptions, rate = self._least
+        """Return the usage of principals that exceeds the threshold of any limit."""
+        connections, subscriptions, rate = self._thresholds
         return {
             principal: use
-            for principal, use in self._limiter.principals.measure(self._broker.counts)
+            for principal, use in self._limiter.principals.usage(self._broker.counts)
             if use.connections >= connections
             or use.subscriptions >= subscriptions
             or use.rate >= rate
         }
 
-    def _learn(self, told: Sequence[Mapping[str, Use]]) -> None:
+    def _apply(self, published: Sequence[Mapping[str, Use]]) -> None:
         elsewhere: dict[str, list[Use]] = {}
-        for uses in told:
+        for uses in published:
             for principal, use in uses.items():
                 elsewhere.setdefault(principal, []).append(use)
-        self._limiter.principals.learn(elsewhere)
+        self._limiter.principals.set_remote_usage(elsewhere)
         self._broker.elsewhere = {
             principal: sum(use.subscriptions for use in uses)
             for principal, uses in elsewhere.items()

@@ -1,4 +1,4 @@
-"""The I/O around one Session: frames in, commands carried out, answers and events out."""
+"""Connects one session with its socket: executes commands, sends answers and events."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from agentsrv.server.batching import BatchedConnection
 from agentsrv.server.loop_scheduler import BYTES_PER_UNIT
 from agentsrv.server.requests import next_request
 
-MAX_UNDER_WAY: Final = 256  # commands of one connection that are carried out at the same time
-MAX_BYTES_UNDER_WAY: Final = 4 << 20  # of their frames, roughly: large ones are fewer
-LARGE_REPLY: Final = 16 << 10  # bytes of an answer that is charged in addition to its command
+MAX_UNDER_WAY: Final = 256  # commands of one connection that are executed at the same time
+MAX_BYTES_UNDER_WAY: Final = 4 << 20  # of their frames, roughly: fewer large ones run together
+LARGE_REPLY: Final = 16 << 10  # bytes from which an answer is charged in addition to its command
 
-ANSWERED: Final = "ok"  # in place of an error's code, where commands are counted
+ANSWERED: Final = "ok"  # outcome of an executed command in the metrics; otherwise the error's code
 
 _log = logging.getLogger("agentsrv.connection")
 
@@ -35,12 +35,12 @@ _log = logging.getLogger("agentsrv.connection")
 class Connection:
     """One client.
 
-    Owns its commands under way and its subscriptions; the tasks that it started live elsewhere
-    and go on without it.
+    Owns the commands in progress and the subscriptions. Tasks that the client started belong to
+    the engine and continue after the connection has closed.
 
-    Commands with an ``id`` are carried out concurrently, up to ``MAX_UNDER_WAY``, and may be
-    answered in another order; one without is carried out after all before it, and alone. While
-    the client does not take its answers, nothing is carried out.
+    Commands with an ``id`` are executed concurrently, up to ``MAX_UNDER_WAY``, and may be answered
+    in any order. A command without an ``id`` is executed after all previous ones, and alone. While
+    the client does not read its answers, no command is executed.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Connection:
             await self._cancel_bound(self._subscriber.close())
 
     async def _cancel_bound(self, tasks: Sequence[str]) -> None:
-        """Cancel the tasks that were to end with the connection; not so when the server ends."""
+        """Cancel the tasks that were bound to the connection, unless the server is stopping."""
         if self._command_handler.draining:
             return
         for task_id in tasks:
@@ -83,10 +83,10 @@ class Connection:
             try:
                 await self._command_handler.cancel(self._principal, command)
             except AgentsrvError as error:
-                told = "task %s was to end with its client: %s"
+                told = "task %s could not be cancelled with its client: %s"
                 _log.warning(told, task_id, error, extra={"about": self._socket.about})
 
-    # The subscriber's sink.
+    # The methods of the subscriber's sink.
 
     @property
     def has_room(self) -> bool:
@@ -121,10 +121,10 @@ class Connection:
                 task = self._socket.loop.create_task(self._answer(request))
                 self._under_way.add(task)
                 task.add_done_callback(self._under_way.discard)
-            request = None  # it may be large, and the next one may come late
+            request = None  # it may be large, and the next one may arrive much later
 
     async def _settle(self, most: int) -> None:
-        """Wait until at most ``most`` commands are under way."""
+        """Wait until at most ``most`` commands are in progress."""
         while len(self._under_way) > most:
             await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
 
@@ -148,12 +148,12 @@ class Connection:
         except AgentsrvError as refusal:
             self._commands[name, refusal.code] += 1
             self._socket.post([frames.error(name, command_id, refusal)])
-        except Exception:  # noqa: BLE001 - told with an incident id; the connection lives
+        except Exception:  # noqa: BLE001 - answered with an incident's id
             incident = uuid.uuid4().hex[:12]
-            told, extra = "incident %s while carrying out %s", {"about": self._socket.about}
+            told, extra = "incident %s while executing %s", {"about": self._socket.about}
             _log.exception(told, incident, name, extra=extra)
             self._commands[name, InternalError.code] += 1
-            fault = InternalError(f"the server has a fault; its log tells of incident {incident}")
+            fault = InternalError(f"the server has a fault; see incident {incident} in its log")
             self._socket.post([frames.error(name, command_id, fault)])
 
     def _hold(self, command: c.AnyCommand) -> Hold:
@@ -218,10 +218,10 @@ class Connection:
         return CommandOutcome(reply)
 
     async def _completed(self, command: c.AnyCommand, *, is_abbreviated: bool) -> c.AnyCommand:
-        """Add to a command what it left out.
+        """Complete a command.
 
-        That is the task of a cancel's idempotency key; and, if ``is_abbreviated``, the rest of a
-        task's id, or the value of an answer that was typed.
+        A cancel by idempotency key gets its task. If ``is_abbreviated``, a prefix of a task's id is
+        completed, and a typed answer is converted to JSON.
         """
         handler, principal = self._command_handler, self._principal
         if isinstance(command, c.Cancel) and command.idempotency_key is not None:

@@ -1,4 +1,4 @@
-"""The protocol as a page to read: HTML of the published schema, without a script."""
+"""The page ``/docs``: the protocol's published schema as HTML, without a script."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POLICY: Final = (
     f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
-"""The Content-Security-Policy: the page's own style, and nothing else whatsoever."""
+"""Content-Security-Policy: the page's own style and nothing else."""
 LIMITS: Final = {
     "minLength": "from {} characters",
     "maxLength": "up to {} characters",
@@ -41,20 +41,20 @@ Json = Mapping[str, Any]
 
 
 def render(document: Json) -> str:
-    """The page of an AsyncAPI document that ``agentsrv.protocol.schema`` made."""
+    """Return the page of an AsyncAPI document by ``agentsrv.protocol.schema``."""
     info, schemas = document["info"], document["components"]["schemas"]
     messages = document["components"]["messages"]
-    # the schemas that fields refer to, in addition to those of messages and of events' data
+    # The schemas that fields refer to, without those of messages and of events' data.
     own = {message["title"] for message in messages.values()}
     types = {*schemas} - own - {event.__name__ for event in EVENTS.values()}
 
     def message(name: str, *without: str) -> str:
-        """The summary, the fields and the examples of a message."""
+        """Return the summary, the fields and the examples of a message."""
         found = messages[name]
         schema, label = _resolved(schemas, found["payload"]), ""
         if name in EVENTS:
             schema, label = _resolved(schemas, schema["properties"]["data"]), "<h4>Data</h4>"
-        examples = () if name == ERROR else found["examples"]  # theirs are in a table
+        examples = () if name == ERROR else found["examples"]  # errors' examples are in a table
         shown = "".join(
             f'<pre tabindex="0"><code>{_json(example["payload"], indent=2)}</code></pre>'
             for example in examples
@@ -113,7 +113,7 @@ def _closes(closes: Mapping[str, Json]) -> str:
 
 
 def _fields(schema: Json, without: Iterable[str] = ()) -> str:
-    """A table of an object's fields; of another schema, its type."""
+    """Return a table of an object's fields; for another schema, its type."""
     if "properties" not in schema and schema.get("type") != "object":
         return f"<p>{_type(schema)}</p>"
     required = schema.get("required", [])
@@ -141,7 +141,7 @@ def _meaning(field: Json) -> str:
 
 
 def _type(schema: Json) -> str:
-    """A type in words and HTML, with links to those that have a place of their own."""
+    """Return a type in words as HTML, with links to the types that have a section."""
     match schema:
         case {"$ref": str(target)}:
             name = escape(target.removeprefix(SCHEMAS))
@@ -163,12 +163,12 @@ def _type(schema: Json) -> str:
 
 
 def _limits(schema: Json) -> str:
-    told = [
+    limits = [
         text.format(f"{schema[name]:,}" if isinstance(schema[name], int) else escape(schema[name]))
         for name, text in LIMITS.items()
         if name in schema
     ]
-    return f" ({', '.join(told)})" if told else ""
+    return f" ({', '.join(limits)})" if limits else ""
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -198,5 +198,5 @@ def _json(value: Any, indent: int | None = None) -> str:
 
 
 def _prose(text: str) -> str:
-    """Escaped, with what stands between backticks as code."""
+    """Escape the text, and mark text between backticks as code."""
     return re.sub(r"`+([^`]+)`+", r"<code>\1</code>", escape(text, quote=False))

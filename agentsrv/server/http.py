@@ -1,4 +1,4 @@
-"""Plain HTTP on the WebSocket's port: health, pages, and a word to those who came by browser."""
+"""HTTP on the WebSocket's port: health, pages, and the checks of WebSocket handshakes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from websockets.http11 import Request, Response
 from agentsrv.error_text import redact
 from agentsrv.errors import AgentsrvError, OverloadedError, UnauthenticatedError
 from agentsrv.server.auth.authenticator import Authenticator, token_of
-from agentsrv.server.auth.identity import EVERYBODY
+from agentsrv.server.auth.identity import ANONYMOUS_IDENTITY
 from agentsrv.server.batching import BatchedConnection
 from agentsrv.server.metrics import PATH, MetricsPage
 from agentsrv.server.startup_checks import client_address, host_of, is_address, origin_of
@@ -25,24 +25,25 @@ WEBSOCKET_PATHS: Final = ("/", "/ws")
 METHODS: Final = ("GET", "HEAD")
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 MAX_ORIGIN_LOGGED: Final = 200  # characters
-ANY: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared, not bound
+ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared, not bound
 
 _log = logging.getLogger("agentsrv.listener")
 
 
 class HttpRoutes:
-    """Decides about each HTTP request: plain answer, refusal, or on to the handshake.
+    """Answers each HTTP request, refuses it, or lets the WebSocket handshake continue.
 
     A web page of another origin must not reach a server on this machine, and a name that only
-    resolves to it (DNS rebinding) is not its name; so both headers are checked on loopback too.
-    An address cannot be rebound: a server that listens on all of its own takes any.
+    resolves to it (DNS rebinding) must not be accepted. ``Host`` and ``Origin`` are therefore
+    checked on loopback as well. Addresses cannot be rebound, so a server that listens on all its
+    addresses accepts any address as ``Host``.
 
     Args:
-        settings: What the server is called, and whose word about clients is taken.
-        authenticator: Knows the tokens that are accepted.
-        pages: What is served.
-        metrics: The one page that changes.
-        check_ready: Raises an `AgentsrvError` where the server would take no new work.
+        settings: Host names, allowed origins and trusted proxies.
+        authenticator: Checks tokens.
+        pages: The static files.
+        metrics: The page of measurements.
+        check_ready: Raises an `AgentsrvError` if the server accepts no new work.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class HttpRoutes:
         check_ready: Callable[[], Awaitable[None]],
     ) -> None:
         self._authenticator = authenticator
-        self._takes_clients = settings.role != "worker"
+        self._accepts_clients = settings.role != "worker"
         self._pages = pages
         self._metrics = metrics
         self._check_ready = check_ready
@@ -62,12 +63,12 @@ class HttpRoutes:
         self._origins = set(map(origin_of, settings.allowed_origins))
         self._schemes = ["http"] if settings.tls_cert is None else ["https"]
         if settings.behind_proxy:
-            self._schemes = ["http", "https"]  # whichever the proxy has
+            self._schemes = ["http", "https"]  # the proxy's scheme is unknown
         self._proxies = settings.trusted_proxies if settings.behind_proxy else ()
-        self._any_address = settings.host in ANY
+        self._any_address = settings.host in ANY_ADDRESS
 
     async def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
-        """The answer, or ``None`` to go on with the WebSocket handshake."""
+        """Return the response, or ``None`` to continue with the WebSocket handshake."""
         path = request.path.partition("?")[0]
         response = self._refuse(connection, request)
         if response is None and "websocket" not in request.headers.get("Upgrade", "").lower():
@@ -79,24 +80,23 @@ class HttpRoutes:
             return connection.respond(
                 HTTPStatus.NOT_FOUND, f"No WebSocket at {path}; there is one at / and /ws.\n"
             )
-        if response is None and not self._takes_clients:
+        if response is None and not self._accepts_clients:
             return connection.respond(
                 HTTPStatus.SERVICE_UNAVAILABLE, "This server only runs tasks; connect to another.\n"
             )
         if response is None:
             response = await self._identify(connection, request)
         if response is not None:
-            who, about = self._who(connection, request), {"connection_id": connection.id}
-            told = "refused %s: HTTP %d%s"
-            remedy = self._remedy(request)
-            _log.info(told, who, response.status_code, remedy, extra={"about": about})
+            address, about = self._address(connection, request), {"connection_id": connection.id}
+            text, remedy = "refused %s: HTTP %d%s", self._remedy(request)
+            _log.info(text, address, response.status_code, remedy, extra={"about": about})
         return response
 
     async def _identify(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Take the token of the handshake, where there is one and anybody is asked for it."""
+        """Check the token of the handshake, if it has one and authentication is required."""
         assert isinstance(connection, BatchedConnection)
         if not self._authenticator.is_required:
-            connection.identity = EVERYBODY
+            connection.identity = ANONYMOUS_IDENTITY
             return None
         headers = request.headers
         try:
@@ -104,10 +104,10 @@ class HttpRoutes:
                 headers.get_all("Authorization"), headers.get_all("Sec-WebSocket-Protocol")
             )
             if token is not None:
-                source = self._who(connection, request)
+                source = self._address(connection, request)
                 connection.identity = await self._authenticator.identify(token, source)
             else:
-                connection.locate(self._who(connection, request))
+                connection.locate(self._address(connection, request))
         except OverloadedError as refusal:
             response = _refusal(connection, HTTPStatus.TOO_MANY_REQUESTS, refusal)
             response.headers["Retry-After"] = "1"
@@ -130,19 +130,19 @@ class HttpRoutes:
         if not self._is_ours(_hostname(f"//{hosts[0]}")):
             return connection.respond(
                 HTTPStatus.FORBIDDEN,
-                f"{hosts[0]!r} is not a name of this server; its setting allowed_hosts has them.\n",
+                f"{hosts[0]!r} is not a name of this server; add it to allowed_hosts.\n",
             )
         if origins and not self._may_connect(origins[0], hosts[0]):
             response = connection.respond(
                 HTTPStatus.FORBIDDEN, f"Pages of {origins[0]!r} may not use this server.\n"
             )
-            # Browsers hide from a page why its WebSocket failed; this lets it ask, and stop trying.
+            # Browsers hide the failure of a WebSocket from pages; this header lets a page read it.
             response.headers["Access-Control-Allow-Origin"] = "*"
             return response
         return None
 
     def _remedy(self, request: Request) -> str:
-        """What the log adds about an origin that is not allowed; quotes only what is an origin."""
+        """Return advice for the log about a refused origin; quotes only a valid origin."""
         host = request.headers.get_all("Host")
         origin = origin_of(",".join(request.headers.get_all("Origin")))
         if origin is None or len(host) != 1 or self._may_connect(origin, host[0]):
@@ -177,14 +177,14 @@ class HttpRoutes:
         if path in WEBSOCKET_PATHS:
             response = connection.respond(
                 HTTPStatus.UPGRADE_REQUIRED,
-                "This is agentsrv. Speak WebSocket to it, for example: wscat -c ws://HOST:PORT\n",
+                "This is agentsrv. Connect by WebSocket, for example: wscat -c ws://HOST:PORT\n",
             )
             response.headers["Upgrade"] = "websocket"
             return response
         return connection.respond(HTTPStatus.NOT_FOUND, f"Nothing at {path}.\n")
 
-    def _who(self, connection: ServerConnection, request: Request) -> str:
-        """The client's address, for the log."""
+    def _address(self, connection: ServerConnection, request: Request) -> str:
+        """Return the client's address."""
         peer = connection.remote_address[0]
         return client_address(peer, request.headers.get_all("X-Forwarded-For"), self._proxies)
 
@@ -192,22 +192,22 @@ class HttpRoutes:
         return host in self._hosts or (self._any_address and host is not None and is_address(host))
 
     def _may_connect(self, origin: str, host: str) -> bool:
-        """Whether it is an allowed origin, or the server's own by the name that the client used."""
+        """Whether it is an allowed origin, or the server's own under the client's ``Host``."""
         found = origin_of(origin)
         own = [origin_of(f"{scheme}://{host}") for scheme in self._schemes]
         return found is not None and (found in own or found in self._origins)
 
 
 def _refusal(
-    connection: ServerConnection, status: HTTPStatus, refusal: AgentsrvError, before: str = ""
+    connection: ServerConnection, status: HTTPStatus, refusal: AgentsrvError, prefix: str = ""
 ) -> Response:
-    return connection.respond(status, f"{before}{redact(refusal.message)}\n")
+    return connection.respond(status, f"{prefix}{redact(refusal.message)}\n")
 
 
 def _hostname(url: str) -> str | None:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # one that is none is an error only when it is asked for
+        _ = parts.port  # urlsplit checks the port only when it is read
         return parts.hostname
     except ValueError:
         return None

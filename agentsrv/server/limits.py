@@ -1,4 +1,28 @@
-"""How much of the server each principal has, and each address that has not said who it is."""
+"""Quotas: limits on the connections and the work of each principal and each address.
+
+Theory of operation
+===================
+
+Every socket is counted in exactly one `Quota` at any time, and moves as more becomes known:
+
+    accepted                      quota of its address, or of the proxy that it comes through
+    request without a token       quota of the address in ``X-Forwarded-For`` (`assign_address`)
+    authenticated                 quota of its principal (`assign_principal`)
+
+`ConnectionLimiter` has one `QuotaTable` for each of the three kinds (proxies are unlimited) and
+counts all sockets. IPv6 clients are counted by /64 network, because one customer has all of its
+addresses.
+
+A `Quota` limits three things together for all its connections: their number; work, by a token
+bucket (`take` refuses a command that is not affordable, `charge` records work that is already done
+and returns a pause); and incomplete large messages, which occupy memory (`begin_large`).
+
+A quota without connections is kept until its bucket is full again. Otherwise a client could
+reconnect to get a full bucket.
+
+In a cluster, `set_remote_usage` adds the usage on other nodes: connections are counted, and the
+rate is divided by `fair_share`.
+"""
 
 from __future__ import annotations
 
@@ -11,38 +35,38 @@ from agentsrv.models.usage import TokenBucket, Use, fair_share
 from agentsrv.server.startup_checks import unmapped
 from agentsrv.settings import Settings
 
-RATE: Final = 500.0  # commands a second of a principal; a task takes one or two
-CONNECTIONS: Final = 100  # of a principal, or of an address that has not said who it is
-NETWORK: Final = 64  # bits of an IPv6 address that one customer has
-MEASURED: Final = 1.0  # seconds over which a rate is measured, at least
-PAUSE: Final = 0.1  # seconds for which a connection is not read after a command too many
-LARGE_AT_ONCE: Final = 8  # large messages of a principal that are received side by side
+DEFAULT_COMMAND_RATE: Final = 500.0  # commands per second of a principal; a task takes one or two
+DEFAULT_CONNECTIONS: Final = 100  # of a principal, or unauthenticated from an address
+IPV6_PREFIX: Final = 64  # bits of the network that one customer has
+MIN_MEASURED: Final = 1.0  # seconds over which a rate is measured, at least
+READ_PAUSE: Final = 0.1  # seconds for which a connection is not read after a refused command
+MAX_LARGE_MESSAGES: Final = 8  # incomplete large messages of one quota
 
 
 def with_default_limits(settings: Settings, *, is_guarded: bool) -> Settings:
-    """The settings with defaults for the limits that were not set; ``None`` is no limit.
+    """Return the settings with defaults for the limits that were not set; ``None`` is no limit.
 
-    Where nobody is asked who they are, everybody is one principal, and nothing is to be divided.
+    Without authentication there is only one principal, and therefore no limits per principal.
     """
     if not is_guarded:
         return settings
     defaults: dict[str, Any] = {
-        "command_rate": RATE,
-        "principal_connections": CONNECTIONS,
+        "command_rate": DEFAULT_COMMAND_RATE,
+        "principal_connections": DEFAULT_CONNECTIONS,
         "principal_running": max(1, settings.concurrency // 2),
-        "address_connections": CONNECTIONS,
+        "address_connections": DEFAULT_CONNECTIONS,
     }
-    left_open = {
+    missing = {
         name: value for name, value in defaults.items() if name not in settings.model_fields_set
     }
-    return settings.model_copy(update=left_open)
+    return settings.model_copy(update=missing)
 
 
 class Quota:
-    """What one principal, or one address, uses at the moment: all its connections together."""
+    """The usage and limits of one principal or address, for all its connections together."""
 
     __slots__ = (
-        *("_asked", "_bucket", "_large", "_rate", "_quotas", "_waiting"),
+        *("_bucket", "_large", "_quotas", "_rate", "_spent", "_waiting"),
         *("connections", "name"),
     )
 
@@ -51,61 +75,61 @@ class Quota:
         self.connections = 0
         self._quotas = quotas
         self._bucket = bucket
-        self._asked = 0.0
+        self._spent = 0.0  # units since the last `measure`
         self._rate = 0.0
         self._large = 0
         self._waiting: list[Callable[[], None]] = []
 
     def take(self, cost: float = 1.0) -> None:
-        """Take what a command costs, or nothing.
+        """Spend the units of a command, or none of them.
 
         Args:
-            cost: Units of work; see ``turns.cost_of``.
+            cost: Units of work; see ``loop_scheduler.cost_of``.
 
         Raises:
-            RateLimitedError: The command is too much. The connection should not be read for
-                ``PAUSE`` seconds, so that refusing costs little.
+            RateLimitedError: The bucket has too few units. The connection should not be read for
+                ``READ_PAUSE`` seconds, so that refusing costs little.
         """
         if self._bucket is None:
             return
-        self._asked += cost
+        self._spent += cost
         wait = self._bucket.take(self._quotas.now(), cost)
         if wait:
             raise RateLimitedError(
                 "command rate exceeded; hello.limits has the rate, and a large command counts as "
                 "several",
-                retry_after=max(PAUSE, wait),
+                retry_after=max(READ_PAUSE, wait),
             )
 
     def charge(self, cost: float) -> float:
-        """Charge for work that is done, such as the parsing of control frames.
+        """Spend units for work that has been done, such as the parsing of control frames.
 
         Returns:
-            Seconds for which the connection should not be read; mostly 0.0.
+            Seconds for which the connection should not be read; usually 0.0.
         """
         if self._bucket is None:
             return 0.0
-        self._asked += cost
+        self._spent += cost
         wait = self._bucket.charge(self._quotas.now(), cost)
-        return max(PAUSE, wait) if wait else 0.0
+        return max(READ_PAUSE, wait) if wait else 0.0
 
     def begin_large(self, begin: Callable[[], None]) -> bool:
-        """Receive the rest of a large message, if there are not ``LARGE_AT_ONCE`` others.
+        """Start to receive the rest of a large message, or wait for a free place.
 
         Returns:
-            Whether it may be received now. If not, ``begin`` is called when it may.
+            Whether it may be received now. If not, ``begin`` is called later.
         """
-        if self._large == LARGE_AT_ONCE:
+        if self._large == MAX_LARGE_MESSAGES:
             self._waiting.append(begin)
             return False
         self._large += 1
         return True
 
     def end_large(self, begin: Callable[[], None]) -> None:
-        """Take note that a large message is complete, or will not be received.
+        """Release the place of a large message that is complete or will not be received.
 
         Args:
-            begin: What ``begin_large`` was given.
+            begin: The argument of ``begin_large``.
         """
         if begin in self._waiting:
             self._waiting.remove(begin)
@@ -115,46 +139,46 @@ class Quota:
             self._large -= 1
 
     def measure(self, seconds: float) -> float:
-        """Commands a second: half of it is of the last ``seconds``, half is what it was before."""
-        self._rate = (self._rate + self._asked / seconds) / 2
-        self._asked = 0.0
+        """Return the units per second: the mean of the last ``seconds`` and the previous value."""
+        self._rate = (self._rate + self._spent / seconds) / 2
+        self._spent = 0.0
         return self._rate
 
-    def limit(self, rate: float, burst: float) -> None:
-        """Let this rate hold from now on, where one does."""
+    def set_rate(self, rate: float, burst: float) -> None:
+        """Change the bucket's rate and burst, if it has a bucket."""
         if self._bucket is not None:
             self._bucket.change(rate, burst, self._quotas.now())
 
-    def is_in(self, quotas: QuotaTable) -> bool:
-        """Whether it is one of these."""
+    def belongs_to(self, quotas: QuotaTable) -> bool:
+        """Whether it is a quota of this table."""
         return self._quotas is quotas
 
     def move(self, quotas: QuotaTable, name: str) -> Quota:
-        """Take a connection of another share in place of one of this.
+        """Move one connection to the quota ``name`` of another table; return that quota.
 
         Raises:
-            Overloaded: That one has as many as it may have; this one keeps it.
+            OverloadedError: That quota's connections are used up; the connection stays here.
         """
-        other = quotas.enter(name)
-        self.leave()
+        other = quotas.acquire(name)
+        self.release()
         return other
 
-    def leave(self) -> None:
-        """Give a connection back."""
-        self._quotas.leave(self)
+    def release(self) -> None:
+        """Release one connection."""
+        self._quotas.release(self)
 
 
 class QuotaTable:
-    """The shares of all who have a connection, by name.
+    """Quotas by name, for all principals or addresses with connections.
 
-    One whose last connection has gone is kept until its bucket is full again for certain: to
-    connect again does not fill it.
+    A quota without connections is kept until its bucket is certainly full again, so that a new
+    connection does not refill it.
 
     Args:
-        connections: How many each may have; ``None`` for any number.
-        rate: Commands a second of each; ``None`` for any number.
-        burst: Commands that each may send at once.
-        now: Seconds of a clock that does not go back.
+        connections: Maximum number of connections of each; ``None`` for no limit.
+        rate: Units of work per second of each; ``None`` for no limit.
+        burst: Units that each may spend at once.
+        now: A monotonic clock, in seconds.
     """
 
     def __init__(
@@ -169,93 +193,93 @@ class QuotaTable:
         self._burst = burst
         self.now = now
         self._quotas: dict[str, Quota] = {}
-        self._left: dict[str, float] = {}
-        """When those without a connection can be forgotten, the first one first."""
+        self._expires_at: dict[str, float] = {}
+        """Time at which a quota without connections can be deleted; in ascending order."""
         self._elsewhere: Mapping[str, Sequence[Use]] = {}
         self._measured_at = now()
 
     def __len__(self) -> int:
-        """How many are remembered."""
+        """Return the number of quotas in the table."""
         return len(self._quotas)
 
-    def enter(self, name: str) -> Quota:
-        """Take a connection; give it back with ``Quota.leave``.
+    def acquire(self, name: str) -> Quota:
+        """Count one connection; release it with ``Quota.release``.
 
         Raises:
-            Overloaded: It has as many as it may have.
+            OverloadedError: The connections of ``name`` are used up.
         """
-        self._forget()
+        self._expire()
         quota = self._quotas.get(name)
         used = sum(use.connections for use in self._elsewhere.get(name, ()))
         used += quota.connections if quota is not None else 0
         if self._connections is not None and used >= self._connections:
-            raise OverloadedError(f"{used} of your connections are open, which is the limit")
+            raise OverloadedError(f"connection limit reached ({used} of yours are open)")
         if quota is None:
             quota = self._quotas[name] = Quota(name, self, self._new_bucket(name))
-        self._left.pop(name, None)
+        self._expires_at.pop(name, None)
         quota.connections += 1
         return quota
 
-    def leave(self, quota: Quota) -> None:
-        """See ``Quota.leave``."""
+    def release(self, quota: Quota) -> None:
+        """See ``Quota.release``."""
         quota.connections -= 1
         if not quota.connections:
             refilled = self._burst / self._rate if self._rate is not None else 0.0
-            self._left[quota.name] = self.now() + refilled
-        self._forget()
+            self._expires_at[quota.name] = self.now() + refilled
+        self._expire()
 
-    def measure(self, subscriptions: Mapping[str, int]) -> Iterator[tuple[str, Use]]:
-        """What each one uses, of whom there are so many subscriptions.
+    def usage(self, subscriptions: Mapping[str, int]) -> Iterator[tuple[str, Use]]:
+        """Yield each name with its usage; ``subscriptions`` has the subscriptions by name.
 
-        Rates are those since this was called last, and a little of before.
+        Rates are smoothed: half the rate since the last call, half the rate before it.
         """
-        self._forget()
+        self._expire()
         before, self._measured_at = self._measured_at, self.now()
-        seconds = max(self._measured_at - before, MEASURED)
+        seconds = max(self._measured_at - before, MIN_MEASURED)
         for name, quota in self._quotas.items():
             rate = quota.measure(seconds)
             yield name, Use(quota.connections, subscriptions.get(name, 0), rate)
 
-    def learn(self, elsewhere: Mapping[str, Sequence[Use]]) -> None:
-        """Count what they use in other places, too, from now on; a rate is divided among all."""
+    def set_remote_usage(self, elsewhere: Mapping[str, Sequence[Use]]) -> None:
+        """Count the usage on other nodes from now on; a rate is divided among the nodes."""
         before, self._elsewhere = self._elsewhere, elsewhere
         for name in before.keys() | elsewhere.keys():
             quota = self._quotas.get(name)
             if quota is not None and self._rate is not None:
-                quota.limit(*self._part(name, self._rate))
+                quota.set_rate(*self._local_share(name, self._rate))
 
-    def _forget(self) -> None:
+    def _expire(self) -> None:
         now = self.now()
-        while self._left:
-            name = next(iter(self._left))
-            if self._left[name] > now:
+        while self._expires_at:
+            name = next(iter(self._expires_at))
+            if self._expires_at[name] > now:
                 return
-            del self._left[name], self._quotas[name]
+            del self._expires_at[name], self._quotas[name]
 
     def _new_bucket(self, name: str) -> TokenBucket | None:
         if self._rate is None:
             return None
-        return TokenBucket(*self._part(name, self._rate), self.now())
+        return TokenBucket(*self._local_share(name, self._rate), self.now())
 
-    def _part(self, name: str, rate: float) -> tuple[float, float]:
-        """The rate and the burst that is left of it elsewhere."""
-        part = fair_share(rate, [use.rate for use in self._elsewhere.get(name, ())])
-        return part, max(1.0, self._burst * part / rate)
+    def _local_share(self, name: str, rate: float) -> tuple[float, float]:
+        """Return this node's share of the rate and of the burst."""
+        share = fair_share(rate, [use.rate for use in self._elsewhere.get(name, ())])
+        return share, max(1.0, self._burst * share / rate)
 
 
 class ConnectionLimiter:
-    """Whose share each socket uses, from the moment on at which it is accepted.
+    """Counts each socket in a quota, from the moment at which it is accepted.
 
     Args:
-        settings: The limits, filled in.
-        sockets: How many there may be, whatever they are used for.
-        now: Seconds of a clock that does not go back.
+        settings: The limits, with defaults.
+        sockets: Maximum number of sockets.
+        now: A monotonic clock, in seconds.
     """
 
     def __init__(self, settings: Settings, sockets: int, now: Callable[[], float]) -> None:
         rate, burst = settings.command_rate, settings.command_burst
         self.principals = QuotaTable(settings.principal_connections, rate, burst, now)
-        """The shares of those who have said who they are."""
+        """The quotas of authenticated principals."""
         self._strangers = QuotaTable(settings.address_connections, rate, burst, now)
         self._proxied = QuotaTable(None, None, burst, now)
         trusted = settings.trusted_proxies if settings.behind_proxy else ()
@@ -263,46 +287,44 @@ class ConnectionLimiter:
         self._sockets = sockets
         self._open = 0
 
-    def open(self, peer: Sequence[Any] | None) -> Quota:
-        """The share of a socket that was accepted: that of its address.
-
-        Who comes by one of our proxies has none until more is known.
+    def accept(self, peer: Sequence[Any] | None) -> Quota:
+        """Count an accepted socket in the quota of its address, unlimited for a trusted proxy.
 
         Args:
-            peer: The socket's other end; ``None`` where that has gone already.
+            peer: The address of the other end; ``None`` if it has closed the socket already.
 
         Raises:
-            Overloaded: There are too many sockets, or too many of strangers at this address.
+            OverloadedError: The sockets, or the unauthenticated ones of this address, are used up.
         """
         if self._open >= self._sockets:
-            raise OverloadedError(f"{self._open} sockets are open, which is the limit")
+            raise OverloadedError(f"socket limit reached ({self._open} are open)")
         address = unmapped(peer[0]) if peer else ""
         quotas = self._proxied if self._is_proxy(address) else self._strangers
-        quota = quotas.enter(_network(address))
+        quota = quotas.acquire(_network(address))
         self._open += 1
         return quota
 
-    def from_address(self, quota: Quota, address: str) -> Quota:
-        """The share of a connection without a token, whose request tells where it is from.
+    def assign_address(self, quota: Quota, address: str) -> Quota:
+        """Move a connection without a token to the quota of the client's address.
 
         Raises:
-            Overloaded: There are too many of strangers at this address.
+            OverloadedError: The unauthenticated connections of this address are used up.
         """
-        if quota.is_in(self._strangers):
+        if quota.belongs_to(self._strangers):
             return quota
         return quota.move(self._strangers, _network(address))
 
-    def of_principal(self, quota: Quota, principal: str) -> Quota:
-        """The share of a connection that has said who it is.
+    def assign_principal(self, quota: Quota, principal: str) -> Quota:
+        """Move an authenticated connection to the quota of its principal.
 
         Raises:
-            Overloaded: The principal has as many connections as it may have.
+            OverloadedError: The connections of the principal are used up.
         """
         return quota.move(self.principals, principal)
 
-    def close(self, quota: Quota) -> None:
-        """Take note that a socket has gone."""
-        quota.leave()
+    def release(self, quota: Quota) -> None:
+        """Count a socket that has been closed."""
+        quota.release()
         self._open -= 1
 
     def _is_proxy(self, address: str) -> bool:
@@ -310,8 +332,8 @@ class ConnectionLimiter:
 
 
 def _network(address: str) -> str:
-    """The address, or the network of which somebody has all addresses."""
+    """Return an IPv4 address, or the network of an IPv6 address."""
     if ":" not in address:
         return address
     six = IPv6Address(address.partition("%")[0])
-    return str(six.ipv4_mapped or ip_network((six, NETWORK), strict=False))
+    return str(six.ipv4_mapped or ip_network((six, IPV6_PREFIX), strict=False))

@@ -1,4 +1,4 @@
-"""Listener: accepts connections, tells them when the server goes, closes them in time."""
+"""Listener: accepts connections, announces the shutdown, and closes connections in time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from agentsrv.telemetry.websockets_logging import hide_frame_dumps
 
 BACKLOG: Final = 1024  # connections that the kernel holds until they are accepted
 CLOSE_TIMEOUT: Final = 5.0  # seconds for a closing handshake
-PASSING: Final = 100  # sockets beside the connections: handshakes and plain requests
+PASSING: Final = 100  # sockets in addition to the connections: handshakes and plain requests
 RECONNECT_IN: Final = 1.0  # seconds that clients should wait when the server restarts
 
 _log = logging.getLogger("agentsrv.listener")
@@ -51,7 +51,7 @@ Adapter = Callable[
 
 
 class Listener:
-    """The port. Owns the handlers of all connections."""
+    """The server's port. Owns the handlers of all connections."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Listener:
         self._sockets: set[BatchedConnection] = set()
         self._measures = measures
         self.limiter: ConnectionLimiter
-        """Whose share each socket uses; there is one from ``start`` on."""
+        """The quotas that sockets are counted in; set by ``start``."""
         self._server: Server
 
     @property
@@ -88,21 +88,21 @@ class Listener:
 
     @property
     def port(self) -> int:
-        """The TCP port that is listened on."""
+        """The TCP port."""
         return int(self._server.sockets[0].getsockname()[1])
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
+        """The URL for clients."""
         host, scheme = self._settings.host, "ws" if self._settings.tls_cert is None else "wss"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     async def start(self) -> None:
-        """Bind and accept.
+        """Bind the address and accept connections.
 
         Raises:
             ConfigurationError: TLS cannot be set up.
-            OSError: The address is taken or not this machine's.
+            OSError: The address is in use or does not belong to this machine.
         """
         settings = self._settings
         tls = tls_context(settings)
@@ -110,7 +110,7 @@ class Listener:
         self._most = min(settings.max_connections, max(1, fit))
         if self._most < settings.max_connections:
             _log.warning(
-                "at most %d connections are taken, because no more files may be open", self._most
+                "at most %d connections are accepted because of the limit of open files", self._most
             )
         loop = asyncio.get_running_loop()
         self.limiter = ConnectionLimiter(settings, self._most + PASSING, loop.time)
@@ -136,7 +136,7 @@ class Listener:
                 self._command_handler.check_ready,
             ),
             select_subprotocol=self._select_subprotocol,
-            compression=None,  # costs a quarter of the events/s and 40 KiB per connection
+            compression=None,  # it costs a quarter of the events/s and 40 KiB per connection
             server_header=f"agentsrv/{self._version}",
             open_timeout=settings.open_timeout,
             ping_interval=settings.ping_interval,
@@ -152,16 +152,16 @@ class Listener:
         )
 
     def say_goodbye(self, reason: str) -> None:
-        """Accept no more, and tell every client that the server is about to close."""
+        """Accept no more connections, and announce the shutdown to every client."""
         self._server.close(close_connections=False)
         for socket in self._sockets:
-            if socket.subprotocol not in self._adapters:  # they have no frame for it
+            if socket.subprotocol not in self._adapters:  # other protocols have no such frame
                 socket.post([frames.goaway(reason, RECONNECT_IN)])
 
     async def close(self) -> None:
-        """Close every connection with 1012; end also those that do not answer.
+        """Close every connection with 1012, and abort those that do not answer.
 
-        Returns after at most ``CLOSE_TIMEOUT`` and a second, whatever the clients do.
+        Returns after at most ``CLOSE_TIMEOUT`` and a second.
         """
         closing = [
             asyncio.create_task(close(socket, CloseCode.SERVICE_RESTART, "the server restarts"))
@@ -175,7 +175,7 @@ class Listener:
         if handlers:
             await asyncio.wait(handlers, timeout=0.5)
         for handler in self._server.handler_tasks:
-            handler.cancel()  # stuck: Server.wait_closed() would wait for it for ever
+            handler.cancel()  # Server.wait_closed() would wait for it
 
     async def _handle(self, socket: ServerConnection) -> None:
         assert isinstance(socket, BatchedConnection)
@@ -212,7 +212,7 @@ class Listener:
 
     def _check_room(self) -> None:
         if len(self._sockets) >= self._most:
-            raise OverloadedError(f"{self._most} connections are open, which is the limit")
+            raise OverloadedError(f"connection limit reached ({self._most} are open)")
 
     async def _serve(
         self, socket: BatchedConnection, session: Session, admit: MakeConnectionAuth

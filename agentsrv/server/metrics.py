@@ -1,4 +1,4 @@
-"""``/metrics``: what the server measures of itself, for whoever may see it."""
+"""The page ``/metrics``: measurements of the server for Prometheus."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PATH: Final = "/metrics"
 
 
 class MetricsPage:
-    """Shown to everybody where nobody is asked for a token, and else to one principal.
+    """Public if clients need no authentication; otherwise for the token of one principal.
 
-    How much is done, and by which agents, is nothing for those whose tasks it is done for.
+    Other principals must not learn how many tasks run, and by which agents.
 
     Args:
-        measures: What is shown.
-        authenticator: Knows the tokens that are accepted.
-        principal: Whose token it is shown to.
+        measures: The measurements.
+        authenticator: Checks the token.
+        principal: The principal that may read the page.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class MetricsPage:
         self._principal = principal
 
     async def respond(self, connection: ServerConnection, request: Request) -> Response:
-        """The answer to a GET."""
+        """Return the response to a GET."""
         if self._authenticator.is_required:
             refusal = await self._refuse(connection, request)
             if refusal is not None:

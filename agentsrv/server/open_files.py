@@ -1,15 +1,15 @@
-"""How many connections a process may have: its limit of open files, raised as far as it goes."""
+"""Raises the limit of open files, which limits the number of connections."""
 
 from __future__ import annotations
 
 from typing import Final
 
-SPARE: Final = 200  # open files that a process needs beside its connections
+SPARE: Final = 200  # open files of a process in addition to its connections
 
 
 def raise_open_file_limit(wanted: int) -> int:
-    """Raise the limit of open files, here and for children; return how many connections fit."""
-    import resource  # noqa: PLC0415 - not on Windows, where clients run
+    """Raise the limit of this process and its children; return how many connections fit."""
+    import resource  # noqa: PLC0415 - missing on Windows, where clients run
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + SPARE

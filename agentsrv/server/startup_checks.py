@@ -1,4 +1,21 @@
-"""What a server may be exposed to: refusals to start, TLS, and who stands behind a proxy."""
+"""Checks before the start: unsafe addresses, TLS, host names; and addresses of clients.
+
+Theory of operation
+===================
+
+A server on a loopback address needs no protection from the network. On any other address, or
+behind a proxy, `check_bind_address` requires authentication and encryption, and refuses to start
+otherwise. A mistake in ``allowed_hosts`` or ``allowed_origins`` would show only as refused clients,
+so entries that can never match are rejected as well, with a suggestion.
+
+Hosts and origins have one normal form (`host_of`, `origin_of`), in which settings and requests are
+compared: lower case, IDNA, without the scheme's default port.
+
+Behind proxies, the client's address is found by reading ``X-Forwarded-For`` from its end
+(`client_address`): each trusted proxy appends the address of its peer, so the entries of trusted
+proxies can be believed, and the first entry that is not one of them is the client. Entries before
+it are the client's own claim.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +31,20 @@ from agentsrv.settings import Settings
 
 LOCAL_NAME: Final = "localhost"
 _PORTS: Final = {"http": 80, "https": 443}
-_NO_PAGES: Final = {"ws": "http", "wss": "https"}
-"""Schemes that no page has, and those of pages that connect with them."""
+_PAGE_SCHEMES: Final = {"ws": "http", "wss": "https"}
+"""For schemes of WebSockets, the schemes of pages; no page has an origin with the former."""
 
 
 def check_bind_address(settings: Settings, *, is_guarded: bool) -> None:
-    """Refuse what would let strangers come in or listen in.
+    """Refuse to start on a public address without authentication and TLS.
 
     Args:
-        settings: Where the server would listen, and how.
-        is_guarded: Whether it asks everybody who they are.
+        settings: The address, and the settings of authentication, TLS and proxies.
+        is_guarded: Whether clients must authenticate.
 
     Raises:
-        ConfigurationError: Others can reach the address without authentication or encryption; or
-            an allowed host or origin is one that no request can have.
+        ConfigurationError: The address can be reached from other machines, without authentication
+            or encryption; or an allowed host or origin can never match.
     """
     check_names(settings)
     if (settings.tls_cert is None) != (settings.tls_key is None):
@@ -41,44 +58,44 @@ def check_bind_address(settings: Settings, *, is_guarded: bool) -> None:
         reached = f"host is {settings.host!r}, which others can reach"
     if not is_guarded:
         raise ConfigurationError(
-            f"{reached}, and nobody would be asked who they are; expected key_file "
+            f"{reached}, and clients would not have to authenticate; expected key_file "
             "(see: agentsrv keys create), api_keys or jwt_algorithm"
         )
     if settings.tls_cert is None and not settings.behind_proxy:
         raise ConfigurationError(
             f"{reached}, and the traffic would not be encrypted; expected tls_cert and tls_key, "
-            "or behind_proxy where a proxy does it"
+            "or behind_proxy if a proxy terminates TLS"
         )
 
 
 def check_names(settings: Settings) -> None:
-    """Refuse allowed hosts and origins that can never match.
+    """Check that allowed hosts and origins can match.
 
     Raises:
-        ConfigurationError: It says what was found, and what was probably meant.
+        ConfigurationError: One cannot; the message suggests a valid value.
     """
-    for given in settings.allowed_origins:
-        if origin_of(given) is None:
-            scheme, _, name = given.strip().rpartition("://")
-            host = host_of(name)
-            scheme = _NO_PAGES.get(scheme.lower(), "https")
+    for name in settings.allowed_origins:
+        if origin_of(name) is None:
+            scheme, _, authority = name.strip().rpartition("://")
+            host = host_of(authority)
+            scheme = _PAGE_SCHEMES.get(scheme.lower(), "https")
             meant = f"{scheme}://{host}" if host is not None else "https://app.example"
             raise ConfigurationError(
-                f"allowed_origins contains {given!r}, which is not an origin and matches no page; "
+                f"allowed_origins contains {name!r}, which is not an origin and matches no page; "
                 f"expected scheme://host or scheme://host:port, such as {meant}"
             )
-    for given in settings.allowed_hosts:
-        if host_of(given) is None:
-            origin = origin_of(given)
+    for name in settings.allowed_hosts:
+        if host_of(name) is None:
+            origin = origin_of(name)
             host = urlsplit(origin).hostname if origin is not None else "agents.example"
             raise ConfigurationError(
-                f"allowed_hosts contains {given!r}, which is not a host name and matches no "
+                f"allowed_hosts contains {name!r}, which is not a host name and matches no "
                 f"request; expected a name or an address, such as {host}"
             )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine's own programs can reach ``host``."""
+    """Whether ``host`` can be reached from this machine only."""
     if host.lower() == LOCAL_NAME:
         return True
     try:
@@ -88,7 +105,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_address(host: str) -> bool:
-    """Whether ``host`` is a number and no name."""
+    """Whether ``host`` is an IP address and not a name."""
     try:
         ip_address(host)
     except ValueError:
@@ -97,7 +114,7 @@ def is_address(host: str) -> bool:
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """What TLS connections are made with, 1.2 and above; ``None`` without a certificate.
+    """Return the context for TLS 1.2 and later; ``None`` without a certificate.
 
     Raises:
         ConfigurationError: The certificate or its key cannot be used.
@@ -119,16 +136,16 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
 
 
 def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[str]) -> str:
-    """The address of the client that a request comes from.
+    """Return the address of the client that sent a request.
 
     Args:
-        peer: Address at the other end of the connection.
-        forwarded: Values of the ``X-Forwarded-For`` headers. Any client may have written them, and
-            some proxies add the client's port.
-        trusted: Addresses and networks of our proxies, whose entries are believed.
+        peer: The address at the other end of the connection.
+        forwarded: Values of the ``X-Forwarded-For`` headers. Clients can write any, and some
+            proxies add the client's port.
+        trusted: Addresses and networks of the trusted proxies.
 
     Returns:
-        The last address that is not one of our proxies; ``peer`` if it is not one of them.
+        The last address that is not a trusted proxy; ``peer`` if it is not one.
     """
     networks = [ip_network(name, strict=False) for name in trusted]
     hops = [hop for value in forwarded for hop in value.split(",")]
@@ -142,7 +159,7 @@ def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[str]) 
 
 
 def _address_of(hop: str) -> str | None:
-    """The address of an entry: ``192.0.2.1``, ``192.0.2.1:80``, ``2001:db8::1``, ``[…]:80``."""
+    """Parse an entry: ``192.0.2.1``, ``192.0.2.1:80``, ``2001:db8::1``, ``[…]:80``."""
     host = hop.strip().strip('"').strip()
     if host.startswith("["):
         host, _, port = host[1:].partition("]")
@@ -154,7 +171,7 @@ def _address_of(hop: str) -> str | None:
 
 
 def unmapped(address: str) -> str:
-    """``192.0.2.1`` for ``::ffff:192.0.2.1``, as sockets of both versions write it."""
+    """Return ``192.0.2.1`` for ``::ffff:192.0.2.1``, as dual-stack sockets write it."""
     try:
         mapped = IPv6Address(address).ipv4_mapped
     except ValueError:
@@ -163,10 +180,10 @@ def unmapped(address: str) -> str:
 
 
 def origin_of(url: str) -> str | None:
-    """An origin as browsers write it: scheme, host and a port that is not the scheme's own.
+    """Return an origin in normal form: scheme, host, and the port unless it is the default.
 
     Returns:
-        It in lower case; ``None`` if ``url`` is not an origin, or has a path or a user.
+        The origin in lower case; ``None`` if ``url`` is not one, or has a path or a user.
     """
     try:
         parts = urlsplit(url.strip())
@@ -176,7 +193,7 @@ def origin_of(url: str) -> str | None:
     rest = parts.path.strip("/") or parts.query or parts.fragment or parts.username
     if not parts.scheme or not host or rest or "*" in host or " " in host:
         return None
-    if parts.scheme in _NO_PAGES:
+    if parts.scheme in _PAGE_SCHEMES:
         return None
     suffix = "" if port is None or port == _PORTS.get(parts.scheme) else f":{port}"
     try:
@@ -187,7 +204,7 @@ def origin_of(url: str) -> str | None:
 
 
 def host_of(name: str) -> str | None:
-    """The host of a ``Host`` header, or of a setting: without its port, in lower case.
+    """Return the host of a ``Host`` header or setting: without its port, in lower case.
 
     Returns:
         ``None`` if it is not a host.
@@ -200,5 +217,5 @@ def host_of(name: str) -> str | None:
 
 
 def _no_password() -> str:
-    """Instead of asking at the terminal, for which a server would wait without a word."""
+    """Raise instead of OpenSSL's default, which asks at the terminal and blocks the start."""
     raise ValueError("the key has a password")

@@ -1,6 +1,6 @@
-"""Pages that never change while a server runs: made once, compressed where that is taken.
+"""Pages that do not change while a server runs, in memory, plain and compressed.
 
-They are made when the first one is requested, because that takes as long as a tenth of the start.
+They are built at the first request for one, because building takes a tenth of the server's start.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ CONSOLE_POLICY: Final = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-"""The Content-Security-Policy: the console's own files and server; no text becomes markup."""
-KEPT: Final = ("Cache-Control", "ETag", "Vary")  # headers of an answer without the page
+"""Content-Security-Policy: files and connections of this server only; no text becomes markup."""
+NOT_MODIFIED_HEADERS: Final = ("Cache-Control", "ETag", "Vary")
 TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -39,8 +39,8 @@ TYPES: Final = {
 }
 
 
-class Page:
-    """A body with its type, as it is and compressed."""
+class StaticFile:
+    """A body with its type, plain and compressed."""
 
     def __init__(self, content_type: str, body: bytes, headers: Mapping[str, str]) -> None:
         self._headers = {
@@ -56,15 +56,15 @@ class Page:
         self._gzipped = gzip.compress(body, mtime=0)
 
     def respond(self, request: Request) -> Response:
-        """The answer to a GET; that to a HEAD is the same without the body.
+        """Return the response to a GET; the caller removes the body for a HEAD.
 
-        Who names the page's ETag has it already, and is told so.
+        A request with the file's ETag gets status 304.
         """
         if self._headers["ETag"] in ",".join(request.headers.get_all("If-None-Match")):
             status = HTTPStatus.NOT_MODIFIED
-            kept = {name: value for name, value in self._headers.items() if name in KEPT}
+            kept = {n: value for n, value in self._headers.items() if n in NOT_MODIFIED_HEADERS}
             return Response(status.value, status.phrase, Headers(kept | _fresh()), b"")
-        is_gzipped = _takes_gzip(request)
+        is_gzipped = _accepts_gzip(request)
         body = self._gzipped if is_gzipped else self._body
         headers = Headers(self._headers | _fresh())
         headers["Content-Length"] = str(len(body))
@@ -75,49 +75,49 @@ class Page:
 
 
 class StaticPages:
-    """The pages of a server of that version."""
+    """The static files of a server with this version."""
 
     def __init__(self, version: str) -> None:
         self._version = version
-        self._made: Mapping[str, Page] | None = None
+        self._files: Mapping[str, StaticFile] | None = None
 
-    async def find(self, path: str) -> Page | None:
-        """The page at ``path``, if there is one."""
-        if self._made is None:
-            self._made = await in_thread(make, self._version)
-        return self._made.get(path)
+    async def find(self, path: str) -> StaticFile | None:
+        """Return the file at ``path``, or ``None``."""
+        if self._files is None:
+            self._files = await in_thread(build, self._version)
+        return self._files.get(path)
 
 
 @cache
-def make(version: str) -> Mapping[str, Page]:
-    """The pages of a server of that version by their paths; takes some 50 ms."""
-    from agentsrv.protocol import schema  # noqa: PLC0415 - for pages only, as the next one
+def build(version: str) -> Mapping[str, StaticFile]:
+    """Return the static files of a server with this version by path; takes about 50 ms."""
+    from agentsrv.protocol import schema  # noqa: PLC0415 - needed by the pages only
     from agentsrv.server import docs  # noqa: PLC0415
 
     document = schema.document(version)
     policy = {"Content-Security-Policy": docs.POLICY}
     return {
-        SCHEMA: Page("application/json", orjson.dumps(document), {}),
-        DOCS: Page(TYPES[".html"], docs.render(document).encode(), policy),
+        SCHEMA: StaticFile("application/json", orjson.dumps(document), {}),
+        DOCS: StaticFile(TYPES[".html"], docs.render(document).encode(), policy),
         **dict(_console()),
     }
 
 
-def _console() -> Iterator[tuple[str, Page]]:
-    """The console's files, by their paths; its page is at the root."""
+def _console() -> Iterator[tuple[str, StaticFile]]:
+    """Yield the console's files with their paths; its page is at the root."""
     policy = {"Content-Security-Policy": CONSOLE_POLICY}
     for file in files("agentsrv").joinpath("console").iterdir():
         content_type = TYPES.get(PurePosixPath(file.name).suffix)
         if content_type is not None:
             path = "/" if file.name == "index.html" else f"{CONSOLE}{file.name}"
-            yield path, Page(content_type, file.read_bytes(), policy)
+            yield path, StaticFile(content_type, file.read_bytes(), policy)
 
 
 def _fresh() -> dict[str, str]:
     return {"Date": formatdate(usegmt=True), "Connection": "close"}
 
 
-def _takes_gzip(request: Request) -> bool:
+def _accepts_gzip(request: Request) -> bool:
     accepted = ",".join(request.headers.get_all("Accept-Encoding")).lower()
     for entry in accepted.split(","):
         coding, _, weight = entry.replace(" ", "").partition(";")

@@ -14,7 +14,7 @@ import pytest
 
 from agentsrv.bench.figures import percentile
 from agentsrv.bench.machine import resident
-from agentsrv.server.limits import RATE
+from agentsrv.server.limits import DEFAULT_COMMAND_RATE
 from agentsrv.settings import Settings
 from tests.faults.clients import Answers
 from tests.faults.conftest import Ledger
@@ -123,7 +123,7 @@ def test_a_flood_by_one_principal_does_not_starve_another(
     finally:
         status = server.stop()
     passed = claimed_before(tmp_path / "turns", task_id)
-    most = Settings().command_burst + RATE * (told["seconds"] + 1)
+    most = Settings().command_burst + DEFAULT_COMMAND_RATE * (told["seconds"] + 1)
     ledger.record(
         "P12",
         faults={

@@ -1,4 +1,4 @@
-"""The I/O around one AguiSession: a front end that speaks AG-UI starts and follows tasks."""
+"""Connects one AG-UI session with its socket: a front end starts and follows tasks."""
 
 from __future__ import annotations
 
@@ -44,9 +44,10 @@ async def serve_ag_ui(
 
 
 class AguiConnection:
-    """One front end. It follows one run at a time, because AG-UI's events do not name theirs.
+    """One front end. It follows one run at a time, because AG-UI's events do not name their run.
 
-    Owns its subscription; the tasks that it started live elsewhere and go on without it.
+    Owns its subscription. Tasks that it started belong to the engine and continue after the
+    connection has closed.
     """
 
     def __init__(
@@ -72,11 +73,11 @@ class AguiConnection:
         try:
             while (frame := await next_request(self._socket, session)) is not None:
                 await self._answer(frame)
-                frame = None  # it may be large, and the next one may come late
+                frame = None  # it may be large, and the next one may arrive much later
         finally:
             self._subscriber.close()
 
-    # The subscriber's sink.
+    # The methods of the subscriber's sink.
 
     @property
     def has_room(self) -> bool:
@@ -119,16 +120,16 @@ class AguiConnection:
                     assert_never(frame)
         except AgentsrvError as refusal:
             self._socket.post([self._session.refused(refusal)])
-        except Exception:  # noqa: BLE001 - told with an incident id; the connection lives
+        except Exception:  # noqa: BLE001 - answered with an incident's id
             incident = uuid.uuid4().hex[:12]
             _log.exception("incident %s while answering a front end", incident)
-            fault = InternalError(f"the server has a fault; its log tells of incident {incident}")
+            fault = InternalError(f"the server has a fault; see incident {incident} in its log")
             self._socket.post([self._session.refused(fault)])
 
     async def _begin(self, given: RunAgentInput) -> None:
-        """Start a task, or answer what one asks; then follow it from its first event on.
+        """Start a task, or answer the questions of one; then follow it from its first event.
 
-        A run that is known already is followed likewise, and nothing is started again.
+        A run that is known already is followed as well, and not started again.
         """
         if self._session.is_running:
             raise InvalidStateError(
@@ -140,8 +141,8 @@ class AguiConnection:
                 outcome = await self._create(given.create(), task_id)
             else:
                 for place, entry in enumerate(given.resume):
-                    # A question that is settled is no error: by this run before, by another
-                    # client, or by its time.
+                    # The question may have been answered before: by this run, by another client,
+                    # or by its time-out.
                     with suppress(ConflictError, InvalidStateError):
                         await self._respond(entry, place)
                 follow = c.Subscribe(task_id=task_id)

@@ -1,6 +1,8 @@
-"""Authentication: API keys, JWT, and the exchange in which a connection presents its token.
+"""Authentication by API key or JSON Web Token.
 
-`authenticator` is what the rest of the server uses. It asks `keys` or `tokens`, whichever the
-settings name; `signing_keys` fetches and caches the keys that JWTs are checked with. `handshake`
-waits for a token in the first frames, and closes the connection when the token expires.
+- `authenticator`: turns a token into an `identity.Identity`; the rest of the server uses only this.
+- `keys`: API keys in a file or in the settings.
+- `tokens`: verification of JSON Web Tokens; `signing_keys`: the keys that sign them, from a file or
+  from the issuer (JWKS).
+- `handshake`: authentication in the first frames, and the end of a connection whose token expires.
 """

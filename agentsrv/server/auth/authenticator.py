@@ -1,4 +1,15 @@
-"""Who somebody is: a token becomes an identity, for as long as it holds."""
+"""Authenticator: turns tokens into identities.
+
+Theory of operation
+===================
+
+A token is an API key if it begins with ``agentsrv_``, otherwise a JSON Web Token. It arrives in the
+``Authorization`` header, as a subprotocol (browsers cannot set headers), or in an ``auth`` frame.
+
+`Authenticator.remaining` answers for how long an identity is still valid, so that connections can
+be closed when a token expires or a key is revoked. Errors do not quote the token and do not reveal
+which part of it was wrong.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +19,26 @@ from typing import TYPE_CHECKING, Final
 
 from agentsrv.errors import ConfigurationError, UnauthenticatedError, missing_extra
 from agentsrv.models.commands import MAX_TOKEN
-from agentsrv.server.auth.identity import EVERYBODY, NOT_ACCEPTED, Identity
+from agentsrv.server.auth.identity import ANONYMOUS_IDENTITY, NOT_ACCEPTED, Identity
 from agentsrv.server.auth.keys import PREFIX, KeyRing, parse_keys
 from agentsrv.settings import Settings
 
 if TYPE_CHECKING:
     from agentsrv.server.auth.tokens import TokenVerifier
 
-UNAUTHENTICATED: Final = 4401  # close code: nobody who may be here, or not any more
+UNAUTHENTICATED: Final = 4401  # close code: no valid token, or no longer valid
 SCHEME: Final = "bearer"
-OF_PROXIES: Final = frozenset({"basic", "digest", "negotiate", "ntlm"})
-"""Schemes of credentials that are never for this server."""
-SUBPROTOCOL: Final = "bearer."  # before a token that a browser passes as a subprotocol
+PROXY_SCHEMES: Final = frozenset({"basic", "digest", "negotiate", "ntlm"})
+"""Schemes of credentials for a proxy, which this server ignores."""
+SUBPROTOCOL: Final = "bearer."  # prefix of a token that a browser sends as a subprotocol
 
 
 class Authenticator:
-    """Knows the tokens that are accepted.
+    """Checks tokens.
 
     Args:
-        keys: The API keys; ``None``: none are taken.
-        tokens: Knows JSON Web Tokens; ``None``: none are taken.
+        keys: The API keys; ``None`` if API keys are not accepted.
+        tokens: Verifies JSON Web Tokens; ``None`` if they are not accepted.
         now: Seconds since the epoch.
     """
 
@@ -40,17 +51,17 @@ class Authenticator:
 
     @property
     def is_required(self) -> bool:
-        """Whether anybody is asked at all; if not, everybody is ``anonymous``."""
+        """Whether clients must authenticate; otherwise all of them are ``anonymous``."""
         return self._keys is not None or self._tokens is not None
 
     async def identify(self, token: str, source: str = "") -> Identity:
-        """Whose token it is, which came from the address ``source``.
+        """Return the identity of a token that came from the address ``source``.
 
         Raises:
-            UnauthenticatedError: It is nobody's. The error does not quote it.
+            UnauthenticatedError: The token is not accepted. The error does not quote it.
         """
         if not self.is_required:
-            return EVERYBODY
+            return ANONYMOUS_IDENTITY
         if len(token) > MAX_TOKEN:
             raise UnauthenticatedError(NOT_ACCEPTED)
         if token.startswith(PREFIX):
@@ -62,7 +73,7 @@ class Authenticator:
         raise UnauthenticatedError(NOT_ACCEPTED)
 
     def remaining(self, identity: Identity) -> float:
-        """Seconds for which the identity may go on; 0 where its key was revoked."""
+        """Return the seconds for which the identity is valid; 0 if its key was revoked."""
         if identity.key_id is not None and (
             self._keys is None or identity.key_id not in self._keys
         ):
@@ -71,15 +82,15 @@ class Authenticator:
 
 
 async def open_authenticator(settings: Settings, now: Callable[[], float]) -> Authenticator:
-    """What ``settings`` say about who may come in.
+    """Return the authenticator for ``settings``.
 
     Raises:
-        ConfigurationError: A file, a URL or a value cannot be used, or the extra is missing.
+        ConfigurationError: A file, a URL or a value is invalid, or the extra is missing.
     """
     keys = None
     if settings.key_file is not None or settings.api_keys is not None:
-        given = settings.api_keys.get_secret_value() if settings.api_keys is not None else ""
-        keys = KeyRing(settings.key_file, parse_keys(given.replace(",", "\n"), "api_keys"))
+        lines = settings.api_keys.get_secret_value() if settings.api_keys is not None else ""
+        keys = KeyRing(settings.key_file, parse_keys(lines.replace(",", "\n"), "api_keys"))
     return Authenticator(keys, await _open_tokens(settings), now)
 
 
@@ -103,22 +114,22 @@ async def _open_tokens(settings: Settings) -> TokenVerifier | None:
 
 
 def token_of(authorizations: Sequence[str], subprotocols: Sequence[str]) -> str | None:
-    """The token that a handshake brings, if it brings one.
+    """Return the token of a handshake; ``None`` if it contains none.
 
-    Credentials for a proxy in front of the server are ignored: browsers send them along.
+    Credentials for a proxy in front of the server are ignored, because browsers send them as well.
 
     Args:
         authorizations: Values of its ``Authorization`` headers.
         subprotocols: Values of its ``Sec-WebSocket-Protocol`` headers.
 
     Raises:
-        UnauthenticatedError: There is more than one, or something else than a bearer token.
+        UnauthenticatedError: There are several tokens, or credentials other than a bearer token.
     """
     offered = [name.strip() for value in subprotocols for name in value.split(",")]
     tokens = [name[len(SUBPROTOCOL) :] for name in offered if name.startswith(SUBPROTOCOL)]
     for value in authorizations:
         scheme, _, token = value.strip().partition(" ")
-        if scheme.lower() in OF_PROXIES:
+        if scheme.lower() in PROXY_SCHEMES:
             continue
         if scheme.lower() != SCHEME:
             raise UnauthenticatedError("expected Authorization: Bearer TOKEN")

@@ -1,4 +1,18 @@
-"""The way in and, when a token does not hold any more, out."""
+"""Authentication of a connection in its first frames, and its end when the token expires.
+
+Theory of operation
+===================
+
+A client without a token in its handshake has ``auth_timeout`` seconds for an ``auth`` command
+(`identify`). Until then it may only ``ping`` and ask for ``help``. A wrong token closes the
+connection, so each attempt costs a handshake.
+
+Afterwards, `ConnectionAuth` checks the identity with a timer: when the token expires, and at least
+every ``RECHECK_INTERVAL`` seconds for revoked keys. An invalid identity closes the connection with
+4401. The session is marked first, because the client may send commands until the close frame has
+been answered. ``auth`` on an open connection replaces the token by a newer one of the same
+principal, without interruption.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +33,7 @@ from agentsrv.server.auth.identity import Identity
 from agentsrv.server.batching import BatchedConnection
 from agentsrv.server.requests import close, next_request
 
-RECHECK: Final = 10.0  # seconds within which an open connection's key is found revoked
+RECHECK_INTERVAL: Final = 10.0  # seconds within which a revoked key closes its connections
 
 _log = logging.getLogger("agentsrv.listener")
 
@@ -27,13 +41,13 @@ _log = logging.getLogger("agentsrv.listener")
 async def identify(
     socket: BatchedConnection, session: Session, authenticator: Authenticator, seconds: float
 ) -> Identity | None:
-    """Wait for a connection to say who it is; until then it may ping and ask for help.
+    """Wait for the ``auth`` command of a connection; answer ``ping`` and ``help`` until then.
 
-    A connection that does not within ``seconds``, or by a token that is nobody's, is closed with
-    4401; one too many of whose it is with 1013.
+    The connection is closed with 4401 after ``seconds`` or for a token that is not accepted, and
+    with 1013 if the principal has too many connections.
 
     Returns:
-        Who it is; ``None`` where the connection is over.
+        The identity; ``None`` if the connection is over.
     """
     code: int = UNAUTHENTICATED
     try:
@@ -65,7 +79,7 @@ async def _ask(
                 socket.post([frames.error(request.name, command.id, refusal)])
                 raise
             session.is_authenticated = True
-            socket.post([frames.reply(request.name, command.id, _told(identity))])
+            socket.post([frames.reply(request.name, command.id, _result(identity))])
             return identity
         if isinstance(command, c.Help):
             result = help_reply()
@@ -74,16 +88,16 @@ async def _ask(
 
 
 class AuthenticatedSession(Protocol):
-    """What is to be told where a connection may do nothing any more: a session."""
+    """The part of a session that knows whether its connection is authenticated."""
 
     is_authenticated: bool
 
 
 class ConnectionAuth:
-    """Who a connection is; where that does not hold any more, it is closed with 4401.
+    """The identity of a connection; closes the connection with 4401 when it is no longer valid.
 
-    Within the ``with`` block it looks when the token expires, and every ``RECHECK`` seconds
-    whether a key was revoked. A client that goes on sending while it is closed is answered no more.
+    Used as a context manager around the connection's handler. After the identity has become
+    invalid, frames of the client are no longer executed.
     """
 
     def __init__(
@@ -102,26 +116,26 @@ class ConnectionAuth:
 
     @property
     def principal(self) -> str:
-        """On whose behalf the connection acts, as long as it lives."""
+        """The principal of the connection, which does not change."""
         return self._identity.principal
 
     async def renew(self, token: str) -> dict[str, Any]:
-        """Go on by another token of the same principal; the result of ``auth``.
+        """Replace the token by another one of the same principal; return the result of ``auth``.
 
         Raises:
-            UnauthenticatedError: It is nobody's; the connection goes on as before.
-            InvalidStateError: It is somebody else's.
+            UnauthenticatedError: The token is not accepted; the old one stays in use.
+            InvalidStateError: The token belongs to another principal.
         """
         identity = await self._authenticator.identify(token)
         if identity.principal != self.principal:
             raise InvalidStateError(
-                f"this connection is {self.principal!r}; expected another connection for another "
-                "principal"
+                f"this connection belongs to {self.principal!r}; expected a new connection for "
+                "another principal"
             )
         self._identity = identity
         self._stop()
         self._watch()
-        return _told(identity)
+        return _result(identity)
 
     def __enter__(self) -> Self:
         self._watch()
@@ -136,18 +150,18 @@ class ConnectionAuth:
         identity = self._identity
         if identity.key_id is None and math.isinf(identity.expires_at):
             return
-        seconds = min(RECHECK, self._authenticator.remaining(identity))
+        seconds = min(RECHECK_INTERVAL, self._authenticator.remaining(identity))
         self._timer = asyncio.get_running_loop().call_later(seconds, self._check)
 
     def _check(self) -> None:
         if self._authenticator.remaining(self._identity) > 0:
             self._watch()
             return
-        told, extra = "a token of %r does not count any more", {"about": self._socket.about}
-        _log.info(told, self.principal, extra=extra)
+        text, extra = "a token of %r is no longer valid", {"about": self._socket.about}
+        _log.info(text, self.principal, extra=extra)
         self._session.is_authenticated = False
         self._closing = asyncio.create_task(
-            close(self._socket, UNAUTHENTICATED, "the token does not count any more")
+            close(self._socket, UNAUTHENTICATED, "the token is no longer valid")
         )
 
     def _stop(self) -> None:
@@ -157,8 +171,8 @@ class ConnectionAuth:
 
 
 MakeConnectionAuth = Callable[[AuthenticatedSession], ConnectionAuth]
-"""Admits the client of one connection, whose frames the given session reads."""
+"""Creates the `ConnectionAuth` of a connection with this session."""
 
 
-def _told(identity: Identity) -> dict[str, Any]:
+def _result(identity: Identity) -> dict[str, Any]:
     return {"principal": identity.principal}

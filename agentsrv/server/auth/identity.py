@@ -1,4 +1,4 @@
-"""Identity: on whose behalf a connection acts."""
+"""Identity: the principal of a connection."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-ANONYMOUS: Final = "anonymous"  # who everybody is where nobody is asked
-NOT_ACCEPTED: Final = "the token is not accepted"  # why is for the log, not for who tries
+ANONYMOUS: Final = "anonymous"  # the principal of all clients without authentication
+NOT_ACCEPTED: Final = "the token is not accepted"  # clients do not learn the reason; the log has it
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """On whose behalf a connection acts, and until when."""
+    """The principal of a connection, and the time until which its token is valid."""
 
     principal: str
     expires_at: float = math.inf
     """Seconds since the epoch."""
     key_id: str | None = None
-    """The API key that it rests on, which may be revoked."""
+    """The API key of the token, if it is one; it may be revoked."""
 
 
-EVERYBODY: Final = Identity(ANONYMOUS)
+ANONYMOUS_IDENTITY: Final = Identity(ANONYMOUS)

@@ -1,23 +1,26 @@
-"""The keys that sign JSON Web Tokens: of a file, or of a set that the issuer publishes (JWKS).
+"""The keys that sign JSON Web Tokens: from a file, or from a set that the issuer publishes (JWKS).
 
-Theory of operation of a set. `KeySet.find` returns a key that is known at once and never waits for
-the issuer. Two things read the set again, always one request at a time:
+Theory of operation
+===================
 
-- a token arrives and the set is older than `STALE` seconds: in the background;
-- a token names a key that is not known: its login waits for a request that begins after it came,
-  so that it sees what the issuer publishes now, at most `WAIT` seconds.
+`KeySet.find` returns a known key at once and never waits for the issuer. Two events request the
+set again, always one request at a time:
 
-Requests begin at least `INTERVAL` seconds apart. All logins that wait share the next one, so a
-stranger cannot use up the requests: a new key of the issuer is found within `WAIT` seconds, however
-many strangers name keys that do not exist. An address whose tokens named `UNKNOWN` such keys within
-`WINDOW` seconds is refused without waiting.
+- a token arrives and the set is older than `REFRESH_AFTER` seconds: in the background;
+- a token names an unknown key: its login waits, at most `KEY_TIMEOUT` seconds, for a request that
+  begins after the login, and therefore sees the current set.
 
-A request runs in a thread of its own, which is left behind after `FETCH_TIMEOUT` seconds in all: an
-issuer that sends a byte now and then holds up neither logins nor the stop of the server. Not more
-than `THREADS` may be left behind at a time.
+Requests begin at least `REQUEST_INTERVAL` seconds apart. All waiting logins share the next one, so
+unknown keys in tokens of strangers cannot exhaust the requests: a new key of the issuer is found
+within `KEY_TIMEOUT` seconds in any case. An address whose tokens have named `MAX_UNKNOWN` unknown
+keys within `UNKNOWN_WINDOW` seconds is refused without waiting.
 
-If the issuer does not answer, or answers with something else than keys, the keys that were read
-before count for `LAST_GOOD` seconds.
+A request runs in a new daemon thread, which is abandoned after `FETCH_TIMEOUT` seconds in all: an
+issuer that sends single bytes delays neither logins nor the server's stop. At most `MAX_THREADS`
+abandoned threads may exist at a time.
+
+If the issuer does not answer, or sends anything but keys, the keys that were read before remain
+valid for `MAX_AGE` seconds.
 """
 
 from __future__ import annotations
@@ -44,36 +47,36 @@ from agentsrv.errors import ConfigurationError
 from agentsrv.server.startup_checks import is_loopback
 from agentsrv.threads import in_own_thread
 
-MIN_SECRET: Final = 32  # bytes of an HS256 secret: as many as the hash has (RFC 7518, 3.2)
+MIN_SECRET: Final = 32  # bytes of an HS256 secret, the length of the hash (RFC 7518, 3.2)
 MIN_RSA: Final = 2048  # bits (RFC 7518, 3.3)
 MAX_SET: Final = 1 << 20  # bytes of a JWKS
-MAX_KEYS: Final = 1000  # of a JWKS
+MAX_KEYS: Final = 1000  # keys of a JWKS
 FETCH_TIMEOUT: Final = 5.0  # seconds for a JWKS
-STALE: Final = 600.0  # seconds after which a JWKS is read again
-INTERVAL: Final = 2.0  # seconds between the beginnings of two requests
-WAIT: Final = 4.0  # seconds that a login waits for a key: less than it has by ``auth_timeout``
-LAST_GOOD: Final = 86_400.0  # seconds for which keys count while the issuer does not answer
-UNKNOWN: Final = 3  # unknown keys that an address may name within
-WINDOW: Final = 60.0  # seconds, before it is refused without waiting
-SOURCES: Final = 10_000  # addresses that are remembered
-THREADS: Final = 4  # requests that may be left behind
+REFRESH_AFTER: Final = 600.0  # seconds after which a JWKS is requested again
+REQUEST_INTERVAL: Final = 2.0  # seconds between the beginnings of two requests
+KEY_TIMEOUT: Final = 4.0  # seconds that a login waits for a key: less than ``auth_timeout``
+MAX_AGE: Final = 86_400.0  # seconds for which keys remain valid while the issuer does not answer
+MAX_UNKNOWN: Final = 3  # unknown keys that the tokens of an address may name within
+UNKNOWN_WINDOW: Final = 60.0  # seconds before it is refused without waiting
+MAX_SOURCES: Final = 10_000  # addresses whose unknown keys are counted
+MAX_THREADS: Final = 4  # requests that run, including abandoned ones
 KEY_TYPES: Final = {"HS256": "oct", "RS256": "RSA", "ES256": "EC"}
 
 _log = logging.getLogger("agentsrv.listener")
 
 
-class Keys(Protocol):
-    """Where the key that signs a token is found."""
+class KeySource(Protocol):
+    """Finds the key that signs a token."""
 
     async def find(self, key_id: str | None, source: str = "") -> Any:
-        """The key of that id, for a token from the address ``source``; ``None`` without one."""
+        """Return the key with that id for a token from the address ``source``, or ``None``."""
 
 
-class OneKey:
+class SingleKey:
     """The key of a file: an HS256 secret, or a public key as PEM.
 
     Raises:
-        ConfigurationError: It cannot be read, or is no key for the algorithm, or a weak one.
+        ConfigurationError: It cannot be read, does not fit the algorithm, or is too weak.
     """
 
     def __init__(self, file: Path, algorithm: str) -> None:
@@ -87,8 +90,8 @@ class OneKey:
             ) from None
         check_strength(algorithm, self._key, "jwt_key")
 
-    async def find(self, key_id: str | None, source: str = "") -> Any:  # noqa: ARG002 - one only
-        """The key, whatever a token calls it."""
+    async def find(self, key_id: str | None, source: str = "") -> Any:  # noqa: ARG002 - one key
+        """Return the key, for any id."""
         return self._key
 
 
@@ -96,10 +99,10 @@ class KeySet:
     """The keys of a JWKS; see the module's theory of operation.
 
     Args:
-        load: Reads it; called in a thread. Raises `OSError` or `ValueError`.
-        algorithm: Keys for others are passed over.
-        now: Seconds, from whenever.
-        sleep: Waits for some seconds.
+        load: Loads the set, in a thread. Raises `OSError` or `ValueError`.
+        algorithm: Keys for other algorithms are ignored.
+        now: A monotonic clock, in seconds.
+        sleep: Waits for a number of seconds.
     """
 
     def __init__(
@@ -114,42 +117,42 @@ class KeySet:
         self._now = now
         self._sleep = sleep
         self._keys: dict[str | None, Any] = {}
-        self._read_at = -math.inf  # when the keys were read
-        self._tried_at = -math.inf  # when the last request began
-        self._begun = 0  # requests
+        self._read_at = -math.inf  # time at which the keys were read
+        self._tried_at = -math.inf  # time at which the last request began
+        self._begun = 0  # number of requests
         self._request: asyncio.Task[None] | None = None
         self._threads = 0
         self._has_failed = False
         self._unknown: OrderedDict[str, list[float]] = OrderedDict()
 
     async def read(self) -> None:
-        """Read the set.
+        """Request the set.
 
         Raises:
-            ConfigurationError: It cannot be read, or has no key that can be used.
+            ConfigurationError: It cannot be read, or contains no usable key.
         """
         self._begun += 1
         self._tried_at = self._now()
         try:
             self._keys = await self._fetch()
         except (OSError, ValueError, TimeoutError) as error:
-            told = redact(str(error)) or f"no answer within {FETCH_TIMEOUT:g} s"
-            raise ConfigurationError(f"jwt_jwks cannot be read: {told}") from None
+            reason = redact(str(error)) or f"no answer within {FETCH_TIMEOUT:g} s"
+            raise ConfigurationError(f"jwt_jwks cannot be read: {reason}") from None
         self._read_at = self._now()
 
     async def find(self, key_id: str | None, source: str = "") -> Any:
-        """The key of that id; without an id, the only key there is; ``None`` if there is none.
+        """Return the key with that id; without an id, the only key; ``None`` if there is none.
 
         Args:
             key_id: The ``kid`` of a token.
-            source: The address that the token came from.
+            source: The address that sent the token.
         """
-        if self._now() - self._tried_at > STALE:
+        if self._now() - self._tried_at > REFRESH_AFTER:
             self._ensure_request()
         key = self._known(key_id)
         if key is None and not self._is_suspect(source):
             try:
-                async with asyncio.timeout(WAIT):
+                async with asyncio.timeout(KEY_TIMEOUT):
                     key = await self._find_anew(key_id)
             except TimeoutError:
                 pass
@@ -158,14 +161,14 @@ class KeySet:
         return key
 
     def _known(self, key_id: str | None) -> Any:
-        if self._now() - self._read_at > LAST_GOOD:
+        if self._now() - self._read_at > MAX_AGE:
             return None
         if key_id is None and len(self._keys) == 1:
             return next(iter(self._keys.values()))
         return self._keys.get(key_id)
 
     async def _find_anew(self, key_id: str | None) -> Any:
-        """Wait for a request that begins from now on, or for an earlier one that has the key."""
+        """Wait for a request that begins from now on, or for an earlier one with the key."""
         wanted = self._begun + 1
         while True:
             request = self._ensure_request()
@@ -180,25 +183,25 @@ class KeySet:
         return self._request
 
     async def _read_again(self) -> None:
-        if (left := self._tried_at + INTERVAL - self._now()) > 0:
+        if (left := self._tried_at + REQUEST_INTERVAL - self._now()) > 0:
             await self._sleep(left)
         try:
             await self.read()
         except ConfigurationError as error:
             if not self._has_failed:
-                hours = LAST_GOOD / 3600
-                told = "%s; the keys that were read before count for up to %g hours"
-                _log.warning(told, error, hours)
+                hours = MAX_AGE / 3600
+                text = "%s; the keys that were read before remain valid for up to %g hours"
+                _log.warning(text, error, hours)
             self._has_failed = True
         else:
             if self._has_failed:
-                _log.info("jwt_jwks is read again")
+                _log.info("jwt_jwks can be read again")
             self._has_failed = False
 
     async def _fetch(self) -> dict[str | None, Any]:
-        """Load and parse the set in a thread, which is left behind if it takes too long."""
-        if self._threads >= THREADS:
-            raise OSError(f"{THREADS} earlier requests have not ended")
+        """Load and parse the set in a thread, which is abandoned if it takes too long."""
+        if self._threads >= MAX_THREADS:
+            raise OSError(f"{MAX_THREADS} earlier requests have not ended")
         ended = in_own_thread(lambda: parse_set(self._load(), self._algorithm), "agentsrv-jwks")
         self._threads += 1
         ended.add_done_callback(self._thread_ended)
@@ -212,28 +215,28 @@ class KeySet:
 
     def _is_suspect(self, source: str) -> bool:
         times = self._unknown.get(source, [])
-        return len(times) >= UNKNOWN and self._now() - times[-UNKNOWN] < WINDOW
+        return len(times) >= MAX_UNKNOWN and self._now() - times[-MAX_UNKNOWN] < UNKNOWN_WINDOW
 
     def _suspect(self, source: str) -> None:
-        """Note that a token from there named a key that does not exist."""
+        """Count a token from there that named an unknown key."""
         if source:
             self._unknown.setdefault(source, []).append(self._now())
-            del self._unknown[source][:-UNKNOWN]
+            del self._unknown[source][:-MAX_UNKNOWN]
             self._unknown.move_to_end(source)
-            if len(self._unknown) > SOURCES:
+            if len(self._unknown) > MAX_SOURCES:
                 self._unknown.popitem(last=False)
 
 
-async def open_keys(file: Path | None, jwks: str | None, algorithm: str) -> Keys:
-    """The keys of a file, or of a JWKS by its file or URL.
+async def open_keys(file: Path | None, jwks: str | None, algorithm: str) -> KeySource:
+    """Return the key of a file, or the keys of a JWKS by its file or URL.
 
     Raises:
-        ConfigurationError: Neither or both are given, or it cannot be used.
+        ConfigurationError: Both or neither are set, or it cannot be used.
     """
     if (file is None) == (jwks is None):
         raise ConfigurationError("JSON Web Tokens need either jwt_key or jwt_jwks")
     if file is not None:
-        return OneKey(file, algorithm)
+        return SingleKey(file, algorithm)
     assert jwks is not None
     keys = KeySet(_loader(jwks), algorithm)
     await keys.read()
@@ -241,14 +244,14 @@ async def open_keys(file: Path | None, jwks: str | None, algorithm: str) -> Keys
 
 
 def parse_set(data: bytes, algorithm: str) -> dict[str | None, Any]:
-    """The keys of a JWKS that sign by ``algorithm``, by their ids.
+    """Return the keys of a JWKS for ``algorithm``, by id.
 
-    Keys of other types, uses and algorithms are passed over; so are keys that are weak, private or
-    broken, with a warning. Of two keys with one id the first counts.
+    Keys with other types, uses and algorithms are ignored. Keys that are weak, private or broken
+    are ignored with a warning. If two keys have the same id, the first is used.
 
     Raises:
         ValueError: It is not a JWKS.
-        ConfigurationError: It has no such key.
+        ConfigurationError: It contains no such key.
     """
     try:
         found = json.loads(data)
@@ -269,22 +272,22 @@ def parse_set(data: bytes, algorithm: str) -> dict[str | None, Any]:
             check_strength(algorithm, key, "jwt_jwks")
         except ConfigurationError as error:
             problem = error.message
-        except Exception as error:  # noqa: BLE001 - whatever the fields make the library raise
+        except Exception as error:  # noqa: BLE001 - malformed fields may raise anything
             problem = f"jwt_jwks has a key that cannot be used: {type(error).__name__}"
         else:
             keys.setdefault(fields.get("kid"), key)
             continue
-        _log.warning("%s; it is passed over", problem)
+        _log.warning("%s; it is ignored", problem)
     if not keys:
         raise ConfigurationError(problem)
     return keys
 
 
 def check_strength(algorithm: str, key: Any, setting: str) -> None:
-    """Refuse a key that can be guessed, and one that nobody but the issuer should have.
+    """Check that a key cannot be guessed and is not a private key.
 
     Raises:
-        ConfigurationError: It is too short, or a private key.
+        ConfigurationError: It is too short, or private.
     """
     if algorithm == "HS256":
         if len(key) < MIN_SECRET:
@@ -316,7 +319,7 @@ def _loader(jwks: str) -> Callable[[], bytes]:
     is_local = is_loopback(url.hostname or "")
     if url.scheme == "http" and not is_local:
         raise ConfigurationError(f"jwt_jwks is {jwks!r}; expected a file or an https URL")
-    # No redirect: it could lead to where nothing is encrypted.
+    # A redirect could lead to an unencrypted address.
     opener = build_opener(_NoRedirects, *([ProxyHandler({})] if is_local else []))
 
     def fetch() -> bytes:
@@ -340,4 +343,4 @@ def _loader(jwks: str) -> Callable[[], bytes]:
 
 class _NoRedirects(HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
-        """Follow nothing; the redirect itself becomes the error."""
+        """Follow no redirect; urllib then raises the redirect as an error."""

@@ -1,4 +1,19 @@
-"""JSON Web Tokens: whose they are, and until when."""
+"""Verifies JSON Web Tokens.
+
+Theory of operation
+===================
+
+A token is accepted if all of these hold, otherwise it is refused with one message for all reasons:
+
+- Its signature is valid for the configured algorithm. The token's own ``alg`` is never used, so a
+  client cannot choose a weaker one.
+- Its key is known (`signing_keys`), selected by the token's ``kid``.
+- ``iss`` and ``aud`` are the configured ones, ``exp`` is in the future; clocks may differ by
+  ``LEEWAY``.
+- ``sub`` is a printable name of at most ``MAX_SUBJECT`` characters, and none of the reserved names.
+
+The principal is ``sub``, and the identity expires at ``exp`` plus ``LEEWAY``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +25,7 @@ import jwt
 from agentsrv.errors import UnauthenticatedError
 from agentsrv.server.auth.identity import ANONYMOUS, NOT_ACCEPTED, Identity
 from agentsrv.server.auth.keys import RESERVED
-from agentsrv.server.auth.signing_keys import Keys
+from agentsrv.server.auth.signing_keys import KeySource
 
 LEEWAY: Final = 30.0  # seconds by which clocks may differ
 MAX_SUBJECT: Final = 256  # characters of a principal
@@ -20,29 +35,26 @@ _log = logging.getLogger("agentsrv.listener")
 
 
 class TokenVerifier:
-    """Knows whose a token is, if it is signed, current and meant for this server.
+    """Accepts tokens that are signed, current and meant for this server; see the module."""
 
-    The algorithm is the configured one and never the token's to choose.
-    """
-
-    def __init__(self, keys: Keys, *, algorithm: str, issuer: str, audience: str) -> None:
+    def __init__(self, keys: KeySource, *, algorithm: str, issuer: str, audience: str) -> None:
         self._keys = keys
         self._algorithm = algorithm
         self._issuer = issuer
         self._audience = audience
 
     async def identify(self, token: str, source: str = "") -> Identity:
-        """Whose token it is, which came from the address ``source``.
+        """Return the identity of a token that came from the address ``source``.
 
         Raises:
-            UnauthenticatedError: It is not accepted. The log tells why, the error only if it has
-                expired.
+            UnauthenticatedError: The token is not accepted. Only an expired token has a message of
+                its own; other reasons are in the log.
         """
         try:
             return await self._verify(token, source)
         except jwt.ExpiredSignatureError:
             raise UnauthenticatedError("the token has expired") from None
-        except Exception as error:  # noqa: BLE001 - whatever a stranger's bytes make a parser raise
+        except Exception as error:  # noqa: BLE001 - a malformed token may raise anything
             _log.info("a token was refused: %s", type(error).__name__)
             raise UnauthenticatedError(NOT_ACCEPTED) from None
 

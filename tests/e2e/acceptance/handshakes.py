@@ -15,7 +15,7 @@ from tests.support.principals import ADA_KEY, BOB_KEY
 Row = tuple[bytes, int | str | None, str]
 Rows = dict[str, Row]
 UPGRADED: Final = "Switching Protocols"
-NO_NAME: Final = "is not a name of this server; its setting allowed_hosts has them"
+NO_NAME: Final = "is not a name of this server; add it to allowed_hosts"
 NOT_YOURS: Final = "may not use this server"
 REFUSED: Final = "WWW-Authenticate: Bearer…the token is not accepted"
 
@@ -86,7 +86,7 @@ REQUESTS: Final[Rows] = {
     ),
     "no Connection": (handshake(Connection=None), 426, "Connection"),
     "Upgrade to something else": (
-        handshake(line="GET /ws HTTP/1.1", Upgrade="h2c"), 426, "Speak WebSocket",
+        handshake(line="GET /ws HTTP/1.1", Upgrade="h2c"), 426, "Connect by WebSocket",
     ),
     "Upgrade and nothing else": (
         b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\r\n", 426, "Connection",
@@ -155,7 +155,7 @@ PLAIN: Final[Rows] = {
     "health without a body": (plain("/healthz", method="HEAD"), 200, ""),
     "readiness": (plain("/readyz"), 200, "ready"),
     "no upgrade": (plain("/"), 200, "text/html"),
-    "no upgrade at the other path": (plain("/ws"), 426, "Upgrade: websocket…Speak WebSocket"),
+    "no upgrade at the other path": (plain("/ws"), 426, "Upgrade: websocket…Connect by WebSocket"),
     "health without a Host": (plain("/healthz", host=None), 400, "Found 0 Host"),
     "health by two Hosts": (plain("/healthz", "Host: localhost"), 400, "Found 2 Host"),
     "health by another's name": (plain("/healthz", host="evil.example"), 403, NO_NAME),

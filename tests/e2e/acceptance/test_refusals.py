@@ -26,7 +26,7 @@ HS256: Final = ("--jwt-algorithm=HS256", "--jwt-issuer=https://issuer.example", 
 RS256: Final = ("--jwt-algorithm=RS256", *HS256[1:])
 REACHED: Final = "host is '0.0.0.0', which others can reach, and "
 NOBODY: Final = (
-    "nobody would be asked who they are; expected key_file (see: agentsrv keys create), "
+    "clients would not have to authenticate; expected key_file (see: agentsrv keys create), "
     "api_keys or jwt_algorithm"
 )
 NO_PAIR: Final = "expected a certificate and its key without a password, as PEM: "
@@ -53,7 +53,7 @@ REFUSALS: Final = {
     "no TLS": Refusal(
         (EVERYWHERE,),
         REACHED + "the traffic would not be encrypted; expected tls_cert and tls_key, or "
-        "behind_proxy where a proxy does it",
+        "behind_proxy if a proxy terminates TLS",
         keys=ADA,
     ),
     "no TLS key": Refusal(

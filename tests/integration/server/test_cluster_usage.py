@@ -58,17 +58,17 @@ class Node:
 
     def connect(self, principal: str) -> Quota:
         """Another connection."""
-        return self.limiter.of_principal(self.limiter.open(None), principal)
+        return self.limiter.assign_principal(self.limiter.accept(None), principal)
 
     def is_full(self, principal: str) -> bool:
         """Whether a connection more is refused; if not, it is over again."""
-        stranger = self.limiter.open(None)
+        stranger = self.limiter.accept(None)
         try:
-            stranger = self.limiter.of_principal(stranger, principal)
+            stranger = self.limiter.assign_principal(stranger, principal)
         except OverloadedError:
             return True
         finally:
-            self.limiter.close(stranger)
+            self.limiter.release(stranger)
         return False
 
 
@@ -162,7 +162,7 @@ def test_connections_and_subscriptions_of_all_nodes_count():
         assert not two.is_full("bob")
         with pytest.raises(OverloadedError, match="you follow 3 tasks"):
             two.broker.follow("t2", other)
-        one.limiter.close(first)
+        one.limiter.release(first)
         one.broker.leave("t1", follower)
         await asyncio.sleep(SOON)
         two.broker.follow("t2", other)
@@ -282,7 +282,7 @@ async def test_connections_at_one_node_count_at_the_other(server):
                 await stack.enter_async_context(talking(one, **ADA))
             await until(is_full)
             told = await refusal(two, **ADA)
-        assert told == "1013 3 of your connections are open, which is the limit"
+        assert told == "1013 connection limit reached (3 of yours are open)"
         await until(is_free)
 
 

@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from agentsrv.server import batching, listener, requests
 from agentsrv.server import open_files as files
-from agentsrv.server.limits import LARGE_AT_ONCE
+from agentsrv.server.limits import MAX_LARGE_MESSAGES
 from agentsrv.wiring import Server
 from tests.integration.hostile.frames import dense_plan
 from tests.support.principals import ADA_KEY, BOB_KEY, BOTH, bearer
@@ -87,7 +87,7 @@ async def test_hello_tells_every_limit():
 def _short_rests(monkeypatch):
     """Let a connection over the rate be read again soon; its refusals stay."""
     for module in (batching, requests):
-        monkeypatch.setattr(module, "MAX_REST", 0.05)
+        monkeypatch.setattr(module, "MAX_READ_PAUSE", 0.05)
 
 
 async def test_commands_over_the_rate_are_refused_and_others_are_not():
@@ -187,7 +187,7 @@ async def test_connections_over_the_limit_are_closed_with_1013():
     ):
         await stack.enter_async_context(talking(server, **ADA))
         code, reason = await closed_with(server, **ADA)
-        assert (code, reason) == (1013, "2 of your connections are open, which is the limit")
+        assert (code, reason) == (1013, "connection limit reached (2 of yours are open)")
         async with talking(server) as late:
             refused = await late.ask({"command": "auth", "token": ADA_KEY})
             assert refused["code"] == "overloaded"
@@ -331,7 +331,7 @@ async def test_connections_stay_below_the_limit_of_open_files(monkeypatch, caplo
         assert (await closed_with(server))[0] == 1013
         assert (await talk.ask("ping"))["type"] == "reply"
     assert limits[-1][0] == limits[-1][1]
-    assert "at most 1 connections are taken" in caplog.text
+    assert "at most 1 connections are accepted" in caplog.text
 
 
 async def test_sockets_of_all_kinds_are_bounded(monkeypatch):
@@ -375,13 +375,17 @@ async def test_few_large_messages_are_received_side_by_side():
         server = await stack.enter_async_context(serving(api_keys=BOTH))
         talks = [
             await stack.enter_async_context(talking(server, **ADA))
-            for _ in range(LARGE_AT_ONCE * 2)
+            for _ in range(MAX_LARGE_MESSAGES * 2)
         ]
         for talk in talks:
             talk.socket.transport.write(frame[:-1])
-        await until(lambda: sum(size > batching.LARGE + 4096 for size in half()) == LARGE_AT_ONCE)
-        await until(lambda: sum(size > len(text) - 100 for size in half()) == LARGE_AT_ONCE)
-        assert sum(half()) < (LARGE_AT_ONCE + 1) << 20
+        await until(
+            lambda: (
+                sum(size > batching.LARGE_MESSAGE + 4096 for size in half()) == MAX_LARGE_MESSAGES
+            )
+        )
+        await until(lambda: sum(size > len(text) - 100 for size in half()) == MAX_LARGE_MESSAGES)
+        assert sum(half()) < (MAX_LARGE_MESSAGES + 1) << 20
 
         async with talking(server, **BOB) as bob:  # another principal has its own
             assert (await bob.ask(text.decode()))["code"] == "invalid_command"

@@ -14,7 +14,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol
 
-from agentsrv.server.batching import FULL, BatchedConnection, connection_class, text_header
+from agentsrv.server.batching import FLUSH_BYTES, BatchedConnection, connection_class, text_header
 from agentsrv.server.limits import ConnectionLimiter
 from agentsrv.server.loop_scheduler import LoopScheduler
 from agentsrv.settings import Settings
@@ -91,7 +91,7 @@ async def test_what_has_grown_does_not_wait_for_the_end_of_the_turn():
         assert isinstance(socket, BatchedConnection)
         write = socket.transport.write
         socket.transport.write = lambda data: (written.append(len(data)), write(data))  # type: ignore[method-assign,assignment,func-returns-value]
-        socket.post([b"x" * (FULL - 1)])
+        socket.post([b"x" * (FLUSH_BYTES - 1)])
         written.append(0)
         socket.post([b"xx"])
         written.append(0)
@@ -103,9 +103,9 @@ async def test_what_has_grown_does_not_wait_for_the_end_of_the_turn():
         port = server.sockets[0].getsockname()[1]
         async with connect(f"ws://127.0.0.1:{port}") as client:
             texts = [await client.recv() for _ in range(2)]
-    assert [len(text) for text in texts] == [FULL - 1, 2]
-    header = len(text_header(FULL - 1)) + len(text_header(2))
-    assert written[:3] == [0, FULL + 1 + header, 0]
+    assert [len(text) for text in texts] == [FLUSH_BYTES - 1, 2]
+    header = len(text_header(FLUSH_BYTES - 1)) + len(text_header(2))
+    assert written[:3] == [0, FLUSH_BYTES + 1 + header, 0]
 
 
 async def test_there_is_room_until_the_transport_pauses():
@@ -120,7 +120,7 @@ async def test_there_is_room_until_the_transport_pauses():
         while socket.has_room:
             socket.post([b"x" * 1000])
             posted += 1
-        await socket.room()
+        await socket.wait_for_room()
         told.append(socket.has_room)
         socket.post([b"end"])
         await socket.wait_closed()
@@ -135,4 +135,4 @@ async def test_there_is_room_until_the_transport_pauses():
                 texts.append(await client.recv())
     assert len(texts) == posted + 1
     assert told == [True, True]
-    assert posted * 1000 < 16 * FULL  # bounded by the buffers of both ends
+    assert posted * 1000 < 16 * FLUSH_BYTES  # bounded by the buffers of both ends

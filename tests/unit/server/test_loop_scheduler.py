@@ -13,12 +13,12 @@ from websockets.server import ServerProtocol
 from agentsrv.server.batching import BatchedConnection, connection_class
 from agentsrv.server.limits import ConnectionLimiter, with_default_limits
 from agentsrv.server.loop_scheduler import (
-    BETWEEN,
     BYTES_PER_UNIT,
     FRAMES_PER_UNIT,
-    FREE,
-    PER_TURN,
-    SLICE,
+    FREE_BYTES,
+    SLICE_BYTES,
+    TURNS_BETWEEN,
+    UNITS_PER_TURN,
     VALUES_PER_UNIT,
     LoopScheduler,
     cost_of,
@@ -75,7 +75,7 @@ def turns(loop: HandLoop) -> LoopScheduler:
 def test_a_portion_is_done_at_once_until_the_turn_is_used_up(loop, turns):
     """And again in the next turn."""
     for _ in range(3):
-        assert [turns.take(PER_TURN / 4) for _ in range(6)] == [True] * 4 + [False] * 2
+        assert [turns.take(UNITS_PER_TURN / 4) for _ in range(6)] == [True] * 4 + [False] * 2
         assert loop.turn() == 1
     assert loop.turn() == 0  # nothing was counted, so there is nothing to reset
 
@@ -111,7 +111,7 @@ def test_portions_wait_in_rotation(loop, turns):
             left[name] -= 1
             if left[name]:
                 turns.queue(portion(name))
-            return PER_TURN / 4
+            return UNITS_PER_TURN / 4
 
         return begin
 
@@ -135,22 +135,22 @@ def test_between_two_turns_of_portions_there_are_some_without(loop, turns):
     def portion() -> float:
         done.append(len(done))
         turns.queue(portion)
-        return PER_TURN
+        return UNITS_PER_TURN
 
     turns.queue(portion)
     found = []
-    for _ in range(3 * (BETWEEN + 1)):
+    for _ in range(3 * (TURNS_BETWEEN + 1)):
         before = len(done)
         assert loop.turn() == 1
         assert not turns.take(1.0)
         found.append(len(done) - before)
-    assert found == [1, *[0] * BETWEEN] * 3
+    assert found == [1, *[0] * TURNS_BETWEEN] * 3
 
 
 async def test_one_that_is_cancelled_takes_nothing_from_others(loop, turns):
     """Its place in the queue is passed over."""
-    assert turns.take(PER_TURN)
-    first, second = (asyncio.create_task(turns.wait(PER_TURN)) for _ in range(2))
+    assert turns.take(UNITS_PER_TURN)
+    first, second = (asyncio.create_task(turns.wait(UNITS_PER_TURN)) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
     await asyncio.wait({first})
@@ -241,8 +241,8 @@ async def test_few_bytes_are_parsed_at_once(loop, turns):
     """They are no portion."""
     peer = Peer(turns, is_guarded=False)
     loop.turn()
-    peer.connection.data_received(framed(PONG, b"") * (FREE // EMPTY))
-    assert peer.frames == FREE // EMPTY
+    peer.connection.data_received(framed(PONG, b"") * (FREE_BYTES // EMPTY))
+    assert peer.frames == FREE_BYTES // EMPTY
     assert loop.is_idle
     assert peer.transport.is_reading
 
@@ -256,11 +256,11 @@ async def test_few_bytes_are_parsed_at_once(loop, turns):
 async def test_a_turn_parses_only_so_many_frames(loop, turns, flood, count):
     """Of all connections together, whatever each has sent; and it is all parsed in the end."""
     peers = [Peer(turns, is_guarded=False) for _ in range(count)]
-    most = PER_TURN * FRAMES_PER_UNIT + SLICE / EMPTY
+    most = UNITS_PER_TURN * FRAMES_PER_UNIT + SLICE_BYTES / EMPTY
     loop.turn()
     for peer in peers:
         peer.connection.data_received(flood)
-        assert not (len(flood) > SLICE and peer.transport.is_reading and not peer.frames)
+        assert not (len(flood) > SLICE_BYTES and peer.transport.is_reading and not peer.frames)
     assert sum(peer.frames for peer in peers) <= most
     while not loop.is_idle:
         before = sum(peer.frames for peer in peers)
@@ -291,18 +291,18 @@ async def test_frames_of_each_kind_are_charged(loop, turns, flood, frames):
     """When the rate is used up the connection is not read for a while."""
     peer = Peer(turns, is_guarded=True)
     allowed = LIMITS.command_burst * FRAMES_PER_UNIT
-    while peer.frames < 2 * allowed and peer.connection._rest is None:
+    while peer.frames < 2 * allowed and peer.connection._pause is None:
         peer.connection.data_received(flood * (4_000 // frames))
         while not loop.is_idle:
             loop.turn()
             peer.connection.recv_messages.frames.queue.clear()
             peer.connection.recv_messages.maybe_resume()
-    rest = peer.connection._rest
+    rest = peer.connection._pause
     assert rest is not None
     assert not peer.transport.is_reading
     assert peer.frames < 2 * allowed
     rest.cancel()
-    peer.connection._end_rest()
+    peer.connection._end_pause()
     while not loop.is_idle:
         loop.turn()
     assert peer.frames > allowed
@@ -316,7 +316,7 @@ async def test_a_connection_holds_few_messages(loop, turns):
     large.connection.data_received(framed(TEXT, b"x" * 100_000) * 20)
     while not loop.is_idle:
         loop.turn()
-    assert small.frames <= 16 + SLICE // EMPTY
+    assert small.frames <= 16 + SLICE_BYTES // EMPTY
     assert large.frames == 3
     assert not small.transport.is_reading
     assert not large.transport.is_reading

@@ -151,7 +151,7 @@ async def test_a_server_that_asks_nobody_looks_at_no_token():
 
 async def test_a_key_that_is_revoked_ends_its_connections(tmp_path, monkeypatch):
     """Those of other keys go on; the key opens no other."""
-    monkeypatch.setattr(server_handshake, "RECHECK", 0.02)
+    monkeypatch.setattr(server_handshake, "RECHECK_INTERVAL", 0.02)
     file = tmp_path / "keys"
     second, key = make_key("ada", TODAY)
     file.write_text(f"{ADA}\n")
@@ -164,7 +164,7 @@ async def test_a_key_that_is_revoked_ends_its_connections(tmp_path, monkeypatch)
             (revoked,) = parse_keys(ADA, "")
             revoke_key(file, revoked, TODAY)
             code, reason = await closing_code(first)
-            assert (code, reason) == (4401, "the token does not count any more")
+            assert (code, reason) == (4401, "the token is no longer valid")
             assert (await other.ask("list"))["type"] == "reply"
             with pytest.raises(InvalidStatus):
                 await connect(server.url, additional_headers=bearer(ADA_KEY))
@@ -172,7 +172,7 @@ async def test_a_key_that_is_revoked_ends_its_connections(tmp_path, monkeypatch)
 
 async def test_a_key_that_was_renewed_in_time_ends_nothing(tmp_path, monkeypatch):
     """By auth with another key of the same principal."""
-    monkeypatch.setattr(server_handshake, "RECHECK", 0.02)
+    monkeypatch.setattr(server_handshake, "RECHECK_INTERVAL", 0.02)
     file = tmp_path / "keys"
     second, key = make_key("ada", TODAY)
     file.write_text(f"{ADA}\n{key.line()}")
@@ -224,7 +224,7 @@ async def test_no_token_is_logged(caplog):
 
 async def test_who_goes_on_sending_after_the_end_is_not_heard(tmp_path, monkeypatch):
     """A client may leave the closing handshake unanswered; its key does not count all the same."""
-    monkeypatch.setattr(server_handshake, "RECHECK", 0.02)
+    monkeypatch.setattr(server_handshake, "RECHECK_INTERVAL", 0.02)
     file = tmp_path / "keys"
     second, key = make_key("ada", TODAY)
     file.write_text(f"{ADA}\n{key.line()}")
@@ -239,7 +239,7 @@ async def test_who_goes_on_sending_after_the_end_is_not_heard(tmp_path, monkeypa
             await reader.readuntil(b'"replayed":false}')
             (revoked,) = parse_keys(ADA, "")
             revoke_key(file, revoked, TODAY)
-            await reader.readuntil(b"any more")  # the reason in the close frame
+            await reader.readuntil(b"no longer valid")  # the reason in the close frame
             writer.write(frame)
             writer.write(bytes((0x88, 0x80)) + bytes(4))
             await reader.read()

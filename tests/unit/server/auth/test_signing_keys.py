@@ -15,15 +15,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from agentsrv.errors import ConfigurationError
 from agentsrv.server.auth.signing_keys import (
-    INTERVAL,
-    LAST_GOOD,
+    MAX_AGE,
     MAX_SET,
-    STALE,
-    THREADS,
-    UNKNOWN,
-    WINDOW,
+    MAX_THREADS,
+    MAX_UNKNOWN,
+    REFRESH_AFTER,
+    REQUEST_INTERVAL,
+    UNKNOWN_WINDOW,
     KeySet,
-    OneKey,
+    SingleKey,
     open_keys,
     parse_set,
 )
@@ -64,7 +64,7 @@ def test_a_key_that_will_not_do_is_refused_at_the_start(tmp_path, algorithm, con
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(ConfigurationError, match=sentence) as refused:
-        OneKey(file, algorithm)
+        SingleKey(file, algorithm)
     if content:
         assert content.decode() not in refused.value.message
 
@@ -101,7 +101,7 @@ def test_a_key_that_will_not_do_is_passed_over(caplog):
     )
     assert set(found) == {"good", None}
     assert found["good"].public_numbers() == RSA.public_key().public_numbers()
-    assert caplog.text.count("it is passed over") == 3
+    assert caplog.text.count("it is ignored") == 3
 
 
 @pytest.mark.parametrize(
@@ -171,14 +171,14 @@ async def test_strangers_do_not_use_up_the_requests():
     issuer.answer = lambda: key_set(OLD, NEW)
     begun = issuer.time
     assert await keys.find("new") == SECRET[::-1]
-    assert issuer.time - begun <= INTERVAL
+    assert issuer.time - begun <= REQUEST_INTERVAL
 
 
 async def test_an_address_of_strangers_does_not_wait():
     """It is refused at once for a minute; others are not, and its own good tokens are not."""
     issuer = Issuer(OLD)
     keys = await issuer.keys()
-    for _ in range(UNKNOWN):
+    for _ in range(MAX_UNKNOWN):
         assert await keys.find("none", "192.0.2.1") is None
     requests = issuer.requests
     assert await keys.find("none", "192.0.2.1") is None
@@ -186,7 +186,7 @@ async def test_an_address_of_strangers_does_not_wait():
     assert issuer.requests == requests
     assert await keys.find("none", "192.0.2.2") is None
     assert issuer.requests > requests
-    issuer.time += WINDOW
+    issuer.time += UNKNOWN_WINDOW
     requests = issuer.requests
     assert await keys.find("none", "192.0.2.1") is None
     assert issuer.requests > requests
@@ -194,7 +194,7 @@ async def test_an_address_of_strangers_does_not_wait():
 
 async def test_what_is_known_of_addresses_is_bounded(monkeypatch):
     """The oldest is forgotten."""
-    monkeypatch.setattr("agentsrv.server.auth.signing_keys.SOURCES", 10)
+    monkeypatch.setattr("agentsrv.server.auth.signing_keys.MAX_SOURCES", 10)
     keys = await Issuer(OLD).keys()
     for number in range(30):
         await keys.find("none", f"192.0.2.{number}")
@@ -203,7 +203,7 @@ async def test_what_is_known_of_addresses_is_bounded(monkeypatch):
 
 async def test_known_keys_never_wait_for_the_issuer(monkeypatch):
     """Not while it hangs, not for a set that is old, not beside a stranger who waits."""
-    monkeypatch.setattr("agentsrv.server.auth.signing_keys.WAIT", 0.1)
+    monkeypatch.setattr("agentsrv.server.auth.signing_keys.KEY_TIMEOUT", 0.1)
     issuer, may = Issuer(OLD), threading.Event()
     keys = await issuer.keys()
 
@@ -216,7 +216,7 @@ async def test_known_keys_never_wait_for_the_issuer(monkeypatch):
         stranger = asyncio.create_task(keys.find("none"))
         while issuer.requests < 2:  # noqa: ASYNC110 - it is counted in a thread
             await asyncio.sleep(0)
-        issuer.time += STALE + 1
+        issuer.time += REFRESH_AFTER + 1
         for _ in range(1000):
             find = keys.find("old")
             with pytest.raises(StopIteration) as found:  # it ends without a turn of the loop
@@ -232,7 +232,7 @@ async def test_a_set_that_is_old_is_read_again_in_the_background():
     issuer = Issuer(OLD)
     keys = await issuer.keys()
     issuer.answer = lambda: key_set(NEW)
-    issuer.time += STALE + 1
+    issuer.time += REFRESH_AFTER + 1
     assert await keys.find("old") == SECRET
     assert await keys.find("new") == SECRET[::-1]
     assert await keys.find("old") is None
@@ -265,15 +265,15 @@ async def test_the_last_good_keys_count_for_a_day(name, caplog):
     keys = await issuer.keys()
     issuer.answer = FAILURES[name]
     for _ in range(3):
-        issuer.time += STALE + 1
+        issuer.time += REFRESH_AFTER + 1
         assert await keys.find("new") is None
         assert await keys.find("old") == SECRET
-    assert caplog.text.count("the keys that were read before count for up to 24 hours") == 1
-    issuer.time += LAST_GOOD
+    assert caplog.text.count("the keys that were read before remain valid for up to 24 hours") == 1
+    issuer.time += MAX_AGE
     assert await keys.find("old") is None
     issuer.answer = lambda: key_set(OLD)
     assert await keys.find("old") == SECRET
-    assert "jwt_jwks is read again" in caplog.text
+    assert "jwt_jwks can be read again" in caplog.text
 
 
 async def test_requests_that_never_end_are_left_behind(monkeypatch):
@@ -288,9 +288,9 @@ async def test_requests_that_never_end_are_left_behind(monkeypatch):
 
     issuer.answer = hang
     try:
-        for _ in range(THREADS + 3):
+        for _ in range(MAX_THREADS + 3):
             assert await keys.find("new") is None
-        assert issuer.requests == 1 + THREADS
+        assert issuer.requests == 1 + MAX_THREADS
         assert await keys.find("old") == SECRET
     finally:
         may.set()

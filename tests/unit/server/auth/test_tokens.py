@@ -15,7 +15,7 @@ from websockets.exceptions import InvalidStatus
 from agentsrv.client import Client
 from agentsrv.errors import UnauthenticatedError
 from agentsrv.server.auth import handshake
-from agentsrv.server.auth.signing_keys import OneKey
+from agentsrv.server.auth.signing_keys import SingleKey
 from agentsrv.server.auth.tokens import LEEWAY, TokenVerifier
 from agentsrv.wiring import Server
 from tests.integration.server.auth.test_handshake import closing_code
@@ -55,7 +55,7 @@ async def guarded(file: Path, algorithm: str = "HS256", **more: object) -> Async
 
 def verifier(file: Path) -> TokenVerifier:
     """Knows the tokens above."""
-    key = OneKey(file, "HS256")
+    key = SingleKey(file, "HS256")
     return TokenVerifier(key, algorithm="HS256", issuer=ISSUER, audience=AUDIENCE)
 
 
@@ -114,7 +114,7 @@ async def test_public_keys_verify_what_private_keys_sign(tmp_path, algorithm):
 
 async def test_a_token_that_expires_ends_its_connection(secret_file, monkeypatch):
     """With 4401, behind the leeway; renewed in time, it goes on."""
-    monkeypatch.setattr(handshake, "RECHECK", 0.02)
+    monkeypatch.setattr(handshake, "RECHECK_INTERVAL", 0.02)
     real, ahead = time.time, [0.0]
     monkeypatch.setattr(time, "time", lambda: real() + ahead[0])
     async with (
@@ -128,13 +128,13 @@ async def test_a_token_that_expires_ends_its_connection(secret_file, monkeypatch
         ] == "ada"
         assert (await first.ask("list"))["type"] == "reply"
         ahead[0] = 300 + LEEWAY + 10
-        assert await closing_code(first) == (4401, "the token does not count any more")
+        assert await closing_code(first) == (4401, "the token is no longer valid")
         assert (await renewed.ask("list"))["type"] == "reply"
 
 
 async def test_a_client_that_is_asked_for_tokens_outlives_them(secret_file, monkeypatch):
     """It comes back with the next one; a stream goes on where it was."""
-    monkeypatch.setattr(handshake, "RECHECK", 0.02)
+    monkeypatch.setattr(handshake, "RECHECK_INTERVAL", 0.02)
     real, ahead, given = time.time, [0.0], []
     monkeypatch.setattr(time, "time", lambda: real() + ahead[0])
 
