@@ -54,10 +54,11 @@ slow: $(ALL) ## run the slow tests, and more seeds of each simulation
 	$(PYTEST) $(PARALLEL) -m "(slow or seeds) and not soak" --seeds=100 \
 		$(if $(COVER),--cov --cov-append --cov-report=term)
 
-lint: $(ALL) ## check style, format and who imports whom
+lint: $(ALL) ## check style, format, imports between packages, and phrases
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python .ci/check_phrases.py
 
 types: $(ALL) ## check the types
 	$(BIN)/mypy $(wildcard agentsrv tests examples)

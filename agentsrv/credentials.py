@@ -11,7 +11,7 @@ rejected header, URL or parameter. `hide` replaces the credential and keeps the 
 
 A name is matched as a plain word without its prefix (``PGPASSWORD``). `_VALUE` reads the text after
 the name, and Python code decides whether it is a credential or the rest of a sentence, so that
-``password: expected a string`` is kept. A value that is a word of `_PROSE` is not a credential; a
+``password: expected a string`` is kept. A value that is in `_PROSE` is not a credential; a
 value that only begins with such a word is.
 
 Cost: each search is one pass over the text. Its repetitions are bounded, or consume the text that
@@ -94,7 +94,7 @@ _SENTENCE: Final = frozenset(
 """First words of a quoted sentence in place of a value; a passphrase may begin with others."""
 _NEAR: Final = 40  # characters before a name that are examined
 _OPTION: Final = lazy_pattern(r"(?<!\S)--[a-z_-]*\Z", re.IGNORECASE)  # the name is its last part
-_MADE_UP: Final = r"(?=\D*\d)[^\s'\"]{8,}"  # not a word of a language
+_MADE_UP: Final = r"(?=\D*\d)[^\s'\"]{8,}"  # not a word in a language
 _COUNT: Final = lazy_pattern(r"[\d,.]{1,9}")
 _PLACEHOLDER: Final = lazy_pattern(r"[A-Z][A-Z_]*|[-<\[…].*|\.\.\.|\*+")
 
