@@ -101,12 +101,17 @@ _PLACEHOLDER: Final = lazy_pattern(r"[A-Z][A-Z_]*|[-<\[…].*|\.\.\.|\*+")
 
 def hide(text: str) -> str:
     """Replace the credentials in ``text`` by ``***``; return other text unchanged."""
-    low = text.replace("\u0130", "I").lower()  # U+0130 grows in lower case; offsets must not move
+    low = _lower(text)
     for words, search in _SEARCHES:
         if any(word in low for word in words):
             text = search(text)
-            low = text.replace("\u0130", "I").lower()
+            low = _lower(text)
     return text
+
+
+def _lower(text: str) -> str:
+    """Return ``text`` in lower case with the same length: U+0130 alone would become longer."""
+    return text.replace("\u0130", "I").lower()
 
 
 class _Found(NamedTuple):
@@ -123,7 +128,7 @@ def _fields(text: str) -> str:
 
 
 def _values(text: str) -> Iterator[_Found]:
-    low, done = text.replace("\u0130", "I").lower(), 0
+    low, done = _lower(text), 0
     for field in _FIELD.finditer(low):
         separator = _SEPARATOR.match(low, field.end())
         if field.start() < done or separator is None or not _can_separate(low, field, separator):

@@ -154,10 +154,10 @@ def knowledge_index(settings: Settings) -> Path:
 
 def state_folder() -> Path:
     """Return the folder for this user's state, according to the XDG base directories."""
-    given = Path(os.environ.get("XDG_STATE_HOME") or "")
-    if not given.is_absolute():
-        given = Path(os.path.expanduser("~"), ".local", "state")  # noqa: PTH111 - never raises
-    return given.absolute() / "agentsrv"
+    folder = Path(os.environ.get("XDG_STATE_HOME") or "")
+    if not folder.is_absolute():
+        folder = Path(os.path.expanduser("~"), ".local", "state")  # noqa: PTH111 - never raises
+    return folder.absolute() / "agentsrv"
 
 
 def make_index_folder(settings: Settings) -> Path:
@@ -234,10 +234,10 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
         )
     if find_spec("openai") is None or find_spec("numpy") is None:
         raise ConfigurationError(missing_extra("a language model", "llm"))
-    from agentsrv.agents.llm import Embedder, LanguageModel, connect
+    from agentsrv.agents.llm import Embedder, Endpoint, LanguageModel
 
     key = settings.llm_key.get_secret_value() if settings.llm_key is not None else None
-    async with connect(settings.llm_url, key, settings.llm_timeout) as endpoint:
+    async with Endpoint(settings.llm_url, key, settings.llm_timeout) as endpoint:
         chat, vectors, tracing = settings.llm_model, settings.embedding_model, open_tracing()
         yield Models(
             LanguageModel(endpoint, chat, settings.llm_max_tokens, tracing) if chat else None,

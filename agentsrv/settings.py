@@ -52,10 +52,10 @@ Name = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
-def _split(given: Any) -> Any:
-    if isinstance(given, str):
-        return [part for part in map(str.strip, given.split(",")) if part]
-    return given
+def _split(value: Any) -> Any:
+    if isinstance(value, str):
+        return [part for part in map(str.strip, value.split(",")) if part]
+    return value
 
 
 Names = Annotated[tuple[Name, ...], NoDecode, BeforeValidator(_split)]
@@ -274,17 +274,17 @@ class Settings(BaseSettings):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _has_no_nul(cls, given: Any) -> Any:
-        if isinstance(given, str | Path) and "\0" in str(given):
+    def _has_no_nul(cls, value: Any) -> Any:
+        if isinstance(value, str | Path) and "\0" in str(value):
             raise ValueError("it contains a NUL character")
-        return given
+        return value
 
     @field_validator("trusted_proxies")
     @classmethod
-    def _are_networks(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        for name in given:
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
             ip_network(name, strict=False)
-        return given
+        return value
 
     @classmethod
     def settings_customise_sources(

@@ -33,7 +33,7 @@ import re
 import ssl
 import zlib
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from http import HTTPStatus
@@ -94,11 +94,11 @@ Message = Mapping[str, Any]
 _log = logging.getLogger("agentsrv.llm")
 
 
-def connect(url: str, key: str | None, timeout: float) -> Endpoint:
-    """Return the endpoint at ``url``; close it with ``await endpoint.close()``.
+class Endpoint:
+    """An OpenAI-compatible endpoint: its address, its key and its connections.
 
-    Connections are opened on demand and shared by all steps. Failed requests are not repeated,
-    because the server retries the step.
+    Connections are opened on demand and shared by all steps; ``close``, or leaving ``async with``,
+    closes them. Failed requests are not repeated, because the server retries the step.
 
     Args:
         url: The base URL, to which ``/chat/completions`` and ``/embeddings`` are added. Its query
@@ -106,18 +106,12 @@ def connect(url: str, key: str | None, timeout: float) -> Endpoint:
         key: Bearer token for this endpoint. White space around it is removed.
         timeout: Seconds without a byte from the endpoint after which a request fails.
 
-    Raises:
-        ConfigurationError: The URL, the key, or a proxy of the environment cannot be used.
-    """
-    return Endpoint(url, key, timeout)
-
-
-class Endpoint:
-    """An OpenAI-compatible endpoint: its address, its key and its connections.
-
     Attributes:
         address: ``HOST:PORT``, for messages.
         url: The base URL without its query.
+
+    Raises:
+        ConfigurationError: The URL, the key, or a proxy of the environment cannot be used.
     """
 
     def __init__(self, url: str, key: str | None, timeout: float) -> None:
@@ -268,9 +262,14 @@ class Endpoint:
                 return True
         return False
 
-    def redacting(self) -> AbstractContextManager[None]:
-        """Return a context in which a `ModelError` is raised without the key."""
-        return _Redacting(self._redacted)
+    @contextmanager
+    def redacting(self) -> Iterator[None]:
+        """Remove the key from a `ModelError` that is raised in the block."""
+        try:
+            yield
+        except ModelError as error:
+            self._redacted(error)
+            raise
 
     def _unreachable(self, error: BaseException) -> str:
         reason: BaseException = error
@@ -311,20 +310,6 @@ class ContentDeadline:
         return asyncio.timeout_at(self._deadline)
 
 
-@dataclass(slots=True)
-class _Redacting(AbstractContextManager[None]):
-    change: Callable[[ModelError], ModelError]
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if isinstance(error, ModelError):
-            self.change(error)
-
-
 def clean_key(key: str | None) -> str | None:
     """Return the key without white space around it; ``None`` if it is empty.
 
@@ -348,12 +333,12 @@ def base_url(url: str, key: str | None) -> tuple[httpx2.URL, str]:
     Raises:
         ConfigurationError: It is not an http URL with a host.
     """
-    given = url.strip()
+    text = url.strip()
     parts, found = urlsplit(""), httpx2.URL("")
     try:
-        parts = urlsplit(given)
-        found = httpx2.URL(given)
-        is_usable = parts.scheme in ("http", "https") and re.search(r"\s", given) is None
+        parts = urlsplit(text)
+        found = httpx2.URL(text)
+        is_usable = parts.scheme in ("http", "https") and re.search(r"\s", text) is None
         is_usable = is_usable and bool(parts.hostname)
         is_usable = is_usable and (parts.port is None or parts.port > 0)
     except (ValueError, httpx2.InvalidURL):
@@ -605,12 +590,12 @@ class LanguageModel:
                     f"unexpected option {name!r}; parameters that only some endpoints have go into "
                     "extra_body"
                 )
-        given = dict(options)
-        extra = given.pop("extra_body", None) or {}
+        chosen = dict(options)
+        extra = chosen.pop("extra_body", None) or {}
         own: dict[str, Any] = {"model": self.model}
-        if "max_tokens" not in given:
+        if "max_tokens" not in chosen:
             own["max_completion_tokens"] = self.max_tokens
-        return own | given | dict(extra) | {"messages": list(messages)}
+        return own | chosen | dict(extra) | {"messages": list(messages)}
 
     def _span(self, request: Mapping[str, Any]) -> AbstractContextManager[ModelSpan | None]:
         if self.tracing is None:

@@ -308,10 +308,10 @@ def _members(options: Any) -> list[tuple[Any, Any]]:
     """
     if isinstance(options, (str, bytes, Mapping)) or not isinstance(options, Iterable):
         raise PermanentError(f"the question's options are {options!r}; expected a list of them")
-    given = list(options)
-    if not given:
+    listed = list(options)
+    if not listed:
         raise PermanentError("the question's options are empty; expected at least one")
-    return list(zip(_json(given, "options"), given, strict=True))
+    return list(zip(_json(listed, "options"), listed, strict=True))
 
 
 def _json(value: Any, name: str) -> Any:

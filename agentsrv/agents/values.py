@@ -281,9 +281,9 @@ class _Walk:
         if MIN_INTEGER <= value <= MAX_INTEGER:
             return int(value)
         sign = "a negative" if value < 0 else "an"
-        most = 63 if value < 0 else 64
+        bits = 63 if value < 0 else 64
         raise ValueRefusedError(
-            f"{path}: found {sign} integer of {value.bit_length()} bits; expected at most {most}: "
+            f"{path}: found {sign} integer of {value.bit_length()} bits; expected at most {bits}: "
             "return it as text"
         )
 

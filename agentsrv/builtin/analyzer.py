@@ -75,7 +75,7 @@ class AnalyzerAgent:
             ModelError: The model failed; another attempt may succeed.
             PermanentError: The model rejected the request.
         """
-        retrieval = retrieval_of(ctx.results)
+        retrieval = result_with("passages", ctx.results)
         if retrieval is None:
             ctx.log.warning("step %s has no passages to analyze", step.step_id)
         analysis = await in_thread(analyze, ctx.task_description, retrieval, statements)
@@ -98,10 +98,10 @@ class AnalyzerAgent:
         ctx.set_result(analysis)
 
 
-def retrieval_of(results: Mapping[str, Any]) -> Json | None:
-    """Return the retriever's result among the ``results`` of other steps; ``None`` without one."""
+def result_with(key: str, results: Mapping[str, Any]) -> Json | None:
+    """Return the first of the dependencies' ``results`` that has a list ``key``, or ``None``."""
     for result in results.values():
-        if isinstance(result, dict) and isinstance(result.get("passages"), list):
+        if isinstance(result, dict) and isinstance(result.get(key), list):
             return result
     return None
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from agentsrv import Step, StepContext
-from agentsrv.builtin.analyzer import coverage, retrieval_of
+from agentsrv.builtin.analyzer import coverage, result_with
 from agentsrv.builtin.extract import REDUNDANT_SIMILARITY, Graph, Sentence, needs_context, quality
 from agentsrv.builtin.report import (
     Citations,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from agentsrv.knowledge.ranking import Passage
 
 MAX_SEARCHES: Final = 4  # terms that are searched again
-PASSAGES: Final = 6  # passages of each such search
+SEARCHED_PASSAGES: Final = 6  # passages of each such search
 MAX_ADDED: Final = 2  # statements that are added for each term
 ADDED_HEADING: Final = "## Found in a second search"
 NO_STATEMENTS: Final = "No statement of the report is supported by a source."
@@ -59,8 +59,8 @@ class OptimizerAgent:
         Raises:
             KnowledgeError: The knowledge base cannot be read.
         """
-        report, retrieval = report_of(ctx), retrieval_of(ctx.results)
-        findings = findings_of(ctx.results)
+        report, retrieval = report_of(ctx), result_with("passages", ctx.results)
+        findings = result_with("broken_citations", ctx.results)
         if report is None:
             ctx.log.warning("step %s has no report to correct", step.step_id)
             yield "There is no report to correct.\n"
@@ -73,19 +73,11 @@ class OptimizerAgent:
         draft = Draft(text, writer_result, findings, retrieval["passages"])
         await in_thread(draft.correct)
         for term in findings["uncovered_terms"][:MAX_SEARCHES]:
-            found = await ctx.search(f"{term} {ctx.task_description}", PASSAGES)
+            found = await ctx.search(f"{term} {ctx.task_description}", SEARCHED_PASSAGES)
             draft.add_statements(term, found, ctx.task_description)
         body, result = draft.render(ctx.task_description, retrieval)
         ctx.set_result(result)
         yield body
-
-
-def findings_of(results: Mapping[str, Any]) -> Json | None:
-    """Return the validator's findings among the ``results`` of other steps, or ``None``."""
-    for result in results.values():
-        if isinstance(result, dict) and "broken_citations" in result:
-            return result
-    return None
 
 
 class Draft:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from agentsrv import ModelError, Step, StepContext
 from agentsrv.builtin import prompts
-from agentsrv.builtin.analyzer import retrieval_of
+from agentsrv.builtin.analyzer import result_with
 from agentsrv.builtin.evidence import MIN_SUPPORT, Evidence
 from agentsrv.builtin.report import ReportBlock, Statement, escape, named, read, unescape
 from agentsrv.builtin.threads import in_thread
@@ -46,7 +46,7 @@ class ValidatorAgent:
             PermanentError: The model rejected the request.
         """
         report = report_of(ctx)
-        retrieval = retrieval_of(ctx.results)
+        retrieval = result_with("passages", ctx.results)
         if report is None or retrieval is None:
             ctx.log.warning("step %s has no report and passages to check", step.step_id)
             yield "There is no report with passages to check.\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from agentsrv import ModelTruncatedError, Step, StepContext
 from agentsrv.builtin import prompts
-from agentsrv.builtin.analyzer import CUT_OFF, as_sentence, retrieval_of
+from agentsrv.builtin.analyzer import CUT_OFF, as_sentence, result_with
 from agentsrv.builtin.code_fences import FenceFilter
 from agentsrv.builtin.extract import Graph
 from agentsrv.builtin.report import (
@@ -71,8 +71,8 @@ class WriterAgent:
             ModelError: The model failed; another attempt may succeed.
             PermanentError: The model rejected the request.
         """
-        analysis = analysis_of(ctx.results)
-        retrieval = retrieval_of(ctx.results)
+        analysis = result_with("statements", ctx.results)
+        retrieval = result_with("passages", ctx.results)
         if ctx.llm and analysis and retrieval and retrieval["passages"]:
             async with aclosing(_by_model(ctx, ctx.llm, analysis, retrieval["passages"])) as pieces:
                 async for piece in pieces:
@@ -146,14 +146,6 @@ class WrittenReport:
 
     paragraphs: list[str]
     result: Json
-
-
-def analysis_of(results: Mapping[str, Any]) -> Json | None:
-    """Return the analysis among the ``results`` of other steps; ``None`` without one."""
-    for result in results.values():
-        if isinstance(result, dict) and isinstance(result.get("statements"), list):
-            return result
-    return None
 
 
 def title_of(task: str) -> str:

@@ -30,7 +30,7 @@ from agentsrv.resources import (
 )
 from agentsrv.server.auth.authenticator import open_authenticator
 from agentsrv.server.listener import PASSING
-from agentsrv.server.open_files import SPARE
+from agentsrv.server.open_files import OTHER_FILES
 from agentsrv.server.startup_checks import check_bind_address, tls_context
 from agentsrv.settings import Settings, read_settings, settings_problems
 from agentsrv.store.sqlite.faults import REINDEX_HINT
@@ -276,14 +276,14 @@ def check_files(settings: Settings) -> Iterator[Finding]:
     import resource  # not on Windows
 
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # as far as the server raises its own
-    wanted = settings.max_connections + PASSING + SPARE
+    wanted = settings.max_connections + PASSING + OTHER_FILES
     unlimited = most == resource.RLIM_INFINITY
     told = f"open files: {'any number' if unlimited else f'up to {most}'}"
     told += f", for max_connections {settings.max_connections}"
     if unlimited or most >= wanted:
         yield Finding(Level.OK, told)
         return
-    fit = max(1, most - PASSING - SPARE)
+    fit = max(1, most - PASSING - OTHER_FILES)
     advice = f"raise the hard limit to {wanted}, or set max_connections to {fit}"
     yield Finding(Level.WARN, told, advice)
 

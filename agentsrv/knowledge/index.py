@@ -22,11 +22,10 @@ An `Index` is one connection. It is synchronous and for one thread at a time.
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -228,7 +227,7 @@ class Index:
 
     def remove(self, names: Iterable[str]) -> None:
         """Delete the files with these ``names`` in one transaction."""
-        with self._transaction():
+        with transaction(self._connection):
             for name in names:
                 self._delete_file(name)
 
@@ -247,7 +246,7 @@ class Index:
             found.append(_read(folder, file, read))
             if time.monotonic() > deadline:
                 break
-        with self._transaction():
+        with transaction(self._connection):
             for result in found:
                 self._delete_file(result.file.name)
                 self._insert_file(result)
@@ -294,16 +293,6 @@ class Index:
         )
         self._connection.execute("DELETE FROM place WHERE file_id = ?", row)
         self._connection.execute("DELETE FROM file WHERE id = ?", row)
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
 
     def optimize(self) -> None:
         """Merge the parts of the full-text index, which makes queries faster."""
@@ -372,6 +361,18 @@ class Index:
             values,
         )
         return [Candidate(*row) for row in rows]
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit the statements of the block, or roll them back if it raises."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
 
 
 def _read(folder: Path, file: FoundFile, read: ReadFile) -> _ReadResult:

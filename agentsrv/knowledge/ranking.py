@@ -37,8 +37,8 @@ MAX_PAIRED_TERMS = 6  # terms of which a candidate must contain two
 MIN_CANDIDATES_FACTOR = 2  # times the limit: with fewer candidates, one term is enough
 PROXIMITY = 180  # characters within which query terms count as close together
 DUPLICATE_SIMILARITY = 0.8  # Jaccard similarity from which two passages count as duplicates
-SAME_SOURCE = 0.75  # factor of the score for each passage of the same file already chosen
-SAME_SOURCE_FUSED = 0.9  # the same for fused scores, which differ less
+SAME_SOURCE_FACTOR = 0.75  # factor of the score for each passage of the same file already chosen
+FUSED_SAME_SOURCE_FACTOR = 0.9  # the same for fused scores, which differ less
 FUSION_CONSTANT = 60  # rank fusion: a larger value favours the first places less
 
 Ranked = tuple[float, Candidate]
@@ -83,8 +83,8 @@ def find(
         hits = _relative(index.match(match_any(weights), MAX_CANDIDATES)) | hits
     ranked = rank(hits, weights)
     if nearest is None:
-        return choose(ranked, limit, SAME_SOURCE)
-    return choose(_hybrid(index, ranked, nearest), limit, SAME_SOURCE_FUSED)
+        return choose(ranked, limit, SAME_SOURCE_FACTOR)
+    return choose(_hybrid(index, ranked, nearest), limit, FUSED_SAME_SOURCE_FACTOR)
 
 
 def _hybrid(index: Index, ranked: Sequence[Ranked], nearest: Sequence[int]) -> list[Ranked]:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agentsrv.errors import ModelError
+from agentsrv.knowledge.index import transaction
 
 Floats = npt.NDArray[np.float32]
 
@@ -52,17 +53,12 @@ class Vectors:
             (self._model, _unit(np.asarray(vector, np.float32)).tobytes(), row)
             for row, vector in vectors.items()
         ]
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(self._connection):
             self._connection.executemany(
                 "INSERT OR REPLACE INTO vector (place_id, model, value)"
                 " SELECT id, ?, ? FROM place WHERE id = ?",
                 rows,
             )
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
 
     def count(self) -> int:
         """Return the number of passages with a vector by this model."""

@@ -174,18 +174,15 @@ class BatchedConnection(ServerConnection):
     def post(self, frames: Sequence[bytes]) -> None:
         """Send JSON texts at the end of this turn; they are dropped if the connection closes."""
         if not self._outbox:
-            self.loop.call_soon(self._flush)
+            self.loop.call_soon(self.flush)
         headers = map(_HEADERS.__getitem__, map(len, frames))
         self._outbox.extend(chain.from_iterable(zip(headers, frames, strict=True)))
         self._bytes += sum(map(len, frames))
         if self._bytes > FLUSH_BYTES:
-            self._flush()
+            self.flush()
 
     def flush(self) -> None:
-        """Send the posted frames now, before a close frame."""
-        self._flush()
-
-    def _flush(self) -> None:
+        """Send the posted frames now."""
         waiting, self._outbox = self._outbox, []
         self._bytes = 0
         if waiting and self.protocol.state is OPEN:

@@ -14,7 +14,7 @@ until the supervisor has reported a process (``_begun``) or *control* has ended 
 
 The outcome is the conversation's, except where ``_problem`` or the exit status explains why the
 process ended without one. A message that does not fit the protocol fails the attempt, because the
-worker is not trusted. `run` always returns after ``_gone``: it interrupts the worker (if cancelled,
+worker is not trusted. `run` returns after ``_gone``: it interrupts the worker (if cancelled,
 or if its import is slow) or waits for its exit first, and kills it after a time limit.
 """
 

@@ -10,7 +10,7 @@ pool with known functions, starts it. Its states:
     ready       `send` passes the descriptors of attempts to it
     refusing    it has ended, was killed or is being closed: `send` returns ``False``
 
-An attempt first waits until a fork server is ready, then for one of ``STARTING_AT_ONCE`` places,
+An attempt first waits until a fork server is ready, then for one of ``MAX_STARTING`` places,
 then for its process. If the fork server ends before it has forked, the attempt is repeated with the
 next fork server, ``MAX_HAND_OVERS`` times in all; the agent's code has not run then.
 
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from agentsrv.agents.agent import StepContext
     from agentsrv.models.plan import Step
 
-STARTING_AT_ONCE: Final = 8
+MAX_STARTING: Final = 8
 """Attempts whose processes are forked at the same time; further ones wait."""
 MAX_HAND_OVERS: Final = 3
 """Fork servers to which an attempt is sent if each ends before it has started a process."""
@@ -133,7 +133,7 @@ class ProcessPool:
     def __init__(self, functions: Iterable[ProcessFunction], limits: ReturnLimits) -> None:
         self._functions = [(each.run.__module__, each.run.__qualname__) for each in functions]
         self._limits = limits
-        self._starting = asyncio.Semaphore(STARTING_AT_ONCE)
+        self._starting = asyncio.Semaphore(MAX_STARTING)
         self._server: _ForkServerProcess | None = None
         self._starter: asyncio.Task[None] | None = None
         self._budget = LogBudget(asyncio.get_running_loop().time, LINES_AT_ONCE, LINES_PER_SECOND)
@@ -171,9 +171,10 @@ class ProcessPool:
         """
         job = _job(function, step, ctx, self._limits.result)
         budget = LogBudget(asyncio.get_running_loop().time, parent=self._budget)
+        handlers: dict[str, Handler] = {"progress": lambda arguments: ctx.progress(**arguments)}
         for _ in range(MAX_HAND_OVERS):
             await self._server_ready()  # outside of the semaphore, so that waits do not add up
-            attempt = Attempt({"progress": _progress(ctx)}, budget, self._limits)
+            attempt = Attempt(handlers, budget, self._limits)
             self._attempts.add(attempt)
             try:
                 async with self._starting:
@@ -476,10 +477,3 @@ def _origin(ctx: StepContext, agent: str) -> str:
     """Module and name of an agent's function, by which the process knows it."""
     registered = None if ctx.registry is None else ctx.registry.get(agent)
     return "" if registered is None else registered.origin
-
-
-def _progress(ctx: StepContext) -> Handler:
-    async def progress(arguments: dict[str, Any]) -> None:
-        await ctx.progress(**arguments)
-
-    return progress

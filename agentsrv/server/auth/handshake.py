@@ -79,7 +79,7 @@ async def _ask(
                 socket.post([frames.error(request.name, command.id, refusal)])
                 raise
             session.is_authenticated = True
-            socket.post([frames.reply(request.name, command.id, _result(identity))])
+            socket.post([frames.reply(request.name, command.id, {"principal": identity.principal})])
             return identity
         if isinstance(command, c.Help):
             result = help_reply()
@@ -135,7 +135,7 @@ class ConnectionAuth:
         self._identity = identity
         self._stop()
         self._watch()
-        return _result(identity)
+        return {"principal": identity.principal}
 
     def __enter__(self) -> Self:
         self._watch()
@@ -172,7 +172,3 @@ class ConnectionAuth:
 
 MakeConnectionAuth = Callable[[AuthenticatedSession], ConnectionAuth]
 """Creates the `ConnectionAuth` of a connection with this session."""
-
-
-def _result(identity: Identity) -> dict[str, Any]:
-    return {"principal": identity.principal}

@@ -3,7 +3,8 @@
 Theory of operation
 ===================
 
-A token is accepted if all of these hold, otherwise it is refused with one message for all reasons:
+A token is accepted if all of these hold. Otherwise it is refused, with the same message for every
+reason except expiry:
 
 - Its signature is valid for the configured algorithm. The token's own ``alg`` is never used, so a
   client cannot choose a weaker one.

@@ -21,7 +21,7 @@ from agentsrv.bench.sizes import Bench
 from agentsrv.bench.target import LocalServer, RemoteServer
 from agentsrv.client import ServerUnavailableError
 from agentsrv.errors import ConfigurationError, UnauthenticatedError
-from agentsrv.server.open_files import SPARE
+from agentsrv.server.open_files import OTHER_FILES
 from tests.bench.sizes import TINY
 from tests.support.principals import ADA, ADA_KEY
 from tests.support.talk import serving
@@ -223,11 +223,11 @@ async def test_a_server_that_does_not_start_says_why(tmp_path):
 
 async def test_a_limit_of_open_files_is_told(own, monkeypatch):
     """Fewer connections are measured, and it is said plainly."""
-    limits: list[tuple[int, int]] = [(100, SPARE + 4)]
+    limits: list[tuple[int, int]] = [(100, OTHER_FILES + 4)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
     report = await measured(own, "idle")
-    assert limits[-1] == (SPARE + 4, SPARE + 4)
+    assert limits[-1] == (OTHER_FILES + 4, OTHER_FILES + 4)
     assert report.notes == ["4 connections instead of 5: more open files are not permitted"]
 
 

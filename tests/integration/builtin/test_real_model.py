@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agentsrv import App
-from agentsrv.agents.llm import Embedder, LanguageModel, connect
+from agentsrv.agents.llm import Embedder, Endpoint, LanguageModel
 from agentsrv.builtin import app as builtin_app
 from agentsrv.builtin import plan, prompts
 from agentsrv.builtin.planner import MAX_PLANNED, REQUIRED_AGENTS, plan_schema
@@ -67,7 +67,7 @@ def address(tmp_path_factory):
 @pytest.fixture
 async def llm(address):
     """The model, ready to be asked."""
-    async with connect(f"{address}/v1", None, 30.0) as client:
+    async with Endpoint(f"{address}/v1", None, 30.0) as client:
         yield LanguageModel(client, "random", 4096)
 
 
@@ -191,7 +191,7 @@ async def test_a_cancellation_stops_the_model(address, tmp_path):
 
 async def test_passages_get_vectors(address, tmp_path):
     """In batches, of one dimension; random ones rank nothing, and spoil nothing."""
-    async with connect(f"{address}/v1", None, 30.0) as client:
+    async with Endpoint(f"{address}/v1", None, 30.0) as client:
         base = KnowledgeBase(KNOWLEDGE, tmp_path / "index.db", Embedder(client, "random"))
         report = await base.refresh()
         assert await base.embed() == report.passages

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from agentsrv.agents.llm import LanguageModel, connect
+from agentsrv.agents.llm import Endpoint, LanguageModel
 from agentsrv.builtin.report import read
 from agentsrv.builtin.validator import SUPPORTED, ValidatorAgent, claims, judgement_schema, validate
 from agentsrv.errors import ModelError
@@ -300,7 +300,7 @@ async def test_without_a_report_or_passages_it_says_so(missing):
 
 async def judged(report, *answers, **more):
     """What the agent finds with a model that answers so."""
-    async with fake_model() as fake, connect(fake.url, None, 5.0) as client:
+    async with fake_model() as fake, Endpoint(fake.url, None, 5.0) as client:
         fake.script(*answers)
         ctx = context(report, LanguageModel(client, "fake", 100), **more)
         return *await run(ValidatorAgent(), ctx), fake.requests

@@ -10,7 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 
 from agentsrv.agents.endpoint_errors import MAX_WORDS
-from agentsrv.agents.llm import LanguageModel, connect
+from agentsrv.agents.llm import Endpoint, LanguageModel
 from agentsrv.errors import ModelError, PermanentError
 from tests.integration.hostile.endpoints import CASES
 
@@ -58,7 +58,7 @@ async def test_an_answer_is_a_text_or_a_model_error(name, way):
         return
     async with (
         answering(case.respond) as (url, requests),
-        connect(url, "sk-key-of-the-test", 5.0) as endpoint,
+        Endpoint(url, "sk-key-of-the-test", 5.0) as endpoint,
     ):
         llm = LanguageModel(endpoint, "m", 100)
         if case.text is not None:
@@ -78,7 +78,7 @@ async def test_an_answer_is_a_text_or_a_model_error(name, way):
 async def test_what_an_endpoint_does_not_take_is_remembered(name):
     """For that model; the second question is one request."""
     case = CASES[name]
-    async with answering(case.respond) as (url, requests), connect(url, None, 5.0) as endpoint:
+    async with answering(case.respond) as (url, requests), Endpoint(url, None, 5.0) as endpoint:
         for _ in range(2):
             await LanguageModel(endpoint, "m", 100).complete(ASK, **dict(case.options))
         assert len(requests) == case.requests + 1
@@ -90,7 +90,7 @@ async def test_what_an_endpoint_does_not_take_is_remembered(name):
 async def test_memory_is_bounded(name):
     """Whatever a body expands to."""
     case = CASES[name]
-    async with answering(case.respond) as (url, _), connect(url, None, 5.0) as endpoint:
+    async with answering(case.respond) as (url, _), Endpoint(url, None, 5.0) as endpoint:
         tracemalloc.start()
         try:
             with pytest.raises(ModelError):
@@ -107,7 +107,7 @@ async def test_a_redirect_does_not_take_the_key_along():
     async with (
         answering(lambda _: b"") as (elsewhere, there),
         answering(lambda _: moved % elsewhere.encode()) as (url, here),
-        connect(url, "sk-key-of-the-test", 5.0) as endpoint,
+        Endpoint(url, "sk-key-of-the-test", 5.0) as endpoint,
     ):
         with pytest.raises(ModelError, match="redirects are not followed"):
             await LanguageModel(endpoint, "m", 100).complete(ASK)
@@ -132,7 +132,7 @@ async def test_a_trickle_without_content_ends():
 
     async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        async with connect(url, None, 0.2) as endpoint:
+        async with Endpoint(url, None, 0.2) as endpoint:
             with pytest.raises(
                 ModelError, match="silent for too long: it sent bytes but no content"
             ):

@@ -18,7 +18,7 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from agentsrv.agents.llm import Embedder, connect
+from agentsrv.agents.llm import Embedder, Endpoint
 from agentsrv.knowledge.search import KnowledgeBase
 from agentsrv.knowledge.text import terms
 from tests.support.fake_model import fake_model
@@ -125,7 +125,7 @@ async def test_the_fusion_keeps_the_better_of_two_rankings(tmp_path, capsys):
     wanted = fill(tmp_path / "docs", titled=True)
     wrong = {name: misspelt(title, number) for number, (name, title) in enumerate(wanted.items())}
     rows = {}
-    async with fake_model() as fake, connect(fake.url, None, 30.0) as client:
+    async with fake_model() as fake, Endpoint(fake.url, None, 30.0) as client:
         fake.embed = trigrams
         words = KnowledgeBase(tmp_path / "docs", tmp_path / "words.db")
         hybrid = KnowledgeBase(tmp_path / "docs", tmp_path / "both.db", Embedder(client, "letters"))

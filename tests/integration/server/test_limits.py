@@ -324,7 +324,7 @@ async def test_strangers_behind_a_proxy_are_limited_by_their_own_address():
 
 async def test_connections_stay_below_the_limit_of_open_files(monkeypatch, caplog):
     """It is raised as far as it goes; what then fits is taken, and said."""
-    limits = [(50, files.SPARE + listener.PASSING + 1)]
+    limits = [(50, files.OTHER_FILES + listener.PASSING + 1)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
     async with serving() as server, talking(server) as talk:

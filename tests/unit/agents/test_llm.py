@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentsrv.agents.llm import Embedder, LanguageModel, connect
+from agentsrv.agents.llm import Embedder, Endpoint, LanguageModel
 from agentsrv.errors import (
     ConfigurationError,
     ModelError,
@@ -32,7 +32,7 @@ async def fake():
 @pytest.fixture
 async def llm(fake):
     """A language model behind it."""
-    async with connect(fake.url, KEY, 5.0) as client:
+    async with Endpoint(fake.url, KEY, 5.0) as client:
         yield LanguageModel(client, "fake", 100)
 
 
@@ -61,7 +61,7 @@ async def test_without_a_key_none_of_the_environment_is_sent(fake, monkeypatch):
     """The key of another service does not leak to this endpoint."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     fake.script("Hello.")
-    async with connect(fake.url, None, 5.0) as client:
+    async with Endpoint(fake.url, None, 5.0) as client:
         await LanguageModel(client, "fake", 100).complete(ASK)
     assert KEY not in str(fake.requests[0].headers)
 
@@ -77,7 +77,7 @@ async def test_nothing_of_the_environment_is_sent(fake, monkeypatch):
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"x-secret: {KEY}")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
     fake.script("Hello.")
-    async with connect(fake.url, None, 5.0) as endpoint:
+    async with Endpoint(fake.url, None, 5.0) as endpoint:
         await LanguageModel(endpoint, "fake", 100).complete(ASK)
         await endpoint.client.chat.completions.create(model="fake", messages=ASK)
     assert len(fake.requests) == 2
@@ -88,7 +88,7 @@ async def test_nothing_of_the_environment_is_sent(fake, monkeypatch):
 async def test_white_space_around_a_key_is_dropped(fake, key):
     """A file ends with a line end."""
     fake.script("Hello.")
-    async with connect(fake.url, key, 5.0) as endpoint:
+    async with Endpoint(fake.url, key, 5.0) as endpoint:
         await LanguageModel(endpoint, "fake", 100).complete(ASK)
     assert fake.requests[0].headers["authorization"] == f"Bearer {KEY}"
 
@@ -99,7 +99,7 @@ async def test_white_space_around_a_key_is_dropped(fake, key):
 def test_a_key_that_no_header_may_hold_is_refused(key):
     """At the start, without showing it."""
     with pytest.raises(ConfigurationError, match="llm_key contains characters") as refused:
-        connect("http://127.0.0.1:1/v1", key, 5.0)
+        Endpoint("http://127.0.0.1:1/v1", key, 5.0)
     assert KEY not in str(refused.value)
 
 
@@ -110,7 +110,7 @@ def test_a_key_that_no_header_may_hold_is_refused(key):
 async def test_the_base_url_may_have_an_ending(fake, ending):
     """That of a chat or of embeddings, and slashes."""
     fake.script("Hello.")
-    async with connect(f" {fake.url}{ending} ", None, 5.0) as endpoint:
+    async with Endpoint(f" {fake.url}{ending} ", None, 5.0) as endpoint:
         await LanguageModel(endpoint, "fake", 100).complete(ASK)
         await endpoint.client.chat.completions.create(model="fake", messages=ASK)
     assert [request.path for request in fake.requests] == ["/v1/chat/completions"] * 2
@@ -119,7 +119,7 @@ async def test_the_base_url_may_have_an_ending(fake, ending):
 async def test_a_query_of_the_base_url_is_sent(fake):
     """By the model and by the official client."""
     fake.script("Hello.")
-    async with connect(f"{fake.url}/chat/completions?api-version=1", None, 5.0) as endpoint:
+    async with Endpoint(f"{fake.url}/chat/completions?api-version=1", None, 5.0) as endpoint:
         await LanguageModel(endpoint, "fake", 100).complete(ASK)
         await endpoint.client.chat.completions.create(model="fake", messages=ASK)
     assert [request.path for request in fake.requests] == ["/v1/chat/completions?api-version=1"] * 2
@@ -147,23 +147,23 @@ async def test_a_query_of_the_base_url_is_sent(fake):
 def test_a_url_that_is_no_base_url_is_refused(url):
     """At the start, with what was expected."""
     with pytest.raises(ConfigurationError, match=r"llm_url is .*such as http://127\.0"):
-        connect(url, None, 5.0)
+        Endpoint(url, None, 5.0)
 
 
 def test_a_url_with_a_password_and_a_key_are_refused():
     """Both would be the same header; the password is not shown."""
     with pytest.raises(ConfigurationError, match="expected one of them") as refused:
-        connect("http://me:hidden@127.0.0.1:1/v1", KEY, 5.0)
+        Endpoint("http://me:hidden@127.0.0.1:1/v1", KEY, 5.0)
     assert "hidden" not in str(refused.value)
 
 
 async def test_a_password_of_the_url_is_sent_and_never_shown(fake):
     """As basic authentication; not in the error of a connection."""
     fake.script("Hello.")
-    async with connect(fake.url.replace("://", "://me:hidden@"), None, 5.0) as endpoint:
+    async with Endpoint(fake.url.replace("://", "://me:hidden@"), None, 5.0) as endpoint:
         await LanguageModel(endpoint, "fake", 100).complete(ASK)
     assert fake.requests[0].headers["authorization"].startswith("Basic ")
-    async with connect("http://me:hidden@127.0.0.1:1/v1", None, 5.0) as endpoint:
+    async with Endpoint("http://me:hidden@127.0.0.1:1/v1", None, 5.0) as endpoint:
         with pytest.raises(ModelError, match=r"at 127\.0\.0\.1:1") as caught:
             await LanguageModel(endpoint, "fake", 100).complete(ASK)
     assert "hidden" not in str(caught.value)
@@ -176,7 +176,7 @@ def test_a_proxy_that_cannot_be_used_is_refused(monkeypatch, proxy):
     """With the variables that may name it."""
     monkeypatch.setenv("ALL_PROXY", proxy)
     with pytest.raises(ConfigurationError, match="ALL_PROXY"):
-        connect("https://llm.example/v1", None, 5.0)
+        Endpoint("https://llm.example/v1", None, 5.0)
 
 
 async def test_an_endpoint_on_this_machine_needs_no_proxy(fake, monkeypatch):
@@ -184,7 +184,7 @@ async def test_an_endpoint_on_this_machine_needs_no_proxy(fake, monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     fake.script("Hello.")
-    async with connect(fake.url, None, 5.0) as endpoint:
+    async with Endpoint(fake.url, None, 5.0) as endpoint:
         assert await LanguageModel(endpoint, "fake", 100).complete(ASK) == "Hello."
 
 
@@ -193,7 +193,7 @@ def test_certificates_that_are_not_there_are_refused(monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", "/no/such/file.pem")
     for url in ("https://llm.example/v1", "https://127.0.0.1:1/v1"):
         with pytest.raises(ConfigurationError, match="SSL_CERT_FILE"):
-            connect(url, None, 5.0)
+            Endpoint(url, None, 5.0)
 
 
 async def test_reasoning_is_handed_over_apart(fake, llm):
@@ -345,7 +345,7 @@ async def test_a_broken_stream_is_a_model_error(fake, llm, reply):
 
 async def test_an_endpoint_that_is_not_there_is_a_model_error():
     """As one that refuses the connection."""
-    async with connect("http://127.0.0.1:1/v1", KEY, 5.0) as client:
+    async with Endpoint("http://127.0.0.1:1/v1", KEY, 5.0) as client:
         with pytest.raises(ModelError, match=r"no connection .* at 127\.0\.0\.1:1: .*Refused"):
             await LanguageModel(client, "fake", 100).complete(ASK)
 
@@ -354,7 +354,7 @@ async def test_an_endpoint_that_is_not_there_is_a_model_error():
 async def test_silence_ends_with_the_timeout(fake, text):
     """Before the first byte, and in the middle of a stream."""
     fake.script(Hang(text))
-    async with connect(fake.url, KEY, 0.1) as client:
+    async with Endpoint(fake.url, KEY, 0.1) as client:
         with pytest.raises(ModelError, match="silent"):
             await streamed(LanguageModel(client, "fake", 100))
     if fake.asked.is_set():  # a busy machine may take as long to connect

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from agentsrv import App
-from agentsrv.agents.llm import LanguageModel, connect
+from agentsrv.agents.llm import Endpoint, LanguageModel
 from agentsrv.builtin import agents, app
 from agentsrv.builtin.planner import (
     check_needs,
@@ -35,7 +35,7 @@ async def fake():
 @pytest.fixture
 async def ctx(fake):
     """The context of a planner with a language model."""
-    async with connect(fake.url, None, 5.0) as client:
+    async with Endpoint(fake.url, None, 5.0) as client:
         yield make_context(TASK, model=LanguageModel(client, "fake", 100), registry=app.registry)
 
 

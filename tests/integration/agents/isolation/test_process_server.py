@@ -214,7 +214,7 @@ async def waiting(
 async def test_an_import_that_waits_has_a_bound(monkeypatch, tmp_path: Path, caplog) -> None:
     """The error says what waits; the attempts that wait for the fork server do so together."""
     async with waiting(monkeypatch, tmp_path, 1.0) as client:
-        tasks = [run_task(client, "x", agent="work") for _ in range(pool.STARTING_AT_ONCE + 2)]
+        tasks = [run_task(client, "x", agent="work") for _ in range(pool.MAX_STARTING + 2)]
         ended = await asyncio.gather(*tasks, return_exceptions=True)
     for error in ended:
         assert isinstance(error, TaskFailedError)
