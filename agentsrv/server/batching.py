@@ -112,7 +112,7 @@ class BatchedConnection(ServerConnection):
         self.identity: Identity | None = None
         """The client's identity, if the handshake contained a token."""
         self.quota: Quota
-        """The quota that the socket is counted in; missing if it was turned away."""
+        """The quota that the socket is counted in; missing if it was refused."""
         self.on_room: Callable[[], None] = _nothing
         """Called when writing is possible again."""
 
@@ -202,7 +202,7 @@ class BatchedConnection(ServerConnection):
         try:
             self.quota = self.limiter.accept(transport.get_extra_info("peername"))
         except OverloadedError as refusal:
-            self.logger.info("turned away: %s", refusal)
+            self.logger.info("connection refused: %s", refusal)
             transport.abort()
             return
         sock = transport.get_extra_info("socket")
@@ -343,7 +343,7 @@ class BatchedConnection(ServerConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         """Release the quota, and wake the tasks that wait for room."""
         if not hasattr(self, "quota"):
-            return  # `connection_made` turned it away
+            return  # `connection_made` refused it
         try:
             self.limiter.release(self.quota)
             if self._is_large:
