@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from agentsrv.adapters.ag_ui.endpoint import serve_ag_ui
-from agentsrv.agents.isolation.process_function import Limits, ProcessPool, refuse_in_worker
+from agentsrv.agents.isolation.process_function import ProcessPool, ReturnLimits, refuse_in_worker
 from agentsrv.agents.registry import Registry
 from agentsrv.delivery.broker import EventBroker
 from agentsrv.engine.cluster.follower import CommitFollower
@@ -141,7 +141,7 @@ def build(
     registry.check_size()
     registry.max_plan = settings.max_plan
     processes = ProcessPool(
-        registry.process_functions, Limits(settings.max_step_output, settings.max_result)
+        registry.process_functions, ReturnLimits(settings.max_step_output, settings.max_result)
     )
     environment = TaskEnvironment(
         node=node,

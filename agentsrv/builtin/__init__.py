@@ -13,8 +13,8 @@ Shared modules: `extract` ranks sentences, `report` parses and writes reports wi
 `evidence` decides by words whether a passage supports a statement, `prompts` contains the prompts.
 
 The package is an application like any other: it imports only the names that authors import, and
-functions of the knowledge package for texts. ``agentsrv serve`` without a module serves `app`. Another
-application can include the agents and use their planner::
+functions of the knowledge package for texts. ``agentsrv serve`` without a module serves `app`.
+Another application can include the agents and use their planner::
 
     from agentsrv import App
     from agentsrv.builtin import agents, plan
