@@ -1,4 +1,4 @@
-"""Threads for the work of the server and of the built-in agents.
+"""Threads for work of the server.
 
 The loop's default executor belongs to authors, whose calls may block all its threads for any time.
 The server's own work uses the separate executor of this module, so it does not wait for them.

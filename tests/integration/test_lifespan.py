@@ -160,9 +160,9 @@ async def test_an_error_at_its_end_comes_after_the_drain():
     settings = Settings(port=0, store="memory:")
     with pytest.raises(LifespanError, match="failed at the end: OSError: the pool does not close"):
         async with App(lifespan=lifespan).running(settings) as running:
-            pass
+            port = running.port
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", running.port)).close()
+        socket.create_connection(("127.0.0.1", port)).close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
