@@ -33,7 +33,16 @@ from agentsrv.errors import (
     UnavailableError,
 )
 from agentsrv.models import events as e
-from agentsrv.models.commands import Cancel, Create, Execute, List, Respond, Send, Subscribe
+from agentsrv.models.commands import (
+    TASK_ID_LENGTH,
+    Cancel,
+    Create,
+    Execute,
+    List,
+    Respond,
+    Send,
+    Subscribe,
+)
 from agentsrv.models.outcome import CommandOutcome, Follow
 from agentsrv.models.states import TaskStatus
 from agentsrv.models.task import TaskState
@@ -358,8 +367,8 @@ class CommandHandler:
 
 
 def new_task_id() -> str:
-    """A random id: 64 bits as hexadecimal digits."""
-    return os.urandom(8).hex()
+    """A random id of `TASK_ID_LENGTH` hexadecimal digits."""
+    return os.urandom(TASK_ID_LENGTH // 2).hex()
 
 
 def _head_result(head: Head) -> Result:
