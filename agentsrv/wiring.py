@@ -81,7 +81,7 @@ async def serving(
         OSError: The address cannot be listened on.
     """
     refuse_in_worker()
-    logs.without_credentials()
+    logs.remove_credentials()
     authenticator = await open_authenticator(settings, time.time)
     check_bind_address(settings, is_guarded=authenticator.is_required)
     settings = with_default_limits(settings, is_guarded=authenticator.is_required)

@@ -225,7 +225,7 @@ class Signals:
             found = blocker(self._loop_thread)
             self._say(
                 logging.WARNING,
-                f"{number.name} has to wait: the event loop is blocked by {found.what}; the "
+                f"{number.name} has to wait: the event loop is blocked by {found.description}; the "
                 f"process exits in {max(0.0, self._patience - passed):.0f} s, or at once at a "
                 f"second signal. Stack:\n{found.stack}",
                 found.about,
@@ -234,7 +234,7 @@ class Signals:
             self._exit(
                 number,
                 f"exiting without a drain: the event loop is blocked by "
-                f"{blocker(self._loop_thread).what} for {silent:.0f} s",
+                f"{blocker(self._loop_thread).description} for {silent:.0f} s",
             )
         elif passed > self._patience + MARGIN:
             self._exit(number, f"exiting: the shutdown has taken {passed:.0f} s")

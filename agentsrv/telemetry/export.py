@@ -1,4 +1,4 @@
-"""Where spans go: to whatever OpenTelemetry's standard variables name, or the author's provider."""
+"""Selects where spans are sent: OpenTelemetry's environment variables, or the author's provider."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
     from agentsrv.telemetry.tracing import Tracing
 
-FLUSH_WITHIN: Final = 2.0  # seconds that the last spans have to be sent
-WANTED_BY: Final = (
+FLUSH_TIMEOUT: Final = 2.0  # seconds for sending the last spans
+ENABLING_VARIABLES: Final = (
     "OTEL_TRACES_EXPORTER",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
 )
-"""One of these variables asks for spans."""
+"""Each of these variables enables spans."""
 
 _log = logging.getLogger("agentsrv.tracing")
 
 
 def open_tracing() -> Tracing | None:
-    """Tracing by the provider of this process; ``None`` where nobody has set one."""
-    if "opentelemetry" not in sys.modules:  # then nobody has
+    """Tracing with this process's tracer provider; ``None`` if none was set."""
+    if "opentelemetry" not in sys.modules:  # so no provider was set
         return None
     with suppress(ImportError):
         from opentelemetry.trace import ProxyTracerProvider, get_tracer_provider  # noqa: PLC0415 - an extra
@@ -44,40 +44,40 @@ def open_tracing() -> Tracing | None:
 
 
 def configure(environment: Mapping[str, str] = os.environ) -> Callable[[], None]:
-    """Let this process send its spans, if the standard variables ask for that.
+    """Set a tracer provider for this process, if the environment variables enable spans.
 
-    Where they cannot be sent, the log tells why; the server does without.
+    If spans cannot be sent, the reason is logged, and the server runs without them.
 
     Returns:
-        What sends the last of them at the end, within ``FLUSH_WITHIN``.
+        A function that sends the last spans at exit, within ``FLUSH_TIMEOUT`` seconds.
     """
-    if not is_wanted(environment) or open_tracing() is not None:
-        return _nothing
+    if not is_enabled(environment) or open_tracing() is not None:
+        return _do_nothing
     try:
         provider = _provider(environment)
     except ImportError:
         _log.warning(missing_extra("sending spans", "tracing"))
-        return _nothing
+        return _do_nothing
     except ValueError as error:
-        _log.warning("spans are asked for, but %s; none is sent", error)
-        return _nothing
+        _log.warning("spans are enabled, but %s; no spans are sent", error)
+        return _do_nothing
     from opentelemetry.trace import set_tracer_provider  # noqa: PLC0415 - an extra
 
     set_tracer_provider(provider)
     return lambda: _shut_down(provider)
 
 
-def is_wanted(environment: Mapping[str, str]) -> bool:
-    """Whether the standard variables ask for spans."""
+def is_enabled(environment: Mapping[str, str]) -> bool:
+    """Whether the environment variables enable spans."""
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
     if environment.get("OTEL_TRACES_EXPORTER", "").strip() == "none":
         return False
-    return any(environment.get(name) for name in WANTED_BY)
+    return any(environment.get(name) for name in ENABLING_VARIABLES)
 
 
 def _provider(environment: Mapping[str, str]) -> TracerProvider:
-    # An extra; and who sends no spans need not wait for these.
+    # Imported here: an extra, and slow to import.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
         OTLPSpanExporter,
     )
@@ -90,9 +90,9 @@ def _provider(environment: Mapping[str, str]) -> TracerProvider:
 
     from agentsrv.telemetry.tracing import SERVICE  # noqa: PLC0415
 
-    wanted = environment.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
-    if wanted not in ("otlp", "console"):
-        raise ValueError(f"OTEL_TRACES_EXPORTER is {wanted!r}; expected otlp, console or none")
+    kind = environment.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
+    if kind not in ("otlp", "console"):
+        raise ValueError(f"OTEL_TRACES_EXPORTER is {kind!r}; expected otlp, console or none")
     for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         if environment.get(name, "http/protobuf") != "http/protobuf":
             raise ValueError(f"{name} is {environment[name]!r}; expected http/protobuf")
@@ -102,15 +102,15 @@ def _provider(environment: Mapping[str, str]) -> TracerProvider:
         resource = resource.merge(Resource({SERVICE_NAME: SERVICE}))
     resource = resource.merge(Resource({"service.version": version(SERVICE)}))
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    exporter = OTLPSpanExporter() if wanted == "otlp" else ConsoleSpanExporter(out=sys.stderr)
+    exporter = OTLPSpanExporter() if kind == "otlp" else ConsoleSpanExporter(out=sys.stderr)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
 
 
 def _shut_down(provider: TracerProvider) -> None:
-    """Send what waits. A collector that does not answer keeps nobody from the exit."""
-    within(FLUSH_WITHIN, provider.shutdown)
+    """Send the waiting spans. A collector that does not answer does not delay the exit."""
+    within(FLUSH_TIMEOUT, provider.shutdown)
 
 
-def _nothing() -> None:
-    """There are no spans."""
+def _do_nothing() -> None:
+    """The exit function of a process without spans."""

@@ -1,26 +1,26 @@
-"""StoreFaults: errors of the store that it does not announce, and whom they concern.
+"""StoreFaults: unexpected errors of the store, and whether they affect one task or all.
 
-A store that cannot write now says so (``Store.trouble``), and waits. A *fault* is another error: an
-exception that no store should raise. One of an append may be caused by what the append holds, and
-then concerns one task only; so may any number of them of the same task. If the appends of several
-tasks fail and nothing is committed in between, the store itself is at fault.
+A store that cannot write now sets ``Store.trouble`` and waits. A *fault* is another error: an
+exception that no store should raise. The fault of an append may be caused by the content of the
+append; then only one task is affected, however often it fails. If the appends of several tasks fail
+without a commit in between, the store itself is faulty.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-AT_FAULT: Final = 2  # tasks whose appends failed, without a commit in between
+MIN_FAULTY_TASKS: Final = 2  # from which on the store itself is faulty
 
 
 class StoreFaults:
-    """The faults of one server's store."""
+    """The faults of a server's store."""
 
     def __init__(self) -> None:
         self.total = 0
-        """Appends of running tasks that failed by a fault."""
+        """The number of appends of running tasks that failed with a fault."""
         self.tasks: dict[str, str] = {}
-        """Tasks of which an append failed since the last commit, and why; cleared by a commit."""
+        """Tasks with a fault since the last commit, and the reasons; the worker clears it."""
         self.claims: str | None = None
         """Why no tasks can be claimed."""
 
@@ -31,12 +31,12 @@ class StoreFaults:
 
     @property
     def is_general(self) -> bool:
-        """Whether the store itself is at fault, and not what one task writes."""
-        return len(self.tasks) >= AT_FAULT
+        """Whether the store itself is faulty, not the events of one task."""
+        return len(self.tasks) >= MIN_FAULTY_TASKS
 
     @property
     def complaint(self) -> str | None:
-        """Why tasks cannot be run here; ``None`` if they can, as far as is known."""
+        """Why this server cannot run tasks; ``None`` if no reason is known."""
         if self.claims is not None:
             return f"no tasks can be claimed: {self.claims}"
         if self.is_general:

@@ -1,8 +1,8 @@
-"""Logs: one line for each record, for people or for programs, whatever characters it has.
+"""Logs: one line for each record, as text or JSON, without control characters or credentials.
 
-A line names what it is about: the connection, the principal, the task, the step and its attempt,
-as far as they are known. Code that works on one of these sets it in its context, so the lines of
-libraries and of authors name it too.
+A line names its subject: the connection, the principal, the task, the step and the attempt, as far
+as they are known. The code that works on a subject sets it in its context (``about``), so the lines
+of libraries and of authors name it, too.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ if TYPE_CHECKING:
     from agentsrv.settings import LogFormat
 
 QUIET: Final = ("agentsrv.websocket", "httpx2")
-"""Loggers with a line for each connection, or for each request to a model: from warnings on."""
+"""Loggers with a line for each connection or request, of which only warnings are logged."""
 OURS: Final = frozenset({"agentsrv", "asyncio"})
-"""Loggers, with those below them, whose records have no credentials in any process."""
-INDENT: Final = "    | "  # before each line of a traceback, so that none passes for another
+"""Loggers, with their children, from whose records credentials are removed in every process."""
+INDENT: Final = "    | "  # before each line of a traceback, so that it cannot look like a record
 
 
 about: ContextVar[Mapping[str, object]] = ContextVar("about", default=MappingProxyType({}))
-"""What the code of this context is about: some of principal, task_id, step_id and attempt.
+"""The subject of the current code: some of principal, task_id, step_id and attempt.
 
-Only names, because a context may live longer than what they name: timers and the background tasks
-of libraries keep theirs. A record's own ``about``, or that of the ``websocket`` which the library
-attaches to it, counts more.
+It contains names only, because a context may live longer than the objects: timers and background
+tasks of libraries keep theirs. The ``about`` of a record, or of the ``websocket`` that the library
+attaches to a record, takes precedence.
 """
 
 
 class TextFormatter(logging.Formatter):
-    """One line for people, and the traceback below it."""
+    """One line of text, followed by the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without its end."""
-        at = datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M:%S")  # noqa: DTZ006 - people's own
+        at = datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M:%S")  # noqa: DTZ006 - local time, for people
         line = f"{at},{record.msecs:03.0f} {record.levelname:7} {record.name}: "
         line += visible(record.getMessage())
         fields = _fields(record)
@@ -77,15 +77,17 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(wanted: LogFormat, stream: TextIO) -> None:
-    """Log from INFO on to ``stream``, unless the application has given the root logger handlers.
+    """Log to ``stream`` from INFO on, unless the application has given the root logger handlers.
 
     Call it after the import of the application. Loggers of the server that the application has
-    disabled, as ``logging.config.dictConfig`` does by default, are enabled again.
+    disabled, as ``logging.config.dictConfig`` does by default, are enabled again. Credentials are
+    removed from the records of all loggers; see `remove_credentials`.
 
-    With ``auto`` the format is text if ``stream`` is a terminal, and JSON otherwise. From now on
-    records of all loggers are without credentials; see `without_credentials`.
+    Args:
+        wanted: The format. ``auto`` is text if ``stream`` is a terminal, and JSON otherwise.
+        stream: Where to write.
     """
-    without_credentials(of_all=True)
+    remove_credentials(of_all=True)
     is_text = wanted == "text" or (wanted == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
     handler.setFormatter(TextFormatter() if is_text else JsonFormatter())
@@ -96,14 +98,15 @@ def configure(wanted: LogFormat, stream: TextIO) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def without_credentials(*, of_all: bool = False) -> None:
-    """Let this process make records of the log without credentials, whichever handlers print them.
+def remove_credentials(*, of_all: bool = False) -> None:
+    """Remove credentials from log records when they are created, for all handlers.
 
-    The message is redacted when a record is made, and ``exc_text`` has the redacted traceback. If
-    that leaves out a credential, ``exc_info`` is ``None``.
+    The message is redacted, and ``exc_text`` is the redacted traceback. If a traceback contained a
+    credential, ``exc_info`` is set to ``None``, so that no handler formats it again.
 
     Args:
-        of_all: Of all loggers, and not only of the server's and asyncio's.
+        of_all: Process the records of all loggers. By default only those of the server and of
+            asyncio.
     """
     _records.are_all_ours = _records.are_all_ours or of_all
     if _records.make is None:
@@ -112,10 +115,10 @@ def without_credentials(*, of_all: bool = False) -> None:
 
 
 class _Records:
-    """The factory of records."""
+    """A factory of log records."""
 
     def __init__(self) -> None:
-        self.make: Callable[..., logging.LogRecord] | None = None  # the factory before
+        self.make: Callable[..., logging.LogRecord] | None = None  # the previous factory
         self.are_all_ours = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
@@ -130,9 +133,10 @@ def _hide_credentials(record: logging.LogRecord) -> None:
     try:
         message = record.getMessage()
         shown = redact(message)
-    except Exception as error:  # noqa: BLE001 - logging would print the arguments as they are
+    except Exception as error:  # noqa: BLE001 - logging would print the arguments unredacted
         message = ""
-        shown = f"{record.pathname}:{record.lineno} logs what has no text: {describe(error)}"
+        place = f"{record.pathname}:{record.lineno}"
+        shown = f"{place} logged a message that cannot be formatted: {describe(error)}"
     if shown != message:
         record.msg, record.args = shown, ()
     if _traceback(record) and HIDDEN in (record.exc_text or ""):
@@ -140,10 +144,10 @@ def _hide_credentials(record: logging.LogRecord) -> None:
 
 
 def check() -> None:
-    """Repair what code of agents did to the log since ``configure``; do nothing without it.
+    """Undo changes that agent code has made to the logging since ``configure``.
 
-    Disabled loggers of the server are enabled, and a root logger that has lost all its handlers
-    gets back those that it had. Both are reported in the log.
+    Disabled loggers of the server are enabled, and a root logger without handlers gets back those
+    that it had. Both are logged. Without ``configure`` this does nothing.
     """
     if not _handlers:
         return
@@ -178,15 +182,15 @@ _log = logging.getLogger("agentsrv.log")
 
 def _fields(record: logging.LogRecord) -> Mapping[str, object]:
     fields = getattr(record, "about", None)
-    if isinstance(fields, Mapping):  # an author's record may have another meaning for it
+    if isinstance(fields, Mapping):  # an author's record may use the name for something else
         return fields
-    with suppress(AttributeError, ReferenceError):  # there is none; it is gone
+    with suppress(AttributeError, ReferenceError):  # the record has no websocket, or it was deleted
         return record.websocket.about  # type: ignore[attr-defined,no-any-return]
     return about.get()
 
 
 def _traceback(record: logging.LogRecord) -> str:
-    """The record's error, and its stack if it has one."""
+    """The traceback and the stack of a record, redacted."""
     if record.exc_info and record.exc_info[1] is not None and not record.exc_text:
         record.exc_text = format_traceback(record.exc_info[1])
     return "\n".join(redact(part) for part in (record.exc_text, record.stack_info) if part)

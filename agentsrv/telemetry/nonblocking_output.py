@@ -3,28 +3,27 @@
 Theory of operation
 -------------------
 A write to a pipe or a terminal blocks while the reader does not read: a supervisor that stopped
-draining the pipe, a slow log driver, Ctrl-S on the terminal. A pipe holds 64 KiB. After that, one
-``print`` or one line of the log would hold the event loop, and with it every client, ``/healthz``
-and the orderly shutdown.
+draining the pipe, a slow log driver, Ctrl-S on the terminal. A pipe holds 64 KiB. After that, a
+``print`` or a line of the log would block the event loop, and with it every client, ``/healthz``
+and the shutdown.
 
 ``NonblockingOutput`` is a raw stream with a bounded queue and a thread of its own. ``write``
-appends to the queue and returns. The thread takes one entry after the other and writes it with
-``os.write``, so only this thread ever blocks. Lines stay whole: one entry is one write, as before.
+appends to the queue and returns. The thread writes one entry after another with ``os.write``, so
+only this thread blocks. Lines stay whole: one entry is one write.
 
-If the queue holds ``LIMIT`` bytes, an entry is dropped and counted. When the reader has caught up
-with half of the queue, the thread logs how many entries are missing. A reader that has closed its
-end (``EPIPE``) costs the entry, which is counted too.
+If the queue contains ``MAX_QUEUED_BYTES``, an entry is dropped and counted. When the reader has
+caught up with half of the queue, the thread logs how many entries were dropped. If the reader has
+closed its end (``EPIPE``), the entry is dropped and counted, too.
 
-``redirected`` replaces ``sys.stdout`` and ``sys.stderr`` with text streams on two outlets. Since
-everything in Python that writes to these descriptors uses the two objects, this covers the log,
-``print`` in an agent, warnings, tracebacks of uncaught errors and handlers of ``logging`` that an
-application creates after it. It does not cover C code and ``os.write``, which use the descriptor
-itself.
+``redirected`` replaces ``sys.stdout`` and ``sys.stderr`` with text streams on two such outputs.
+This covers all Python code that uses these objects: the log, ``print`` in an agent, warnings,
+tracebacks of uncaught errors, and handlers of ``logging`` that an application creates afterwards.
+It does not cover C code and ``os.write``, which use the descriptor.
 
-At the end, ``flush`` waits a bounded time for the queues to drain; what is left is lost.
+At exit, ``flush`` waits a limited time for the queues to drain; the rest is lost.
 
-A child of ``os.fork`` has no writing thread. There the entries that wait are dropped, because the
-parent writes them, and writes go directly to the descriptor.
+A child of ``os.fork`` has no writing thread. It drops the queued entries, because the parent writes
+them, and writes directly to the descriptor.
 """
 
 from __future__ import annotations
@@ -42,43 +41,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TextIO
 
-LIMIT: Final = 1 << 20  # bytes that wait for the reader of one stream
-FLUSH_WITHIN: Final = 2.0  # seconds that the last lines have to be written at the end
+MAX_QUEUED_BYTES: Final = 1 << 20  # of one stream
+FLUSH_TIMEOUT: Final = 2.0  # seconds for writing the last lines at exit
 
 _log = logging.getLogger("agentsrv.log")
-_outlets: weakref.WeakSet[NonblockingOutput] = weakref.WeakSet()
+_outputs: weakref.WeakSet[NonblockingOutput] = weakref.WeakSet()
 
 
 class NonblockingOutput(io.RawIOBase):
     """Writes to a descriptor from a thread of its own; ``write`` never waits for the reader.
 
     Args:
-        descriptor: Where to write. It stays open when the outlet is closed.
-        name: What it is called in the log.
-        limit: Bytes that may wait.
+        descriptor: Where to write. It stays open when this stream is closed.
+        name: The name of the stream in the log.
+        limit: Maximum size of the queue in bytes.
     """
 
-    def __init__(self, descriptor: int, name: str, limit: int = LIMIT) -> None:
+    def __init__(self, descriptor: int, name: str, limit: int = MAX_QUEUED_BYTES) -> None:
         self.name = name
         self.dropped = 0
-        """Entries that were dropped since the start. An entry is one line, as a rule."""
+        """Entries that were dropped since the start. An entry is usually one line."""
         self._descriptor = descriptor
         self._limit = limit
-        self._missing = 0  # of the dropped entries, those that the log has not reported yet
+        self._missing = 0  # dropped entries that were not logged yet
         self._is_child = False
         self._reset()
-        _outlets.add(self)
+        _outputs.add(self)
         threading.Thread(target=self._work, name=f"agentsrv-{name}", daemon=True).start()
 
     def _reset(self) -> None:
-        # The lock can be taken twice by one thread: the garbage collector may run while it is
-        # held, and finalizers may write warnings.
+        # Reentrant: the garbage collector may run while the lock is held, and finalizers may write
+        # warnings.
         self._changed = threading.Condition(threading.RLock())
         self._waiting: deque[bytes] = deque()
-        self._size = 0  # bytes that wait, including the entry that is being written
+        self._size = 0  # bytes in the queue, including the entry that is being written
 
     def writable(self) -> bool:
-        """Return true, as ``io.TextIOWrapper`` asks for."""
+        """Return true; ``io.TextIOWrapper`` requires it."""
         return True
 
     def fileno(self) -> int:
@@ -138,7 +137,7 @@ class NonblockingOutput(io.RawIOBase):
                 )
 
     def _write_out(self, entry: bytes) -> bool:
-        """Write the entry, however long that takes; return false if that is not possible."""
+        """Write the entry, however long that takes; return false if the write fails."""
         try:
             write_all(self._descriptor, entry)
         except OSError:
@@ -146,7 +145,7 @@ class NonblockingOutput(io.RawIOBase):
         return True
 
     def become_child(self) -> None:
-        """Drop what waits and write directly from now on; for a child of ``os.fork``."""
+        """Drop the queue and write directly from now on; for a child of ``os.fork``."""
         self._is_child = True
         self._reset()
 
@@ -155,7 +154,7 @@ def write_all(descriptor: int, data: bytes) -> None:
     """Write all of ``data``, however long the reader takes.
 
     Raises:
-        OSError: The reader has gone, or the descriptor cannot be written.
+        OSError: The reader has closed its end, or the descriptor cannot be written.
     """
     left = memoryview(data)
     while left:
@@ -173,32 +172,32 @@ def until_ready(descriptor: int, *, writable: bool) -> None:
 
 
 def dropped() -> int:
-    """How many lines were dropped in this process because they were not read in time."""
-    return sum(outlet.dropped for outlet in _outlets)
+    """The number of lines that this process has dropped because they were not read in time."""
+    return sum(output.dropped for output in _outputs)
 
 
-def flush(timeout: float = FLUSH_WITHIN) -> bool:
-    """Write what waits, within ``timeout`` seconds together; return whether that succeeded."""
+def flush(timeout: float = FLUSH_TIMEOUT) -> bool:
+    """Write all queues within ``timeout`` seconds; return whether that succeeded."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
     deadline = time.monotonic() + timeout
-    left = [outlet for outlet in _outlets if not outlet.drain(deadline)]
+    left = [output for output in _outputs if not output.drain(deadline)]
     return not left
 
 
 @contextmanager
 def redirected() -> Iterator[None]:
-    """Let ``sys.stdout`` and ``sys.stderr`` write through outlets within the block.
+    """Make ``sys.stdout`` and ``sys.stderr`` nonblocking within the block.
 
-    At the end, what waits is flushed within ``FLUSH_WITHIN`` seconds. Streams that are not the
-    process's own (a test's, for example) are left alone. Nested blocks do nothing.
+    At the end, the queues are flushed within ``FLUSH_TIMEOUT`` seconds. Streams that are not the
+    process's original ones (a test's, for example) are not replaced. Nested blocks do nothing.
     """
     before = sys.stdout, sys.stderr
     if sys.__stdout__ is not None and sys.stdout is sys.__stdout__:
-        sys.stdout = _through_outlet(sys.__stdout__, "output")
+        sys.stdout = _nonblocking(sys.__stdout__, "output")
     if sys.__stderr__ is not None and sys.stderr is sys.__stderr__:
-        sys.stderr = _through_outlet(sys.__stderr__, "error")
+        sys.stderr = _nonblocking(sys.__stderr__, "error")
     try:
         yield
     finally:
@@ -207,17 +206,17 @@ def redirected() -> Iterator[None]:
             sys.stdout, sys.stderr = before
 
 
-def _through_outlet(stream: TextIO, name: str) -> io.TextIOWrapper:
+def _nonblocking(stream: TextIO, name: str) -> io.TextIOWrapper:
     stream.flush()
-    outlet: Any = NonblockingOutput(stream.fileno(), name)
+    output: Any = NonblockingOutput(stream.fileno(), name)
     return io.TextIOWrapper(
-        outlet, encoding=stream.encoding, errors="backslashreplace", line_buffering=True
+        output, encoding=stream.encoding, errors="backslashreplace", line_buffering=True
     )
 
 
 def _in_child() -> None:
-    for outlet in list(_outlets):
-        outlet.become_child()
+    for output in list(_outputs):
+        output.become_child()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,4 +1,4 @@
-"""The metrics in Prometheus' text format; needs the extra ``metrics``."""
+"""Formats the metrics as Prometheus' text; needs the extra ``metrics``."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from agentsrv.telemetry.server_metrics import Histogram, ServerMetrics
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 
-class _Measured(Collector):
-    """Makes families of what was counted, when somebody asks."""
+class _ServerCollector(Collector):
+    """Converts the counts to families of metrics, at each request."""
 
-    def __init__(self, measures: ServerMetrics) -> None:
-        self._measures = measures
+    def __init__(self, metrics: ServerMetrics) -> None:
+        self._metrics = metrics
 
     def collect(self) -> Iterator[Family]:
-        """All metrics, also those of which nothing was counted yet."""
+        """All metrics, including those without a count yet."""
         for metric in METRICS:
-            yield _family(metric, self._measures)
+            yield _family(metric, self._metrics)
 
 
-def page(measures: ServerMetrics) -> bytes:
-    """What ``/metrics`` answers: the server's metrics, then those of the process.
+def page(metrics: ServerMetrics) -> bytes:
+    """The body of ``/metrics``: the server's metrics, then those of the process.
 
-    The latter are whatever is registered with ``prometheus_client``: its own of the process and of
-    the interpreter, and those of the application.
+    The latter are the metrics that are registered with ``prometheus_client``: those of the process
+    and the interpreter, and those of the application.
     """
     own = CollectorRegistry()
-    own.register(_Measured(measures))
+    own.register(_ServerCollector(metrics))
     return generate_latest(own) + generate_latest(REGISTRY)
 
 
-def _family(metric: Metric, measures: ServerMetrics) -> Family:
+def _family(metric: Metric, metrics: ServerMetrics) -> Family:
     labels = list(metric.labels)
     if metric.kind == "histogram":
         times = HistogramMetricFamily(metric.name, metric.help, labels=labels)
-        for values, sample in metric.read(measures):
+        for values, sample in metric.read(metrics):
             assert isinstance(sample, Histogram)
             times.add_metric(list(values), _buckets(sample), sample.total)
         return times
     kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
     family = kind(metric.name, metric.help, labels=labels)
-    for values, sample in metric.read(measures):
+    for values, sample in metric.read(metrics):
         assert not isinstance(sample, Histogram)
         family.add_metric(list(values), sample)
     return family

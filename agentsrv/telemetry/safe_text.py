@@ -1,28 +1,30 @@
-r"""Text of other people, made harmless for a terminal or a log.
+r"""Makes untrusted text harmless for a terminal or a log.
 
-Theory of operation. A terminal executes some characters instead of showing them: escape sequences
-move the cursor, rename the window, fill the clipboard (OSC 52) and hide text behind links (OSC 8);
-a carriage return or a backspace overwrites what was shown; bidirectional controls reorder a line;
-characters without a shape hide in it. Parsing escape sequences is fragile, because terminals
-disagree about where they end. So nothing is parsed: each dangerous character is replaced by its
-escape as Python writes it (``\x1b``, ``\u202e``), which is plain ASCII. Without its first character
-a sequence is text like any other. A second pass changes nothing.
+Theory of operation
+===================
+A terminal executes some characters instead of showing them: escape sequences move the cursor,
+rename the window, fill the clipboard (OSC 52) and hide text in links (OSC 8); a carriage return or
+a backspace overwrites text; bidirectional controls reorder a line; characters without a shape are
+invisible. Parsing escape sequences is fragile, because terminals disagree about where they end. So
+nothing is parsed: each dangerous character is replaced by its Python escape (``\x1b``, ``\u202e``),
+which is plain ASCII. Without its first character an escape sequence is ordinary text. A second pass
+changes nothing.
 
-`_INVISIBLE` is the catalogue of the characters that are always replaced: C0 and C1 controls and
-DEL, bidirectional controls, line and paragraph separators, everything that Unicode ignores by
-default, letters and symbols that are blank (fillers, the empty Braille pattern), tag characters,
+`_INVISIBLE` lists the characters that are always replaced: C0 and C1 controls and DEL,
+bidirectional controls, line and paragraph separators, everything that Unicode ignores by default,
+letters and symbols with an empty shape (fillers, the empty Braille pattern), tag characters,
 noncharacters, and halves of surrogate pairs, which cannot be encoded. Combining marks, spaces and
-format characters with a shape of their own stay.
+format characters with a shape are kept.
 
-Four characters depend on their neighbours, and stay only where a script or an emoji needs them:
+Four characters are kept only between neighbours that need them, in a script or an emoji:
 
     zero-width joiner and non-joiner    between two characters beyond Latin
     variation selectors 15 and 16       after one symbol that has both forms (``❤️``, ``©️``, ``1️⃣``)
     carriage return                     before a line feed, in a text
 
-`visible` returns one line, `visible_text` keeps line ends and tabs, `visible_json` writes the
-characters as JSON escapes, so that the document means the same. `VisiblePieces` is `visible_text`
-for a text that comes in pieces: wherever it is cut, the result is that of the whole.
+`visible` returns one line, `visible_text` keeps line ends and tabs, `visible_json` writes JSON
+escapes, which keep the meaning of the document. `VisiblePieces` is `visible_text` for a text that
+arrives in pieces; the result does not depend on where it is divided.
 """
 
 from __future__ import annotations
@@ -54,37 +56,38 @@ _UNNEEDED: Final = (
 )
 _IN_TEXT: Final = lazy_pattern(f"[{_INVISIBLE}]|\r(?!\n)|{_UNNEEDED}")
 _IN_LINE: Final = lazy_pattern(f"[\t\n\r{_INVISIBLE}]|{_UNNEEDED}")
-_UNDECIDED: Final = lazy_pattern("[\r\u200c\u200d]|(?<=[#*0-9])[\ufe0e\ufe0f]")  # alone
-_CONTEXT: Final = 2  # characters before one that may decide on it
+_UNDECIDED: Final = lazy_pattern("[\r\u200c\u200d]|(?<=[#*0-9])[\ufe0e\ufe0f]")
+"""A last character that can only be decided with the next one."""
+_CONTEXT: Final = 2  # preceding characters that may decide about a character
 
 
 def visible(text: str) -> str:
-    """Return ``text`` as one line without characters that a terminal acts upon or hides."""
+    """Return ``text`` as one line, with all control and invisible characters escaped."""
     return text if _is_plain(text) else _IN_LINE.sub(_escape, text)
 
 
 def visible_text(text: str) -> str:
-    """Return ``text`` likewise, with its tabs and line ends, which are LF or CR LF."""
+    """Return ``text`` with such characters escaped, except tabs and line ends (LF, CR LF)."""
     return text if _is_plain(text) else _IN_TEXT.sub(_escape, text)
 
 
 def visible_json(document: str) -> str:
-    """Return a JSON document without line ends that means the same and is visible throughout."""
+    """Return an equivalent JSON document on one line, with such characters as JSON escapes."""
     return document if _is_plain(document) else _IN_LINE.sub(_escape_json, document)
 
 
 class VisiblePieces:
-    """Makes a text that comes in pieces visible, as `visible_text` does with the whole.
+    """Applies `visible_text` to a text that arrives in pieces.
 
-    At most one character is held back: one whose meaning depends on the next.
+    At most one character is held back: one that depends on the next.
     """
 
     def __init__(self) -> None:
-        self._last = ""  # the characters before what is held
+        self._last = ""  # the characters before the held one
         self._held = ""
 
     def feed(self, piece: str) -> str:
-        """Take a piece; return what is known of the text."""
+        """Add a piece; return the part of the result that is decided."""
         if not self._held and _is_plain(piece):
             self._last = (self._last + piece[-_CONTEXT:])[-_CONTEXT:]
             return piece
@@ -97,14 +100,14 @@ class VisiblePieces:
         return shown
 
     def end(self) -> str:
-        """The text has ended; return what was held back."""
+        """End the text; return the rest of the result."""
         text = self._last + self._held
         shown = self._shown(text, len(text))
         self._last = self._held = ""
         return shown
 
     def _shown(self, text: str, end: int) -> str:
-        """What follows the last characters, up to ``end``."""
+        """The result for the characters after ``_last``, up to ``end``."""
         place = len(self._last)
         parts: list[str] = []
         for found in _IN_TEXT.finditer(text, place):

@@ -1,7 +1,7 @@
-"""Measures: what a server counts of itself, as plain numbers that cost an addition each.
+"""ServerMetrics: the counts of a server, as plain numbers that cost an addition each.
 
-They are counted whether anybody reads them or not: asking first would cost as much. `metrics` says
-what each of them means to an operator.
+They are always counted: a check whether they are read would cost as much. `instruments` gives them
+the names and help texts of metrics.
 """
 
 from __future__ import annotations
@@ -13,18 +13,22 @@ from typing import Final, Protocol
 
 from agentsrv.telemetry.faults import StoreFaults
 
-QUICK: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-"""Bounds for what should take milliseconds, in seconds."""
-OF_A_PLAN: Final = "(plan)"  # in place of an agent: no agent is called so
-LONG: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-"""Bounds for what agents do, in seconds."""
+FAST_BOUNDS: Final = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+)  # fmt: skip
+"""Upper bounds in seconds, for operations that should take milliseconds."""
+PLAN_LABEL: Final = "(plan)"  # the label of tasks with a plan; not a valid name of an agent
+SLOW_BOUNDS: Final = (
+    0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+)  # fmt: skip
+"""Upper bounds in seconds, for the work of agents."""
 
 
 class Histogram:
-    """How long something took, how often.
+    """Counts durations by buckets.
 
     Args:
-        bounds: Seconds, ascending; what takes exactly as long still counts below a bound.
+        bounds: Upper bounds of the buckets in seconds, ascending and inclusive.
     """
 
     __slots__ = ("bounds", "counts", "total")
@@ -32,18 +36,18 @@ class Histogram:
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
-        """How often it took up to the bound of the same place; the last: longer than all."""
+        """The count of each bucket; the last one is for longer durations."""
         self.total = 0.0
-        """Seconds in all."""
+        """Sum of all durations in seconds."""
 
     def observe(self, seconds: float) -> None:
-        """Count one more."""
+        """Count one duration."""
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
 
 
 class Watched(Protocol):
-    """What is counted of a store."""
+    """The attributes of a store that are counted."""
 
     trouble: str | None
 
@@ -57,7 +61,7 @@ class Watched(Protocol):
 
 
 class ServerMetrics:
-    """All that one server counts, from its start on. Lives in one event loop."""
+    """The counts of one server since its start; used in one event loop."""
 
     def __init__(self) -> None:  # noqa: PLR0915 - one statement a number
         self.ended: defaultdict[tuple[str, str], int] = defaultdict(int)
@@ -65,72 +69,72 @@ class ServerMetrics:
         self.attempts: defaultdict[tuple[str, str], Histogram] = defaultdict(_long)
         """Attempts of steps, by agent and outcome."""
         self.retries: defaultdict[tuple[str, str], int] = defaultdict(int)
-        """Attempts that another followed, by agent and reason."""
+        """Attempts that were followed by another, by agent and reason."""
         self.degraded: defaultdict[str, int] = defaultdict(int)
-        """Steps without which a plan went on, by agent."""
+        """Failed steps without which the plan continued, by agent."""
         self.orphaned = 0
-        """Steps that still ran when their grace was over."""
+        """Steps that were still running at the end of their grace period."""
         self.refused = 0
-        """Events and pieces of text that came behind the end of their task."""
+        """Events and output that were written after the end of their task."""
         self.fenced = 0
-        """Appends that another writer was ahead of."""
+        """Appends that were refused because another writer was first."""
         self.store_faults = StoreFaults()
-        """Errors of the store that it does not announce."""
+        """Unexpected errors of the store."""
         self.left_alone = 0
-        """Tasks that broke off too often, and of which not even the failure could be written."""
-        self.stopped = Histogram(QUICK)
-        """From a cancellation of a task that runs until none of its code does."""
-        self.cancelled = Histogram(QUICK)
-        """From such a cancellation until the end of the task is committed."""
-        self.commits = Histogram(QUICK)
+        """Tasks that broke off too often, and whose failure could not be written."""
+        self.stopped = Histogram(FAST_BOUNDS)
+        """From the cancellation of a running task until none of its code runs."""
+        self.cancelled = Histogram(FAST_BOUNDS)
+        """From the cancellation of a running task until its end is committed."""
+        self.commits = Histogram(FAST_BOUNDS)
         """Transactions of the store."""
-        self.lag = Histogram(QUICK)
-        """How late the event loop came to a timer."""
+        self.lag = Histogram(FAST_BOUNDS)
+        """Delays of timers in the event loop."""
         self.commands: defaultdict[tuple[str, str], int] = defaultdict(int)
         """Commands that were answered, by name and outcome: ``ok``, or the error's code."""
         self.limited = 0
-        """Commands that were too many for their principal's rate."""
+        """Commands that were refused by a rate limit."""
         self.opened = 0
         """Connections that were accepted."""
         self.received = 0
-        """Bytes from connections, as they came."""
+        """Bytes that were received from connections."""
         self.sent = 0
-        """Bytes of frames with answers and events."""
+        """Bytes of frames with replies and events."""
         self.stalled = 0
-        """Connections that were dropped because they took nothing."""
-        # Read when somebody looks; set by whoever knows.
-        self.queued: Callable[[], int] = _none
+        """Connections that were dropped because they read nothing."""
+        # Called when the metrics are read; set by the part of the server that knows the number.
+        self.queued: Callable[[], int] = _zero
         """Tasks that wait for a slot."""
-        self.running: Callable[[], int] = _none
-        """Slots that are taken."""
-        self.waits: Callable[[], int] = _none
-        """Whether the store takes no writes now."""
-        self.damaged: Callable[[], int] = _none
-        """Tasks that the store could not read."""
-        self.connections: Callable[[], int] = _none
-        """Connections that are open."""
-        self.behind: Callable[[], int] = _none
-        """Of these, those that take less than there is for them."""
-        self.stalls: Callable[[], int] = _none
-        """Times that the event loop was blocked for longer than the limit."""
-        self.unwritten: Callable[[], int] = _none
-        """Lines of the log and of standard output that were dropped because nobody read them."""
+        self.running: Callable[[], int] = _zero
+        """Slots in use."""
+        self.waits: Callable[[], int] = _zero
+        """1 if the store cannot write now."""
+        self.damaged: Callable[[], int] = _zero
+        """Damaged tasks that the store has found."""
+        self.connections: Callable[[], int] = _zero
+        """Open connections."""
+        self.behind: Callable[[], int] = _zero
+        """Open connections that read more slowly than data is produced for them."""
+        self.stalls: Callable[[], int] = _zero
+        """Number of times the event loop was blocked for longer than the limit."""
+        self.unwritten: Callable[[], int] = _zero
+        """Lines of the log and of standard output that were dropped because they were not read."""
         self.model: Callable[[], Mapping[str, int]] = dict
-        """What was asked of the language model, by the names of `Usage`."""
+        """Usage of the language model, by the field names of `Usage`."""
 
     def watch(self, store: Watched) -> None:
-        """Read from ``store`` what it knows of itself."""
+        """Read the state of ``store`` for the metrics."""
         self.queued, self.damaged = lambda: store.queued, lambda: len(store.damage)
         self.waits = lambda: store.trouble is not None
 
     def end(self, agent: str | None, status: str) -> None:
-        """Count a task that ended with ``status``, of one agent or of a plan."""
-        self.ended[agent or OF_A_PLAN, status] += 1
+        """Count a task that ended with ``status``; ``agent`` is ``None`` for a plan."""
+        self.ended[agent or PLAN_LABEL, status] += 1
 
 
 def _long() -> Histogram:
-    return Histogram(LONG)
+    return Histogram(SLOW_BOUNDS)
 
 
-def _none() -> int:
+def _zero() -> int:
     return 0

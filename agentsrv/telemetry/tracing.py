@@ -1,8 +1,8 @@
-"""Tracing: spans of tasks, attempts and calls of models, by OpenTelemetry.
+"""Tracing: spans of tasks, attempts and requests to models, with OpenTelemetry.
 
-Needs OpenTelemetry's API; nothing imports it before somebody has set a tracer provider. The names
-of attributes are those of its semantic conventions for generative AI, 1.41. No span holds what was
-asked or answered.
+This module needs OpenTelemetry's API; it is imported only after a tracer provider was set.
+Attribute names follow OpenTelemetry's semantic conventions for generative AI, 1.41. Spans do not
+contain prompts or answers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _W3C: Final = TraceContextTextMapPropagator()
 
 
 class TaskSpan:
-    """A worker's run of a task; current in the context that made it, until it ends."""
+    """The span of a worker's run of a task; current in its creator's context until it ends."""
 
     def __init__(self, span: Span) -> None:
         self._span = span
@@ -36,10 +36,10 @@ class TaskSpan:
         carrier: dict[str, str] = {}
         _W3C.inject(carrier)
         self.traceparent = carrier.get("traceparent")
-        """The span as W3C Trace Context writes it; ``None`` where it is none."""
+        """The span in the format of W3C Trace Context; ``None`` if it is not valid."""
 
     def end(self, state: TaskState) -> None:
-        """Say how far the task came."""
+        """Record the task's status, and end the span."""
         self._span.set_attribute("agentsrv.task.status", state.status.value)
         if state.status is TaskStatus.FAILED:
             self._span.set_attribute("error.type", "task_failed")
@@ -49,14 +49,14 @@ class TaskSpan:
 
 
 class AttemptSpan:
-    """An attempt of a step; current in the context that made it, until it ends."""
+    """The span of an attempt of a step; current in its creator's context until it ends."""
 
     def __init__(self, span: Span) -> None:
         self._span = span
         self._token: Token[Context] = context.attach(trace.set_span_in_context(span))
 
     def end(self, outcome: str, error: BaseException | None) -> None:
-        """Say how it ended."""
+        """Record the outcome, and end the span."""
         self._span.set_attribute("agentsrv.attempt.outcome", outcome)
         if error is not None:
             cause = error.__cause__ or error
@@ -67,14 +67,12 @@ class AttemptSpan:
 
 
 class ModelSpan:
-    """A request to a model; ends with the ``with`` block."""
+    """The span of a request to a model; ends with the ``with`` block."""
 
     def __init__(self, span: Span) -> None:
         self._span = span
 
-    def set_attributes(self, **attributes: Any) -> None:
-        """Take down what the endpoint answered, by the names behind ``gen_ai.``, dots as ``__``."""
-        for name, value in attributes.items():
+/tmp/y        for name, value in attributes.items():
             if value is not None:
                 self._span.set_attribute(f"gen_ai.{name.replace('__', '.')}", value)
 
@@ -92,25 +90,25 @@ class ModelSpan:
 
 
 class Tracing:
-    """Makes the spans of a server."""
+    """Starts the spans of a server."""
 
     def __init__(self, provider: trace.TracerProvider) -> None:
         self._tracer = provider.get_tracer(SERVICE, version(SERVICE))
 
     def task(self, state: TaskState) -> TaskSpan:
-        """The span of the run that begins: a child of the client's, with a link to the last run."""
+        """Start the span of a run, a child of the client's span; it links to the previous run."""
         earlier = _span_context(state.run)
         span = self._tracer.start_span(
             "invoke_workflow",
             _context(state.traceparent),
-            SpanKind.CONSUMER,  # the task had waited in a queue
+            SpanKind.CONSUMER,  # the task was in a queue
             {"gen_ai.operation.name": "invoke_workflow", "agentsrv.task.id": state.task_id},
             [] if earlier is None else [Link(earlier, {"agentsrv.link": "earlier_run"})],
         )
         return TaskSpan(span)
 
     def attempt(self, agent: str, step_key: str, attempt: int) -> AttemptSpan:
-        """The span of an attempt that begins now; a child of its task's."""
+        """Start the span of an attempt, a child of the task's span."""
         attributes: dict[str, str | int] = {
             "gen_ai.operation.name": "invoke_agent",
             "gen_ai.agent.name": agent,
@@ -122,22 +120,22 @@ class Tracing:
     def model_call(
         self, operation: str, model: str, url: Any, options: Mapping[str, Any] | None = None
     ) -> ModelSpan:
-        """The span of a request that begins now; a child of whatever is current.
+        """Start the span of a request to a model, a child of the current span.
 
         Args:
             operation: ``chat`` or ``embeddings``.
             model: The name of the model.
-            url: The endpoint's base URL, as httpx has it.
-            options: Of the request, by the endpoint's names.
+            url: The endpoint's base URL, an ``httpx.URL``.
+            options: Parameters of the request, by the endpoint's names.
         """
-        given = options or {}
+        parameters = options or {}
         attributes = {
             "gen_ai.operation.name": operation,
-            "gen_ai.provider.name": "openai",  # whose API the endpoint speaks
+            "gen_ai.provider.name": "openai",  # the API of the endpoint
             "gen_ai.request.model": model,
-            "gen_ai.request.max_tokens": given.get("max_completion_tokens"),
-            "gen_ai.request.temperature": given.get("temperature"),
-            "gen_ai.request.stream": given.get("stream"),
+            "gen_ai.request.max_tokens": parameters.get("max_completion_tokens"),
+            "gen_ai.request.temperature": parameters.get("temperature"),
+            "gen_ai.request.stream": parameters.get("stream"),
             "server.address": url.host,
             "server.port": url.port or (443 if url.scheme == "https" else 80),
         }
@@ -147,7 +145,7 @@ class Tracing:
 
 
 def _context(traceparent: str | None) -> Context:
-    """The context that a client named; an empty one, in which a trace begins, without it."""
+    """The context of a client's ``traceparent``; without it an empty one, which starts a trace."""
     return _W3C.extract({"traceparent": traceparent} if traceparent else {}, Context())
 
 

@@ -1,4 +1,4 @@
-"""Watchdog: reports in the log what blocks the event loop."""
+"""Watchdog: logs the code that blocks the event loop."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import NamedTuple, Self
 
 from agentsrv.telemetry.server_metrics import Histogram
 
-BEATS = 4  # looks per time limit
+CHECKS_PER_LIMIT = 4
 
 _log = logging.getLogger("agentsrv.watchdog")
 
 
 class Blocker(NamedTuple):
-    """What a thread does at this moment."""
+    """The code that a thread is executing."""
 
-    what: str
-    """A step, or else a line of code."""
+    description: str
+    """A step, or a line of code if no step is on the stack."""
     about: Mapping[str, object]
-    """Fields of the log that name the step; empty if no step is on the stack."""
+    """Log fields that name the step; empty if no step is on the stack."""
     stack: str
 
 
 def blocker(thread_id: int) -> Blocker:
-    """Return what the thread does; callable from any other thread."""
+    """Return the code that a thread is executing; callable from any other thread."""
     innermost = frame = sys._current_frames().get(thread_id)  # noqa: SLF001 - the only way
     if innermost is None:
         return Blocker("a thread that has ended", {}, "")
@@ -40,26 +40,27 @@ def blocker(thread_id: int) -> Blocker:
             about = getattr(frame.f_locals.get("self"), "about", about)
         frame = frame.f_back
     if about:
-        what = f"task {about['task_id']}, step {about['step_id']}"
+        description = f"task {about['task_id']}, step {about['step_id']}"
     else:
-        what = f"{innermost.f_code.co_filename}:{innermost.f_lineno}"
-    return Blocker(what, about, stack)
+        description = f"{innermost.f_code.co_filename}:{innermost.f_lineno}"
+    return Blocker(description, about, stack)
 
 
 class Watchdog:
-    """A thread that looks whether the event loop still turns.
+    """A thread that checks whether the event loop is running.
 
-    A blocked loop answers no ping, so clients drop; an agent that computes or calls something
-    slow without ``await`` is the usual reason, and its stack is in the log.
+    A timer in the loop stores the time of its last run, ``CHECKS_PER_LIMIT`` times per limit; the
+    thread compares it with the clock. A blocked loop answers no pings, so clients disconnect. The
+    usual cause is an agent that computes or blocks without ``await``; its stack is logged.
 
     Args:
-        limit: Seconds without a turn of the loop that are worth a warning.
-        lag: Where it is counted how late the loop comes to each look.
+        limit: Seconds without a turn of the loop after which a warning is logged.
+        lag: Counts the delay of each timer.
     """
 
     def __init__(self, limit: float, lag: Histogram) -> None:
         self.stalls = 0
-        """How often the loop was blocked for longer than the limit."""
+        """The number of times the loop was blocked for longer than the limit."""
         self._limit = limit
         self._lag = lag
         self._beaten = time.monotonic()
@@ -69,7 +70,7 @@ class Watchdog:
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
-        """Watch the running loop; enter it in the loop's thread."""
+        """Start watching the running loop; call it in the loop's thread."""
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._due = time.monotonic()
@@ -86,16 +87,16 @@ class Watchdog:
     def _beat(self) -> None:
         self._beaten = time.monotonic()
         self._lag.observe(max(0.0, self._beaten - self._due))
-        self._due = self._beaten + self._limit / BEATS
-        self._timer = self._loop.call_later(self._limit / BEATS, self._beat)
+        self._due = self._beaten + self._limit / CHECKS_PER_LIMIT
+        self._timer = self._loop.call_later(self._limit / CHECKS_PER_LIMIT, self._beat)
 
     def _watch(self) -> None:
-        told = 0.0  # the beat after which a stall was told
-        while not self._stopped.wait(self._limit / BEATS):
+        logged = 0.0  # the last run of the timer before a stall that was logged
+        while not self._stopped.wait(self._limit / CHECKS_PER_LIMIT):
             beaten = self._beaten
             blocked = time.monotonic() - beaten
-            if blocked > self._limit and beaten != told:
-                told = beaten
+            if blocked > self._limit and beaten != logged:
+                logged = beaten
                 self.stalls += 1
                 found = blocker(self._loop_thread)
                 _log.warning(

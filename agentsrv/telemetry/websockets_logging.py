@@ -1,4 +1,4 @@
-"""Logs of libraries that would quote what nobody should read."""
+"""Keeps frame contents of the ``websockets`` library out of the log."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import logging
 
 
 def hide_frame_dumps(log: logging.Logger) -> logging.Logger:
-    """The log of a WebSocket library, without its lines for debugging.
+    """Drop the DEBUG records of a logger of ``websockets``, and return the logger.
 
-    They quote each header and frame as it came, and so the tokens in them.
+    They contain headers and frames, and with them tokens.
     """
-    log.addFilter(_is_no_quote)  # again, it changes nothing
+    log.addFilter(_is_above_debug)  # adding it again has no effect
     return log
 
 
-def _is_no_quote(record: logging.LogRecord) -> bool:
+def _is_above_debug(record: logging.LogRecord) -> bool:
     return record.levelno > logging.DEBUG

@@ -296,7 +296,7 @@ def by_bad_log() -> Any:
 
 def _log(handlers: list[Any], stream: io.StringIO, message: str, argument: str) -> str:
     logger = logging.getLogger("agentsrv.test")
-    logs.without_credentials()
+    logs.remove_credentials()
     logger.propagate = False
     try:
         for handler in handlers:
@@ -412,9 +412,9 @@ def test_of_the_server(road, tmp_path, monkeypatch, capsys, caplog):
     assert SECRET not in shown
 
 
-def test_a_record_without_credentials_keeps_its_error():
+def test_a_record_remove_credentials_keeps_its_error():
     """For handlers that report errors elsewhere."""
-    logs.without_credentials()
+    logs.remove_credentials()
     make = logging.getLogRecordFactory()
     for message, is_kept in (("plain", True), (LEAK, False)):
         given = (AgentsrvError, AgentsrvError(message), None)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agentsrv.telemetry.export import WANTED_BY
+from agentsrv.telemetry.export import ENABLING_VARIABLES
 from agentsrv.telemetry.instruments import METRICS
 from agentsrv.telemetry.logs import JsonFormatter, TextFormatter
 
@@ -34,7 +34,7 @@ def test_what_is_written_of_each_metric_fits_the_columns():
     assert all(row[3] for row in ROWS)
 
 
-@pytest.mark.parametrize("name", WANTED_BY)
+@pytest.mark.parametrize("name", ENABLING_VARIABLES)
 def test_the_variables_that_ask_for_spans_are_named(name):
     """Each of them."""
     assert f"`{name}`" in PAGE

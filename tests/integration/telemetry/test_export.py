@@ -157,7 +157,7 @@ async def test_a_collector_that_cannot_be_reached_keeps_no_task(tmp_path, enviro
 )
 def test_the_standard_variables_ask_for_spans(environment, wanted):
     """An exporter or an endpoint does, unless they are switched off."""
-    assert export.is_wanted(environment) is wanted
+    assert export.is_enabled(environment) is wanted
 
 
 def test_without_the_extra_the_log_tells_which(monkeypatch, caplog):
