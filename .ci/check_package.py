@@ -2,11 +2,12 @@
 
     python .ci/check_package.py [--uv PATH] [--pipx PATH]
 
-Builds the sdist and, from it, the wheel; follows the first screen of the README word for word,
-with the wheel's path in place of the name; serves its ``hello.py``; asks for the console, /docs
-and the schema; and calls what needs an extra, which answers with the one command that installs
-it. With uv and pipx it also runs the wheel without an environment. Prints what was typed and the
-last line of what came; exits with the number of checks that failed.
+Builds the sdist and, from it, the wheel; checks that the wheel has every file of the package;
+follows the first screen of the README word for word, with the wheel's path in place of the name;
+serves its ``hello.py``; requests the console, /docs and the schema; and runs commands that need an
+extra, which answer with the one command that installs it. With uv and pipx it also runs the wheel
+without an environment. Prints each command and the last line of its output; exits with the number
+of checks that failed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,6 +120,16 @@ def build(folder: Path) -> Path:
     return wheel
 
 
+def check_files(wheel: Path) -> None:
+    """Check that the wheel has every file of the package: also SQL, pages and styles."""
+    with zipfile.ZipFile(wheel) as archive:
+        packed = set(archive.namelist())
+    files = (file for file in (ROOT / "agentsrv").rglob("*") if file.is_file())
+    paths = {str(file.relative_to(ROOT)) for file in files if file.suffix != ".pyc"}
+    missing = sorted(paths - packed)
+    check(f"unzip -l {wheel.name}", passed=not missing, output=f"missing: {missing}")
+
+
 def readme_blocks(language: str) -> list[str]:
     """Return the README's blocks of code in one language."""
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -150,6 +162,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="agentsrv-package-") as name:
         wheel = build(Path(name))
+        check_files(wheel)
         folder = Path(name, "user")
         folder.mkdir()
         user = Environment(folder)
