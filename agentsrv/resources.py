@@ -97,9 +97,9 @@ async def open_vault(settings: Settings) -> Vault:
     key = settings.secret_key
     store, file = store_file(settings), None
     if store is not None:
-        from agentsrv.store.sqlite.file import beside
+        from agentsrv.store.sqlite.file import companion
 
-        file = beside(store, ".key")
+        file = companion(store, ".key")
     vault = Vault(
         None if key is None else key.get_secret_value(),
         file,

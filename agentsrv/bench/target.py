@@ -150,9 +150,9 @@ class LocalServer:
         async with AsyncExitStack() as stack:
             schema, store = None, self.store
             if self.is_shared:
-                from agentsrv.store.postgres.temporary_schema import scratch  # noqa: PLC0415 - an extra
+                from agentsrv.store.postgres.temporary_schema import temporary_schema  # noqa: PLC0415 - an extra
 
-                schema = await stack.enter_async_context(scratch(store))
+                schema = await stack.enter_async_context(temporary_schema(store))
                 store = schema.dsn
             stack.callback(self.clear)
             targets = []

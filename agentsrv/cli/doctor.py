@@ -34,10 +34,10 @@ from agentsrv.server.open_files import OTHER_FILES
 from agentsrv.server.startup_checks import check_bind_address, tls_context
 from agentsrv.settings import Settings, read_settings, settings_problems
 from agentsrv.store.sqlite.faults import REINDEX_HINT
-from agentsrv.store.sqlite.file import beside, check_place, holder_of, writer_of
-from agentsrv.store.sqlite.inspect import OLDEST, Damage, find_damage, look
+from agentsrv.store.sqlite.file import check_place, companion, holder_of, writer_of
+from agentsrv.store.sqlite.inspect import MIN_SQLITE_VERSION, DamageReport, find_damage, read_info
 from agentsrv.store.sqlite.log import WAL_LIMIT
-from agentsrv.store.sqlite.store import LONG_LOG
+from agentsrv.store.sqlite.store import LONG_WAL_BYTES
 
 SCARCE: Final = 1 << 30  # bytes of free disk space
 REPAIR: Final = (
@@ -147,8 +147,8 @@ def check_port(settings: Settings) -> Iterator[Finding]:
 def check_sqlite(_: Settings) -> Iterator[Finding]:
     """The library that Python was built with."""
     version = f"SQLite: {sqlite3.sqlite_version}"
-    if sqlite3.sqlite_version_info < OLDEST:
-        wanted = ".".join(map(str, OLDEST))
+    if sqlite3.sqlite_version_info < MIN_SQLITE_VERSION:
+        wanted = ".".join(map(str, MIN_SQLITE_VERSION))
         yield Finding(Level.FAIL, version, f"use a Python with SQLite {wanted} or newer")
         return
     try:
@@ -187,7 +187,7 @@ def check_store(settings: Settings) -> Iterator[Finding]:
         yield Finding(Level.OK, f"store: {path} will be made")
         return
     try:
-        found, holder = look(path), holder_of(path)
+        found, holder = read_info(path), holder_of(path)
     except (ConfigurationError, OSError) as error:
         advice = "restore a backup, or set store to another file"
         yield Finding(Level.FAIL, f"store: {path}: {error}", advice)
@@ -222,8 +222,8 @@ def _check_file(path: Path, holder: str | None) -> Iterator[Finding]:
             f"links: {path} has {names} names; a write-ahead log belongs to one of them only",
             "remove the other hard links: a server that starts by another name misses events",
         )
-    log = beside(path, "-wal")
-    if log.exists() and log.stat().st_size > LONG_LOG:
+    log = companion(path, "-wal")
+    if log.exists() and log.stat().st_size > LONG_WAL_BYTES:
         yield Finding(
             Level.WARN,
             f"write-ahead log: {log.stat().st_size / 1e6:,.0f} MB",
@@ -232,7 +232,7 @@ def _check_file(path: Path, holder: str | None) -> Iterator[Finding]:
     try:
         damage = find_damage(path)
     except ConfigurationError as error:
-        damage = Damage(error.message, [])
+        damage = DamageReport(error.message, [])
     if damage.indexes:
         yield Finding(
             Level.FAIL,
@@ -318,7 +318,7 @@ async def check_postgres(settings: Settings) -> AsyncIterator[Finding]:
     from agentsrv.store.postgres import inspect
 
     try:
-        found = await inspect.look(settings.store)
+        found = await inspect.read_info(settings.store)
     except ConfigurationError as error:
         yield Finding(Level.FAIL, f"store: {error.message}", "look at the address in store")
         return
@@ -326,7 +326,7 @@ async def check_postgres(settings: Settings) -> AsyncIterator[Finding]:
     if found.nodes is None:
         yield Finding(Level.OK, f"{told}; its tables will be made")
         return
-    lives = [node for node in found.nodes if node.left > 0]
+    lives = [node for node in found.nodes if node.expires_in > 0]
     tasks = sum(node.running for node in lives)
     yield Finding(Level.OK, f"{told}, nodes: {len(lives)}, tasks that they run: {tasks}")
     try:
@@ -336,13 +336,13 @@ async def check_postgres(settings: Settings) -> AsyncIterator[Finding]:
         return
     which = "all" if examined.is_whole else "the newest"
     told = f"damage: {which} {examined.tasks:,} tasks of the store were read, with their logs"
-    if not examined.damage:
+    if not examined.damaged:
         yield Finding(Level.OK, f"{told}; none is damaged")
         return
     yield Finding(
         Level.FAIL,
-        f"{told}; {len(examined.damage)} cannot be read: "
-        f"{_named([each.name for each in examined.damage])}: {examined.damage[0].reason}",
+        f"{told}; {len(examined.damaged)} cannot be read: "
+        f"{_named([each.name for each in examined.damaged])}: {examined.damaged[0].reason}",
         f"the other tasks run; {REPAIR}",
     )
 

@@ -45,9 +45,9 @@ async def find(store: str) -> Sequence[Node]:
             f"store is {store!r}; expected postgresql://…, which servers may share"
         )
     need_postgres()
-    from agentsrv.store.postgres.inspect import look
+    from agentsrv.store.postgres.inspect import read_info
 
-    return (await look(store)).nodes or ()
+    return (await read_info(store)).nodes or ()
 
 
 def told(node: Node) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ def told(node: Node) -> tuple[str, ...]:
         node.name,
         node.role,
         f"{max(0.0, time.time() - node.started_at):.0f} s",
-        f"{node.left:.1f} s" if node.left > 0 else "lost",
+        f"{node.expires_in:.1f} s" if node.expires_in > 0 else "lost",
         str(node.running),
         f"{node.lag * 1000:.0f} ms",
     )

@@ -13,7 +13,7 @@ from agentsrv.errors import AgentsrvError
 from agentsrv.models.usage import Use
 from agentsrv.server.limits import ConnectionLimiter
 from agentsrv.settings import Settings
-from agentsrv.store.shared import SWEEP, SharedStore
+from agentsrv.store.shared import SWEEP_INTERVAL, SharedStore
 
 REPORT_THRESHOLD: Final = 0.05  # of a limit: smaller usage is not published, as most usage is small
 
@@ -23,9 +23,9 @@ _log = logging.getLogger("agentsrv.listener")
 class ClusterUsage:
     """Publishes the principals' usage of this node, and applies that of the other nodes here.
 
-    Every ``SWEEP`` seconds each node publishes its usage in the store and reads that of the others.
-    Decisions use the last known values and wait for no node. So within two sweeps, several nodes
-    together can exceed a limit by as much as each alone permits, and usage below
+    Every ``SWEEP_INTERVAL`` seconds each node publishes its usage in the store and reads that of
+    the others. Decisions use the last known values and wait for no node. So within two sweeps,
+    several nodes together can exceed a limit by as much as each alone permits, and usage below
     ``REPORT_THRESHOLD`` is never counted elsewhere. While the store is unreachable, each node
     applies its limits to its own usage only.
     """
@@ -56,7 +56,7 @@ class ClusterUsage:
                 _log.debug("the usage on other nodes is unknown: %s", error)
                 published = ()
             self._apply(published)
-            await asyncio.sleep(SWEEP)
+            await asyncio.sleep(SWEEP_INTERVAL)
 
     def _uses(self) -> Mapping[str, Use]:
         """Return the usage of principals that exceeds the threshold of any limit."""

@@ -1,1 +1,1 @@
-"""Stores: where the log is. One contract, one conformance suite, several implementations."""
+"""Stores: the durable logs of tasks. `base` is the contract of all implementations."""

@@ -1,4 +1,14 @@
-"""MemoryStore: tests and runs that need not outlive the process."""
+"""MemoryStore: a store in dictionaries, for tests and for runs that need not outlive the process.
+
+It is the simplest implementation of the contract in `base`, and the model that the conformance and
+equivalence tests compare the others with. There are no transactions: every method finishes its
+work before it first yields to the event loop, so no other operation sees half of it. A task is one
+``_Task``; whether it can be claimed is decided by `TaskQueue` alone, which takes the role of the
+columns ``ready`` and ``node`` of the SQL stores.
+
+``open`` may be called again, as by the next process: leases end, and how the last one ended is
+kept (`LeaseEnd`), so that tests can simulate a crash or an announced stop.
+"""
 
 from __future__ import annotations
 
@@ -38,16 +48,13 @@ class _Task:
     ended_at: float | None = None
 
     def row(self) -> tuple[int, Row]:
-        """Its line in a list, with its number."""
+        """The task's row in a list, with its number."""
         head, new = self.head, self.new
         return self.number, Row(head.task_id, head.status, new.user_input, new.created_at)
 
 
 class MemoryStore:
-    """A store in dictionaries; it loses everything with the process.
-
-    It lives in one event loop, and every method has done its work before it first yields.
-    """
+    """A store of one process and one event loop; see the module."""
 
     def __init__(self, limits: QueueLimits | None = None) -> None:
         self._queue = TaskQueue(limits or QueueLimits())
@@ -56,11 +63,11 @@ class MemoryStore:
         self._keys: dict[tuple[str, str], _Task] = {}
         self._number = 0
         self._is_stopping = False
-        self.marks: AttemptMarks | None = None  # nothing outlives the process
+        self.marks: AttemptMarks | None = None  # not needed: nothing outlives the process
         self.commits_starts = False
         self._listener = base.SILENT
-        self.damage: dict[str, str] = {}  # nothing is
-        self.trouble: str | None = None  # it has none
+        self.damage: dict[str, str] = {}
+        self.trouble: str | None = None
 
     async def open(self, listener: StoreListener = base.SILENT) -> None:
         """See ``Store.open``."""
@@ -175,7 +182,7 @@ class MemoryStore:
             self._write(task, append.events, append.status)
         return done
 
-    async def claim(self, node: str, limit: int) -> Sequence[Lease]:  # noqa: ARG002 - the protocol's
+    async def claim(self, node: str, limit: int) -> Sequence[Lease]:  # noqa: ARG002 - part of the protocol
         """See ``Store.claim``."""
         leases = []
         for task_id in self._queue.claim(limit):
@@ -235,7 +242,7 @@ class MemoryStore:
         is_ready = False
         if status is TaskStatus.QUEUED:
             self._queue.put(head.task_id, head.owner)
-            self._queue.settle()
+            self._queue.commit_new()
             is_ready = True
         elif status.is_terminal:
             is_ready = self._queue.drop(head.task_id, head.owner)

@@ -1,8 +1,8 @@
-"""What nodes tell each other of at once, and the bus that it goes over.
+"""Notifications between nodes, and the interface of the transports that carry them.
 
-All of it is hints: a bus may lose any, and whoever did not hear of something finds it by asking,
-``SWEEP`` seconds later. So a bus never makes anybody wait, and there is one message under way at
-a time: what comes up meanwhile goes into the next.
+A notification saves the other nodes the wait for their next query of the store
+(``SWEEP_INTERVAL``). Transports may lose it. So no operation waits for one, and a node has one
+publication in progress: what is added meanwhile is combined into the next.
 """
 
 from __future__ import annotations
@@ -16,60 +16,61 @@ import orjson
 
 from agentsrv.store.base import LogHead
 
-MAX_PAYLOAD: Final = 7900  # bytes; NOTIFY takes less than 8,000
-PUBLISHING: Final = 5.0  # seconds until a message is given up for lost
+MAX_PAYLOAD_BYTES: Final = 7900  # NOTIFY accepts less than 8,000
+PUBLISH_TIMEOUT: Final = 5.0  # seconds
 
 _log = logging.getLogger("agentsrv.notifier")
 
 
 class Notifier(Protocol):
-    """Carries messages to all nodes that listen; it may lose them, and echoes the own ones."""
+    """Carries messages to all listening nodes, including the sender; it may lose them."""
 
     async def listen(
         self, channel: str, heard: Callable[[bytes], None], missed: Callable[[], None]
     ) -> None:
-        """Call ``heard`` with each message, until cancelled; connects again by itself.
+        """Call ``heard`` with each message, until cancelled; reconnects as necessary.
 
-        ``missed`` is called whenever there is a new connection: what was sent before it is lost.
+        ``missed`` is called after each connect: earlier messages may have been lost.
         """
 
     async def publish(self, channel: str, payloads: Sequence[bytes]) -> None:
-        """Send messages of up to ``MAX_PAYLOAD`` bytes. Any exception means that they are lost."""
+        """Send messages of up to ``MAX_PAYLOAD_BYTES``; after any exception they are lost."""
 
 
 class Notification(NamedTuple):
-    """What a message says: logs that went on, and that there may be something to ask for."""
+    """The content of a message: changed logs, and which nodes should query the store."""
 
     sender: int
     news: Sequence[LogHead] = ()
     is_ready: bool = False
+    """Whether there may be tasks to claim."""
     inbox: Sequence[int] = ()
-    """Leases of the nodes that have messages."""
+    """The leases of the nodes that have messages."""
     replies: Sequence[int] = ()
-    """Leases of the nodes whose messages were answered."""
+    """The leases of the nodes whose messages were answered."""
 
 
 class Notifications:
-    """Gathers hints for others, and takes apart those of others.
+    """Combines and publishes this node's notifications, and receives those of other nodes.
 
-    ``run`` is the task in which both happen; whoever starts it cancels it.
+    ``run`` is the task in which both happen; the owner starts and cancels it.
     """
 
     def __init__(
         self,
-        bus: Notifier,
+        notifier: Notifier,
         sender: int,
         channel: str,
         heard: Callable[[Notification], None],
         missed: Callable[[], None],
     ) -> None:
-        self._notifier = bus
+        self._notifier = notifier
         self._sender = sender
         self._channel = channel
         self._heard = heard
         self._missed = missed
         self._wake = asyncio.Event()
-        self._forget()
+        self._reset()
 
     def add(
         self,
@@ -79,9 +80,9 @@ class Notifications:
         inbox: Iterable[int] = (),
         replies: Iterable[int] = (),
     ) -> None:
-        """Let the next message say this, too."""
-        for each in news:
-            self._news[each.task_id] = each
+        """Add to the next message."""
+        for head in news:
+            self._news[head.task_id] = head
         self._is_ready |= is_ready
         self._inbox.update(inbox)
         self._replies.update(replies)
@@ -89,74 +90,74 @@ class Notifications:
             self._wake.set()
 
     async def run(self) -> None:
-        """Send and hear, until cancelled."""
+        """Publish and listen, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._notifier.listen(self._channel, self._hear, self._missed))
+            group.create_task(self._notifier.listen(self._channel, self._receive, self._missed))
             group.create_task(self._publish_forever())
 
     async def _publish_forever(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            hint = Notification(
+            notification = Notification(
                 self._sender,
                 list(self._news.values()),
                 self._is_ready,
                 list(self._inbox),
                 list(self._replies),
             )
-            self._forget()
+            self._reset()
             try:
-                async with asyncio.timeout(PUBLISHING):
-                    await self._notifier.publish(self._channel, list(encode(hint)))
-            except Exception as error:  # noqa: BLE001 - a hint that is lost costs a second
-                _log.info("hints were lost: %r", error)
+                async with asyncio.timeout(PUBLISH_TIMEOUT):
+                    await self._notifier.publish(self._channel, list(encode(notification)))
+            except Exception as error:  # noqa: BLE001 - a loss costs other nodes a second
+                _log.info("notifications were lost: %r", error)
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._news: dict[str, LogHead] = {}
         self._is_ready = False
         self._inbox: set[int] = set()
         self._replies: set[int] = set()
 
-    def _hear(self, payload: bytes) -> None:
+    def _receive(self, payload: bytes) -> None:
         try:
-            hint = decode(payload)
+            notification = decode(payload)
         except (ValueError, TypeError, LookupError) as error:
-            _log.warning("a message that is none of ours came over the bus: %r", error)
+            _log.warning("received a message that is not a notification: %r", error)
             return
-        if hint.sender != self._sender:
-            self._heard(hint)
+        if notification.sender != self._sender:
+            self._heard(notification)
 
 
-def encode(hint: Notification) -> Iterator[bytes]:
-    """The hint as JSON, in as many messages as it needs."""
-    # Numbers of leases are few: one for each node. What fills a message is news.
-    first: dict[str, Any] = {"sender": hint.sender}
-    if hint.is_ready:
+def encode(notification: Notification) -> Iterator[bytes]:
+    """The notification as JSON, in as many messages as necessary."""
+    # The leases are few, one for each node, so they fit the first message. Only news need more.
+    first: dict[str, Any] = {"sender": notification.sender}
+    if notification.is_ready:
         first["ready"] = True
-    if hint.inbox:
-        first["inbox"] = hint.inbox
-    if hint.replies:
-        first["replies"] = hint.replies
+    if notification.inbox:
+        first["inbox"] = notification.inbox
+    if notification.replies:
+        first["replies"] = notification.replies
     message = first
     rows: list[list[Any]] = []
-    room = start = MAX_PAYLOAD - len(orjson.dumps({**first, "news": []}))
-    for each in hint.news:
-        row = list(each)
+    room = start = MAX_PAYLOAD_BYTES - len(orjson.dumps({**first, "news": []}))
+    for head in notification.news:
+        row = list(head)
         size = len(orjson.dumps(row)) + 1
         if size > room and rows:
             yield orjson.dumps({**message, "news": rows})
-            message, rows, room = {"sender": hint.sender}, [], start
+            message, rows, room = {"sender": notification.sender}, [], start
         rows.append(row)
         room -= size
     yield orjson.dumps({**message, "news": rows})
 
 
 def decode(payload: bytes) -> Notification:
-    """What ``encode`` has made.
+    """Decode a message of ``encode``.
 
     Raises:
-        ValueError, TypeError, LookupError: It has not.
+        ValueError, TypeError, LookupError: The payload is not such a message.
     """
     message = orjson.loads(payload)
     return Notification(

@@ -1,7 +1,24 @@
-"""TaskQueue: what waits, what is leased, and whose turn it is.
+"""TaskQueue: the tasks that wait or are leased, and the fair order in which they are claimed.
 
-The queue of a store that one process has to itself, kept in memory beside the tasks. It knows
-nothing of logs.
+Theory of operation
+===================
+The queue of a store that one process uses, kept in memory. It knows task ids and owners only;
+PostgreSQL has the same order by a query (``claim_tasks``).
+
+A task is in one of four places:
+
+    new      queued, but not committed yet; it cannot be claimed (``commit_new``)
+    lines    committed; each owner has a line of its tasks, in the order of queueing
+    lost     it lost its worker; it is claimed before every line
+    leased   a worker has it
+
+Owners with a line, who are below their limit of running tasks, are in ``_turns``, a circle.
+``claim`` takes the first owner, leases the first task of its line, and puts the owner at the end of
+the circle. So while the first task of an owner waits, every other owner has at most one task
+claimed, however long its line. An owner leaves the circle when its line is empty or its limit is
+reached, and joins it at the end when that changes (``_update_turn``).
+
+Each operation takes constant time, however many tasks wait.
 """
 
 from __future__ import annotations
@@ -14,21 +31,22 @@ from agentsrv.store import base
 
 
 class QueueLimits(NamedTuple):
-    """How many tasks may wait and run; ``None`` for as many as there are."""
+    """How many tasks may wait and run; ``None`` is no limit."""
 
     total: int = 10_000
-    """Tasks that wait. Beyond, only an owner with none of its own is given a place: others
-    cannot keep anybody's first task out."""
+    """Waiting tasks of all owners. Beyond it, only an owner without a waiting task may queue one:
+    other owners cannot keep out its first task."""
     waiting: int | None = None
-    """Tasks of one owner that wait."""
+    """Waiting tasks of one owner."""
     running: int | None = None
-    """Tasks of one owner that are leased; an owner at its limit is passed over."""
+    """Leased tasks of one owner. An owner at this limit is skipped by ``claim``."""
 
     def check(self, own: int, total: int) -> None:
-        """Return if an owner with ``own`` waiting tasks of ``total`` may have one more.
+        """Return if an owner with ``own`` of ``total`` waiting tasks may queue one more.
 
         Raises:
-            Overloaded: It has too many there, or all have and it has one.
+            OverloadedError: The owner is at its limit, or the queue is full and the owner has a
+                waiting task.
         """
         if self.waiting is not None and own >= self.waiting:
             raise base.queue_full(f"{own} of your tasks")
@@ -37,19 +55,14 @@ class QueueLimits(NamedTuple):
 
 
 class TaskQueue:
-    """Tasks by id, each in one place: new, in its owner's line, lost, or leased.
-
-    Owners take turns, one task each, and those of one owner go in the order of queueing. So
-    between the queueing of an owner's first task and its claim, every other owner has at most one
-    task claimed, however many it has waiting. Each operation costs the same however much waits.
-    """
+    """A fair queue of task ids; see the module."""
 
     def __init__(self, limits: QueueLimits) -> None:
         self.limits = limits
-        self._new: dict[str, str] = {}  # ids with their owners, here and below
+        self._new: dict[str, str] = {}  # ids with owners, as below
         self._lines: dict[str, OrderedDict[str, None]] = {}
         self._turns: OrderedDict[str, None] = OrderedDict()
-        """Owners with a line who may have one more task running; the first is the next."""
+        """The circle of owners; the first is next."""
         self._lost: OrderedDict[str, str] = OrderedDict()
         self._leased: dict[str, str] = {}
         self._waiting: Counter[str] = Counter()
@@ -57,36 +70,36 @@ class TaskQueue:
         self._total = 0
 
     def __len__(self) -> int:
-        """How many tasks wait for their first worker."""
+        """The number of tasks that wait for their first worker."""
         return self._total
 
     def waiting(self, owner: str) -> int:
-        """How many of the owner's tasks wait for their first worker."""
+        """The number of the owner's tasks that wait for their first worker."""
         return self._waiting[owner]
 
     def check(self, owner: str) -> None:
-        """Return if a task of the owner may be put into the queue.
+        """Return if a task of the owner may be queued.
 
         Raises:
-            Overloaded: See ``QueueLimits.check``.
+            OverloadedError: See ``QueueLimits.check``.
         """
         self.limits.check(self.waiting(owner), self._total)
 
     def put(self, task_id: str, owner: str) -> None:
-        """Queue a new task; it is claimed after the next ``settle`` at the earliest."""
+        """Queue a new task; it can be claimed after the next ``commit_new``."""
         self._new[task_id] = owner
         self._waiting[owner] += 1
         self._total += 1
 
-    def settle(self) -> None:
-        """Let the new tasks be claimed: they are committed."""
+    def commit_new(self) -> None:
+        """Append the new tasks to the lines: they are committed."""
         for task_id, owner in self._new.items():
             self._lines.setdefault(owner, OrderedDict())[task_id] = None
-            self._line_up(owner)
+            self._update_turn(owner)
         self._new.clear()
 
     def claim(self, limit: int) -> list[str]:
-        """Lease up to ``limit`` tasks: those that lost their worker, then the others in turn."""
+        """Lease up to ``limit`` tasks: lost tasks, then those of the owners in turn."""
         claimed: list[str] = []
         while len(claimed) < limit and (self._lost or self._turns):
             if self._lost:
@@ -97,30 +110,30 @@ class TaskQueue:
                 self._leave_line(task_id, owner)
             self._leased[task_id] = owner
             self._running[owner] += 1
-            self._line_up(owner)
+            self._update_turn(owner)
             claimed.append(task_id)
         return claimed
 
     def unclaim(self, claimed: Sequence[str]) -> None:
-        """Take ``claim`` back: these tasks are the next to be claimed, in the same order."""
+        """Undo ``claim``: these tasks are claimed next, in the same order."""
         for task_id in reversed(claimed):
             self.lose(task_id, self._leased[task_id])
             self._lost.move_to_end(task_id, last=False)
 
     def lose(self, task_id: str, owner: str) -> None:
-        """Offer a task that lost its worker; what was leased is so no longer."""
+        """Move a task to the lost ones; if it was leased, the lease ends."""
         self.drop(task_id, owner)
         self._lost[task_id] = owner
 
     def lose_all(self) -> list[str]:
-        """Offer every task that was leased; return which they are."""
+        """Move every leased task to the lost ones; return their ids."""
         leased = list(self._leased.items())
         for task_id, owner in leased:
             self.lose(task_id, owner)
         return [task_id for task_id, _ in leased]
 
     def is_leased(self, task_id: str) -> bool:
-        """Whether a worker has the task."""
+        """Whether the task is leased."""
         return task_id in self._leased
 
     def has(self, task_id: str, owner: str) -> bool:
@@ -133,32 +146,32 @@ class TaskQueue:
         )
 
     def drop(self, task_id: str, owner: str) -> bool:
-        """Forget a task, wherever it is.
+        """Remove a task, wherever it is.
 
         Returns:
-            Whether its owner's turn comes now, who was at its limit of running tasks.
+            Whether the owner was at its limit of running tasks, and has a turn now.
         """
         if self._leased.pop(task_id, None) is not None:
             _decrease(self._running, owner)
             had_turn = owner in self._turns
-            self._line_up(owner)
+            self._update_turn(owner)
             return not had_turn and owner in self._turns
         if self._new.pop(task_id, None) is not None:
             self._count_out(owner)
         elif task_id in self._lines.get(owner, ()):
             self._leave_line(task_id, owner)
-            self._line_up(owner)
+            self._update_turn(owner)
         else:
             self._lost.pop(task_id, None)
         return False
 
-    def _line_up(self, owner: str) -> None:
-        """Give the owner its turn behind the others, or none where none is due."""
-        most = self.limits.running
-        if owner not in self._lines or (most is not None and self._running[owner] >= most):
+    def _update_turn(self, owner: str) -> None:
+        """Put the owner at the end of the circle if it may run one more task; else remove it."""
+        limit = self.limits.running
+        if owner not in self._lines or (limit is not None and self._running[owner] >= limit):
             self._turns.pop(owner, None)
         else:
-            self._turns.setdefault(owner)  # whoever has one keeps its place
+            self._turns.setdefault(owner)  # an owner in the circle keeps its place
 
     def _leave_line(self, task_id: str, owner: str) -> None:
         line = self._lines[owner]
@@ -173,7 +186,7 @@ class TaskQueue:
 
 
 def _decrease(counts: Counter[str], name: str) -> None:
-    """Count one less, and forget who has none."""
+    """Subtract 1, and delete a count of 0."""
     counts[name] -= 1
     if not counts[name]:
         del counts[name]

@@ -1,7 +1,7 @@
-"""RedisNotifier: hints over the publish and subscribe of a Redis server.
+"""RedisNotifier: notifications over PUBLISH and SUBSCRIBE of a Redis server.
 
-For clusters of many nodes: there each NOTIFY wakes every listener within PostgreSQL. Nothing is
-stored in Redis, and nothing is lost with it.
+For clusters of many nodes: each NOTIFY wakes every listening backend of PostgreSQL, which Redis
+saves. Redis stores nothing, so its loss loses only notifications.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ from redis.exceptions import RedisError
 from agentsrv.backoff import backoff
 from agentsrv.error_text import describe
 
-PAUSE: Final = 0.05  # seconds until the second try to connect; twice as long before each after it
-LONGEST_PAUSE: Final = 0.5  # seconds
-PING: Final = 10.0  # seconds between looks whether a silent connection is still one
+FIRST_RETRY_DELAY: Final = 0.05  # seconds; doubled before each further attempt to connect
+MAX_RETRY_DELAY: Final = 0.5  # seconds
+PING_INTERVAL: Final = 10.0  # seconds without a message after which the connection is tested
 
 _log = logging.getLogger("agentsrv.notifier")
-_pauses = partial(backoff, PAUSE, LONGEST_PAUSE, jitter=0.5)
+_retry_delays = partial(backoff, FIRST_RETRY_DELAY, MAX_RETRY_DELAY, jitter=0.5)
 
 
 class RedisNotifier:
-    """A bus over any server that speaks the protocol of Redis; ``redis://host:port``.
+    """A notifier over any server that speaks the protocol of Redis.
+
+    Args:
+        url: ``redis://host:port``.
 
     Raises:
-        ValueError: The URL is none.
+        ValueError: The URL is invalid.
     """
 
     def __init__(self, url: str) -> None:
@@ -44,34 +47,36 @@ class RedisNotifier:
         self, channel: str, heard: Callable[[bytes], None], missed: Callable[[], None]
     ) -> None:
         """See ``Notifier.listen``."""
-        is_away, pauses = False, _pauses()
+        is_away, delays = False, _retry_delays()
         while True:
-            client = Redis.from_url(self._url, health_check_interval=int(PING))
+            client = Redis.from_url(self._url, health_check_interval=int(PING_INTERVAL))
             try:
                 async with aclosing(client), client.pubsub() as subscription:
                     await subscription.subscribe(channel)
                     self._client = client
-                    is_away, pauses = False, _pauses()
+                    is_away, delays = False, _retry_delays()
                     missed()
                     while True:
                         message = await subscription.get_message(
-                            ignore_subscribe_messages=True, timeout=PING
+                            ignore_subscribe_messages=True, timeout=PING_INTERVAL
                         )
                         if message is not None:
                             heard(message["data"])
             except (RedisError, OSError) as error:
                 if not is_away:
-                    told = "the bus cannot be used now; nodes ask the store meanwhile: %s"
-                    _log.warning(told, describe(error))
+                    _log.warning(
+                        "Redis cannot be used now; nodes query the store instead: %s",
+                        describe(error),
+                    )
                 is_away = True
-                await asyncio.sleep(next(pauses))
+                await asyncio.sleep(next(delays))
             finally:
                 self._client = None
 
     async def publish(self, channel: str, payloads: Sequence[bytes]) -> None:
         """See ``Notifier.publish``."""
         if self._client is None:
-            raise ConnectionError("the bus is not connected")
+            raise ConnectionError("the notifier is not connected")
         async with self._client.pipeline(transaction=False) as pipeline:
             for payload in payloads:
                 pipeline.publish(channel, payload)

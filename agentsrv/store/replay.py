@@ -1,4 +1,4 @@
-"""Whole logs: folding one into a state, and forgetting the old ones."""
+"""Operations on whole logs: folding one into a state, and purging old tasks."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from agentsrv.errors import AgentsrvError, InvalidStateError, NotFoundError
 from agentsrv.models.task import TaskState
 from agentsrv.store.base import Store, damaged
 
-PAGE = 500  # events read at once when a log is folded
-SNAPSHOT_FROM = 64  # events; the snapshot of an ended task with fewer is folded when asked for
-PURGE_BATCH = 100  # tasks forgotten in one transaction: others' commits wait for it
-PURGE_EVERY = 60.0  # seconds between looks at what is old
+READ_BATCH = 500  # events read at once
+MIN_SNAPSHOT_EVENTS = 64  # a snapshot of a shorter log is not stored: folding it is fast
+PURGE_BATCH = 100  # tasks deleted in one transaction, for which other commits wait
+PURGE_INTERVAL = 60.0  # seconds
 
 _log = logging.getLogger("agentsrv.retention")
 _store_log = logging.getLogger("agentsrv.store")
 
 
 def forgotten(task_id: str) -> NotFoundError:
-    """The refusal of a task whose log was there and is not any more."""
-    return NotFoundError(f"task {task_id} is not kept any more: it ended too long ago")
+    """The error for a task that was purged."""
+    return NotFoundError(f"task {task_id} was deleted: it ended too long ago")
 
 
 async def load_state(store: Store, task_id: str) -> TaskState:
     """Fold a task's whole log.
 
     Raises:
-        NotFoundError: There is no such task any more.
-        Damaged: Its log cannot be read, or does not hold what was written.
+        NotFoundError: The task was purged.
+        DamagedError: Its log cannot be read, or is not a valid sequence of events.
     """
     log: list[bytes] = []
-    while page := await store.read(task_id, len(log), PAGE):
+    while page := await store.read(task_id, len(log), READ_BATCH):
         log.extend(page)
-        if len(page) < PAGE:
+        if len(page) < READ_BATCH:
             break
     if not log:
         raise forgotten(task_id)
@@ -46,8 +46,8 @@ async def load_state(store: Store, task_id: str) -> TaskState:
     except (InvalidStateError, ValueError, TypeError, LookupError) as error:
         refusal = damaged(task_id)
         _store_log.error(
-            "the log of task %s does not hold what was written: %s; `agentsrv doctor` looks for "
-            "more, `agentsrv backup` is where copies come from",
+            "the log of task %s is damaged: %s; run `agentsrv doctor` to find other damaged tasks, "
+            "and restore a copy that `agentsrv backup` made",
             task_id,
             describe(error),
         )
@@ -55,8 +55,8 @@ async def load_state(store: Store, task_id: str) -> TaskState:
 
 
 def kept_snapshot(state: TaskState) -> bytes | None:
-    """The snapshot to keep beside the log, where the task has ended and its log is long."""
-    if not state.status.is_terminal or state.seq < SNAPSHOT_FROM:
+    """The snapshot to store with the terminal event; ``None`` if the log is short."""
+    if not state.status.is_terminal or state.seq < MIN_SNAPSHOT_EVENTS:
         return None
     return orjson.dumps(state.snapshot())
 
@@ -64,16 +64,16 @@ def kept_snapshot(state: TaskState) -> bytes | None:
 async def forget_old(store: Store, retention: float, now: Callable[[], float]) -> None:
     """Purge tasks that ended more than ``retention`` seconds ago, until cancelled.
 
-    A wall clock that is set forward while the server runs must not delete what is young: no more
-    time counts than has passed by the loop's clock since the start.
+    If the wall clock is set forward while the server runs, recent tasks must not be deleted. So
+    the time since the start is measured by the loop's clock, if that is less.
     """
-    pause, loop = min(PURGE_EVERY, retention), asyncio.get_running_loop()
+    interval, loop = min(PURGE_INTERVAL, retention), asyncio.get_running_loop()
     started = now() - loop.time()
     while True:
         try:
             before = min(now(), started + loop.time()) - retention
-            while await store.purge(before, PURGE_BATCH) == PURGE_BATCH:  # noqa: ASYNC110 - lets others commit
+            while await store.purge(before, PURGE_BATCH) == PURGE_BATCH:  # noqa: ASYNC110 - other commits come in between
                 await asyncio.sleep(0)
         except AgentsrvError as error:
-            _log.error("old tasks are kept: %s", error)
-        await asyncio.sleep(pause)
+            _log.error("old tasks could not be deleted: %s", error)
+        await asyncio.sleep(interval)

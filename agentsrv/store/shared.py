@@ -1,13 +1,24 @@
-"""SharedStore: what a store can do beside, whose tasks more than one node runs.
+"""SharedStore: additional operations of a store that several nodes share.
 
-Nodes meet only here. A lease belongs to a node, and a node's leases end together: it says every
-few seconds that it lives, and by the store's clock, which is the only one that counts, it has
-that long until others may take its tasks. What a client wants of a task that another node runs
-is a message in the task's inbox; whoever holds the lease answers it, in the same transaction as
-the events that the message caused.
+Nodes communicate only through the store.
 
-What nodes tell each other of at once are hints, and a hint may be lost: everything that is
-learned by one is found again by asking, a second later.
+*Leases.* A task's lease belongs to a node, and all leases of a node expire together. The node
+renews them every few seconds; if it does not, other nodes may take its tasks after the expiry time,
+by the store's clock.
+
+*Messages.* A command for a task that another node runs is a message in the task's inbox. The node
+that holds the lease answers it, in the same transaction as the events that the message caused:
+
+    post       stores a message; returns its number
+    inbox      the open messages of this node's tasks; one may be returned again while it is handled
+    append     with ``replies``: writes events and answers messages, or raises ``FencedError`` if
+               one of the messages is no longer open
+    reply      answers a message without writing events
+    replies    the replies that have been stored
+    withdraw   closes a message; afterwards no node will act on it
+
+*Notifications* tell other nodes at once about commits, tasks to claim, messages and replies. They
+may be lost, so each node also asks the store every ``SWEEP_INTERVAL`` seconds.
 """
 
 from __future__ import annotations
@@ -18,16 +29,16 @@ from typing import Final, NamedTuple, Protocol, runtime_checkable
 from agentsrv.models.usage import Use
 from agentsrv.store.base import LogHead, Store
 
-SWEEP: Final = 1.0  # seconds until what a lost hint would have told is found by asking
-TOLD_WITHIN: Final = 3.0  # seconds that ``SharedStore.share`` believes what a node told last
-NEWS_WITHIN: Final = 10.0  # seconds that ``SharedStore.news`` looks back over an owner's tasks
+SWEEP_INTERVAL: Final = 1.0  # seconds between queries for changes whose notification was lost
+USAGE_TTL: Final = 3.0  # seconds for which usage that a node published with ``share`` is valid
+NEWS_WINDOW: Final = 10.0  # seconds for which ``news`` returns changes of an owner's tasks
 
 
 class Message(NamedTuple):
-    """Something for the holder of a task's lease."""
+    """A message to the holder of a task's lease."""
 
     number: int
-    """Rises from message to message, of all tasks."""
+    """Ascending over the messages of all tasks."""
     task_id: str
     body: bytes
 
@@ -39,67 +50,70 @@ class Node(NamedTuple):
     role: str
     started_at: float
     """Seconds since the epoch."""
-    left: float
-    """Seconds until its leases are others' to take; negative where they are already."""
+    expires_in: float
+    """Seconds until its leases expire; negative if they have expired."""
     running: int
-    """Tasks that it holds the lease of."""
+    """The number of tasks that it holds the lease of."""
     lag: float
-    """Seconds that its event loop was late, when it last said that it lives."""
+    """Delay of its event loop in seconds, at the last renewal of its lease."""
 
 
 @runtime_checkable
 class SharedStore(Store, Protocol):
-    """A ``Store`` for several nodes; one object of it is one node's door to it.
+    """A ``Store`` for several nodes. One object is one node's access to it.
 
-    ``open`` frees nobody's leases. ``claim`` gives tasks whose node is gone, too, and ``Head.node``
-    tells who holds the lease. The listener's ``committed`` is called for this node's own
-    commits, ``ready`` and ``inbox`` at least once every ``SWEEP`` seconds.
+    Differences from ``Store``: ``open`` ends no leases. ``claim`` also returns tasks of lost nodes.
+    ``Head.node`` names the holder of the lease. The listener's ``committed`` is called
+    for this node's commits only, ``ready`` and ``inbox`` at least every ``SWEEP_INTERVAL`` seconds.
 
-    The place may be away for a while. What was handed over is then tried again until the node
-    would have lost its leases; whether an earlier try came through is found out first, so that
-    nothing is written twice. After that ``UnavailableError`` is raised, and the next call tries
-    again.
+    The database may be away for a while. Writes are then repeated until the node would lose its
+    lease, after checking whether an earlier attempt was committed, so that nothing is written
+    twice. After that they raise ``UnavailableError``, and the next call tries again.
     """
 
     node: str
-    """The name under which this node claims."""
+    """The name of this node."""
 
     lag: float
-    """Seconds that the event loop was late lately; others see it in ``nodes``."""
+    """Recent delay of the event loop in seconds; set by the server, listed by ``nodes``."""
 
     async def news(self, task_ids: Sequence[str], owners: Sequence[str]) -> Sequence[LogHead]:
-        """Where those tasks' logs end, and those of the owners' tasks that went on lately.
+        """The log heads of these tasks, and of the owners' tasks that changed recently.
 
-        ``NEWS_WITHIN`` says how lately. Tasks that are not there are left out.
+        Recently is within ``NEWS_WINDOW`` seconds. Tasks that do not exist are left out.
         """
 
     async def post(self, task_id: str, body: bytes) -> int:
-        """Put a message into a task's inbox; durable when its number is returned."""
+        """Put a message into a task's inbox; it is durable when its number is returned.
+
+        Raises:
+            NotFoundError: There is no such task.
+        """
 
     async def withdraw(self, number: int) -> bytes | None:
-        """Take a message back; return the reply where it was answered before that.
+        """Close a message; return its reply if it was answered before.
 
-        ``None``: nobody has acted on it, and nobody will.
+        ``None``: no node has acted on it, and no node will.
         """
 
     async def replies(self, numbers: Sequence[int]) -> Mapping[int, bytes]:
-        """The replies to those of the messages that were answered."""
+        """The replies to these messages, by number; unanswered ones are left out."""
 
     async def inbox(self) -> Sequence[Message]:
-        """The unanswered messages to the tasks whose lease this node holds, in their order."""
+        """The open messages to tasks whose lease this node holds, in ascending order."""
 
-    async def settle(self, number: int, reply: bytes) -> None:
-        """Answer a message that caused no event; those that did are answered by ``append``.
+    async def reply(self, number: int, body: bytes) -> None:
+        """Answer a message that caused no event; the others are answered by ``append``.
 
-        One of a task that another node holds by now stays open: its holder knows better.
+        If another node holds the task's lease by now, the message stays open for that node.
         """
 
     async def share(self, uses: Mapping[str, Use]) -> Sequence[Mapping[str, Use]]:
-        """Tell what principals use at this node, and return what each other one has told last.
+        """Publish the usage of principals at this node; return that of each other node.
 
-        It takes the place of what was told before, and holds for ``TOLD_WITHIN`` seconds by the
-        store's clock, or until the node ends in order.
+        It replaces this node's previous usage, and is valid for ``USAGE_TTL`` seconds by the
+        store's clock, or until the node closes the store.
         """
 
     async def nodes(self) -> Sequence[Node]:
-        """The nodes that live, and those that were lost in the last day, by name."""
+        """The live nodes, and those that were lost in the last day, sorted by name."""

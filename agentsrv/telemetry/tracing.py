@@ -72,7 +72,9 @@ class ModelSpan:
     def __init__(self, span: Span) -> None:
         self._span = span
 
-/tmp/y        for name, value in attributes.items():
+    def set_attributes(self, **attributes: Any) -> None:
+        """Set attributes. Names are without ``gen_ai.``, with ``__`` for a dot."""
+        for name, value in attributes.items():
             if value is not None:
                 self._span.set_attribute(f"gen_ai.{name.replace('__', '.')}", value)
 

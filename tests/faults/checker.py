@@ -15,7 +15,7 @@ import orjson
 from agentsrv.errors import AgentsrvError
 from agentsrv.models import events as e
 from agentsrv.models.task import TaskState
-from agentsrv.store.replay import SNAPSHOT_FROM
+from agentsrv.store.replay import MIN_SNAPSHOT_EVENTS
 from agentsrv.store.sqlite.schema import SEQ_BITS
 from tests.faults import busy_app
 
@@ -109,7 +109,7 @@ def check_log(stored: Stored, *, ended: bool = True, output: str | None = None) 
         wrong.append(f"{task}: {error}")
         return wrong
     wrong.expect(state.status == stored.status, f"{task}: {stored.status}, log: {state.status}")
-    if terminal and len(found) >= SNAPSHOT_FROM:
+    if terminal and len(found) >= MIN_SNAPSHOT_EVENTS:
         snapshot = orjson.loads(stored.state or b"null")
         wrong.expect(snapshot == state.snapshot(), f"{task}: the kept snapshot is another")
     wrong += check_steps(task, records)

@@ -78,13 +78,13 @@ async def test_a_full_disk(
     async with load.running() as running:
         for number in range(1, rounds + 1):
             grow(f"{used() + 500}k")
-            await logged("cannot write, since", number)
+            await logged("unable to write for", number)
             stores = read_copy(disk)
             wrong += check_told(load, stores)[1]
             for stored in stores.values():
                 wrong += check_log(stored, ended=False)
             grow("1g")
-            await logged("takes writes again, after", number)
+            await logged("can write again, after", number)
             frames = load.frames
             while load.frames < frames + 100:
                 load.asked.clear()

@@ -87,9 +87,9 @@ async def test_what_passes_is_told_and_everything_resumes(server, tmp_path, name
         assert types[-1] == "task_completed"
         assert "task_recovered" not in types
     assert await measured(server.url, "agentsrv_store_waiting") == 0
-    log = server.wait_for_log("takes writes again, after")
-    assert log.count("takes writes again, after") == 1
-    assert log.count("cannot write, since") == 1
+    log = server.wait_for_log("can write again, after")
+    assert log.count("can write again, after") == 1
+    assert log.count("unable to write for") == 1
     assert ("(process " in log) == (name == "write lock"), "who has the lock is told"
     assert server.stop() == Exit.DONE
     assert is_intact(path)
@@ -141,7 +141,7 @@ async def make_store(path: Path) -> None:
 
 def test_a_start_that_waits_in_vain_is_repeated_by_systemd(tmp_path, monkeypatch, capfd):
     """What passes ends with a status after which the shipped unit starts the server again."""
-    monkeypatch.setattr(sqlite, "OPEN_PATIENCE", 0.0)
+    monkeypatch.setattr(sqlite, "OPEN_TIMEOUT", 0.0)
     settings = Settings(port=0, store=f"sqlite:///{tmp_path / 'agentsrv.db'}")
     (never,) = re.findall(r"^RestartPreventExitStatus=(.*)$", UNIT.read_text(), re.MULTILINE)
     (policy,) = re.findall(r"^Restart=(.*)$", UNIT.read_text(), re.MULTILINE)
@@ -163,8 +163,8 @@ def test_systemd_repeats_a_start_that_waits_without_limit():
         int(re.findall(rf"^{name}=(\d+)$", text, re.MULTILINE)[0])
         for name in ("StartLimitIntervalSec", "StartLimitBurst", "RestartSec")
     )
-    assert burst * (sqlite.OPEN_PATIENCE + pause) > interval
-    assert sqlite.OPEN_PATIENCE == postgres.OPEN_PATIENCE
+    assert burst * (sqlite.OPEN_TIMEOUT + pause) > interval
+    assert sqlite.OPEN_TIMEOUT == postgres.OPEN_TIMEOUT
 
 
 @pytest.mark.parametrize("name", ["", ".", ":memory:", "nowhere/agentsrv.db", "a.db?mode=memory"])

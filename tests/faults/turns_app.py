@@ -14,7 +14,7 @@ from tests.faults.pouring_app import app
 
 __all__ = ["app"]
 
-_settle, _claim = TaskQueue.settle, TaskQueue.claim
+_commit_new, _claim = TaskQueue.commit_new, TaskQueue.claim
 _file = os.open(os.environ["TURNS"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
@@ -23,9 +23,9 @@ def _note(what: str, tasks: Iterable[tuple[str, str]]) -> None:
     os.write(_file, "".join(lines).encode())
 
 
-def _noted_settle(queue: TaskQueue) -> None:
+def _noted_commit(queue: TaskQueue) -> None:
     _note("queued", queue._new.items())
-    _settle(queue)
+    _commit_new(queue)
 
 
 def _noted_claim(queue: TaskQueue, limit: int) -> list[str]:
@@ -34,5 +34,5 @@ def _noted_claim(queue: TaskQueue, limit: int) -> list[str]:
     return claimed
 
 
-TaskQueue.settle = _noted_settle  # type: ignore[method-assign, assignment]
+TaskQueue.commit_new = _noted_commit  # type: ignore[method-assign, assignment]
 TaskQueue.claim = _noted_claim  # type: ignore[method-assign, assignment]

@@ -28,7 +28,7 @@ from agentsrv.store.base import (
 from agentsrv.store.memory import MemoryStore
 from agentsrv.store.postgres.lease import Timing
 from agentsrv.store.queue import QueueLimits
-from agentsrv.store.shared import NEWS_WITHIN, TOLD_WITHIN, Message, Node
+from agentsrv.store.shared import NEWS_WINDOW, USAGE_TTL, Message, Node
 from tests.support.store_listener import Heard
 
 T = TypeVar("T")
@@ -145,7 +145,7 @@ class Place(MemoryStore):
 
     def news(self, task_ids: Sequence[str], owners: Sequence[str]) -> list[LogHead]:
         """See ``SharedStore.news``."""
-        since = asyncio.get_running_loop().time() - NEWS_WITHIN
+        since = asyncio.get_running_loop().time() - NEWS_WINDOW
         return [
             LogHead(task_id, task.head.owner, task.head.seq)
             for task_id, task in self._tasks.items()
@@ -376,18 +376,18 @@ class SharedMemory:
 
         return await self._call("inbox", inbox)
 
-    async def settle(self, number: int, reply: bytes) -> None:
-        """See ``SharedStore.settle``."""
+    async def reply(self, number: int, body: bytes) -> None:
+        """See ``SharedStore.reply``."""
 
-        def settle() -> None:
+        def reply() -> None:
             place = self._place
             letter = place.letters[number]
             is_ours = place.holder(letter.message.task_id) in (self.node, None)
             if is_ours and place.is_open(number):
-                letter.reply = reply
+                letter.reply = body
             self._hint(lambda door: door._listener.inbox())
 
-        await self._call("settle", settle)
+        await self._call("reply", reply)
 
     async def share(self, uses: Mapping[str, Use]) -> Sequence[Mapping[str, Use]]:
         """See ``SharedStore.share``."""
@@ -395,7 +395,7 @@ class SharedMemory:
         def share() -> Sequence[Mapping[str, Use]]:
             told, at = self._place.uses, asyncio.get_running_loop().time()
             told[self.node] = (at, uses)
-            since = at - TOLD_WITHIN
+            since = at - USAGE_TTL
             return [use for node, (at, use) in told.items() if node != self.node and at > since]
 
         return await self._call("share", share)
@@ -498,7 +498,7 @@ class SharedMemory:
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(min(self._timing.beat, self._timing.sweep) / 2)
+            await asyncio.sleep(min(self._timing.renew_interval, self._timing.sweep_interval) / 2)
             is_late = loop.time() - self._beaten_at >= self._gives_up
             if is_late and (self._mended.is_set() or not self._is_stopped):
                 self._lose()
@@ -506,7 +506,7 @@ class SharedMemory:
                 continue
             if self._is_lost:
                 self._place.orphan(of=self.node)  # nobody here goes on with them
-            if self._is_lost or loop.time() - self._beaten_at >= self._timing.beat:
+            if self._is_lost or loop.time() - self._beaten_at >= self._timing.renew_interval:
                 self._beat()
             self._listener.ready()
             self._listener.inbox()

@@ -13,7 +13,7 @@ PENDING, QUEUED, RUNNING = TaskStatus.PENDING, TaskStatus.QUEUED, TaskStatus.RUN
 COMPLETED, CANCELLED = TaskStatus.COMPLETED, TaskStatus.CANCELLED
 NOW = 1_767_225_600.0
 HOUR = 3600.0
-STILL = Timing(ttl=HOUR, sweep=HOUR)  # of a store to which nothing happens by itself
+STILL = Timing(ttl=HOUR, sweep_interval=HOUR)  # of a store to which nothing happens by itself
 
 
 def new_task(

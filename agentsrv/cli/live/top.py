@@ -194,7 +194,9 @@ def _servers(found: Sequence[Node]) -> Iterator[RenderableType]:
         for title in nodes.TITLES:
             table.add_column(title, no_wrap=True, justify="left" if title == "NODE" else "right")
         for node in found:
-            table.add_row(*map(visible, nodes.told(node)), style=None if node.left > 0 else "dim")
+            table.add_row(
+                *map(visible, nodes.told(node)), style=None if node.expires_in > 0 else "dim"
+            )
         yield table
         yield Text()
 

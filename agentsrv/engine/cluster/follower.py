@@ -14,11 +14,11 @@ from agentsrv.errors import AgentsrvError
 from agentsrv.models.events import decode, format_timestamp
 from agentsrv.models.usage import MAX_LIST
 from agentsrv.store.base import Commit, LogHead, Span
-from agentsrv.store.shared import NEWS_WITHIN, SWEEP, SharedStore
+from agentsrv.store.shared import NEWS_WINDOW, SWEEP_INTERVAL, SharedStore
 
 BUDGET: Final = 5000  # events read by one query, of all tasks together
-OVERLAP: Final = 2 * NEWS_WITHIN  # seconds that are looked back over what is not remembered
-REMEMBERED: Final = 3 * NEWS_WITHIN  # seconds for which a task is remembered that stands still
+OVERLAP: Final = 2 * NEWS_WINDOW  # seconds that are looked back over what is not remembered
+REMEMBERED: Final = 3 * NEWS_WINDOW  # seconds for which a task is remembered that stands still
 
 
 @dataclass(slots=True)
@@ -37,9 +37,9 @@ class CommitFollower:
     """Publishes the commits of all nodes in the hub: each task's in order, without a hole, once.
 
     What this node commits is published at once. What others commit is told by hints, which may be
-    lost, doubled and late, and found by asking every ``SWEEP`` seconds; one query reads the logs
-    of all tasks of which there is news. Only followed tasks are read, and those of principals
-    who follow all of theirs.
+    lost, doubled and late, and found by asking every ``SWEEP_INTERVAL`` seconds; one query reads
+    the logs of all tasks of which there is news. Only followed tasks are read, and those of
+    principals who follow all of theirs.
 
     Args:
         store: Whose commits are published. Its listener passes them to ``publish``, and what
@@ -80,7 +80,7 @@ class CommitFollower:
             with suppress(AgentsrvError):  # what was told of is found by the next sweep
                 if is_due:
                     self._store.lag = max(0.0, loop.time() - awaited)
-                    next_sweep = loop.time() + SWEEP
+                    next_sweep = loop.time() + SWEEP_INTERVAL
                     await self._sweep()
                 await self._read_on()
 
@@ -126,11 +126,11 @@ class CommitFollower:
         """Ask where the logs end: nothing depends on a hint."""
         broker, now = self._broker, self._now()
         owners = list(broker.owners)
-        self._owners = {owner: self._owners.get(owner, now - SWEEP) for owner in owners}
+        self._owners = {owner: self._owners.get(owner, now - SWEEP_INTERVAL) for owner in owners}
         wanted = {*broker.followed, *self._tails}
         ids = {task_id for task_id in wanted if not self._runs_here(task_id)}
         for owner, known in self._owners.items():
-            if now - known > OVERLAP + NEWS_WITHIN / 2:  # longer ago than ``news`` looks back
+            if now - known > OVERLAP + NEWS_WINDOW / 2:  # longer ago than ``news`` looks back
                 page = await self._store.list(owner, None, MAX_LIST, None)
                 ids.update(row.task_id for row in page.rows)
         if ids or owners:
@@ -182,7 +182,7 @@ class CommitFollower:
         if not self._broker.follows_all(news.owner):
             self._publish(Commit(news.task_id, news.owner, news.seq, ()))  # followers read on
             return self._tails[news.task_id]
-        since = format_timestamp(self._owners.get(news.owner, self._now()) - SWEEP)
+        since = format_timestamp(self._owners.get(news.owner, self._now()) - SWEEP_INTERVAL)
         tail = self._tails[news.task_id] = _LogPosition(news.owner, 0, at, since)
         return tail
 

@@ -20,7 +20,7 @@ from agentsrv.error_text import as_fields
 from agentsrv.errors import AgentsrvError, FencedError, InternalError, UnavailableError, by_code
 from agentsrv.models.commands import Steering
 from agentsrv.store.base import Head
-from agentsrv.store.shared import SWEEP, Message, SharedStore
+from agentsrv.store.shared import SWEEP_INTERVAL, Message, SharedStore
 
 PATIENCE: Final = 15.0  # seconds that a node has to answer; the lease of one that died is over then
 EARLY: Final = 0.05  # seconds until a message is read again that came before its task's runner
@@ -105,7 +105,7 @@ class RemoteCommands:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PATIENCE
         while not answered.done():
-            await asyncio.wait({answered}, timeout=SWEEP)
+            await asyncio.wait({answered}, timeout=SWEEP_INTERVAL)
             if answered.done():
                 break
             head = await self._store.head(task_id)
@@ -156,7 +156,7 @@ class RemoteCommands:
         try:
             await runner.journal.commit()
             if reply is not None:
-                await self._store.settle(number, reply)
+                await self._store.reply(number, reply)
         except AgentsrvError as error:
             _log.debug("message %d waits for whoever runs its task next: %s", number, error)
         finally:

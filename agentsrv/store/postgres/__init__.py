@@ -1,6 +1,7 @@
 """The store in PostgreSQL, which several nodes share.
 
-`store` combines the parts: `writer` and `flush` collect the operations of all tasks into one
-statement, `reader` reads logs, `lease` keeps this node's tasks its own, `notifier` announces
-commits to other nodes. The SQL is in `statements`, the tables in `schema`.
+`store` combines the parts. `flush` collects the requests of all callers and `writer` writes them in
+one transaction; `reader` reads; `lease` keeps this node's tasks from other nodes; `notifier`
+announces commits to them; `damage` finds unreadable tasks. The SQL is in ``queries.sql``, which
+`sql` loads, the tables in ``schema.sql``, which `schema` applies.
 """

@@ -1,16 +1,15 @@
-"""Finds the tasks of a PostgreSQL store that are on pages which cannot be read.
+"""Finds the tasks of a PostgreSQL store that are on unreadable pages.
 
 Theory of operation
 ===================
+A statement that reads a damaged page fails as a whole and does not say which rows are on it. So
+the rows are searched for: ranges of ids are read one after another by the index of ids, and a
+range that cannot be read is halved until it has one id. A range has about ``ROWS_PER_RANGE`` rows,
+so each statement is short; where ids are sparse because old tasks were purged, ranges get longer.
 
-A statement that meets a damaged page fails whole and does not say which rows were on it. The rows
-have to be looked for: ranges of ids are read one after the other, by the index of ids, and a range
-that cannot be read is halved until it has one id. A range has about ``ROWS`` rows, so no statement
-takes long; where ids are sparse, because old tasks were forgotten, ranges become longer.
+A damaged row of ``task`` does not show its task's id; the first event of its log does.
 
-A damaged row of ``task`` does not say what its task is called. The first event of its log does.
-
-The search is made when a statement has failed (``PostgresStore``), and by ``agentsrv doctor``.
+`PostgresStore` starts a search after a statement failed; ``agentsrv doctor`` starts one, too.
 """
 
 from __future__ import annotations
@@ -23,116 +22,112 @@ from asyncpg import Connection
 
 from agentsrv.error_text import describe
 from agentsrv.store.postgres import connections
+from agentsrv.store.postgres.sql import queries
 
 T = TypeVar("T")
-Reading = Callable[[Callable[[Connection], Awaitable[T]]], Awaitable[T]]
-"""Does something with a connection for which a scan of a whole table is disabled."""
+Read = Callable[[Callable[[Connection], Awaitable[T]]], Awaitable[T]]
+"""Calls its argument with a connection on which scans of whole tables are disabled."""
 
-ROWS: Final = 1000  # of one statement
-MOST: Final = 1000  # damaged tasks; if there are more, it is an index that is damaged
-LAST: Final = "SELECT last_value FROM task_id_seq"
-ROW: Final = """
-SELECT count(*), max(seq), count(md5(spec)) FILTER (WHERE ready IS NOT NULL OR $3),
-    count(md5(state)) FILTER (WHERE $3)
-FROM task WHERE id > $1 AND id <= $2
-"""
-"""Reads rows, and what a worker needs in addition; all that is stored apart from them if $3."""
-LOGS: Final = "SELECT count(md5(body)) FROM event WHERE task > $1 AND task <= $2"
-FIRST: Final = "SELECT body FROM event WHERE task = $1 ORDER BY seq LIMIT 1"
-NAME: Final = "SELECT task_id FROM task WHERE id = $1"
+ROWS_PER_RANGE: Final = 1000
+MAX_DAMAGED_TASKS: Final = 1000  # if there are more, an index is probably damaged
 
 
-class Damage(NamedTuple):
+class DamagedTask(NamedTuple):
     """A task that cannot be read."""
 
     number: int
     """Its ``id`` in the table."""
     name: str
-    """What clients call it, or its number where that cannot be read either."""
+    """Its task id, or its number if the task id cannot be read either."""
     reason: str
 
 
 class TooMuchDamageError(Exception):
-    """More tasks than ``MOST`` cannot be read."""
+    """More than ``MAX_DAMAGED_TASKS`` tasks cannot be read."""
 
     def __init__(self) -> None:
-        super().__init__(f"more than {MOST} tasks cannot be read")
+        super().__init__(f"more than {MAX_DAMAGED_TASKS} tasks cannot be read")
 
 
-class Piece(NamedTuple):
-    """What was found in some of the tasks."""
+class SearchedRange(NamedTuple):
+    """The number of tasks in a range of ids, and the damaged ones among them."""
 
     rows: int
-    damage: list[Damage]
+    damaged: list[DamagedTask]
 
 
-async def last_number(read: Reading[Any]) -> int:
+async def last_number(read: Read[Any]) -> int:
     """The number of the newest task."""
-    last: int = await read(lambda db: db.fetchval(LAST))
+    last: int = await read(queries().last_task_number.fetch_value)
     return last
 
 
 async def search(
-    read: Reading[Any], *, newest: bool = False, logs: bool = False
-) -> AsyncIterator[Piece]:
-    """Read all tasks, piece by piece.
+    read: Read[Any], *, newest_first: bool = False, logs: bool = False
+) -> AsyncIterator[SearchedRange]:
+    """Read all tasks, one range after another.
 
     Args:
         read: Reads from the store.
-        newest: Begin with the newest task. By default the oldest is first.
-        logs: Read also their logs and what only clients need.
+        newest_first: Begin with the newest task. By default the oldest is first.
+        logs: Read the logs, too, and the columns that only clients need.
 
     Raises:
-        TooMuchDamageError: There are too many damaged tasks to name them.
+        TooMuchDamageError: There are too many damaged tasks to list them.
     """
-    last, length, done, found = await last_number(read), ROWS, 0, 0
+    last, length, done, count = await last_number(read), ROWS_PER_RANGE, 0, 0
     while done < last:
         size = min(length, last - done)
-        low = last - done - size if newest else done
-        piece = await _look(read, low, low + size, logs=logs)
-        found += len(piece.damage)
-        if found > MOST:
+        low = last - done - size if newest_first else done
+        found = await _search_range(read, low, low + size, logs=logs)
+        count += len(found.damaged)
+        if count > MAX_DAMAGED_TASKS:
             raise TooMuchDamageError
-        yield piece
+        yield found
         done += size
-        if piece.rows < ROWS // 2:
+        if found.rows < ROWS_PER_RANGE // 2:
             length *= 2
-        elif piece.rows > ROWS:
+        elif found.rows > ROWS_PER_RANGE:
             length = max(length // 2, 1)
 
 
-async def _look(read: Reading[Any], low: int, high: int, *, logs: bool) -> Piece:
-    """Read the tasks with the numbers ``low + 1`` to ``high``."""
-    rows, damage, ranges = 0, list[Damage](), [(low, high)]
+async def _search_range(read: Read[Any], low: int, high: int, *, logs: bool) -> SearchedRange:
+    """Read the tasks with the numbers ``low + 1`` to ``high``; halve a range that fails."""
+    rows, damaged, ranges = 0, list[DamagedTask](), [(low, high)]
     while ranges:
         low, high = ranges.pop()
         try:
-            rows += await read(lambda db: _read(db, low, high, logs=logs))  # noqa: B023 - awaited here
+            rows += await read(lambda db: _probe(db, low, high, logs=logs))  # noqa: B023 - awaited here
         except connections.DAMAGED as error:
             if high - low == 1:
-                damage.append(Damage(high, await _name(read, high), describe(error)))
-                if len(damage) > MOST:
+                damaged.append(DamagedTask(high, await _name(read, high), describe(error)))
+                if len(damaged) > MAX_DAMAGED_TASKS:
                     raise TooMuchDamageError from error
             else:
                 middle = (low + high) // 2
                 ranges += [(middle, high), (low, middle)]
-    return Piece(rows + len(damage), damage)
+    return SearchedRange(rows + len(damaged), damaged)
 
 
-async def _read(db: Connection, low: int, high: int, *, logs: bool) -> int:
-    count: int = await db.fetchval(ROW, low, high, logs)
+async def _probe(db: Connection, low: int, high: int, *, logs: bool) -> int:
+    """Read every row of a range; return how many tasks it has."""
+    count: int = await queries().probe_tasks.fetch_value(db, low=low, high=high, all=logs)
     if logs:
-        await db.fetchval(LOGS, low, high)
+        await queries().probe_events.execute(db, low=low, high=high)
     return count
 
 
-async def _name(read: Reading[Any], number: int) -> str:
-    for statement in (NAME, FIRST):
-        try:
-            found = await read(lambda db: db.fetchval(statement, number))  # noqa: B023 - likewise
-            if statement is NAME and found is not None:
-                return str(found)
-            return str(orjson.loads(found.partition(b"\n")[0])["task_id"])
-        except (*connections.DAMAGED, ValueError, TypeError, AttributeError, KeyError):
-            continue
-    return f"number {number}"
+async def _name(read: Read[Any], number: int) -> str:
+    """The task's id from its row, from its first event, or ``number N``."""
+    unreadable = (*connections.DAMAGED, ValueError, TypeError, AttributeError, KeyError)
+    try:
+        found = await read(lambda db: queries().task_id_of_number.fetch_value(db, number=number))
+        if found is not None:
+            return str(found)
+    except connections.DAMAGED:
+        pass  # its log may be readable
+    try:
+        body = await read(lambda db: queries().first_events.fetch_value(db, number=number))
+        return str(orjson.loads(body.partition(b"\n")[0])["task_id"])
+    except unreadable:
+        return f"number {number}"

@@ -1,8 +1,45 @@
-"""Flusher: gathers what callers want written, and has one flush under way at a time.
+"""Flusher: collects the requests of all callers, and writes them in one flush at a time.
 
-At once when idle, whatever has gathered when busy. It survives the server's being away: a flush
-is tried again, after a look at whether it came through, until the node would have lost its
-leases; after that everybody is told ``UnavailableError``, and the next request tries again.
+Theory of operation
+===================
+*Queue.* ``submit`` appends a request to ``_waiting`` and returns a future. ``run`` is the only
+task that writes events. When it is idle, it flushes in the next turn of the loop; requests that
+arrive during a flush gather for the next one. There is no time window.
+
+*Take.* A flush takes the waiting requests in order, at most ``MAX_REQUESTS`` and about
+``MAX_EVENTS``. Two requests of one task, two creates with one idempotency key, and two claims
+never share a flush: they are rows of one statement, so the second would not see the first.
+
+*Write.* `writer.Flush` commits it all, or nothing. A conflict refuses its own request only.
+
+*Report.* Each caller gets its result or its refusal. Requests that another node's writes
+prevented (``FlushResult.again``) go to the front of the queue.
+
+*A lost connection.* The flush may have been committed. Each flush of this process has a number,
+which the transaction stores in the process's row of ``writer`` if the stored number is that of the
+flush before. After reconnecting, ``last_flush`` locks and reads this row, which waits for a
+transaction that the server is still executing for the old connection:
+
+    stored number           meaning                        next
+    this flush's            it was committed               rebuild the result (``Flush.recall``)
+    that of the one before  it was not                     write it again
+    none                    the row was deleted, after     insert a row, write it again
+                            an outage of a day
+
+A duplicate that arrives late finds another number and writes nothing. So a flush takes effect
+once, however often it is sent.
+
+*An outage.* The flush is repeated until the node's lease would be lost, at least
+``connections.RETRY_PERIOD`` seconds. Then its callers get ``UnavailableError``: the outcome is
+unknown. Requests that only waited stay in the queue, and the next flush tries again for them.
+
+*A flush that PostgreSQL refuses* (a damaged page, a value that it does not accept). The
+transaction is rolled back, and the error does not say which request caused it. All requests go back
+to the front of the queue, and the next flushes take one request each (``_singly``). Only a request
+that fails alone is refused.
+
+*Cancelled callers.* Their requests are written nevertheless. ``wait_for_writes`` delays a read of
+the task until then.
 """
 
 from __future__ import annotations
@@ -17,293 +54,287 @@ from typing import Any, Final, Protocol
 import asyncpg
 
 from agentsrv.error_text import describe
-from agentsrv.errors import AgentsrvError, UnavailableError
+from agentsrv.errors import UnavailableError
 from agentsrv.store.base import Append, NewTask, damaged
 from agentsrv.store.postgres import connections
-from agentsrv.store.postgres.statements import statements
+from agentsrv.store.postgres.sql import queries
 from agentsrv.store.postgres.writer import (
     Claim,
     Flush,
-    Mark,
-    Outcome,
+    FlushConflictError,
+    FlushNumber,
+    FlushResult,
     Release,
     Request,
-    VersionConflict,
     may_change_queue,
 )
 from agentsrv.store.queue import QueueLimits
 
-MAX_EVENTS: Final = 5000  # events of one flush: some 100 ms
-MAX_REQUESTS: Final = 2000  # of one flush; what one step of the sequence ``ready`` has room for
+MAX_EVENTS: Final = 5000  # events of one flush: about 100 ms
+MAX_REQUESTS: Final = 2000  # of one flush; fewer than the places of one value of sequence `ready`
+CLOSED: Final = "the store is closed"
 
 _log = logging.getLogger("agentsrv.store")
 
 
 class LeaseHolder(Protocol):
-    """What the flusher needs to know of the node's lease."""
+    """The part of `NodeLease` that the flusher reads."""
 
     id: int | None
-    """The lease that claimed tasks hang on, while there is one."""
+    """The node's lease; ``None`` while it has none."""
 
     until: float
-    """When it would be lost, by the clock."""
+    """When the lease will be lost, by the node's clock."""
 
 
 @dataclass(slots=True, eq=False)
-class Operation:
-    """A request, and who waits for it."""
+class PendingRequest:
+    """A request, and the future of its caller."""
 
     request: Request
     done: asyncio.Future[Any]
 
 
 NoteDamage = Callable[[str | None, BaseException], None]
-"""Takes note of a task that cannot be read or written, and why; ``None`` if it is unknown which."""
-Settled = Callable[[Sequence[tuple[Operation, Any]], Outcome], None]
-"""Is told of each flush: the operations with their results, an exception where refused."""
+"""Records that a task cannot be read or written, and why; ``None``: an unknown task."""
+OnFlushed = Callable[[Sequence[tuple[PendingRequest, Any]], FlushResult], None]
+"""Receives the requests of each flush with their results, an exception if refused."""
 
 
 class Flusher:
-    """The only one that writes events; owns the connection that it does so by.
+    """Writes all events of this process; see the module.
 
-    ``run`` is the task in which everything happens; whoever starts it cancels it.
+    ``run`` is the task that writes; the owner starts and cancels it. It has its own connection.
     """
 
     def __init__(
         self,
         dsn: str,
-        holding: LeaseHolder,
+        lease: LeaseHolder,
         limits: QueueLimits,
         clock: Callable[[], float],
-        settled: Settled,
+        on_flushed: OnFlushed,
         *,
         note_damage: NoteDamage,
     ) -> None:
         self._dsn = dsn
-        self._holding = holding
+        self._lease = lease
         self._limits = limits
         self._clock = clock
-        self._settled = settled
+        self._on_flushed = on_flushed
         self._note_damage = note_damage
-        self.statements = statements()
-        """Those that look for tasks; others where damaged tasks are to be left out."""
+        self.queries = queries()
+        """The statements; replaced when damaged tasks are found."""
         self._singly = 0
-        """Flushes that take one request each: one of those that wait cannot be written."""
-        self._waiting: list[Operation] = []
-        self._writing: Sequence[Operation] = ()
+        """The number of next flushes that take one request each."""
+        self._waiting: list[PendingRequest] = []
+        self._writing: Sequence[PendingRequest] = ()
         self._wake = asyncio.Event()
         self._flushed = asyncio.Event()
         self._connection: asyncpg.Connection | None = None
         self._writer = 0
-        self._last = 0  # the flush that the writer's row tells of
+        self._last = 0
+        """The number in the writer's row, as far as this process knows."""
         self._number = 0
+        """The number of the current flush."""
         self.closed = False
         self.trouble: str | None = None
-        """Why the last try of a flush failed; ``None`` after one that did not."""
+        """Why the last attempt failed; ``None`` after one that succeeded."""
 
     async def open(self, connection: asyncpg.Connection) -> int:
-        """Make the writer's row, and return its number."""
-        self._writer = await connection.fetchval("INSERT INTO writer DEFAULT VALUES RETURNING id")
+        """Insert the writer's row, and return its id."""
+        self._writer = await self.queries.insert_writer.fetch_value(connection)
         return self._writer
 
     def submit(self, request: Request) -> asyncio.Future[Any]:
-        """Hand a request over; the awaitable is done when it is durable."""
+        """Queue a request; the future is done when the request is durable."""
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self.closed:
-            done.set_exception(UnavailableError("the store is closed"))
+            done.set_exception(UnavailableError(CLOSED))
         else:
-            self._waiting.append(Operation(request, done))
+            self._waiting.append(PendingRequest(request, done))
             self._wake.set()
         return done
 
-    async def settled(self, task_id: str) -> None:
-        """Wait until nothing is under way for the task whose caller no longer waits."""
+    async def wait_for_writes(self, task_id: str) -> None:
+        """Wait until no request of the task is pending whose caller was cancelled."""
         while any(
-            operation.done.cancelled() and getattr(operation.request, "task_id", None) == task_id
-            for operation in (*self._writing, *self._waiting)
+            pending.done.cancelled() and getattr(pending.request, "task_id", None) == task_id
+            for pending in (*self._writing, *self._waiting)
         ):
             self._flushed.clear()
             await self._flushed.wait()
 
     async def close(self) -> None:
-        """Take nothing more, and wait until everything was written or given up."""
+        """Accept no more requests, and wait until all of them have a result."""
         self.closed = True
         while self._waiting or self._writing:
             self._flushed.clear()
             await self._flushed.wait()
 
     async def run(self) -> None:
-        """Flush whatever waits, until cancelled."""
+        """Flush waiting requests, until cancelled."""
         try:
             while True:
                 self._wake.clear()
                 if not self._waiting:
                     await self._wake.wait()
-                # A turn for who was told of the last flush, or of what is asked for now.
+                # One turn, so that callers that have just been answered can submit more.
                 await asyncio.sleep(0)
-                most = 1 if self._singly else MAX_REQUESTS
-                self._writing, self._waiting = take(self._waiting, most)
+                limit = 1 if self._singly else MAX_REQUESTS
+                self._writing, self._waiting = take(self._waiting, limit)
                 self._singly -= bool(self._singly)
                 await self._flush(self._writing)
+                self._writing = ()
+                self._flushed.set()
         finally:
-            self._drop()
+            self._drop_connection()
             self.closed = True
-            self._give_up("the store is closed")
+            _refuse([*self._writing, *self._waiting], CLOSED)
+            self._writing, self._waiting = (), []
+            self._flushed.set()
 
-    async def _flush(self, operations: Sequence[Operation]) -> None:
-        """Write the operations, and tell those who wait."""
+    async def _flush(self, pending: Sequence[PendingRequest]) -> None:
+        """Write the requests, and report their results."""
         self._number += 1
-        started, pauses = self._clock(), connections.pauses()
-        requests = [operation.request for operation in operations]
-        node, is_away = self._holding.id, False
+        started, delays = self._clock(), connections.retry_delays()
+        requests = [each.request for each in pending]
+        node, is_away = self._lease.id, False
         while True:
-            flush = Flush(requests, node, self._limits, self.statements)
+            flush = Flush(requests, node, self._limits, self.queries)
             try:
-                outcome = await self._attempt(flush)
-            except VersionConflict:
-                self._drop()
-            except (*connections.AWAY, *connections.SHUT_OUT) as error:
-                self._drop()
-                if isinstance(error, ValueError):  # asyncpg's, of a value that it cannot encode
-                    self._set_aside(operations, error)
+                result = await self._attempt(flush)
+            except FlushConflictError:
+                self._drop_connection()
+            except (*connections.AWAY, *connections.LOCKED_OUT) as error:
+                self._drop_connection()
+                if isinstance(error, ValueError):  # asyncpg cannot encode a value
+                    self._set_aside(pending, error)
                     return
                 self.trouble = describe(error)
-                if self._clock() > max(started + connections.PATIENCE, self._holding.until):
-                    self._give_up(error)
+                if self._clock() > max(started + connections.RETRY_PERIOD, self._lease.until):
+                    _refuse(pending, error)
                     return
                 if not is_away:
-                    told = "PostgreSQL at %s cannot be used now; trying again: %s"
-                    _log.warning(told, connections.address_of(self._dsn), self.trouble)
+                    _log.warning(
+                        "PostgreSQL at %s cannot be used now; trying again: %s",
+                        connections.address_of(self._dsn),
+                        self.trouble,
+                    )
                 is_away = True
-                await asyncio.sleep(next(pauses))
-            except Exception as error:  # noqa: BLE001 - damage, or a fault of ours; flushing continues
-                self._drop()
-                if flush.statements is not self.statements:  # which leave the page out by now
+                await asyncio.sleep(next(delays))
+            except Exception as error:  # noqa: BLE001 - damage, or a bug; other requests continue
+                self._drop_connection()
+                if flush.queries is not self.queries:  # the damage has been found meanwhile
                     continue
-                self._set_aside(operations, error)
+                self._set_aside(pending, error)
                 return
             else:
-                if node != self._holding.id:  # lost meanwhile, and all that it ran was told to stop
-                    outcome.forget_claims(requests)
-                outcome.seconds = self._clock() - started
+                if node != self._lease.id:  # lost meanwhile, and its tasks were told to stop
+                    result.forget_claims(requests)
+                result.seconds = self._clock() - started
                 if self.trouble is not None:
                     _log.info("PostgreSQL can be used again")
                     self.trouble = None
-                self._tell(operations, outcome)
+                self._report(pending, result)
                 return
 
-    async def _attempt(self, flush: Flush) -> Outcome:
+    async def _attempt(self, flush: Flush) -> FlushResult:
         is_new = self._connection is None
-        connection = self._connection or await connections.connect(self._dsn, connections.WRITER)
+        connection = self._connection or await connections.connect(
+            self._dsn, connections.WRITER_SETTINGS
+        )
         self._connection = connection
         with connections.deadline(connection):
             if is_new:
                 self._last = await self._find_last(connection)
-            mark = Mark(self._writer, self._last, self._number)
+            number = FlushNumber(self._writer, self._last, self._number)
             if self._last == self._number:
-                return await flush.recall(connection, mark)
-            outcome = await flush.write(connection, mark)
+                return await flush.recall(connection, number)
+            result = await flush.write(connection, number)
             self._last = self._number
-            return outcome
+            return result
 
     async def _find_last(self, connection: asyncpg.Connection) -> int:
-        """The flush that the server has; one that it is still writing is waited for."""
-        last: int | None = await connection.fetchval(
-            "SELECT flush FROM writer WHERE id = $1 FOR UPDATE", self._writer
+        """Read the number of the last flush; insert the writer's row if it was deleted."""
+        last: int | None = await self.queries.last_flush.fetch_value(
+            connection, writer=self._writer
         )
-        if last is None:  # away for so long that this process was forgotten
+        if last is None:
             await self.open(connection)
             return 0
         return last
 
-    def _drop(self) -> None:
-        """Let go of the connection; what it may still be doing is found out by the next."""
+    def _drop_connection(self) -> None:
         if self._connection is not None:
             with suppress(Exception):
                 self._connection.terminate()
             self._connection = None
 
-    def _tell(self, operations: Sequence[Operation], outcome: Outcome) -> None:
-        again = set(outcome.again)
-        settled = [
-            (operation, outcome.refusals.get(place, outcome.results.get(place)))
-            for place, operation in enumerate(operations)
-            if place not in again
+    def _report(self, pending: Sequence[PendingRequest], result: FlushResult) -> None:
+        again = set(result.again)
+        flushed = [
+            (each, result.refusals.get(position, result.results.get(position)))
+            for position, each in enumerate(pending)
+            if position not in again
         ]
-        self._waiting[:0] = [operations[place] for place in sorted(again)]
-        self._settled(settled, outcome)
-        self._writing = ()
-        self._flushed.set()
+        self._waiting[:0] = [pending[position] for position in sorted(again)]
+        self._on_flushed(flushed, result)
 
-    def _set_aside(self, operations: Sequence[Operation], error: Exception) -> None:
-        """Refuse the request that cannot be written; of many, find it by one flush each.
-
-        It has met a damaged page, or PostgreSQL does not take what it holds.
-        """
-        self._writing = ()
-        if len(operations) > 1:
-            self._waiting[:0] = operations
-            self._singly = len(operations)
+    def _set_aside(self, pending: Sequence[PendingRequest], error: Exception) -> None:
+        """Refuse a request that PostgreSQL refuses alone; of several, repeat each alone."""
+        if len(pending) > 1:
+            self._waiting[:0] = pending
+            self._singly = len(pending)
             return
-        (operation,) = operations
-        request, is_damage = operation.request, isinstance(error, connections.DAMAGED)
+        (each,) = pending
+        request, is_damage = each.request, isinstance(error, connections.DAMAGED)
         task_id = None if isinstance(request, NewTask) else getattr(request, "task_id", None)
         refusal: Exception
         if not is_damage:
             _log.error("PostgreSQL refused a request (%s)", type(request).__name__, exc_info=error)
             refusal = error if isinstance(request, Append) else connections.unavailable(error)
-        elif task_id is None or may_change_queue(request):  # perhaps the page of another task
+        elif task_id is None or may_change_queue(request):  # may be another task's page
             self._note_damage(None, error)
-            refusal = connections.damage(error)
+            refusal = connections.store_damaged(error)
         else:
             self._note_damage(task_id, error)
             refusal = damaged(task_id)
-        if not operation.done.done():
-            operation.done.set_exception(refusal)
-        self._flushed.set()
-
-    def _give_up(self, error: object) -> None:
-        """Tell everybody; those who came later would only wait as long."""
-        refusal = connections.unavailable(error)
-        operations = [*self._writing, *self._waiting]
-        self._writing, self._waiting = (), []
-        for operation in operations:
-            if not operation.done.done():
-                operation.done.set_exception(_copy(refusal))
-        self._flushed.set()
+        if not each.done.done():
+            each.done.set_exception(refusal)
 
 
-def _copy(refusal: AgentsrvError) -> AgentsrvError:
-    """An exception of everybody's own: each is raised, and given a traceback, elsewhere."""
-    return type(refusal)(f"{refusal.message}; the outcome is unknown")
+def _refuse(pending: Sequence[PendingRequest], error: object) -> None:
+    """Fail requests that may have been written. Each caller gets an exception of its own."""
+    for each in pending:
+        if not each.done.done():
+            message = connections.unavailable(error).message
+            each.done.set_exception(UnavailableError(f"{message}; the outcome is unknown"))
 
 
 def take(
-    waiting: list[Operation], most: int = MAX_REQUESTS
-) -> tuple[list[Operation], list[Operation]]:
-    """What can go in one flush, in the order it was asked for, and what must wait for the next.
-
-    Of one task, one idempotency key and of claims there is one in a flush.
-    """
-    taken: list[Operation] = []
-    left: list[Operation] = []
+    waiting: list[PendingRequest], limit: int = MAX_REQUESTS
+) -> tuple[list[PendingRequest], list[PendingRequest]]:
+    """Split the waiting requests, in order, into those of the next flush and the rest."""
+    taken: list[PendingRequest] = []
+    left: list[PendingRequest] = []
     seen: set[object] = set()
     events = 0
-    for place, operation in enumerate(waiting):
-        if events > MAX_EVENTS or len(taken) >= most:
-            return taken, left + waiting[place:]
-        subjects = set(_subjects(operation.request))
+    for position, pending in enumerate(waiting):
+        if events > MAX_EVENTS or len(taken) >= limit:
+            return taken, left + waiting[position:]
+        subjects = set(_subjects(pending.request))
         if seen.isdisjoint(subjects):
-            taken.append(operation)
-            events += len(getattr(operation.request, "events", ()))
+            taken.append(pending)
+            events += len(getattr(pending.request, "events", ()))
         else:
-            left.append(operation)
+            left.append(pending)
         seen |= subjects
     return taken, left
 
 
 def _subjects(request: Request) -> Iterator[object]:
-    """What no two requests of a flush may have in common."""
+    """Keys that no two requests of a flush may share."""
     match request:
         case NewTask():
             yield request.task_id
@@ -313,5 +344,5 @@ def _subjects(request: Request) -> Iterator[object]:
             yield request.task_id
         case Claim():
             yield Claim
-        case _:  # answers to messages: one each
+        case _:  # a reply has no limit
             return

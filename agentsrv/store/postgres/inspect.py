@@ -1,4 +1,4 @@
-"""What a PostgreSQL store holds, looked at from outside, without taking part."""
+"""Inspects a PostgreSQL store from outside, for ``agentsrv doctor`` and ``agentsrv nodes``."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import asyncpg
 
 from agentsrv.errors import ConfigurationError
 from agentsrv.store.postgres import connections, reader
-from agentsrv.store.postgres.damage import Damage, Reading, TooMuchDamageError, search
-from agentsrv.store.postgres.statements import statements
+from agentsrv.store.postgres.damage import DamagedTask, Read, TooMuchDamageError, search
+from agentsrv.store.postgres.sql import queries
 from agentsrv.store.shared import Node
 
 T = TypeVar("T")
 
-MOST_EXAMINED: Final = 20_000  # tasks: some seconds
+MAX_EXAMINED_TASKS: Final = 20_000  # takes some seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What was found in a store.
+class PostgresStoreInfo:
+    """An overview of a store.
 
     Attributes:
-        version: PostgreSQL's.
-        nodes: Those that live, and those that were lost in the last day; ``None`` where no
-            server has used the database yet.
+        version: PostgreSQL's version.
+        nodes: The live nodes, and those that were lost in the last day; ``None`` if no server has
+            used the database yet.
     """
 
     version: str
@@ -36,24 +36,24 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """What was found in the tasks of a store.
+    """The result of reading the tasks of a store.
 
     Attributes:
-        tasks: How many were read, with their logs: the newest ones.
-        is_whole: Whether these are all.
-        damage: What of them cannot be read.
+        tasks: How many tasks were read, with their logs: the newest ones.
+        is_whole: Whether these are all tasks.
+        damaged: The tasks that cannot be read.
     """
 
     tasks: int
     is_whole: bool
-    damage: Sequence[Damage]
+    damaged: Sequence[DamagedTask]
 
 
-async def look(dsn: str) -> Look:
-    """Read what is in the store; it is not changed.
+async def read_info(dsn: str) -> PostgresStoreInfo:
+    """Read the overview; the store is not changed.
 
     Raises:
-        ConfigurationError: It cannot be reached or read.
+        ConfigurationError: The store cannot be reached or read.
     """
     async with _connected(dsn) as connection:
         version = await connection.fetchval("SHOW server_version")
@@ -61,36 +61,36 @@ async def look(dsn: str) -> Look:
             nodes = await _nodes(connection)
         except asyncpg.UndefinedTableError:
             nodes = None
-    return Look(version.partition(" ")[0], nodes)
+    return PostgresStoreInfo(version.partition(" ")[0], nodes)
 
 
-async def examine(dsn: str, most: int = MOST_EXAMINED) -> Examination:
-    """Read the newest tasks, about ``most``, to find those that cannot be read.
+async def examine(dsn: str, max_tasks: int = MAX_EXAMINED_TASKS) -> Examination:
+    """Read about ``max_tasks`` of the newest tasks, and list those that cannot be read.
 
     Raises:
         ConfigurationError: The store cannot be reached, or too much of it cannot be read.
     """
-    tasks, is_whole, damage = 0, True, list[Damage]()
+    tasks, is_whole, damaged = 0, True, list[DamagedTask]()
     async with _connected(dsn) as connection:
-        async for piece in search(_reading(connection), newest=True, logs=True):
-            if tasks >= most:
+        async for found in search(_read(connection), newest_first=True, logs=True):
+            if tasks >= max_tasks:
                 is_whole = False
                 break
-            tasks += piece.rows
-            damage += piece.damage
-    return Examination(tasks, is_whole, damage)
+            tasks += found.rows
+            damaged += found.damaged
+    return Examination(tasks, is_whole, damaged)
 
 
 async def _nodes(connection: asyncpg.Connection) -> Sequence[Node]:
     try:
-        return await reader.nodes(connection, statements())
-    except connections.DAMAGED:  # of the page of a task that one of them runs
-        pieces = [piece async for piece in search(_reading(connection))]
-    damaged = sorted(damage.number for piece in pieces for damage in piece.damage)
-    return await reader.nodes(connection, statements(tuple(damaged)))
+        return await reader.nodes(connection, queries())
+    except connections.DAMAGED:  # the page of a task that a node runs
+        found = [found async for found in search(_read(connection))]
+    numbers = sorted(task.number for each in found for task in each.damaged)
+    return await reader.nodes(connection, queries(tuple(numbers)))
 
 
-def _reading(connection: asyncpg.Connection) -> Reading[Any]:
+def _read(connection: asyncpg.Connection) -> Read[Any]:
     async def read(work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
         return await work(connection)
 
@@ -100,11 +100,11 @@ def _reading(connection: asyncpg.Connection) -> Reading[Any]:
 @asynccontextmanager
 async def _connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
     try:
-        connection = await connections.connect(dsn, connections.READER)
+        connection = await connections.connect(dsn, connections.READER_SETTINGS)
         try:
             yield connection
         finally:
             connection.terminate()
     except (*connections.FAILED, ConfigurationError, TooMuchDamageError) as error:
         reason = connections.explain(error, dsn)
-        raise ConfigurationError(f"cannot look into the PostgreSQL store{reason}") from None
+        raise ConfigurationError(f"cannot inspect the PostgreSQL store{reason}") from None

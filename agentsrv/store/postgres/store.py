@@ -1,11 +1,16 @@
-"""PostgresStore: many nodes, one truth.
+"""PostgresStore: one database, used by several nodes.
 
-Each node has a few connections: the flusher writes by one, the lease beats by another, the bus
-listens on a third, and a small pool reads. What they write and ask is told in their modules; here
-is what they make together.
+The store combines four parts, each with its own connections: the `Flusher` writes, the `NodeLease`
+renews the lease, the notifier listens, and a pool of ``connections.POOL_SIZE`` reads. A sweep every
+``Timing.sweep_interval`` seconds finds everything of which a notification was lost, and takes the
+tasks of lost nodes.
 
-Unlike an SQLite file, the server may go away and come back. Nothing that was acknowledged is lost
-by that, and nobody has to be started again; ``broken`` is called for a fault of this store only.
+PostgreSQL may go away and come back. Nothing that was acknowledged is lost, and no restart is
+needed; the listener's ``broken`` is called only if one of the store's own tasks ends with an error.
+
+Damaged pages. A statement about one task that meets a damaged page fails with ``DamagedError``. A
+statement that searches for tasks fails without naming the task. A search (`damage`) then finds the
+damaged tasks, and ``_flusher.queries`` is replaced by statements that leave them out.
 """
 
 from __future__ import annotations
@@ -40,46 +45,40 @@ from agentsrv.store.base import (
 )
 from agentsrv.store.notifier import Notification, Notifications, Notifier
 from agentsrv.store.postgres import connections, reader
-from agentsrv.store.postgres.damage import Damage, TooMuchDamageError, search
-from agentsrv.store.postgres.flush import Flusher, Operation
-from agentsrv.store.postgres.lease import (
-    DEFAULT_TIMING,
-    FORGET,
-    NodeLease,
-    Timing,
-    boot_clock,
-)
-from agentsrv.store.postgres.notifier import open_bus
+from agentsrv.store.postgres.damage import DamagedTask, TooMuchDamageError, search
+from agentsrv.store.postgres.flush import Flusher, PendingRequest
+from agentsrv.store.postgres.lease import DEFAULT_TIMING, NodeLease, Timing, boot_clock
+from agentsrv.store.postgres.notifier import open_notifier
 from agentsrv.store.postgres.schema import migrate
-from agentsrv.store.postgres.statements import Statements, statements
-from agentsrv.store.postgres.writer import Claim, Outcome, Release, Settle, queue
+from agentsrv.store.postgres.sql import Queries, Query, queries
+from agentsrv.store.postgres.writer import Claim, FlushResult, Release, Reply, count_queue
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.shared import Message, Node
 
 T = TypeVar("T")
 
-OPEN_PATIENCE: Final = 20.0  # seconds that ``open`` waits; a supervisor then starts the node again
-FORGETTING: Final = 600  # sweeps between looks at what nobody needs any more
-SEARCH_AGAIN: Final = 60.0  # seconds after a search for damaged tasks that found nothing
+OPEN_TIMEOUT: Final = 20.0  # seconds that ``open`` waits; a supervisor then restarts the node
+SWEEPS_PER_CLEANUP: Final = 600  # a cleanup deletes old rows of nodes, writers and messages
+DAMAGE_SEARCH_INTERVAL: Final = 60.0  # seconds after a search that found no damaged task
 
 _log = logging.getLogger("agentsrv.store")
 
 
 class PostgresStore:
-    """A ``SharedStore`` in a PostgreSQL database, which may have other schemas beside.
+    """A ``SharedStore`` in one schema of a PostgreSQL database.
 
-    Owns the tasks of asyncio in which it writes, beats, sweeps and listens: born in ``open``,
-    ended in ``close``.
+    ``open`` starts the asyncio tasks that write, renew the lease, sweep and listen; ``close`` ends
+    them.
 
     Args:
-        dsn: ``postgresql://user@host/database``; several hosts where one takes over from another.
-        node: The name that others see; two nodes should not have the same.
-        bus: Where hints go: PostgreSQL itself, or ``redis://host``.
-        role: What the node is for; others see it.
+        dsn: ``postgresql://user@host/database``; several hosts for a failover.
+        node: The name that ``nodes`` lists; it should be unique.
+        bus: Carries notifications: a `Notifier`, a URL of Redis, or PostgreSQL itself (``None``).
+        role: The node's role, which ``nodes`` lists.
         limits: Tasks that may wait and run, in the whole cluster. Nodes that queue or claim at the
-            same moment may overshoot them by what they flush then.
-        timing: How long leases are.
-        clock: Seconds of the node's own clock.
+            same moment may exceed them by one flush each.
+        timing: The lease and the sweep.
+        clock: The node's own clock, in seconds.
     """
 
     def __init__(
@@ -106,16 +105,19 @@ class PostgresStore:
             self._lease,
             self._limits,
             clock,
-            self._settled,
+            self._flushed,
             note_damage=self._note_damage,
         )
         self._tasks: set[asyncio.Task[None]] = set()
-        self._left_out: dict[int, Damage] = {}  # damaged tasks, by their numbers
-        self._search: asyncio.Task[None] | None = None  # for damaged tasks
-        self._searched = -math.inf  # when the last search found nothing, by the clock
+        self._left_out: dict[int, DamagedTask] = {}
+        """Damaged tasks that the statements leave out, by number."""
+        self._search: asyncio.Task[None] | None = None
+        """The last search for damaged tasks."""
+        self._searched = -math.inf
+        """When a search last found no new damage, by the clock."""
         self._pool: asyncpg.Pool
-        self._hints: Notifications
-        self.marks: AttemptMarks | None = None  # another node must learn of a start
+        self._notifications: Notifications
+        self.marks: AttemptMarks | None = None  # another node must see the start of an attempt
         self.commits_starts = True
         self._listener = base.SILENT
         self.damage: dict[str, str] = {}
@@ -123,7 +125,7 @@ class PostgresStore:
 
     @property
     def queued(self) -> int:
-        """See ``Store.queued``; other nodes' changes are noticed within a sweep."""
+        """See ``Store.queued``; changes of other nodes are counted at the next sweep."""
         return sum(self._queued.values())
 
     def queued_by(self, owner: str) -> int:
@@ -140,27 +142,29 @@ class PostgresStore:
         self._lease.lag = seconds
 
     async def open(self, listener: StoreListener = base.SILENT) -> None:
-        """See ``Store.open``. The schema is made, or brought up to date.
+        """See ``Store.open``. The schema is created or migrated.
 
         Raises:
-            ConfigurationError: The URL is not valid, the server does not let the node in, or it
-                is too old. The message has host and port, and no password.
-            Unavailable: The server was not reached within ``OPEN_PATIENCE`` seconds.
+            ConfigurationError: The URL is not valid, or the server rejects the node or is too old.
+                The message contains host and port, but no password.
+            UnavailableError: The server was not reached within ``OPEN_TIMEOUT`` seconds.
         """
         self._listener = listener
-        bus = open_bus(self._notifier, self._dsn)
+        notifier = open_notifier(self._notifier, self._dsn)
         name = await self._reach()
         self._pool = await connections.connect_pool(self._dsn)
         channel = f"agentsrv_{name}"
-        self._hints = Notifications(bus, self._lease.writer, channel, self._heard, self._missed)
+        self._notifications = Notifications(
+            notifier, self._lease.writer, channel, self._notified, self._missed
+        )
         self._own(self._flusher.run(), "flusher")
         self._own(self._lease.run(), "lease")
         self._own(self._sweep(), "sweep")
-        self._own(self._hints.run(), "hints")
+        self._own(self._notifications.run(), "notifications")
 
     async def _reach(self) -> str:
-        """Wait until the server can be reached; see ``open`` for how long and what is raised."""
-        give_up, is_told = self._clock() + OPEN_PATIENCE, False
+        """Connect and migrate; repeat for ``OPEN_TIMEOUT`` seconds while the server is away."""
+        give_up, is_logged = self._clock() + OPEN_TIMEOUT, False
         while True:
             try:
                 return await self._migrate()
@@ -170,13 +174,13 @@ class PostgresStore:
                     raise ConfigurationError(reason) from None
                 if self._clock() > give_up:
                     raise UnavailableError(reason) from None
-                if not is_told:
-                    _log.warning("%s; waiting up to %g s for it", reason, OPEN_PATIENCE)
-                is_told = True
-            await asyncio.sleep(connections.LONGEST_PAUSE)
+                if not is_logged:
+                    _log.warning("%s; waiting up to %g s for it", reason, OPEN_TIMEOUT)
+                is_logged = True
+            await asyncio.sleep(connections.MAX_RETRY_DELAY)
 
     async def _migrate(self) -> str:
-        """Make what the node needs in the database, and return the store's name."""
+        """Migrate the schema, insert the node's rows, and return the store's name."""
         connection = await connections.connect(self._dsn)
         try:
             name = await migrate(connection)
@@ -184,9 +188,8 @@ class PostgresStore:
                 self._lease.writer = await self._flusher.open(connection)
                 await self._lease.open(connection)
             try:
-                await connection.execute(self._flusher.statements.reap)
-                self._queued = await queue(connection, self._flusher.statements)
-            except connections.DAMAGED as error:  # the sweeps say so again and again
+                _, self._queued = await self._reclaim(connection, self._flusher.queries)
+            except connections.DAMAGED as error:  # the next sweep searches for the damage
                 _log.error("PostgreSQL cannot read a page: %s", describe(error))
             return name
         finally:
@@ -201,7 +204,7 @@ class PostgresStore:
             _log.warning("the stop could not be announced: %r", error)
 
     async def close(self) -> None:
-        """See ``Store.close``. What is still leased can be claimed by others at once."""
+        """See ``Store.close``. Other nodes can claim the remaining tasks at once."""
         if not self._tasks:
             return
         await self._flusher.close()
@@ -215,7 +218,7 @@ class PostgresStore:
             async with connections.borrowed(self._pool) as connection:
                 await self._lease.give_back(connection)
         except connections.FAILED as error:
-            _log.warning("leases were not given back; they expire: %r", error)
+            _log.warning("leases were not released; they expire: %r", error)
         self._pool.terminate()
 
     async def check(self) -> None:
@@ -223,11 +226,11 @@ class PostgresStore:
         if self._flusher.trouble is None:
             await self._read(partial(reader.head, task_id=""))
         else:
-            await self._flusher.submit(Claim(0))  # which claims nothing, and finds out
+            await self._flusher.submit(Claim(0))  # claims nothing, but writes
 
     async def create(self, task: NewTask) -> Created:
         """See ``Store.create``."""
-        base.check_texts(task)  # here, not amid others in a flush
+        base.check_texts(task)  # here, so that it cannot fail the flush of other requests
         created: Created = await self._submit(task)
         return created
 
@@ -235,7 +238,7 @@ class PostgresStore:
         """See ``Store.head``."""
         if not base.is_name(task_id):
             return None
-        await self._flusher.settled(task_id)
+        await self._flusher.wait_for_writes(task_id)
         return await self._read(partial(reader.head, task_id=task_id), task_id)
 
     async def find(self, owner: str, prefix: str) -> Sequence[str]:
@@ -254,7 +257,7 @@ class PostgresStore:
         """See ``Store.read``."""
         if not base.is_name(task_id):
             return ()
-        await self._flusher.settled(task_id)
+        await self._flusher.wait_for_writes(task_id)
         spans = [Span(task_id, after, limit)]
         (log,) = await self._read(partial(reader.read_each, spans=spans), task_id)
         return log
@@ -264,14 +267,14 @@ class PostgresStore:
         if not all(base.is_name(span.task_id) for span in spans):
             return await self._read_singly(spans)
         for span in spans:
-            await self._flusher.settled(span.task_id)
+            await self._flusher.wait_for_writes(span.task_id)
         try:
             return await self._try_read(partial(reader.read_each, spans=spans))
         except connections.DAMAGED:
             return await self._read_singly(spans)
 
     async def _read_singly(self, spans: Sequence[Span]) -> Sequence[Sequence[bytes] | None]:
-        """Read one log after the other; ``None`` for a damaged one."""
+        """Read one log after another; ``None`` for a damaged one."""
         found: list[Sequence[bytes] | None] = []
         for span in spans:
             try:
@@ -282,15 +285,17 @@ class PostgresStore:
 
     async def spec(self, task_id: str) -> bytes | None:
         """See ``Store.spec``."""
-        if not base.is_name(task_id):
-            return None
-        return await self._read(lambda db: reader.column(db, "spec", task_id), task_id)
+        return await self._column(queries().read_spec, task_id)
 
     async def state(self, task_id: str) -> bytes | None:
         """See ``Store.state``."""
+        return await self._column(queries().read_state, task_id)
+
+    async def _column(self, query: Query, task_id: str) -> bytes | None:
         if not base.is_name(task_id):
             return None
-        return await self._read(lambda db: reader.column(db, "state", task_id), task_id)
+        value: bytes | None = await self._read(partial(query.fetch_value, task_id=task_id), task_id)
+        return value
 
     async def list(
         self, owner: str, status: TaskStatus | None, limit: int, cursor: str | None
@@ -300,7 +305,7 @@ class PostgresStore:
         if not base.is_name(owner):
             return Page([], 0, None)
         return await self._find(
-            lambda db, find: reader.page(db, find, owner, status, limit, before)
+            lambda db, queries: reader.page(db, queries, owner, status, limit, before)
         )
 
     def append(self, append: Append) -> asyncio.Future[None]:
@@ -308,9 +313,9 @@ class PostgresStore:
         return self._submit(append)
 
     async def claim(self, node: str, limit: int) -> Sequence[Lease]:  # noqa: ARG002 - see below
-        """See ``Store.claim``. The node is this one, whatever it is called.
+        """See ``Store.claim``. ``node`` is ignored: tasks are leased to this node.
 
-        While it has no lease of its own, it gets nothing. A cancelled claim gives back what it got.
+        Without a lease of its own the node gets no tasks. A cancelled claim is given back.
         """
         leases: Sequence[Lease] = await self._flusher.submit(Claim(limit))
         return leases
@@ -321,18 +326,14 @@ class PostgresStore:
 
     async def purge(self, before: float, limit: int) -> int:
         """See ``Store.purge``."""
-        return await self._find(lambda db, find: reader.purge(db, find, before, limit))
+        return await self._find(lambda db, queries: reader.purge(db, queries, before, limit))
 
     async def news(self, task_ids: Sequence[str], owners: Sequence[str]) -> Sequence[LogHead]:
         """See ``SharedStore.news``."""
-        return await self._find(lambda db, find: reader.news(db, find, task_ids, owners))
+        return await self._find(lambda db, queries: reader.news(db, queries, task_ids, owners))
 
     async def post(self, task_id: str, body: bytes) -> int:
-        """See ``SharedStore.post``.
-
-        Raises:
-            NotFoundError: There is no such task.
-        """
+        """See ``SharedStore.post``."""
         number = await self._read(reader.next_number)
         poster = self._lease.id
         holder = await self._read(
@@ -342,7 +343,7 @@ class PostgresStore:
             if holder == self._lease.id:
                 base.notify(self._listener.inbox)
             else:
-                self._hints.add(inbox=[holder])
+                self._notifications.add(inbox=[holder])
         return number
 
     async def withdraw(self, number: int) -> bytes | None:
@@ -358,11 +359,11 @@ class PostgresStore:
         lease = self._lease.id
         if lease is None:
             return ()
-        return await self._find(lambda db, find: reader.inbox(db, find, lease))
+        return await self._find(lambda db, queries: reader.inbox(db, queries, lease))
 
-    async def settle(self, number: int, reply: bytes) -> None:
-        """See ``SharedStore.settle``."""
-        await self._flusher.submit(Settle(number, reply))
+    async def reply(self, number: int, body: bytes) -> None:
+        """See ``SharedStore.reply``."""
+        await self._flusher.submit(Reply(number, body))
 
     async def share(self, uses: Mapping[str, Use]) -> Sequence[Mapping[str, Use]]:
         """See ``SharedStore.share``."""
@@ -373,13 +374,13 @@ class PostgresStore:
         return await self._find(reader.nodes)
 
     def _submit(self, request: NewTask | Append) -> asyncio.Future[Any]:
-        """Hand a request over; who claims at once gets what it queues by the same flush."""
+        """Submit a request; a claim by the listener's ``ready`` joins the same flush."""
         done = self._flusher.submit(request)
         if request.status is TaskStatus.QUEUED:
             base.notify(self._listener.ready)
         return done
 
-    # What happens by itself.
+    # The store's own tasks.
 
     def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=f"agentsrv-postgres {name}")
@@ -387,102 +388,103 @@ class PostgresStore:
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """None of these tasks ends by itself: if one does, this store is at fault."""
+        """Called when one of the tasks ends. Only ``close`` ends them; an error is a bug."""
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("the store broke", exc_info=error)
             self._flusher.closed = True
             base.notify(self._listener.broken, error)
 
     async def _read(self, work: Callable[[Any], Awaitable[T]], task_id: str | None = None) -> T:
-        """Do ``work``, which concerns one task if ``task_id`` is given.
+        """Execute a read, of one task if ``task_id`` is given.
 
         Raises:
-            Damaged: A page of the task cannot be read.
-            Unavailable: The server cannot be reached, or another page cannot be read.
+            DamagedError: A page of the task cannot be read.
+            UnavailableError: The server cannot be reached, or another page cannot be read.
         """
         try:
             return await self._try_read(work)
         except connections.DAMAGED as error:
             if task_id is None:
                 _log.error("PostgreSQL cannot read a page: %s", describe(error))
-                raise connections.damage(error) from error
+                raise connections.store_damaged(error) from error
             self._note_damage(task_id, error)
             raise base.damaged(task_id) from error
 
-    async def _find(self, work: Callable[[Any, Statements], Awaitable[T]]) -> T:
-        """Do ``work``, which looks for tasks by these statements.
+    async def _find(self, work: Callable[[Any, Queries], Awaitable[T]]) -> T:
+        """Execute a statement that searches for tasks; repeat it if damage was found meanwhile.
 
         Raises:
-            Unavailable: The server cannot be reached, or a page cannot be read.
+            UnavailableError: The server cannot be reached, or a page cannot be read.
         """
         while True:
-            found = self._flusher.statements
+            current = self._flusher.queries
             try:
-                return await self._try_read(lambda db: work(db, found))  # noqa: B023 - awaited here
+                return await self._try_read(lambda db: work(db, current))  # noqa: B023 - awaited here
             except connections.DAMAGED as error:
-                if found is self._flusher.statements:  # they do not leave the page out
+                if current is self._flusher.queries:
                     _log.error("PostgreSQL cannot read a page: %s", describe(error))
                     self._note_damage(None, error)
-                    raise connections.damage(error) from error
+                    raise connections.store_damaged(error) from error
 
     async def _try_read(self, work: Callable[[Any], Awaitable[T]]) -> T:
         if not self._tasks:
             raise UnavailableError("the store is closed")
-        return await connections.reading(self._pool, self._clock, work)
+        return await connections.read(self._pool, self._clock, work)
 
     def _note_damage(self, task_id: str | None, error: object) -> None:
-        """Remember that a task cannot be used, and log it once; search for it if it is unknown."""
+        """Record and log a damaged task once; for an unknown one, start a search."""
         if task_id is None:
-            if self._clock() > self._searched + SEARCH_AGAIN:
-                self._begin_search(is_due=False)
+            if self._clock() > self._searched + DAMAGE_SEARCH_INTERVAL:
+                self._begin_search(is_periodic=False)
         elif task_id not in self.damage:
             self.damage[task_id] = str(error)
             _log.error(
-                "task %s cannot be read from PostgreSQL: %s; the other tasks run. Look at the "
+                "task %s cannot be read from PostgreSQL: %s; the other tasks run. Check the "
                 "server's disk and log, and restore the table from a standby or a backup",
                 task_id,
                 error,
                 extra={"about": {"task_id": task_id}},
             )
 
-    def _begin_search(self, *, is_due: bool) -> None:
+    def _begin_search(self, *, is_periodic: bool) -> None:
         if self._search is None or self._search.done():
-            self._search = asyncio.create_task(self._search_damage(is_due=is_due))
+            self._search = asyncio.create_task(self._search_damage(is_periodic=is_periodic))
 
-    async def _search_damage(self, *, is_due: bool) -> None:
-        """Find the tasks that cannot be read, so that they are left out where tasks are looked for.
+    async def _search_damage(self, *, is_periodic: bool) -> None:
+        """Find the unreadable tasks, and leave them out of statements that search for tasks.
 
-        A search that ``is_due`` was not caused by a statement that failed.
+        A search that is not periodic was caused by a failed statement: then no new damage means
+        that an index is damaged.
         """
-        found = dict[int, Damage]()
+        found = dict[int, DamagedTask]()
         try:
-            async for piece in search(self._try_read):
-                found |= {damage.number: damage for damage in piece.damage}
+            async for searched in search(self._try_read):
+                found |= {task.number: task for task in searched.damaged}
         except (TooMuchDamageError, AgentsrvError, *connections.DAMAGED) as error:
             _log.error("the damaged tasks of PostgreSQL were not found: %s", describe(error))
             self._searched = self._clock()
             return
-        if not is_due and found.keys() <= self._left_out.keys():
+        if not is_periodic and found.keys() <= self._left_out.keys():
             _log.error(
                 "PostgreSQL cannot read a page, but every task that is not known to be damaged can "
                 "be read: the page may be of an index; try REINDEX TABLE task"
             )
             self._searched = self._clock()
-        for number in self._left_out.keys() - found.keys():  # was repaired
+        for number in self._left_out.keys() - found.keys():  # repaired
             self.damage.pop(self._left_out[number].name, None)
         self._left_out = found
-        self._flusher.statements = statements(tuple(sorted(found)))
-        for damage in found.values():
-            self._note_damage(damage.name, damage.reason)
+        self._flusher.queries = queries(tuple(sorted(found)))
+        for task in found.values():
+            self._note_damage(task.name, task.reason)
         base.notify(self._listener.ready)
 
-    def _settled(self, settled: Sequence[tuple[Operation, Any]], outcome: Outcome) -> None:
-        """Tell everybody, here and elsewhere, what a flush has written."""
+    def _flushed(self, flushed: Sequence[tuple[PendingRequest, Any]], flush: FlushResult) -> None:
+        """Resolve the callers' futures; report commits here, and announce them to other nodes."""
         news: list[LogHead] = []
         is_ready = False
-        is_left = bool(outcome.queued)  # by whoever claims here
-        for operation, result in settled:
-            request, done = operation.request, operation.done
+        is_left = bool(flush.queued)  # this node did not claim all of them in the same flush
+        for pending, result in flushed:
+            request, done = pending.request, pending.done
             if isinstance(result, Exception):
                 if not done.cancelled():
                     done.set_exception(result)
@@ -503,26 +505,26 @@ class PostgresStore:
                     seq = request.expected + len(request.events)
                     news.append(LogHead(request.task_id, request.owner, seq))
                     is_ready |= is_left and request.status is TaskStatus.QUEUED
-                    # Its owner may have been at the limit of running tasks.
+                    # The owner may have been at its limit of running tasks.
                     ends = self._limits.running is not None and request.status.is_terminal
                     is_ready |= ends and self.queued_by(request.owner) > 0
                 case Release():
                     is_ready = True
                 case Claim() if done.cancelled():
                     self._give_back(result)
-        base.notify(self._listener.durable, outcome.seconds)
-        if outcome.queued is not None:
-            self._queued = outcome.queued
+        base.notify(self._listener.durable, flush.seconds)
+        if flush.queued is not None:
+            self._queued = flush.queued
         if is_ready:
             base.notify(self._listener.ready)
-        if self._lease.id in outcome.posters:
+        if self._lease.id in flush.posters:
             base.notify(self._listener.inbox)
-        self._hints.add(news, is_ready=is_ready, replies=outcome.posters)
+        self._notifications.add(news, is_ready=is_ready, replies=flush.posters)
 
     def _give_back(self, leases: Sequence[Lease]) -> None:
-        """Let others have what was claimed for somebody who went away meanwhile."""
+        """Release the tasks of a claim whose caller was cancelled."""
         for lease in leases:
-            # If that fails, the sweep of another node finds them when this one is gone.
+            # If that fails, another node takes them after this node's lease ends.
             self._flusher.submit(Release(lease.task_id, lease.epoch)).add_done_callback(
                 lambda done: done.cancelled() or done.exception()
             )
@@ -530,50 +532,50 @@ class PostgresStore:
     def _leases_lost(self) -> None:
         base.notify(self._listener.leases_lost)
 
-    def _heard(self, hint: Notification) -> None:
-        if hint.news:
-            base.notify(self._listener.news, hint.news)
-        if hint.is_ready:
+    def _notified(self, notification: Notification) -> None:
+        if notification.news:
+            base.notify(self._listener.news, notification.news)
+        if notification.is_ready:
             base.notify(self._listener.ready)
-        if self._lease.id in hint.inbox or self._lease.id in hint.replies:
+        if self._lease.id in notification.inbox or self._lease.id in notification.replies:
             base.notify(self._listener.inbox)
 
     def _missed(self) -> None:
-        """Hints were lost: there may be anything."""
+        """Notifications may have been lost: let the listeners ask."""
         base.notify(self._listener.ready)
         base.notify(self._listener.inbox)
 
-    async def _reap(self, db: Any, find: Statements) -> tuple[int, Mapping[str, int]]:
-        """Take the tasks of nodes that died; return how many, and the queue."""
-        return await db.fetchval(find.reap), await queue(db, find)
+    async def _reclaim(self, db: Any, queries: Queries) -> tuple[int, Mapping[str, int]]:
+        """Take the tasks of lost nodes; return how many, and the length of the queue per owner."""
+        return await queries.reclaim_tasks.fetch_value(db), await count_queue(db, queries)
 
     async def _sweep(self) -> None:
-        """Find what no hint has told of, and the tasks of nodes that died."""
+        """Periodically take the tasks of lost nodes, and let the listeners ask for changes."""
         sweeps = 0
         while True:
-            await asyncio.sleep(self._timing.sweep)
+            await asyncio.sleep(self._timing.sweep_interval)
             base.notify(self._listener.ready)
             base.notify(self._listener.inbox)
             try:
-                reaped, self._queued = await self._find(self._reap)
-                if sweeps % FORGETTING == 0:
-                    if self._left_out:  # a damaged task may need a row that would be forgotten
-                        self._begin_search(is_due=True)
+                reclaimed, self._queued = await self._find(self._reclaim)
+                if sweeps % SWEEPS_PER_CLEANUP == 0:
+                    if self._left_out:  # a damaged task may refer to a row that would be deleted
+                        self._begin_search(is_periodic=True)
                     else:
-                        await self._read(lambda db: db.execute(FORGET))
+                        await self._read(queries().delete_old_rows.execute)
             except (*connections.FAILED, UnavailableError) as error:
                 level = logging.ERROR if isinstance(error, connections.DAMAGED) else logging.DEBUG
-                _log.log(level, "nothing was swept: %s", describe(error))
+                _log.log(level, "the sweep failed: %s", describe(error))
                 continue
             sweeps += 1
-            if reaped:
-                _log.warning("%d tasks of nodes that are gone can be claimed", reaped)
+            if reclaimed:
+                _log.warning("%d tasks of lost nodes can be claimed", reclaimed)
                 base.notify(self._listener.ready)
-                self._hints.add(is_ready=True)
+                self._notifications.add(is_ready=True)
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether a server that cannot be opened now may be opened later, with the same settings."""
+    """Whether a later attempt to open the store may succeed with the same settings."""
     if isinstance(error, ConfigurationError | ssl.SSLCertVerificationError | PermissionError):
         return False
     return isinstance(error, connections.AWAY)

@@ -1,4 +1,4 @@
-"""A store for a while: a schema of its own in somebody's database, which is dropped behind it."""
+"""A store for a limited time: a new schema in an existing database, dropped at the end."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class TemporarySchema:
     """An empty schema."""
 
     dsn: str
-    """Leads servers into it."""
+    """The URL for servers that use this schema."""
 
     async def flushes(self) -> int:
-        """What all nodes have flushed in it so far, each flush one commit.
+        """The number of flushes of all nodes so far; each is one commit.
 
         Raises:
-            AWAY, asyncpg.PostgresError: See ``connections.connect``; or no node was in it yet.
+            AWAY, asyncpg.PostgresError: See ``connections.connect``; or no node has opened it yet.
         """
         connection = await connections.connect(self.dsn)
         try:
@@ -35,21 +35,21 @@ class TemporarySchema:
 
 
 @asynccontextmanager
-async def scratch(dsn: str) -> AsyncIterator[TemporarySchema]:
-    """Make a schema in the database of ``dsn``, and drop it with all that is in it.
+async def temporary_schema(dsn: str) -> AsyncIterator[TemporarySchema]:
+    """Create a schema in the database of ``dsn``, and drop it with its content after the block.
 
-    What else is in the database is not touched. A cancellation drops it too; a process that is
-    killed leaves it behind, by the name ``agentsrv_bench_…``.
+    Nothing else in the database is changed. A cancellation drops the schema, too; a process that
+    is killed leaves it, with the name ``agentsrv_bench_…``.
 
     Raises:
-        ConfigurationError: The server cannot be reached, or lets us make no schema.
+        ConfigurationError: The server cannot be reached, or does not allow creating a schema.
     """
     name = f"agentsrv_bench_{secrets.token_hex(8)}"
     try:
         await _execute(dsn, f"CREATE SCHEMA {name}")
     except (*connections.FAILED, ConfigurationError) as error:
         reason = connections.explain(error, dsn)
-        raise ConfigurationError(f"cannot make a schema in PostgreSQL{reason}") from None
+        raise ConfigurationError(f"cannot create a schema in PostgreSQL{reason}") from None
     try:
         yield TemporarySchema(_within(dsn, name))
     finally:

@@ -1,18 +1,39 @@
-"""One flush of the PostgreSQL store: a transaction that writes what many callers wait for.
+"""Flush: one transaction that writes the requests of many callers. `flush` says when one is sent.
 
-Appends, answers and leases that are given back go in one statement, which commits by itself:
-one round trip, one ``fsync``. Where tasks are created, queued or claimed, a transaction around it
-takes some round trips more.
+Theory of operation
+===================
+A flush of appends, replies and releases is one statement, ``write_flush``, which commits by
+itself: one round trip, one ``fsync``. It
 
-The last statement also writes which flush this is, and what in it was refused, to the writer's
-row. After a lost connection that row tells whether the flush came through, and how it went; and
-a flush that comes late, because its connection only seemed lost, finds another number there and
-writes nothing.
+1. locks the writer's row and checks that this flush follows the last one;
+2. locks and advances the heads whose epoch and number are what the append expects, in the order of
+   task ids, so that flushes of different nodes cannot deadlock;
+3. inserts the events of these heads, stores replies, and releases leases;
+4. stores the number of the flush and the positions of the refused requests in the writer's row;
+5. returns these positions. `Flush` reads the heads of refused appends to say what it found.
+
+So a conflict refuses its own request only, and the others commit. The writer's row and the events
+commit together, which is why a flush whose answer was lost can be looked up (``recall``).
+
+If the flush creates, queues or claims tasks, it is a transaction with these statements before
+``write_flush``:
+
+    look_up_queue_and_keys   places in the queue, the queue's length per owner, used keys
+    expire_keys              takes expired keys from their tasks
+    create_tasks             inserts new tasks with their first events
+    claim_tasks              leases tasks to this node, including those just created
+
+Every request is in one of these states afterwards; requests are named by their position:
+
+    in ``refusals``          it wrote nothing; its caller gets the exception
+    in ``again``             it wrote nothing, because another node was writing the same
+                             idempotency key; the next flush repeats it
+    otherwise                it is committed; its caller gets the value in ``results``, or ``None``
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -22,14 +43,14 @@ from agentsrv.errors import OverloadedError
 from agentsrv.models.states import TaskStatus
 from agentsrv.store import base
 from agentsrv.store.base import Append, Created, Head, Lease, LeaseEnd, NewTask
-from agentsrv.store.postgres import statements as sql
+from agentsrv.store.postgres.sql import Queries, columns
 from agentsrv.store.queue import QueueLimits
 
-ANY_NUMBER: Final = 1 << 31  # more tasks than run anywhere
+NO_RUNNING_LIMIT: Final = 1 << 31  # tasks; more than run anywhere
 
 
 class Claim(NamedTuple):
-    """Asks for leases."""
+    """Requests leases of up to ``limit`` tasks."""
 
     limit: int
 
@@ -41,54 +62,71 @@ class Release(NamedTuple):
     epoch: int
 
 
-class Settle(NamedTuple):
+class Reply(NamedTuple):
     """Answers a message that caused no event."""
 
     number: int
-    reply: bytes
+    body: bytes
 
 
-Request = NewTask | Append | Claim | Release | Settle
+Request = NewTask | Append | Claim | Release | Reply
 
 
-class Mark(NamedTuple):
-    """Which flush this is: ``number`` follows ``last`` in the row of ``writer``."""
+class FlushNumber(NamedTuple):
+    """Identifies a flush: ``number`` follows ``previous`` in the row of ``writer``."""
 
     writer: int
-    last: int
+    previous: int
     number: int
 
 
-class VersionConflict(Exception):
-    """The writer's row is not at the flush that was thought to be the last: read it again."""
+class FlushConflictError(Exception):
+    """The last flush in the writer's row is not ``previous``; nothing was written."""
 
 
 @dataclass(slots=True)
-class Outcome:
-    """What became of the requests, by their place; all others are done."""
+class FlushResult:
+    """The results of a flush. Keys and items are positions of requests; see the module."""
 
     results: dict[int, Any] = field(default_factory=dict)
     refusals: dict[int, Exception] = field(default_factory=dict)
     again: list[int] = field(default_factory=list)
-    """Wrote nothing and must be asked again: somebody else was writing the same."""
     queued: dict[str, int] | None = None
-    """How many tasks of each owner wait, where the flush may have changed that."""
+    """The number of waiting tasks of each owner, if the flush may have changed it."""
     posters: Sequence[int] = ()
     """The leases of the nodes whose messages were answered."""
     seconds: float = 0.0
-    """How long it took until it was durable."""
+    """Time from the first attempt until the flush was durable."""
 
     def forget_claims(self, requests: Sequence[Request]) -> None:
-        """Give out none of the claimed tasks: the lease that they hang on is no more."""
-        for place in self.results:
-            if isinstance(requests[place], Claim):
-                self.results[place] = []
+        """Return no claimed tasks: the node has lost the lease that they belong to."""
+        for position in self.results:
+            if isinstance(requests[position], Claim):
+                self.results[position] = []
+
+
+CREATE_COLUMNS: Final = tuple(
+    "position task_id owner status seq ready user_input created_at key spec body".split()
+)
+APPEND_COLUMNS: Final = tuple(
+    f"append_{column}"
+    for column in (
+        "position task_id epoch expected seq status ready ended_at state working body".split()
+    )
+)
+KEY_COLUMNS: Final = ("position", "owner", "key", "created_at")
+REPLY_COLUMNS: Final = ("reply_position", "reply_number", "reply_body")
+RELEASE_COLUMNS: Final = ("release_task_id", "release_epoch")
 
 
 class Flush:
-    """One transaction for some requests, of which no two are about the same task.
+    """One attempt to write some requests, no two of which concern the same task.
 
-    ``node`` is the lease that claimed tasks hang on; without one nothing is claimed.
+    Args:
+        requests: The requests to write.
+        node: The node's lease. ``None``: nothing is claimed.
+        limits: Of tasks that wait and run.
+        queries: The statements, without the tasks that are known to be damaged.
     """
 
     def __init__(
@@ -96,241 +134,273 @@ class Flush:
         requests: Sequence[Request],
         node: int | None,
         limits: QueueLimits,
-        statements: sql.Statements,
+        queries: Queries,
     ) -> None:
         self._requests = requests
-        self.statements = statements
+        self.queries = queries
         self._node = node
         self._limits = limits
-        self._outcome = Outcome()
+        self._result = FlushResult()
         self._claimed: list[int] = []
-        self._ready: dict[int, int] = {}  # the places in the queue that appends take
+        self._ready: dict[int, int] = {}
+        """Places in the queue that creates and appends take, by position."""
         self._changes_queue = any(map(may_change_queue, requests))
 
-    async def write(self, connection: asyncpg.Connection, mark: Mark) -> Outcome:
-        """Write it; it is durable when this returns.
+    async def write(self, connection: asyncpg.Connection, number: FlushNumber) -> FlushResult:
+        """Write the requests; they are durable when this returns.
 
         Raises:
-            Stale: Another flush came in between; nothing was written.
+            FlushConflictError: ``number`` is not the next flush; nothing was written.
         """
         if not self._changes_queue and not self._all(NewTask):
-            await self._conclude(connection, mark)
-            return self._outcome
+            await self._write(connection, number)
+            return self._result
         async with connection.transaction():
             await self._create(connection)
             await self._claim(connection)
-            await self._conclude(connection, mark)
-        return self._outcome
+            await self._write(connection, number)
+        return self._result
 
-    async def recall(self, connection: asyncpg.Connection, mark: Mark) -> Outcome:
-        """What became of it, where the writer's row says that it came through."""
-        outcome = self._outcome = Outcome()
-        refused, claimed = await connection.fetchrow(
-            "SELECT refused, claimed FROM writer WHERE id = $1", mark.writer
+    async def recall(self, connection: asyncpg.Connection, number: FlushNumber) -> FlushResult:
+        """Rebuild the result of this flush from the writer's row, which says that it committed.
+
+        Refused requests are repeated: they wrote nothing.
+        """
+        result = self._result = FlushResult()
+        row = await self.queries.flush_result.fetch_row(connection, writer=number.writer)
+        result.again = row["refused"]
+        for position, request in self._all(NewTask):
+            if position not in result.again:
+                result.results[position] = _created(request)
+        leases = await self.queries.claimed_leases.fetch(
+            connection, ids=row["claimed"], node=self._node
         )
-        outcome.again = refused  # as they wrote nothing, they may be asked again
-        for place, request in self._all(NewTask):
-            if place not in refused:
-                outcome.results[place] = _created(request)
-        rows = await connection.fetch(sql.CLAIMED, claimed, self._node)
-        for place, _ in self._all(Claim):
-            outcome.results[place] = [_lease(*row) for row in rows]
+        for position, _ in self._all(Claim):
+            result.results[position] = [_lease(lease) for lease in leases]
         if self._changes_queue:
-            outcome.queued = await queue(connection, self.statements)
-        return outcome
+            result.queued = await count_queue(connection, self.queries)
+        return result
 
     def _all(self, kind: type) -> list[tuple[int, Any]]:
-        """The requests of a kind, with their places."""
+        """The requests of a kind, with their positions."""
         return [each for each in enumerate(self._requests) if isinstance(each[1], kind)]
 
     async def _create(self, connection: asyncpg.Connection) -> None:
-        """Give out places in the queue, and make the tasks that are to be made."""
-        outcome = self._outcome
+        """Assign places in the queue, and create tasks."""
+        result = self._result
         creates = dict(self._all(NewTask))
         keyed = [
-            (place, task.owner, _key(task), task.created_at)
-            for place, task in creates.items()
+            (position, task.owner, _key(task), task.created_at)
+            for position, task in creates.items()
             if task.idempotency_key is not None
         ]
-        queueing = self._queueing()
-        expired: dict[int, int] = {}
-        if keyed or queueing:
-            first, owners, counts, *used = await connection.fetchrow(
-                self.statements.look, *_columns(keyed, 4)
-            )
-            expired = self._replay(creates, used)
-            self._give_places(queueing, first, _counts(owners, counts))
-        for place in creates.keys() & outcome.refusals.keys():
-            del creates[place]
-        if not creates:
-            return
-        expired = {place: found for place, found in expired.items() if place in creates}
-        if expired:
-            successors = [creates[place].task_id for place in expired]
-            await connection.execute(sql.EXPIRE, list(expired.values()), successors)
-        rows = [
-            (
-                place,
-                task.task_id,
-                task.owner,
-                task.status.value,
-                len(task.events),
-                self._ready.get(place),
-                task.user_input.encode(),
-                task.created_at,
-                _key(task),
-                task.spec,
-                _body(task.events),
-            )
-            for place, task in creates.items()
-        ]
-        made = {place for (place,) in await connection.fetch(sql.CREATE, *_columns(rows, 11))}
-        for place in made:
-            outcome.results[place] = _created(creates[place])
-        left = {place: task.task_id for place, task in creates.items() if place not in made}
-        if left:
-            found = await connection.fetch(sql.TAKEN, list(left.values()))
-            taken = {task_id for (task_id,) in found}
-            for place, task_id in left.items():
-                if task_id in taken:
-                    outcome.refusals[place] = base.id_taken(task_id)
-                else:  # the key was used by another node just now
-                    outcome.again.append(place)
-
-    def _replay(
-        self, creates: dict[int, NewTask], used: Sequence[Sequence[Any] | None]
-    ) -> dict[int, int]:
-        """Answer creates whose key was used; return who must give up the key for which others."""
-        expired: dict[int, int] = {}
-        for place, found, spec, is_fresh, *head in zip(
-            *(column or () for column in used), strict=True
-        ):
-            task = creates[place]
-            if not is_fresh:
-                expired[place] = found
-                continue
-            del creates[place]
-            if spec == task.spec:
-                self._outcome.results[place] = Created(to_head(*head), replayed=True)
-            else:
-                self._outcome.refusals[place] = base.key_conflict(task.idempotency_key or "")
-        return expired
-
-    def _queueing(self) -> list[tuple[int, str]]:
-        """Who is to be queued: places with their owners."""
-        return [
-            (place, request.owner)
-            for place, request in enumerate(self._requests)
+        queueing = [
+            (position, request.owner)
+            for position, request in enumerate(self._requests)
             if isinstance(request, NewTask | Append) and request.status is TaskStatus.QUEUED
         ]
+        expired: dict[int, int] = {}
+        if keyed or queueing:
+            found = await self.queries.look_up_queue_and_keys.fetch_row(
+                connection, **columns(KEY_COLUMNS, keyed)
+            )
+            expired = self._replay(creates, found)
+            self._assign_places(queueing, found["first_place"], _counts(found))
+        for position in creates.keys() & result.refusals.keys():
+            del creates[position]
+        if not creates:
+            return
+        expired = {position: number for position, number in expired.items() if position in creates}
+        if expired:
+            successors = [creates[position].task_id for position in expired]
+            await self.queries.expire_keys.execute(
+                connection, id=list(expired.values()), successor=successors
+            )
+        rows = [
+            _create_row(position, task, self._ready.get(position))
+            for position, task in creates.items()
+        ]
+        for row in await self.queries.create_tasks.fetch(
+            connection, **columns(CREATE_COLUMNS, rows)
+        ):
+            result.results[row["position"]] = _created(creates.pop(row["position"]))
+        if creates:
+            await self._explain_creates(connection, creates)
 
-    def _give_places(
-        self, queueing: Sequence[tuple[int, str]], first: int, queued: dict[str, int]
+    def _replay(self, creates: dict[int, NewTask], found: Mapping[str, Any]) -> dict[int, int]:
+        """Answer the creates whose idempotency key is in use, and remove them from ``creates``.
+
+        Returns:
+            The numbers of the tasks whose key has expired, by the position of the new task.
+        """
+        expired: dict[int, int] = {}
+        names = "position id spec is_fresh task_id owner status seq epoch node".split()
+        for used in zip(*(found[name] or () for name in names), strict=True):
+            position, number, spec, is_fresh, *head = used
+            task = creates[position]
+            if not is_fresh:
+                expired[position] = number
+                continue
+            del creates[position]
+            if spec == task.spec:
+                self._result.results[position] = Created(
+                    to_head(dict(zip(names[4:], head, strict=True))), replayed=True
+                )
+            else:
+                self._result.refusals[position] = base.key_conflict(task.idempotency_key or "")
+        return expired
+
+    def _assign_places(
+        self, queueing: Sequence[tuple[int, str]], first_place: int, queued: dict[str, int]
     ) -> None:
-        """Give places in the queue behind ``first``; refuse those for whom there is no room."""
-        outcome, total = self._outcome, sum(queued.values())
-        for place, owner in queueing:
-            if place in outcome.results or place in outcome.refusals:
+        """Assign places from ``first_place`` on; refuse requests for which the queue is full."""
+        result, total = self._result, sum(queued.values())
+        for position, owner in queueing:
+            if position in result.results or position in result.refusals:
                 continue
             try:
                 self._limits.check(queued.get(owner, 0), total)
             except OverloadedError as refusal:
-                outcome.refusals[place] = refusal
+                result.refusals[position] = refusal
                 continue
-            self._ready[place] = first + place
+            self._ready[position] = first_place + position
             queued[owner] = queued.get(owner, 0) + 1
             total += 1
 
-    async def _claim(self, connection: asyncpg.Connection) -> None:
-        for place, claim in self._all(Claim):
-            if self._node is None or claim.limit <= 0:
-                self._outcome.results[place] = []
-                continue
-            running = ANY_NUMBER if self._limits.running is None else self._limits.running
-            rows = sorted(
-                await connection.fetch(self.statements.claim, self._node, claim.limit, running)
-            )
-            self._claimed = [row[2] for row in rows]
-            self._outcome.results[place] = [_lease(*row[3:]) for row in rows]
+    async def _explain_creates(
+        self, connection: asyncpg.Connection, left: Mapping[int, NewTask]
+    ) -> None:
+        """Refuse the creates whose task id exists. Another node used the keys of the others."""
+        rows = await self.queries.existing_ids.fetch(
+            connection, task_ids=[task.task_id for task in left.values()]
+        )
+        existing = {row["task_id"] for row in rows}
+        for position, task in left.items():
+            if task.task_id in existing:
+                self._result.refusals[position] = base.id_taken(task.task_id)
+            else:
+                self._result.again.append(position)
 
-    async def _conclude(self, connection: asyncpg.Connection, mark: Mark) -> None:
-        """Write everything else, and that this flush was written."""
-        outcome = self._outcome
-        appends = [each for each in self._all(Append) if each[0] not in outcome.refusals]
-        # Locked in this order by every node: so they do not deadlock.
-        appends.sort(key=lambda each: each[1].task_id)
-        rows = [_append_row(place, append, self._ready.get(place)) for place, append in appends]
-        answers = [(place, *reply) for place, append in appends for reply in append.replies] + [
-            (None, *settle) for _, settle in self._all(Settle)
+    async def _claim(self, connection: asyncpg.Connection) -> None:
+        for position, claim in self._all(Claim):
+            if self._node is None or claim.limit <= 0:
+                self._result.results[position] = []
+                continue
+            running = self._limits.running
+            rows = await self.queries.claim_tasks.fetch(
+                connection,
+                node=self._node,
+                limit=claim.limit,
+                max_running=NO_RUNNING_LIMIT if running is None else running,
+            )
+            rows.sort(key=lambda row: (row["place"], row["since"], row["id"]))
+            self._claimed = [row["id"] for row in rows]
+            self._result.results[position] = [_lease(row) for row in rows]
+
+    async def _write(self, connection: asyncpg.Connection, number: FlushNumber) -> None:
+        """Execute ``write_flush``."""
+        result = self._result
+        appends = [each for each in self._all(Append) if each[0] not in result.refusals]
+        appends.sort(key=lambda each: each[1].task_id)  # the order in which heads are locked
+        rows = [
+            _append_row(position, append, self._ready.get(position)) for position, append in appends
         ]
-        refused = [*outcome.refusals, *outcome.again]
-        refused += [place for place, made in outcome.results.items() if _is_replay(made)]
-        row = await connection.fetchrow(
-            self.statements.write,
-            *mark[:2],
-            mark.number,
-            refused,
-            self._claimed,
-            *_columns(rows, 11),
-            *_columns(answers, 3),
-            *_columns([release for _, release in self._all(Release)], 2),
-            self._changes_queue,
-            self._node,
+        replies = [
+            (position, *reply) for position, append in appends for reply in append.replies
+        ] + [(None, *reply) for _, reply in self._all(Reply)]
+        releases = [release for _, release in self._all(Release)]
+        refused = [*result.refusals, *result.again]
+        refused += [position for position, made in result.results.items() if _is_replay(made)]
+        row = await self.queries.write_flush.fetch_row(
+            connection,
+            writer=number.writer,
+            previous_flush=number.previous,
+            this_flush=number.number,
+            refused=refused,
+            claimed=self._claimed,
+            node=self._node,
+            counts_queue=self._changes_queue,
+            **columns(APPEND_COLUMNS, rows),
+            **columns(REPLY_COLUMNS, replies),
+            **columns(RELEASE_COLUMNS, releases),
         )
         if row is None:
-            raise VersionConflict
-        found, posters, owners, counts = row
-        outcome.posters = [poster for poster in posters if poster is not None]
+            raise FlushConflictError
+        result.posters = [poster for poster in row["posters"] if poster is not None]
         if self._changes_queue:
-            outcome.queued = _counts(owners, counts)
-        fenced = set(found) - set(refused)
+            result.queued = _counts(row)
+        fenced = set(row["refused"]) - set(refused)
         if fenced:
-            await self._explain(connection, fenced)
+            await self._explain_appends(connection, fenced)
 
-    async def _explain(self, connection: asyncpg.Connection, fenced: set[int]) -> None:
-        """Tell those whose appends did not match where their tasks are."""
-        appends = {place: append for place, append in self._all(Append) if place in fenced}
-        task_ids = [append.task_id for append in appends.values()]
-        rows = await connection.fetch(sql.HEADS, task_ids)
-        heads = {row[0]: to_head(*row) for row in rows}
-        for place, append in appends.items():
-            self._outcome.refusals[place] = base.fenced(append, heads.get(append.task_id))
-
-
-async def queue(connection: asyncpg.Connection, statements: sql.Statements) -> dict[str, int]:
-    """How many tasks of each owner wait for their first worker."""
-    return dict(map(tuple, await connection.fetch(statements.queue)))
+    async def _explain_appends(self, connection: asyncpg.Connection, fenced: set[int]) -> None:
+        """Refuse the appends that did not match their heads, with the heads that were found."""
+        appends = {position: append for position, append in self._all(Append) if position in fenced}
+        rows = await self.queries.heads.fetch(
+            connection, task_ids=[append.task_id for append in appends.values()]
+        )
+        heads = {row["task_id"]: to_head(row) for row in rows}
+        for position, append in appends.items():
+            self._result.refusals[position] = base.fenced(append, heads.get(append.task_id))
 
 
-def _counts(owners: Sequence[str] | None, counts: Sequence[int] | None) -> dict[str, int]:
-    """Two columns as one; ``None`` is what PostgreSQL makes of no rows."""
-    return dict(zip(owners or (), counts or (), strict=True))
+async def count_queue(connection: asyncpg.Connection, queries: Queries) -> dict[str, int]:
+    """The number of each owner's tasks that wait for their first worker."""
+    return {row["owner"]: row["count"] for row in await queries.queue.fetch(connection)}
 
 
-def to_head(  # noqa: PLR0917 - a row of the columns HEAD
-    task_id: str, owner: str, status: str, seq: int, epoch: int, node: str | None
-) -> Head:
-    """A row of the columns ``HEAD``."""
-    return Head(task_id, owner, TaskStatus(status), seq, epoch, node)
+def _counts(row: Mapping[str, Any]) -> dict[str, int]:
+    """The queue from two arrays; ``array_agg`` of no rows is NULL."""
+    return dict(zip(row["owners"] or (), row["counts"] or (), strict=True))
 
 
-def _lease(  # noqa: PLR0917 - a row of the columns LEASE
-    task_id: str,
-    epoch: int,
-    seq: int,
-    spec: bytes,
-    owner: str,
-    lease_end: int,
-    working: str | None,
-) -> Lease:
-    interrupted = None if lease_end == LeaseEnd.CRASH else ()
-    return Lease(task_id, epoch, seq, spec, owner, interrupted, tuple((working or "").split()))
+def to_head(row: Mapping[str, Any]) -> Head:
+    """The head from the columns of the fragment ``head``."""
+    return Head(
+        task_id=row["task_id"],
+        owner=row["owner"],
+        status=TaskStatus(row["status"]),
+        seq=row["seq"],
+        epoch=row["epoch"],
+        node=row["node"],
+    )
 
 
-def _append_row(place: int, append: Append, ready: int | None) -> tuple[Any, ...]:
+def _lease(row: Mapping[str, Any]) -> Lease:
+    """The lease from the columns of the fragment ``lease``."""
+    return Lease(
+        task_id=row["task_id"],
+        epoch=row["epoch"],
+        seq=row["seq"],
+        spec=row["spec"],
+        owner=row["owner"],
+        interrupted=None if row["lease_end"] == LeaseEnd.CRASH else (),
+        working=tuple((row["working"] or "").split()),
+    )
+
+
+def _create_row(position: int, task: NewTask, ready: int | None) -> tuple[Any, ...]:
+    """A row of ``CREATE_COLUMNS``."""
+    return (
+        position,
+        task.task_id,
+        task.owner,
+        task.status.value,
+        len(task.events),
+        ready,
+        task.user_input.encode(),
+        task.created_at,
+        _key(task),
+        task.spec,
+        _body(task.events),
+    )
+
+
+def _append_row(position: int, append: Append, ready: int | None) -> tuple[Any, ...]:
+    """A row of ``APPEND_COLUMNS``."""
     ends = append.status.is_terminal
     return (
-        place,
+        position,
         append.task_id,
         append.epoch,
         append.expected,
@@ -355,11 +425,11 @@ def _is_replay(result: object) -> bool:
 
 
 def may_change_queue(request: Request) -> bool:
-    """Whether the flush of a request counts the queue, and so reads rows of other tasks."""
+    """Whether the flush of the request counts the queue, and so reads rows of other tasks."""
     match request:
         case NewTask():
             return request.status is TaskStatus.QUEUED
-        case Append():  # one that was never claimed may have stood in the queue
+        case Append():  # epoch 0: the task was never claimed, so it may be in the queue
             ends_early = request.status.is_terminal and not request.epoch
             return request.status is TaskStatus.QUEUED or ends_early
     return isinstance(request, Claim)
@@ -371,8 +441,3 @@ def _body(events: Sequence[bytes]) -> bytes | None:
 
 def _key(task: NewTask) -> bytes | None:
     return None if task.idempotency_key is None else task.idempotency_key.encode()
-
-
-def _columns(rows: Sequence[Sequence[Any]], count: int) -> Sequence[Sequence[Any]]:
-    """What ``unnest`` makes these rows of."""
-    return list(zip(*rows, strict=True)) if rows else [()] * count

@@ -1,13 +1,13 @@
-"""What an error of SQLite means for the server: what passes, what concerns one task, what ends it.
+"""Classifies errors of SQLite by what they mean for the server.
 
-    PASSING    nothing was written, and the same may succeed later: another program holds a lock,
+    PASSING    nothing was written, and another attempt may succeed: another program holds a lock,
                the disk is full, too many files are open. The store waits.
-    DAMAGED    a page cannot be read. The task whose page it is cannot be used; others can.
-    BROKEN     everything else, above all a failed write or sync: what is on the disk is only known
-               after the file was opened anew. The server ends with status 1.
+    DAMAGED    a page cannot be read. Its task cannot be used; the others can.
+    BROKEN     all other errors, above all a failed write or sync: the content of the disk is only
+               known after the file was opened again. The server exits with status 1.
 
-The codes are SQLite's primary ones (https://sqlite.org/rescode.html); extended codes are listed
-where they differ from their primary code.
+The codes are primary result codes (https://sqlite.org/rescode.html); extended codes are listed if
+they differ in meaning from their primary code.
 """
 
 from __future__ import annotations
@@ -17,25 +17,24 @@ import sqlite3
 from enum import Enum, auto
 from typing import Final
 
-LOCKED: Final = (
-    "another program has locked it; find the program (lsof FILE), or wait until it has ended"
-)
+LOCKED: Final = "another program has locked it; find the program (lsof FILE), or wait until it ends"
 REINDEX_HINT: Final = (
-    "stop the server and make the indexes anew: `sqlite3 FILE REINDEX`; restore a "
-    "copy that `agentsrv backup` has made if that fails"
+    "stop the server and rebuild the indexes: `sqlite3 FILE REINDEX`; if that fails, restore a "
+    "copy that `agentsrv backup` made"
 )
 HINTS: Final = {
     sqlite3.SQLITE_BUSY: LOCKED,
     sqlite3.SQLITE_LOCKED: LOCKED,
     sqlite3.SQLITE_PROTOCOL: LOCKED,
-    sqlite3.SQLITE_FULL: "make room on the disk",
-    sqlite3.SQLITE_READONLY: "mount the file system read-write, or give the server's user the file",
-    sqlite3.SQLITE_CANTOPEN: "look at the number of open files (LimitNOFILE) and at the folder",
+    sqlite3.SQLITE_FULL: "free space on the disk",
+    sqlite3.SQLITE_READONLY: "mount the file system read-write, and make the file writable for the "
+    "server's user",
+    sqlite3.SQLITE_CANTOPEN: "check the number of open files (LimitNOFILE) and the folder",
     sqlite3.SQLITE_NOMEM: "give the server more memory",
 }
-"""Errors that pass, and what to do where they do not."""
+"""Errors that may pass, and what to do if they do not."""
 
-NO_TEXT: Final = "Could not decode to UTF-8"
+DECODE_ERROR: Final = "Could not decode to UTF-8"
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _UNREADABLE: Final = (
     sqlite3.SQLITE_IOERR_READ,
@@ -45,7 +44,7 @@ _UNREADABLE: Final = (
 
 
 class Fault(Enum):
-    """See the module."""
+    """The meaning of an error; see the module."""
 
     PASSING = auto()
     DAMAGED = auto()
@@ -53,15 +52,15 @@ class Fault(Enum):
 
 
 class HoleError(sqlite3.DatabaseError):
-    """Events are missing in a log: the page that they were on is damaged, unnoticed by SQLite."""
+    """Events are missing in a log: a page is damaged in a way that SQLite does not notice."""
 
     sqlite_errorcode = sqlite3.SQLITE_CORRUPT
 
 
 class IndexDamageError(sqlite3.DatabaseError):
-    """An index of the table of tasks leads to another task's row, or does not have a task.
+    """An index of the table of tasks leads to the wrong row, or misses a row.
 
-    If the rows themselves are whole, `REINDEX` makes the indexes anew from them.
+    If the rows are intact, `REINDEX` rebuilds the indexes from them.
     """
 
     sqlite_errorcode = sqlite3.SQLITE_CORRUPT_INDEX
@@ -78,15 +77,15 @@ class CutOffError(Exception):
 
 
 class MovedError(Exception):
-    """The store's file is not where it was opened; nothing may be acknowledged."""
+    """The path does not lead to the open file any more; nothing may be acknowledged."""
 
 
 def fault_of(error: BaseException) -> Fault:
-    """What an error of an operation or of a commit means."""
+    """Classify an error of an operation or of a commit."""
     if isinstance(error, MovedError):
         return Fault.PASSING
     code = getattr(error, "sqlite_errorcode", None)
-    if isinstance(error, sqlite3.OperationalError) and str(error).startswith(NO_TEXT):
+    if isinstance(error, sqlite3.OperationalError) and str(error).startswith(DECODE_ERROR):
         return Fault.DAMAGED  # Python's own error, without a code
     if not isinstance(error, sqlite3.Error) or code is None:
         return Fault.BROKEN
@@ -99,19 +98,19 @@ def fault_of(error: BaseException) -> Fault:
 
 
 def may_pass(error: BaseException | None) -> bool:
-    """Whether a file that cannot be opened because of ``error`` may soon be."""
+    """Whether another attempt to open a file may succeed after ``error``."""
     if isinstance(error, OSError):
         return error.errno != errno.EIO
     return error is not None and fault_of(error) is Fault.PASSING
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether the file holds what SQLite cannot have written."""
+    """Whether SQLite reports that the file is not a valid database."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
 
 
 def hint_for(error: BaseException) -> str:
-    """What to do about an error that passes."""
+    """Advice for the operator about an error that may pass."""
     if isinstance(error, MovedError):
         return "put the file back, or stop the server, restore the store and start again"
     return HINTS[getattr(error, "sqlite_errorcode", 0) & 0xFF]

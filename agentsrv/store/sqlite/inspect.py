@@ -1,4 +1,4 @@
-"""What an SQLite store holds, looked at from outside, while a server may be writing to it."""
+"""Inspects an SQLite store from outside, while a server may be writing to it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from typing import Final
 import orjson
 
 from agentsrv.errors import ConfigurationError
-from agentsrv.store.sqlite.file import beside
+from agentsrv.store.sqlite.file import companion
 from agentsrv.store.sqlite.schema import SCHEMA_VERSION, SEQ_BITS, version_of
 
 UNUSED: Final = re.compile(r"Page \d+(: | is )never used")
-"""Pages that a damaged index had, which was made anew; see ``sqlite_recovery``."""
-MOST: Final = 1_000_000  # lines of what SQLite finds wrong
-TREE: Final = re.compile(r"[Tt]ree (?:page )?(\d+)")  # in what SQLite finds wrong
-OLDEST: Final = (3, 37, 0)  # of SQLite: the first with STRICT tables
+"""Pages of a damaged index that `recovery` has replaced; they are not an error."""
+MAX_COMPLAINTS: Final = 1_000_000  # lines of the result of a check
+TREE: Final = re.compile(r"[Tt]ree (?:page )?(\d+)")  # the root page that a complaint names
+MIN_SQLITE_VERSION: Final = (3, 37, 0)  # the first with STRICT tables
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What was found in a store.
+class SqliteStoreInfo:
+    """An overview of a store.
 
     Attributes:
-        tasks: How many there are.
-        unfinished: Those of them that have not ended.
-        is_old: Whether a server of this version brings the file up to date when it starts.
+        tasks: The number of tasks.
+        unfinished: How many of them have not ended.
+        is_old: Whether the next start of a server migrates the file.
     """
 
     tasks: int
@@ -38,31 +38,31 @@ class Look:
     is_old: bool
 
 
-def look(path: Path) -> Look:
-    """Read what is in the store; it is not changed, and a server that writes to it not disturbed.
+def read_info(path: Path) -> SqliteStoreInfo:
+    """Read the overview. The store is not changed, and a running server is not disturbed.
 
     Raises:
-        ConfigurationError: It is no store of this version, or cannot be read.
+        ConfigurationError: It is not a store of this version, or cannot be read.
     """
     try:
         with closing(open_to_read(path)) as db:
             version = version_of(db)
             if version is None:
-                return Look(0, 0, is_old=False)
+                return SqliteStoreInfo(0, 0, is_old=False)
             tasks, ended = db.execute("SELECT count(*), count(ended_at) FROM task").fetchone()
     except sqlite3.Error as error:
         raise ConfigurationError(f"it cannot be read: {error}") from error
-    return Look(tasks, tasks - ended, is_old=version != SCHEMA_VERSION)
+    return SqliteStoreInfo(tasks, tasks - ended, is_old=version != SCHEMA_VERSION)
 
 
 @dataclass(frozen=True, slots=True)
-class Damage:
-    """What cannot be read in a store.
+class DamageReport:
+    """The damage of a store.
 
     Attributes:
-        reason: SQLite's own words, of the first thing that it found; empty if it found nothing.
-        tasks: Ids of the tasks whose row or log is not what was written.
-        indexes: Names of the indexes that are damaged, or do not have what the tables have.
+        reason: The first complaint of SQLite; empty if there is none.
+        tasks: Ids of the tasks whose row or log is damaged.
+        indexes: Names of the indexes that are damaged or contradict their tables.
     """
 
     reason: str
@@ -70,31 +70,31 @@ class Damage:
     indexes: Sequence[str] = ()
 
 
-def find_damage(path: Path) -> Damage:
-    """Read the whole store, all logs included; a server that writes to it is not disturbed.
+def find_damage(path: Path) -> DamageReport:
+    """Read the whole store with all logs. A running server is not disturbed.
 
-    It takes some seconds for a gigabyte.
+    This takes some seconds per gigabyte.
 
     Raises:
-        ConfigurationError: It is no store, or nothing of it can be read.
+        ConfigurationError: It is not a store, or cannot be read at all.
     """
     try:
         with closing(open_to_read(path)) as db:
             if version_of(db) != SCHEMA_VERSION:
-                return Damage("", [])
+                return DamageReport("", [])
             db.execute("BEGIN")
             complaints = complaints_of(db, "integrity_check")
             tasks = _damaged_tasks(db)
             reason = complaints[0] if complaints else ""
-            return Damage(reason, tasks, _indexes(db, complaints))
+            return DamageReport(reason, tasks, _indexes(db, complaints))
     except sqlite3.Error as error:
         raise ConfigurationError(f"it cannot be read: {error}") from error
 
 
 def complaints_of(db: sqlite3.Connection, check: str) -> list[str]:
-    """What SQLite finds wrong with the file by one of its checks, but for pages without use."""
+    """The complaints of a check of SQLite about the file, except about unused pages."""
     try:
-        rows = db.execute(f"PRAGMA {check}({MOST})").fetchall()
+        rows = db.execute(f"PRAGMA {check}({MAX_COMPLAINTS})").fetchall()
     except sqlite3.DatabaseError as error:
         return [str(error)]
     lines = [line for (row,) in rows for line in str(row).splitlines()]
@@ -106,7 +106,7 @@ def complaints_of(db: sqlite3.Connection, check: str) -> list[str]:
 
 
 def _indexes(db: sqlite3.Connection, complaints: Sequence[str]) -> list[str]:
-    """The indexes that SQLite names, by their name or by the number of their first page."""
+    """The indexes that complaints mention, by name or by the number of the root page."""
     indexes = db.execute("SELECT name, rootpage FROM sqlite_master WHERE type = 'index'").fetchall()
     words = [set(re.findall(r"\w+", line)) for line in complaints]
     roots = {found for line in complaints for found in TREE.findall(line)}
@@ -116,7 +116,7 @@ def _indexes(db: sqlite3.Connection, complaints: Sequence[str]) -> list[str]:
 
 
 def _damaged_tasks(db: sqlite3.Connection) -> list[str]:
-    """The ids of tasks, as the index or the table has them, that cannot be read whole by it."""
+    """The ids in the index or in the table whose task cannot be read completely."""
     by_index = _ids(db, "SELECT id, task_id FROM task ORDER BY task_id")
     by_table = _ids(db, "SELECT id, task_id FROM task NOT INDEXED")
     found = {*by_index, *by_table}
@@ -125,7 +125,7 @@ def _damaged_tasks(db: sqlite3.Connection) -> list[str]:
 
 
 def _ids(db: sqlite3.Connection, statement: str) -> list[tuple[int, str]]:
-    """Numbers and ids of tasks, up to the first that cannot be read."""
+    """Numbers and ids of tasks, up to the first unreadable one."""
     found: list[tuple[int, str]] = []
     with suppress(sqlite3.DatabaseError):
         found.extend((row, task_id) for row, task_id in db.execute(statement) if task_id)
@@ -133,7 +133,7 @@ def _ids(db: sqlite3.Connection, statement: str) -> list[tuple[int, str]]:
 
 
 def _is_whole(db: sqlite3.Connection, row: int, task_id: str) -> bool:
-    """Whether a task's row and each event of its log can be read."""
+    """Whether a task's row and each event of its log can be read and are consistent."""
     try:
         columns = db.execute("SELECT task_id, seq, * FROM task NOT INDEXED WHERE id = ?", (row,))
         name, seq, *_ = columns.fetchone()
@@ -153,18 +153,18 @@ def _is_whole(db: sqlite3.Connection, row: int, task_id: str) -> bool:
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:
-    """A connection that can only read; it never moves what is in the write-ahead log.
+    """A read-only connection, which never checkpoints the write-ahead log.
 
-    So it is no second one that checkpoints, which SQLite before 3.51.3 may spoil a file with.
+    A second connection that checkpoints could corrupt the file with SQLite before 3.51.3.
 
     Raises:
-        sqlite3.Error: It is no database, or cannot be read.
+        sqlite3.Error: It is not a database, or cannot be read.
     """
-    # Without a log beside it nobody writes: then SQLite need not make one in order to read.
+    # Without a log no process writes, and `immutable` keeps SQLite from creating a log to read.
     mode = "ro" if has_log(path) else "ro&immutable=1"
     return sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True)
 
 
 def has_log(path: Path) -> bool:
-    """Whether there is a write-ahead log: somebody writes, or has not ended well."""
-    return beside(path, "-wal").exists()
+    """Whether there is a write-ahead log: a process writes, or has crashed."""
+    return companion(path, "-wal").exists()

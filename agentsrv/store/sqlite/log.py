@@ -1,11 +1,27 @@
-"""SqliteLog: the file itself and its statements; synchronous, one call at a time.
+"""SqliteLog: the statements on tasks and events in one file; synchronous, one call at a time.
 
-Methods write into an open transaction and return at once; ``commit`` makes it durable. Those
-that raise an ``AgentsrvError`` have written nothing; the transaction continues.
+Theory of operation
+===================
+*Layers.* `DatabaseFile` holds the lock and notices a moved or truncated file. `Transaction`
+executes statements that write, and repeats them in a new transaction after a rollback. `SqliteLog`
+has the methods of ``Store`` on top of both. `SqliteStore` calls it from the loop and from its
+thread, never at the same time.
 
-An index is not believed. Each row is found by an index and then read from the table itself, by its
-number; where it is another task's, or a task that must be there is not found, ``IndexDamageError``
-is raised, and nothing is read or written. ``NOT INDEXED`` keeps SQLite from taking columns from an
+*Writes* go to the open transaction and return at once; ``commit`` makes them durable. A method that
+raises an ``AgentsrvError`` has written nothing, and the transaction continues. The events of an
+append are gathered, and ``flush`` inserts those of all appends with one statement.
+
+*The queue* is in memory (`TaskQueue`); the columns ``ready`` and ``node`` are its durable form,
+from which ``open`` rebuilds it. A new task can be claimed after the commit of its creation
+(``commit_new``). A claim is not committed by itself (``durable=False``): if the process ends before
+the first append, the next process finds the task as it was.
+
+*One append is one row* of ``event``: a line for each event. The key ``place`` combines the number
+of the task and that of the last event, so that a log is contiguous and in order.
+
+*An index is not trusted.* A row is found by an index, and then read from the table by its number.
+If it belongs to another task, or a task that must exist is not found, ``IndexDamageError`` is
+raised, and nothing is read or written. ``NOT INDEXED`` keeps SQLite from reading columns from an
 index.
 """
 
@@ -42,28 +58,28 @@ from agentsrv.store.sqlite.faults import (
     is_damage,
     may_pass,
 )
-from agentsrv.store.sqlite.file import DatabaseFile, beside
+from agentsrv.store.sqlite.file import DatabaseFile, companion
 from agentsrv.store.sqlite.recovery import Recovery, id_of, try_row
 from agentsrv.store.sqlite.schema import SEQ_BITS
 from agentsrv.store.sqlite.transaction import Transaction
 
-WAL_LIMIT: Final = 64 << 20  # bytes that the write-ahead log is cut back to after a checkpoint
+WAL_LIMIT: Final = 64 << 20  # bytes to which the write-ahead log is truncated after a checkpoint
 HEAD: Final = "task_id, owner, status, seq, epoch"
 ROW: Final = "task_id, status, user_input, created_at, owner"
 BY_ID: Final = "(SELECT id AS number FROM task WHERE task_id = ?)"
-"""What the index of ids says of a task."""
+"""The number of a task, from the index of ids."""
 BY_KEY: Final = "(SELECT id AS number FROM task WHERE owner = ? AND idempotency_key = ?)"
-"""What the index of idempotency keys says."""
+"""The number of a task, from the index of idempotency keys."""
 READ: Final = "LEFT JOIN task NOT INDEXED ON id = number"
-"""The row itself, from the table; NULLs where it is missing."""
+"""The row from the table; NULLs if it is missing."""
 LOG: Final = (
     f"(SELECT id << {SEQ_BITS} AS first, (id + 1 << {SEQ_BITS}) - 1 AS last"
     f" FROM {BY_ID} JOIN task NOT INDEXED ON id = number AND task_id = ?)"
 )
-"""The places between which a task's log is; the id of the task is asked for twice."""
+"""The first and last place of a task's log; it has the task's id as a parameter twice."""
 OLD: Final = "task NOT INDEXED WHERE id = ? AND ended_at < ?"
 Numbers = list[int]
-"""Of tasks: the method ``list`` hides the type in the class."""
+"""Numbers of tasks; a name for methods of a class that has a method ``list``."""
 
 _log = logging.getLogger("agentsrv.store")
 
@@ -75,26 +91,30 @@ class SqliteLog(Transaction):
         super().__init__()
         self._path = path
         self.queue = TaskQueue(limits)
-        """The tasks whose column ``ready`` is set; their order is read at the opening."""
-        self._place = 0  # the last in the queue
+        """The tasks that are ready or leased; rebuilt from the file by ``open``."""
+        self._last_ready = 0
+        """The last place in the queue that was assigned."""
         self._ready_changed = False
         self._file = DatabaseFile(path)
         self._overwritten: str | None = None
         self._is_cut_off = False
-        self._is_unconnected = False  # while the connection is made anew
+        self._is_disconnected = False
+        """Whether ``put_back_log`` has closed the connection, and not opened another yet."""
         self._has_index_damage = False
         self.marks = AttemptMarks()
-        self._kept: set[int] = set()  # numbers of damaged tasks that are too old to be kept
+        self._undeletable: set[int] = set()
+        """Numbers of damaged tasks that ``purge`` could not delete."""
         self.damaged: dict[str, str] = {}
-        """Tasks that cannot be read, and why, as far as they were met."""
+        """Damaged tasks that were found, with the reasons."""
 
     def open(self) -> None:
-        """Lock and open the file; make the schema where there is none; free all leases.
+        """Lock and open the file, create or migrate the schema, and end all leases.
 
         Raises:
             ConfigurationError: The path or the file cannot be that of a store of this version.
-            StoreInUseError: Another server has the file.
-            Unavailable: The file cannot be opened now: locked, disk full.
+            StoreInUseError: Another server uses the file.
+            UnavailableError: The file cannot be opened now, for example because it is locked or
+                the disk is full.
         """
         self._file.lock()
         self.queue = TaskQueue(self.queue.limits)
@@ -116,11 +136,11 @@ class SqliteLog(Transaction):
             raise UnavailableError(reason) from error
 
     def close(self) -> None:
-        """Close the file and let another server have it.
+        """Close the file and release its lock.
 
-        SQLite moves its log into the database when it closes it. Where another file was copied
-        over the database that would damage the copy, and where one of the files was cut off it
-        would write the gap: there the connection stays open until the process ends.
+        SQLite moves its log into the database when it closes the connection. If another file was
+        copied over the database, that would damage the copy; if one of the files was truncated, it
+        would write the gap. Then the connection stays open until the process ends.
         """
         self.marks.close()
         if hasattr(self, "_db"):
@@ -135,13 +155,15 @@ class SqliteLog(Transaction):
         found = schema.version_of(self._db)
         _set_up(self._db)
         schema.migrate(self._db, found)
-        if found is None or not self._file.has_header():  # a crash may have come before
+        if (
+            found is None or not self._file.has_header()
+        ):  # a crash may have come before the first checkpoint
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         recovery = Recovery(self._db, self.note_damage)
         recovery.repair_indexes(self._path)
         recovery.free_leases()
-        self._place = recovery.read_queue(self.queue)
-        recovery.store_marks(self.marks.open(beside(self._file.path, ".running")))
+        self._last_ready = recovery.read_queue(self.queue)
+        recovery.store_marks(self.marks.open(companion(self._file.path, ".running")))
         self.marks.clear()
         self._file.watch()
 
@@ -151,15 +173,14 @@ class SqliteLog(Transaction):
         )
 
     def note_damage(self, task_id: str, error: BaseException) -> None:
-        """Remember that a task cannot be used, and log it once."""
+        """Record and log a damaged task once."""
         if isinstance(error, IndexDamageError):
             self.note_index_damage(error)
         if task_id not in self.damaged:
             self.damaged[task_id] = str(error)
             _log.error(
                 "task %s cannot be read from the store %s: %s; the other tasks run. "
-                "`agentsrv doctor` lists what is damaged; restore a "
-                "copy that `agentsrv backup` has made",
+                "`agentsrv doctor` lists the damage; restore a copy that `agentsrv backup` made",
                 task_id,
                 self._path,
                 error,
@@ -167,11 +188,11 @@ class SqliteLog(Transaction):
             )
 
     def note_index_damage(self, error: IndexDamageError) -> None:
-        """Log, once, that an index of the table of tasks, or the table, is damaged."""
+        """Log once that the table of tasks or one of its indexes is damaged."""
         if not self._has_index_damage:
             self._has_index_damage = True
             _log.error(
-                "an index of the store %s and the table do not agree: %s. `agentsrv doctor` says "
+                "an index of the store %s contradicts the table: %s. `agentsrv doctor` finds out "
                 "which is damaged. If only an index is, %s",
                 self._path,
                 error,
@@ -179,11 +200,11 @@ class SqliteLog(Transaction):
             )
 
     def check_place(self) -> None:
-        """Return if the file is where it was opened, so that what is committed can be found.
+        """Return if the path still leads to the open files, so that commits can be found.
 
         Raises:
-            MovedError: It was deleted, moved or replaced, or its log was.
-            CutOffError: It is shorter than what was written, or its log is.
+            MovedError: The database or its log was deleted, moved or replaced.
+            CutOffError: The database or its log is shorter than what was written.
         """
         complaint = self._file.complaint()
         if complaint is not None:
@@ -194,7 +215,7 @@ class SqliteLog(Transaction):
             raise CutOffError(complaint)
 
     def check_content(self) -> None:
-        """Return if the database is the one that was opened; once it is not, it stays so.
+        """Return if no other content was written over the database since it was opened.
 
         Raises:
             MovedError: Another file was copied over it.
@@ -207,30 +228,30 @@ class SqliteLog(Transaction):
             raise MovedError(self._overwritten)
 
     def put_back_log(self) -> None:
-        """Where only the write-ahead log was deleted: move it into the database; begin another.
+        """If only the write-ahead log was deleted: move it into the database, and begin another.
 
-        The second part is done again by the next call if it fails; the statements of the
-        transaction stay kept meanwhile, and there is no connection.
+        SQLite still has the deleted log open. If the second part fails, the next call repeats it;
+        until then there is no connection, and the statements of the transaction are kept.
 
         Raises:
-            sqlite3.Error: It cannot be done now.
-            MovedError: The database, too, is not where it was opened.
+            sqlite3.Error: It is not possible now.
+            MovedError: The database was moved, too.
         """
-        if not self._is_unconnected:
+        if not self._is_disconnected:
             if not self._file.lacks_log_only:
                 return
             self.roll_back()
             blocked, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             if blocked:
                 return
-            self._is_unconnected = True
+            self._is_disconnected = True
             self._db.close()
-        if not self._file.is_in_place:  # SQLite would make an empty one
+        if not self._file.is_in_place:  # SQLite would create an empty database
             raise MovedError(f"{self._path} was moved or replaced")
         connection = self._connection()
         try:
             _set_up(connection)
-            connection.execute("BEGIN IMMEDIATE")  # SQLite makes the log only when it writes
+            connection.execute("BEGIN IMMEDIATE")  # SQLite creates the log when it begins to write
             connection.execute("ROLLBACK")
             self._file.watch()
             self.check_place()
@@ -242,7 +263,7 @@ class SqliteLog(Transaction):
         except BaseException:
             connection.close()
             raise
-        self._db, self._is_unconnected = connection, False
+        self._db, self._is_disconnected = connection, False
 
     @property
     def log_size(self) -> int:
@@ -250,13 +271,9 @@ class SqliteLog(Transaction):
         return self._file.log_size
 
     def commit(self) -> None:
-        """Make everything since the last commit durable; this waits for the disk.
-
-        Raises:
-            sqlite3.Error: Nothing was committed as far as this process can know.
-        """
+        """See ``Transaction.commit``; new tasks can be claimed afterwards."""
         super().commit()
-        self.queue.settle()  # nobody works on what may not have been
+        self.queue.commit_new()
 
     def create(self, task: NewTask) -> Created:
         """See ``Store.create``."""
@@ -296,7 +313,7 @@ class SqliteLog(Transaction):
         return None if row is None else _to_head(row)
 
     def _row(self, columns: str, task_id: str) -> Any:
-        """The columns of a task's row, of which the first must be ``task_id``.
+        """Columns of a task's row; the first must be ``task_id``.
 
         Raises:
             IndexDamageError, HoleError: The index of ids leads to another task, or to none.
@@ -307,14 +324,14 @@ class SqliteLog(Transaction):
         return row
 
     def _missed(self, task_id: str, *, is_known: bool) -> Head | None:
-        """The head of a task whose row a statement did not find as it expected it.
+        """The head of a task of which a statement did not find the expected row.
 
         Raises:
-            IndexDamageError: There is no such row, although the task is known.
+            IndexDamageError: The task is in the queue, but the index does not lead to a row.
         """
         head = self.head(task_id)
         if head is None and is_known:
-            raise IndexDamageError("the index of ids does not have it")
+            raise IndexDamageError("the index of ids does not contain it")
         return head
 
     def find(self, owner: str, prefix: str) -> Sequence[str]:
@@ -331,7 +348,7 @@ class SqliteLog(Transaction):
         return None if row is None else str(row[0])
 
     def _keyed(self, columns: str, owner: str, idempotency_key: str) -> Any:
-        """The columns of the row of a task with an idempotency key.
+        """Columns of the task with an idempotency key.
 
         Raises:
             IndexDamageError, HoleError: The index of keys leads to another task, or to none.
@@ -359,10 +376,10 @@ class SqliteLog(Transaction):
         found: list[bytes] = []
         for last, body in rows:
             events = body.split(b"\n")
-            known = after - (last - len(events))  # of these; more than 0 in the first row only
-            if known + len(found) < 0:
+            before = after - (last - len(events))  # events up to `after`, in the first row only
+            if before + len(found) < 0:
                 raise HoleError(f"event {after + len(found) + 1} is missing")
-            found += events[max(known, 0) :]
+            found += events[max(before, 0) :]
             if len(found) >= limit:
                 break
         rows.close()
@@ -383,7 +400,7 @@ class SqliteLog(Transaction):
         return None if row is None else row[1]
 
     def list(self, owner: str, status: TaskStatus | None, limit: int, before: int | None) -> Page:
-        """See ``Store.list``; ``before`` is the number of the last task listed."""
+        """See ``Store.list``; ``before`` is the number of the last listed task."""
         values: tuple[str | int, ...] = (owner,)
         where = "owner = ?"
         if status is not None:
@@ -408,21 +425,21 @@ class SqliteLog(Transaction):
             if self._is_of(owner, row)
         ]
         page = base.page_of(found, limit, total)
-        if page.next_cursor is None and len(rows) > limit:  # rows were left out
+        if page.next_cursor is None and len(rows) > limit:  # unreadable rows were left out
             return page._replace(next_cursor=str(rows[-1][0]))
         return page
 
     def _is_of(self, owner: str, row: Sequence[Any]) -> bool:
-        """Whether a row of a list is the owner's, whatever the index of owners says."""
+        """Whether a listed row belongs to the owner, as the index of owners claims."""
         number, task_id, *_, found = row
         if found == owner:
             return True
-        error = IndexDamageError("the index of owners leads to it for another owner")
+        error = IndexDamageError("the index of owners lists it for another owner")
         self.note_damage(task_id or f"number {number}", error)
         return False
 
     def _list_whole(self, where: str, values: Sequence[Any], limit: int) -> Sequence[Any]:
-        """Rows of a list one by one, without those that cannot be read."""
+        """Rows of a list, read one by one, without those that cannot be read."""
         ids = self._db.execute(f"SELECT id FROM task WHERE {where} ORDER BY id DESC", values)
         rows: list[Any] = []
         for (row,) in ids.fetchall():
@@ -487,7 +504,7 @@ class SqliteLog(Transaction):
                     self.undo(first)
                     self.queue.unclaim(claimed)
                     raise
-                self.note_damage(task_id, error)  # it stays claimed: nobody can have it
+                self.note_damage(task_id, error)  # stays claimed, so that no worker gets it
         return leases
 
     def _lease(self, task_id: str, node: str) -> Lease:
@@ -501,7 +518,7 @@ class SqliteLog(Transaction):
         )
         if row is None:
             self._missed(task_id, is_known=True)
-            raise IndexDamageError("its row is not found")
+            raise IndexDamageError("its row is missing")
         epoch, seq, spec, owner, found = row
         try:
             interrupted = [(name, attempt) for name, attempt in json.loads(found)] if found else ()
@@ -525,18 +542,18 @@ class SqliteLog(Transaction):
         self._ready_changed = True
 
     def purge(self, before: float, limit: int) -> int:
-        """See ``Store.purge``; freed pages are used again, so the file stops growing."""
+        """See ``Store.purge``. SQLite reuses the freed pages; the file does not shrink."""
         found = self._db.execute(
             "SELECT id FROM task WHERE ended_at < ? ORDER BY ended_at LIMIT ?",
-            (before, limit + len(self._kept)),
+            (before, limit + len(self._undeletable)),
         )
-        numbers = [number for (number,) in found if number not in self._kept][:limit]
-        if not self._forget(numbers, before):
-            numbers = [number for number in numbers if self._forget([number], before)]
+        numbers = [number for (number,) in found if number not in self._undeletable][:limit]
+        if not self._delete(numbers, before):
+            numbers = [number for number in numbers if self._delete([number], before)]
         return len(numbers)
 
-    def _forget(self, numbers: Numbers, before: float) -> bool:
-        """Delete tasks; ``False``: one is damaged, and none was deleted."""
+    def _delete(self, numbers: Numbers, before: float) -> bool:
+        """Delete tasks with their logs; ``False``: one is damaged, and none was deleted."""
         self.unit += 1
         rows = [(number, before) for number in numbers]
         try:
@@ -549,24 +566,28 @@ class SqliteLog(Transaction):
             )
             deleted = self._write(f"DELETE FROM {OLD}", rows, None).rowcount
             if deleted != len(numbers) and numbers:
-                raise IndexDamageError("the index of ends has it for a task that has not ended")
+                raise IndexDamageError("the index of end times lists a task that has not ended")
         except sqlite3.Error as error:
             if fault_of(error) is not Fault.DAMAGED:
                 raise
             self.undo(self.unit)
             if len(numbers) == 1:
-                self._kept.add(numbers[0])
+                self._undeletable.add(numbers[0])
                 self.note_damage(id_of(self._db, numbers[0]), error)
             return False
         return True
 
     def take_ready_changed(self) -> bool:
-        """Whether tasks became ready to be claimed since this was asked last."""
+        """Whether tasks became ready to be claimed since the last call."""
         changed, self._ready_changed = self._ready_changed, False
         return changed
 
     def _replayed(self, task: NewTask) -> Head | None:
-        """The task that the idempotency key stands for."""
+        """The head of the task that the idempotency key names.
+
+        Raises:
+            ConflictError: That task has another ``spec``.
+        """
         if task.idempotency_key is None:
             return None
         row = self._keyed(f"{HEAD}, spec, created_at", task.owner, task.idempotency_key)
@@ -577,7 +598,7 @@ class SqliteLog(Transaction):
         return _to_head(row[:-2])
 
     def _expire_key(self, task: NewTask) -> None:
-        """Take the key from the task that it stood for too long."""
+        """Take an expired key from its task."""
         if task.idempotency_key is not None:
             self._write(
                 "UPDATE task NOT INDEXED SET idempotency_key = NULL"
@@ -587,15 +608,19 @@ class SqliteLog(Transaction):
             )
 
     def _next_place(self, owner: str, status: TaskStatus) -> int | None:
-        """The place in the queue of a task that takes ``status``."""
+        """The next place in the queue if ``status`` is QUEUED.
+
+        Raises:
+            OverloadedError: See ``TaskQueue.check``.
+        """
         if status is not TaskStatus.QUEUED:
             return None
         self.queue.check(owner)
-        return self._place + 1
+        return self._last_ready + 1
 
     def _put(self, task_id: str, owner: str) -> None:
-        """Queue a task that was written in the next place."""
-        self._place += 1
+        """Queue a task that was written with the next place."""
+        self._last_ready += 1
         self.queue.put(task_id, owner)
         self._ready_changed = True
 
@@ -607,13 +632,13 @@ def _set_up(connection: sqlite3.Connection) -> None:
 
 
 def _keep_open(connection: sqlite3.Connection) -> None:
-    """Keep a connection until the process ends; the interpreter would close it at its end."""
+    """Keep a connection open until the process ends, even when the interpreter exits."""
     wait = threading.Event().wait
     threading.Thread(target=lambda _: wait(), args=(connection,), daemon=True).start()
 
 
 def _contradiction(index: str, found: str | None) -> sqlite3.DatabaseError:
-    """A row and an index do not agree: one of them is damaged."""
+    """The error for an index that leads to a wrong or missing row."""
     if found is None:
         return HoleError("its row is missing in the table")
     return IndexDamageError(f"the index of {index} leads to the row of task {found[:40]!r}")

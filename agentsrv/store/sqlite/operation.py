@@ -1,7 +1,14 @@
-"""Operation: what a caller wants done in the file, and what comes of it.
+"""Operation: one caller's work in the file, and its result.
 
-An error of one operation refuses it, and takes back what it has written; the others are executed.
-Damage refuses the operations on its task.
+``execute`` decides what an exception means for the operation and for the transaction:
+
+    raised by the work                      the operation               the transaction
+    AgentsrvError, a value that SQLite      is refused; it has written  continues
+    does not accept                         nothing
+    damage of a page                        is refused as damaged       continues without what the
+                                                                        operation has written
+    any other error of SQLite               stays in the queue          is rolled back; the store
+                                                                        waits, or is broken
 """
 
 from __future__ import annotations
@@ -10,7 +17,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from agentsrv.error_text import describe
 from agentsrv.errors import AgentsrvError, InvalidCommandError, UnavailableError
@@ -22,74 +29,81 @@ from agentsrv.store.sqlite.log import SqliteLog
 T = TypeVar("T")
 Work = Callable[[SqliteLog], T]
 
-GARBAGE: Final = (ValueError, TypeError, AttributeError, LookupError)
-"""What reading a row raises that has another form than any that was written."""
+INVALID_ROW: Final = (ValueError, TypeError, AttributeError, LookupError)
+"""Errors of reading a row whose content no version of the store has written."""
 REFUSALS: Final = (AgentsrvError, ValueError, TypeError, OverflowError, sqlite3.DataError)
-"""Errors of one operation: values that SQLite cannot take are refused before they are written."""
+"""Errors of one operation: SQLite refuses a value before it writes it."""
 
 
 @dataclass(slots=True, eq=False)
 class Operation:
-    """What one caller waits for."""
+    """The work of one caller."""
 
     work: Work[Any]
     done: asyncio.Future[Any]
     commit: Commit | None = None
     is_long: bool = False
-    """Whether it may take milliseconds, and so runs in the thread."""
+    """Whether it may take milliseconds, and is therefore executed in the thread."""
     is_early: bool = False
-    """Whether its result may be told before the commit."""
+    """Whether its result may be returned before the commit."""
     writes: bool = False
     task_id: str | None = None
-    """The task that it is about, if it is about one."""
-    nothing: Any = None
-    """The result of a read about a name that no task can have."""
+    """The task that it concerns, if it concerns one."""
+    default: Any = None
+    """The result of a read if no task can have the name that it was given."""
     is_patient: bool = False
-    """Whether it waits as long as the store does, because a running task depends on it."""
+    """Whether it waits as long as the store does: a running task depends on it."""
 
 
-Outcome = tuple[Operation, Any, Exception | None]
-"""An operation with its result or its refusal."""
-Outcomes = list[Outcome]
+class CallResult(NamedTuple):
+    """An operation with its value or its refusal."""
+
+    operation: Operation
+    value: Any
+    refusal: Exception | None
+
+
+CallResults = list[CallResult]
+"""A name for methods of a class that has a method ``list``."""
 
 
 def read_span(log: SqliteLog, span: Span) -> Sequence[bytes] | None:
-    """A part of a log; ``None`` where it is damaged: other logs are read all the same."""
+    """Read a range of a log; ``None`` if the log is damaged."""
     try:
         return log.read(*span)
     except UnicodeEncodeError:
         return ()
-    except (sqlite3.Error, *GARBAGE) as error:
+    except (sqlite3.Error, *INVALID_ROW) as error:
         if isinstance(error, sqlite3.Error) and fault_of(error) is not Fault.DAMAGED:
             raise
         log.note_damage(span.task_id, error)
         return None
 
 
-def outcome_of(operation: Operation, log: SqliteLog) -> Outcome:
-    """What comes of an operation: its result, or why it is refused.
+def execute(operation: Operation, log: SqliteLog) -> CallResult:
+    """Execute an operation in the current transaction.
 
     Raises:
-        sqlite3.Error: Not the operation's fault; nothing of it is left in the transaction.
+        sqlite3.Error: Another error than damage; the transaction contains nothing of the operation.
     """
     if operation.writes:
         if operation.task_id in log.dropped:
-            return operation, None, base.damaged(operation.task_id)
+            return CallResult(operation, None, base.damaged(operation.task_id))
         log.replay()
         log.unit += 1
     unit = log.unit
     try:
-        return operation, operation.work(log), None
-    except UnicodeEncodeError as error:  # half a surrogate pair: no task has that name
+        return CallResult(operation, operation.work(log), None)
+    except UnicodeEncodeError as error:  # half a surrogate pair: no task has such a name
         if operation.writes:
-            return operation, None, InvalidCommandError(f"a text cannot be stored: {error.reason}")
-        return operation, operation.nothing, None
-    except (*REFUSALS, *GARBAGE) as refusal:
-        if isinstance(refusal, AgentsrvError) or operation.writes or operation.task_id is None:
-            return operation, None, refusal
-        # A row of another form than any that was written.
-        log.note_damage(operation.task_id, refusal)
-        return operation, None, base.damaged(operation.task_id)
+            refusal = InvalidCommandError(f"a text cannot be stored: {error.reason}")
+            return CallResult(operation, None, refusal)
+        return CallResult(operation, operation.default, None)
+    except (*REFUSALS, *INVALID_ROW) as error:
+        if isinstance(error, AgentsrvError) or operation.writes or operation.task_id is None:
+            return CallResult(operation, None, error)
+        log.note_damage(operation.task_id, error)  # an invalid row
+        return CallResult(operation, None, base.damaged(operation.task_id))
     except sqlite3.Error as error:
         if operation.writes:
             log.undo(unit)
@@ -99,9 +113,10 @@ def outcome_of(operation: Operation, log: SqliteLog) -> Outcome:
         if operation.task_id is None or is_new:
             if isinstance(error, IndexDamageError):
                 log.note_index_damage(error)
-            return operation, None, UnavailableError(f"the store is damaged: {describe(error)}")
+            refused = UnavailableError(f"the store is damaged: {describe(error)}")
+            return CallResult(operation, None, refused)
         log.note_damage(operation.task_id, error)
-        return operation, None, base.damaged(operation.task_id)
+        return CallResult(operation, None, base.damaged(operation.task_id))
 
 
 def is_replay(result: object) -> bool:

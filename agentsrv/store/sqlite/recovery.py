@@ -1,20 +1,20 @@
-"""Recovery: what the opening of a file does with the tasks that an earlier process left in it.
+"""Recovery: repairs indexes, ends old leases and rebuilds the queue when a file is opened.
 
-Each statement names the rows by an index and reads them from the table, which counts. A damaged
-row concerns its own task: the statement is then executed for one row after the other.
+Theory of operation
+===================
+*Damaged rows.* Each statement selects rows by an index and reads them from the table. If that meets
+a damaged row, the statement is repeated for each row alone, so that only the task of the row is
+lost.
 
-Theory of operation of the repair of indexes.
+*Damaged indexes.* An index contains nothing that is not in the table, so it can be rebuilt from the
+rows. ``REINDEX`` does so, but it first frees the pages of the old tree, and has to read the tree to
+find them: one unreadable page makes it fail. ``_replace`` does not read the old tree. In one
+transaction it creates an index with another name, exchanges the root pages of the two in SQLite's
+schema table, and deletes the other name there, together with the old tree. The pages of the old
+tree stay in the file, unused, until a ``VACUUM``; `inspect` does not count them as damage. This
+also works for the index of ids, which belongs to a UNIQUE constraint and cannot be dropped.
 
-Everything in an index is also in the table, so a damaged index is made anew from the rows.
-``REINDEX`` does that, but first gives the pages of the old tree back, and to find them it has to
-read the tree: one unreadable page stops it. ``_replace`` does not read the old tree. In one
-transaction it creates an index of another name, exchanges the first pages of the two in
-SQLite's schema table, and forgets the other name there, together with the old tree. The pages of
-that tree stay in the file, unused, until somebody executes ``VACUUM``; ``sqlite_look`` does not
-count them as damage. The index of ids belongs to the constraint UNIQUE and cannot be dropped; it is
-exchanged all the same.
-
-Both read every row, so they fail if a row of the table is damaged too.
+Both read every row, so they fail if a row of the table is damaged, too.
 """
 
 # ruff: noqa: S608 - statements are put together from constants of this file only
@@ -34,7 +34,7 @@ from agentsrv.store.queue import TaskQueue
 from agentsrv.store.sqlite.faults import Fault, IndexDamageError, fault_of
 
 NoteDamage = Callable[[str, BaseException], None]
-"""Takes note of a task that cannot be read, and why."""
+"""Records that a task cannot be read, and why."""
 LEASED: Final = "node IS NOT NULL"
 READY: Final = "ready IS NOT NULL"
 WAITING: Final = ", ".join(
@@ -43,12 +43,12 @@ WAITING: Final = ", ".join(
     if not status.is_terminal and status is not TaskStatus.PENDING
 )
 """Statuses of tasks that are leased or ready."""
-FORGOTTEN: Final = (
+UNREACHABLE: Final = (
     f"SELECT id FROM task INDEXED BY task_owner WHERE status IN ({WAITING})"
     f" EXCEPT SELECT id FROM task INDEXED BY task_ready WHERE {READY}"
     f" EXCEPT SELECT id FROM task INDEXED BY task_node WHERE {LEASED}"
 )
-"""Tasks that would never be claimed: the indexes contradict each other about them."""
+"""Tasks that would never be claimed, because the indexes contradict each other."""
 ENDED: Final = ", ".join(f"'{status.value}'" for status in TaskStatus if status.is_terminal)
 IDS: Final = "sqlite_autoindex_task_1"
 """The index of ids."""
@@ -57,7 +57,7 @@ SUMS: Final = [
     [("task_owner", f"status IN ({ENDED})"), ("task_ended", "ended_at IS NOT NULL")],
     [("task_key", "idempotency_key IS NOT NULL")],
 ]
-"""Indexes, with conditions, that lead to the same tasks."""
+"""Groups of indexes with conditions by which they contain the same tasks."""
 INDEXES: Final = (IDS, "task_ready", "task_node", "task_ended", "task_owner", "task_key")
 STORE_MARKS: Final = (
     "UPDATE task NOT INDEXED SET interrupted = ?"
@@ -68,7 +68,7 @@ _log = logging.getLogger("agentsrv.store")
 
 
 class Recovery:
-    """See the module.
+    """Recovers an open file; see the module.
 
     Args:
         db: The open file.
@@ -80,15 +80,16 @@ class Recovery:
         self._note_damage = note_damage
 
     def repair_indexes(self, path: Path) -> None:
-        """Make the indexes anew if one cannot be read, or if they contradict each other.
+        """Rebuild the indexes if one cannot be read, or if they contradict each other.
 
-        Only indexes are read, which takes about 0.5 s for a million tasks.
+        The check reads indexes only; it takes about 0.5 s for a million tasks.
 
         Raises:
-            IndexDamageError: They cannot be made anew, and do not say which tasks are to be run.
+            IndexDamageError: The indexes cannot be rebuilt, and those of ready and leased tasks
+                cannot be read.
         """
         try:
-            if self._agree():
+            if self._are_consistent():
                 return
             reason = "they contradict each other"
         except sqlite3.Error as error:
@@ -97,18 +98,18 @@ class Recovery:
             reason = str(error)
         try:
             for index in INDEXES:
-                self._make_anew(index)
+                self._rebuild(index)
         except sqlite3.Error as error:
-            if fault_of(error) is Fault.PASSING:  # a lock, a full disk: the start waits for it
+            if fault_of(error) is Fault.PASSING:  # a lock or a full disk: `open` tries again
                 raise
-            damage = f"damaged ({reason}) and cannot be made anew from its tasks' rows: {error}"
+            damage = f"damaged ({reason}) and cannot be rebuilt from the rows: {error}"
             _log.error("the indexes of the store %s are %s", path, damage)
             if not self._can_be_read(LEASED) or not self._can_be_read(READY):
                 raise IndexDamageError(
-                    f"its indexes are {damage}; `agentsrv doctor` lists what is damaged"
+                    f"its indexes are {damage}; `agentsrv doctor` lists the damage"
                 ) from error
         else:
-            _log.error("the indexes of the store %s were damaged (%s); made anew", path, reason)
+            _log.error("the indexes of the store %s were damaged (%s) and rebuilt", path, reason)
 
     def _can_be_read(self, condition: str) -> bool:
         try:
@@ -119,9 +120,9 @@ class Recovery:
             return False
         return True
 
-    def _agree(self) -> bool:
-        """Whether the indexes lead to the same tasks, as far as they can be compared."""
-        if self._db.execute(FORGOTTEN).fetchone() is not None:
+    def _are_consistent(self) -> bool:
+        """Whether the indexes contain the same tasks, as far as they can be compared."""
+        if self._db.execute(UNREACHABLE).fetchone() is not None:
             return False
         for indexes in SUMS:
             sums = {
@@ -134,7 +135,7 @@ class Recovery:
                 return False
         return True
 
-    def _make_anew(self, index: str) -> None:
+    def _rebuild(self, index: str) -> None:
         try:
             self._db.execute(f"REINDEX {index}")
         except sqlite3.Error as error:
@@ -143,7 +144,7 @@ class Recovery:
             self._replace(index)
 
     def _replace(self, index: str) -> None:
-        """Make an index anew of which a page cannot be read; see the head of this module."""
+        """Rebuild an index that has an unreadable page; see the module."""
         (create,) = self._db.execute(
             "SELECT sql FROM sqlite_master WHERE name = ?", (index,)
         ).fetchone()
@@ -168,7 +169,7 @@ class Recovery:
             self._db.execute("PRAGMA writable_schema = RESET")
 
     def free_leases(self) -> None:
-        """Let every task that an earlier process had leased be claimed."""
+        """End the leases of earlier processes."""
         free = "UPDATE task NOT INDEXED SET node = NULL, ready = 0 WHERE"
         leased = f"SELECT id FROM task WHERE {LEASED}"
         try:
@@ -180,7 +181,7 @@ class Recovery:
                 self._try(number, f"{free} id = ? AND {LEASED}")
 
     def read_queue(self, queue: TaskQueue) -> int:
-        """Put the tasks that are ready into ``queue``; return the last place in it."""
+        """Put the ready tasks into ``queue``; return the last place that was assigned."""
         columns = f"SELECT task_id, owner, ready FROM task NOT INDEXED WHERE {READY} AND"
         ids = f"SELECT id FROM task WHERE {READY} ORDER BY ready, id"
         try:
@@ -193,19 +194,19 @@ class Recovery:
                 for (number,) in self._db.execute(ids).fetchall()
                 if (found := self._try(number, f"{columns} id = ?"))
             ]
-        place = 0
-        for task_id, owner, place in rows:
-            if place:
+        ready = 0
+        for task_id, owner, ready in rows:
+            if ready:
                 queue.put(task_id, owner)
             else:
                 queue.lose(task_id, owner)
-        queue.settle()
-        return place
+        queue.commit_new()
+        return ready
 
     def store_marks(self, marks: Iterable[Mark]) -> None:
-        """Store which attempts the end of the last process interrupted.
+        """Store the attempts that the end of the last process interrupted.
 
-        A crash before the marks are cleared finds them again, and stores the same.
+        After a crash before the marks are cleared, the next opening stores the same ones again.
         """
         interrupted: dict[str, list[tuple[str, int]]] = {}
         for mark in marks:
@@ -233,10 +234,10 @@ class Recovery:
 
 
 def try_row(db: sqlite3.Connection, number: int, statement: str, note_damage: NoteDamage) -> Any:
-    """Execute a statement about the task of that number; one whose page is damaged is left alone.
+    """Execute a statement on the task with this number; record the task if it is damaged.
 
     Returns:
-        The row that the statement gives, ``None`` without one.
+        The row that the statement returns; ``None`` without one, or after damage.
     """
     try:
         return db.execute(statement, (number,)).fetchone()
@@ -248,7 +249,7 @@ def try_row(db: sqlite3.Connection, number: int, statement: str, note_damage: No
 
 
 def id_of(db: sqlite3.Connection, number: int) -> str:
-    """The id of a task whose row cannot be read, from the index of ids; for messages only."""
+    """The id of a task whose row cannot be read, from the index of ids; used in messages."""
     try:
         ids = dict(db.execute("SELECT id, task_id FROM task ORDER BY task_id"))
     except sqlite3.Error:

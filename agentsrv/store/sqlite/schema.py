@@ -1,4 +1,4 @@
-"""The schema of the SQLite file, its version, and what makes it of an earlier one."""
+"""The schema of the SQLite file, its version, and the migrations from earlier versions."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from typing import Final
 
 from agentsrv.errors import ConfigurationError
 
-APPLICATION: Final = 0x61677376  # marks the file as ours: "agsv"
+APPLICATION: Final = 0x61677376  # the application_id of a store: "agsv"
 SCHEMA_VERSION: Final = 3
 
-# A task is ready (to be claimed) from its queueing to its claim: ready > 0 is its place in the
-# queue, 0 says that it lost its worker and goes first.
+# task.ready: whether the task can be claimed; `store.base` has the table of its values.
 #
-# What a crash interrupted stands in `interrupted`, as JSON, from the opening after the crash to the
-# next append: what follows from it is in the log then.
+# task.interrupted: the attempts that a crash interrupted, as JSON. Set by the first opening after
+# the crash, deleted by the next append of a worker, which records the consequences in the log.
 #
-# A row of event holds what one append wrote: the encoded events, a line each, in the place of the
-# last of them. A place is the task's id and the event's number in one integer, so that there is
-# one tree, which holds each log in order and grows at its end.
+# A row of event holds the events of one append, one encoded event per line. `place` is the number
+# of the task and that of the last event in one integer, so that the table is one tree that holds
+# each log in order.
 SCHEMA: Final = """
 CREATE TABLE task (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -47,7 +46,7 @@ CREATE TABLE event (
     body BLOB NOT NULL
 ) STRICT;
 """
-SEQ_BITS: Final = 32  # of a place; those before them are the task's id
+SEQ_BITS: Final = 32  # the lower bits of a place, for the event's number
 MIGRATIONS: Final = {
     1: """
 CREATE TABLE event2 (
@@ -63,14 +62,14 @@ ALTER TABLE task DROP COLUMN losses;
 ALTER TABLE task ADD COLUMN interrupted TEXT;
 """,
 }
-"""What makes the next version's schema of each one's."""
+"""By version: the statements that turn it into the next version."""
 
 
 def version_of(db: sqlite3.Connection) -> int | None:
     """The version of the file's schema; ``None`` for an empty file.
 
     Raises:
-        ConfigurationError: It is another program's, or of a version that cannot be brought up.
+        ConfigurationError: The file belongs to another program, or its version cannot be migrated.
     """
     if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         return None
@@ -83,7 +82,7 @@ def version_of(db: sqlite3.Connection) -> int | None:
 
 
 def migrate(db: sqlite3.Connection, version: int | None) -> None:
-    """Make the schema of this version out of what ``version_of`` found, step by step."""
+    """Create the schema, or migrate it from ``version``, which ``version_of`` returned."""
     if version is None:
         db.executescript(
             f"BEGIN;{SCHEMA}PRAGMA application_id={APPLICATION};"

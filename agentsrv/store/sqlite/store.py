@@ -1,42 +1,54 @@
 """SqliteStore: one file, one connection, one commit at a time.
 
-The statements of all who wait are executed in the event loop, some microseconds each, into one
-transaction; a thread then does what takes long, its COMMIT with the ``fsync``. Alone, a write is
-committed at once; under load, the next batch gathers while the disk works. Statements in the
-thread would be slower by far: each lets go of the interpreter lock and must wait for a busy
-loop to give it back, up to 5 ms, before the next.
+Theory of operation
+===================
+*Group commit.* Callers queue operations (``_submit``). At the end of the loop's turn, ``_turn``
+executes all of them in the event loop, in one transaction, some microseconds each. A thread then
+executes the COMMIT with its ``fsync``; meanwhile (``_busy``) the loop does not use the connection,
+and further operations queue for the next turn. So a single write is committed at once, and under
+load one ``fsync`` serves many. After the commit the loop resolves the callers' futures
+(``_resolve``) and calls the listener.
 
-There is a single connection because SQLite before 3.51.3 can corrupt a write-ahead log that two
-connections checkpoint, and ``synchronous=FULL`` because ``NORMAL`` forgets commits at a power
-cut.
+    1 _submit        loop      queue the operation, schedule a turn
+    2 _turn          loop      execute the waiting operations up to one that is long
+    3 _finish        thread    execute the long operation (``list``, ``purge``); COMMIT
+    4 _committed     loop      resolve futures, call listeners, schedule the next turn
 
-Theory of operation of a store that cannot write.
+Claims are resolved in step 2 (``is_early``): a claim is durable with the first append that it
+allows. A turn without a write and without a long operation ends with step 2.
 
-``sqlite_faults`` says what an error means. One that passes (another program's lock, a full disk,
-a file that was moved away) makes the store wait: ``_wait`` is set, and what was executed but not
-committed is held. A timer lets the thread try again, every ``FIRST_RETRY`` to ``LAST_RETRY``
-seconds; between the tries the loop uses the connection to read. While it waits:
+Statements are not executed in the thread because each of them releases the interpreter lock and
+then waits up to 5 ms for a busy loop to return it. There is one connection because SQLite before
+3.51.3 can corrupt a write-ahead log that two connections checkpoint. ``synchronous`` is ``FULL``,
+because ``NORMAL`` loses commits at a power cut.
 
-    reads                                   are answered: committed events are readable. Not so
-                                            where the file was moved: what was committed there
-                                            may not be found again
-    appends of running tasks, releases,     wait as long as the store does: a running task loses
-    claims                                  nothing, and goes on where it was
-    creates, appends of tasks that do not   wait ``TOLERATED`` seconds, because most locks are gone
-    run, purges                             by then; afterwards they are refused as
-    ``UnavailableError``
+A refused operation leaves nothing in the transaction; the others are committed (`operation`).
 
-After ``TOLERATED`` seconds the wait is announced: ``trouble`` is set, ``/readyz`` answers 503, and
-the log says why and what to do. When the store writes again, what was held is committed first and
-acknowledged in its order. Errors that do not pass end the store (``_break``): nothing more is
-written or acknowledged, and the server ends with status 1.
+*A store that cannot write.* `faults` classifies errors. After one that may pass (another program's
+lock, a full disk, a moved file) the store waits: ``_wait`` is set, and it holds the operations that
+were executed but not committed. A timer makes the thread try again, every ``FIRST_RETRY_DELAY`` to
+``MAX_RETRY_DELAY`` seconds; between the attempts the loop uses the connection for reads. Meanwhile
 
-                  error that passes                   another try fails
-      writing ------------------------> waiting <-------------------+
-         ^                                 |  |                     |
-         |     the other try succeeds      |  +---------------------+
-         +---------------------------------+
-      writing or waiting, and an error that does not pass: broken. ``close``: closed.
+    reads                                   are answered, unless the file was moved: commits in a
+                                            moved file may not be found again
+    appends of running tasks, releases,     wait as long as the store does (``is_patient``): running
+    claims                                  tasks continue where they were
+    creates, appends to tasks that do not   wait ``REFUSE_AFTER`` seconds, in which most locks end;
+    run, purges                             after that they raise ``UnavailableError``
+
+After ``REFUSE_AFTER`` seconds ``trouble`` is set, ``/readyz`` answers 503, and the log states the
+reason and what to do. When the store can write again, the held operations are committed first, and
+resolved in their order. After any other error the store is broken (``_break``): nothing more is
+written or acknowledged, and the server exits with status 1, because only opening the file again
+shows what a failed ``fsync`` left in it.
+
+                error that may pass
+      writing ----------------------> waiting --+  another attempt fails
+         ^                             |   ^    |
+         +-----------------------------+   +----+
+              an attempt succeeds
+
+      any other error, in both states: broken.  ``close``: closed.
 """
 
 from __future__ import annotations
@@ -75,26 +87,24 @@ from agentsrv.store.sqlite.faults import Fault, MovedError, fault_of, hint_for, 
 from agentsrv.store.sqlite.file import StoreInUseError, writer_of
 from agentsrv.store.sqlite.log import WAL_LIMIT, SqliteLog
 from agentsrv.store.sqlite.operation import (
+    CallResult,
+    CallResults,
     Operation,
-    Outcome,
-    Outcomes,
     Work,
+    execute,
     is_replay,
-    outcome_of,
     read_span,
 )
 
 T = TypeVar("T")
 
-MAX_ROWS = 2000  # events written in one turn of the loop: some 5 ms
-FIRST_RETRY: Final = 0.05  # seconds until a store that waits tries again; then twice as long each
-LAST_RETRY: Final = 0.5  # seconds
-TOLERATED: Final = 2.0  # seconds that a store waits before clients are refused
-OPEN_PATIENCE: Final = (
-    20.0  # seconds that ``open`` waits; a supervisor then starts the server again
-)
-CHECK_EVERY: Final = 1.0  # seconds between looks at the file of a store that is idle
-LONG_LOG: Final = 4 * WAL_LIMIT  # bytes of a write-ahead log that somebody keeps from shrinking
+MAX_EVENTS_PER_TURN = 2000  # written in one turn of the loop: about 5 ms
+FIRST_RETRY_DELAY: Final = 0.05  # seconds; doubled before each further attempt
+MAX_RETRY_DELAY: Final = 0.5  # seconds
+REFUSE_AFTER: Final = 2.0  # seconds for which the store waits before it refuses clients
+OPEN_TIMEOUT: Final = 20.0  # seconds that ``open`` waits; a supervisor then restarts the server
+FILE_CHECK_INTERVAL: Final = 1.0  # seconds
+LONG_WAL_BYTES: Final = 4 * WAL_LIMIT  # a write-ahead log that another program keeps from shrinking
 CLOSED: Final = UnavailableError("the store is closed")
 
 _log = logging.getLogger("agentsrv.store")
@@ -102,22 +112,22 @@ _log = logging.getLogger("agentsrv.store")
 
 @dataclass(slots=True, eq=False)
 class _Wait:
-    """The store waits for something to pass."""
+    """The state of a store that cannot write."""
 
     error: BaseException
     since: float
-    """Of the monotonic clock."""
-    pauses: Iterator[float] = field(default_factory=lambda: backoff(FIRST_RETRY, LAST_RETRY))
-    held: Outcomes = field(default_factory=list)
-    """What was executed and waits for its commit."""
+    """Time of the monotonic clock."""
+    delays: Iterator[float] = field(
+        default_factory=lambda: backoff(FIRST_RETRY_DELAY, MAX_RETRY_DELAY)
+    )
+    held: CallResults = field(default_factory=list)
+    """Operations that were executed and are not committed yet."""
 
 
 class SqliteStore:
-    """The default store: durable, embedded, for one server at a time.
+    """The default store: durable, embedded, for one server at a time; see the module.
 
-    The thread starts in ``open`` and ends in ``close``; while it works, the loop does not use the
-    connection. After a failed write or sync nothing more is written or acknowledged: what a failed
-    ``fsync`` left behind is only known after the file was opened anew.
+    ``open`` starts the thread, ``close`` ends it.
     """
 
     def __init__(self, path: Path, limits: QueueLimits | None = None) -> None:
@@ -136,7 +146,7 @@ class SqliteStore:
         self.trouble: str | None = None
         """See ``Store.trouble``."""
         self._since: float | None = None
-        """When the transaction that is under way was begun, of the monotonic clock."""
+        """When the current transaction began, by the monotonic clock."""
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="agentsrv-sqlite", daemon=True)
         self._listener = base.SILENT
@@ -145,7 +155,7 @@ class SqliteStore:
         """See ``Store.open``."""
         self._listener = listener
         self._loop = asyncio.get_running_loop()
-        give_up, is_told = monotonic() + OPEN_PATIENCE, False
+        give_up, is_logged = monotonic() + OPEN_TIMEOUT, False
         while True:
             try:
                 await self._open_file()
@@ -155,16 +165,16 @@ class SqliteStore:
             except UnavailableError as error:
                 if not may_pass(error.__cause__) or monotonic() > give_up:
                     raise
-                if not is_told:
-                    _log.warning("%s; waiting up to %g s for it", error, OPEN_PATIENCE)
-                is_told = True
-            await asyncio.sleep(LAST_RETRY)
-        if is_told:
+                if not is_logged:
+                    _log.warning("%s; waiting up to %g s for it", error, OPEN_TIMEOUT)
+                is_logged = True
+            await asyncio.sleep(MAX_RETRY_DELAY)
+        if is_logged:
             _log.info("the store %s is open", self.path)
         self._thread.start()
 
     async def _open_file(self) -> None:
-        """Open the file in a thread; cancelling it leaves the file closed."""
+        """Open the file in a thread. A cancellation leaves the file closed."""
         opening = asyncio.ensure_future(asyncio.to_thread(self._file.open))
         try:
             await asyncio.shield(opening)
@@ -175,7 +185,7 @@ class SqliteStore:
             raise
 
     async def announce_stop(self) -> None:
-        """See ``Store.announce_stop``; no disk is needed for it, so a full one does not matter."""
+        """See ``Store.announce_stop``; it works on a full disk, too."""
         self._file.marks.announce_stop()
 
     async def close(self) -> None:
@@ -183,13 +193,13 @@ class SqliteStore:
         if self._thread.is_alive():
             if self._wait is not None:
                 self._give_up_waiting()
-            with suppress(UnavailableError):  # broken before: there is nothing to finish
+            with suppress(UnavailableError):  # broken: there is nothing to finish
                 await self._submit(SqliteLog.commit, is_long=True, writes=True)
-            if self._wait is not None:  # since then
+            if self._wait is not None:  # since the commit failed
                 self._give_up_waiting()
             self._broken = self._broken or CLOSED
             closed: asyncio.Future[None] = self._loop.create_future()
-            # In our own thread: agents that block may have taken all of the loop's.
+            # In this store's thread: blocking agents may occupy all threads of the loop.
             self._jobs.put(lambda: self._close_file(closed))
             self._jobs.put(None)
             await closed
@@ -212,7 +222,7 @@ class SqliteStore:
 
     async def find(self, owner: str, prefix: str) -> Sequence[str]:
         """See ``Store.find``."""
-        return await self._submit(lambda log: log.find(owner, prefix), nothing=())
+        return await self._submit(lambda log: log.find(owner, prefix), default=())
 
     async def find_key(self, owner: str, idempotency_key: str) -> str | None:
         """See ``Store.find_key``."""
@@ -221,7 +231,7 @@ class SqliteStore:
     async def read(self, task_id: str, after: int, limit: int) -> Sequence[bytes]:
         """See ``Store.read``."""
         return await self._submit(
-            lambda log: log.read(task_id, after, limit), task_id=task_id, nothing=()
+            lambda log: log.read(task_id, after, limit), task_id=task_id, default=()
         )
 
     async def read_each(self, spans: Sequence[Span]) -> Sequence[Sequence[bytes] | None]:
@@ -244,7 +254,7 @@ class SqliteStore:
         return await self._submit(
             lambda log: log.list(owner, status, limit, before),
             is_long=True,
-            nothing=Page([], 0, None),
+            default=Page([], 0, None),
         )
 
     def append(self, append: Append) -> asyncio.Future[None]:
@@ -261,8 +271,8 @@ class SqliteStore:
     async def claim(self, node: str, limit: int) -> Sequence[Lease]:
         """See ``Store.claim``.
 
-        The claim becomes durable with the first append that it allows; if that never happens,
-        the next process finds the task as it was.
+        The claim is durable with the first append that it allows. Without one, the next process
+        finds the task as it was.
         """
         return await self._submit(
             lambda log: log.claim(node, limit), is_early=True, writes=True, is_patient=True
@@ -302,26 +312,27 @@ class SqliteStore:
         writes: bool = False,
         task_id: str | None = None,
         is_patient: bool = False,
-        nothing: Any = None,
+        default: Any = None,
     ) -> asyncio.Future[T]:
+        """Queue an operation; the arguments are the attributes of `Operation`."""
         done: asyncio.Future[T] = self._loop.create_future()
         if self._broken is not None:
-            done.set_exception(self._unavailable())
+            done.set_exception(UnavailableError(self._reason()))
             return done
         if self.trouble is not None and writes and not is_patient:
             done.set_exception(UnavailableError(self.trouble))
             return done
         self._waiting.append(
-            Operation(work, done, commit, is_long, is_early, writes, task_id, nothing, is_patient)
+            Operation(work, done, commit, is_long, is_early, writes, task_id, default, is_patient)
         )
         if not self._scheduled and not self._busy:
             self._scheduled = True
-            # At the end of the turn: whatever else the turn asks for goes along.
+            # At the end of the turn, together with the other operations of this turn.
             self._loop.call_soon(self._turn)
         return done
 
     def _turn(self) -> None:
-        """Execute what waits; hand the commit, and what takes long, to the thread."""
+        """Execute the waiting operations; give the commit and a long operation to the thread."""
         self._scheduled = False
         if self._broken is not None:
             self._break(self._broken, [])
@@ -329,75 +340,75 @@ class SqliteStore:
         if self._wait is not None:
             self._read_only_turn()
             return
-        outcomes: Outcomes = []
+        results: CallResults = []
         since = monotonic()
         try:
-            long = self._execute(outcomes)
+            long = self._execute(results)
             self._file.flush()
-            outcomes = self._without_dropped(outcomes)
-        except Exception as error:  # noqa: BLE001 - whatever it was, nothing is acknowledged
-            self._fail(error, outcomes)
+            results = self._without_dropped(results)
+        except Exception as error:  # noqa: BLE001 - after any error nothing is acknowledged
+            self._fail(error, results)
             return
         if long is None and not self._file.has_changes:
-            self._settle(outcomes)
+            self._resolve(results)
             return
         self._busy = True
         self._since = since if self._file.has_changes else None
-        early = [outcome for outcome in outcomes if outcome[0].is_early]
-        later = [outcome for outcome in outcomes if not outcome[0].is_early]
+        early = [each for each in results if each.operation.is_early]
+        later = [each for each in results if not each.operation.is_early]
         self._jobs.put(lambda: self._finish(later, long))
-        self._settle(early)
+        self._resolve(early)
 
-    def _without_dropped(self, outcomes: Outcomes) -> Outcomes:
+    def _without_dropped(self, results: CallResults) -> CallResults:
         """Refuse the operations on tasks that the transaction has left out as damaged."""
         dropped = self._file.take_dropped()
         if not dropped:
-            return outcomes
+            return results
         for task_id, reason in dropped.items():
             self._file.note_damage(task_id, reason)
-        kept: Outcomes = []
-        for outcome in outcomes:
-            operation, result, refusal = outcome
+        kept: CallResults = []
+        for each in results:
+            operation, value, refusal = each
             if operation.writes and operation.task_id in dropped:
                 if operation.commit is not None:
                     self._file.queue.drop(operation.task_id, operation.commit.owner)
-                kept.append((operation, None, base.damaged(operation.task_id)))
-            elif operation.is_early and result:  # nobody works on a task that cannot be written
-                leases = [lease for lease in result if lease.task_id not in dropped]
-                kept.append((operation, leases, refusal))
-                if len(leases) < len(result):  # there may be others to claim in their place
+                kept.append(CallResult(operation, None, base.damaged(operation.task_id)))
+            elif operation.is_early and value:  # a task that cannot be written is not run
+                leases = [lease for lease in value if lease.task_id not in dropped]
+                if len(leases) < len(value):  # there may be other tasks to claim instead
                     self._loop.call_soon_threadsafe(base.notify, self._listener.ready)
+                kept.append(CallResult(operation, leases, refusal))
             else:
-                kept.append(outcome)
+                kept.append(each)
         return kept
 
-    def _execute(self, outcomes: Outcomes) -> Operation | None:
-        """Execute operations up to one that takes long, which is returned.
+    def _execute(self, results: CallResults) -> Operation | None:
+        """Execute waiting operations up to a long one, which is returned.
 
-        One that meets an error which is not its own stays the first of those that wait.
+        After an error that is not the operation's own, the operation stays first in the queue.
         """
-        waiting, rows = self._waiting, 0
-        for place, operation in enumerate(waiting):
-            if operation.is_long or rows > MAX_ROWS:
-                self._waiting = waiting[place + operation.is_long :]
+        waiting, events = self._waiting, 0
+        for position, operation in enumerate(waiting):
+            if operation.is_long or events > MAX_EVENTS_PER_TURN:
+                self._waiting = waiting[position + operation.is_long :]
                 return operation if operation.is_long else None
             try:
-                outcomes.append(outcome_of(operation, self._file))
+                results.append(execute(operation, self._file))
             except sqlite3.Error:
-                self._waiting = waiting[place:]
+                self._waiting = waiting[position:]
                 raise
             if operation.commit is not None:
-                rows += len(operation.commit.events)
+                events += len(operation.commit.events)
         self._waiting = []
         return None
 
-    def _settle(self, outcomes: Sequence[Outcome]) -> None:
-        """Tell everybody what has become of their operations."""
-        for operation, result, refusal in outcomes:
+    def _resolve(self, results: Sequence[CallResult]) -> None:
+        """Resolve the callers' futures, and call the listeners."""
+        for operation, value, refusal in results:
             if refusal is None:
                 if not operation.done.done():  # cancelled, or refused while the store waited
-                    operation.done.set_result(result)
-                if operation.commit is not None and not is_replay(result):
+                    operation.done.set_result(value)
+                if operation.commit is not None and not is_replay(value):
                     base.notify(self._listener.committed, operation.commit)
             elif not operation.done.done():
                 operation.done.set_exception(refusal)
@@ -408,29 +419,29 @@ class SqliteStore:
             self._loop.call_soon(self._turn)
 
     def _committed(
-        self, outcomes: Outcomes, left: Operation | None, error: BaseException | None
+        self, results: CallResults, left: Operation | None, error: BaseException | None
     ) -> None:
-        """The thread is done; ``left`` is an operation that it could not execute."""
+        """Called after ``_finish``; ``left`` is a long operation that it could not execute."""
         self._busy = False
         if left is not None:
             self._waiting.insert(0, left)
         if error is not None:
-            self._fail(error, outcomes)
+            self._fail(error, results)
         else:
             if self._since is not None:
                 base.notify(self._listener.durable, monotonic() - self._since)
-            self._settle(outcomes)
+            self._resolve(results)
 
-    def _fail(self, error: BaseException, outcomes: Outcomes) -> None:
-        """Wait where the error passes; else break."""
+    def _fail(self, error: BaseException, results: CallResults) -> None:
+        """Wait after an error that may pass; otherwise break."""
         if fault_of(error) is not Fault.PASSING:
-            self._break(error, outcomes)
+            self._break(error, results)
             return
         self._file.roll_back()
         self._wait = _Wait(error, monotonic())
-        self._wait.held = [outcome for outcome in outcomes if outcome[0].writes]
-        # Reads of the same turn may have seen what is not committed: they are executed again.
-        reads = [operation for operation, _, _ in outcomes if not operation.writes]
+        self._wait.held = [each for each in results if each.operation.writes]
+        # Reads of the same turn may have seen uncommitted rows: they are executed again.
+        reads = [operation for operation, _, _ in results if not operation.writes]
         self._waiting = [*reads, *self._waiting]
         self._announce_when_due()
         self._schedule_retry(self._wait)
@@ -439,26 +450,27 @@ class SqliteStore:
     # While the store waits.
 
     def _read_only_turn(self) -> None:
-        """Execute what reads; what writes stays where it is."""
+        """Execute the reads; writes stay in the queue."""
         if self._busy:
-            return  # the thread uses the connection; it schedules a turn
+            return  # the thread uses the connection, and schedules a turn afterwards
         assert self._wait is not None
         is_moved = isinstance(self._wait.error, MovedError)
         waiting, self._waiting = self._waiting, []
-        outcomes: Outcomes = []
+        results: CallResults = []
         for operation in waiting:
             if operation.writes:
                 self._waiting.append(operation)
                 continue
             if is_moved:
-                outcomes.append((operation, None, UnavailableError(self.trouble or "")))
+                refusal = UnavailableError(self.trouble or "")
+                results.append(CallResult(operation, None, refusal))
                 continue
             try:
-                outcomes.append(outcome_of(operation, self._file))
+                results.append(execute(operation, self._file))
             except sqlite3.Error as error:
                 refusal = UnavailableError(f"the store cannot be read now: {describe(error)}")
-                outcomes.append((operation, None, refusal))
-        self._settle(outcomes)
+                results.append(CallResult(operation, None, refusal))
+        self._resolve(results)
 
     def _schedule_reads(self) -> None:
         if not self._scheduled and not all(operation.writes for operation in self._waiting):
@@ -466,14 +478,14 @@ class SqliteStore:
             self._loop.call_soon(self._turn)
 
     def _schedule_retry(self, wait: _Wait) -> None:
-        self._retry = self._loop.call_later(next(wait.pauses), self._try_again)
+        self._retry = self._loop.call_later(next(wait.delays), self._try_again)
 
     def _try_again(self) -> None:
         self._busy = True
         self._jobs.put(self._attempt)
 
     def _attempted(self, error: BaseException | None) -> None:
-        """The thread has tried; what was held is committed where it succeeded."""
+        """Called after ``_attempt``; if it succeeded, the held operations are committed."""
         self._busy = False
         wait = self._wait
         if wait is None:
@@ -491,18 +503,18 @@ class SqliteStore:
         self._wait = None
         if self.trouble is not None:
             waited = monotonic() - wait.since
-            _log.warning("the store %s takes writes again, after %.1f s", self.path, waited)
+            _log.warning("the store %s can write again, after %.1f s", self.path, waited)
             self.trouble = None
             base.notify(self._listener.resumed)
-        self._settle(self._without_dropped(wait.held))
+        self._resolve(self._without_dropped(wait.held))
 
     def _announce_when_due(self) -> None:
-        """Refuse clients, and say why, once the store has waited for long enough."""
+        """After ``REFUSE_AFTER`` seconds, set ``trouble``, log it, and refuse waiting clients."""
         wait = self._wait
         assert wait is not None
         waited = monotonic() - wait.since
         if self.trouble is not None or (
-            waited < TOLERATED and not isinstance(wait.error, MovedError)
+            waited < REFUSE_AFTER and not isinstance(wait.error, MovedError)
         ):
             return
         reason, hint = describe(wait.error).partition(": ")[2], hint_for(wait.error)
@@ -511,8 +523,8 @@ class SqliteStore:
             reason += f" (process {writer})"
         self.trouble = f"the store cannot write now: {reason}"
         _log.error(
-            "the store %s cannot write, since %.1f s: %s. Clients are told `unavailable`, running "
-            "tasks wait, and everything resumes when this has passed: %s",
+            "the store %s has been unable to write for %.1f s: %s. Clients get `unavailable`, "
+            "running tasks wait, and all continue when the store can write again: %s",
             self.path,
             waited,
             reason,
@@ -531,7 +543,7 @@ class SqliteStore:
                 operation.done.set_exception(UnavailableError(reason))
 
     def _give_up_waiting(self) -> None:
-        """Acknowledge nothing of what is held: the store is about to be closed."""
+        """Refuse the held and the waiting operations: the store is closed while it waits."""
         wait, self._wait = self._wait, None
         assert wait is not None
         if self._retry is not None:
@@ -543,42 +555,40 @@ class SqliteStore:
         self._waiting = []
 
     def _check_failed(self, error: Exception) -> None:
-        """The idle thread has found that the file is not where it was, or is unreadable."""
+        """Called if a check of the file failed while the store was idle."""
         if self._wait is None and not self._busy and self._broken is None:
             self._fail(error, [])
 
-    def _break(self, error: BaseException, outcomes: Sequence[Outcome]) -> None:
-        """Acknowledge nothing, and never write again."""
+    def _break(self, error: BaseException, results: Sequence[CallResult]) -> None:
+        """Refuse all operations, and never write again."""
         first = self._broken is None
         self._broken = error
-        operations = [operation for operation, _, _ in outcomes] + self._waiting
+        operations = [operation for operation, _, _ in results] + self._waiting
         self._waiting = []
-        for operation in operations:
-            if not operation.done.done():
-                operation.done.set_exception(self._unavailable())
+        self._refuse(operations, self._reason())
         if first:
             _log.error(
-                "the store %s takes no more writes",
+                "the store %s cannot write any more",
                 self.path,
                 exc_info=error,
-                extra={"about": {}},  # no task's fault, whosever turn it was
+                extra={"about": {}},  # not the task in whose context this runs
             )
             base.notify(self._listener.broken, error)
 
-    def _unavailable(self) -> UnavailableError:
-        return UnavailableError(f"the store cannot write: {self._broken}; the outcome is unknown")
+    def _reason(self) -> str:
+        return f"the store cannot write: {self._broken}; the outcome is unknown"
 
     # In the thread.
 
     def _work(self) -> None:
         while True:
             try:
-                job = self._jobs.get(timeout=CHECK_EVERY)
+                job = self._jobs.get(timeout=FILE_CHECK_INTERVAL)
             except queue.Empty:
                 try:
                     self._check()
-                except Exception as error:  # noqa: BLE001 - judged in the loop; the thread lives on
-                    with suppress(RuntimeError):  # the loop has ended before the store
+                except Exception as error:  # noqa: BLE001 - handled in the loop
+                    with suppress(RuntimeError):  # the loop was closed before the store
                         self._loop.call_soon_threadsafe(self._check_failed, error)
                 continue
             if job is None:
@@ -586,22 +596,22 @@ class SqliteStore:
             job()
 
     def _check(self) -> None:
-        """Look at the files, every ``CHECK_EVERY`` seconds.
+        """Check the files; called every ``FILE_CHECK_INTERVAL`` seconds.
 
         Raises:
-            MovedError: They are not what was opened.
+            MovedError: They are not the files that were opened.
             CutOffError: They are shorter than what was written.
-            OSError: They cannot be looked at.
+            OSError: They cannot be examined.
         """
         self._checked = monotonic()
         size = self._file.log_size
-        if self._has_long_log is not (size > LONG_LOG):
-            self._has_long_log = size > LONG_LOG
+        if self._has_long_log is not (size > LONG_WAL_BYTES):
+            self._has_long_log = size > LONG_WAL_BYTES
             if self._has_long_log:
                 _log.warning(
                     "the write-ahead log of %s has %.0f MB and cannot be shortened: another "
-                    "program reads the store for long, or the database cannot be written; find "
-                    "it (lsof), and look at the disk",
+                    "program has been reading the store for a long time, or the database cannot be "
+                    "written; find the program (lsof), and check the disk",
                     self.path,
                     size / 1e6,
                 )
@@ -611,29 +621,30 @@ class SqliteStore:
     def _close_file(self, closed: asyncio.Future[None]) -> None:
         try:
             self._file.close()
-        except Exception:  # noqa: BLE001 - whoever closes it waits for it
-            _log.exception("the store %s was not closed in order", self.path)
+        except Exception:  # noqa: BLE001 - `close` waits for it
+            _log.exception("the store %s could not be closed cleanly", self.path)
         finally:
             self._loop.call_soon_threadsafe(closed.set_result, None)
 
-    def _finish(self, outcomes: Outcomes, long: Operation | None) -> None:
+    def _finish(self, results: CallResults, long: Operation | None) -> None:
+        """Execute a long operation, and commit."""
         failed: BaseException | None = None
         try:
             if long is not None:
-                outcomes = [*outcomes, outcome_of(long, self._file)]
+                results = [*results, execute(long, self._file)]
                 long = None
             self._file.check_place()
             self._file.commit()
-            outcomes = self._without_dropped(outcomes)
+            results = self._without_dropped(results)
             self._file.check_place()
-            if monotonic() - self._checked > CHECK_EVERY:
+            if monotonic() - self._checked > FILE_CHECK_INTERVAL:
                 self._check()
-        except Exception as error:  # noqa: BLE001 - judged in the loop
+        except Exception as error:  # noqa: BLE001 - handled in the loop
             failed = error
-        self._loop.call_soon_threadsafe(self._committed, outcomes, long, failed)
+        self._loop.call_soon_threadsafe(self._committed, results, long, failed)
 
     def _attempt(self) -> None:
-        """Try to write again what is held, or at least to begin."""
+        """Try to commit the held operations, or at least to begin a transaction."""
         failed: BaseException | None = None
         try:
             self._file.check_content()
@@ -643,6 +654,6 @@ class SqliteStore:
             if self._file.redo or not self._waiting:
                 self._file.commit()
                 self._file.check_place()
-        except Exception as error:  # noqa: BLE001 - judged in the loop
+        except Exception as error:  # noqa: BLE001 - handled in the loop
             failed = error
         self._loop.call_soon_threadsafe(self._attempted, failed)

@@ -1,25 +1,26 @@
-"""Transaction: statements that are written together, and written again where that fails.
+"""Transaction: statements that are committed together, and repeated after a rollback.
 
-Theory of operation of a transaction that fails.
+Theory of operation
+===================
+*Redo.* Each statement that writes is kept with its values until the commit (``redo``). SQLite rolls
+a transaction back if the disk is full or a page cannot be read, and the store rolls it back if an
+operation meets a damaged page. Then the next statement that writes, or ``commit``, begins a new
+transaction and executes the kept statements again. They have the same effect as before, because no
+other process writes to the file. So the queue in memory stays valid, and no operation has to decide
+again.
 
-Each statement that writes is kept with its values until the commit (``redo``). SQLite rolls a
-transaction back by itself when the disk is full or a page cannot be read; the store also does so
-when an operation has met a damaged page. The next statement that writes, or ``commit``, then
-begins a new transaction and executes the kept statements again. As one server has the file, they
-find what they found the first time. So the tasks that were claimed and queued meanwhile stay
-what the queue in memory says, and nothing has to be decided again.
+*Undo.* ``undo`` removes the statements of one failed operation. They are identified by the number
+of their *unit*; their positions in ``redo`` change when other statements are removed.
 
-Each kept statement names the task that it is about. Where a page is damaged, all statements of the
-tasks that cannot be written are taken out, so that a task's row is never written without its
-events, and those of the other tasks are written. This happens wherever kept statements are written,
-so an operation never meets the damage of another task. ``dropped`` names the tasks, and the store
-refuses their operations, also those that had succeeded before. The statements of a purge are about
-many tasks; one that meets damage is taken out whole, because the next purge finds the same tasks.
+*Damage.* Each kept statement names its task. If a statement meets a damaged page, all kept
+statements of its task are removed, so that a task's row is never written without its events, and
+the others are executed again. This happens whenever kept statements are executed, so the damage of
+one task does not fail the operation of another. ``dropped`` names the tasks; the store refuses
+their operations, including those that had succeeded before. A purge concerns many tasks: if it
+meets damage, all its statements are removed, and the next purge finds the same tasks.
 
-SQLite is told not to wait for locks: a statement that meets one raises at once, and the caller
-(``SqliteStore``) decides when to try again. ``undo`` takes back the statements of the one operation
-that failed. It knows them by the number of their *unit*, and not by their place among the kept
-statements, which changes when those of a damaged task are taken out.
+*Locks.* SQLite does not wait for locks: a statement raises at once, and `SqliteStore` decides when
+to try again.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ class Statement(NamedTuple):
 
     sql: str
     values: Sequence[Any]
-    """Those of one row; a list has those of many rows."""
+    """The values of one row; a list contains several rows."""
     task_id: str | None
-    """The task that it is about, if it is about one."""
+    """The task that it concerns, if it concerns one."""
     unit: int = 0
-    """The number of what is taken back together; 0 for events, which are never taken back."""
+    """The number of statements that are undone together; 0 for events: they are never undone."""
 
 
 class Transaction:
@@ -54,36 +55,36 @@ class Transaction:
         self._db: sqlite3.Connection
         self._rows: list[tuple[int, bytes]] = []
         self._names: dict[int, str] = {}
-        """The ids of the tasks, by number, that have events in the transaction."""
+        """Ids of the tasks that have events in the transaction, by number."""
         self.redo: list[Statement] = []
         """The statements of the transaction."""
         self.dropped: dict[str, sqlite3.Error] = {}
-        """Tasks that were taken out because of a damaged page, and why; see ``take_dropped``."""
+        """Tasks that were removed because of damage, with the errors; see ``take_dropped``."""
         self.has_changes = False
-        """Whether somebody waits for the next commit."""
+        """Whether a caller waits for the next commit."""
         self.unit = 0
-        """The unit of the statements that come; add 1 before what may be taken back."""
+        """The unit of the next statements; add 1 before statements that may be undone."""
 
     def begin(self) -> None:
-        """Open the transaction if it is not open, and write what it had written before.
+        """Begin a transaction if none is open, and execute the kept statements.
 
         Raises:
-            sqlite3.Error: It cannot be opened; what is kept for it stays kept.
+            sqlite3.Error: It cannot begin; the statements stay kept.
         """
         if not self._db.in_transaction:
             self._begin()
 
     def replay(self) -> None:
-        """Write what is kept if the transaction was rolled back.
+        """Execute the kept statements if the transaction was rolled back.
 
         Raises:
-            sqlite3.Error: It cannot be written now; it stays kept.
+            sqlite3.Error: They cannot be executed now; they stay kept.
         """
         if self.redo and not self._db.in_transaction:
             self._begin()
 
     def flush(self) -> None:
-        """Write what was gathered for the transaction; quick, because nothing is synced yet."""
+        """Insert the gathered events. This does not wait for the disk."""
         if self._rows:
             rows, self._rows = self._rows, []
             self.redo.append(Statement(INSERT, rows, None))
@@ -99,7 +100,7 @@ class Transaction:
         """Make everything since the last commit durable; this waits for the disk.
 
         Raises:
-            sqlite3.Error: Nothing was committed as far as this process can know.
+            sqlite3.Error: Nothing was committed, as far as this process can know.
         """
         self.flush()
         self.replay()
@@ -114,10 +115,10 @@ class Transaction:
         self.has_changes = False
 
     def check_lock(self) -> None:
-        """Return if the file could be written now; nothing is.
+        """Return if the file can be written now. Nothing is written.
 
         Raises:
-            sqlite3.Error: It could not.
+            sqlite3.Error: It cannot be written.
         """
         if not self._db.in_transaction:
             self._begin()
@@ -125,26 +126,26 @@ class Transaction:
                 self._db.execute("ROLLBACK")
 
     def roll_back(self) -> None:
-        """Let no half of the transaction stay open; SQLite may have rolled back by itself."""
+        """Roll back, unless SQLite has done so already."""
         if self._db.in_transaction:
             with suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
 
     def undo(self, unit: int) -> None:
-        """Take back the statements of ``unit`` and of later ones, also half of one that failed."""
+        """Remove the statements of ``unit`` and of later units, and roll back."""
         self.redo = [statement for statement in self.redo if statement.unit < unit]
         self.roll_back()
 
     def take_dropped(self) -> dict[str, sqlite3.Error]:
-        """The tasks that were taken out since this was called last, and why."""
+        """The tasks that were removed since the last call, with the errors."""
         dropped, self.dropped = self.dropped, {}
         return dropped
 
     def _recover(self, error: sqlite3.Error) -> None:
-        """Roll back. After damage, leave the transaction open without the damaged tasks.
+        """Roll back. After damage, execute the kept statements without the damaged tasks.
 
         Raises:
-            sqlite3.Error: It is no damage, or cannot be put down to a task.
+            sqlite3.Error: The error is not damage, or cannot be attributed to a task.
         """
         self.roll_back()
         if fault_of(error) is not Fault.DAMAGED:
@@ -159,14 +160,13 @@ class Transaction:
             raise
 
     def _drop_damaged(self) -> None:
-        """Take out of the transaction all tasks of which a damaged page keeps something out.
+        """Remove every task of which a statement meets damage, and execute the other statements.
 
-        An event goes to the page on which its neighbours are, and a row to several indexes. A task
-        of which anything cannot be written loses all that it has in the transaction. The
-        transaction is left open, with the statements of the others in their order.
+        An event is written to the page of its neighbours, and a row to several indexes, so each
+        attempt may find another damaged task. The transaction is open afterwards.
 
         Raises:
-            sqlite3.Error: Something else fails.
+            sqlite3.Error: Another error than damage.
         """
         while True:
             self.roll_back()
@@ -178,13 +178,13 @@ class Transaction:
                     self.roll_back()
                     if fault_of(error) is not Fault.DAMAGED:
                         raise
-                    self._take_out(statement, error)
+                    self._remove(statement, error)
                     break
             else:
                 return
 
     def _singly(self) -> Iterator[Statement]:
-        """The kept statements, each event in one of its own, which names its task."""
+        """The kept statements, with each row of events as a statement that names its task."""
         for statement in self.redo:
             if statement.sql != INSERT:
                 yield statement
@@ -192,8 +192,8 @@ class Transaction:
             for row in statement.values:
                 yield Statement(INSERT, row, self._names[row[0] >> SEQ_BITS])
 
-    def _take_out(self, damaged: Statement, error: sqlite3.Error) -> None:
-        """Keep nothing of the task, or of the purge, of which a statement meets damage."""
+    def _remove(self, damaged: Statement, error: sqlite3.Error) -> None:
+        """Remove all kept statements of the task, or of the purge, of a damaged statement."""
         task_id, unit = damaged.task_id, damaged.unit
         if task_id is None:
             self.redo = [each for each in self.redo if each.unit != unit]
@@ -213,9 +213,13 @@ class Transaction:
     def _write(
         self, sql: str, values: Sequence[Any], task_id: str | None, *, durable: bool = True
     ) -> sqlite3.Cursor:
-        """Execute a statement in the transaction; unless ``durable``, nobody waits for its commit.
+        """Execute a statement in the transaction, and keep it.
 
-        ``values`` that are a list are rows.
+        Args:
+            sql: The statement.
+            values: Those of one row, or a list of rows.
+            task_id: The task that it concerns, if it concerns one.
+            durable: Whether a caller waits for the commit.
         """
         if not self._db.in_transaction:
             self._begin()
@@ -228,14 +232,14 @@ class Transaction:
     def _write_row(
         self, sql: str, values: Sequence[Any], task_id: str, *, durable: bool = True
     ) -> Any:
-        """Write one row; ``None`` if the statement, which has a RETURNING clause, found none."""
+        """Execute a statement with RETURNING; ``None``, and not kept, if it found no row."""
         row = self._write(sql, values, task_id, durable=durable).fetchone()
         if row is None:
             self.redo.pop()
         return row
 
     def _gather(self, number: int, task_id: str, seq: int, events: Sequence[bytes]) -> None:
-        """Let the next ``flush`` write events of which ``seq`` is the last one's number."""
+        """Let the next ``flush`` insert events; ``seq`` is the number of the last one."""
         if events:
             self._rows.append((number << SEQ_BITS | seq, b"\n".join(events)))
             self._names[number] = task_id
@@ -252,11 +256,11 @@ class Transaction:
         """Execute a statement again.
 
         Raises:
-            sqlite3.Error: It fails, or does not find the row that it found the first time.
+            sqlite3.Error: It fails, or does not find the row that it found before.
         """
         cursor = self._execute(statement)
         if "RETURNING" in statement.sql and cursor.fetchone() is None:
-            raise IndexDamageError(f"the row of task {statement.task_id} is not found any more")
+            raise IndexDamageError(f"the row of task {statement.task_id} cannot be found any more")
 
     def _execute(self, statement: Statement) -> sqlite3.Cursor:
         if isinstance(statement.values, list):

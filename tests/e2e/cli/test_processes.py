@@ -167,7 +167,7 @@ def test_nodes_needs_a_store_that_servers_share(tmp_path):
     with postgres(*QUICK) as empty:
         for store, code, told in (
             ("memory:", 2, "which servers may share"),
-            ("postgresql://127.0.0.1:1/x", 2, "cannot look into the PostgreSQL store"),
+            ("postgresql://127.0.0.1:1/x", 2, "cannot inspect the PostgreSQL store"),
             (empty.dsn(), 0, "no server has used this store yet"),
         ):
             ended = subprocess.run(
@@ -192,7 +192,7 @@ async def test_the_doctor_looks_into_the_store(dsn, capsys, monkeypatch):
     assert await doctor.run({"store": dsn, "max_connections": 10}) == 0
     assert re.search(r"ok    store: PostgreSQL \d+\S*, nodes: \d+, tasks", capsys.readouterr().out)
     assert await doctor.run({"store": "postgresql://127.0.0.1:1/x", "max_connections": 10}) == 1
-    assert "FAIL  store: cannot look into the PostgreSQL store" in capsys.readouterr().out
+    assert "FAIL  store: cannot inspect the PostgreSQL store" in capsys.readouterr().out
 
 
 def test_a_list_of_nodes_is_for_people_too(dsn):

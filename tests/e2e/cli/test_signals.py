@@ -26,8 +26,8 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WITHIN = 60  # seconds after which a test gives up
 PATIENT = """
 import agentsrv.store.postgres.store, agentsrv.store.sqlite.store
-agentsrv.store.postgres.store.OPEN_PATIENCE = agentsrv.store.sqlite.store.OPEN_PATIENCE = 1e6
-agentsrv.store.postgres.connections.CONNECT = 1e6
+agentsrv.store.postgres.store.OPEN_TIMEOUT = agentsrv.store.sqlite.store.OPEN_TIMEOUT = 1e6
+agentsrv.store.postgres.connections.CONNECT_TIMEOUT = 1e6
 from agentsrv.cli import main
 main()
 """

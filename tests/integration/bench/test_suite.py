@@ -132,7 +132,7 @@ async def test_a_store_that_cannot_be_shared_is_told(own, name):
 async def test_a_database_that_is_not_there_is_told():
     """Before a server is started."""
     place = LocalServer("postgresql://postgres@127.0.0.1:1/postgres")
-    with pytest.raises(ConfigurationError, match="cannot make a schema in PostgreSQL"):
+    with pytest.raises(ConfigurationError, match="cannot create a schema in PostgreSQL"):
         await measured(place, "throughput")
     place.close()
 

@@ -178,7 +178,7 @@ async def test_too_few_open_files_are_told(monkeypatch, limits, level, told):
 
 async def test_an_sqlite_that_will_not_do(monkeypatch):
     """It is too old, or has no full-text search."""
-    monkeypatch.setattr(doctor, "OLDEST", (99, 0, 0))
+    monkeypatch.setattr(doctor, "MIN_SQLITE_VERSION", (99, 0, 0))
     level, text = await found("SQLite")
     assert (level, "99.0.0" in text) == (Level.FAIL, True)
 
@@ -255,7 +255,7 @@ async def test_hard_links_are_told(folder):
 async def test_a_long_write_ahead_log_is_told(folder, monkeypatch):
     """Somebody keeps it from being shortened."""
     await make_store(folder / "t.db")
-    monkeypatch.setattr(doctor, "LONG_LOG", -1)
+    monkeypatch.setattr(doctor, "LONG_WAL_BYTES", -1)
     with held(folder / "t.db", "SELECT count(*) FROM task"):
         level, text = await found("write-ahead log", store="sqlite:///t.db")
     assert (level, "lsof" in text) == (Level.WARN, True)
@@ -280,7 +280,7 @@ async def test_a_damaged_task_is_named(folder):
         ("sqlite:///", "expected sqlite:///FILE"),
         ("sqlite:///a.db?timeout=5", "there are no parameters"),
         ("sqlite:///file:a.db", "expected a file's name"),
-        ("sqlite:////dev/null", "no regular file"),
+        ("sqlite:////dev/null", "not a regular file"),
         ("mysql://me:secret@host/db", "mysql://me:***@host/db"),
         ("postgres+asyncpg://me:secret@host/db", "me:***@host"),
     ],

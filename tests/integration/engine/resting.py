@@ -14,7 +14,7 @@ from agentsrv.store.postgres.lease import Timing
 from agentsrv.store.postgres.store import PostgresStore
 from tests.support.world import World, running
 
-SHORT = Timing(ttl=1.5, margin=0.5, beat=0.1, sweep=0.05)
+SHORT = Timing(ttl=1.5, margin=0.5, renew_interval=0.1, sweep_interval=0.05)
 MOMENT = 0.3  # seconds: longer than a commit
 
 

@@ -26,7 +26,7 @@ from tests.support.postgres import QUICK, Postgres, postgres
 from tests.support.store_tasks import STILL, claim
 from tests.support.world import step
 
-WATCHING = STILL._replace(sweep=0.05)
+WATCHING = STILL._replace(sweep_interval=0.05)
 ROOT = Path(__file__).parents[3]
 PATIENCE = 30  # seconds
 KILLS = 2  # the second interrupts an attempt that came to a question of an earlier one

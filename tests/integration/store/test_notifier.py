@@ -9,14 +9,14 @@ import pytest
 from agentsrv.errors import ConfigurationError
 from agentsrv.store.base import LogHead
 from agentsrv.store.notifier import (
-    MAX_PAYLOAD,
+    MAX_PAYLOAD_BYTES,
     Notification,
     Notifications,
     Notifier,
     decode,
     encode,
 )
-from agentsrv.store.postgres.notifier import PostgresNotifier, open_bus
+from agentsrv.store.postgres.notifier import PostgresNotifier, open_notifier
 from agentsrv.store.postgres.store import PostgresStore
 from agentsrv.store.redis_notifier import RedisNotifier
 from tests.support.postgres import redis
@@ -103,7 +103,7 @@ class TestBus:
         assert len(two.heard) < 300
 
     async def test_strangers_on_the_channel_do_no_harm(self, peers, new_bus):
-        """A message that is none of ours is passed over."""
+        """A message that is not a notification is ignored."""
         one, two = peers
         await one.hints._notifier.publish(CHANNEL, [b"{}", b"nonsense", b'{"sender":1,"news":3}'])
         one.hints.add(is_ready=True)
@@ -163,7 +163,7 @@ async def test_a_store_with_a_redis_bus(dsn, redis_url):
     told: list[LogHead] = []
     await one.open()
     await two.open(Heard(news=told.extend))
-    await until(lambda: all(store._hints._notifier._client for store in (one, two)))  # type: ignore[attr-defined]
+    await until(lambda: all(store._notifications._notifier._client for store in (one, two)))  # type: ignore[attr-defined]
     await one.create(new_task("t1"))
     await until(lambda: told == [LogHead("t1", "ann", 1)])
     for store in (one, two):
@@ -181,7 +181,7 @@ async def test_the_store_lives_without_its_bus(dsn):
 def test_a_bus_that_there_is_not():
     """The refusal tells what was expected."""
     with pytest.raises(ConfigurationError, match="expected redis://host:port"):
-        open_bus("amqp://host", "")
+        open_notifier("amqp://host", "")
 
 
 class TestEncoding:
@@ -191,7 +191,7 @@ class TestEncoding:
         news = [LogHead(f"{n:064}", "ä" * 100, n) for n in range(count)]
         hint = Notification(3, news, True, list(range(50)), [1])
         payloads = list(encode(hint))
-        assert max(map(len, payloads)) <= MAX_PAYLOAD
+        assert max(map(len, payloads)) <= MAX_PAYLOAD_BYTES
         parts = [decode(payload) for payload in payloads]
         assert [each for part in parts for each in part.news] == news
         assert [part.is_ready for part in parts].count(True) == 1

@@ -34,8 +34,10 @@ from tests.support.store_tasks import (
     numbers,
 )
 
-SHORT = Timing(ttl=1.5, margin=0.5, beat=0.1, sweep=0.05)  # of doors that are to be lost
-SWEEPING = STILL._replace(sweep=0.05)
+SHORT = Timing(
+    ttl=1.5, margin=0.5, renew_interval=0.1, sweep_interval=0.05
+)  # of doors that are to be lost
+SWEEPING = STILL._replace(sweep_interval=0.05)
 PATIENCE = 30  # seconds
 
 
@@ -86,7 +88,7 @@ class Doors:
         await connection.close()
         assert lease._connection is not None
         self._held.append(lease._connection)
-        lease._drop = lambda: None  # type: ignore[method-assign]
+        lease._drop_connection = lambda: None  # type: ignore[method-assign]
         await self.kill(door)
 
     def let_go(self) -> None:
@@ -323,7 +325,7 @@ class TestInbox:
             (number, "t1", b"%d" % place) for place, number in enumerate(sent)
         ]
         assert list(await two.inbox()) == []
-        await one.settle(sent[1], b"no")
+        await one.reply(sent[1], b"no")
         await one.append(following(lease)._replace(replies=[(sent[0], b"yes")]))
         assert [each.number for each in await one.inbox()] == [sent[2]]
         assert await two.replies(sent) == {sent[0]: b"yes", sent[1]: b"no"}
@@ -346,7 +348,7 @@ class TestInbox:
         late = following(lease)._replace(replies=[(number, b"yes")])
         assert await outcomes(one.append(late)) == [FencedError]
         assert await log_of(one, "t1") == numbers(1, 1)
-        await one.settle(number, b"no")
+        await one.reply(number, b"no")
         assert await two.withdraw(number) is None
 
     async def test_what_was_answered_is_not_withdrawn(self, one, two):
@@ -375,9 +377,9 @@ class TestInbox:
         await two.claim("two", 1)
         assert [each.number for each in await two.inbox()] == [number]
         assert list(await one.inbox()) == []
-        await one.settle(number, b"no")  # as the one before, which took its time
+        await one.reply(number, b"no")  # as the one before, which took its time
         assert await one.replies([number]) == {}
-        await two.settle(number, b"yes")
+        await two.reply(number, b"yes")
         assert await one.replies([number]) == {number: b"yes"}
 
     async def test_messages_and_replies_ring(self, one, two):
@@ -394,7 +396,7 @@ class TestInbox:
             if rung["inbox"]:
                 break
         rung.clear()
-        await one.settle(number, b"yes")
+        await one.reply(number, b"yes")
         await until(lambda: rung["replies"] > 0)
 
 
@@ -456,7 +458,7 @@ class TestLease:
 
     async def test_a_living_node_keeps_its_tasks(self, doors, two):
         """Beats renew the lease over and over."""
-        timing = Timing(ttl=20, margin=1, beat=0.05, sweep=0.05)
+        timing = Timing(ttl=20, margin=1, renew_interval=0.05, sweep_interval=0.05)
         living = await doors.open("living", timing)
         await leased(living)
         living.lag = 0.25
@@ -466,7 +468,7 @@ class TestLease:
                 if node.lag:
                     break
         assert node.lag == 0.25
-        assert node.left > 0
+        assert node.expires_in > 0
         assert await claim(two, "two", 9) == []
 
     async def test_nodes_are_seen(self, doors, one, two):
@@ -475,11 +477,13 @@ class TestLease:
         await doors.kill(dying)
         await leased(two)
         async with asyncio.timeout(PATIENCE):
-            while (found := {node.name: node for node in await one.nodes()})["dying"].left > 0:
+            while (found := {node.name: node for node in await one.nodes()})[
+                "dying"
+            ].expires_in > 0:
                 continue
         assert list(found) == ["dying", "one", "two"]
         assert [found[name].running for name in found] == [0, 0, 1]
-        assert found["one"].left > 0
+        assert found["one"].expires_in > 0
         assert found["one"].role == "all"
         assert found["one"].started_at <= found["two"].started_at
 

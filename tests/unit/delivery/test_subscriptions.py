@@ -431,7 +431,7 @@ def test_a_follower_of_a_task_that_is_forgotten_is_told():
             await asyncio.sleep(1)
             (refusal,) = world.reader.refusals
             assert isinstance(refusal, NotFoundError)
-            assert "not kept any more" in refusal.message
+            assert "it ended too long ago" in refusal.message
             assert watcher.refusals == []
             assert len(world.subscriber) == 0
 
@@ -455,7 +455,7 @@ def test_a_task_whose_earlier_task_is_forgotten_fails_with_the_reason():
             await world.execute(task)
             end = await world.reader.until(task)
             assert end.data["error_message"] == (
-                f"task {earlier} is not kept any more: it ended too long ago"
+                f"task {earlier} was deleted: it ended too long ago"
             )
 
     simulate(story())

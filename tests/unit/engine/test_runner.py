@@ -379,7 +379,7 @@ def test_a_plan_tells_where_it_came_from():
 @pytest.mark.seeds(40)
 def test_any_interleaving_keeps_the_promises(seed, monkeypatch):
     """Shuffled order, random failures, cancels at random moments: every log is well formed."""
-    monkeypatch.setattr(logs, "SNAPSHOT_FROM", 16)
+    monkeypatch.setattr(logs, "MIN_SNAPSHOT_EVENTS", 16)
     chance = random.Random(seed)
     violations: list[str] = []
 
@@ -419,7 +419,7 @@ def test_any_interleaving_keeps_the_promises(seed, monkeypatch):
                 kept = await world.store.state(task)
                 bodies = await world.store.read(task, 0, len(log))
                 snapshot = TaskState.fold(task, bodies).snapshot()
-                assert (kept is None) is (len(log) < logs.SNAPSHOT_FROM)
+                assert (kept is None) is (len(log) < logs.MIN_SNAPSHOT_EVENTS)
                 assert kept is None or orjson.loads(kept) == snapshot
                 assert await world.status(task) == snapshot
         assert not violations

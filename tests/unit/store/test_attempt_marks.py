@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from agentsrv.store.attempt_marks import SIZE, SLOTS, AttemptMarks, Mark
+from agentsrv.store.attempt_marks import SLOT_SIZE, SLOTS_PER_EXTENSION, AttemptMarks, Mark
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite.log import SqliteLog
 
 HARM: dict[str, Callable[[Path], object]] = {
     "nothing": lambda path: path.stat(),
     "truncated": lambda path: os.truncate(path, 0),
-    "cut within a slot": lambda path: os.truncate(path, SIZE + 7),
+    "cut within a slot": lambda path: os.truncate(path, SLOT_SIZE + 7),
     "overwritten": lambda path: path.write_bytes(b"\xff" * 10),
-    "longer": lambda path: os.truncate(path, 3 * SLOTS * SIZE),
+    "longer": lambda path: os.truncate(path, 3 * SLOTS_PER_EXTENSION * SLOT_SIZE),
 }
 
 
@@ -39,13 +39,13 @@ def test_another_program_may_change_the_file(harm, tmp_path):
     assert marks.open(path) == []
     marks.clear()
     marks.leave(marks.enter("early", "a", 1))
-    slots = [marks.enter("t", f"s{number}", number) for number in range(SLOTS // 2)]
+    slots = [marks.enter("t", f"s{number}", number) for number in range(SLOTS_PER_EXTENSION // 2)]
     HARM[harm](path)
     for slot in slots:
         marks.leave(slot)
-    later = [marks.enter("later", "a", number) for number in range(SLOTS + 1)]
+    later = [marks.enter("later", "a", number) for number in range(SLOTS_PER_EXTENSION + 1)]
     assert -1 not in later
-    assert len(set(later)) == SLOTS + 1
+    assert len(set(later)) == SLOTS_PER_EXTENSION + 1
     for slot in later[1:]:
         marks.leave(slot)
     marks.close()
@@ -83,7 +83,7 @@ def test_a_declared_stop_leaves_nothing(tmp_path):
     marks = AttemptMarks()
     marks.open(tmp_path / "db.running")
     marks.clear()
-    for number in range(SLOTS + 1):
+    for number in range(SLOTS_PER_EXTENSION + 1):
         marks.enter("t", "a", number)
     marks.announce_stop()
     marks.close()
@@ -123,6 +123,6 @@ def test_a_file_that_never_ends_is_refused(make, tmp_path):
     path = tmp_path / "db.running"
     make(path)
     marks = AttemptMarks()
-    with pytest.raises(OSError, match="no regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         marks.open(path)
     marks.close()

@@ -20,7 +20,7 @@ def queued(queue: TaskQueue, owner: str, *task_ids: str) -> None:
     for task_id in task_ids:
         queue.check(owner)
         queue.put(task_id, owner)
-    queue.settle()
+    queue.commit_new()
 
 
 def test_a_thousand_tasks_do_not_delay_anothers_first():
@@ -82,7 +82,7 @@ def test_what_is_not_committed_is_counted_and_not_claimed():
     with pytest.raises(OverloadedError):
         queue.check("ann")
     queue.drop("a0", "ann")
-    queue.settle()
+    queue.commit_new()
     assert (len(queue), queue.claim(9), queue.claim(9)) == (1, ["a1"], [])
 
 

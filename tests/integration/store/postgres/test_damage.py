@@ -19,9 +19,9 @@ from agentsrv.settings import Settings
 from agentsrv.store.base import Span
 from agentsrv.store.postgres import connections, damage
 from agentsrv.store.postgres import store as store_module
-from agentsrv.store.postgres.inspect import examine, look
+from agentsrv.store.postgres.inspect import examine, read_info
 from agentsrv.store.postgres.lease import Timing
-from agentsrv.store.postgres.statements import statements
+from agentsrv.store.postgres.sql import Query, queries
 from agentsrv.store.postgres.store import PostgresStore
 from tests.support.postgres import QUICK, Postgres, postgres
 from tests.support.store_tasks import (
@@ -45,8 +45,8 @@ TASKS = 40
 EVENTS = 8  # of each task; the events of one fill a page
 QUEUE = 12  # tasks of each kind, where there are some
 PATIENCE = 30  # seconds
-SHORT = Timing(ttl=1.5, margin=0.5, beat=0.1, sweep=0.05)
-SWEEPING = STILL._replace(sweep=0.05)
+SHORT = Timing(ttl=1.5, margin=0.5, renew_interval=0.1, sweep_interval=0.05)
+SWEEPING = STILL._replace(sweep_interval=0.05)
 ODD = "t20"
 BLOCKS = {
     "task": "SELECT task_id, (ctid::text::point)[0]::int FROM task",
@@ -265,7 +265,7 @@ async def test_a_damaged_page_keeps_no_other_task_from_being_found(own_server, c
 
 async def test_tasks_on_a_page_that_was_repaired_are_found_again(own_server, monkeypatch):
     """The store looks at them from time to time, and reports them no longer."""
-    monkeypatch.setattr(store_module, "FORGETTING", 2)
+    monkeypatch.setattr(store_module, "SWEEPS_PER_CLEANUP", 2)
     await fill_queue(own_server)
     spoiled = await spoil(own_server, "task", name_of(WAITING, 0))
     damaged = {name for name in spoiled if name.startswith(WAITING)}
@@ -314,13 +314,34 @@ LEAVES_OUT = re.compile(r"\(id [<>=]|\(task_id = |\(idempotency_key = ")
 
 
 ARGUMENTS = {
-    "look": "('{1}', '{o1}', '{k}', '{1}')",
-    "claim": "(1, 10, 1000)",
-    "write": f"(1, 1, 2, '{{}}', '{{}}'{', NULL' * 16}, true, 1)",
-    "news": "('{t1}', '{o1,o2}')",
-    "inbox": "(1)",
-    "purge": "(1, 10)",
+    "look_up_queue_and_keys": {
+        "position": "'{1}'",
+        "owner": "'{o1}'",
+        "key": "'{k}'",
+        "created_at": "'{1}'",
+    },
+    "claim_tasks": {"node": "1", "limit": "10", "max_running": "1000"},
+    "write_flush": {
+        "writer": "1",
+        "previous_flush": "1",
+        "this_flush": "2",
+        "refused": "'{}'",
+        "claimed": "'{}'",
+        "counts_queue": "true",
+        "node": "1",
+    },
+    "read_news": {"task_ids": "'{t1}'", "owners": "'{o1,o2}'"},
+    "read_inbox": {"node": "1"},
+    "purge_tasks": {"before": "1", "limit": "10"},
 }
+"""Literals for the parameters of statements; NULL for the others."""
+
+
+def arguments(name: str, query: Query) -> str:
+    """The list of arguments of EXECUTE."""
+    given = ARGUMENTS.get(name, {})
+    values = ", ".join(given.get(parameter, "NULL") for parameter in query.parameters)
+    return f"({values})" if values else ""
 
 
 @pytest.mark.slow
@@ -342,11 +363,17 @@ async def test_what_is_left_out_is_left_out_by_an_index(dsn, closing, rows, dama
     )
     await admin.execute("ANALYZE task")
     await admin.close()
-    found = statements(damaged)
+    found = queries(damaged)
     looked: list[str] = []
     for settings, names in (
-        (connections.WRITER, ("queue", "look", "claim", "write")),
-        (connections.READER, ("queue", "reap", "news", "inbox", "nodes", "purge")),
+        (
+            connections.WRITER_SETTINGS,
+            ("queue", "look_up_queue_and_keys", "claim_tasks", "write_flush"),
+        ),
+        (
+            connections.READER_SETTINGS,
+            ("queue", "reclaim_tasks", "read_news", "read_inbox", "list_nodes", "purge_tasks"),
+        ),
     ):
         connection = await connections.connect(dsn, settings)
         closing.push_async_callback(connection.close)
@@ -354,9 +381,9 @@ async def test_what_is_left_out_is_left_out_by_an_index(dsn, closing, rows, dama
         for plans in sorted(modes):
             await connection.execute(f"SET plan_cache_mode = {plans}")
             for name in names:
-                text = getattr(found, name)
-                await connection.execute(f"PREPARE it AS {text}")
-                call = f"EXPLAIN (FORMAT JSON) EXECUTE it{ARGUMENTS.get(name, '')}"
+                query = getattr(found, name)
+                await connection.execute(f"PREPARE it AS {query.text}")
+                call = f"EXPLAIN (FORMAT JSON) EXECUTE it{arguments(name, query)}"
                 (plan,) = json.loads(await connection.fetchval(call))
                 await connection.execute("DEALLOCATE it")
                 conditions = list(scans_of_tasks(plan["Plan"]))
@@ -378,29 +405,29 @@ async def test_the_doctor_names_the_damaged_tasks(own_server, table):
     )
     damaged = await spoil(own_server, table)
     found = await examine(own_server.dsn())
-    assert {damage.name for damage in found.damage} == (
+    assert {damage.name for damage in found.damaged} == (
         damaged if table == "event" else {f"number {int(name[1:]) + 1}" for name in damaged}
     )
     assert (found.tasks, found.is_whole) == (TASKS, True)
-    assert (await look(own_server.dsn())).nodes == []
+    assert (await read_info(own_server.dsn())).nodes == []
     (finding,) = [each async for each in diagnosed(own_server)]
     assert finding.level is Level.FAIL
     assert f"all {TASKS} tasks of the store were read, with their logs; " in finding.what
-    assert f"{len(damaged)} cannot be read: {found.damage[0].name}" in finding.what
+    assert f"{len(damaged)} cannot be read: {found.damaged[0].name}" in finding.what
     assert "invalid page" in finding.what
     assert "restore" in finding.advice
 
 
 async def test_the_doctor_reads_no_more_than_so_many_tasks(own_server, monkeypatch):
     """It says so, and which these are."""
-    monkeypatch.setattr(damage, "ROWS", 8)
+    monkeypatch.setattr(damage, "ROWS_PER_RANGE", 8)
     await fill(own_server)
     assert ODD in await spoil(own_server, "event")
-    found = await examine(own_server.dsn(), most=8)
-    assert (found.tasks, found.is_whole, found.damage) == (8, False, [])
-    found = await examine(own_server.dsn(), most=32)
+    found = await examine(own_server.dsn(), max_tasks=8)
+    assert (found.tasks, found.is_whole, found.damaged) == (8, False, [])
+    found = await examine(own_server.dsn(), max_tasks=32)
     assert (found.tasks, found.is_whole) == (32, False)
-    assert ODD in {damage.name for damage in found.damage}
+    assert ODD in {damage.name for damage in found.damaged}
 
 
 async def diagnosed(server: Postgres) -> AsyncIterator[Finding]:

@@ -15,10 +15,10 @@ from agentsrv.errors import ConfigurationError, UnavailableError
 from agentsrv.settings import Settings
 from agentsrv.store.postgres import store as postgres
 from agentsrv.store.postgres.connections import address_of
-from agentsrv.store.postgres.inspect import look
-from agentsrv.store.postgres.notifier import open_bus
+from agentsrv.store.postgres.inspect import read_info
+from agentsrv.store.postgres.notifier import open_notifier
 from agentsrv.store.postgres.store import PostgresStore
-from agentsrv.store.postgres.temporary_schema import scratch
+from agentsrv.store.postgres.temporary_schema import temporary_schema
 from tests.support.postgres import QUICK, Postgres, folder_of_servers, free_port
 from tests.support.store_tasks import STILL, DeafBus, following, leased, log_of, new_task, numbers
 
@@ -217,7 +217,7 @@ async def _told(work: Awaitable[object]) -> BaseException:
 
 
 async def _scratch(dsn: str) -> None:
-    async with scratch(dsn):
+    async with temporary_schema(dsn):
         pass
 
 
@@ -235,9 +235,9 @@ async def test_what_cannot_be_reached_is_named_without_its_password(
     monkeypatch, caplog, dsn, where
 ):
     """Host and port are in each message; the password, in none, nor in the log."""
-    monkeypatch.setattr(postgres, "OPEN_PATIENCE", 0.0)
+    monkeypatch.setattr(postgres, "OPEN_TIMEOUT", 0.0)
     store = PostgresStore(dsn, node="node", timing=STILL)
-    for work in (store.open(), look(dsn), _scratch(dsn)):
+    for work in (store.open(), read_info(dsn), _scratch(dsn)):
         error = await _told(work)
         assert where in str(error)
         assert SECRET not in _texts(error)
@@ -248,9 +248,9 @@ async def test_what_cannot_be_reached_is_named_without_its_password(
 @pytest.mark.parametrize("dsn", INVALID.values(), ids=INVALID)
 async def test_a_url_that_is_not_valid_is_told_without_its_password(monkeypatch, caplog, dsn):
     """Parsers quote what they refuse, which may be a part of the password."""
-    monkeypatch.setattr(postgres, "OPEN_PATIENCE", 0.0)
+    monkeypatch.setattr(postgres, "OPEN_TIMEOUT", 0.0)
     store = PostgresStore(dsn, node="node", timing=STILL)
-    for work in (store.open(), look(dsn), _scratch(dsn)):
+    for work in (store.open(), read_info(dsn), _scratch(dsn)):
         assert SECRET not in _texts(await _told(work))
     assert SECRET not in caplog.text
 
@@ -267,7 +267,7 @@ async def test_a_url_that_is_not_valid_is_told_without_its_password(monkeypatch,
 def test_a_bus_is_told_without_its_password(url):
     """Whether the URL is not valid or of another program."""
     with pytest.raises(ConfigurationError) as refused:
-        open_bus(url, "postgresql://127.0.0.1/db")
+        open_notifier(url, "postgresql://127.0.0.1/db")
     assert SECRET not in _texts(refused.value)
 
 

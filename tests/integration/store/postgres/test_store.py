@@ -16,10 +16,10 @@ from agentsrv.models.usage import Use
 from agentsrv.store.base import Commit, Created, Head
 from agentsrv.store.notifier import Notification, decode
 from agentsrv.store.postgres import connections
-from agentsrv.store.postgres.flush import MAX_REQUESTS, Operation, take
-from agentsrv.store.postgres.schema import FIRST, STEPS, migrate
+from agentsrv.store.postgres.flush import MAX_REQUESTS, PendingRequest, take
+from agentsrv.store.postgres.schema import STEPS, migrate
 from agentsrv.store.postgres.store import PostgresStore
-from agentsrv.store.postgres.writer import Claim, Flush, Release, Settle
+from agentsrv.store.postgres.writer import Claim, Flush, Release, Reply
 from tests.support.postgres import QUICK, free_port, postgres
 from tests.support.proxy import Cut, CuttingProxy, Kind
 from tests.support.store_listener import Heard, heard
@@ -173,7 +173,7 @@ class TestLostAnswer:
         lease = await leased(store)
         number = await store.post("t1", b"x")
         lose()
-        await asyncio.gather(store.release("t1", lease.epoch), store.settle(number, b"no"))
+        await asyncio.gather(store.release("t1", lease.epoch), store.reply(number, b"no"))
         (again,) = await claim(store, "node", 9)
         assert again.epoch == 2
         assert await store.replies([number]) == {number: b"no"}
@@ -186,7 +186,7 @@ async def test_what_nodes_told_of_their_use_goes_with_them(connect, dsn, admin):
     await admin.execute(
         "INSERT INTO use SELECT 0, '{eve}', '{1}', '{0}', '{0}', at - interval '2 days' FROM use"
     )
-    await connect(dsn, node="other", timing=STILL._replace(sweep=0.05))
+    await connect(dsn, node="other", timing=STILL._replace(sweep_interval=0.05))
     async with asyncio.timeout(PATIENCE):
         while await admin.fetchval("SELECT count(*) FROM use") > 1:
             continue
@@ -212,7 +212,7 @@ class TestLostConnections:
             store = await connect(await new_dsn(proxy.port))
             cutting = True
             await store._pool.expire_connections()
-            store._flusher._drop()
+            store._flusher._drop_connection()
             lengths = await asyncio.gather(*(self._write(store, f"t{n}", 100) for n in range(8)))
             cutting = False
             for number, length in enumerate(lengths):
@@ -225,7 +225,7 @@ class TestLostConnections:
 
     async def test_connections_that_fall_silent(self, connect, server, new_dsn, monkeypatch):
         """Half-open connections, of which neither end is told, in the midst of a flush."""
-        monkeypatch.setattr(connections, "ATTEMPT", 1.0)
+        monkeypatch.setattr(connections, "ATTEMPT_TIMEOUT", 1.0)
         # Amid the statements of a create, and amid the answers to it.
         cuts = [Cut(6000, Kind.SILENCE, upstream=True), Cut(900, Kind.SILENCE)]
         cutting = False
@@ -233,7 +233,7 @@ class TestLostConnections:
         async with proxy.running():
             store = await connect(await new_dsn(proxy.port))
             await leased(store, "t0")
-            store._flusher._drop()
+            store._flusher._drop_connection()
             cutting = True
             lengths = await asyncio.gather(*(self._write(store, f"s{n}", 20) for n in range(4)))
             for number, length in enumerate(lengths):
@@ -418,7 +418,7 @@ class TestLease:
     async def test_a_node_that_stood_still_gives_up_first(self, connect, dsn):
         """By its own clock, once, before others may claim; then it has another lease."""
         now, lost = 0.0, Counter[str]()
-        timing = STILL._replace(beat=HOUR)
+        timing = STILL._replace(renew_interval=HOUR)
         paused = await connect(dsn, node="paused", clock=lambda: now, timing=timing)
         other = await connect(dsn, node="other")
         heard(paused).leases_lost = lambda: lost.update(["lost"])
@@ -435,7 +435,7 @@ class TestLease:
     async def test_a_lease_that_others_saw_end_is_lost(self, connect, dsn, admin):
         """Where the database's clock was faster, the node learns it with its next beat."""
         lost = Counter[str]()
-        node = await connect(dsn, timing=STILL._replace(beat=0.05, sweep=0.05))
+        node = await connect(dsn, timing=STILL._replace(renew_interval=0.05, sweep_interval=0.05))
         heard(node).leases_lost = lambda: lost.update(["lost"])
         lease = await leased(node)
         await admin.execute("UPDATE node SET expires_at = clock_timestamp() - interval '1 s'")
@@ -493,7 +493,7 @@ class TestLease:
     async def test_a_listener_that_fails_loses_nothing_else(self, connect, dsn):
         """Somebody else's fault at the loss does not keep the node from its next lease."""
         now = 0.0
-        node = await connect(dsn, clock=lambda: now, timing=STILL._replace(beat=HOUR))
+        node = await connect(dsn, clock=lambda: now, timing=STILL._replace(renew_interval=HOUR))
         first = node._lease.id
         heard(node).leases_lost = lambda: 1 / 0
         now += 2 * STILL.ttl
@@ -504,7 +504,7 @@ class TestTake:
     async def take(self, *requests):
         """What of these goes in one flush, and what in the next."""
         nobody: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        operations = [Operation(request, nobody) for request in requests]
+        operations = [PendingRequest(request, nobody) for request in requests]
         return [[each.request for each in part] for part in take(operations)]
 
     async def test_one_of_each_task(self):
@@ -522,12 +522,12 @@ class TestTake:
 
     async def test_one_claim_and_any_answers(self):
         """Of two claims one waits; answers to messages never do."""
-        answers = [Settle(1, b""), Settle(2, b"")]
+        answers = [Reply(1, b""), Reply(2, b"")]
         assert await self.take(Claim(1), *answers, Claim(2)) == [[Claim(1), *answers], [Claim(2)]]
 
     async def test_a_flush_has_an_end(self):
         """Neither requests nor events are more than it takes; the rest goes next."""
-        many = [Settle(number, b"") for number in range(MAX_REQUESTS + 3)]
+        many = [Reply(number, b"") for number in range(MAX_REQUESTS + 3)]
         assert list(map(len, await self.take(*many))) == [MAX_REQUESTS, 3]
         large = [new_task(f"t{number}", events=[b""] * 3000) for number in range(4)]
         assert list(map(len, await self.take(*large))) == [2, 2]
@@ -574,6 +574,28 @@ async def test_an_append_that_is_refused_each_time_is_refused_alone(store, admin
     assert "PostgreSQL refused a request (Append)" in caplog.text
 
 
+async def test_a_flush_that_is_given_up_fails_its_own_requests_only(connect, dsn, monkeypatch):
+    """Requests that waited meanwhile are written when the server is there again."""
+    now = 0.0
+    store = await connect(dsn, clock=lambda: now)
+
+    async def refuse(*_: Any) -> Any:
+        raise ConnectionRefusedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connections, "connect", refuse)
+        store._flusher._drop_connection()
+        first = asyncio.ensure_future(store.create(new_task("t1")))
+        await _until(lambda: store._flusher.trouble is not None)
+        second = asyncio.ensure_future(store.create(new_task("t2")))
+        await asyncio.sleep(0)
+        now += 2 * HOUR
+        with pytest.raises(UnavailableError, match="the outcome is unknown"):
+            await first
+    assert (await second).head.task_id == "t2"
+    assert await store.head("t1") is None
+
+
 class TestOpen:
     async def test_two_at_once(self, connect, dsn):
         """Of several nodes that open an empty schema one makes it."""
@@ -584,8 +606,8 @@ class TestOpen:
 
     async def test_steps_are_applied_once_each(self, admin):
         """A schema of an earlier version is brought up, by those who come at the same time, too."""
-        name = await migrate(admin, (FIRST,))
-        steps = (FIRST, "CREATE TABLE more (a integer)", "INSERT INTO more VALUES (1)")
+        name = await migrate(admin, (STEPS[0],))
+        steps = (STEPS[0], "CREATE TABLE more (a integer)", "INSERT INTO more VALUES (1)")
         assert await migrate(admin, steps[:2]) == name
         assert await migrate(admin, steps) == await migrate(admin, steps) == name
         assert await admin.fetchval("SELECT count(*) FROM more") == 1
@@ -628,7 +650,7 @@ class TestOpen:
         """When what must always run ends, that is told once, and nobody waits in vain."""
         broken: list[BaseException] = []
         heard(store).broken = broken.append
-        store._flusher._settled = lambda *_: 1 / 0
+        store._flusher._on_flushed = lambda *_: 1 / 0
         waiting = asyncio.ensure_future(store.create(new_task("t1")))
         await _until(lambda: bool(broken))
         assert isinstance(broken[0], ZeroDivisionError)

@@ -7,7 +7,7 @@ import pytest
 
 from agentsrv.errors import ConfigurationError
 from agentsrv.store.postgres.store import PostgresStore
-from agentsrv.store.postgres.temporary_schema import scratch
+from agentsrv.store.postgres.temporary_schema import temporary_schema
 from tests.support.store_tasks import new_task
 
 
@@ -22,7 +22,7 @@ async def schemas(dsn: str) -> set[str]:
 async def test_a_store_is_made_in_it_and_goes_with_it(dsn):
     """Also when what was done in it fails; the schema that the address names stays empty."""
     with suppress(ZeroDivisionError):
-        async with scratch(dsn) as made:
+        async with temporary_schema(dsn) as made:
             store = PostgresStore(made.dsn, node="one")
             await store.open()
             assert await made.flushes() == 0
@@ -39,7 +39,7 @@ async def test_a_store_is_made_in_it_and_goes_with_it(dsn):
 
 async def test_what_else_the_address_says_is_kept(dsn):
     """Only the schema is another."""
-    async with scratch(f"{dsn}&application_name=mine") as made:
+    async with temporary_schema(f"{dsn}&application_name=mine") as made:
         connection = await asyncpg.connect(made.dsn)
         assert await connection.fetchval("SHOW application_name") == "mine"
         assert str(await connection.fetchval("SELECT current_schema")).startswith("agentsrv_bench_")
@@ -49,6 +49,6 @@ async def test_what_else_the_address_says_is_kept(dsn):
 @pytest.mark.parametrize("address", ["postgresql://127.0.0.1:1/postgres", "postgresql://[/x"])
 async def test_a_server_that_cannot_be_had_is_told(address):
     """As what it is: a wrong address."""
-    with pytest.raises(ConfigurationError, match="cannot make a schema in PostgreSQL"):
-        async with scratch(address):
+    with pytest.raises(ConfigurationError, match="cannot create a schema in PostgreSQL"):
+        async with temporary_schema(address):
             pass

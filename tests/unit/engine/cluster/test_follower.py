@@ -10,7 +10,7 @@ from agentsrv.models.events import decode
 from agentsrv.models.plan import Step
 from agentsrv.store.base import Commit, LogHead
 from agentsrv.store.queue import QueueLimits
-from agentsrv.store.shared import SWEEP
+from agentsrv.store.shared import SWEEP_INTERVAL
 from tests.support.shared_memory import Place
 from tests.support.simulation import simulate
 from tests.support.world import Reader, check_log, step
@@ -64,7 +64,7 @@ def test_all_who_follow_share_one_reading():
             await asyncio.sleep(10)
             other.door.calls.clear()
             await asyncio.sleep(10)
-            assert other.door.calls.count("news") == pytest.approx(10 / SWEEP, abs=1)
+            assert other.door.calls.count("news") == pytest.approx(10 / SWEEP_INTERVAL, abs=1)
             assert "read" not in other.door.calls
             other.door.calls.clear()
             await asyncio.sleep(60)

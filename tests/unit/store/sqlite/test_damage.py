@@ -18,7 +18,7 @@ from agentsrv.errors import AgentsrvError, ConfigurationError, DamagedError, Una
 from agentsrv.store.base import Append, Lease, NewTask, Span
 from agentsrv.store.queue import QueueLimits
 from agentsrv.store.sqlite.backup import back_up
-from agentsrv.store.sqlite.inspect import Damage, find_damage
+from agentsrv.store.sqlite.inspect import DamageReport, find_damage
 from agentsrv.store.sqlite.log import SqliteLog
 from agentsrv.store.sqlite.store import SqliteStore
 from tests.support.store_listener import Heard
@@ -290,7 +290,7 @@ async def test_a_wrong_index_of_ids_is_not_believed(tmp_path, caplog, how, is_op
     await store.close()
     assert len(acknowledged) >= TASKS - 2
     check_in_file(path, acknowledged)
-    told = ("REINDEX", "made anew", "its row is missing")
+    told = ("REINDEX", "rebuilt", "its row is missing")
     assert any(part in caplog.text for part in told)
 
 
@@ -308,9 +308,9 @@ async def test_a_start_makes_a_damaged_index_anew(tmp_path, caplog, index, how):
     await store.close()
     assert len(acknowledged) == TASKS
     check_in_file(path, acknowledged)
-    assert found == find_damage(path) == Damage("", [], [])
+    assert found == find_damage(path) == DamageReport("", [], [])
     back_up(path, tmp_path / "copy.db")
-    logged = "made anew" in caplog.text
+    logged = "rebuilt" in caplog.text
     caplog.clear()
     for file in (path, tmp_path / "copy.db"):
         again = SqliteStore(file)
@@ -327,7 +327,7 @@ ALIKE = ("task_ready", "task_ended", "task_key")
 
 @pytest.mark.parametrize("how", ["zeros", "another kind of page", "cells beyond the page"])
 async def test_one_damaged_page_of_many_of_an_index(tmp_path, caplog, how):
-    """The queue is read in its order from an index that was made anew."""
+    """The queue is read in its order from an index that was rebuilt."""
     path, names = tmp_path / "agentsrv.db", [f"t{number:04}" for number in range(2000)]
     store = SqliteStore(path)
     await store.open()
@@ -340,8 +340,8 @@ async def test_one_damaged_page_of_many_of_an_index(tmp_path, caplog, how):
     await store.open(Heard(broken=_fail))
     assert [lease.task_id for lease in await claim(store, "node", 2000)] == names
     await store.close()
-    assert "made anew" in caplog.text
-    assert find_damage(path) == Damage("", [], [])
+    assert "rebuilt" in caplog.text
+    assert find_damage(path) == DamageReport("", [], [])
 
 
 @pytest.mark.parametrize("index", INDEXES)
@@ -353,10 +353,10 @@ async def test_an_index_that_cannot_be_made_anew_is_named(tmp_path, caplog, inde
     spoil_root(path, index, WAYS["zeros"])
     store = SqliteStore(path)
     refusal = await refused(store)
-    assert "cannot be made anew from its tasks' rows" in caplog.text
+    assert "cannot be rebuilt from the rows" in caplog.text
     if index in ("task_ready", "task_node"):
         assert refusal is not None
-        assert "cannot be made anew from its tasks' rows" in refusal.message
+        assert "cannot be rebuilt from the rows" in refusal.message
         assert refusal.message.endswith("restore a backup, or set store to another file")
         return
     assert refusal is None
@@ -658,7 +658,7 @@ async def test_a_file_that_is_cut_off_under_the_server_ends_it(tmp_path, caplog,
     after = await append_to_all(store, leases[10:])
     assert not after
     assert len(broken) == 1
-    assert "was cut off" in str(broken[0])
+    assert "was truncated" in str(broken[0])
     with pytest.raises(UnavailableError):
         await store.create(new_task("new"))
     await store.close()

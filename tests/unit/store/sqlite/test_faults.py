@@ -50,10 +50,10 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that announces at once that it waits, and tries again soon."""
-    monkeypatch.setattr(sqlite, "TOLERATED", 0.0)
-    monkeypatch.setattr(sqlite, "FIRST_RETRY", 0.005)
-    monkeypatch.setattr(sqlite, "LAST_RETRY", 0.01)
-    monkeypatch.setattr(sqlite, "CHECK_EVERY", 0.01)
+    monkeypatch.setattr(sqlite, "REFUSE_AFTER", 0.0)
+    monkeypatch.setattr(sqlite, "FIRST_RETRY_DELAY", 0.005)
+    monkeypatch.setattr(sqlite, "MAX_RETRY_DELAY", 0.01)
+    monkeypatch.setattr(sqlite, "FILE_CHECK_INTERVAL", 0.01)
 
 
 @asynccontextmanager
@@ -107,7 +107,7 @@ async def test_what_passes_is_waited_for(path, name, caplog):
         assert resumed == [True]
         await store.create(new_task("t2", QUEUED))
         assert [lease.task_id for lease in await claim(store, "node", 9)] == ["t2"]
-    told = [record for record in caplog.records if "cannot write, since" in record.message]
+    told = [record for record in caplog.records if "unable to write for" in record.message]
     assert len(told) == 1, "it is logged once"
     async with opened(path) as again:
         assert await log_of(again, "t1") == numbers(1, 3)
@@ -140,7 +140,7 @@ FAILURES: dict[str, tuple[object, str, Exception]] = {
 
 @pytest.mark.parametrize(("owner", "name", "error"), FAILURES.values(), ids=FAILURES)
 async def test_a_deleted_log_is_made_anew_at_the_next_try(path, monkeypatch, owner, name, error):
-    """However often the connection cannot be made anew: what waits is written, by one commit."""
+    """However often the connection cannot be opened again: what waits is written, by one commit."""
     attempts = 0
     async with opened(path) as store:
         lease = await leased(store)
@@ -175,7 +175,7 @@ async def test_a_deleted_log_is_made_anew_at_the_next_try(path, monkeypatch, own
 
 
 async def test_no_empty_database_takes_the_place_of_one_that_is_moved(path, monkeypatch):
-    """While its connection is made anew."""
+    """While its connection is opened again."""
     async with opened(path) as store:
         lease = await leased(store)
         moved = path.with_name("moved.db")
@@ -186,7 +186,7 @@ async def test_no_empty_database_takes_the_place_of_one_that_is_moved(path, monk
             raise UnopenedError("unable to open database file")
 
         monkeypatch.setattr(SqliteLog, "_connection", fail)
-        monkeypatch.setattr(sqlite, "LAST_RETRY", 0.01)
+        monkeypatch.setattr(sqlite, "MAX_RETRY_DELAY", 0.01)
         for suffix in ("-wal", "-shm"):
             path.with_name(path.name + suffix).unlink()
         append = store.append(following(lease))
@@ -226,7 +226,7 @@ async def test_what_lasts_is_noticed_and_nothing_more_is_acknowledged(path, cond
 @pytest.mark.parametrize("name", ["deleted", "renamed for a while", "folder renamed for a while"])
 async def test_a_commit_into_a_file_that_is_gone_is_not_acknowledged(path, monkeypatch, name):
     """Not even in the second in which nobody has looked yet."""
-    monkeypatch.setattr(sqlite, "CHECK_EVERY", 3600.0)
+    monkeypatch.setattr(sqlite, "FILE_CHECK_INTERVAL", 3600.0)
     async with opened(path) as store:
         lease = await leased(store)
         with (MOVED | LASTING)[name](path):
@@ -242,7 +242,7 @@ async def test_a_commit_into_a_file_that_is_gone_is_not_acknowledged(path, monke
 @pytest.mark.process
 async def test_a_short_lock_is_not_announced(path, monkeypatch, caplog):
     """A lock that is gone in time delays a write, and nobody is refused."""
-    monkeypatch.setattr(sqlite, "TOLERATED", 3600.0)
+    monkeypatch.setattr(sqlite, "REFUSE_AFTER", 3600.0)
     async with opened(path) as store:
         with held(path, "BEGIN IMMEDIATE"):
             creates = [asyncio.ensure_future(store.create(new_task(f"t{n}"))) for n in range(3)]
@@ -320,7 +320,7 @@ async def test_an_open_that_meets_a_lock_waits(path, caplog):
 @pytest.mark.process
 async def test_an_open_that_waits_in_vain_may_be_tried_again(path, monkeypatch):
     """It is no mistake in a setting: a supervisor starts the server again."""
-    monkeypatch.setattr(sqlite, "OPEN_PATIENCE", 0.0)
+    monkeypatch.setattr(sqlite, "OPEN_TIMEOUT", 0.0)
     async with opened(path):
         pass
     store = SqliteStore(path)
@@ -332,7 +332,7 @@ async def test_an_open_that_waits_in_vain_may_be_tried_again(path, monkeypatch):
 
 async def test_an_open_without_a_free_file_may_be_tried_again(path, monkeypatch):
     """Too many open files pass."""
-    monkeypatch.setattr(sqlite, "OPEN_PATIENCE", 0.0)
+    monkeypatch.setattr(sqlite, "OPEN_TIMEOUT", 0.0)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     store = SqliteStore(path)
     used = os.open(os.devnull, os.O_RDONLY)
@@ -376,9 +376,9 @@ def _loop(path: Path) -> None:
 
 PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a folder": (Path.mkdir, "is a folder; expected a file in it"),
-    "a socket": (_socket, "is no regular file"),
-    "a pipe": (os.mkfifo, "is no regular file"),
-    "a device": (lambda path: path.symlink_to("/dev/null"), "is no regular file"),
+    "a socket": (_socket, "is not a regular file"),
+    "a pipe": (os.mkfifo, "is not a regular file"),
+    "a device": (lambda path: path.symlink_to("/dev/null"), "is not a regular file"),
     "a loop of links": (_loop, "symbolic links"),
     "a text": (_text, "not a database"),
     "another program's": (_other_program, "another program's database"),
@@ -484,7 +484,7 @@ async def test_who_writes_can_be_seen(path):
 @pytest.mark.process
 async def test_a_log_that_somebody_keeps_long_is_told(path, monkeypatch, caplog):
     """A reader that never ends keeps SQLite from shortening it."""
-    monkeypatch.setattr(sqlite, "LONG_LOG", 1 << 20)
+    monkeypatch.setattr(sqlite, "LONG_WAL_BYTES", 1 << 20)
     async with opened(path) as store:
         await store.create(new_task("t0"))
         with held(path, "BEGIN", "SELECT count(*) FROM task"):

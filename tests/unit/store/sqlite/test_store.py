@@ -299,7 +299,7 @@ class TestGroupCommit:
 
     async def test_a_batch_has_a_limit(self, store, monkeypatch):
         """More than one turn of the loop may write goes into several transactions, in order."""
-        monkeypatch.setattr(sqlite, "MAX_ROWS", 9)
+        monkeypatch.setattr(sqlite, "MAX_EVENTS_PER_TURN", 9)
         leases = [await leased(store, f"t{n}") for n in range(25)]
         gate = Gate(store)
         order: list[str] = []
@@ -378,7 +378,7 @@ class TestBrokenDisk:
         assert told == []
         assert len(broken) == 1
         assert gate.commits == 0
-        assert "takes no more writes" in caplog.text
+        assert "cannot write any more" in caplog.text
         await store.close()
         async with opened(path) as again:
             for lease in leases:
@@ -389,7 +389,7 @@ class TestBrokenDisk:
 
     async def test_a_broken_store_is_told_once(self, store, monkeypatch):
         """However much had been handed over when the disk failed, that is told once."""
-        monkeypatch.setattr(sqlite, "MAX_ROWS", 9)
+        monkeypatch.setattr(sqlite, "MAX_EVENTS_PER_TURN", 9)
         gate = Gate(store)
         broken: list[BaseException] = []
         heard(store).broken = broken.append
