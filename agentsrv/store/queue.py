@@ -23,7 +23,7 @@ Each operation takes constant time, however many tasks wait.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -65,8 +65,9 @@ class TaskQueue:
         """The circle of owners; the first is next."""
         self._lost: OrderedDict[str, str] = OrderedDict()
         self._leased: dict[str, str] = {}
-        self._waiting: Counter[str] = Counter()
-        self._running: Counter[str] = Counter()
+        # By owner; plain dictionaries, because a Counter calls Python code for each missing name.
+        self._waiting: dict[str, int] = {}
+        self._running: dict[str, int] = {}
         self._total = 0
 
     def __len__(self) -> int:
@@ -75,7 +76,7 @@ class TaskQueue:
 
     def waiting(self, owner: str) -> int:
         """The number of the owner's tasks that wait for their first worker."""
-        return self._waiting[owner]
+        return self._waiting.get(owner, 0)
 
     def check(self, owner: str) -> None:
         """Return if a task of the owner may be queued.
@@ -88,7 +89,7 @@ class TaskQueue:
     def put(self, task_id: str, owner: str) -> None:
         """Queue a new task; it can be claimed after the next ``commit_new``."""
         self._new[task_id] = owner
-        self._waiting[owner] += 1
+        self._waiting[owner] = self._waiting.get(owner, 0) + 1
         self._total += 1
 
     def commit_new(self) -> None:
@@ -109,7 +110,7 @@ class TaskQueue:
                 task_id = next(iter(self._lines[owner]))
                 self._leave_line(task_id, owner)
             self._leased[task_id] = owner
-            self._running[owner] += 1
+            self._running[owner] = self._running.get(owner, 0) + 1
             self._update_turn(owner)
             claimed.append(task_id)
         return claimed
@@ -167,8 +168,8 @@ class TaskQueue:
 
     def _update_turn(self, owner: str) -> None:
         """Put the owner at the end of the circle if it may run one more task; else remove it."""
-        limit = self.limits.running
-        if owner not in self._lines or (limit is not None and self._running[owner] >= limit):
+        limit, running = self.limits.running, self._running
+        if owner not in self._lines or (limit is not None and running.get(owner, 0) >= limit):
             self._turns.pop(owner, None)
         else:
             self._turns.setdefault(owner)  # an owner in the circle keeps its place
@@ -185,7 +186,7 @@ class TaskQueue:
         self._total -= 1
 
 
-def _decrease(counts: Counter[str], name: str) -> None:
+def _decrease(counts: dict[str, int], name: str) -> None:
     """Subtract 1, and delete a count of 0."""
     counts[name] -= 1
     if not counts[name]:
