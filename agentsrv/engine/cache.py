@@ -1,4 +1,4 @@
-"""ResultCache: what agents have found, for those that are asked the same again."""
+"""ResultCache: outputs and results of agents that declare ``cache``, for identical later calls."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import orjson
 from agentsrv.models.canonical import canonical
 
 MAX_ENTRIES: Final = 1000
-MAX_BYTES: Final = 16 << 20  # of outputs and results together
-MAX_SHARE: Final = 16  # the part of them that one entry may take at most: the rest is for others
+MAX_BYTES: Final = 16 << 20  # of all outputs and results together
+MAX_ENTRY_SHARE: Final = 16  # one entry may use a sixteenth of ``MAX_BYTES``
 
 
-class Found(NamedTuple):
-    """What an agent has written and given as its result."""
+class CachedResult(NamedTuple):
+    """The text and the result of a completed step."""
 
     output: str
     result: Any
@@ -25,41 +25,42 @@ class Found(NamedTuple):
 class _Entry(NamedTuple):
     output: str
     result: bytes
-    """Encoded: whoever is given it may change its own copy."""
+    """As JSON: each reader receives its own copy."""
     size: int
-    until: float
+    expires_at: float
 
 
 class ResultCache:
-    """Outputs and results by what they were made of; the least recently used go first.
+    """Completed results by the hash of everything that the agent was given.
 
-    It lives as long as the server's process. The knowledge base is read when that starts, so no
-    entry is older than what it was retrieved from.
+    The least recently used entries are dropped first. The cache lives as long as the server's
+    process. The knowledge base is read when the process starts, so no entry is older than the
+    documents that it was made from.
     """
 
     def __init__(self) -> None:
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self._bytes = 0
 
-    def get(self, key: bytes, now: float) -> Found | None:
-        """What is kept under ``key``, unless it is too old at ``now`` (of the loop's clock)."""
+    def get(self, key: bytes, now: float) -> CachedResult | None:
+        """Return the entry of ``key`` unless it has expired at ``now`` (the event loop's clock)."""
         entry = self._entries.get(key)
         if entry is None:
             return None
-        if entry.until <= now:
+        if entry.expires_at <= now:
             self._drop(key)
             return None
         self._entries.move_to_end(key)
-        return Found(entry.output, orjson.loads(entry.result))
+        return CachedResult(entry.output, orjson.loads(entry.result))
 
-    def put(self, key: bytes, found: Found, until: float) -> None:
-        """Keep ``found`` until then, of the loop's clock; what is too large is not kept."""
-        result = orjson.dumps(found.result)
-        size = len(found.output.encode()) + len(result)
-        if size > MAX_BYTES // MAX_SHARE:
+    def put(self, key: bytes, completed: CachedResult, expires_at: float) -> None:
+        """Keep ``completed`` until ``expires_at`` (the loop's clock), unless it is too large."""
+        result = orjson.dumps(completed.result)
+        size = len(completed.output.encode()) + len(result)
+        if size > MAX_BYTES // MAX_ENTRY_SHARE:
             return
         self._drop(key)
-        self._entries[key] = _Entry(found.output, result, size, until)
+        self._entries[key] = _Entry(completed.output, result, size, expires_at)
         self._bytes += size
         while self._bytes > MAX_BYTES or len(self._entries) > MAX_ENTRIES:
             self._drop(next(iter(self._entries)))
@@ -70,6 +71,6 @@ class ResultCache:
             self._bytes -= entry.size
 
 
-def key_of(principal: str, agent: str, *made_of: Any) -> bytes:
-    """The key of what ``agent`` makes of ``made_of`` (JSON) for ``principal``, and nobody else."""
-    return blake2b(canonical([principal, agent, *made_of]), digest_size=16).digest()
+def cache_key(principal: str, agent: str, *inputs: Any) -> bytes:
+    """Return the key of a call of ``agent`` with ``inputs`` (JSON); principals share no entries."""
+    return blake2b(canonical([principal, agent, *inputs]), digest_size=16).digest()

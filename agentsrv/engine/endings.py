@@ -1,4 +1,9 @@
-"""How a task ends before its plan does: cancelled, failed, or without an event."""
+"""How a running task ends before its plan is completed, and the events that record it.
+
+`TaskRunner.stop` takes one of these reasons. An `Ending` (a cancel or a failure) ends the task: its
+terminal event is appended. A `Handover` does not: no event is appended, and another worker
+continues the task from its log.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +16,12 @@ from agentsrv.models import events as e
 from agentsrv.models.states import StepStatus
 from agentsrv.models.text import fitted
 
-_UNDER_WAY: Final = (StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.INPUT_REQUIRED)
+_UNFINISHED: Final = (StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.INPUT_REQUIRED)
 
 
 @dataclass(frozen=True, slots=True)
 class CancelRequest:
-    """Who wants the task cancelled, why, and how long steps may take to end (seconds)."""
+    """A cancel command: its reason, its principal, and the grace period of the steps (seconds)."""
 
     reason: str | None
     by: str
@@ -24,39 +29,37 @@ class CancelRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """Why the task fails, by which step, and how often that was tried again."""
+class TaskFailure:
+    """Why a task fails, the step that caused it, and how often that step was retried."""
 
     message: str
     step_id: str | None = None
     retries: int = 0
 
 
-Ending = CancelRequest | Failure
-"""An ending that the log tells."""
+Ending = CancelRequest | TaskFailure
 
 
-class Departure(Enum):
-    """How a worker leaves a task that goes on elsewhere; the log does not tell."""
+class Handover(Enum):
+    """Why a worker stops running a task that has not ended."""
 
     RELEASE = auto()
     """The worker gives the task back."""
     LOSS = auto()
-    """Another worker has the task, or the store cannot be used."""
+    """Another worker has claimed the task, or the store cannot be used."""
 
 
-RELEASE: Final = Departure.RELEASE
-LOSS: Final = Departure.LOSS
+def append_ending(journal: Journal, ending: Ending, *, stopped: bool) -> None:
+    """Append the end of every step that has none, then the task's terminal event.
 
-
-def write_end(journal: Journal, ending: Ending, *, stopped: bool) -> None:
-    """Write the end of each step that has none, then the task's.
-
-    ``stopped`` says whether nothing of the task runs any more.
+    Args:
+        journal: The journal of the task.
+        ending: How the task ends.
+        stopped: Whether no code of the task runs any more.
     """
     state = journal.state
     for step in list(state.steps.values()):
-        if step.status in _UNDER_WAY:
+        if step.status in _UNFINISHED:
             journal.append(e.StepCancelled(step.step.step_id, step.attempt, fitted(step.output)))
     if isinstance(ending, CancelRequest):
         reason, by = ending.reason, ending.by
@@ -64,7 +67,7 @@ def write_end(journal: Journal, ending: Ending, *, stopped: bool) -> None:
         return
     for step in state.steps.values():
         if step.status is StepStatus.PENDING:
-            because = f"step {ending.step_id} failed" if ending.step_id else "the task failed"
-            journal.append(e.StepSkipped(step.step.step_id, because))
+            cause = f"step {ending.step_id} failed" if ending.step_id else "the task failed"
+            journal.append(e.StepSkipped(step.step.step_id, cause))
     message, retries = ending.message, ending.retries
     journal.append(e.TaskFailed("failed", message, ending.step_id, retries, state.written))

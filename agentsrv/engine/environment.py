@@ -1,4 +1,4 @@
-"""Surroundings: what every task of a worker shares."""
+"""TaskEnvironment: dependencies and limits that all tasks of a worker share."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ MAX_RESULT: Final = 250_000  # bytes of JSON
 
 @dataclass(frozen=True, slots=True)
 class OutputLimits:
-    """Limits of what agents write.
+    """Limits of the output of agents.
 
     Attributes:
-        step: Characters of text of one attempt.
-        task: Characters of text of all attempts of a task.
-        result: Bytes of JSON of a step's result.
+        step: Characters of text that one attempt may write.
+        task: Characters of text that all attempts of a task may write together.
+        result: Bytes of a step's result as JSON.
     """
 
     step: int
@@ -40,7 +40,7 @@ class OutputLimits:
 
 @dataclass(frozen=True, slots=True)
 class TaskEnvironment:
-    """What every task of a worker shares."""
+    """Dependencies and limits that all tasks of a worker share."""
 
     node: str
     store: Store
@@ -49,11 +49,11 @@ class TaskEnvironment:
     now: Callable[[], float]
     """Seconds since the epoch."""
     grace: float
-    """Seconds that stopped steps have to end."""
+    """Seconds that steps have to end after a failure of the task, and by default after a cancel."""
     limits: OutputLimits
     model: LanguageModel | None = None
     tracebacks: bool = True
-    """Whether events carry the tracebacks of agents' errors."""
+    """Whether events contain the tracebacks of agents' errors."""
     vault: Vault = field(default_factory=Vault)
     """Encrypts the answers to secret questions."""
     measures: ServerMetrics = field(default_factory=ServerMetrics)
@@ -62,13 +62,13 @@ class TaskEnvironment:
     state: Any = None
     """The value of the application's lifespan: ``ctx.state``."""
     cache: ResultCache = field(default_factory=ResultCache)
-    gates: dict[str, asyncio.Semaphore] = field(default_factory=dict)
-    """By the name of an agent with a ``concurrency`` of its own; made when first needed."""
+    semaphores: dict[str, asyncio.Semaphore] = field(default_factory=dict)
+    """By agent name, for agents with a ``concurrency``; created when first used."""
     suspects: CrashSuspects = field(default_factory=CrashSuspects)
 
     def semaphore_for(self, agent: Agent) -> asyncio.Semaphore:
-        """What lets only so many steps of ``agent`` run at the same time."""
+        """The semaphore that limits concurrent attempts of ``agent`` to its ``concurrency``."""
         assert agent.concurrency is not None
-        if agent.name not in self.gates:
-            self.gates[agent.name] = asyncio.Semaphore(agent.concurrency)
-        return self.gates[agent.name]
+        if agent.name not in self.semaphores:
+            self.semaphores[agent.name] = asyncio.Semaphore(agent.concurrency)
+        return self.semaphores[agent.name]

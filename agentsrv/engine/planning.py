@@ -1,4 +1,4 @@
-"""Planning: which steps a task has."""
+"""Planning: obtains the plan of a task, from its command, a resumed task, or the planner."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from functools import partial
 
 from agentsrv.agents.agent import TaskContext
 from agentsrv.agents.registry import Registry
-from agentsrv.engine.agent_errors import is_authors, take_back
-from agentsrv.engine.failures import examine, log_failure
+from agentsrv.engine.agent_errors import (
+    clear_cancellation,
+    diagnose,
+    is_agent_error,
+    log_agent_error,
+)
 from agentsrv.engine.steps import TaskInfo
 from agentsrv.error_text import safely
 from agentsrv.errors import AgentsrvError, InvalidCommandError, PermanentError
@@ -22,7 +26,7 @@ _log = logging.getLogger("agentsrv.planning")
 
 
 class PlanningFailedError(AgentsrvError):
-    """There is no plan; ``retries`` tells how often the planner was asked again."""
+    """The task has no valid plan; ``retries`` counts the repeated calls of the planner."""
 
     def __init__(self, reason: str, retries: int) -> None:
         super().__init__(f"planning failed: {reason}")
@@ -30,44 +34,44 @@ class PlanningFailedError(AgentsrvError):
 
 
 async def make_plan(
-    spec: Create, earlier: TaskState | None, task: TaskInfo, registry: Registry
+    spec: Create, resumed: TaskState | None, task: TaskInfo, registry: Registry
 ) -> ExecutionPlan:
-    """The plan that the task brings, that of the task it resumes, or the planner's.
+    """Return the plan of the command, of the resumed task, or of the planner.
 
-    A planner that raises is asked again, as often and with the same waits as a step by default.
+    A planner that raises is called again, with the retries and waits that steps have by default.
     Cancelling the call cancels the planner.
 
     Raises:
-        PlanningFailedError: The planner went on raising, or the plan cannot run here.
+        PlanningFailedError: The planner has failed for good, or the plan cannot run on this server.
     """
     policy = RetryPolicy()
     failures = 0
     while True:
         try:
             plan = registry.given_plan(spec.agent, spec.plan)
-            if plan is None and earlier is not None:
-                plan = earlier.plan
+            if plan is None and resumed is not None:
+                plan = resumed.plan
             if plan is None:
                 plan = await _ask_planner(task, registry)
             registry.check_plan(plan)
             registry.check_params(spec.params, plan)
         except (InvalidCommandError, PermanentError) as error:
-            kind = type(error).__name__  # an author's class may have no message
+            kind = type(error).__name__  # for an author's class that has no message
             raise PlanningFailedError(safely(partial(_message, error), kind), failures) from error
         except BaseException as error:
-            if not is_authors(error, stopped=task.stopped):
+            if not is_agent_error(error, stopped=task.stopped):
                 raise
             own = asyncio.current_task()
             if own is not None and own.cancelling():
-                await take_back(own)
+                await clear_cancellation(own)
             if task.stopped:
                 raise asyncio.CancelledError from error
             failures += 1
-            found = examine(error)
-            log_failure(_log, f"planning of task {task.task_id}", error, found, ())
-            if found.permanent or not policy.allows(failures):
-                raise PlanningFailedError(found.message, failures - 1) from error
-            await asyncio.sleep(policy.delay(failures, found.retry_after))
+            failure = diagnose(error)
+            log_agent_error(_log, f"planning of task {task.task_id}", error, failure.message, ())
+            if failure.permanent or not policy.allows(failures):
+                raise PlanningFailedError(failure.message, failures - 1) from error
+            await asyncio.sleep(policy.delay(failures, failure.retry_after))
         else:
             return plan
 

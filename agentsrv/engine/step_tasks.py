@@ -1,24 +1,26 @@
-"""Crew: the asyncio tasks of one step, and whether all of them only wait for answers.
+"""StepTasks: the asyncio tasks of one step, and whether all of them wait for answers.
 
 Theory of operation
 ===================
 
-A crash of the process is a loss of each step whose code ran. A step with an open question runs no
-code only if *all* of its asyncio tasks wait for answers: an agent may ask in one task and work in
+A crash of the process is a loss of each step whose code runs. A step with an open question is idle
+only if *all* of its asyncio tasks wait for answers: an agent may ask in one task and work in
 another. So the server has to know the tasks of a step:
 
-- its *own* task, in which the server calls the agent;
-- the *others*, which the agent, or a library that it uses, has created. A task factory of the event
-  loop (`watch`) adds them. It knows the step by a context variable, which tasks, callbacks and
-  ``asyncio.to_thread`` inherit. Tasks that an earlier attempt left behind belong to the step too.
+- the *own* task, in which the server calls the agent;
+- the *others*, which the agent, or a library that it uses, has created. The task factory of the
+  event loop (`install_task_factory`) adds them. It finds the step in a context variable, which
+  tasks, callbacks and ``asyncio.to_thread`` inherit. Tasks that an earlier attempt left behind
+  belong to the step too.
 
-A task waits for an answer if it is suspended in ``ctx.ask``, or in one of the ways of asyncio to
-wait for tasks of the crew that do: ``await task``, ``asyncio.gather``, a ``TaskGroup`` at its end,
-``asyncio.wait_for``. Whatever wakes it up, a time-out too, ends ``ctx.ask`` first, where the server
-takes notice. A task that waits for anything else may run at any moment: while there is one, a
-crash may be the step's.
+A task waits for an answer if it is suspended in ``ctx.ask``, or in one of asyncio's ways to wait
+for tasks of the step that do: ``await task``, ``asyncio.gather``, a ``TaskGroup`` at its end,
+``asyncio.wait_for``. Every event that wakes it up, a time-out included, ends its ``ctx.ask`` first,
+and the server calls `StepTasks.end_wait` there. A task that waits for anything else may continue at
+any moment, so while there is one, a crash may be caused by the step.
 
-Threads and callbacks of the loop that an agent starts and no task of it waits for are not known.
+Limits: threads, and callbacks of the event loop, that an agent starts and that none of its tasks
+waits for are not seen.
 """
 
 from __future__ import annotations
@@ -32,62 +34,65 @@ from weakref import WeakSet
 
 Tasks = Iterable["asyncio.Future[Any]"]
 
-_step_tasks: ContextVar[StepTasks | None] = ContextVar("crew", default=None)
+_current: ContextVar[StepTasks | None] = ContextVar("step_tasks", default=None)
 
 
 class StepTasks:
-    """The tasks of one step."""
+    """The asyncio tasks of one step; see the head of this module."""
 
     def __init__(self) -> None:
         self.own: asyncio.Task[Any] | None = None
-        """The step's own task, while an attempt is under way: its context refers to the crew."""
+        """The task in which the server calls the agent, while an attempt is under way.
+
+        It is reset with the attempt, because its context refers to this object.
+        """
         self.code: Any = None
-        """The agent's coroutine or asynchronous generator that the own task runs, likewise."""
+        """The agent's coroutine or asynchronous generator, while an attempt is under way."""
         self._others: WeakSet[asyncio.Task[Any]] | None = None
-        self._asking: set[asyncio.Task[Any] | None] = set()
+        self._waiting: set[asyncio.Task[Any] | None] = set()
 
     def begin(self, own: asyncio.Task[Any]) -> None:
-        """Let the running task ``own`` be the step's; tasks that it creates belong to the step."""
+        """Begin an attempt in ``own``, the running task, whose tasks belong to the step."""
         self.own = own
-        _step_tasks.set(self)
+        _current.set(self)
 
     def add(self, task: asyncio.Task[Any]) -> None:
-        """Take a task that code of the step has created."""
+        """Add a task that code of the step has created."""
         if self._others is None:
             self._others = WeakSet()
         self._others.add(task)
 
-    def ask(self) -> asyncio.Task[Any] | None:
-        """Take down that the running task waits for an answer; return it, for `answered`."""
+    def begin_wait(self) -> asyncio.Task[Any] | None:
+        """Record that the running task waits for an answer; return it, for `end_wait`."""
         task = asyncio.current_task()
-        self._asking.add(task)
+        self._waiting.add(task)
         return task
 
-    def answered(self, task: asyncio.Task[Any] | None) -> None:
-        """Take down that the task does not wait any more."""
-        self._asking.discard(task)
+    def end_wait(self, task: asyncio.Task[Any] | None) -> None:
+        """Record that the task does not wait any more."""
+        self._waiting.discard(task)
 
     @property
-    def is_one(self) -> bool:
+    def is_own_waiting(self) -> bool:
         """Whether the own task is the only one, and waits for an answer."""
-        return self.own in self._asking and not self._living()
+        return self.own in self._waiting and not self._unfinished()
 
     @property
-    def only_waits(self) -> bool:
+    def are_all_waiting(self) -> bool:
         """Whether each of the tasks waits for an answer."""
-        living = {self.own, *self._living()}
-        for task in living - self._asking:
+        unfinished = {self.own, *self._unfinished()}
+        for task in unfinished - self._waiting:
             awaited = [] if task is None else self._awaited(task)
-            if not awaited or not living.issuperset(awaited):
+            if not awaited or not unfinished.issuperset(awaited):
                 return False
         return True
 
-    def _living(self) -> list[asyncio.Task[Any]]:
+    def _unfinished(self) -> list[asyncio.Task[Any]]:
         return [task for task in self._others or () if not task.done()]
 
     def _awaited(self, task: asyncio.Task[Any]) -> list[asyncio.Future[Any]]:
-        """The tasks without whose end a suspended task does not go on; none if it may."""
-        waiter: Any = getattr(task, "_fut_waiter", None)  # asyncio has no public way to see it
+        """The tasks that must end before a suspended task continues; empty if it may now."""
+        waiter: Any = getattr(task, "_fut_waiter", None)  # asyncio has no public attribute for it
         if isinstance(waiter, asyncio.Task):
             return [waiter]
         gathered: Tasks | None = getattr(waiter, "_children", None)  # of asyncio.gather
@@ -115,39 +120,39 @@ _WAIT_FOR: Final = asyncio.wait_for.__code__
 
 
 def _tasks_of(frame: Any) -> Tasks:
-    """The tasks that a function of asyncio waits for; none of another function."""
+    """The tasks that a function of asyncio waits for; empty for any other function."""
     if frame.f_code is _GROUP_EXIT:
         group: Any = frame.f_locals["self"]
-        tasks: Tasks = group._tasks  # noqa: SLF001 - likewise
+        tasks: Tasks = group._tasks  # noqa: SLF001 - no public attribute
         return tasks
-    if frame.f_code is _WAIT_FOR:  # before Python 3.12 it makes a task of what it waits for
+    if frame.f_code is _WAIT_FOR:  # before Python 3.12 it wraps its argument in a task
         future = frame.f_locals.get("fut")
         return [future] if isinstance(future, asyncio.Future) else []
     return []
 
 
-class _Factory:
-    """Creates the tasks of an event loop; those of steps are added to their crews."""
+class _TaskFactory:
+    """Creates the tasks of an event loop, and adds those of steps to their `StepTasks`."""
 
-    def __init__(self, before: Any) -> None:
-        self._before = before  # the factory that the loop had
+    def __init__(self, previous: Any) -> None:
+        self._previous = previous  # the factory that the loop had
 
     def __call__(self, loop: Any, coro: Any, **options: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any]
-        if self._before is None:
+        if self._previous is None:
             task = asyncio.Task(coro, loop=loop, **options)
         else:
-            task = self._before(loop, coro, **options)
+            task = self._previous(loop, coro, **options)
         context: Context | None = options.get("context")
-        step_tasks = _step_tasks.get() if context is None else context.get(_step_tasks)
+        step_tasks = _current.get() if context is None else context.get(_current)
         if step_tasks is not None:
             step_tasks.add(task)
         return task
 
 
-def watch() -> None:
-    """Let the running loop add the tasks of steps to their crews, from now on."""
+def install_task_factory() -> None:
+    """Let the running loop add the tasks of steps to their `StepTasks` from now on; idempotent."""
     loop = asyncio.get_running_loop()
-    before = loop.get_task_factory()
-    if not isinstance(before, _Factory):
-        loop.set_task_factory(_Factory(before))
+    previous = loop.get_task_factory()
+    if not isinstance(previous, _TaskFactory):
+        loop.set_task_factory(_TaskFactory(previous))

@@ -1,18 +1,18 @@
-"""Secret answers: encrypted in the log, decrypted for the agent that asked.
+"""Vault: encryption of secret answers, in the log and between nodes.
 
 A question is secret if its schema has ``writeOnly``, as pydantic writes it for `SecretStr`. Its
 answer is encrypted before it becomes part of an event or of a message to another node. So stores,
-backups and all clients that follow the task have the ciphertext only: ``{"sealed": "…"}``. It is
+backups and all clients that follow the task receive the ciphertext only: ``{"sealed": "…"}``. It is
 decrypted when the agent's ``ctx.ask`` returns, also after a restart or on another node with the
 same key.
 
-The key is derived from the setting ``secret_key``. Without the setting it is in a file of mode 600
-beside the SQLite store, made when the first secret question is asked; a store in memory has a
-random one. Several nodes on PostgreSQL need the setting, the same on all of them.
+The key is derived from the setting ``secret_key``. Without the setting, it is kept in a file of
+mode 600 next to the SQLite store, which is created when the first secret question is asked; a store
+in memory has a random key. Several nodes on PostgreSQL need the setting, the same on all of them.
 
-A ciphertext holds the question's id, so it cannot be moved to another question. An answer that
-cannot be decrypted, because the key was lost or replaced, fails its step; the question is not asked
-again, because its answer is settled in the log.
+A ciphertext contains the question's id, so it cannot be moved to another question. If an answer
+cannot be decrypted, because the key was lost or replaced, its step fails; the question is not asked
+again, because the log has its answer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from agentsrv.config_files import decode, read_bytes
 from agentsrv.errors import ConfigurationError, PermanentError, UnavailableError, missing_extra
 from agentsrv.models.events import SEALED, is_sealed
 
-MIN_SECRET: Final = 4  # characters; shorter ones are parts of ordinary words
+MIN_REDACTED: Final = 4  # characters; shorter texts are parts of ordinary words
 
 
 class Vault:
@@ -39,8 +39,8 @@ class Vault:
 
     Args:
         key: The setting ``secret_key``.
-        file: Where the key is kept without the setting; ``None`` for nowhere.
-        is_shared: Whether other nodes must decrypt what this one encrypts.
+        file: The file of the key if the setting is missing; ``None`` to keep it in memory.
+        is_shared: Whether other nodes must decrypt answers that this one encrypts.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Vault:
 
     @property
     def needs_file(self) -> bool:
-        """Whether `prepare` will read or write the key's file."""
+        """Whether `prepare` reads or writes the file of the key."""
         return self._key is None and self._file is not None
 
     def prepare(self) -> None:
-        """Read the key, or make it; blocks for as long as the file system takes.
+        """Read the key, or create it; blocks until the file system has answered.
 
         Raises:
-            PermanentError: Secrets cannot be kept here; the message says what is missing.
+            PermanentError: Secret answers cannot be encrypted; the message names what is missing.
         """
         _fernet_module()
         if self._key is not None:
@@ -73,8 +73,8 @@ class Vault:
             self._key = secrets.token_urlsafe(32)
             return
         try:
-            self._key = self._read() or self._make(self._file)
-        except FileExistsError:  # made by another thread meanwhile
+            self._key = self._read() or self._create(self._file)
+        except FileExistsError:  # another thread has created it in the meantime
             self._key = self._read()
         except ConfigurationError as error:
             raise PermanentError(error.message) from error
@@ -89,15 +89,15 @@ class Vault:
             )
 
     def load(self) -> None:
-        """Read the key if there is one; blocks as `prepare` does."""
+        """Read the key if its file exists; blocks as `prepare` does."""
         if self._key is None and self._file is not None:
             self._key = self._read()
 
     def seal(self, input_id: str, value: Any) -> dict[str, str]:
-        """The ciphertext of the answer to a question.
+        """Return the ciphertext of the answer to a question.
 
         Raises:
-            Unavailable: This node has no key.
+            UnavailableError: This node has no key.
         """
         if self._key is None:
             raise UnavailableError(
@@ -108,7 +108,7 @@ class Vault:
         return {SEALED: self._fernet().encrypt(plain).decode()}
 
     def open(self, input_id: str, value: Any) -> Any:
-        """The answer to a question; ``value`` itself if it is not a ciphertext.
+        """Return the answer to a question; ``value`` itself if it is not a ciphertext.
 
         Raises:
             PermanentError: It was encrypted with another key, or for another question.
@@ -117,12 +117,12 @@ class Vault:
             return value
         if self._key is not None:
             try:
-                found = orjson.loads(self._fernet().decrypt(value[SEALED].encode()))
+                decrypted = orjson.loads(self._fernet().decrypt(value[SEALED].encode()))
             except _fernet_module().InvalidToken:
                 pass
             else:
-                if found["id"] == input_id:
-                    return found["value"]
+                if decrypted["id"] == input_id:
+                    return decrypted["value"]
         raise PermanentError(
             f"the secret answer to question {input_id} cannot be decrypted: its key was lost or "
             "replaced; restore the key, or create the task again"
@@ -137,32 +137,32 @@ class Vault:
         assert self._file is not None
         if not self._file.exists():
             return None
-        what = f"the key for secret answers is in {str(self._file)!r}"
-        return decode(read_bytes(self._file, what), what).strip() or None
+        purpose = f"the key for secret answers is in {str(self._file)!r}"
+        return decode(read_bytes(self._file, purpose), purpose).strip() or None
 
-    def _make(self, file: Path) -> str:
+    def _create(self, file: Path) -> str:
         key = secrets.token_urlsafe(32)
-        # Written beside and then linked: a crash or a full disk leaves no file without its key.
-        beside = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        # Written to a temporary file and linked: a crash or a full disk leaves no incomplete file.
+        temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "w") as opened:
                 opened.write(f"{key}\n")
                 opened.flush()
                 os.fsync(opened.fileno())
-            file.hardlink_to(beside)
+            file.hardlink_to(temporary)
         finally:
-            beside.unlink()
+            temporary.unlink()
         return key
 
 
-def texts_of(value: Any) -> Iterator[str]:
-    """The texts in a JSON value that are long enough to be recognised elsewhere."""
-    if isinstance(value, str) and len(value) >= MIN_SECRET:
+def redactable_texts(value: Any) -> Iterator[str]:
+    """Yield the texts in a JSON value that are long enough to be found in other texts."""
+    if isinstance(value, str) and len(value) >= MIN_REDACTED:
         yield value
     elif isinstance(value, (list, dict)):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from texts_of(item)
+            yield from redactable_texts(item)
 
 
 def _fernet_module() -> Any:

@@ -37,7 +37,7 @@ def blocker(thread_id: int) -> Blocker:
     about: Mapping[str, object] = {}
     while frame is not None and not about:
         if frame.f_globals.get("__name__") == "agentsrv.engine.steps":
-            about = getattr(frame.f_locals.get("self"), "about", about)
+            about = getattr(frame.f_locals.get("self"), "log_context", about)
         frame = frame.f_back
     if about:
         description = f"task {about['task_id']}, step {about['step_id']}"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from agentsrv.client import Client
-from agentsrv.engine.crash_suspects import FAILS_AT, SUSPECT_AT
+from agentsrv.engine.crash_suspects import MAX_LOSSES, SUSPECT_LOSSES
 from agentsrv.models.events import Record
 from agentsrv.models.plan import ExecutionPlan
 from examples.cluster.local import nginx
@@ -46,7 +46,7 @@ POISON = [
     "by_closing_all_generators",
 ]
 PLAN: ExecutionPlan = chain(10, "short")
-MOST_CRASHES = FAILS_AT + 2  # text that was not committed before may count as progress once more
+MOST_CRASHES = MAX_LOSSES + 2  # text that was not committed before may count as progress once more
 
 
 class Tasks:
@@ -93,8 +93,8 @@ def check_poison(log: list[Record]) -> None:
     assert log[-1].event_type == "task_failed"
     assert log[-1].data["failed_step"] == "step_001"
     assert 'isolation="process"' in log[-1].data["error_message"]
-    assert losses[-1]["losses"] == FAILS_AT
-    assert all(each["suspected"] is (each["losses"] >= SUSPECT_AT) for each in losses)
+    assert losses[-1]["losses"] == MAX_LOSSES
+    assert all(each["suspected"] is (each["losses"] >= SUSPECT_LOSSES) for each in losses)
 
 
 def keep(ledger: Ledger, crashes: int, logs: list[list[Record]]) -> None:

@@ -30,7 +30,7 @@ from agentsrv.cli import doctor, exits, uncaught
 from agentsrv.cli.mcp.server import _refusals
 from agentsrv.cli.serving import load_app
 from agentsrv.credentials import REACH
-from agentsrv.engine.cluster.remote_commands import _refused
+from agentsrv.engine.cluster.remote_commands import _encode_error
 from agentsrv.errors import AgentsrvError, ConfigurationError, InvalidCommandError
 from agentsrv.protocol import frames
 from agentsrv.server.http import _refusal
@@ -195,7 +195,7 @@ def by_run() -> Any:
 
 def by_node() -> Any:
     """A reply to another node."""
-    return _refused(REFUSAL)
+    return _encode_error(REFUSAL)
 
 
 def by_close() -> Any:

@@ -12,7 +12,7 @@ from agentsrv.agents.registry import Registry
 from agentsrv.delivery.broker import EventBroker
 from agentsrv.delivery.subscriptions import Hold, Subscriber
 from agentsrv.engine.commands import CommandHandler, new_task_id
-from agentsrv.engine.endings import LOSS
+from agentsrv.engine.endings import Handover
 from agentsrv.engine.environment import OutputLimits, TaskEnvironment
 from agentsrv.engine.inputs import task_of
 from agentsrv.engine.store_events import StoreEvents
@@ -211,11 +211,11 @@ async def crashed(world: World, task: str, event_type: str, step_id: str | None 
 
 
 def die(world: World) -> None:
-    """Stop the worker as a crash would: without another word in the log."""
+    """Stop the worker as a crash does: no event is appended."""
     assert world.worker._loop_task is not None
     world.worker._loop_task.cancel()
     for runner in list(world.worker._live.values()):
-        runner.stop(LOSS)
+        runner.stop(Handover.LOSS)
 
 
 async def no_passages(query: str, limit: int) -> list[Any]:

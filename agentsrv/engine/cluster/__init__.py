@@ -1,6 +1,6 @@
-"""Several nodes on one store: where a command goes, and how a node learns of others' events.
+"""Several nodes on one store: where a command is applied, and how events of other nodes arrive.
 
-`router` decides where a command is carried out. `remote_commands` sends cancel, respond and send
-to the node that holds the task's lease, through an inbox in the store. `follower` reads what other
-nodes commit and publishes it to the subscribers of this node, in order.
+`router` decides where a command is applied. `remote_commands` sends cancel, respond and send
+to the node that holds the task's lease, through an inbox in the store. `follower` reads the commits
+of other nodes and publishes them to the subscribers of this node, in order.
 """

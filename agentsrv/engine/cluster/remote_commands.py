@@ -1,11 +1,53 @@
-"""Peers: commands for tasks that other nodes run, and theirs for the tasks that run here."""
+"""RemoteCommands: cancel, respond and send for tasks that another node runs, and vice versa.
+
+Theory of operation
+===================
+
+Nodes exchange commands through the store: a *message* in the inbox of the task. The node that holds
+the task's lease reads the inbox, applies the command to its runner, and writes the reply.
+
+The sending node (``execute``):
+
+1. posts the message and waits for its reply. A notification wakes ``run``, which reads all replies;
+   without one, ``_wait_for_reply`` looks at the task every ``SWEEP_INTERVAL`` seconds.
+2. As long as a node holds the task and ``REPLY_TIMEOUT`` has not passed, it keeps waiting. If the
+   lease moves to another node, that node finds the message too.
+3. Otherwise it withdraws the message. The store does that only if there is no reply: then no node
+   has applied the command and none will. ``FencedError`` lets the router decide again, on a task
+   that no node runs; ``UnavailableError`` asks the client to try again.
+
+The receiving node (``run``):
+
+1. reads the inbox, and applies each message in the same turn of the event loop as its runner's
+   state is read (``_apply``).
+2. If that appended events, the reply is part of the same append (``Journal.reply``): the store
+   commits both or neither, and refuses both if the message was answered or withdrawn before. If it
+   appended none (a refusal, a repeated cancel), the reply is written after the journal has
+   committed what the decision was based on.
+
+So a command is applied at most once, whichever node dies. ``_applied`` and ``_written`` are about
+messages that this node has applied and that an inbox may still contain:
+
+============================= ====================================================================
+a message is in               state of the message
+============================= ====================================================================
+neither                       it is applied when it is read from the inbox
+``_applied``                  it was applied; its reply is being committed
+``_applied`` and ``_written`` the commit has ended. An inbox that is read from now on omits the
+                              message, unless the commit failed; then it is applied again. The
+                              message leaves both sets after that read.
+============================= ====================================================================
+
+A message may arrive before the runner of its task is created. ``run`` then reads the inbox again
+after ``RUNNER_START_DELAY``.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Final
 
@@ -22,185 +64,184 @@ from agentsrv.models.commands import Steering
 from agentsrv.store.base import Head
 from agentsrv.store.shared import SWEEP_INTERVAL, Message, SharedStore
 
-PATIENCE: Final = 15.0  # seconds that a node has to answer; the lease of one that died is over then
-EARLY: Final = 0.05  # seconds until a message is read again that came before its task's runner
+REPLY_TIMEOUT: Final = 15.0  # seconds; by then the lease of a node that died has expired
+RUNNER_START_DELAY: Final = 0.05  # seconds
 
 _log = logging.getLogger("agentsrv.cluster")
 
 
 class _RemoteCommand(BaseModel):
-    """What stands in a message."""
+    """The body of a message."""
 
     by: str
-    """The principal, whom the asking node knows and whose task it is."""
+    """The principal; the sending node has authenticated it as the owner of the task."""
     command: Annotated[Steering, Field(discriminator="command")]
 
 
 class RemoteCommands:
-    """Asks the nodes that run a task, and carries out what they ask.
-
-    A message is carried out once, whoever dies: its reply is committed with the events that it
-    caused, and the store takes neither where the message was answered or taken back before.
-    """
+    """Sends commands to the nodes that run their tasks, and applies those of other nodes."""
 
     def __init__(self, store: SharedStore, worker: Worker) -> None:
         self._store = store
         self._worker = worker
-        self._asked: dict[int, asyncio.Future[bytes]] = {}
-        self._taken: set[int] = set()
-        """Messages that are decided; the inbox may show them until their replies are committed."""
-        self._settled: set[int] = set()
-        """Those of them that an inbox read from now on does not show, or is right to."""
+        self._replies: dict[int, asyncio.Future[bytes]] = {}
+        """By message number: replies that calls of ``execute`` wait for."""
+        self._applied: set[int] = set()
+        self._written: set[int] = set()
         self._commits: set[asyncio.Task[None]] = set()
-        self._looks = 0
+        self._reads = 0  # of replies and inbox
         self._wake = asyncio.Event()
         self.wake = self._wake.set
         """Look for messages and replies; called by the store."""
 
-    def hold(self, head: Head) -> bool:
-        """Whether another node runs the task."""
+    def is_remote(self, head: Head) -> bool:
+        """Whether another node holds the lease of the task."""
         return head.node is not None and head.node != self._store.node
 
-    async def ask(self, head: Head, by: str, command: Steering) -> Result:
-        """Let the node that runs the task carry out a command; the result is committed.
+    async def execute(self, head: Head, by: str, command: Steering) -> Result:
+        """Let the node that runs the task apply a command; the result is committed.
 
-        Cancelling the call withdraws the caller, not the command.
+        Cancelling the call does not withdraw the command.
 
         Raises:
-            Fenced: Nobody has carried it out, and the task has no holder any more: decide again.
-            Unavailable: Nobody has carried it out within ``PATIENCE``, or the store cannot tell.
-            AgentsrvError: What the other node refuses it with.
+            FencedError: No node has applied it, and no node holds the task: decide again.
+            UnavailableError: No node has applied it within ``REPLY_TIMEOUT``, or the store is
+                unavailable.
+            AgentsrvError: The other node refused it.
         """
-        letter = _RemoteCommand(by=by, command=command)
-        looks = self._looks
-        number = await self._store.post(head.task_id, letter.model_dump_json().encode())
-        answered = self._asked[number] = asyncio.get_running_loop().create_future()
-        if self._looks != looks:  # the answer may have been told of before anybody waited for it
+        body = _RemoteCommand(by=by, command=command).model_dump_json().encode()
+        reads = self._reads
+        number = await self._store.post(head.task_id, body)
+        reply = self._replies[number] = asyncio.get_running_loop().create_future()
+        if self._reads != reads:  # the reply may have been read before the future existed
             self._wake.set()
         try:
-            return _open_reply(await self._reply(head.task_id, number, answered))
+            return _decode_reply(await self._wait_for_reply(head.task_id, number, reply))
         finally:
-            del self._asked[number]
+            del self._replies[number]
 
     async def run(self) -> None:
-        """Look for replies and messages whenever there may be some, until cancelled."""
-        again = False
+        """Read replies and messages whenever there may be some, until cancelled."""
+        must_repeat = False
         try:
             while True:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(EARLY if again else None):
+                    async with asyncio.timeout(RUNNER_START_DELAY if must_repeat else None):
                         await self._wake.wait()
                 self._wake.clear()
-                self._looks += 1
+                self._reads += 1
                 try:
-                    await self._collect()
-                    again = await self._carry_out()
+                    await self._read_replies()
+                    must_repeat = await self._apply_messages()
                 except AgentsrvError as error:
-                    _log.debug("the inbox cannot be read: %s", error)  # the sweep tries again
+                    _log.debug("the inbox cannot be read: %s", error)  # it is read again
         finally:
             for commit in self._commits:
                 commit.cancel()
 
-    async def _reply(self, task_id: str, number: int, answered: asyncio.Future[bytes]) -> bytes:
+    async def _wait_for_reply(
+        self, task_id: str, number: int, reply: asyncio.Future[bytes]
+    ) -> bytes:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + PATIENCE
-        while not answered.done():
-            await asyncio.wait({answered}, timeout=SWEEP_INTERVAL)
-            if answered.done():
+        deadline = loop.time() + REPLY_TIMEOUT
+        while not reply.done():
+            await asyncio.wait({reply}, timeout=SWEEP_INTERVAL)
+            if reply.done():
                 break
             head = await self._store.head(task_id)
             is_held = head is not None and head.node is not None
             if is_held and loop.time() < deadline:
-                continue  # it may have another holder by now, who finds the message too
-            reply = await self._store.withdraw(number)
-            if reply is not None:
-                return reply
+                continue
+            earlier_reply = await self._store.withdraw(number)
+            if earlier_reply is not None:
+                return earlier_reply
             if is_held:
                 raise UnavailableError(
                     f"the node that runs task {task_id} does not answer; try again"
                 )
-            raise FencedError(f"task {task_id} is run by nobody any more")
-        return answered.result()
+            raise FencedError(f"no node runs task {task_id} any more")
+        return reply.result()
 
-    async def _collect(self) -> None:
-        """Hand the replies that have come to those who wait for them."""
-        if self._asked:
-            for number, reply in (await self._store.replies(list(self._asked))).items():
-                waiting = self._asked.get(number)
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(reply)
+    async def _read_replies(self) -> None:
+        """Read the replies that have arrived, and pass them to the waiting calls."""
+        if self._replies:
+            for number, body in (await self._store.replies(list(self._replies))).items():
+                reply = self._replies.get(number)
+                if reply is not None and not reply.done():
+                    reply.set_result(body)
 
-    async def _carry_out(self) -> bool:
-        """Carry out what others ask; return whether a message came before its task's runner."""
+    async def _apply_messages(self) -> bool:
+        """Apply messages of other nodes; return whether one arrived before its task's runner."""
         if not self._worker.running:
             return False
-        settled, self._settled = self._settled, set()
+        written, self._written = self._written, set()
         messages: Sequence[Message] = await self._store.inbox()
-        self._taken -= settled
-        early = False
+        self._applied -= written
+        is_early = False
         for message in messages:
-            if message.number in self._taken:
+            if message.number in self._applied:
                 continue
             runner = self._worker.live(message.task_id)
             if runner is None:
-                early = True
+                is_early = True
                 continue
-            self._taken.add(message.number)
-            # In this turn, so that nothing comes between an event and its reply.
-            refusal = _decide(message, runner)
-            self._beside(self._commit(message.number, runner, refusal))
-        return early
+            self._applied.add(message.number)
+            # In this turn, so that no other event comes between those of the message and its reply.
+            reply = _apply(message, runner)
+            commit = asyncio.create_task(self._commit(message.number, runner, reply))
+            self._commits.add(commit)
+            commit.add_done_callback(self._commits.discard)
+        return is_early
 
     async def _commit(self, number: int, runner: TaskRunner, reply: bytes | None) -> None:
-        """Wait for what was decided; answer what caused no event behind what is committed."""
+        """Commit the events of a message; write its reply, if that is not part of the append."""
         try:
             await runner.journal.commit()
             if reply is not None:
                 await self._store.reply(number, reply)
         except AgentsrvError as error:
-            _log.debug("message %d waits for whoever runs its task next: %s", number, error)
+            _log.debug("message %d is left to the next node that runs its task: %s", number, error)
         finally:
-            self._settled.add(number)
-
-    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._commits.add(task)
-        task.add_done_callback(self._commits.discard)
+            self._written.add(number)
 
 
-def _decide(message: Message, runner: TaskRunner) -> bytes | None:
-    """Carry a message out; its reply goes with the events, or is returned where there are none."""
+def _apply(message: Message, runner: TaskRunner) -> bytes | None:
+    """Apply a message to the runner of its task.
+
+    Returns:
+        The reply if no event was appended; otherwise it is part of the append of the events.
+    """
     journal = runner.journal
     before = journal.state.seq
     try:
-        letter = _RemoteCommand.model_validate_json(message.body)
-        reply = orjson.dumps({"result": steer(runner, letter.by, letter.command)})
+        remote = _RemoteCommand.model_validate_json(message.body)
+        reply = orjson.dumps({"result": steer(runner, remote.by, remote.command)})
     except AgentsrvError as refusal:
-        reply = _refused(refusal)
-    except Exception:  # noqa: BLE001 - a fault of ours must be answered
+        reply = _encode_error(refusal)
+    except Exception:  # noqa: BLE001 - a fault of the server must be answered too
         incident = uuid.uuid4().hex[:12]
         _log.exception("incident %s in task %s", incident, message.task_id)
-        reply = _refused(InternalError(f"internal error (incident {incident})"))
+        reply = _encode_error(InternalError(f"internal error (incident {incident})"))
     if journal.state.seq == before:
         return reply
     journal.reply(message.number, reply)
     return None
 
 
-def _refused(refusal: AgentsrvError) -> bytes:
-    return orjson.dumps({"error": as_fields(refusal)})
+def _encode_error(error: AgentsrvError) -> bytes:
+    return orjson.dumps({"error": as_fields(error)})
 
 
-def _open_reply(body: bytes) -> Result:
-    """The result in a reply.
+def _decode_reply(body: bytes) -> Result:
+    """Return the result in a reply.
 
     Raises:
-        AgentsrvError: The refusal in it.
+        AgentsrvError: The error in it.
     """
     reply: dict[str, Any] = orjson.loads(body)
     if "result" in reply:
         result: Result = reply["result"]
         return result
-    refusal = reply["error"]
-    del refusal["retryable"]  # the class has it
-    raise by_code(refusal.pop("code"))(refusal.pop("message"), **refusal)
+    error = reply["error"]
+    del error["retryable"]  # the class has it
+    raise by_code(error.pop("code"))(error.pop("message"), **error)

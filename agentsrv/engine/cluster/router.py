@@ -53,8 +53,8 @@ class CommandRouter:
                     await asyncio.sleep(0)  # who ends in the next turn ends in the same append
                     async with committing():  # a refusal, too, tells of what is committed
                         await runner.journal.commit()
-            if self._remote_commands is not None and self._remote_commands.hold(head):
-                return await self._remote_commands.ask(head, by, await self._sealed(command))
+            if self._remote_commands is not None and self._remote_commands.is_remote(head):
+                return await self._remote_commands.execute(head, by, await self._sealed(command))
             return await self._decide_idle(head, by, command)
 
         return await self._idle_tasks.decide(by, task_id, decide, what)
@@ -66,12 +66,12 @@ class CommandRouter:
                 return await self._cancel_idle(head, by, command)
             case Respond():
                 state = await self._idle_tasks.load(head)
-                received = inputs.received(state, command, by, self._now(), self._worker.vault)
+                received = inputs.answer_event(state, command, by, self._now(), self._worker.vault)
                 await self._idle_tasks.append(head, state, received)
                 return {"task_id": head.task_id, "input_id": command.input_id}
             case Send():
                 state = await self._idle_tasks.load(head)
-                sent = inputs.sent(state, command.message, by)
+                sent = inputs.message_event(state, command.message, by)
                 result = await self._idle_tasks.append(head, state, sent)
                 return {"task_id": head.task_id, "seq": result["seq"]}
             case _:

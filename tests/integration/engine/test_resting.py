@@ -17,7 +17,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from agentsrv.engine.recovery import interrupted
+from agentsrv.engine.recovery import interrupted_attempts
 from agentsrv.models.events import decode
 from agentsrv.store.postgres.store import PostgresStore
 from agentsrv.store.replay import load_state
@@ -69,7 +69,7 @@ async def claimed(door: PostgresStore) -> list[tuple[str | None, int]]:
             continue
     (lease,) = leases
     assert lease.interrupted is None
-    found = interrupted(await load_state(door, lease.task_id), lease)
+    found = interrupted_attempts(await load_state(door, lease.task_id), lease)
     await door.release(lease.task_id, lease.epoch)
     return [(each.step_id, each.attempt) for each in found]
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Secret, SecretStr
 from agentsrv import App, PermanentError, Step, StepContext
 from agentsrv.agents.questions import is_secret
 from agentsrv.client import Client
-from agentsrv.engine.failures import examine
+from agentsrv.engine.agent_errors import diagnose
 from agentsrv.engine.vault import Vault
 from agentsrv.errors import InvalidInputError, UnavailableError
 from agentsrv.resources import open_vault
@@ -229,8 +229,8 @@ def test_a_secret_is_in_no_text_of_a_group():
     try:
         raise ExceptionGroup("both", inner)  # noqa: TRY301 - the same
     except ExceptionGroup as group:
-        found = examine(group, None, secrets)
-    texts = [found.message, *(frame.get("error") or "" for frame in found.traceback)]
+        found = diagnose(group, None, secrets)
+    texts = [found.message, *(frame.get("error") or "" for frame in found.traceback or ())]
     assert not any("open" in text for text in texts)
     assert "bad ***" in found.message
     assert any("bad ***" in text for text in texts[1:])

@@ -86,7 +86,7 @@ def test_a_question_left_behind_does_not_keep_the_turn_of_a_suspect(monkeypatch)
             await asyncio.sleep(0.01)
             end.set()
             await world.reader.until(task)
-            suspects.leave(other)
+            suspects.release(other)
             await asyncio.wait(left)
             async with asyncio.timeout(60):
                 await suspects.admit(object(), 2)

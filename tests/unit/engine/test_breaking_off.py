@@ -10,7 +10,7 @@ import pytest
 
 from agentsrv.engine import commands
 from agentsrv.engine.runner import TaskRunner
-from agentsrv.engine.worker import MAX_FAULTS, MAX_RETURNS
+from agentsrv.engine.worker import MAX_BROKEN_RUNS, MAX_FAULTS
 from agentsrv.errors import FencedError, InvalidCommandError, ShuttingDownError, UnavailableError
 from agentsrv.models.commands import Create
 from agentsrv.store.base import Append, Lease
@@ -73,7 +73,7 @@ class Spoilt:
         run = TaskRunner.run
 
         async def breaking(runner: TaskRunner) -> None:
-            if runner.state.task_id in self.tasks and runner._given_up is None:
+            if runner.state.task_id in self.tasks and runner._final_failure is None:
                 raise AssertionError("a fault of the server")
             await run(runner)
 
@@ -99,8 +99,8 @@ WAYS: dict[str, Callable[[Spoilt, pytest.MonkeyPatch], None]] = {
 LOST: dict[str, tuple[Callable[[Spoilt], None], int]] = {
     "no append": (lambda spoilt: spoilt.refuse(TypeError("no"), bool), MAX_FAULTS),
     "no read": (lambda spoilt: spoilt.refuse_reads(TypeError("no")), MAX_FAULTS),
-    "no read now": (lambda spoilt: spoilt.refuse_reads(UnavailableError("no")), MAX_RETURNS),
-    "no append now": (lambda spoilt: spoilt.refuse(UnavailableError("no"), bool), MAX_RETURNS),
+    "no read now": (lambda spoilt: spoilt.refuse_reads(UnavailableError("no")), MAX_BROKEN_RUNS),
+    "no append now": (lambda spoilt: spoilt.refuse(UnavailableError("no"), bool), MAX_BROKEN_RUNS),
 }
 """The same, where nothing at all can be read or written of the task; and after how many runs it is
 given up."""
@@ -132,7 +132,7 @@ def test_a_task_whose_runs_break_off_fails(way, monkeypatch, caplog):
         assert f"was run {MAX_FAULTS} times and broke off each time" in end.data["error_message"]
         assert spoilt.runs == MAX_FAULTS + 1
         assert 120 < seconds < 300
-        assert not world.worker._returned
+        assert not world.worker._broken_runs
         assert not world.worker.measures.left_alone
         check_log(await world.log(task))
 
@@ -208,7 +208,7 @@ def test_tasks_that_fail_together_are_bounded_too():
                 spoilt.tasks.add(task)
             await asyncio.sleep(DAY)
             assert world.worker.measures.left_alone == 3
-            assert spoilt.runs <= 3 * (MAX_RETURNS + 1)
+            assert spoilt.runs <= 3 * (MAX_BROKEN_RUNS + 1)
             await world.command_handler.check_ready()
 
     simulate(story())
@@ -329,7 +329,7 @@ def test_a_task_that_others_take_over_is_not_failed_for_it():
             await world.execute(task)
             spoilt.refuse(FencedError("another worker"), bool)
             await asyncio.sleep(DAY)
-            assert MAX_RETURNS < spoilt.runs < 2 * DAY / 60
+            assert MAX_BROKEN_RUNS < spoilt.runs < 2 * DAY / 60
             assert world.worker.measures.left_alone == 0
             spoilt.tasks.clear()
             assert (await world.reader.until(task)).event_type == "task_completed"

@@ -20,8 +20,8 @@ import pytest
 
 from agentsrv.agents.agent import Agent, StepContext
 from agentsrv.agents.registry import Registry
-from agentsrv.engine.crash_suspects import FAILS_AT
-from agentsrv.engine.steps import LAST_LOOK
+from agentsrv.engine.crash_suspects import MAX_LOSSES
+from agentsrv.engine.steps import MAX_IDLE_CHECK_INTERVAL
 from agentsrv.models.events import Record, decode
 from agentsrv.models.plan import Step
 from tests.support.shared_memory import Place
@@ -123,7 +123,7 @@ class Story:
             question = ctx.ask("How many?", int, timeout=600, default=3)
             asked = group.create_task(question)
             await asyncio.sleep(self.chance.choice([0.5, 30]))
-            with self.resting(ctx, after=LAST_LOOK):
+            with self.resting(ctx, after=MAX_IDLE_CHECK_INTERVAL):
                 await asked
 
     @contextmanager
@@ -248,7 +248,7 @@ class Story:
             log = await self.log(task)
             assert log[-1].event_type == "task_failed"
             losses = [each["losses"] for each in only(log, "step_lost")]
-            assert max(losses) == FAILS_AT
+            assert max(losses) == MAX_LOSSES
         assert self.crashes <= 12 * len(poison), f"{self.crashes} crashes by {len(poison)}"
 
     async def log(self, task: str) -> list[Record]:

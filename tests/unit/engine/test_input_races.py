@@ -238,7 +238,7 @@ def test_a_step_that_is_cut_off_cannot_ask():
             await world.reader.until(task)
             await asyncio.sleep(60)
             assert world.worker.running == 0
-        assert told == [f"task {task} is over for this step; nobody will answer"]
+        assert told == [f"task {task} has ended for this step; the question cannot be asked"]
 
     simulate(story())
 

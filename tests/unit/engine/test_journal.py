@@ -89,7 +89,7 @@ def test_every_error_of_an_append_reaches_those_who_wait(fault, when, caplog):
         assert all(isinstance(each.exception(), AgentsrvError) for each in done)
         with pytest.raises(AgentsrvError):
             await journal.commit()
-        assert journal.closed
+        assert journal.is_closed
         assert len(lost) == 1
 
     simulate(story())
@@ -213,7 +213,7 @@ def test_a_task_whose_report_fails_does_not_hold_up_the_review(monkeypatch, capl
             for task in tasks:
                 await here.reader.until(task, "step_started")
             here.kill()
-            looking, broken = recovery.interrupted, 1
+            looking, broken = recovery.interrupted_attempts, 1
 
             def interrupted(state: Any, lease: Lease) -> Any:
                 nonlocal broken
@@ -222,7 +222,7 @@ def test_a_task_whose_report_fails_does_not_hold_up_the_review(monkeypatch, capl
                     raise LookupError("a fault")
                 return looking(state, lease)
 
-            monkeypatch.setattr("agentsrv.engine.worker.interrupted", interrupted)
+            monkeypatch.setattr("agentsrv.engine.worker.interrupted_attempts", interrupted)
             again = Member(here.door._place.door("b"), here.registry)
             await again.start()
             for task in tasks:
@@ -255,7 +255,7 @@ def test_the_room_for_output_is_that_of_all_lives_of_a_task():
                 world.store, lease, state, now=now, on_lost=lambda _: None, measures=ServerMetrics()
             )
             assert state.steps["a"].output == "x" * 100
-            assert journal.written == 300
+            assert journal.characters_written == 300
             await world.cancel(task)
 
     simulate(story())

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from agentsrv.agents.agent import StepContext
-from agentsrv.engine.recovery import interrupted
+from agentsrv.engine.recovery import interrupted_attempts
 from agentsrv.models import events as e
 from agentsrv.models.plan import Step
 from agentsrv.models.task import TaskState
@@ -308,4 +308,4 @@ def test_only_attempts_that_the_log_does_not_end_are_interrupted(log, marked, fo
         "t1", [e.encode(event, "t1", seq, AT) for seq, event in enumerate(log, 1)]
     )
     lease = Lease("t1", 2, state.seq, b"{}", "ann", [marked])
-    assert [(one.step_id, one.attempt) for one in interrupted(state, lease)] == found
+    assert [(one.step_id, one.attempt) for one in interrupted_attempts(state, lease)] == found

@@ -9,7 +9,7 @@ import pytest
 
 from agentsrv.agents.agent import StepContext
 from agentsrv.engine import cache as caching
-from agentsrv.engine.cache import Found, ResultCache, key_of
+from agentsrv.engine.cache import CachedResult, ResultCache, cache_key
 from agentsrv.models.commands import Create
 from agentsrv.models.plan import ExecutionPlan, Step
 from tests.support.simulation import simulate
@@ -54,9 +54,9 @@ def test_the_same_is_not_done_twice():
 
 def test_who_changes_what_was_found_changes_it_for_nobody_else():
     """Each step is given a copy of its own."""
-    cache, key = ResultCache(), key_of("ann", "agent", 1)
+    cache, key = ResultCache(), cache_key("ann", "agent", 1)
     result = {"passages": [1]}
-    cache.put(key, Found("", result), until=10)
+    cache.put(key, CachedResult("", result), expires_at=10)
     result["passages"].append(2)
     for _ in range(2):
         found = cache.get(key, 5)
@@ -186,19 +186,19 @@ def test_the_cache_is_bounded(monkeypatch):
     """The least recently used goes first, by number and by size; what is too large is not kept."""
     monkeypatch.setattr(caching, "MAX_ENTRIES", 3)
     cache = ResultCache()
-    keys = [key_of("ann", "agent", number) for number in range(4)]
+    keys = [cache_key("ann", "agent", number) for number in range(4)]
     assert len(set(keys)) == 4
     for key in keys[:3]:
-        cache.put(key, Found("x", None), until=10)
+        cache.put(key, CachedResult("x", None), expires_at=10)
     assert cache.get(keys[0], 5)
-    cache.put(keys[3], Found("y", {"n": 1}), until=10)
+    cache.put(keys[3], CachedResult("y", {"n": 1}), expires_at=10)
     assert [cache.get(key, 5) is not None for key in keys] == [True, False, True, True]
     assert cache.get(keys[0], 10) is None
     monkeypatch.setattr(caching, "MAX_BYTES", 160)
-    cache.put(keys[0], Found("x" * 7, None), until=10)
+    cache.put(keys[0], CachedResult("x" * 7, None), expires_at=10)
     assert cache.get(keys[0], 5) is None
-    cache.put(keys[0], Found("x" * 6, None), until=10)
-    assert cache.get(keys[0], 5) == Found("x" * 6, None)
+    cache.put(keys[0], CachedResult("x" * 6, None), expires_at=10)
+    assert cache.get(keys[0], 5) == CachedResult("x" * 6, None)
 
 
 def test_an_agent_does_only_so_much_at_a_time():

@@ -336,8 +336,8 @@ def test_the_node_that_continues_a_task_knows_whether_it_only_waited(doing: Doin
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_a_suspect_waits_for_its_turn_after_a_question_that_it_gives_up(monkeypatch, at_once: int):
     """Whatever ends the question: two suspects never run beside each other."""
-    monkeypatch.setattr(steps, "SUSPECT_AT", 0)
-    monkeypatch.setattr(suspects, "SUSPECT_AT", 0)
+    monkeypatch.setattr(steps, "SUSPECT_LOSSES", 0)
+    monkeypatch.setattr(suspects, "SUSPECT_LOSSES", 0)
     running_now: set[str] = set()
 
     async def agent(step: Step, ctx: StepContext) -> None:

@@ -73,7 +73,7 @@ def test_a_worker_whose_leases_are_over_stops_before_others_begin(caplog):
         assert len(only(log, "task_recovered")) == 1
 
     simulate(story())
-    assert "the leases of 1 tasks may be others'; they stop here" in caplog.messages
+    assert "the leases of 1 tasks may have expired; the tasks stop on this node" in caplog.messages
 
 
 @pytest.mark.parametrize("resumes", [False, True])
@@ -221,18 +221,18 @@ def test_a_task_that_waits_for_its_release_takes_no_slot(monkeypatch):
             world.store.read = unreadable  # type: ignore[method-assign]
             await asyncio.sleep(300)
             assert world.worker.running == 0
-            assert len(world.worker._returned) == 3
+            assert len(world.worker._broken_runs) == 3
             task = await world.create(step("a", "quick"))
             began = asyncio.get_running_loop().time()
             await world.reader.until(task)
             assert asyncio.get_running_loop().time() - began < 1
-            monkeypatch.setattr(worker, "MAX_RETURNED", 2)
+            monkeypatch.setattr(worker, "MAX_TRACKED_TASKS", 2)
             await asyncio.sleep(300)
-            assert len(world.worker._returned) <= 2
+            assert len(world.worker._broken_runs) <= 2
             world.store.read = read  # type: ignore[method-assign]
             for task in broken:
                 await world.reader.until(task)
-            assert not world.worker._returned
+            assert not world.worker._broken_runs
 
     simulate(story())
 

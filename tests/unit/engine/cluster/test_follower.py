@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from agentsrv.agents.agent import StepContext
-from agentsrv.engine.cluster.follower import REMEMBERED
+from agentsrv.engine.cluster.follower import POSITION_TTL
 from agentsrv.models.events import decode
 from agentsrv.models.plan import Step
 from agentsrv.store.base import Commit, LogHead
@@ -128,8 +128,8 @@ def test_the_life_cycle_of_all_tasks_of_all_nodes_is_told(drops):
                     assert reader.of(task) == expected
             assert not stranger[1].records
             # Long forgotten, they are not told again when one of them goes on.
-            await asyncio.sleep(2 * REMEMBERED)
-            assert not any(member.follower._tails for member in members)
+            await asyncio.sleep(2 * POSITION_TTL)
+            assert not any(member.follower._positions for member in members)
             assert sum(len(reader.records) for reader in readers) == 4 * len(tasks) * len(members)
 
     simulate(story())
@@ -219,7 +219,7 @@ def test_hints_that_make_no_sense_do_no_harm():
                 other.listener.committed(Commit("gone", "nobody", 3, [b"x"]))
                 await asyncio.sleep(0.03)
             check_log(other.reader.of(task))
-            assert other.follower._tails.keys() <= {task}
+            assert other.follower._positions.keys() <= {task}
 
     simulate(story())
 

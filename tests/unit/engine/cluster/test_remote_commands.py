@@ -180,10 +180,10 @@ def test_a_node_that_does_not_answer_is_not_waited_for_for_ever():
     async def story(members, place):
         here, other = members
         task = await started(members)
-        here.remote_commands._carry_out = _nothing  # it holds its lease, and reads no inbox
+        here.remote_commands._apply_messages = _nothing  # it holds its lease, and reads no inbox
         with pytest.raises(UnavailableError, match="does not answer"):
             await other.send(task, "hello")
-        del here.remote_commands._carry_out
+        del here.remote_commands._apply_messages
         await asyncio.sleep(5)
         assert not only(await other.log(task), "message_received")
 
@@ -252,9 +252,9 @@ def test_nobody_is_asked_twice_at_once():
             await asyncio.sleep(0.05)
         await asyncio.sleep(2)
         assert len(only(await other.log(task), "message_received")) == 1
-        assert not here.remote_commands._taken - here.remote_commands._settled
+        assert not here.remote_commands._applied - here.remote_commands._written
         await asyncio.sleep(2)
-        assert not here.remote_commands._taken
+        assert not here.remote_commands._applied
 
 
 def test_cancelling_the_caller_does_not_cancel_the_command():
@@ -269,9 +269,9 @@ def test_cancelling_the_caller_does_not_cancel_the_command():
         asking.cancel()
         end = await members[1].reader.until(task)
         assert end.event_type == "task_cancelled"
-        assert not members[1].remote_commands._asked
+        assert not members[1].remote_commands._replies
 
 
-def test_patience_is_longer_than_a_lease():
+def test_the_reply_timeout_is_longer_than_a_lease():
     """Or a node's death would be told as an error, though the task goes on."""
-    assert remote_commands.PATIENCE > LEASE
+    assert remote_commands.REPLY_TIMEOUT > LEASE
