@@ -117,7 +117,7 @@ SHOWN = {
     "a wrong answer": (["respond", "ID of asker", f"not {EVIL}"], {}, 2),
     "a wrong URL": (["list", "--url", f"http{EVIL}"], {}, 2),
     "a wrong option": (["list", f"--{EVIL}"], {}, 2),
-    "a wrong id": (["tail", f"a {EVIL}"], {}, 2),
+    "a wrong id": (["tail", EVIL[:24]], {}, 2),
     "a wrong parameter": (["run", "x", "--param", EVIL], {}, 2),
     "doctor": (["doctor"], {f"AGENTSRV_{EVIL}": "1"}, 1),
 }

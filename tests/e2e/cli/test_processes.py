@@ -105,7 +105,7 @@ async def test_processes_share_a_port_and_the_tasks(dsn):
         assert len(urls) == 1
         found = nodes(dsn)
         assert list(found) == ["both-1", "both-2"]
-        assert all(float(str(node["left"])) > 0 for node in found.values())
+        assert all(float(str(node["expires_in"])) > 0 for node in found.values())
         async with Client(urls.pop()) as client:
             task = await client.start("x", agent="counter", params={"words": 2})
             records = [record async for record in task.events()]
@@ -197,9 +197,11 @@ async def test_the_doctor_looks_into_the_store(dsn, capsys, monkeypatch):
 
 def test_a_list_of_nodes_is_for_people_too(dsn):
     """A heading, and a line for each."""
-    told = subprocess.run(
-        [*AGENTSRV, "nodes", f"--store={dsn}"], check=True, capture_output=True, text=True
-    )
+    with serving(f"--store={dsn}", "--node=listed") as running:
+        running.until(r"ws://\S+")
+        told = subprocess.run(
+            [*AGENTSRV, "nodes", f"--store={dsn}"], check=True, capture_output=True, text=True
+        )
     heading, *lines = told.stdout.splitlines()
     assert heading.split() == ["NODE", "ROLE", "AGE", "LEASE", "TASKS", "LAG"]
     assert lines

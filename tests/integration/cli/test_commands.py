@@ -108,7 +108,7 @@ def test_a_time_out_cancels_the_task_and_exits_with_5(agentsrv):
         (["run", "x", "--url", "ws://127.0.0.1:1"], 3, "no server at ws://127.0.0.1:1"),
         (["list", "--url", "ftp://x"], 2, "expected one like ws://"),
         (["list", "--status", "sleeping"], 2, "status"),
-        (["status", "zzz"], 2, "no task's id begins with 'zzz'"),
+        (["status", "zzz"], 2, "there is no task 'zzz'"),
         (["serve", "--port", "70000"], 2, "port is 70000"),
         (["serve", "--store", "mongo://x"], 2, "expected sqlite:///FILE"),
         (["serve", "--knowledge", "/nowhere"], 2, "expected a folder"),
@@ -349,7 +349,7 @@ def test_every_setting_is_an_option_of_serve(agentsrv):
             default = field.default
             shown = ",".join(default) if isinstance(default, tuple) else default
             assert f"[default: {shown}]" in out
-    assert "TCP port; 0 takes a free one." in out
+    assert "TCP port; 0 selects a free port." in out
 
 
 def test_bench_measures_and_writes_the_figures(agentsrv, tmp_path, monkeypatch):

@@ -134,8 +134,8 @@ async def test_what_fails_is_told_to_the_model(url):
         for tool, arguments, reason in (
             ("run", {"text": "Greet", "agent": "nobody"}, "the agents are broken, careful"),
             ("run", {"text": "Greet", "agent": "greeter", "params": {"name": []}}, "params.name: "),
-            ("status", {"task": "zzz"}, "no task's id begins with 'zzz'"),
-            ("respond", {"question": "zzz", "answer": True}, "no task's id begins with 'zzz'"),
+            ("status", {"task": "zzz"}, "there is no task 'zzz'"),
+            ("respond", {"question": "zzz", "answer": True}, "there is no task 'zzz'"),
         ):
             refused = await client.call_tool(tool, arguments)
             assert refused.is_error
