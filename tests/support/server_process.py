@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 STARTS_WITHIN = 60.0  # seconds; a second where the machine is idle
 LOGS_WITHIN = 60.0  # seconds; some milliseconds, but for what is yet to happen
 
@@ -131,6 +133,13 @@ def wait_for_port(port: int, is_alive: Callable[[], bool]) -> bool:
         else:
             return True
     return False
+
+
+def require_default_port() -> None:
+    """Skip the test if another program listens where commands look for a server by default."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", 8765)) == 0:
+            pytest.skip("port 8765 of 127.0.0.1 is in use by another program")
 
 
 def free_port() -> int:

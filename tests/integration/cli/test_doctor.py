@@ -287,7 +287,7 @@ async def test_a_damaged_task_is_named(folder):
 )
 async def test_names_that_are_no_store_are_told(folder, store, told):
     """In one sentence, without a password; nothing is made."""
-    findings = [finding async for finding in examine({"store": store})]
+    findings = [finding async for finding in examine({"store": store, "port": 0})]
     texts = [f.what for f in findings if f.level is Level.FAIL]
     assert len(texts) == 1
     assert told in texts[0]

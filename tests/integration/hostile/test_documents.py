@@ -221,7 +221,7 @@ ANSWER = """if True:
         found = _fitting(find(index, question.encode(errors="replace").decode(), 12)) or known
         _missing(question, found)
         written = writer.compose(
-            analyze(question, {"passages": found, "unknown_terms": []}, 40), writer.Shape()
+            analyze(question, {"passages": found, "unknown_terms": []}, 40), writer.ReportSize()
         )
         planner.report(question)
         prompts.report(question, found, question)

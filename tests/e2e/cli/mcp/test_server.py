@@ -14,6 +14,7 @@ from mcp import MCPError, StdioServerParameters
 from agentsrv import App, PermanentError
 from agentsrv.client import Client, SyncClient
 from agentsrv.settings import Settings
+from tests.support.server_process import require_default_port
 from tests.support.terminal import in_terminal
 
 app = App()
@@ -260,6 +261,7 @@ async def test_without_forms_the_result_tells_the_question_and_how_to_answer(url
 async def test_a_server_of_its_own_serves_where_there_is_none(tmp_path, monkeypatch):
     """With the built-in agents; what it prints does not disturb the protocol."""
     (tmp_path / "tea.md").write_text("# Tea\n\nTea is made of leaves and hot water.\n")
+    require_default_port()
     monkeypatch.delenv("AGENTSRV_URL", raising=False)
     monkeypatch.chdir(tmp_path)
     async with connected("--knowledge", str(tmp_path)) as client:
