@@ -34,7 +34,7 @@ A command that is sent again may be refused because the first one was carried ou
 `ReplyLostError` as ``__cause__``, and the caller decides what that means.
 
 Replies are matched by the number in ``id``. Errors about frames that the server could not read have
-none. The server answers in order, so such an error belongs to the oldest command.
+none; such an error is attributed to the oldest command that was sent.
 """
 
 from __future__ import annotations

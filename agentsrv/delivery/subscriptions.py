@@ -105,8 +105,8 @@ Turn = list[tuple[_Cursor, int]]
 class Hold:
     """Keeps a task's events back while a command on it is carried out and its reply is sent.
 
-    Enter it before the store is asked for anything; leave it after the reply is sent. Leaving it
-    by an exception takes back nothing but itself: an earlier subscription continues.
+    Enter it before the store is asked for anything; leave it after the reply is sent. If the
+    block raises, no subscription begins, and an earlier one continues.
 
     Args:
         subscriber: The connection's.
@@ -361,7 +361,7 @@ class Subscriber:
                 self._serve(turn, pages, await self._gone(turn, pages))
                 await asyncio.sleep(0)  # others have a turn beside a client that is quick
         except AgentsrvError:
-            self._broker.stall(self)  # the log waits, and so does the client
+            self._broker.stall(self)  # `resume` is called when the store can be read again
         except Exception:  # noqa: BLE001 - it may not pass: the client gets it, and can try again
             incident = uuid.uuid4().hex[:12]
             _log.exception("incident %s: subscriptions cannot be read", incident)
@@ -379,9 +379,9 @@ class Subscriber:
         )
 
     def _turn(self) -> Turn:
-        """The cursors whose turn it is, and how many events to read for each.
+        """Return the next cursors to read, and how many events for each.
 
-        They go behind the others: their next turn comes last.
+        They are moved to the end of the line.
         """
         turn: Turn = []
         room = PAGE
@@ -401,7 +401,7 @@ class Subscriber:
     async def _gone(
         self, turn: Turn, pages: Sequence[Sequence[bytes] | None]
     ) -> Collection[_Cursor]:
-        """The cursors that found nothing where there had been events: those of forgotten tasks."""
+        """Return the cursors of deleted tasks: their pages are empty although there were events."""
         store = self._broker.store
         empty = [
             cursor

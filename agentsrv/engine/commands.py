@@ -185,7 +185,7 @@ class CommandHandler:
                 async with committing():
                     return await runner.snapshot()
             except FencedError:
-                pass  # the task has gone elsewhere; its log tells
+                pass  # another node runs the task now: read its log
         state = await self._store.state(task_id) if head.status.is_terminal else None
         if state is not None:
             snapshot: Result = orjson.loads(state)
@@ -249,7 +249,7 @@ class CommandHandler:
         Raises:
             NotFoundError: There is none.
             InvalidCommandError: The task has more than one.
-            Conflict, InvalidStateError: It cannot be answered any more.
+            ConflictError, InvalidStateError: It cannot be answered any more.
         """
         task_id, slash, _ = name.partition("/")
         what = f"question {name!r}" if slash else None
@@ -318,8 +318,8 @@ class CommandHandler:
 
         Raises:
             ShuttingDownError: The server is about to stop.
-            Unavailable: The store takes no writes, does not answer, gives no tasks to the worker,
-                or fails to commit what several tasks write.
+            UnavailableError: The store cannot write or does not answer, the worker cannot claim
+                tasks, or the appends of several tasks fail.
         """
         self._check_open()
         complaint = self._store.trouble or self._worker.measures.store_faults.complaint

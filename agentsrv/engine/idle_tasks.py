@@ -1,4 +1,4 @@
-"""Decisions: made on a task's head, and made again where another writer was first."""
+"""Updates of tasks that no worker runs: read the head, decide, append; repeat after a conflict."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class IdleTaskWriter:
         """Return unless the store is known to take no writes.
 
         Raises:
-            Unavailable: It takes none; nothing was changed.
+            UnavailableError: It takes none; nothing was changed.
         """
         if self._store.trouble is not None:
             raise UnavailableError(self._store.trouble)
@@ -49,7 +49,7 @@ class IdleTaskWriter:
 
         Raises:
             NotFoundError: The principal has no such task; ``what`` is what it looked for.
-            Unavailable: Others were first each time.
+            UnavailableError: Others were first each time.
         """
         for _ in range(MAX_DECISIONS):
             try:
@@ -73,7 +73,7 @@ class IdleTaskWriter:
         """The state of a task that nobody runs.
 
         Raises:
-            Fenced: It is not where ``head`` says any more.
+            FencedError: It is not where ``head`` says any more.
         """
         state = await load_state(self._store, head.task_id)
         if state.seq != head.seq:
@@ -91,8 +91,8 @@ class IdleTaskWriter:
             The task's id, status and last number.
 
         Raises:
-            Fenced: Another writer was first, or a worker has claimed the task.
-            Overloaded: The task would be queued and the queue is full.
+            FencedError: Another writer was first, or a worker has claimed the task.
+            OverloadedError: The task would be queued and the queue is full.
         """
         now = self._now()
         bodies = write(state, events, now)
@@ -117,7 +117,7 @@ async def committing() -> AsyncIterator[None]:
     """Wait for a running task's commit within the block, but not for ever.
 
     Raises:
-        Unavailable: The store has not committed; it may still do so.
+        UnavailableError: The store has not committed; it may still do so.
     """
     try:
         async with asyncio.timeout(COMMIT_TIMEOUT):

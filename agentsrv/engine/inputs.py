@@ -26,8 +26,8 @@ the error is raised in ``ask`` and fails the attempt; the question stays open, a
 waits again.
 
 Order within one turn of the event loop: the event is folded, then the futures of the waiting calls
-are resolved. ``ask`` and ``respond`` both return after the commit, so no agent acts on an answer
-that a crash could undo.
+are resolved. ``ask`` returns after the commit, and the router replies to ``respond`` after it, so
+no agent acts on an answer that a crash could undo.
 
 Expiry. ``expires_at`` in the log is wall-clock time. While the process that published the question
 lives, its event loop's clock decides, because the wall clock may be set in between; a later process

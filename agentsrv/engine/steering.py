@@ -1,4 +1,4 @@
-"""Steering: what people want of a task that runs here, decided in one turn of the loop."""
+"""Applies cancel, respond and send to the runner of a task, in one turn of the event loop."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from agentsrv.models.commands import Cancel, Respond, Send, Steering
 
 
 def steer(runner: TaskRunner, by: str, command: Steering) -> Result:
-    """Decide a command; the result holds when the runner's journal has committed.
+    """Apply a command to a task that runs here.
 
-    So does a refusal, which tells of what may not be committed yet.
+    Send the result or the error to the client only after the runner's journal has committed: both
+    depend on events that may not be committed yet.
 
     Raises:
-        NotFoundError, Conflict, InvalidStateError, InvalidInputError, TooLargeError: Nothing was
-            changed.
+        NotFoundError, ConflictError, InvalidStateError, InvalidInputError, TooLargeError: Nothing
+            was changed.
     """
     task_id = runner.state.task_id
     match command:

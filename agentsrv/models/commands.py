@@ -4,9 +4,11 @@ To add a command:
 
 1. Write its class below, with a `declaration`: reply, example, command lines, rights.
 2. Add the class to `AnyCommand`, and to `Steering` if the runner of a task carries it out.
-3. Carry it out: mypy reports each `match` over these unions that lacks it, in
-   ``server/connection.py``, and for `Steering` in ``engine/steering.py`` and ``cluster/router.py``.
-4. Describe it in docs/reference/protocol.md, and offer it in the client if programs need it.
+3. Carry it out: mypy reports each `match` over these unions that lacks it, in ``_carry_out`` of
+   ``server/connection.py``, and for `Steering` in ``engine/steering.py`` and
+   ``engine/cluster/router.py``. If it concerns a task, add it to ``Connection._hold``, too.
+4. Describe it in docs/reference/protocol.md. If programs need it, offer it in the client, and add
+   its reply to ``client/frames.py``.
 
 The session, schema, examples, `help`, command lines, ``/docs`` and TypeScript declarations derive
 from the classes (`agentsrv schema --typescript` writes ``protocol.d.ts``).

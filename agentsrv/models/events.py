@@ -56,7 +56,9 @@ class Event:
        schema, the TypeScript declarations and the Python fold follow.
     2. Add a `case` to ``console/fold.js`` and ``console/history.js``.
     3. Add a sentence to ``describe`` in ``cli/render.py``; the default shows the event's data.
-    4. Add a row to docs/reference/protocol.md, and run `agentsrv schema --typescript`.
+    4. The first word of its type decides whether it belongs to the life cycle (``task_``,
+       ``input_``); an assertion at the end of this module checks that.
+    5. Add a row to docs/reference/protocol.md, and run `agentsrv schema --typescript`.
     """
 
     event_type: ClassVar[str]

@@ -20,7 +20,7 @@ class StoreFaults:
         self.total = 0
         """The number of appends of running tasks that failed with a fault."""
         self.tasks: dict[str, str] = {}
-        """Tasks with a fault since the last commit, and the reasons; the worker clears it."""
+        """Tasks with a fault since the last commit of any task, and the reasons."""
         self.claims: str | None = None
         """Why no tasks can be claimed."""
 

@@ -1,4 +1,4 @@
-"""Routing: what people want of a task is brought to whoever runs it: here, elsewhere, or nobody."""
+"""Routes cancel, respond and send to the runner here, to the node with the lease, or to the log."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class CommandRouter:
                 try:
                     return steer(runner, by, command)
                 finally:
-                    await asyncio.sleep(0)  # who ends in the next turn ends in the same append
-                    async with committing():  # a refusal, too, tells of what is committed
+                    await asyncio.sleep(0)  # steps that end in the next turn join this append
+                    async with committing():  # an error, too, may depend on uncommitted events
                         await runner.journal.commit()
             if self._remote_commands is not None and self._remote_commands.is_remote(head):
                 return await self._remote_commands.execute(head, by, await self._sealed(command))
@@ -60,7 +60,7 @@ class CommandRouter:
         return await self._idle_tasks.decide(by, task_id, decide, what)
 
     async def _decide_idle(self, head: Head, by: str, command: Steering) -> Result:
-        """Decide on a task of which nothing runs."""
+        """Apply a command to a task that no worker runs."""
         match command:
             case Cancel():
                 return await self._cancel_idle(head, by, command)
