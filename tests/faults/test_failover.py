@@ -72,7 +72,7 @@ async def test_a_standby_takes_over(
                 await asyncio.to_thread(database.rebuild)
         answers = await asyncio.gather(*map(listed, sockets))
         assert [answer["type"] for answer in answers] == ["reply"] * len(NAMES)
-        assert client.hello is hello
+        assert client.hello == hello
         async with Client(cluster.url(chance.choice(NAMES))) as other:
             lost = await load.differs(other)
     silences = load.silences(promoted)
