@@ -50,7 +50,6 @@ from agentsrv.models.text import joined
 MAIN: Final = "__main__"
 AS_MAIN: Final = "__mp_main__"  # the name that multiprocessing gives the imported main module
 MAX_LOGGED: Final = 8_000  # characters of a message in the log
-INTERPRETERS_OWN: Final = frozenset({signal.SIGPIPE, getattr(signal, "SIGXFSZ", signal.SIGPIPE)})
 
 _log = logging.getLogger("agentsrv.agent")
 
